@@ -1,0 +1,123 @@
+//! What the workers can do, as data: admission, `tlctl catalog` and `tlctl check` read it, so coordinator and client learn
+//! new techniques with no change.
+
+use serde::{Deserialize, Serialize};
+
+/// The kind of value that a parameter takes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ParamKind {
+    /// A finite number within `[min, max]`.
+    Number {
+        /// Smallest value.
+        min: f64,
+        /// Largest value.
+        max: f64,
+    },
+    /// A whole number within `[min, max]`.
+    Integer {
+        /// Smallest value.
+        min: i64,
+        /// Largest value.
+        max: i64,
+    },
+    /// `true` or `false`.
+    Flag,
+    /// One of these words.
+    Choice {
+        /// The words.
+        of: Vec<String>,
+    },
+}
+
+/// One parameter of an entry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Param {
+    /// Key in the job file.
+    pub name: String,
+    /// What it takes.
+    pub kind: ParamKind,
+    /// Its default.
+    pub default: serde_json::Value,
+    /// One sentence.
+    pub doc: String,
+}
+
+/// One thing that workers offer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Name in the job file.
+    pub name: String,
+    /// One sentence.
+    pub doc: String,
+    /// Its parameters.
+    #[serde(default)]
+    pub params: Vec<Param>,
+    /// Roles of further networks that it needs (`[nets.ROLE]`).
+    #[serde(default)]
+    pub nets: Vec<String>,
+}
+
+/// Everything that a build of the worker offers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Catalog {
+    /// Networks.
+    pub backbones: Vec<Entry>,
+    /// Objectives: the values of `job.kind`.
+    pub objectives: Vec<Entry>,
+    /// Modifiers.
+    pub modifiers: Vec<Entry>,
+    /// Data formats.
+    pub formats: Vec<Entry>,
+    /// Optimizers.
+    pub optimizers: Vec<Entry>,
+    /// Learning-rate schedules.
+    pub schedules: Vec<Entry>,
+}
+
+impl Catalog {
+    /// The entry called `name` in `list`, or a sentence with the nearest name.
+    ///
+    /// # Errors
+    /// Says what was looked for and what there is.
+    pub fn find<'a>(list: &'a [Entry], what: &str, name: &str) -> Result<&'a Entry, (String, String)> {
+        list.iter().find(|e| e.name == name).ok_or_else(|| {
+            let names: Vec<&str> = list.iter().map(|e| e.name.as_str()).collect();
+            (format!("there is no {what} `{name}`"), nearest_hint(name, &names))
+        })
+    }
+}
+
+/// "did you mean `x`?", or the whole list where nothing is near.
+pub fn nearest_hint(got: &str, known: &[&str]) -> String {
+    let best = known.iter().map(|k| (strsim::damerau_levenshtein(got, k), *k)).min();
+    match best {
+        Some((distance, name)) if distance <= 1 + got.len() / 3 => format!("did you mean `{name}`?"),
+        _ => format!("known: {}", known.join(", ")),
+    }
+}
+
+/// A parameter within a range of numbers.
+pub fn number(name: &str, default: f64, min: f64, max: f64, doc: &str) -> Param {
+    Param { name: name.into(), kind: ParamKind::Number { min, max }, default: default.into(), doc: doc.into() }
+}
+
+/// An entry without parameters.
+pub fn entry(name: &str, doc: &str) -> Entry {
+    Entry { name: name.into(), doc: doc.into(), params: Vec::new(), nets: Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_typo_is_answered_with_the_nearest_name() {
+        let list = [entry("mobilenet_v2", ""), entry("resnet18", "")];
+        let (message, hint) = Catalog::find(&list, "backbone", "mobilnet_v2").unwrap_err();
+        assert_eq!(message, "there is no backbone `mobilnet_v2`");
+        assert_eq!(hint, "did you mean `mobilenet_v2`?");
+        let (_, hint) = Catalog::find(&list, "backbone", "vit").unwrap_err();
+        assert_eq!(hint, "known: mobilenet_v2, resnet18");
+    }
+}

@@ -1,0 +1,31 @@
+//! The language that the parts of `tl` speak: messages, ids, the job specification and its checks, the catalog, failures.
+//!
+//! Nothing here does IO, reads a clock or knows a tensor. With the feature `grpc` the generated services are there too.
+
+pub mod catalog;
+pub mod deadlines;
+pub mod failure;
+pub mod ids;
+pub mod spec;
+
+/// Messages (and, with `grpc`, clients and servers) generated from `proto/tl/v1`.
+#[expect(missing_docs, reason = "generated; documented in the .proto files")]
+#[expect(clippy::all, reason = "generated")]
+pub mod v1 {
+    include!(concat!(env!("OUT_DIR"), "/tl.v1.rs"));
+}
+
+/// The encoded file descriptors, for server reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Version of the wire protocol; a coordinator refuses agents of another one.
+pub const PROTOCOL: u32 = 1;
+
+/// Largest message either side accepts, in bytes.
+pub const MAX_MESSAGE_BYTES: usize = 8 << 20;
+
+/// Largest job specification, in bytes.
+pub const MAX_SPEC_BYTES: usize = 1 << 20;
+
+/// Bytes of one chunk of a blob.
+pub const BLOB_CHUNK_BYTES: usize = 1 << 20;

@@ -1,0 +1,332 @@
+//! Checks of a whole job against itself and the catalog. Pure; nothing is opened.
+
+use std::collections::BTreeSet;
+
+use super::{JobSpec, Params, SpecError, StageSection};
+use crate::catalog::{Catalog, Entry, ParamKind, nearest_hint};
+
+type Checked = Result<(), SpecError>;
+
+/// Checks a job, and every step of a pipeline.
+///
+/// # Errors
+/// The first thing that cannot stand, as one sentence and a hint.
+pub fn check(spec: &JobSpec, catalog: &Catalog) -> Checked {
+    require(spec.schema == 1, || (format!("schema {} is not known", spec.schema), "write `schema = 1`".into()))?;
+    require(!spec.job.name.trim().is_empty() && spec.job.name.len() <= 100, || {
+        ("`job.name` must have 1 to 100 characters".into(), "give the job a short name".into())
+    })?;
+    if spec.job.kind == JobSpec::PIPELINE {
+        return check_pipeline(spec, catalog);
+    }
+    require(spec.step.is_empty() && spec.compare.is_none(), || {
+        ("only a pipeline has `[[step]]` and `[compare]`".into(), "write `kind = \"pipeline\"`".into())
+    })?;
+    check_run(spec, catalog)
+}
+
+fn check_pipeline(spec: &JobSpec, catalog: &Catalog) -> Checked {
+    require(!spec.step.is_empty(), || ("a pipeline needs at least one `[[step]]`".into(), String::new()))?;
+    require(spec.step.len() <= 64, || ("a pipeline has at most 64 steps".into(), "split it".into()))?;
+    let mut seen = BTreeSet::new();
+    for step in &spec.step {
+        let id = step.id.as_str();
+        let plain =
+            !id.is_empty() && id.len() <= 40 && id.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
+        require(plain, || (format!("step id `{id}` must be letters, digits, `-` or `_`"), String::new()))?;
+        for need in &step.needs {
+            // Needing only earlier steps is what makes the graph acyclic.
+            require(seen.contains(need.as_str()), || {
+                let known: Vec<&str> = seen.iter().copied().collect();
+                (format!("step `{id}` needs `{need}`, which is no earlier step"), nearest_hint(need, &known))
+            })?;
+        }
+        require(seen.insert(id), || (format!("two steps are called `{id}`"), "rename one".into()))?;
+        let inner = step.spec.as_deref().ok_or_else(|| {
+            SpecError::new(format!("step `{id}` has no job"), "write `job = \"FILE.toml\"` or `[step.spec]`")
+        })?;
+        require(inner.job.kind != JobSpec::PIPELINE, || (format!("step `{id}` is a pipeline itself"), String::new()))?;
+        let located = |mut e: SpecError| {
+            e.message = format!("step `{id}`: {}", e.message);
+            e
+        };
+        check(inner, catalog).map_err(located)?;
+        let nets = inner.model.iter().chain(inner.nets.values());
+        for source in nets.filter_map(|m| m.weights.as_deref()?.strip_prefix("step:")) {
+            require(step.needs.iter().any(|n| n == source), || {
+                (
+                    format!("step `{id}` takes weights from `{source}` but does not need it"),
+                    format!("add `needs = [\"{source}\"]`"),
+                )
+            })?;
+        }
+    }
+    if let Some(compare) = &spec.compare {
+        for id in compare.baselines.iter().chain([&compare.candidate]) {
+            require(seen.contains(id.as_str()), || {
+                let known: Vec<&str> = seen.iter().copied().collect();
+                (format!("`compare` names step `{id}`, which is not there"), nearest_hint(id, &known))
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
+    let objective = found(Catalog::find(&catalog.objectives, "job kind", &spec.job.kind))?;
+    check_params("objective", objective, &spec.objective)?;
+    for role in &objective.nets {
+        require(spec.nets.contains_key(role), || {
+            (format!("`{}` needs a network `[nets.{role}]`", spec.job.kind), "give it a backbone and weights".into())
+        })?;
+    }
+    for role in spec.nets.keys() {
+        require(objective.nets.contains(role), || {
+            (format!("`{}` has no use for `nets.{role}`", spec.job.kind), String::new())
+        })?;
+    }
+    for (name, params) in &spec.modifiers {
+        check_params(
+            &format!("modifiers.{name}"),
+            found(Catalog::find(&catalog.modifiers, "modifier", name))?,
+            params,
+        )?;
+    }
+    let data = spec.data.as_ref().ok_or_else(|| missing("[data]"))?;
+    let format = found(Catalog::find(&catalog.formats, "data format", &data.format))?;
+    check_params("data.params", format, &data.params)?;
+    let model = spec.model.as_ref().ok_or_else(|| missing("[model]"))?;
+    for net in std::iter::once(model).chain(spec.nets.values()) {
+        found(Catalog::find(&catalog.backbones, "backbone", &net.backbone))?;
+        within("head.dropout", net.head.dropout, 0.0, 0.95)?;
+        require(net.head.hidden.iter().all(|w| (1..=65_536).contains(w)), || {
+            ("widths in `head.hidden` must be between 1 and 65536".into(), String::new())
+        })?;
+        if let Some(side) = net.input {
+            within("model.input", f64::from(side), 8.0, 1024.0)?;
+        }
+    }
+    found(Catalog::find(&catalog.optimizers, "optimizer", &spec.optimizer.name))?;
+    within("data.batch", f64::from(data.batch), 1.0, 1_048_576.0)?;
+    let grains = spec.grains();
+    require(grains <= data.batch && grains <= 1024, || {
+        (format!("{grains} grains do not fit a batch of {}", data.batch), "lower `data.grains`".into())
+    })?;
+    require(data.batch >= spec.cluster.ranks.min, || {
+        (
+            format!("a batch of {} is smaller than {} ranks", data.batch, spec.cluster.ranks.min),
+            "raise `data.batch` or lower `cluster.ranks`".into(),
+        )
+    })?;
+    require(grains >= spec.cluster.ranks.min, || {
+        (
+            format!("{grains} grains cannot feed {} ranks", spec.cluster.ranks.min),
+            format!(
+                "set `data.grains = {}` or more (part of the result: the same on every cluster)",
+                spec.cluster.ranks.min
+            ),
+        )
+    })?;
+    within("data.augment.rotate", data.augment.rotate, 0.0, 0.5)?;
+    within("data.augment.zoom", data.augment.zoom, 0.0, 0.9)?;
+    within("data.augment.crop", data.augment.crop, 0.0, 0.5)?;
+    let o = &spec.optimizer;
+    within("optimizer.weight_decay", o.weight_decay, 0.0, 10.0)?;
+    within("optimizer.momentum", o.momentum, 0.0, 0.9999)?;
+    within("optimizer.beta1", o.beta1, 0.0, 0.9999)?;
+    within("optimizer.beta2", o.beta2, 0.0, 0.99999)?;
+    within("optimizer.eps", o.eps, 1e-12, 1.0)?;
+    if let Some(clip) = o.clip_norm {
+        within("optimizer.clip_norm", clip, 1e-6, 1e6)?;
+    }
+    require(!spec.stage.is_empty() || spec.job.kind == "evaluate", || missing("[[stage]]").into_parts())?;
+    spec.stage.iter().try_for_each(|s| check_stage(s, catalog))?;
+    if let Some(stop) = &spec.stop {
+        require(["val.accuracy", "val.loss"].contains(&stop.monitor.as_str()), || {
+            (format!("`stop.monitor` cannot be `{}`", stop.monitor), "use `val.accuracy` or `val.loss`".into())
+        })?;
+        within("stop.min_delta", stop.min_delta, 0.0, 1e3)?;
+        if let Some(factor) = stop.plateau_factor {
+            within("stop.plateau_factor", factor, 1e-6, 0.999)?;
+        }
+    }
+    within("checkpoint.keep", f64::from(spec.checkpoint.keep), 1.0, 100.0)
+}
+
+fn check_stage(stage: &StageSection, catalog: &Catalog) -> Checked {
+    let at = |key: &str| format!("stage `{}`: {key}", stage.name);
+    within(&at("epochs"), f64::from(stage.epochs), 1.0, 100_000.0)?;
+    within(&at("lr"), stage.lr, 1e-12, 1e3)?;
+    within(&at("layer_decay"), stage.layer_decay, 0.01, 1.0)?;
+    found(Catalog::find(&catalog.schedules, "schedule", &stage.schedule))?;
+    require(!stage.train.is_empty(), || (at("`train` is empty"), "write `train = [\"head\"]`".into()))?;
+    for rule in stage.train.iter().filter_map(|r| r.strip_prefix("top:")) {
+        require(rule.parse::<u32>().is_ok(), || {
+            (at(&format!("`top:{rule}` is not a number of layers")), "write `top:20`".into())
+        })?;
+    }
+    Ok(())
+}
+
+fn check_params(at: &str, entry: &Entry, params: &Params) -> Checked {
+    for (key, value) in params {
+        let Some(param) = entry.params.iter().find(|p| p.name == *key) else {
+            let known: Vec<&str> = entry.params.iter().map(|p| p.name.as_str()).collect();
+            let hint = if known.is_empty() {
+                format!("`{}` takes no parameters", entry.name)
+            } else {
+                nearest_hint(key, &known)
+            };
+            return Err(SpecError::new(format!("unknown key `{at}.{key}`"), hint));
+        };
+        let (fits, wanted) = match &param.kind {
+            ParamKind::Number { min, max } => (
+                value.as_f64().is_some_and(|v| v.is_finite() && (*min..=*max).contains(&v)),
+                format!("a number from {min} to {max}"),
+            ),
+            ParamKind::Integer { min, max } => (
+                value.as_i64().is_some_and(|v| (*min..=*max).contains(&v)),
+                format!("a whole number from {min} to {max}"),
+            ),
+            ParamKind::Flag => (value.is_boolean(), "true or false".into()),
+            ParamKind::Choice { of } => {
+                (value.as_str().is_some_and(|v| of.iter().any(|o| o == v)), format!("one of {}", of.join(", ")))
+            }
+        };
+        require(fits, || (format!("`{at}.{key}` cannot be {value}"), format!("it takes {wanted}")))?;
+    }
+    Ok(())
+}
+
+fn require(holds: bool, otherwise: impl FnOnce() -> (String, String)) -> Checked {
+    if holds {
+        return Ok(());
+    }
+    let (message, hint) = otherwise();
+    Err(SpecError::new(message, hint))
+}
+
+fn within(key: &str, value: f64, min: f64, max: f64) -> Checked {
+    require(value.is_finite() && (min..=max).contains(&value), || {
+        (format!("{key} cannot be {value}"), format!("it takes a number from {min} to {max}"))
+    })
+}
+
+fn found<T>(result: Result<T, (String, String)>) -> Result<T, SpecError> {
+    result.map_err(|(message, hint)| SpecError::new(message, hint))
+}
+
+fn missing(section: &str) -> SpecError {
+    SpecError::new(format!("the job has no `{section}`"), format!("add a `{section}` section"))
+}
+
+impl SpecError {
+    fn into_parts(self) -> (String, String) {
+        (self.message, self.hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{catalog::entry, spec::parse};
+
+    fn catalog() -> Catalog {
+        Catalog {
+            backbones: vec![entry("small_cnn", "")],
+            objectives: vec![entry("finetune", "")],
+            formats: vec![entry("generated", "")],
+            optimizers: vec![entry("adamw", "")],
+            schedules: vec![entry("constant", "")],
+            ..Catalog::default()
+        }
+    }
+
+    const GOOD: &str = r#"
+schema = 1
+job = { name = "t", kind = "finetune" }
+cluster = { ranks = "1..2" }
+data = { format = "generated", train = "shapes", val = "shapes", batch = 8 }
+model = { backbone = "small_cnn" }
+[[stage]]
+name = "all"
+epochs = 1
+train = ["*"]
+lr = 0.1
+"#;
+
+    fn refusal(text: &str) -> SpecError {
+        match parse(text) {
+            Ok(spec) => check(&spec, &catalog()).unwrap_err(),
+            Err(e) => e,
+        }
+    }
+
+    #[test]
+    fn a_good_job_passes() {
+        check(&parse(GOOD).unwrap(), &catalog()).unwrap();
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_place_and_the_nearest_key() {
+        let e = refusal(&GOOD.replace("epochs", "epocs"));
+        assert_eq!(e.to_string(), "line 9, column 1: unknown key `epocs`");
+        assert_eq!(e.hint, "did you mean `epochs`?");
+    }
+
+    #[test]
+    fn numbers_out_of_range_and_unknown_names_are_refused() {
+        for (from, to, part) in [
+            ("lr = 0.1", "lr = -1.0", "lr cannot be -1"),
+            ("batch = 8", "batch = 0", "data.batch cannot be 0"),
+            ("small_cnn", "smal_cnn", "there is no backbone `smal_cnn`"),
+            ("\"finetune\"", "\"finetun\"", "there is no job kind `finetun`"),
+            ("\"1..2\"", "\"9..10\"", "a batch of 8 is smaller than 9 ranks"),
+            ("\"1..2\"", "3", "2 grains cannot feed 3 ranks"),
+            ("\"1..2\"", "\"2..1\"", "must be at least 1, ascending"),
+            ("lr = 0.1", "lr = nan", "lr cannot be NaN"),
+        ] {
+            let e = refusal(&GOOD.replace(from, to));
+            assert!(e.message.contains(part), "{to}: {e}");
+            assert!(!e.hint.is_empty() || e.at.is_some(), "{to}: no hint");
+        }
+    }
+
+    #[test]
+    fn overrides_reach_into_lists_and_refuse_what_is_not_there() {
+        let spec = JobSpec::from_toml(GOOD, &["stage.0.lr=0.5".into(), "job.name=other".into()]).unwrap();
+        assert_eq!((spec.stage[0].lr, spec.job.name.as_str()), (0.5, "other"));
+        assert!(JobSpec::from_toml(GOOD, &["stage.7.lr=0.5".into()]).is_err());
+        assert!(
+            JobSpec::from_toml(GOOD, &["stage.0.lrr=0.5".into()]).unwrap_err().message.contains("unknown key `lrr`")
+        );
+    }
+
+    #[test]
+    fn a_pipeline_step_may_only_need_earlier_steps() {
+        let inner = parse(GOOD).unwrap();
+        let mut spec = JobSpec { step: Vec::new(), ..inner.clone() };
+        spec.job.kind = JobSpec::PIPELINE.into();
+        let step = |id: &str, needs: &[&str]| crate::spec::StepSection {
+            id: id.into(),
+            job: None,
+            needs: needs.iter().map(|n| (*n).into()).collect(),
+            set: Params::new(),
+            spec: Some(Box::new(inner.clone())),
+        };
+        spec.step = vec![step("a", &["b"]), step("b", &[])];
+        assert!(check(&spec, &catalog()).unwrap_err().message.contains("no earlier step"));
+        spec.step = vec![step("b", &[]), step("a", &["b"])];
+        check(&spec, &catalog()).unwrap();
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "\\PC{0,200}", cut in 0usize..300) {
+            let _ = parse(&text);
+            let mut job: String = GOOD.chars().take(cut).collect();
+            job.push_str(&text);
+            let _ = parse(&job);
+        }
+    }
+}

@@ -1,0 +1,489 @@
+//! The shape of `job.toml`. Field names are the file's keys; defaults are what a user would expect.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+
+/// Free parameters of a catalog entry.
+pub type Params = BTreeMap<String, serde_json::Value>;
+
+/// A whole job file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobSpec {
+    /// Version of the format.
+    pub schema: u32,
+    /// Name, kind, seed.
+    pub job: JobSection,
+    /// Where it runs.
+    #[serde(default)]
+    pub cluster: ClusterSection,
+    /// What it learns from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataSection>,
+    /// The network that is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelSection>,
+    /// Further networks by role, such as `nets.teacher`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub nets: BTreeMap<String, ModelSection>,
+    /// Parameters of the objective, as the catalog lists them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub objective: Params,
+    /// Modifiers by name with their parameters.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub modifiers: BTreeMap<String, Params>,
+    /// The optimizer.
+    #[serde(default)]
+    pub optimizer: OptimizerSection,
+    /// Stages, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stage: Vec<StageSection>,
+    /// Early stopping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<StopSection>,
+    /// Checkpoints.
+    #[serde(default)]
+    pub checkpoint: CheckpointSection,
+    /// Steps of a pipeline.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub step: Vec<StepSection>,
+    /// What a pipeline compares at its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compare: Option<CompareSection>,
+}
+
+/// `[job]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobSection {
+    /// A label for people.
+    pub name: String,
+    /// An objective of the catalog, or `pipeline`.
+    pub kind: String,
+    /// Seed of everything random.
+    #[serde(default)]
+    pub seed: u32,
+    /// Higher runs first.
+    #[serde(default)]
+    pub priority: i32,
+    /// Who it belongs to.
+    #[serde(default = "default_project")]
+    pub project: String,
+}
+
+fn default_project() -> String {
+    "default".into()
+}
+
+/// `[cluster]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterSection {
+    /// Ranks: `2`, or `"1..4"`: as many as there are, within the range.
+    pub ranks: Ranks,
+    /// `auto`, `cpu` or `cuda`.
+    pub device: Device,
+    /// `auto`, `ordered` or `fast`.
+    pub reduction: Reduction,
+    /// Threads per rank; 0 shares the cores of the node among its slots.
+    pub threads: u32,
+}
+
+impl Default for ClusterSection {
+    fn default() -> Self {
+        Self { ranks: Ranks { min: 1, max: 1 }, device: Device::Auto, reduction: Reduction::Auto, threads: 0 }
+    }
+}
+
+/// How many ranks a job takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RanksText", into = "RanksText")]
+pub struct Ranks {
+    /// Fewest that are worth starting.
+    pub min: u32,
+    /// Most that it can use.
+    pub max: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum RanksText {
+    Exact(u32),
+    Range(String),
+}
+
+impl TryFrom<RanksText> for Ranks {
+    type Error = String;
+    fn try_from(text: RanksText) -> Result<Self, String> {
+        let (min, max) = match text {
+            RanksText::Exact(n) => (n, n),
+            RanksText::Range(text) => {
+                let bad = || format!("`{text}` is not a number of ranks such as 2 or \"1..4\"");
+                let (min, max) = text.split_once("..").ok_or_else(bad)?;
+                let max = max.strip_prefix('=').unwrap_or(max);
+                (min.trim().parse().map_err(|_| bad())?, max.trim().parse().map_err(|_| bad())?)
+            }
+        };
+        if min == 0 || max < min || max > 1024 {
+            return Err(format!("ranks {min}..{max} must be at least 1, ascending, and at most 1024"));
+        }
+        Ok(Self { min, max })
+    }
+}
+
+impl From<Ranks> for RanksText {
+    fn from(r: Ranks) -> Self {
+        if r.min == r.max { Self::Exact(r.min) } else { Self::Range(format!("{}..{}", r.min, r.max)) }
+    }
+}
+
+impl fmt::Display for Ranks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.min == self.max { write!(f, "{}", self.min) } else { write!(f, "{}..{}", self.min, self.max) }
+    }
+}
+
+/// The device that ranks want.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    /// A GPU where there is one.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU, or none at all.
+    Cuda,
+}
+
+/// How gradients are summed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reduction {
+    /// Ordered where no rank has a GPU, else fast.
+    #[default]
+    Auto,
+    /// One fixed tree: bit-identical for any number of ranks.
+    Ordered,
+    /// A ring: fewest bytes.
+    Fast,
+}
+
+/// `[data]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// A format of the catalog.
+    pub format: String,
+    /// Where the training samples are (for `generated`: the task).
+    pub train: String,
+    /// Where the validation samples are.
+    pub val: String,
+    /// Samples of one step, over all ranks.
+    pub batch: u32,
+    /// Grains of a full step; default min(8, batch/4), at least 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grains: Option<u32>,
+    /// Take only the first N training samples per class (after a seeded shuffle).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_per_class: Option<u32>,
+    /// Samples that may fail to decode before the job fails.
+    #[serde(default)]
+    pub skip_bad: u32,
+    /// Augmentation of training samples.
+    #[serde(default)]
+    pub augment: AugmentSection,
+    /// Further parameters of the format.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub params: Params,
+}
+
+/// `[data.augment]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AugmentSection {
+    /// Mirror left and right with probability one half.
+    pub flip: bool,
+    /// Rotate by up to this fraction of a full turn, either way.
+    pub rotate: f64,
+    /// Zoom by up to this fraction, in or out.
+    pub zoom: f64,
+    /// Crop a window at a random place, after padding by this fraction of the side.
+    pub crop: f64,
+    /// `4`: four fixed views per sample, cacheable; `"fresh"`: a new one each epoch.
+    pub views: Views,
+}
+
+/// How many versions of a sample there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "ViewsText", into = "ViewsText")]
+pub enum Views {
+    /// This many fixed ones, used in turn.
+    Fixed(u32),
+    /// A new one each epoch; nothing of them can be cached.
+    Fresh,
+}
+
+impl Default for Views {
+    fn default() -> Self {
+        Self::Fixed(1)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum ViewsText {
+    Count(u32),
+    Word(String),
+}
+
+impl TryFrom<ViewsText> for Views {
+    type Error = String;
+    fn try_from(text: ViewsText) -> Result<Self, String> {
+        match text {
+            ViewsText::Count(n) if (1..=1024).contains(&n) => Ok(Self::Fixed(n)),
+            ViewsText::Word(w) if w == "fresh" => Ok(Self::Fresh),
+            _ => Err("views must be a number from 1 to 1024, or \"fresh\"".into()),
+        }
+    }
+}
+
+impl From<Views> for ViewsText {
+    fn from(v: Views) -> Self {
+        match v {
+            Views::Fixed(n) => Self::Count(n),
+            Views::Fresh => Self::Word("fresh".into()),
+        }
+    }
+}
+
+/// `[model]` and `[nets.ROLE]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// A backbone of the catalog.
+    pub backbone: String,
+    /// A file, a folder of ours, `step:ID`, or nothing for random weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
+    /// The preprocessing that the weights want, where no `preprocess.json` lies beside them: `tf`, `torch`, `unit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preprocess: Option<String>,
+    /// Padding convention of the weights: `same` or `symmetric`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub padding: Option<String>,
+    /// Side of the square input in pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<u32>,
+    /// The classifier on top.
+    #[serde(default)]
+    pub head: HeadSection,
+}
+
+/// `model.head`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HeadSection {
+    /// Widths of hidden layers.
+    pub hidden: Vec<u32>,
+    /// Probability to drop a unit after each hidden layer (before the output where there is none).
+    pub dropout: f64,
+    /// `none` or `batch`, after each hidden layer.
+    pub norm: Norm,
+    /// Keep the head that comes with the weights (their classes must be the data's).
+    pub keep: bool,
+}
+
+/// Normalisation in the head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Norm {
+    /// None.
+    #[default]
+    None,
+    /// Batch-norm.
+    Batch,
+}
+
+/// `[optimizer]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerSection {
+    /// `adamw` or `sgd`.
+    pub name: String,
+    /// Decoupled for AdamW, L2 for SGD; matrices and kernels only.
+    pub weight_decay: f64,
+    /// Momentum of SGD.
+    pub momentum: f64,
+    /// First moment of AdamW.
+    pub beta1: f64,
+    /// Second moment of AdamW.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Largest norm of the mean gradient.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
+}
+
+impl Default for OptimizerSection {
+    fn default() -> Self {
+        Self {
+            name: "adamw".into(),
+            weight_decay: 0.01,
+            momentum: 0.9,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            clip_norm: None,
+        }
+    }
+}
+
+/// `[[stage]]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageSection {
+    /// A label.
+    pub name: String,
+    /// Passes over the training samples.
+    pub epochs: u32,
+    /// What is trained: `head`, `top:20` (the last 20 layers of the backbone), `*`, or a parameter name prefix.
+    pub train: Vec<String>,
+    /// Learning rate.
+    pub lr: f64,
+    /// A schedule of the catalog.
+    #[serde(default = "default_schedule")]
+    pub schedule: String,
+    /// Steps over which the rate rises from zero.
+    #[serde(default)]
+    pub warmup: u32,
+    /// Each block further from the head learns at this fraction of the rate above it.
+    #[serde(default = "one")]
+    pub layer_decay: f64,
+    /// What batch-norm layers do.
+    #[serde(default)]
+    pub bn: BnMode,
+    /// Forget moments at the start of the stage.
+    #[serde(default)]
+    pub reset_optimizer: bool,
+}
+
+fn default_schedule() -> String {
+    "constant".into()
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// What the batch-norm layers of the trained part of the backbone do in a stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BnMode {
+    /// Running statistics, fixed scale and shift.
+    #[default]
+    Frozen,
+    /// Running statistics, trained scale and shift.
+    AffineOnly,
+    /// Statistics of the grain, trained scale and shift.
+    Train,
+}
+
+/// `[stop]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopSection {
+    /// `val.accuracy` or `val.loss`.
+    pub monitor: String,
+    /// Epochs without improvement before a stage ends.
+    #[serde(default)]
+    pub patience: Option<u32>,
+    /// Smallest change that counts.
+    #[serde(default)]
+    pub min_delta: f64,
+    /// Go back to the best epoch at the end.
+    #[serde(default)]
+    pub restore_best: bool,
+    /// Multiply the rate by this after `plateau_patience` epochs without improvement.
+    #[serde(default)]
+    pub plateau_factor: Option<f64>,
+    /// See `plateau_factor`.
+    #[serde(default = "ten")]
+    pub plateau_patience: u32,
+}
+
+fn ten() -> u32 {
+    10
+}
+
+/// `[checkpoint]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointSection {
+    /// Steps between checkpoints; stage ends always have one. 0: once an epoch.
+    pub every: u32,
+    /// How many of a phase are kept.
+    pub keep: u32,
+    /// How many may fail to be written before the job fails.
+    pub tolerate: u32,
+}
+
+impl Default for CheckpointSection {
+    fn default() -> Self {
+        Self { every: 0, keep: 2, tolerate: 3 }
+    }
+}
+
+/// `[[step]]` of a pipeline
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepSection {
+    /// Its name.
+    pub id: String,
+    /// A job file beside this one; the client replaces it by `spec`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
+    /// Steps that come first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<String>,
+    /// Keys of the job file to replace.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub set: Params,
+    /// The step's whole job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<Box<JobSpec>>,
+}
+
+/// `[compare]` of a pipeline
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CompareSection {
+    /// A metric of the report, such as `val.accuracy`.
+    pub metric: String,
+    /// The step that is meant to win.
+    pub candidate: String,
+    /// The steps it is measured against; the best of them counts.
+    pub baselines: Vec<String>,
+}
+
+impl JobSpec {
+    /// The kind of a job made of jobs.
+    pub const PIPELINE: &str = "pipeline";
+
+    /// The steps in file order: one, called `main`, for a job that is no pipeline.
+    pub fn steps(&self) -> Vec<(&str, &JobSpec, &[String])> {
+        if self.job.kind == Self::PIPELINE {
+            self.step.iter().filter_map(|s| Some((s.id.as_str(), s.spec.as_deref()?, s.needs.as_slice()))).collect()
+        } else {
+            vec![("main", self, &[])]
+        }
+    }
+
+    /// Grains of a full step: the unit of sharding and of batch statistics. Part of the job, never of the machines.
+    pub fn grains(&self) -> u32 {
+        let Some(data) = &self.data else { return 1 };
+        data.grains.unwrap_or_else(|| (data.batch / 4).min(8)).max(1)
+    }
+}
