@@ -1,0 +1,109 @@
+//! Networks. A new one is a file here and a line in [`ALL`].
+
+mod mobilenet_v2;
+mod resnet;
+mod resnet18;
+mod resnet20;
+mod small_cnn;
+
+use tl_proto::{catalog::Entry, spec::HeadSection};
+
+use crate::nn::{BatchNorm, Builder, Dropout, Layer, Padding, ParamId, Relu, Sequential, Store};
+
+/// A network that can be built by name.
+pub struct Backbone {
+    /// Name in the job file.
+    pub name: &'static str,
+    /// One sentence.
+    pub doc: &'static str,
+    /// Side of the input it was designed for, in pixels.
+    pub input: u32,
+    /// Names of its classifier's tensors start with this.
+    pub classifier: &'static str,
+    /// Builds the units up to the pooled features, and says how many features there are.
+    pub build: fn(&mut Builder, Same) -> (Vec<Unit>, usize),
+}
+
+/// Every backbone.
+pub const ALL: &[Backbone] = &[mobilenet_v2::ENTRY, resnet18::ENTRY, resnet20::ENTRY, small_cnn::ENTRY];
+
+/// Whether strided layers pad as TensorFlow's "SAME" does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Same(pub bool);
+
+impl Same {
+    /// The padding of a layer that PyTorch pads by `symmetric`.
+    pub fn or(self, symmetric: usize) -> Padding {
+        if self.0 { Padding::Same } else { Padding::Symmetric(symmetric) }
+    }
+}
+
+/// A piece of a network that is frozen or trained as a whole.
+pub struct Unit {
+    /// Where it lies in the network.
+    pub name: String,
+    /// What it computes.
+    pub layer: Sequential,
+}
+
+impl Unit {
+    fn new(name: impl Into<String>, layer: impl Layer + 'static) -> Self {
+        Self { name: name.into(), layer: Sequential::default().with(layer) }
+    }
+}
+
+/// A backbone with a head, and its tensors.
+pub struct Network {
+    /// Units in order; those from `head` on are the head.
+    pub units: Vec<Unit>,
+    /// Index of the first unit of the head.
+    pub head: usize,
+    /// Classes.
+    pub outputs: usize,
+    /// The initial tensors.
+    pub initial: Store,
+}
+
+impl Network {
+    /// Builds `backbone` with a head for `outputs` classes.
+    pub fn build(backbone: &Backbone, same: Same, head: &HeadSection, outputs: usize, seed: u32) -> Self {
+        let mut b = Builder::new(seed);
+        let (mut units, features) = (backbone.build)(&mut b, same);
+        let first = units.len();
+        let mut width = features;
+        let mut site = 0;
+        let mut drop = |layers: Sequential| {
+            site += 1;
+            if head.dropout > 0.0 { layers.with(Dropout { p: head.dropout as f32, site }) } else { layers }
+        };
+        for (i, hidden) in head.hidden.iter().map(|h| *h as usize).enumerate() {
+            let mut layers = Sequential::default().with(b.linear(&format!("head.{i}"), (width, hidden)));
+            if head.norm == tl_proto::spec::Norm::Batch {
+                layers = layers.with(b.norm(&format!("head.{i}.norm"), hidden));
+            }
+            units.push(Unit { name: format!("head.{i}"), layer: drop(layers.with(Relu)) });
+            width = hidden;
+        }
+        let before = if head.hidden.is_empty() { drop(Sequential::default()) } else { Sequential::default() };
+        let last = before.with(b.linear(backbone.classifier, (width, outputs)));
+        units.push(Unit { name: backbone.classifier.into(), layer: last });
+        Self { units, head: first, outputs, initial: b.store }
+    }
+
+    /// Parameters of a unit.
+    pub fn unit_params(&self, unit: usize) -> Vec<ParamId> {
+        let mut out = Vec::new();
+        self.units[unit].layer.params(&mut out);
+        out
+    }
+}
+
+/// A convolution, its batch-norm and an activation.
+fn conv_norm(layers: Sequential, conv: impl Layer + 'static, norm: BatchNorm) -> Sequential {
+    layers.with(conv).with(norm)
+}
+
+/// What the catalog says of them.
+pub fn catalog() -> Vec<Entry> {
+    ALL.iter().map(|b| tl_proto::catalog::entry(b.name, b.doc)).collect()
+}

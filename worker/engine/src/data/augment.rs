@@ -1,0 +1,97 @@
+//! Random flips, turns, zooms and shifts of a training sample: one inverse map, bilinear, borders repeated.
+
+use tl_proto::spec::AugmentSection;
+
+use crate::num::rng::Philox;
+
+/// One realised transform; equal text means equal pixels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct View {
+    flip: bool,
+    angle: f32,
+    scale: f32,
+    shift: (f32, f32),
+}
+
+impl View {
+    /// The sample as it is.
+    pub const PLAIN: Self = Self { flip: false, angle: 0.0, scale: 1.0, shift: (0.0, 0.0) };
+
+    /// View number `view` of a sample: a function of seed, content and number alone.
+    pub fn draw(augment: &AugmentSection, seed: u32, digest: &[u8; 32], view: u64) -> Self {
+        let content = u64::from_le_bytes(digest[..8].try_into().expect("a digest has 32 bytes"));
+        let mut s = Philox::new(seed, "augment").stream(content ^ view.wrapping_mul(0x9E37_79B9_7F4A_7C15), 0);
+        // Every draw is made whether used or not, so that switching one transform on leaves the others as they were.
+        let (flip, angle, scale) = (s.uniform() < 0.5, s.range(-1.0, 1.0), s.range(-1.0, 1.0));
+        let shift = (s.range(-1.0, 1.0), s.range(-1.0, 1.0));
+        let crop = augment.crop as f32;
+        Self {
+            flip: augment.flip && flip,
+            angle: angle * augment.rotate as f32 * std::f32::consts::TAU,
+            scale: 1.0 + scale * augment.zoom as f32,
+            shift: (shift.0 * crop, shift.1 * crop),
+        }
+    }
+
+    /// The transform as text, for the key of cached features.
+    pub fn describe(&self) -> String {
+        format!("{self:?}")
+    }
+
+    /// Applies it to a square of interleaved pixels.
+    pub fn apply(&self, pixels: Vec<f32>, side: usize) -> Vec<f32> {
+        if *self == Self::PLAIN {
+            return pixels;
+        }
+        let (sin, cos) = (libm::sinf(self.angle), libm::cosf(self.angle));
+        let middle = (side as f32 - 1.0) / 2.0;
+        let last = side as f32 - 1.0;
+        let mut out = Vec::with_capacity(pixels.len());
+        for y in 0..side {
+            for x in 0..side {
+                let dx = if self.flip { middle - x as f32 } else { x as f32 - middle } * self.scale;
+                let dy = (y as f32 - middle) * self.scale;
+                let sx = (cos * dx - sin * dy + middle + self.shift.0 * side as f32).clamp(0.0, last);
+                let sy = (sin * dx + cos * dy + middle + self.shift.1 * side as f32).clamp(0.0, last);
+                let (x0, y0) = (libm::floorf(sx) as usize, libm::floorf(sy) as usize);
+                let (x1, y1) = ((x0 + 1).min(side - 1), (y0 + 1).min(side - 1));
+                let (fx, fy) = (sx - x0 as f32, sy - y0 as f32);
+                for c in 0..3 {
+                    let at = |x: usize, y: usize| pixels[(y * side + x) * 3 + c];
+                    let top = at(x0, y0) + (at(x1, y0) - at(x0, y0)) * fx;
+                    let bottom = at(x0, y1) + (at(x1, y1) - at(x0, y1)) * fx;
+                    out.push(top + (bottom - top) * fy);
+                }
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flip_mirrors_and_twice_is_nothing() {
+        let flip = View { flip: true, ..View::PLAIN };
+        let pixels: Vec<f32> = (0..5 * 5 * 3).map(|v| v as f32).collect();
+        let once = flip.apply(pixels.clone(), 5);
+        assert_eq!(once[..3], pixels[12..15]);
+        assert_eq!(flip.apply(once, 5), pixels);
+    }
+
+    #[test]
+    fn a_view_depends_on_content_and_number_and_obeys_its_limits() {
+        let augment = AugmentSection { rotate: 0.1, zoom: 0.2, ..AugmentSection::default() };
+        let draw = |d: u8, v| View::draw(&augment, 1, &[d; 32], v);
+        assert_eq!(draw(1, 2), draw(1, 2));
+        assert_ne!(draw(1, 2), draw(1, 3));
+        assert_ne!(draw(1, 2), draw(2, 2));
+        for v in 0..100 {
+            let view = draw(0, v);
+            assert!(!view.flip && view.shift == (0.0, 0.0));
+            assert!(view.angle.abs() <= 0.1 * std::f32::consts::TAU + 1e-6 && (view.scale - 1.0).abs() <= 0.2001);
+        }
+    }
+}

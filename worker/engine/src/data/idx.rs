@@ -1,0 +1,137 @@
+//! IDX, the format of MNIST: a file of images and a file of labels, plain or gzip.
+
+use std::{io::Read, path::Path};
+
+use tl_proto::{
+    catalog::{Entry, entry},
+    spec::Params,
+};
+
+use super::{Dataset, Format, Image, read_file};
+use crate::{Error, Result};
+
+pub(super) const FORMAT: Format = Format {
+    entry: || -> Entry {
+        entry(
+            "idx",
+            "MNIST-style files: give the images (…images-idx3-ubyte[.gz]); the labels lie beside them (…labels-idx1-ubyte[.gz])",
+        )
+    },
+    open,
+};
+
+/// Most bytes that one file may unpack to.
+const MAX_BYTES: u64 = 4 << 30;
+
+struct Idx {
+    classes: Vec<String>,
+    labels: Vec<usize>,
+    size: (usize, usize),
+    pixels: Vec<u8>,
+}
+
+fn open(place: &str, _part: &str, _params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
+    let images = Path::new(place);
+    let name = images.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    if !name.contains("images") {
+        return Err(Error::user(
+            format!("`{place}` is no file of images"),
+            "give a file such as `train-images-idx3-ubyte.gz`",
+        ));
+    }
+    let labels = images.with_file_name(name.replace("images", "labels").replace("idx3", "idx1"));
+    let (shape, pixels) = parse(&unpack(images)?, place)?;
+    let (count, values) = parse(&unpack(&labels)?, &labels.display().to_string())?;
+    let [n, height, width] = shape[..] else {
+        return Err(Error::user(format!("`{place}` has {} dimensions instead of 3", shape.len()), ""));
+    };
+    if count != [n] {
+        return Err(Error::user(
+            format!("`{place}` has {n} images and {count:?} labels"),
+            "the two files do not belong together",
+        ));
+    }
+    let classes = usize::from(values.iter().max().copied().unwrap_or(0)) + 1;
+    Ok(Box::new(Idx {
+        classes: (0..classes).map(|c| c.to_string()).collect(),
+        labels: values.iter().map(|v| usize::from(*v)).collect(),
+        size: (height, width),
+        pixels,
+    }))
+}
+
+fn unpack(path: &Path) -> Result<Vec<u8>> {
+    let bytes = read_file(path, MAX_BYTES)?;
+    if !bytes.starts_with(&[0x1f, 0x8b]) {
+        return Ok(bytes);
+    }
+    let mut out = Vec::new();
+    let read = flate2::read::GzDecoder::new(&bytes[..]).take(MAX_BYTES).read_to_end(&mut out);
+    read.map_err(|e| Error::user(format!("`{}` is not a whole gzip file: {e}", path.display()), "fetch it again"))?;
+    Ok(out)
+}
+
+/// Shape and bytes of an IDX file of unsigned bytes.
+///
+/// # Errors
+/// A file that contradicts its own header.
+pub fn parse(bytes: &[u8], shown: &str) -> Result<(Vec<usize>, Vec<u8>)> {
+    let bad =
+        |why: &str| Error::user(format!("`{shown}` is no IDX file: {why}"), "give MNIST-style files of unsigned bytes");
+    let [0, 0, 8, dims, rest @ ..] = bytes else { return Err(bad("it does not start with 0, 0, 8")) };
+    let dims = usize::from(*dims);
+    if dims == 0 || dims > 3 || rest.len() < 4 * dims {
+        return Err(bad("its header is cut off"));
+    }
+    let shape: Vec<usize> =
+        rest[..4 * dims].chunks_exact(4).map(|c| u32::from_be_bytes([c[0], c[1], c[2], c[3]]) as usize).collect();
+    let want = shape.iter().try_fold(1usize, |a, d| a.checked_mul(*d)).ok_or_else(|| bad("its size overflows"))?;
+    let data = &rest[4 * dims..];
+    if data.len() != want || want == 0 {
+        return Err(bad(&format!("it has {} bytes where its header says {want}", data.len())));
+    }
+    Ok((shape, data.to_vec()))
+}
+
+impl Dataset for Idx {
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+    fn labels(&self) -> &[usize] {
+        &self.labels
+    }
+    fn name(&self, index: usize) -> String {
+        format!("#{index}")
+    }
+    fn digest(&self, index: usize) -> [u8; 32] {
+        let area = self.size.0 * self.size.1;
+        *blake3::hash(&self.pixels[index * area..(index + 1) * area]).as_bytes()
+    }
+    fn load(&self, index: usize) -> Result<Image, String> {
+        let (height, width) = self.size;
+        let gray = &self.pixels[index * height * width..(index + 1) * height * width];
+        Ok(Image { width, height, bytes: gray.iter().flat_map(|v| [*v; 3]).collect() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(mut bytes in proptest::collection::vec(0u8.., 0..64), good: bool) {
+            if good && bytes.len() > 3 {
+                bytes[..3].copy_from_slice(&[0, 0, 8]);
+            }
+            let _ = parse(&bytes, "x");
+        }
+    }
+
+    #[test]
+    fn a_file_that_contradicts_its_header_is_refused() {
+        let good = [0, 0, 8, 1, 0, 0, 0, 2, 7, 9];
+        assert_eq!(parse(&good, "x").unwrap(), (vec![2], vec![7, 9]));
+        assert!(parse(&good[..9], "x").is_err());
+    }
+}

@@ -1,0 +1,156 @@
+//! Samples: where they come from, how they become pixels, and in which order they are seen. A new format is a file here
+//! and a line in [`FORMATS`].
+
+pub mod augment;
+mod generated;
+mod idx;
+pub mod image_folder;
+pub mod pixels;
+pub mod sampler;
+
+use std::path::Path;
+
+use tl_proto::{
+    catalog::Entry,
+    spec::{DataSection, Params},
+};
+
+use crate::{Error, Result};
+
+/// An image as decoded: interleaved bytes, three channels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Image {
+    /// Pixels in a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// `height · width · 3` bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A list of labelled samples, in an order that depends on their names only.
+pub trait Dataset: Send + Sync {
+    /// Names of the classes.
+    fn classes(&self) -> &[String];
+
+    /// Class of each sample.
+    fn labels(&self) -> &[usize];
+
+    /// Name of a sample, for people.
+    fn name(&self, index: usize) -> String;
+
+    /// Digest of a sample's content.
+    fn digest(&self, index: usize) -> [u8; 32];
+
+    /// Decodes a sample.
+    ///
+    /// # Errors
+    /// Says in words why it cannot be decoded.
+    fn load(&self, index: usize) -> Result<Image, String>;
+}
+
+/// A format that can be opened by name.
+pub struct Format {
+    /// What the catalog says.
+    pub entry: fn() -> Entry,
+    /// Opens the samples at `place`; `part` is `train` or `val`.
+    pub open: fn(place: &str, part: &str, params: &Params, seed: u32) -> Result<Box<dyn Dataset>>,
+}
+
+/// Every format.
+pub const FORMATS: &[Format] = &[image_folder::FORMAT, idx::FORMAT, generated::FORMAT];
+
+/// Opens one part of a job's data.
+///
+/// # Errors
+/// Data that is not there, or that nothing can be learned from.
+pub fn open(data: &DataSection, part: &str, seed: u32) -> Result<Box<dyn Dataset>> {
+    let format = FORMATS
+        .iter()
+        .find(|f| (f.entry)().name == data.format)
+        .ok_or_else(|| Error::user(format!("there is no data format `{}`", data.format), "see `tlctl catalog`"))?;
+    let place = if part == "train" { &data.train } else { &data.val };
+    let opened = (format.open)(place, part, &data.params, seed)?;
+    let classes = opened.classes();
+    if classes.len() < 2 {
+        return Err(Error::user(
+            format!("`{place}` has only one class, `{}`", classes.first().map_or("", |c| c)),
+            "put the samples of each class into a folder of its own",
+        ));
+    }
+    let mut counts = vec![0; classes.len()];
+    opened.labels().iter().for_each(|l| counts[*l] += 1);
+    if let Some(empty) = counts.iter().position(|c| *c == 0) {
+        return Err(Error::user(
+            format!("class `{}` of `{place}` has no samples", classes[empty]),
+            "add samples, or remove the empty folder",
+        ));
+    }
+    Ok(opened)
+}
+
+/// A dataset restricted to some of its samples.
+pub struct Subset {
+    inner: Box<dyn Dataset>,
+    keep: Vec<usize>,
+    labels: Vec<usize>,
+}
+
+impl Subset {
+    /// Only the samples in `keep`, in that order.
+    pub fn new(inner: Box<dyn Dataset>, keep: Vec<usize>) -> Self {
+        let labels = keep.iter().map(|i| inner.labels()[*i]).collect();
+        Self { inner, keep, labels }
+    }
+
+    /// The first `n` samples of each class after a shuffle by `seed`.
+    pub fn per_class(inner: Box<dyn Dataset>, n: usize, seed: u32) -> Self {
+        let order = crate::num::rng::Philox::new(seed, "subset").permutation(inner.labels().len(), 0);
+        let mut counts = vec![0; inner.classes().len()];
+        let mut keep: Vec<usize> = order
+            .into_iter()
+            .filter(|i| {
+                let count = &mut counts[inner.labels()[*i]];
+                *count += 1;
+                *count <= n
+            })
+            .collect();
+        keep.sort_unstable();
+        Self::new(inner, keep)
+    }
+}
+
+impl Dataset for Subset {
+    fn classes(&self) -> &[String] {
+        self.inner.classes()
+    }
+    fn labels(&self) -> &[usize] {
+        &self.labels
+    }
+    fn name(&self, index: usize) -> String {
+        self.inner.name(self.keep[index])
+    }
+    fn digest(&self, index: usize) -> [u8; 32] {
+        self.inner.digest(self.keep[index])
+    }
+    fn load(&self, index: usize) -> Result<Image, String> {
+        self.inner.load(self.keep[index])
+    }
+}
+
+/// Reads a file whole, with an error that names it.
+fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let fail = |e: std::io::Error| {
+        Error::user(format!("`{}` cannot be read: {e}", path.display()), "check the path in `[data]`")
+    };
+    let size = std::fs::metadata(path).map_err(fail)?.len();
+    if size > limit {
+        return Err(Error::user(format!("`{}` has {size} bytes, more than the limit of {limit}", path.display()), ""));
+    }
+    std::fs::read(path).map_err(fail)
+}
+
+/// What the catalog says of the formats.
+pub fn catalog() -> Vec<Entry> {
+    FORMATS.iter().map(|f| (f.entry)()).collect()
+}

@@ -1,0 +1,77 @@
+//! Which samples form a step, and which of them form a grain: functions of (seed, step) alone.
+
+use std::ops::Range;
+
+use crate::num::rng::Philox;
+
+/// The order of one epoch and its steps.
+pub struct Epoch {
+    order: Vec<usize>,
+    batch: usize,
+    epoch: u64,
+}
+
+/// How many steps an epoch of `n` samples has; a tail of one sample joins the step before.
+pub fn steps_per_epoch(n: usize, batch: usize) -> usize {
+    let steps = n.div_ceil(batch);
+    if steps > 1 && n % batch == 1 { steps - 1 } else { steps }
+}
+
+impl Epoch {
+    /// The order of `n` samples in `epoch`.
+    pub fn new(seed: u32, epoch: u64, n: usize, batch: usize) -> Self {
+        Self { order: Philox::new(seed, "order").permutation(n, epoch), batch, epoch }
+    }
+
+    /// Positions of step `k` within the order.
+    pub fn step(&self, k: usize) -> Range<usize> {
+        let last = k + 1 == steps_per_epoch(self.order.len(), self.batch);
+        k * self.batch..if last { self.order.len() } else { (k + 1) * self.batch }
+    }
+
+    /// The sample at a position, and the id of this draw of it.
+    pub fn draw(&self, position: usize) -> (usize, u64) {
+        (self.order[position], self.epoch * self.order.len() as u64 + position as u64)
+    }
+}
+
+/// Grains of a step with `n` samples, where a full step has `grains` for `batch`.
+pub fn grains_of(n: usize, batch: usize, grains: usize) -> usize {
+    grains.min((n * grains).div_ceil(batch)).max(1).min(n.max(1))
+}
+
+/// Slots of grain `s` among `count` in a step of `n` samples.
+pub fn grain(n: usize, count: usize, s: usize) -> Range<usize> {
+    s * n / count..(s + 1) * n / count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn every_sample_is_drawn_once_and_grains_tile_each_step(n in 2usize..300, batch in 1usize..70, grains in 1usize..9) {
+            let grains = grains.min(batch);
+            let epoch = Epoch::new(1, 3, n, batch);
+            let mut seen = vec![0; n];
+            let mut next = 0;
+            for k in 0..steps_per_epoch(n, batch) {
+                let slots = epoch.step(k);
+                assert_eq!(slots.start, next);
+                next = slots.end;
+                let count = grains_of(slots.len(), batch, grains);
+                let mut at = 0;
+                for s in 0..count {
+                    let g = grain(slots.len(), count, s);
+                    assert!(g.start == at && !g.is_empty());
+                    at = g.end;
+                    g.for_each(|i| seen[epoch.draw(slots.start + i).0] += 1);
+                }
+                assert_eq!(at, slots.len());
+                assert!(batch == 1 || slots.len() > 1);
+            }
+            assert!(seen.iter().all(|c| *c == 1));
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Layers made of layers.
+
+use candle_core::Tensor;
+
+use super::{BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape, dims4, host, tensor};
+use crate::Result;
+
+/// One layer after the other.
+#[derive(Default)]
+pub struct Sequential(pub Vec<Box<dyn Layer>>);
+
+impl Sequential {
+    /// Adds a layer at the end.
+    pub fn with(mut self, layer: impl Layer + 'static) -> Self {
+        self.0.push(Box::new(layer));
+        self
+    }
+}
+
+impl Layer for Sequential {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+        self.0.iter().try_fold(x.clone(), |x, layer| layer.forward(&x, pass, tape))
+    }
+
+    fn backward(
+        &self,
+        dy: &Tensor,
+        pass: &Pass<'_>,
+        tape: &mut Tape,
+        grads: &mut Gradients,
+        need_dx: bool,
+    ) -> Result<Option<Tensor>> {
+        let mut dy = Some(dy.clone());
+        for (i, layer) in self.0.iter().enumerate().rev() {
+            if let Some(g) = dy.take() {
+                dy = layer.backward(&g, pass, tape, grads, need_dx || i > 0)?;
+            }
+        }
+        Ok(dy)
+    }
+
+    fn leaves(&self) -> usize {
+        self.0.iter().map(|l| l.leaves()).sum()
+    }
+
+    fn describe(&self, out: &mut String) {
+        self.0.iter().for_each(|l| l.describe(out));
+    }
+
+    fn params(&self, out: &mut Vec<ParamId>) {
+        self.0.iter().for_each(|l| l.params(out));
+    }
+
+    fn norms(&self, out: &mut Vec<(BufferId, BufferId)>) {
+        self.0.iter().for_each(|l| l.norms(out));
+    }
+}
+
+/// How the input of a residual block reaches its sum.
+pub enum Shortcut {
+    /// Unchanged.
+    Identity,
+    /// Through layers.
+    Layers(Sequential),
+    /// Every second pixel, with zeros for the new channels on both sides: option A of He et al. (2015), as in the
+    /// CIFAR ResNets.
+    Subsample {
+        /// Channels of the sum.
+        channels: usize,
+    },
+}
+
+/// `body(x) + shortcut(x)`
+pub struct Residual {
+    /// The long way.
+    pub body: Sequential,
+    /// The short way.
+    pub shortcut: Shortcut,
+}
+
+fn subsample(x: &Tensor, channels: usize) -> Result<Tensor> {
+    let (n, c, h, w) = dims4(x)?;
+    let (oh, ow, before) = (h.div_ceil(2), w.div_ceil(2), (channels - c) / 2);
+    let input = host(x)?;
+    let mut out = vec![0.0; n * channels * oh * ow];
+    for i in 0..n {
+        for ch in 0..c {
+            let (src, dst) = ((i * c + ch) * h * w, (i * channels + before + ch) * oh * ow);
+            for y in 0..oh {
+                for x in 0..ow {
+                    out[dst + y * ow + x] = input[src + 2 * y * w + 2 * x];
+                }
+            }
+        }
+    }
+    tensor(out, &[n, channels, oh, ow])
+}
+
+fn subsample_backward(dy: &Tensor, shape: &[usize]) -> Result<Tensor> {
+    let (n, channels, oh, ow) = dims4(dy)?;
+    let (c, h, w) = (shape[1], shape[2], shape[3]);
+    let (g, before) = (host(dy)?, (channels - c) / 2);
+    let mut dx = vec![0.0; n * c * h * w];
+    for i in 0..n {
+        for ch in 0..c {
+            let (dst, src) = ((i * c + ch) * h * w, (i * channels + before + ch) * oh * ow);
+            for y in 0..oh {
+                for x in 0..ow {
+                    dx[dst + 2 * y * w + 2 * x] = g[src + y * ow + x];
+                }
+            }
+        }
+    }
+    tensor(dx, shape)
+}
+
+fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let sum = host(a)?.iter().zip(host(b)?.iter()).map(|(a, b)| a + b).collect();
+    tensor(sum, a.dims())
+}
+
+impl Layer for Residual {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+        let long = self.body.forward(x, pass, tape)?;
+        let short = match &self.shortcut {
+            Shortcut::Identity => x.clone(),
+            Shortcut::Layers(layers) => layers.forward(x, pass, tape)?,
+            Shortcut::Subsample { channels } => {
+                if pass.records() {
+                    tape.push(Saved::Shape(x.dims().to_vec()));
+                }
+                subsample(x, *channels)?
+            }
+        };
+        add(&long, &short)
+    }
+
+    fn backward(
+        &self,
+        dy: &Tensor,
+        pass: &Pass<'_>,
+        tape: &mut Tape,
+        grads: &mut Gradients,
+        need_dx: bool,
+    ) -> Result<Option<Tensor>> {
+        let short = match &self.shortcut {
+            Shortcut::Identity => Some(dy.clone()),
+            Shortcut::Layers(layers) => layers.backward(dy, pass, tape, grads, need_dx)?,
+            Shortcut::Subsample { .. } => {
+                let shape = tape.pop_shape()?;
+                if need_dx { Some(subsample_backward(dy, &shape)?) } else { None }
+            }
+        };
+        let long = self.body.backward(dy, pass, tape, grads, need_dx)?;
+        match (long, short) {
+            (Some(long), Some(short)) if need_dx => Ok(Some(add(&long, &short)?)),
+            _ => Ok(None),
+        }
+    }
+
+    fn leaves(&self) -> usize {
+        // The sum is a layer of its own, as people count.
+        let short = if let Shortcut::Layers(layers) = &self.shortcut { layers.leaves() } else { 0 };
+        self.body.leaves() + short + 1
+    }
+
+    fn describe(&self, out: &mut String) {
+        out.push_str("residual(");
+        self.body.describe(out);
+        match &self.shortcut {
+            Shortcut::Identity => out.push_str("|identity"),
+            Shortcut::Layers(layers) => {
+                out.push('|');
+                layers.describe(out);
+            }
+            Shortcut::Subsample { channels } => out.push_str(&format!("|subsample:{channels}")),
+        }
+        out.push(')');
+    }
+
+    fn params(&self, out: &mut Vec<ParamId>) {
+        self.body.params(out);
+        if let Shortcut::Layers(layers) = &self.shortcut {
+            layers.params(out);
+        }
+    }
+
+    fn norms(&self, out: &mut Vec<(BufferId, BufferId)>) {
+        self.body.norms(out);
+        if let Shortcut::Layers(layers) = &self.shortcut {
+            layers.norms(out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{Builder, Padding, Relu, testing};
+
+    fn block(shortcut: impl FnOnce(&mut Builder) -> Shortcut, channels: usize, stride: usize) -> (Residual, Builder) {
+        let mut b = Builder::new(1);
+        let shortcut = shortcut(&mut b);
+        let body = Sequential::default()
+            .with(b.conv("a", (2, channels), 3, stride, Padding::Symmetric(1)))
+            .with(b.norm("n", channels))
+            .with(Relu);
+        (Residual { body, shortcut }, b)
+    }
+
+    #[test]
+    fn gradients_of_every_shortcut_are_those_of_finite_differences() {
+        let (identity, b) = block(|_| Shortcut::Identity, 2, 1);
+        testing::check_gradients(&identity, &b.store, &[3, 2, 4, 4]);
+        let (subsample, b) = block(|_| Shortcut::Subsample { channels: 4 }, 4, 2);
+        testing::check_gradients(&subsample, &b.store, &[3, 2, 5, 5]);
+        let layers = |b: &mut Builder| {
+            Shortcut::Layers(Sequential::default().with(b.conv("s", (2, 4), 1, 2, Padding::Symmetric(0))))
+        };
+        let (layers, b) = block(layers, 4, 2);
+        testing::check_gradients(&layers, &b.store, &[3, 2, 4, 4]);
+    }
+}

@@ -1,0 +1,185 @@
+//! Layers that are explicit about what they save and where their gradients go.
+//!
+//! `forward` pushes what backward needs on a [`Tape`]; `backward` pops it, adds parameter gradients to the flat
+//! [`Gradients`] and hands back the gradient of its input only if somebody wants it. candle's autograd works above the
+//! last layer only, for losses.
+
+mod act;
+mod container;
+mod conv;
+mod depthwise;
+mod dropout;
+mod linear;
+mod norm;
+mod pool;
+mod store;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::ops::Deref;
+
+use candle_core::{Device, Storage, Tensor};
+
+pub use act::{Relu, Relu6};
+pub use container::{Residual, Sequential, Shortcut};
+pub use conv::{Conv2d, Padding};
+pub use depthwise::Depthwise;
+pub use dropout::Dropout;
+pub use linear::Linear;
+pub use norm::BatchNorm;
+pub use pool::{Flatten, GlobalAvgPool, MaxPool};
+pub use store::{BufferId, Builder, Gradients, Layout, ParamId, Store};
+
+use crate::{Error, Result, num::rng::Philox};
+
+/// What a pass over a network may read.
+pub struct Pass<'a> {
+    /// Parameters and buffers.
+    pub store: &'a Store,
+    /// What is trained and which batch-norms use the grain's statistics; `None` evaluates.
+    pub layout: Option<&'a Layout>,
+    /// Randomness of dropout; `None` drops nothing.
+    pub dropout: Option<DropoutDraw<'a>>,
+}
+
+impl<'a> Pass<'a> {
+    /// A pass that only evaluates.
+    pub fn eval(store: &'a Store) -> Self {
+        Self { store, layout: None, dropout: None }
+    }
+
+    fn records(&self) -> bool {
+        self.layout.is_some()
+    }
+
+    fn trains(&self, id: ParamId) -> bool {
+        self.layout.is_some_and(|l| l.slot(id).is_some())
+    }
+}
+
+/// Names the random numbers of dropout: one id per sample of the grain.
+#[derive(Clone, Copy)]
+pub struct DropoutDraw<'a> {
+    /// The family.
+    pub rng: Philox,
+    /// `epoch · N + position` of each sample, so that neither batch size nor ranks change a mask.
+    pub draws: &'a [u64],
+}
+
+/// What one layer keeps for its backward.
+pub enum Saved {
+    /// A tensor.
+    Tensor(Tensor),
+    /// Numbers.
+    Values(Vec<f32>),
+    /// Indices.
+    Indices(Vec<u32>),
+    /// Bits, one per element.
+    Mask(Vec<bool>),
+    /// The shape of an input.
+    Shape(Vec<usize>),
+}
+
+/// What the layers of one grain have kept, last in first out.
+#[derive(Default)]
+pub struct Tape(Vec<Saved>);
+
+impl Tape {
+    fn push(&mut self, saved: Saved) {
+        self.0.push(saved);
+    }
+
+    fn pop(&mut self) -> Result<Saved> {
+        self.0.pop().ok_or_else(|| Error::Internal("backward without a forward".into()))
+    }
+
+    fn pop_tensor(&mut self) -> Result<Tensor> {
+        match self.pop()? {
+            Saved::Tensor(t) => Ok(t),
+            _ => Err(Error::Internal("the tape holds something else".into())),
+        }
+    }
+
+    fn pop_values(&mut self) -> Result<Vec<f32>> {
+        match self.pop()? {
+            Saved::Values(v) => Ok(v),
+            _ => Err(Error::Internal("the tape holds something else".into())),
+        }
+    }
+
+    fn pop_shape(&mut self) -> Result<Vec<usize>> {
+        match self.pop()? {
+            Saved::Shape(s) => Ok(s),
+            _ => Err(Error::Internal("the tape holds something else".into())),
+        }
+    }
+}
+
+/// One layer, or a container of layers.
+pub trait Layer: Send + Sync {
+    /// `x`: `[n, c, h, w]` or `[n, features]`, f32.
+    ///
+    /// # Errors
+    /// A shape that does not fit.
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor>;
+
+    /// The gradient of the input, if `need_dx`; gradients of trained parameters are *added* to `grads`.
+    ///
+    /// # Errors
+    /// A tape that was not written by this layer's forward.
+    fn backward(
+        &self,
+        dy: &Tensor,
+        pass: &Pass<'_>,
+        tape: &mut Tape,
+        grads: &mut Gradients,
+        need_dx: bool,
+    ) -> Result<Option<Tensor>>;
+
+    /// How many layers a person would count.
+    fn leaves(&self) -> usize {
+        1
+    }
+
+    /// Kind and hyper-parameters, for the key of cached features: equal text and equal weights mean equal outputs.
+    fn describe(&self, out: &mut String);
+
+    /// Parameters of this layer, in order.
+    fn params(&self, _out: &mut Vec<ParamId>) {}
+
+    /// Running statistics of this layer (mean, variance), in order.
+    fn norms(&self, _out: &mut Vec<(BufferId, BufferId)>) {}
+}
+
+/// The elements of a contiguous CPU tensor.
+pub fn host(t: &Tensor) -> Result<impl Deref<Target = [f32]> + '_> {
+    struct Host<G> {
+        guard: G,
+        start: usize,
+        len: usize,
+    }
+    impl<G: Deref<Target = Storage>> Deref for Host<G> {
+        type Target = [f32];
+        fn deref(&self) -> &[f32] {
+            match &*self.guard {
+                Storage::Cpu(candle_core::CpuStorage::F32(v)) => &v[self.start..self.start + self.len],
+                _ => unreachable!("checked below"),
+            }
+        }
+    }
+    let (guard, layout) = t.storage_and_layout();
+    if !matches!(&*guard, Storage::Cpu(candle_core::CpuStorage::F32(_))) || !layout.is_contiguous() {
+        return Err(Error::Internal("a layer was given something else than contiguous f32 on the CPU".into()));
+    }
+    let (start, len) = (layout.start_offset(), layout.shape().elem_count());
+    Ok(Host { guard, start, len })
+}
+
+/// A tensor that owns `data`.
+pub fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
+    Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
+}
+
+fn dims4(x: &Tensor) -> Result<(usize, usize, usize, usize)> {
+    Ok(x.dims4()?)
+}

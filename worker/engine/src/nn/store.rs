@@ -1,0 +1,214 @@
+//! Parameters and buffers of a network in flat memory, in the order in which the network names them.
+
+use std::ops::Range;
+
+use super::{BatchNorm, Conv2d, Depthwise, Linear, Padding};
+use crate::num::rng::{Philox, name_id};
+
+/// A trainable tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ParamId(pub usize);
+
+/// A tensor that is not trained, such as a running mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BufferId(pub usize);
+
+/// Name, shape and place of one tensor.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// As torchvision calls it.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Where its elements lie.
+    pub range: Range<usize>,
+}
+
+/// All tensors of one network.
+#[derive(Clone, Debug, Default)]
+pub struct Store {
+    /// Parameters, in order.
+    pub params: Vec<Entry>,
+    /// Buffers, in order.
+    pub buffers: Vec<Entry>,
+    /// Elements of the parameters.
+    pub values: Vec<f32>,
+    /// Elements of the buffers.
+    pub buffer_values: Vec<f32>,
+}
+
+impl Store {
+    /// The elements of a parameter.
+    pub fn param(&self, id: ParamId) -> &[f32] {
+        &self.values[self.params[id.0].range.clone()]
+    }
+
+    /// The elements of a buffer.
+    pub fn buffer(&self, id: BufferId) -> &[f32] {
+        &self.buffer_values[self.buffers[id.0].range.clone()]
+    }
+
+    fn add(list: &mut Vec<Entry>, values: &mut Vec<f32>, name: String, shape: &[usize]) -> usize {
+        let start = values.len();
+        let len: usize = shape.iter().product();
+        values.resize(start + len, 0.0);
+        list.push(Entry { name, shape: shape.to_vec(), range: start..start + len });
+        list.len() - 1
+    }
+}
+
+/// What a stage trains, and where each gradient lies in the flat buffer.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    slots: Vec<Option<Range<usize>>>,
+    stats: Vec<Option<Range<usize>>>,
+    len: usize,
+    params_len: usize,
+}
+
+impl Layout {
+    /// Slots for `trained` parameters, and two sums per channel for each batch-norm in `norms` (by its mean's buffer).
+    pub fn new(store: &Store, trained: &[ParamId], norms: &[BufferId]) -> Self {
+        let mut layout = Self {
+            slots: vec![None; store.params.len()],
+            stats: vec![None; store.buffers.len()],
+            len: 0,
+            params_len: 0,
+        };
+        for id in trained {
+            layout.slots[id.0] = Some(layout.take(store.params[id.0].range.len()));
+        }
+        layout.params_len = layout.len;
+        for id in norms {
+            layout.stats[id.0] = Some(layout.take(2 * store.buffers[id.0].range.len()));
+        }
+        layout
+    }
+
+    fn take(&mut self, len: usize) -> Range<usize> {
+        let start = self.len;
+        self.len += len;
+        start..self.len
+    }
+
+    /// Where the gradient of a parameter lies, if it is trained.
+    pub fn slot(&self, id: ParamId) -> Option<Range<usize>> {
+        self.slots[id.0].clone()
+    }
+
+    /// Where the statistics of a batch-norm lie, if it uses those of the grain.
+    pub fn stats(&self, mean: BufferId) -> Option<Range<usize>> {
+        self.stats[mean.0].clone()
+    }
+
+    /// Elements of the whole flat buffer.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Elements that are gradients; what follows are statistics.
+    pub fn params_len(&self) -> usize {
+        self.params_len
+    }
+
+    /// Trained parameters in order, with their slots.
+    pub fn trained(&self) -> impl Iterator<Item = (ParamId, Range<usize>)> + '_ {
+        self.slots.iter().enumerate().filter_map(|(i, r)| Some((ParamId(i), r.clone()?)))
+    }
+
+    /// Batch-norms that use the grain's statistics: buffer of the mean, place of the sums.
+    pub fn norms(&self) -> impl Iterator<Item = (BufferId, Range<usize>)> + '_ {
+        self.stats.iter().enumerate().filter_map(|(i, r)| Some((BufferId(i), r.clone()?)))
+    }
+}
+
+/// The flat gradient of one grain.
+pub struct Gradients<'a> {
+    layout: &'a Layout,
+    /// The elements.
+    pub flat: Vec<f32>,
+    /// Which parameters backward has reached.
+    pub touched: Vec<bool>,
+}
+
+impl<'a> Gradients<'a> {
+    /// Zeros.
+    pub fn new(layout: &'a Layout) -> Self {
+        Self { layout, flat: vec![0.0; layout.len()], touched: vec![false; layout.slots.len()] }
+    }
+
+    /// Where to add the gradient of a parameter; `None` if it is frozen.
+    pub fn slot(&mut self, id: ParamId) -> Option<&mut [f32]> {
+        let range = self.layout.slot(id)?;
+        self.touched[id.0] = true;
+        Some(&mut self.flat[range])
+    }
+
+    /// Where to add the sums of a batch-norm.
+    pub fn stats(&mut self, mean: BufferId) -> Option<&mut [f32]> {
+        Some(&mut self.flat[self.layout.stats(mean)?])
+    }
+}
+
+/// Creates layers, names their tensors and fills them with their initial values.
+pub struct Builder {
+    /// What has been created so far.
+    pub store: Store,
+    rng: Philox,
+}
+
+impl Builder {
+    /// Initial values are a pure function of seed and name, so ranks need no broadcast.
+    pub fn new(seed: u32) -> Self {
+        Self { store: Store::default(), rng: Philox::new(seed, "init") }
+    }
+
+    fn param(
+        &mut self,
+        name: String,
+        shape: &[usize],
+        mut init: impl FnMut(&mut crate::num::rng::Stream) -> f32,
+    ) -> ParamId {
+        let id = Store::add(&mut self.store.params, &mut self.store.values, name, shape);
+        let entry = &self.store.params[id];
+        let mut stream = self.rng.stream(name_id(&entry.name), 0);
+        self.store.values[entry.range.clone()].iter_mut().for_each(|v| *v = init(&mut stream));
+        ParamId(id)
+    }
+
+    /// A convolution without bias; weights are Kaiming-normal over the fan out, as torchvision's are.
+    pub fn conv(&mut self, name: &str, (cin, cout): (usize, usize), k: usize, stride: usize, pad: Padding) -> Conv2d {
+        let std = (2.0 / (cout * k * k) as f32).sqrt();
+        let w = self.param(format!("{name}.weight"), &[cout, cin, k, k], |s| s.normal() * std);
+        Conv2d { w, cin, cout, k, stride, pad }
+    }
+
+    /// A depthwise convolution without bias.
+    pub fn depthwise(&mut self, name: &str, c: usize, k: usize, stride: usize, pad: Padding) -> Depthwise {
+        let std = (2.0 / (k * k) as f32).sqrt();
+        let w = self.param(format!("{name}.weight"), &[c, 1, k, k], |s| s.normal() * std);
+        Depthwise { w, c, k, stride, pad }
+    }
+
+    /// Batch-norm over channels (or features).
+    pub fn norm(&mut self, name: &str, c: usize) -> BatchNorm {
+        let gamma = self.param(format!("{name}.weight"), &[c], |_| 1.0);
+        let beta = self.param(format!("{name}.bias"), &[c], |_| 0.0);
+        let mut buffer = |what: &str, value: f32| {
+            let store = &mut self.store;
+            let id = Store::add(&mut store.buffers, &mut store.buffer_values, format!("{name}.{what}"), &[c]);
+            store.buffer_values[store.buffers[id].range.clone()].fill(value);
+            BufferId(id)
+        };
+        let (mean, var) = (buffer("running_mean", 0.0), buffer("running_var", 1.0));
+        BatchNorm { gamma, beta, mean, var, c, eps: 1e-5 }
+    }
+
+    /// A fully connected layer; uniform in ±1/√in, as PyTorch's.
+    pub fn linear(&mut self, name: &str, (input, output): (usize, usize)) -> Linear {
+        let bound = 1.0 / (input as f32).sqrt();
+        let w = self.param(format!("{name}.weight"), &[output, input], |s| s.range(-bound, bound));
+        let b = self.param(format!("{name}.bias"), &[output], |s| s.range(-bound, bound));
+        Linear { w, b, input, output }
+    }
+}

@@ -1,0 +1,82 @@
+//! Finite differences and comparisons, for the tests of layers.
+
+use candle_core::Tensor;
+
+use super::{BufferId, Gradients, Layer, Layout, ParamId, Pass, Store, Tape, host, tensor};
+use crate::num::rng::Philox;
+
+/// Reproducible normal numbers.
+pub fn input(shape: &[usize]) -> Tensor {
+    let mut s = Philox::new(9, "input").stream(shape.iter().product::<usize>() as u64, 0);
+    tensor((0..shape.iter().product()).map(|_| s.normal()).collect(), shape).unwrap()
+}
+
+pub fn assert_close(a: &Tensor, b: &Tensor, tolerance: f32) {
+    assert_eq!(a.dims(), b.dims());
+    let b = b.contiguous().unwrap();
+    let (a, b) = (host(a).unwrap(), host(&b).unwrap());
+    for (i, (a, b)) in a.iter().zip(b.iter()).enumerate() {
+        assert!((a - b).abs() <= tolerance * (1.0 + b.abs()), "element {i}: {a} against {b}");
+    }
+}
+
+/// Compares every parameter's and the input's gradient of `Σ y·c` (fixed random `c`) with central differences.
+pub fn check_gradients(layer: &dyn Layer, store: &Store, shape: &[usize]) {
+    let (mut params, mut norms) = (Vec::new(), Vec::new());
+    layer.params(&mut params);
+    layer.norms(&mut norms);
+    let norms: Vec<BufferId> = norms.iter().map(|n| n.0).collect();
+    check_gradients_of(layer, store, shape, &Layout::new(store, &params, &norms));
+}
+
+pub fn check_gradients_of(layer: &dyn Layer, store: &Store, shape: &[usize], layout: &Layout) {
+    let x = input(shape);
+    let run = |store: &Store, x: &Tensor| {
+        let pass = Pass { store, layout: Some(layout), dropout: None };
+        let mut tape = Tape::default();
+        let y = layer.forward(x, &pass, &mut tape).unwrap();
+        (y, tape)
+    };
+    let (y, mut tape) = run(store, &x);
+    let c = input(y.dims());
+    let dot = |y: &Tensor| -> f64 {
+        let (y, c) = (host(y).unwrap(), host(&c).unwrap());
+        y.iter().zip(c.iter()).map(|(y, c)| f64::from(*y) * f64::from(*c)).sum()
+    };
+    let pass = Pass { store, layout: Some(layout), dropout: None };
+    let mut grads = Gradients::new(layout);
+    let dx = layer.backward(&c, &pass, &mut tape, &mut grads, true).unwrap().unwrap();
+    // Where two step sizes disagree the function has a kink between them, and no derivative to compare with.
+    let (mut compared, mut kinks) = (0, 0);
+    let mut check = |what: &str, ours: f32, moved: &dyn Fn(f32) -> f64| {
+        let slope = |step: f32| (moved(step) - moved(-step)) / (2.0 * f64::from(step));
+        let (numeric, finer) = (slope(1e-2), slope(4e-3));
+        let close = |a: f64, b: f64| (a - b).abs() < 2e-2 * (1.0 + b.abs());
+        if close(numeric, finer) {
+            compared += 1;
+            assert!(close(f64::from(ours), numeric), "{what}: {ours} against {numeric}");
+        } else {
+            kinks += 1;
+        }
+    };
+    let values = host(&x).unwrap().to_vec();
+    for i in (0..values.len()).step_by(1 + values.len() / 40) {
+        check(&format!("dx[{i}]"), host(&dx).unwrap()[i], &|by| {
+            let mut v = values.clone();
+            v[i] += by;
+            dot(&run(store, &tensor(v, shape).unwrap()).0)
+        });
+    }
+    for (ParamId(p), slot) in layout.trained() {
+        let range = store.params[p].range.clone();
+        for i in (0..range.len()).step_by(1 + range.len() / 20) {
+            check(&format!("{}[{i}]", store.params[p].name), grads.flat[slot.start + i], &|by| {
+                let mut store = store.clone();
+                store.values[range.start + i] += by;
+                dot(&run(&store, &x).0)
+            });
+        }
+        assert!(grads.touched[p]);
+    }
+    assert!(kinks * 4 <= compared, "{kinks} kinks, {compared} compared");
+}

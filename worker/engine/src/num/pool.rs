@@ -1,0 +1,23 @@
+//! The rank's threads. Work is split over outputs only, so their number never shows in a result.
+
+use std::sync::OnceLock;
+
+static POOL: OnceLock<rayon::ThreadPool> = OnceLock::new();
+
+/// Builds the pool; later calls have no effect.
+pub fn init(threads: usize) {
+    let _ = POOL.get_or_init(|| build(threads));
+}
+
+fn build(threads: usize) -> rayon::ThreadPool {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("compute-{i}"))
+        .build()
+        .expect("the machine can start threads")
+}
+
+/// Runs `work` inside the pool.
+pub fn run<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    POOL.get_or_init(|| build(0)).install(work)
+}

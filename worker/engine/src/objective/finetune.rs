@@ -1,0 +1,24 @@
+//! Staged fine-tuning: cross-entropy with the labels.
+
+use tl_proto::{
+    catalog::{Entry, entry, number},
+    spec::Params,
+};
+
+use super::{Batch, Objective, cross_entropy};
+
+pub(super) const OBJECTIVE: Objective = Objective {
+    entry: || Entry {
+        params: vec![number("label_smoothing", 0.0, 0.0, 0.9, "part of the target spread evenly over all classes")],
+        ..entry("finetune", "staged fine-tuning: feature extraction, partial, full, progressive unfreezing")
+    },
+    loss: |params: &Params, batch: &Batch<'_>| {
+        let smoothing = super::number(params, "label_smoothing", 0.0);
+        if smoothing == 0.0 {
+            return cross_entropy(batch.logits, batch.targets);
+        }
+        let classes = batch.targets.dim(1)? as f64;
+        let smoothed = batch.targets.affine(1.0 - smoothing, smoothing / classes)?;
+        cross_entropy(batch.logits, &smoothed)
+    },
+};

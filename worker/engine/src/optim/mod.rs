@@ -1,0 +1,71 @@
+//! Optimizers over flat memory. A new one is a file here and a line in [`ALL`].
+
+mod adamw;
+pub mod schedule;
+mod sgd;
+
+use std::ops::Range;
+
+use tl_proto::{
+    catalog::{Entry, entry},
+    spec::OptimizerSection,
+};
+
+/// One run of parameters with settings of its own.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Where its values and moments lie.
+    pub values: Range<usize>,
+    /// Where its gradient lies.
+    pub gradient: Range<usize>,
+    /// Times the learning rate.
+    pub lr_scale: f64,
+    /// Whether weight decay applies: matrices and kernels only.
+    pub decays: bool,
+}
+
+/// Everything an optimizer remembers; one value per parameter of the whole network, trained now or not.
+#[derive(Clone, Debug, Default)]
+pub struct Moments {
+    /// First moment, or momentum.
+    pub first: Vec<f32>,
+    /// Second moment; empty where there is none.
+    pub second: Vec<f32>,
+    /// Running products of the betas, in f64: `powi` would not give the same bits everywhere.
+    pub products: [f64; 2],
+}
+
+/// One optimizer.
+pub struct Optimizer {
+    /// Name in the job file.
+    pub name: &'static str,
+    /// One sentence.
+    pub doc: &'static str,
+    /// Fresh moments for `n` parameters.
+    pub init: fn(n: usize) -> Moments,
+    /// One update: `mean` is the mean gradient, `lr` the rate of this step.
+    pub step: fn(&OptimizerSection, &mut Moments, values: &mut [f32], mean: &[f32], &[Group], lr: f64),
+}
+
+/// Every optimizer.
+pub const ALL: &[Optimizer] = &[adamw::ENTRY, sgd::ENTRY];
+
+/// The optimizer of a name that the check has let through; the first one otherwise.
+pub fn find(name: &str) -> &'static Optimizer {
+    ALL.iter().find(|o| o.name == name).unwrap_or(&ALL[0])
+}
+
+/// Scales a gradient to at most `limit`; returns the norm it had.
+pub fn clip(mean: &mut [f32], limit: Option<f64>) -> f64 {
+    let norm = libm::sqrt(crate::num::squared_norm(mean));
+    if let Some(limit) = limit.filter(|l| norm > *l) {
+        let scale = (limit / norm) as f32;
+        mean.iter_mut().for_each(|g| *g *= scale);
+    }
+    norm
+}
+
+/// What the catalog says.
+pub fn catalog() -> Vec<Entry> {
+    ALL.iter().map(|o| entry(o.name, o.doc)).collect()
+}

@@ -1,0 +1,113 @@
+//! Pretrained weights: read by name, checked by shape, refused with names.
+
+mod contract;
+
+use std::{collections::BTreeMap, path::Path};
+
+use candle_core::{DType, Device, Tensor};
+
+pub use contract::{Contract, Scale};
+
+use crate::{
+    Error, Result,
+    backbone::{Backbone, Network},
+    nn::Store,
+};
+
+/// Largest file of weights that is read, in bytes.
+const MAX_BYTES: u64 = 16 << 30;
+
+/// Tensors of a `.safetensors` or `.pth` file, as f32.
+///
+/// # Errors
+/// A file that is not there, not whole, or of another format.
+pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let shown = path.display();
+    let meta = std::fs::metadata(path)
+        .map_err(|e| Error::user(format!("weights `{shown}` cannot be read: {e}"), "check `model.weights`"))?;
+    if meta.len() > MAX_BYTES {
+        return Err(Error::user(format!("weights `{shown}` are larger than 16 GiB"), ""));
+    }
+    let bad = |e: candle_core::Error| {
+        let text = e.to_string();
+        let first = text.lines().next().unwrap_or_default().to_owned();
+        Error::user(format!("weights `{shown}` are not a whole file: {first}"), "give a `.safetensors` or `.pth` file")
+    };
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    let tensors: Vec<(String, Tensor)> = match extension {
+        "safetensors" => candle_core::safetensors::load(path, &Device::Cpu).map_err(bad)?.into_iter().collect(),
+        "pth" | "pt" | "bin" => {
+            let path = path.to_owned();
+            // The reader indexes into what the file claims: a panic there is a bad file, not a bug of the run.
+            let read = std::panic::catch_unwind(|| candle_core::pickle::read_all(path));
+            read.unwrap_or_else(|_| Err(candle_core::Error::Msg("the archive contradicts itself".into())))
+                .map_err(bad)?
+        }
+        _ => {
+            return Err(Error::user(
+                format!("weights `{shown}` are of no known format"),
+                "give a `.safetensors` or `.pth` file",
+            ));
+        }
+    };
+    let float = |t: Tensor| t.to_dtype(DType::F32).and_then(|t| t.contiguous());
+    tensors.into_iter().map(|(name, t)| Ok((name, float(t).map_err(bad)?))).collect()
+}
+
+/// Copies the tensors of `file` into `store`.
+///
+/// Names of the classifier are left alone unless `keep_head`; a classifier of another shape is refused then.
+///
+/// # Errors
+/// Names the tensors that are missing or have another shape.
+pub fn fill(
+    store: &mut Store,
+    file: &BTreeMap<String, Tensor>,
+    keep_head: impl Fn(&str) -> bool,
+    shown: &str,
+) -> Result<()> {
+    let (mut missing, mut wrong) = (Vec::new(), Vec::new());
+    let Store { params, buffers, values, buffer_values } = store;
+    for (list, values) in [(&*params, values), (&*buffers, buffer_values)] {
+        for entry in list.iter().filter(|e| keep_head(&e.name)) {
+            match file.get(&entry.name) {
+                None => missing.push(entry.name.clone()),
+                Some(t) if t.dims() != entry.shape => {
+                    wrong.push(format!("`{}` is {:?} instead of {:?}", entry.name, t.dims(), entry.shape));
+                }
+                Some(t) => values[entry.range.clone()].copy_from_slice(&crate::nn::host(t)?),
+            }
+        }
+    }
+    if missing.is_empty() && wrong.is_empty() {
+        return Ok(());
+    }
+    let some = |list: &[String]| {
+        let rest = list.len().saturating_sub(3);
+        let head = list[..list.len().min(3)].join(", ");
+        if rest > 0 { format!("{head} and {rest} more") } else { head }
+    };
+    let mut said = Vec::new();
+    if !missing.is_empty() {
+        said.push(format!("no {}", some(&missing)));
+    }
+    if !wrong.is_empty() {
+        said.push(some(&wrong));
+    }
+    Err(Error::user(
+        format!("weights `{shown}` are of another network: {}", said.join("; ")),
+        "`model.backbone` must be the network that the weights were trained with",
+    ))
+}
+
+/// Fills a new network from a file, all but the head unless it is kept.
+///
+/// # Errors
+/// See [`read`] and [`fill`].
+pub fn load(network: &mut Network, backbone: &Backbone, path: &Path, keep_head: bool) -> Result<()> {
+    let file = read(path)?;
+    let head = |name: &str| {
+        name.starts_with("head.") || name.strip_prefix(backbone.classifier).is_some_and(|r| r.starts_with('.'))
+    };
+    fill(&mut network.initial, &file, |name| keep_head || !head(name), &path.display().to_string())
+}
