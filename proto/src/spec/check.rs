@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{JobSpec, Params, SpecError, StageSection};
+use super::{JobSpec, Params, SpecError, StageSection, Views};
 use crate::catalog::{Catalog, Entry, ParamKind, nearest_hint};
 
 type Checked = Result<(), SpecError>;
@@ -130,6 +130,21 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     within("data.augment.rotate", data.augment.rotate, 0.0, 0.5)?;
     within("data.augment.zoom", data.augment.zoom, 0.0, 0.9)?;
     within("data.augment.crop", data.augment.crop, 0.0, 0.5)?;
+    let a = &data.augment;
+    let moves = a.rotate > 0.0 || a.zoom > 0.0 || a.crop > 0.0;
+    let views = if let Views::Fixed(n) = a.views { n } else { 0 };
+    require(views != 1 || !(moves || a.flip), || {
+        (
+            "`data.augment` changes nothing with one view, which is the sample as it is".into(),
+            "set `views = 4` (fixed, cacheable) or `views = \"fresh\"` (a new one each epoch)".into(),
+        )
+    })?;
+    require(views <= 2 || moves, || {
+        (
+            format!("{views} views, but there are only two different ones"),
+            "set `views = 2`, or `rotate`, `zoom` or `crop`".into(),
+        )
+    })?;
     let o = &spec.optimizer;
     within("optimizer.weight_decay", o.weight_decay, 0.0, 10.0)?;
     within("optimizer.momentum", o.momentum, 0.0, 0.9999)?;

@@ -4,13 +4,31 @@
 //! a result, no coordinator.
 
 pub mod backbone;
+pub mod cache;
+pub mod collective;
 pub mod data;
 mod error;
+pub mod eval;
+pub mod files;
+pub mod link;
 pub mod modifier;
 pub mod nn;
 pub mod num;
 pub mod objective;
 pub mod optim;
+pub mod train;
 pub mod weights;
 
 pub use error::{Error, Result};
+
+/// Everything that this build offers.
+pub fn catalog() -> tl_proto::catalog::Catalog {
+    tl_proto::catalog::Catalog {
+        backbones: backbone::catalog(),
+        objectives: objective::catalog(),
+        modifiers: modifier::catalog(),
+        formats: data::catalog(),
+        optimizers: optim::catalog(),
+        schedules: optim::schedule::catalog(),
+    }
+}

@@ -1,6 +1,6 @@
 //! Random flips, turns, zooms and shifts of a training sample: one inverse map, bilinear, borders repeated.
 
-use tl_proto::spec::AugmentSection;
+use tl_proto::spec::{AugmentSection, Views};
 
 use crate::num::rng::Philox;
 
@@ -17,19 +17,23 @@ impl View {
     /// The sample as it is.
     pub const PLAIN: Self = Self { flip: false, angle: 0.0, scale: 1.0, shift: (0.0, 0.0) };
 
-    /// View number `view` of a sample: a function of seed, content and number alone.
+    /// View number `view` of a sample: a function of seed, content and number alone. Fixed views take turns at being
+    /// mirrored, so that two of them always differ; endless ones toss a coin.
     pub fn draw(augment: &AugmentSection, seed: u32, digest: &[u8; 32], view: u64) -> Self {
         let content = u64::from_le_bytes(digest[..8].try_into().expect("a digest has 32 bytes"));
         let mut s = Philox::new(seed, "augment").stream(content ^ view.wrapping_mul(0x9E37_79B9_7F4A_7C15), 0);
         // Every draw is made whether used or not, so that switching one transform on leaves the others as they were.
-        let (flip, angle, scale) = (s.uniform() < 0.5, s.range(-1.0, 1.0), s.range(-1.0, 1.0));
+        let coin = s.uniform() < 0.5;
+        let flip = if augment.views == Views::Fresh { coin } else { view % 2 == 1 };
+        let (angle, scale) = (s.range(-1.0, 1.0), s.range(-1.0, 1.0));
         let shift = (s.range(-1.0, 1.0), s.range(-1.0, 1.0));
         let crop = augment.crop as f32;
         Self {
             flip: augment.flip && flip,
-            angle: angle * augment.rotate as f32 * std::f32::consts::TAU,
+            // Adding zero turns −0 into 0: equal transforms have equal text.
+            angle: angle * augment.rotate as f32 * std::f32::consts::TAU + 0.0,
             scale: 1.0 + scale * augment.zoom as f32,
-            shift: (shift.0 * crop, shift.1 * crop),
+            shift: (shift.0 * crop + 0.0, shift.1 * crop + 0.0),
         }
     }
 

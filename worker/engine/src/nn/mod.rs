@@ -26,7 +26,7 @@ pub use conv::{Conv2d, Padding};
 pub use depthwise::Depthwise;
 pub use dropout::Dropout;
 pub use linear::Linear;
-pub use norm::BatchNorm;
+pub use norm::{BatchNorm, update_running};
 pub use pool::{Flatten, GlobalAvgPool, MaxPool};
 pub use store::{BufferId, Builder, Gradients, Layout, ParamId, Store};
 

@@ -22,9 +22,14 @@ pub struct BatchNorm {
 /// Weight of a new step's statistics.
 const MOMENTUM: f64 = 0.1;
 
-/// Updates running statistics from the reduced sums of one step: `n` elements per channel.
-pub fn update_running(mean: &mut [f32], var: &mut [f32], sums: &[f32], n: f64) {
+/// Updates running statistics from the reduced sums of one step: Σ(x−r) and Σ(x−r)² per channel, then the number of
+/// elements of a channel.
+pub fn update_running(mean: &mut [f32], var: &mut [f32], sums: &[f32]) {
     let (a, q) = sums.split_at(mean.len());
+    let n = f64::from(q[mean.len()]);
+    if n < 1.0 {
+        return;
+    }
     for i in 0..mean.len() {
         let shift = f64::from(a[i]) / n;
         let biased = (f64::from(q[i]) / n - shift * shift).max(0.0);
@@ -107,6 +112,9 @@ impl Layer for BatchNorm {
         let g = host(dy)?;
         let mut dx = vec![0.0; if need_dx { g.len() } else { 0 }];
         let count = (n * len) as f64;
+        if let (true, Some(sums)) = (training, grads.stats(self.mean)) {
+            sums[2 * c] += count as f32;
+        }
         for ch in 0..c {
             let (mean, inv) = (stats[2 * ch], stats[2 * ch + 1]);
             let planes = (0..n).map(|i| (i * c + ch) * len);
@@ -193,7 +201,7 @@ mod tests {
     fn running_statistics_are_those_of_pytorch() {
         // torch.nn.BatchNorm1d(1) fed [1, 2, 4]: mean 7/3, unbiased variance 7/3; running = 0.1·7/3, 0.9 + 0.1·7/3.
         let (mut mean, mut var) = (vec![0.0], vec![1.0]);
-        update_running(&mut mean, &mut var, &[7.0, 21.0], 3.0);
+        update_running(&mut mean, &mut var, &[7.0, 21.0, 3.0]);
         assert!((mean[0] - 0.233_333_33).abs() < 1e-6 && (var[0] - 1.133_333_3).abs() < 1e-6);
     }
 
@@ -213,7 +221,7 @@ mod tests {
         let whole = sums(&x);
         let (a, b) =
             (sums(&x.narrow(0, 0, 2).unwrap().copy().unwrap()), sums(&x.narrow(0, 2, 4).unwrap().copy().unwrap()));
-        for i in 0..4 {
+        for i in 0..5 {
             assert!((whole[i] - a[i] - b[i]).abs() < 1e-4, "{i}");
         }
     }

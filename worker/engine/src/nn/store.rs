@@ -67,7 +67,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Slots for `trained` parameters, and two sums per channel for each batch-norm in `norms` (by its mean's buffer).
+    /// Slots for `trained` parameters, and for each batch-norm in `norms` (by its mean's
+    /// buffer) two sums per channel and a count.
     pub fn new(store: &Store, trained: &[ParamId], norms: &[BufferId]) -> Self {
         let mut layout = Self {
             slots: vec![None; store.params.len()],
@@ -80,7 +81,7 @@ impl Layout {
         }
         layout.params_len = layout.len;
         for id in norms {
-            layout.stats[id.0] = Some(layout.take(2 * store.buffers[id.0].range.len()));
+            layout.stats[id.0] = Some(layout.take(2 * store.buffers[id.0].range.len() + 1));
         }
         layout
     }

@@ -83,16 +83,24 @@ impl Contract {
             Ok(_) => {}
         }
         let text = std::fs::read_to_string(&path).map_err(Error::disk(format!("read `{}`", path.display())))?;
-        let mut contract: Self = serde_json::from_str(&text).map_err(|e| {
+        Self::parse(&text, &path.display().to_string()).map(Some)
+    }
+
+    /// Reads the text of a contract.
+    ///
+    /// # Errors
+    /// As [`Contract::beside`].
+    pub fn parse(text: &str, shown: &str) -> Result<Self> {
+        let mut contract: Self = serde_json::from_str(text).map_err(|e| {
             Error::user(
-                format!("`{}` is no preprocessing contract: {e}", path.display()),
+                format!("`{}` is no preprocessing contract: {e}", shown),
                 "write `preprocess` in the job instead",
             )
         })?;
         let [c, h, w] = contract.input_size;
         if c != 3 || h != w || !(8..=1024).contains(&h) {
             return Err(Error::user(
-                format!("`{}` wants an input of {c}x{h}x{w}", path.display()),
+                format!("`{}` wants an input of {c}x{h}x{w}", shown),
                 "the input must be 3 channels, square, 8 to 1024 pixels",
             ));
         }
@@ -101,9 +109,9 @@ impl Contract {
         }
         if !["tf_same", "symmetric"].contains(&contract.padding.as_str()) || contract.std.iter().any(|s| !s.is_normal())
         {
-            return Err(Error::user(format!("`{}` has an unknown padding, or a `std` of zero", path.display()), ""));
+            return Err(Error::user(format!("`{}` has an unknown padding, or a `std` of zero", shown), ""));
         }
-        Ok(Some(contract))
+        Ok(contract)
     }
 
     /// Whether strided layers pad as TensorFlow's "SAME".

@@ -111,3 +111,46 @@ pub fn load(network: &mut Network, backbone: &Backbone, path: &Path, keep_head: 
     };
     fill(&mut network.initial, &file, |name| keep_head || !head(name), &path.display().to_string())
 }
+
+/// The contract inside a `.safetensors` file of ours, if there is one.
+///
+/// # Errors
+/// A file that is not whole, or a contract that says something we cannot do.
+pub fn embedded(path: &Path) -> Result<Option<Contract>> {
+    if path.extension().is_none_or(|e| e != "safetensors") {
+        return Ok(None);
+    }
+    let Some(text) = metadata(path)?.remove("tl") else { return Ok(None) };
+    let about: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    about.get("contract").map(|c| Contract::parse(&c.to_string(), &path.display().to_string())).transpose()
+}
+
+/// Largest header of a `.safetensors` file, in bytes.
+const MAX_HEADER: u64 = 100 << 20;
+
+/// What a `.safetensors` file says of itself.
+///
+/// # Errors
+/// A file that is not whole.
+pub fn metadata(path: &Path) -> Result<BTreeMap<String, String>> {
+    use std::io::Read;
+    let shown = path.display();
+    let bad = |e: &dyn std::fmt::Display| {
+        Error::user(format!("`{shown}` is not a whole file of weights: {e}"), "check `model.weights`")
+    };
+    let mut file = std::fs::File::open(path).map_err(|e| bad(&e))?;
+    let mut len = [0; 8];
+    file.read_exact(&mut len).map_err(|e| bad(&e))?;
+    let len = u64::from_le_bytes(len);
+    if len > MAX_HEADER {
+        return Err(bad(&"its header is too long"));
+    }
+    let mut header = Vec::new();
+    file.take(len).read_to_end(&mut header).map_err(|e| bad(&e))?;
+    #[derive(serde::Deserialize)]
+    struct Header {
+        #[serde(default, rename = "__metadata__")]
+        metadata: BTreeMap<String, String>,
+    }
+    serde_json::from_slice::<Header>(&header).map(|h| h.metadata).map_err(|e| bad(&e))
+}

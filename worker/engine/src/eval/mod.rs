@@ -1,0 +1,144 @@
+//! What a finished model is worth: accuracy, per-class figures and the confusion matrix, as JSON and as text.
+
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+/// What was predicted for one sample.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    /// Its class.
+    pub label: usize,
+    /// The class with the largest logit.
+    pub predicted: usize,
+    /// Cross-entropy with the label.
+    pub loss: f64,
+}
+
+/// Figures of one class.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClassFigures {
+    /// Its name.
+    pub class: String,
+    /// Of those predicted as this class, the part that was.
+    pub precision: f64,
+    /// Of this class, the part that was found.
+    pub recall: f64,
+    /// Their harmonic mean.
+    pub f1: f64,
+    /// Samples of this class.
+    pub support: usize,
+}
+
+/// The classification report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Samples.
+    pub samples: usize,
+    /// Part that was right.
+    pub accuracy: f64,
+    /// Mean cross-entropy.
+    pub loss: f64,
+    /// By class.
+    pub classes: Vec<ClassFigures>,
+    /// Rows are true classes, columns predicted ones.
+    pub confusion: Vec<Vec<usize>>,
+}
+
+impl Evaluation {
+    /// Folds outcomes, in index order.
+    pub fn new(classes: &[String], outcomes: &[Outcome]) -> Self {
+        let k = classes.len();
+        let mut confusion = vec![vec![0; k]; k];
+        outcomes.iter().for_each(|o| confusion[o.label][o.predicted] += 1);
+        let ratio = |a: usize, b: usize| if b == 0 { 0.0 } else { a as f64 / b as f64 };
+        let figures = |c: usize| {
+            let hit = confusion[c][c];
+            let support = confusion[c].iter().sum();
+            let precision = ratio(hit, confusion.iter().map(|row| row[c]).sum());
+            let recall = ratio(hit, support);
+            let f1 = if hit == 0 { 0.0 } else { 2.0 * precision * recall / (precision + recall) };
+            ClassFigures { class: classes[c].clone(), precision, recall, f1, support }
+        };
+        let right = (0..k).map(|c| confusion[c][c]).sum();
+        let loss = outcomes.iter().map(|o| o.loss).sum::<f64>() / outcomes.len().max(1) as f64;
+        Self {
+            samples: outcomes.len(),
+            accuracy: ratio(right, outcomes.len()),
+            loss,
+            classes: (0..k).map(figures).collect(),
+            confusion,
+        }
+    }
+
+    /// The report as people read it.
+    pub fn to_text(&self) -> String {
+        let width = self.classes.iter().map(|c| c.class.chars().count()).max().unwrap_or(0).max(12);
+        let mut out = format!("{:>width$}  precision  recall  f1-score  support\n", "");
+        for c in &self.classes {
+            let _ = writeln!(
+                out,
+                "{:>width$}  {:>9.3}  {:>6.3}  {:>8.3}  {:>7}",
+                c.class, c.precision, c.recall, c.f1, c.support
+            );
+        }
+        let mean =
+            |f: fn(&ClassFigures) -> f64| self.classes.iter().map(f).sum::<f64>() / self.classes.len().max(1) as f64;
+        let (p, r, f) = (mean(|c| c.precision), mean(|c| c.recall), mean(|c| c.f1));
+        let _ = writeln!(out, "{:>width$}  {p:>9.3}  {r:>6.3}  {f:>8.3}  {:>7}", "macro mean", self.samples);
+        let _ = writeln!(out, "{:>width$}  {:>9.3}  loss {:.4}", "accuracy", self.accuracy, self.loss);
+        let _ = writeln!(out, "\nconfusion (rows: true, columns: predicted)");
+        for (c, row) in self.classes.iter().zip(&self.confusion) {
+            let cells: String = row.iter().map(|n| format!("{n:>6}")).collect();
+            let _ = writeln!(out, "{:>width$}{cells}", c.class);
+        }
+        out
+    }
+}
+
+/// Class and loss of one row of logits.
+pub fn judge(logits: &[f32], label: usize) -> Outcome {
+    let mut predicted = 0;
+    for (i, v) in logits.iter().enumerate() {
+        if *v > logits[predicted] {
+            predicted = i;
+        }
+    }
+    let largest = f64::from(logits[predicted]);
+    let total: f64 = logits.iter().map(|v| libm::exp(f64::from(*v) - largest)).sum();
+    Outcome { label, predicted, loss: libm::log(total) + largest - f64::from(logits[label]) }
+}
+
+/// Probabilities of one row of logits.
+pub fn softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exps: Vec<f64> = logits.iter().map(|v| libm::exp(f64::from(v - largest))).collect();
+    let total: f64 = exps.iter().sum();
+    exps.into_iter().map(|e| e / total).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_those_of_scikit_learn() {
+        // sklearn.metrics.classification_report([0,0,0,1,1,2], [0,0,1,1,2,2])
+        let pairs = [(0, 0), (0, 0), (0, 1), (1, 1), (1, 2), (2, 2)];
+        let outcomes = pairs.map(|(label, predicted)| Outcome { label, predicted, loss: 0.5 });
+        let e = Evaluation::new(&["a", "b", "c"].map(String::from), &outcomes);
+        assert_eq!((e.accuracy, e.loss), (4.0 / 6.0, 0.5));
+        let rows: Vec<_> = e.classes.iter().map(|c| (c.precision, c.recall, c.support)).collect();
+        assert_eq!(rows, [(1.0, 2.0 / 3.0, 3), (0.5, 0.5, 2), (0.5, 1.0, 1)]);
+        assert!((e.classes[0].f1 - 0.8).abs() < 1e-12 && e.confusion[0] == [2, 1, 0]);
+        assert!(e.to_text().contains("accuracy"));
+    }
+
+    #[test]
+    fn a_row_is_judged_by_its_largest_logit() {
+        let o = judge(&[0.0, 2.0, 1.0], 2);
+        assert_eq!(o.predicted, 1);
+        let p = softmax(&[0.0, 2.0, 1.0]);
+        assert!((o.loss + p[2].ln()).abs() < 1e-12 && (p.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,67 @@
+//! The rank's way out: everything that it tells the world, and the wish to stop.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// What is worth keeping in the history of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Notice {
+    /// A checkpoint was not whole; an older one is used.
+    CheckpointDamaged,
+    /// A checkpoint could not be written; training goes on.
+    CheckpointFailed,
+    /// Samples that would not decode were left out.
+    SamplesSkipped,
+    /// A segment of the cache was not whole; its samples are computed again.
+    CacheDamaged,
+    /// A stage ended early.
+    StoppedEarly,
+    /// Where training goes on.
+    Resumed,
+}
+
+/// One row of the training series.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Name of the stage.
+    pub stage: String,
+    /// Epochs done, within the stage.
+    pub epoch: f64,
+    /// `train.loss`, `val.accuracy` and so on.
+    pub values: std::collections::BTreeMap<String, f64>,
+}
+
+/// Where a rank reports to.
+pub trait Link: Send {
+    /// A row of the series.
+    fn row(&mut self, row: &Row);
+    /// Progress of what goes on now.
+    fn activity(&mut self, name: &str, done: u64, total: u64);
+    /// A checkpoint lies at `path` and may be published.
+    fn checkpoint(&mut self, step: u64, path: &Path);
+    /// A finished file.
+    fn artifact(&mut self, name: &str, path: &Path);
+    /// Something worth keeping.
+    fn notice(&mut self, notice: Notice, text: &str);
+    /// Whether the rank should stop at the next step.
+    fn stop_requested(&self) -> bool;
+}
+
+/// A link to nowhere, for tests and one-off evaluations.
+#[derive(Debug, Default)]
+pub struct Silent;
+
+impl Link for Silent {
+    fn row(&mut self, _: &Row) {}
+    fn activity(&mut self, _: &str, _: u64, _: u64) {}
+    fn checkpoint(&mut self, _: u64, _: &Path) {}
+    fn artifact(&mut self, _: &str, _: &Path) {}
+    fn notice(&mut self, _: Notice, _: &str) {}
+    fn stop_requested(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,47 @@
+//! Evaluation over all ranks: fixed batches, outcomes folded by index, no sample twice.
+
+use super::{inputs::Inputs, net};
+use crate::{
+    Error, Result,
+    collective::Collective,
+    eval::{self, Outcome},
+    nn::Store,
+};
+
+/// Samples of one evaluation batch.
+const BATCH: usize = 32;
+
+/// Judges every sample of `inputs`, in index order, on every rank.
+///
+/// # Errors
+/// A sample that cannot be read, a lost peer.
+pub fn evaluate(store: &Store, inputs: &Inputs<'_>, group: &mut dyn Collective) -> Result<Vec<Outcome>> {
+    let n = inputs.samples.len();
+    let labels = inputs.samples.dataset.labels();
+    let indices: Vec<usize> = (0..n).collect();
+    let mut said = Vec::new();
+    let batches = indices.chunks(BATCH).enumerate().filter(|(b, _)| b % group.world() == group.rank());
+    for (_, batch) in batches {
+        let x = inputs.batch(store, batch, 0, None)?;
+        let logits = inputs.net.forward(store, x, inputs.cut, inputs.net.network.units.len())?;
+        for (i, row) in batch.iter().zip(net::rows(&logits)?) {
+            let outcome = eval::judge(&row, labels[*i]);
+            said.extend((*i as u64).to_le_bytes());
+            said.extend((outcome.predicted as u64).to_le_bytes());
+            said.extend(outcome.loss.to_le_bytes());
+        }
+    }
+    let mut outcomes: Vec<Option<Outcome>> = vec![None; n];
+    for bytes in group.all_gather(said)? {
+        for line in bytes.chunks_exact(24) {
+            let word = |at: usize| u64::from_le_bytes(line[at..at + 8].try_into().expect("eight bytes"));
+            let index = word(0) as usize;
+            let slot = outcomes.get_mut(index).filter(|s| s.is_none());
+            let slot = slot.ok_or_else(|| Error::Internal(format!("sample {index} was evaluated twice")))?;
+            let predicted = (word(8) as usize).min(inputs.net.network.outputs - 1);
+            *slot = Some(Outcome { label: labels[index], predicted, loss: f64::from_bits(word(16)) });
+        }
+    }
+    let all: Option<Vec<Outcome>> = outcomes.into_iter().collect();
+    all.ok_or_else(|| Error::Internal("a sample was not evaluated".into()))
+}

@@ -1,0 +1,51 @@
+//! What a network is fed in a stage: cached features in front of its first trained unit, or pixels run up to there.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::{net::Net, samples::Samples};
+use crate::{
+    Result,
+    modifier::Mix,
+    nn::{Store, tensor},
+};
+
+/// The inputs of one network in one stage.
+pub struct Inputs<'a> {
+    /// The network.
+    pub net: &'a Net,
+    /// The data.
+    pub samples: &'a Samples,
+    /// Units before this one are frozen.
+    pub cut: usize,
+    /// Features of `(sample, view)` at `sample · views + view`, if they are cached.
+    pub features: Option<Vec<Vec<f32>>>,
+    /// Shape of one sample at the cut.
+    pub shape: Vec<usize>,
+}
+
+impl Inputs<'_> {
+    /// The batch in front of the cut: `[n, …]`. Mixing happens on pixels, so it rules cached features out.
+    ///
+    /// # Errors
+    /// A sample that cannot be read.
+    pub fn batch(&self, store: &Store, indices: &[usize], epoch: u64, mix: Option<Mix>) -> Result<Tensor> {
+        let shape: Vec<usize> = std::iter::once(indices.len()).chain(self.shape.iter().copied()).collect();
+        if let (Some(features), Some(views), None) = (&self.features, self.samples.views(), mix) {
+            let view = (epoch % views as u64) as usize;
+            let rows = indices.iter().flat_map(|i| &features[i * views + view]).copied().collect();
+            return tensor(rows, &shape);
+        }
+        let contract = &self.net.contract;
+        let rows: Vec<Vec<f32>> = indices
+            .par_iter()
+            .map(|i| self.samples.input(*i, self.samples.view(*i, epoch), contract))
+            .collect::<Result<_>>()?;
+        let mut pixels = rows.concat();
+        if let Some(mix) = mix {
+            pixels = mix.apply(&pixels, pixels.len() / indices.len());
+        }
+        let batch = crate::data::pixels::batch(pixels, indices.len(), contract.side())?;
+        self.net.forward(store, batch, 0, self.cut)
+    }
+}

@@ -1,0 +1,556 @@
+//! A run from its first sample to its exported model: the one loop, for one rank and for many.
+
+mod encode;
+mod evaluate;
+pub mod export;
+mod gate;
+mod inputs;
+pub mod net;
+pub mod probe;
+mod samples;
+mod stage;
+mod state;
+mod step;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+
+use tl_proto::spec::{DataSection, JobSpec};
+
+use self::{
+    encode::Encoded,
+    export::{PrefixFigures, Report, StageFigures},
+    inputs::Inputs,
+    net::Net,
+    samples::Samples,
+    stage::Stage,
+    state::{EpochFigures, RunState, Sums},
+    step::Step,
+};
+use crate::{
+    Error, Result,
+    collective::Collective,
+    data::sampler::{Epoch, steps_per_epoch},
+    eval::Evaluation,
+    link::{Link, Notice, Row},
+    nn,
+    objective::Objective,
+    optim,
+};
+
+/// What a rank is given.
+pub struct Config {
+    /// The job of one pipeline step.
+    pub spec: JobSpec,
+    /// Models of earlier steps.
+    pub inputs: BTreeMap<String, PathBuf>,
+    /// A folder for checkpoints and the exported model.
+    pub work: PathBuf,
+    /// The machine's feature cache.
+    pub cache: PathBuf,
+    /// Checkpoints to go on from, newest first; only rank 0 reads them.
+    pub resume: Vec<PathBuf>,
+}
+
+/// What does not change during a run.
+pub struct Run<'a> {
+    /// The job.
+    pub spec: &'a JobSpec,
+    /// Its data.
+    pub data: &'a DataSection,
+    /// What it minimises.
+    pub objective: &'static Objective,
+}
+
+/// Trains, evaluates and exports. Every rank of the group calls it with the same job; rank 0 reports.
+///
+/// # Errors
+/// Typed by what should happen next; see [`Error`].
+pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Report> {
+    let spec = &config.spec;
+    let missing = |what: &str| Error::user(format!("the job has no `[{what}]`"), format!("add a `[{what}]` section"));
+    let data = spec.data.as_ref().ok_or_else(|| missing("data"))?;
+    let model = spec.model.as_ref().ok_or_else(|| missing("model"))?;
+    let run = Run { spec, data, objective: Objective::find(&spec.job.kind) };
+    let train = Samples::open(data, "train", spec.job.seed, group, link)?;
+    let val = Samples::open(data, "val", spec.job.seed, group, link)?;
+    let classes = probe::same_classes(&*train.dataset, &*val.dataset)?;
+    let student = Net::build(model, classes.len(), false, spec.job.seed, &config.inputs)?;
+    let teacher = match spec.nets.get("teacher").filter(|_| run.objective.has_teacher()) {
+        Some(section) => Some(Net::build(section, classes.len(), true, spec.job.seed, &config.inputs)?),
+        None => None,
+    };
+    let optimizer = optim::find(&spec.optimizer.name);
+    let fresh = RunState::new(&student.network.initial, (optimizer.init)(student.network.initial.values.len()));
+    let state = resume(config, fresh, group, link)?;
+    let mut looped = Loop {
+        config,
+        run,
+        net: &student,
+        teacher: teacher.as_ref(),
+        train: &train,
+        val: &val,
+        classes: &classes,
+        state,
+        prefix: PrefixFigures::default(),
+        stages: Vec::new(),
+        pending: None,
+        failed_checkpoints: 0,
+    };
+    looped.run(optimizer, group, link)
+}
+
+/// Rank 0 reads the newest checkpoint that is whole and hands it to the others.
+fn resume(config: &Config, fresh: RunState, group: &mut dyn Collective, link: &mut dyn Link) -> Result<RunState> {
+    let mut bytes = Vec::new();
+    if group.rank() == 0 {
+        for path in &config.resume {
+            let found = std::fs::read(path).ok();
+            if found.as_ref().is_some_and(|b| RunState::from_bytes(b.clone(), &fresh.store).is_some()) {
+                bytes = found.unwrap_or_default();
+                break;
+            }
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            link.notice(
+                Notice::CheckpointDamaged,
+                &format!("checkpoint `{name}` is not whole; the one before it is used"),
+            );
+        }
+    }
+    let bytes = group.broadcast(bytes, 0)?;
+    if bytes.is_empty() {
+        return Ok(fresh);
+    }
+    let state = RunState::from_bytes(bytes, &fresh.store)
+        .ok_or_else(|| Error::Internal("the state of rank 0 is not whole".into()))?;
+    if group.rank() == 0 {
+        link.notice(
+            Notice::Resumed,
+            &format!("training goes on from step {} with {} ranks", state.progress.step, group.world()),
+        );
+    }
+    Ok(state)
+}
+
+struct Loop<'a> {
+    config: &'a Config,
+    run: Run<'a>,
+    net: &'a Net,
+    teacher: Option<&'a Net>,
+    train: &'a Samples,
+    val: &'a Samples,
+    classes: &'a [String],
+    state: RunState,
+    prefix: PrefixFigures,
+    stages: Vec<StageFigures>,
+    /// A checkpoint that may be published once the next reduction has proved that all ranks have its state.
+    pending: Option<(u64, PathBuf)>,
+    failed_checkpoints: u32,
+}
+
+/// Features of both parts, by cut.
+#[derive(Default)]
+struct Features {
+    train: BTreeMap<usize, Vec<Vec<f32>>>,
+    val: BTreeMap<usize, Vec<Vec<f32>>>,
+}
+
+impl Loop<'_> {
+    fn run(&mut self, optimizer: &optim::Optimizer, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Report> {
+        let spec = self.run.spec;
+        let teacher_logits = self.teach(group, link)?;
+        let mut features = Features::default();
+        for (index, stage_spec) in spec.stage.iter().enumerate() {
+            let stage = Stage::resolve(self.net, &self.state.store, stage_spec)?;
+            self.stages.push(StageFigures {
+                name: stage_spec.name.clone(),
+                trained: stage.trained,
+                parameters: self.state.store.values.len(),
+                first_unit: self.net.network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default(),
+            });
+            if index < self.state.progress.stage {
+                continue;
+            }
+            self.encode(index, &stage, &mut features, group, link)?;
+            let inputs = self.inputs(self.net, self.train, stage.cut, features.train.get(&stage.cut).cloned())?;
+            let val = self.inputs(self.net, self.val, stage.cut, features.val.get(&stage.cut).cloned())?;
+            let teacher = match self.teacher {
+                Some(net) => Some(self.inputs(net, self.train, net.network.units.len(), teacher_logits.clone())?),
+                None => None,
+            };
+            self.stage(index, &stage, (&inputs, &val, teacher.as_ref()), optimizer, group, link)?;
+        }
+        // The empty reduction that proves that everyone has the last state.
+        group.barrier()?;
+        self.publish(group, link);
+        self.finish(group, link)
+    }
+
+    fn inputs<'n>(
+        &self,
+        net: &'n Net,
+        samples: &'n Samples,
+        cut: usize,
+        features: Option<Vec<Vec<f32>>>,
+    ) -> Result<Inputs<'n>> {
+        let store = if std::ptr::eq(net, self.net) { &self.state.store } else { &net.network.initial };
+        Ok(Inputs { net, samples, cut, features, shape: net.shape_at(store, cut)? })
+    }
+
+    /// The teacher's logits, once per sample and view.
+    fn teach(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Option<Vec<Vec<f32>>>> {
+        let (Some(net), true) = (self.teacher, self.cacheable()) else { return Ok(None) };
+        let cut = net.network.units.len();
+        let mut done = self.encoded(net, &net.network.initial.clone(), &[cut], self.train, group, link)?;
+        Ok(done.by_cut.remove(&cut))
+    }
+
+    /// Whether what comes out of a frozen prefix on training samples can be used again.
+    fn cacheable(&self) -> bool {
+        self.train.views().is_some() && !self.run.spec.modifiers.contains_key("mixup")
+    }
+
+    fn encoded(
+        &mut self,
+        net: &Net,
+        store: &nn::Store,
+        cuts: &[usize],
+        samples: &Samples,
+        group: &mut dyn Collective,
+        link: &mut dyn Link,
+    ) -> Result<Encoded> {
+        let done = encode::encode(net, store, cuts, samples, &self.config.cache, group, link)?;
+        self.prefix.computed += done.computed;
+        self.prefix.needed += (samples.len() * samples.views().unwrap_or(1)) as u64;
+        Ok(done)
+    }
+
+    /// Makes sure that the features of this stage are there; with them those of every later stage whose prefix will not
+    /// have changed by then, so that the prefix runs once.
+    fn encode(
+        &mut self,
+        index: usize,
+        stage: &Stage,
+        features: &mut Features,
+        group: &mut dyn Collective,
+        link: &mut dyn Link,
+    ) -> Result<()> {
+        if stage.cut == 0 || features.val.contains_key(&stage.cut) {
+            return Ok(());
+        }
+        let (mut cuts, mut lowest) = (vec![stage.cut], stage.cut);
+        for later in &self.run.spec.stage[index + 1..] {
+            let cut = Stage::resolve(self.net, &self.state.store, later)?.cut;
+            if cut <= lowest && cut > 0 {
+                cuts.push(cut);
+            }
+            lowest = lowest.min(cut);
+        }
+        cuts.sort_unstable();
+        cuts.dedup();
+        let (net, store) = (self.net, self.state.store.clone());
+        let bytes = |cut: usize, rows: usize| -> Result<usize> {
+            Ok(net.shape_at(&store, cut)?.iter().product::<usize>() * 4 * rows)
+        };
+        let rows = self.train.len() * self.train.views().unwrap_or(1) + self.val.len();
+        let mut fitting = Vec::new();
+        for cut in cuts {
+            if bytes(cut, rows)? <= encode::BUDGET {
+                fitting.push(cut);
+            }
+        }
+        if fitting.is_empty() {
+            return Ok(());
+        }
+        // A stage that has changed the prefix leaves features of the old one behind.
+        *features = Features::default();
+        if self.cacheable() {
+            features.train = self.encoded(net, &store, &fitting, self.train, group, link)?.by_cut;
+        }
+        features.val = self.encoded(net, &store, &fitting, self.val, group, link)?.by_cut;
+        Ok(())
+    }
+
+    fn stage(
+        &mut self,
+        index: usize,
+        stage: &Stage,
+        (inputs, val, teacher): (&Inputs<'_>, &Inputs<'_>, Option<&Inputs<'_>>),
+        optimizer: &optim::Optimizer,
+        group: &mut dyn Collective,
+        link: &mut dyn Link,
+    ) -> Result<()> {
+        let spec = self.run.spec;
+        let section = &spec.stage[index];
+        let norms: Vec<usize> = stage.norms.iter().flat_map(|(m, v)| [m.0, v.0]).collect();
+        if !self.state.progress.stage_open {
+            if section.reset_optimizer {
+                self.state.moments = (optimizer.init)(self.state.store.values.len());
+            }
+            let digest = gate::frozen_digest(&self.state, &self.net.network.initial, &stage.layout, &norms);
+            let p = &mut self.state.progress;
+            (p.stage, p.stage_open, p.frozen, p.watched) = (index, true, digest, 0);
+            (p.best, p.stop_wait, p.plateau_wait, p.plateau_factor) = (None, 0, 0, 1.0);
+            self.state.best = None;
+        }
+        let (n, batch) = (self.train.len(), self.run.data.batch as usize);
+        let per_epoch = steps_per_epoch(n, batch);
+        let total = u64::from(section.epochs) * per_epoch as u64;
+        let mut stopped = false;
+        while self.state.progress.epoch < section.epochs && !stopped {
+            let global = self.state.progress.epochs_before + u64::from(self.state.progress.epoch);
+            let epoch = Epoch::new(spec.job.seed, global, n, batch);
+            for k in self.state.progress.step_in_epoch..per_epoch {
+                let started = Instant::now();
+                let step = Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch: &epoch };
+                let reduced = step::compute(&step, k, group, link.stop_requested())?;
+                self.publish(group, link);
+                let p = &self.state.progress;
+                let factor = optim::schedule::factor(&section.schedule, p.stage_step, total, u64::from(section.warmup));
+                let lr = section.lr * factor * p.plateau_factor;
+                let norm = self.apply(stage, optimizer, &reduced, lr, k + 1)?;
+                self.report(group, link, &reduced, (lr, norm, started, per_epoch), total);
+                let every = u64::from(spec.checkpoint.every);
+                let due = every > 0 && self.state.progress.step.is_multiple_of(every);
+                if due || reduced.stop {
+                    self.checkpoint(group, link)?;
+                }
+                if reduced.stop {
+                    group.barrier()?;
+                    self.publish(group, link);
+                    return Err(Error::Stopped);
+                }
+            }
+            stopped = self.end_epoch(section, val, group, link)?;
+            if spec.checkpoint.every == 0 {
+                self.checkpoint(group, link)?;
+            }
+        }
+        if stopped && group.rank() == 0 {
+            link.notice(
+                Notice::StoppedEarly,
+                &format!(
+                    "stage `{}` ended after {} epochs without improvement",
+                    section.name, self.state.progress.epoch
+                ),
+            );
+        }
+        let digest = gate::frozen_digest(&self.state, &self.net.network.initial, &stage.layout, &norms);
+        gate::check_frozen(&self.state.progress, &digest, &section.name)?;
+        if let Some((values, buffers)) = self.state.best.take() {
+            (self.state.store.values, self.state.store.buffer_values) = (values, buffers);
+        }
+        let p = &mut self.state.progress;
+        p.epochs_before += u64::from(p.epoch);
+        (p.stage, p.epoch, p.step_in_epoch, p.stage_step, p.stage_open) = (index + 1, 0, 0, 0, false);
+        self.checkpoint(group, link)
+    }
+
+    /// The only place where the state changes: mean, gate, clip, update, running statistics.
+    fn apply(
+        &mut self,
+        stage: &Stage,
+        optimizer: &optim::Optimizer,
+        reduced: &step::Reduced,
+        lr: f64,
+        next: usize,
+    ) -> Result<f64> {
+        let params = stage.layout.params_len();
+        let n = reduced.samples as f32;
+        let mut mean: Vec<f32> = reduced.flat[..params].iter().map(|g| g / n).collect();
+        let names = &self.net.network.initial;
+        gate::check(&mut self.state.progress, names, &stage.layout, &reduced.touched, &mean)?;
+        let norm = optim::clip(&mut mean, self.run.spec.optimizer.clip_norm);
+        if !norm.is_finite() {
+            return Err(Error::NotFinite(format!(
+                "the gradient of step {} is not finite",
+                self.state.progress.step + 1
+            )));
+        }
+        let store = &mut self.state.store;
+        (optimizer.step)(
+            &self.run.spec.optimizer,
+            &mut self.state.moments,
+            &mut store.values,
+            &mean,
+            &stage.groups,
+            lr,
+        );
+        for (mean_id, var_id) in &stage.norms {
+            let Some(sums) = stage.layout.stats(*mean_id) else { continue };
+            let mut mean = store.buffer(*mean_id).to_vec();
+            let mut var = store.buffer(*var_id).to_vec();
+            nn::update_running(&mut mean, &mut var, &reduced.flat[sums]);
+            store.buffer_values[store.buffers[mean_id.0].range.clone()].copy_from_slice(&mean);
+            store.buffer_values[store.buffers[var_id.0].range.clone()].copy_from_slice(&var);
+        }
+        let p = &mut self.state.progress;
+        p.step += 1;
+        p.stage_step += 1;
+        p.step_in_epoch = next;
+        p.sums.samples += reduced.samples;
+        p.sums.loss += reduced.loss;
+        p.sums.correct += reduced.correct;
+        Ok(norm)
+    }
+
+    fn report(
+        &self,
+        group: &dyn Collective,
+        link: &mut dyn Link,
+        reduced: &step::Reduced,
+        (lr, norm, started, per_epoch): (f64, f64, Instant, usize),
+        total: u64,
+    ) {
+        if group.rank() != 0 {
+            return;
+        }
+        let p = &self.state.progress;
+        let n = reduced.samples as f64;
+        let rate = n / started.elapsed().as_secs_f64().max(1e-9);
+        let values = [
+            ("train.loss", reduced.loss / n),
+            ("train.accuracy", reduced.correct as f64 / n),
+            ("lr", lr),
+            ("grad_norm", norm),
+            ("samples_per_s", rate),
+        ];
+        let epoch = f64::from(p.epoch) + p.step_in_epoch as f64 / per_epoch as f64;
+        let stage = self.run.spec.stage[p.stage].name.clone();
+        link.row(&Row {
+            step: p.step,
+            stage: stage.clone(),
+            epoch,
+            values: values.map(|(k, v)| (k.to_owned(), v)).into(),
+        });
+        link.activity(&format!("train {stage}"), p.stage_step, total);
+    }
+
+    /// Evaluates and decides, from numbers that every rank has alike, whether the stage goes on.
+    fn end_epoch(
+        &mut self,
+        section: &tl_proto::spec::StageSection,
+        val: &Inputs<'_>,
+        group: &mut dyn Collective,
+        link: &mut dyn Link,
+    ) -> Result<bool> {
+        let outcomes = evaluate::evaluate(&self.state.store, val, group)?;
+        let evaluation = Evaluation::new(self.classes, &outcomes);
+        let p = &mut self.state.progress;
+        let sums = std::mem::take(&mut p.sums);
+        p.epoch += 1;
+        p.step_in_epoch = 0;
+        let Sums { samples, loss, correct } = sums;
+        let values: BTreeMap<String, f64> = [
+            ("train.loss", loss / samples.max(1) as f64),
+            ("train.accuracy", correct as f64 / samples.max(1) as f64),
+            ("val.loss", evaluation.loss),
+            ("val.accuracy", evaluation.accuracy),
+        ]
+        .map(|(k, v)| (k.to_owned(), v))
+        .into();
+        p.history.push(EpochFigures { stage: section.name.clone(), epoch: p.epoch, values: values.clone() });
+        if group.rank() == 0 {
+            let only_val = values.into_iter().filter(|(k, _)| k.starts_with("val.")).collect();
+            link.row(&Row { step: p.step, stage: section.name.clone(), epoch: f64::from(p.epoch), values: only_val });
+        }
+        let Some(stop) = &self.run.spec.stop else { return Ok(false) };
+        let (value, sign) =
+            if stop.monitor == "val.loss" { (evaluation.loss, -1.0) } else { (evaluation.accuracy, 1.0) };
+        let better = p.best.is_none_or(|best| (value - best) * sign > stop.min_delta);
+        if better {
+            p.best = Some(value);
+            (p.stop_wait, p.plateau_wait) = (0, 0);
+            if stop.restore_best {
+                self.state.best = Some((self.state.store.values.clone(), self.state.store.buffer_values.clone()));
+            }
+            return Ok(false);
+        }
+        p.stop_wait += 1;
+        p.plateau_wait += 1;
+        if let Some(factor) = stop.plateau_factor.filter(|_| p.plateau_wait >= stop.plateau_patience) {
+            p.plateau_factor *= factor;
+            p.plateau_wait = 0;
+        }
+        Ok(stop.patience.is_some_and(|patience| p.stop_wait > patience))
+    }
+
+    /// Writes a checkpoint aside; it is published once everyone is known to have its state.
+    fn checkpoint(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<()> {
+        if group.rank() != 0 {
+            return Ok(());
+        }
+        match self.state.save(&self.config.work) {
+            Ok(path) => {
+                self.failed_checkpoints = 0;
+                self.pending = Some((self.state.progress.step, path));
+                Ok(())
+            }
+            Err(e) => {
+                self.failed_checkpoints += 1;
+                link.notice(
+                    Notice::CheckpointFailed,
+                    &format!("{e}; training goes on ({} in a row)", self.failed_checkpoints),
+                );
+                if self.failed_checkpoints > self.run.spec.checkpoint.tolerate { Err(e) } else { Ok(()) }
+            }
+        }
+    }
+
+    fn publish(&mut self, group: &dyn Collective, link: &mut dyn Link) {
+        if let (0, Some((step, path))) = (group.rank(), self.pending.take()) {
+            link.checkpoint(step, &path);
+        }
+    }
+
+    /// The last evaluation, from pixels to figures, and the package.
+    fn finish(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Report> {
+        if group.rank() == 0 {
+            link.activity("evaluate", 0, self.val.len() as u64);
+        }
+        let cut = self.stages_cut()?;
+        let features = if cut > 0 {
+            self.encoded(self.net, &self.state.store.clone(), &[cut], self.val, group, link)?.by_cut.remove(&cut)
+        } else {
+            None
+        };
+        let inputs = self.inputs(self.net, self.val, cut, features)?;
+        let outcomes = evaluate::evaluate(&self.state.store, &inputs, group)?;
+        let spec = self.run.spec;
+        let report = Report {
+            job: spec.job.name.clone(),
+            kind: spec.job.kind.clone(),
+            steps: self.state.progress.step,
+            samples: [self.train.len(), self.val.len()],
+            prefix: self.prefix,
+            stages: self.stages.clone(),
+            history: self.state.progress.history.clone(),
+            evaluation: Evaluation::new(self.classes, &outcomes),
+        };
+        if group.rank() == 0 {
+            link.activity("export", 0, 1);
+            let dir = self.config.work.join("model");
+            for (name, path) in export::write(&dir, self.net, &self.state.store, self.classes, spec, &report)? {
+                link.artifact(name, &path);
+            }
+            link.activity("export", 1, 1);
+        }
+        // Nobody leaves while another may still need an answer.
+        group.barrier()?;
+        Ok(report)
+    }
+
+    /// The cut in front of everything that any stage has trained; 0 if nothing stays frozen or it would not fit.
+    fn stages_cut(&self) -> Result<usize> {
+        let mut cut = self.net.network.units.len();
+        for section in &self.run.spec.stage {
+            cut = cut.min(Stage::resolve(self.net, &self.state.store, section)?.cut);
+        }
+        if cut == 0 {
+            return Ok(0);
+        }
+        let width: usize = self.net.shape_at(&self.state.store, cut)?.iter().product();
+        Ok(if width * 4 * self.val.len() <= encode::BUDGET { cut } else { 0 })
+    }
+}

@@ -1,0 +1,121 @@
+//! A look at a job before it runs: lists the data, builds the networks, says what would happen, or refuses with names.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Config, export::StageFigures, net::Net, stage::Stage};
+use crate::{
+    Error, Result,
+    collective::partition::partition,
+    data::{self, Dataset, Subset, sampler::steps_per_epoch},
+    objective::Objective,
+};
+
+/// What would happen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Names of the classes.
+    pub classes: Vec<String>,
+    /// Training and validation samples.
+    pub samples: [usize; 2],
+    /// Digest of all sample names and contents: another one is another data set.
+    pub manifest: String,
+    /// Side of the input in pixels, scale and padding.
+    pub preprocess: String,
+    /// Steps of an epoch.
+    pub steps_per_epoch: usize,
+    /// Grains of a full step.
+    pub grains: u32,
+    /// Grains of each rank, for the most ranks that the job takes.
+    pub split: Vec<usize>,
+    /// What each stage trains.
+    pub stages: Vec<StageFigures>,
+}
+
+/// The classes of both parts, which must be the same.
+///
+/// # Errors
+/// Names a class that only one part has.
+pub fn same_classes(train: &dyn Dataset, val: &dyn Dataset) -> Result<Vec<String>> {
+    let (a, b) = (train.classes(), val.classes());
+    if let Some(odd) = b.iter().find(|c| !a.contains(c)) {
+        return Err(Error::user(
+            format!("class `{odd}` is in `data.val` but not in `data.train`"),
+            "both need the same classes",
+        ));
+    }
+    if let Some(odd) = a.iter().find(|c| !b.contains(c)) {
+        return Err(Error::user(
+            format!("class `{odd}` is in `data.train` but not in `data.val`"),
+            "both need the same classes",
+        ));
+    }
+    Ok(a.to_vec())
+}
+
+/// Looks at a job. A model of an earlier step that is not there yet is taken on trust.
+///
+/// # Errors
+/// Everything that would stop the run at its start.
+pub fn probe(config: &Config) -> Result<Plan> {
+    let spec = &config.spec;
+    let (Some(data), Some(model)) = (&spec.data, &spec.model) else {
+        return Err(Error::user("the job has no `[data]` or no `[model]`", "add the section"));
+    };
+    let mut train = data::open(data, "train", spec.job.seed)?;
+    let val = data::open(data, "val", spec.job.seed)?;
+    let classes = same_classes(&*train, &*val)?;
+    if let Some(n) = data.train_per_class {
+        train = Box::new(Subset::per_class(train, n as usize, spec.job.seed));
+    }
+    let mut hasher = blake3::Hasher::new();
+    for set in [&*train, &*val] {
+        for i in 0..set.labels().len() {
+            hasher.update(set.name(i).as_bytes()).update(&set.digest(i)).update(&set.labels()[i].to_le_bytes());
+        }
+    }
+    let later = |m: &tl_proto::spec::ModelSection| {
+        let step = m.weights.as_deref().and_then(|w| w.strip_prefix("step:"));
+        step.is_some_and(|s| !config.inputs.contains_key(s))
+    };
+    let mut model = model.clone();
+    if later(&model) {
+        model.weights = None;
+    }
+    let net = Net::build(&model, classes.len(), false, spec.job.seed, &config.inputs)?;
+    if Objective::find(&spec.job.kind).has_teacher()
+        && let Some(teacher) = spec.nets.get("teacher").filter(|t| !later(t))
+    {
+        if teacher.weights.is_none() {
+            return Err(Error::user(
+                "the teacher has no weights",
+                "set `nets.teacher.weights`: a random teacher teaches nothing",
+            ));
+        }
+        Net::build(teacher, classes.len(), true, spec.job.seed, &config.inputs)?;
+    }
+    let store = &net.network.initial;
+    net.shape_at(store, net.network.units.len())?;
+    let stages = spec.stage.iter().map(|s| {
+        let stage = Stage::resolve(&net, store, s)?;
+        let first_unit = net.network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default();
+        Ok(StageFigures { name: s.name.clone(), trained: stage.trained, parameters: store.values.len(), first_unit })
+    });
+    let stages = stages.collect::<Result<_>>()?;
+    let n = train.labels().len();
+    let split = partition(spec.grains() as usize, spec.cluster.ranks.max as usize);
+    Ok(Plan {
+        classes,
+        samples: [n, val.labels().len()],
+        manifest: hasher.finalize().to_hex().to_string(),
+        preprocess: format!(
+            "{} pixels, {:?}, {} padding",
+            net.contract.side(),
+            net.contract.scale,
+            net.contract.padding
+        ),
+        steps_per_epoch: steps_per_epoch(n, data.batch as usize),
+        grains: spec.grains(),
+        split: split.iter().map(std::ops::Range::len).collect(),
+        stages,
+    })
+}

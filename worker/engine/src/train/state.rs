@@ -1,0 +1,203 @@
+//! Everything mutable of a run in one value, independent of the number of ranks; and its checkpoint.
+
+use std::{collections::BTreeMap, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result, collective, files, nn::Store, optim::Moments};
+
+/// One epoch's figures.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EpochFigures {
+    /// Name of the stage.
+    pub stage: String,
+    /// Epoch within the stage, from 1.
+    pub epoch: u32,
+    /// `train.loss`, `val.accuracy` and so on.
+    pub values: BTreeMap<String, f64>,
+}
+
+/// Sums over the steps of an epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sums {
+    /// Samples.
+    pub samples: u64,
+    /// Σ loss.
+    pub loss: f64,
+    /// Right predictions, where targets are not mixed.
+    pub correct: u64,
+}
+
+/// The numbers of a run's state.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Current stage.
+    pub stage: usize,
+    /// Epochs done in it.
+    pub epoch: u32,
+    /// Steps done in the epoch.
+    pub step_in_epoch: usize,
+    /// Optimizer steps done in the run.
+    pub step: u64,
+    /// Steps done in the stage.
+    pub stage_step: u64,
+    /// Epochs begun before this stage, for the order of samples.
+    pub epochs_before: u64,
+    /// Whether the current stage has been set up.
+    pub stage_open: bool,
+    /// Learning rate reduced on plateaus: times this.
+    pub plateau_factor: f64,
+    /// Epochs without improvement, for plateaus.
+    pub plateau_wait: u32,
+    /// Epochs without improvement, for stopping.
+    pub stop_wait: u32,
+    /// Best value of the monitored metric in this stage.
+    pub best: Option<f64>,
+    /// Digest of what the stage must not change.
+    pub frozen: String,
+    /// Trained parameters whose gradient was once not zero, by index.
+    pub alive: Vec<bool>,
+    /// Steps that `alive` has watched.
+    pub watched: u32,
+    /// Sums of the current epoch.
+    pub sums: Sums,
+    /// Finished epochs.
+    pub history: Vec<EpochFigures>,
+    /// Running products of the optimizer's betas, as bits.
+    pub products: [u64; 2],
+}
+
+/// Everything mutable.
+#[derive(Clone, Debug, Default)]
+pub struct RunState {
+    /// Parameters and buffers.
+    pub store: Store,
+    /// The optimizer's memory.
+    pub moments: Moments,
+    /// Best values and buffers of the stage, if they are to be restored.
+    pub best: Option<(Vec<f32>, Vec<f32>)>,
+    /// The rest.
+    pub progress: Progress,
+}
+
+/// What a checkpoint is called on disk.
+pub fn file_name(step: u64) -> String {
+    format!("checkpoint-{step:010}.tlc")
+}
+
+const MAGIC: &[u8; 8] = b"tlckpt01";
+
+impl RunState {
+    /// A run that has not begun.
+    pub fn new(store: &Store, moments: Moments) -> Self {
+        let progress = Progress { plateau_factor: 1.0, ..Progress::default() };
+        Self { store: store.clone(), moments, best: None, progress }
+    }
+
+    /// The state as bytes that know whether they are whole.
+    ///
+    /// # Errors
+    /// None that can be caused from outside.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut progress = self.progress.clone();
+        progress.products = self.moments.products.map(f64::to_bits);
+        let json = serde_json::to_vec(&progress).map_err(|e| Error::Internal(e.to_string()))?;
+        let empty = (Vec::new(), Vec::new());
+        let best = self.best.as_ref().unwrap_or(&empty);
+        let mut out = MAGIC.to_vec();
+        out.extend((json.len() as u64).to_le_bytes());
+        out.extend(json);
+        for part in
+            [&self.store.values, &self.store.buffer_values, &self.moments.first, &self.moments.second, &best.0, &best.1]
+        {
+            out.extend((part.len() as u64).to_le_bytes());
+            out.extend(collective::to_bytes(part));
+        }
+        Ok(files::seal(out))
+    }
+
+    /// Reads what [`RunState::to_bytes`] wrote; `None` if it is not whole or not for a network of this size.
+    pub fn from_bytes(bytes: Vec<u8>, store: &Store) -> Option<Self> {
+        let bytes = files::unseal(bytes)?;
+        let rest = bytes.strip_prefix(MAGIC)?;
+        let take = |rest: &[u8], scale: usize| -> Option<(Vec<u8>, usize)> {
+            let (len, tail) = rest.split_first_chunk::<8>()?;
+            let len = usize::try_from(u64::from_le_bytes(*len)).ok()?.checked_mul(scale)?;
+            Some((tail.get(..len)?.to_vec(), 8 + len))
+        };
+        let (json, used) = take(rest, 1)?;
+        let mut rest = &rest[used..];
+        let mut progress: Progress = serde_json::from_slice(&json).ok()?;
+        let mut parts = Vec::new();
+        for _ in 0..6 {
+            let (part, used) = take(rest, 4)?;
+            rest = &rest[used..];
+            parts.push(collective::from_bytes(&part).ok()?);
+        }
+        let [values, buffers, first, second, best_values, best_buffers] = <[Vec<f32>; 6]>::try_from(parts).ok()?;
+        let fits = values.len() == store.values.len()
+            && buffers.len() == store.buffer_values.len()
+            && first.len() == values.len()
+            && (second.is_empty() || second.len() == values.len())
+            && (best_values.is_empty() || (best_values.len() == values.len() && best_buffers.len() == buffers.len()));
+        let products = progress.products.map(f64::from_bits);
+        progress.products = [0; 2];
+        let best = (!best_values.is_empty()).then_some((best_values, best_buffers));
+        let store = Store { values, buffer_values: buffers, ..store.clone() };
+        (fits && rest.is_empty()).then_some(Self {
+            store,
+            moments: Moments { first, second, products },
+            best,
+            progress,
+        })
+    }
+
+    /// Writes a checkpoint into `dir`; on error nothing is left behind.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn save(&self, dir: &Path) -> Result<std::path::PathBuf> {
+        let path = dir.join(file_name(self.progress.step));
+        files::write_whole(&path, &self.to_bytes()?)?;
+        Ok(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> (RunState, Store) {
+        let store = Store { values: vec![1.0, f32::NAN, 3.0], buffer_values: vec![4.0], ..Store::default() };
+        let mut state =
+            RunState::new(&store, Moments { first: vec![0.5; 3], second: vec![0.25; 3], products: [0.9, 0.1 + 0.2] });
+        state.best = Some((vec![7.0; 3], vec![8.0]));
+        state.progress.step = 12;
+        (state, store)
+    }
+
+    #[test]
+    fn a_state_comes_back_with_every_bit() {
+        let (state, store) = state();
+        let bytes = state.to_bytes().unwrap();
+        let back = RunState::from_bytes(bytes.clone(), &store).unwrap();
+        assert_eq!(back.to_bytes().unwrap(), bytes);
+        assert_eq!(back.moments.products, state.moments.products);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_damaged_checkpoint_is_refused_without_a_panic(at in 0usize..10_000, by in 1u8.., cut: bool, reseal: bool) {
+            let (state, store) = state();
+            let mut bytes = state.to_bytes().unwrap();
+            let at = at % bytes.len();
+            if cut { bytes.truncate(at) } else { bytes[at] ^= by }
+            if reseal && bytes.len() > 32 {
+                bytes.truncate(bytes.len() - 32);
+                let _ = RunState::from_bytes(files::seal(bytes), &store);
+            } else {
+                assert!(RunState::from_bytes(bytes, &store).is_none());
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! One step: own grains forward and backward, one reduction, one update.
+
+use candle_core::Var;
+use tl_proto::spec::Reduction;
+
+use super::{Run, inputs::Inputs, stage::Stage, state::RunState};
+use crate::{
+    Error, Result,
+    collective::{self, Collective, partition::partition, tree},
+    data::sampler::{Epoch, grain, grains_of},
+    eval,
+    modifier::{self, Mix},
+    nn::{DropoutDraw, Gradients, Layer, Pass, Tape, host, tensor},
+    num::rng::Philox,
+    objective::Batch,
+};
+
+/// What all ranks know of a step once it is reduced.
+pub struct Reduced {
+    /// Sums over all grains: gradients, then batch-norm sums.
+    pub flat: Vec<f32>,
+    /// Samples.
+    pub samples: u64,
+    /// Σ loss.
+    pub loss: f64,
+    /// Right predictions.
+    pub correct: u64,
+    /// Which parameters backward reached, here.
+    pub touched: Vec<bool>,
+    /// Whether any rank wants to stop.
+    pub stop: bool,
+}
+
+/// Bytes of one grain's line in the tally: index, samples, right ones, Σ loss.
+const LINE: usize = 32;
+
+/// Everything that a step reads.
+#[derive(Clone, Copy)]
+pub struct Step<'a> {
+    /// The job.
+    pub run: &'a Run<'a>,
+    /// Where it stands.
+    pub state: &'a RunState,
+    /// What is trained.
+    pub stage: &'a Stage,
+    /// What the network sees.
+    pub inputs: &'a Inputs<'a>,
+    /// The teacher's logits, where there is a teacher.
+    pub teacher: Option<&'a Inputs<'a>>,
+    /// The order of samples.
+    pub epoch: &'a Epoch,
+}
+
+/// Computes and reduces step `k` of an epoch. Nothing of `state` changes.
+///
+/// # Errors
+/// A sample that cannot be read, a loss that is not finite, a lost peer.
+pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool) -> Result<Reduced> {
+    let Step { run, state, stage, epoch, .. } = *step;
+    let slots = epoch.step(k);
+    let (batch, full) = (run.data.batch as usize, run.spec.grains() as usize);
+    let count = grains_of(slots.len(), batch, full);
+    let own = partition(count, group.world())[group.rank()].clone();
+    let mut stack: Vec<tree::Node> = Vec::new();
+    let mut tally = vec![u8::from(stop)];
+    let mut touched = vec![own.is_empty(); state.store.params.len()];
+    for s in own {
+        let positions = grain(slots.len(), count, s);
+        let draws: Vec<(usize, u64)> = positions.map(|p| epoch.draw(slots.start + p)).collect();
+        let one = step.grain(&draws, s)?;
+        touched.iter_mut().zip(&one.touched).for_each(|(t, o)| *t |= o);
+        tally.extend((s as u64).to_le_bytes());
+        tally.extend((draws.len() as u64).to_le_bytes());
+        tally.extend(one.correct.to_le_bytes());
+        tally.extend(one.loss.to_le_bytes());
+        match (run.spec.cluster.reduction, stack.last_mut()) {
+            // In the fast reduction a rank adds its grains as they come; its sum then takes the place of its run.
+            (Reduction::Fast, Some(sum)) => sum.data.iter_mut().zip(&one.flat).for_each(|(a, b)| *a += b),
+            (Reduction::Fast, None) => stack.push(tree::Node::leaf(group.rank(), one.flat)),
+            _ => tree::push(&mut stack, tree::Node::leaf(s, one.flat), count),
+        }
+    }
+    let leaves = if run.spec.cluster.reduction == Reduction::Fast { count.min(group.world()) } else { count };
+    let flat = collective::reduce(group, stack, leaves, stage.layout.len())?;
+    let mut reduced = Reduced { flat, samples: 0, loss: 0.0, correct: 0, touched, stop: false };
+    let mut lines = Vec::new();
+    for bytes in group.all_gather(tally)? {
+        let (stop, rest) = bytes.split_first().ok_or_else(|| Error::Internal("a peer sent no tally".into()))?;
+        reduced.stop |= *stop != 0;
+        lines.extend(rest.chunks_exact(LINE).map(|l| {
+            let word = |at: usize| u64::from_le_bytes(l[at..at + 8].try_into().expect("eight bytes"));
+            (word(0), word(8), word(16), f64::from_bits(word(24)))
+        }));
+    }
+    lines.sort_by_key(|l| l.0);
+    if lines.len() != count || lines.iter().enumerate().any(|(i, l)| l.0 != i as u64) {
+        return Err(Error::Internal(format!(
+            "step {} has {} grains instead of {count}",
+            state.progress.step,
+            lines.len()
+        )));
+    }
+    for (_, samples, correct, loss) in lines {
+        reduced.samples += samples;
+        reduced.correct += correct;
+        reduced.loss += loss;
+    }
+    if reduced.samples != slots.len() as u64 {
+        return Err(Error::Internal(format!(
+            "step {} counted {} samples instead of {}",
+            state.progress.step,
+            reduced.samples,
+            slots.len()
+        )));
+    }
+    if !reduced.loss.is_finite() {
+        return Err(Error::NotFinite(format!(
+            "the {} loss of step {} is {}",
+            run.spec.job.kind,
+            state.progress.step + 1,
+            reduced.loss
+        )));
+    }
+    Ok(reduced)
+}
+
+struct GrainSums {
+    flat: Vec<f32>,
+    touched: Vec<bool>,
+    loss: f64,
+    correct: u64,
+}
+
+impl Step<'_> {
+    fn mix(&self, grain: usize) -> Option<Mix> {
+        let step = self.state.progress.step;
+        self.run.spec.modifiers.iter().find_map(|(name, params)| {
+            (modifier::find(name)?.mix)(params, &Philox::new(self.run.spec.job.seed, name), step, grain as u32)
+        })
+    }
+
+    fn grain(&self, draws: &[(usize, u64)], grain: usize) -> Result<GrainSums> {
+        let progress = &self.state.progress;
+        let epoch = progress.epochs_before + u64::from(progress.epoch);
+        let (indices, ids): (Vec<usize>, Vec<u64>) = draws.iter().copied().unzip();
+        let mix = self.mix(grain);
+        let labels: Vec<usize> = indices.iter().map(|i| self.inputs.samples.dataset.labels()[*i]).collect();
+        let classes = self.inputs.net.network.outputs;
+        let mut targets = vec![0.0; labels.len() * classes];
+        labels.iter().enumerate().for_each(|(i, l)| targets[i * classes + l] = 1.0);
+        if let Some(mix) = mix {
+            targets = mix.apply(&targets, classes);
+        }
+        let targets = tensor(targets, &[labels.len(), classes])?;
+        let teacher = match self.teacher {
+            Some(inputs) => {
+                let store = &inputs.net.network.initial;
+                Some(inputs.batch(store, &indices, epoch, mix)?)
+            }
+            None => None,
+        };
+
+        let x = self.inputs.batch(&self.state.store, &indices, epoch, mix)?;
+        let dropout = DropoutDraw { rng: Philox::new(self.run.spec.job.seed, "dropout"), draws: &ids };
+        let pass = Pass { store: &self.state.store, layout: Some(&self.stage.layout), dropout: Some(dropout) };
+        let mut tape = Tape::default();
+        let units = &self.inputs.net.network.units[self.stage.cut..];
+        let logits = units.iter().try_fold(x, |x, unit| unit.layer.forward(&x, &pass, &mut tape))?;
+
+        // The cut: candle differentiates the loss, our layers everything below.
+        let leaf = Var::from_tensor(&logits)?;
+        let batch = Batch { logits: leaf.as_tensor(), targets: &targets, teacher: teacher.as_ref() };
+        let loss = (self.run.objective.loss)(&self.run.spec.objective, &batch)?;
+        let value = f64::from(loss.to_scalar::<f32>()?);
+        let store = loss.backward()?;
+        let mut dy = match store.get(&leaf) {
+            Some(g) => Some(g.contiguous()?),
+            None => return Err(Error::Internal("the loss does not depend on the network".into())),
+        };
+        let mut grads = Gradients::new(&self.stage.layout);
+        for (i, unit) in units.iter().enumerate().rev() {
+            if let Some(g) = dy.take() {
+                dy = unit.layer.backward(&g, &pass, &mut tape, &mut grads, i > 0)?;
+            }
+        }
+        let values = host(&logits)?;
+        let rows = values.chunks_exact(classes).zip(&labels);
+        let correct = rows.filter(|(row, label)| eval::judge(row, **label).predicted == **label).count() as u64;
+        Ok(GrainSums { flat: grads.flat, touched: grads.touched, loss: value, correct })
+    }
+}

@@ -1,0 +1,231 @@
+//! Whole runs: the same bits for any number of ranks, cold or warm cache, interrupted or not.
+
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tl_proto::spec::JobSpec;
+
+use super::{Config, export::Report, run};
+use crate::{
+    Error, Result,
+    collective::{Collective, Mesh, MeshConfig, Solo},
+    link::{Link, Notice, Row},
+};
+
+/// Odd batch, dropout, mixup, batch statistics per grain, clipping, three stages that unfreeze downwards.
+const JOB: &str = r#"
+schema = 1
+job = { name = "t", kind = "finetune", seed = 7 }
+data = { format = "generated", train = "source", val = "source", batch = 23, grains = 5, params = { train_samples = 8, val_samples = 5 }, augment = { flip = true, views = 2 } }
+model = { backbone = "small_cnn", head = { hidden = [16], dropout = 0.3, norm = "batch" } }
+optimizer = { name = "adamw", clip_norm = 1.0 }
+stop = { monitor = "val.accuracy", restore_best = true }
+checkpoint = { every = 2 }
+[[stage]]
+name = "head"
+epochs = 2
+train = ["head"]
+lr = 0.01
+[[stage]]
+name = "top"
+epochs = 2
+train = ["head", "block3"]
+lr = 0.003
+bn = "train"
+layer_decay = 0.8
+[[stage]]
+name = "all"
+epochs = 1
+train = ["*"]
+lr = 0.001
+schedule = "cosine"
+bn = "affine_only"
+"#;
+
+#[derive(Clone, Default)]
+struct Recorder {
+    rows: Arc<Mutex<Vec<Row>>>,
+    checkpoints: Arc<Mutex<Vec<PathBuf>>>,
+    notices: Arc<Mutex<Vec<Notice>>>,
+    stop_after: Option<u64>,
+}
+
+impl Link for Recorder {
+    fn row(&mut self, row: &Row) {
+        self.rows.lock().unwrap().push(row.clone());
+    }
+    fn activity(&mut self, _: &str, _: u64, _: u64) {}
+    fn checkpoint(&mut self, _: u64, path: &Path) {
+        self.checkpoints.lock().unwrap().insert(0, path.to_owned());
+    }
+    fn artifact(&mut self, _: &str, _: &Path) {}
+    fn notice(&mut self, notice: Notice, _: &str) {
+        self.notices.lock().unwrap().push(notice);
+    }
+    fn stop_requested(&self) -> bool {
+        let done = self.rows.lock().unwrap().last().map_or(0, |r| r.step);
+        self.stop_after.is_some_and(|s| done >= s)
+    }
+}
+
+fn config(job: &str, dir: &Path, cache: &str, resume: Vec<PathBuf>) -> Config {
+    let spec = JobSpec::from_toml(job, &[]).unwrap();
+    tl_proto::spec::check(&spec, &crate::catalog()).unwrap();
+    Config { spec, inputs: [].into(), work: dir.join("work"), cache: dir.join(cache), resume }
+}
+
+/// Runs with `world` ranks, each with a cache of its own if `apart`.
+fn train(job: &str, world: usize, apart: bool, dir: &Path, resume: &[PathBuf], link: &Recorder) -> Result<Report> {
+    let listeners: Vec<_> = (0..world).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let addresses: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
+    let results = std::thread::scope(|s| {
+        let threads: Vec<_> = listeners
+            .iter()
+            .enumerate()
+            .map(|(rank, listener)| {
+                let addresses = addresses.clone();
+                s.spawn(move || {
+                    let cache = if apart { format!("cache{rank}") } else { "cache".into() };
+                    let config = config(job, dir, &cache, resume.to_vec());
+                    let mesh = MeshConfig {
+                        rank,
+                        addresses,
+                        attempt: "t".into(),
+                        secret: "s".into(),
+                        rendezvous: Duration::from_secs(10),
+                        beat: Duration::from_millis(100),
+                        silence: Duration::from_secs(10),
+                    };
+                    let mut link = link.clone();
+                    if world == 1 {
+                        return run(&config, &mut Solo, &mut link);
+                    }
+                    let mut group: Box<dyn Collective> = Box::new(Mesh::connect(listener, &mesh).unwrap());
+                    run(&config, &mut *group, &mut link)
+                })
+            })
+            .collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect::<Vec<_>>()
+    });
+    results.into_iter().next().unwrap()
+}
+
+fn model_of(dir: &Path) -> blake3::Hash {
+    blake3::hash(&std::fs::read(dir.join("work/model/model.safetensors")).unwrap())
+}
+
+#[test]
+fn any_number_of_ranks_and_any_cache_gives_the_same_file_and_series() {
+    let mut wanted = None;
+    for (world, apart) in [(1, false), (2, false), (3, true), (5, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        for warm in [false, true] {
+            let link = Recorder::default();
+            let report = train(JOB, world, apart, dir.path(), &[], &link).unwrap();
+            let rows: Vec<_> = link
+                .rows
+                .lock()
+                .unwrap()
+                .iter()
+                .map(|r| (r.step, r.values.get("train.loss").map(|v| v.to_bits())))
+                .collect();
+            let got = (model_of(dir.path()), rows, report.evaluation.clone());
+            assert_eq!(wanted.get_or_insert_with(|| got.clone()), &got, "{world} ranks, warm: {warm}");
+            assert_eq!(
+                report.stages.iter().map(|s| s.first_unit.as_str()).collect::<Vec<_>>(),
+                ["head.0", "block3", "block0"]
+            );
+        }
+    }
+}
+
+#[test]
+fn mixup_gives_the_same_file_for_any_number_of_ranks() {
+    let job = format!("{JOB}\n[modifiers.mixup]\nalpha = 0.4\n");
+    let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
+    train(&job, 1, false, dirs[0].path(), &[], &Recorder::default()).unwrap();
+    train(&job, 2, false, dirs[1].path(), &[], &Recorder::default()).unwrap();
+    assert_eq!(model_of(dirs[0].path()), model_of(dirs[1].path()));
+}
+
+#[test]
+fn a_frozen_prefix_runs_once_per_sample_and_view_and_never_again() {
+    let job = JOB.split("[[stage]]\nname = \"all\"").next().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let first = train(job, 2, true, dir.path(), &[], &Recorder::default()).unwrap();
+    // 8 classes: 64 training samples of 2 views, 40 validation samples.
+    assert_eq!(first.prefix.computed, 64 * 2 + 40);
+    let second = train(job, 2, true, dir.path(), &[], &Recorder::default()).unwrap();
+    assert_eq!(second.prefix.computed, 0);
+    let alone = train(job, 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+    assert_eq!(alone.prefix.computed, 64 * 2 + 40, "a machine without a cache computes for itself");
+}
+
+#[test]
+fn a_stopped_run_goes_on_with_other_ranks_and_ends_with_the_same_file() {
+    let undisturbed = tempfile::tempdir().unwrap();
+    train(JOB, 1, false, undisturbed.path(), &[], &Recorder::default()).unwrap();
+    for (stop_after, worlds) in [(1, [2, 1]), (4, [1, 3]), (9, [3, 2]), (13, [2, 2])] {
+        let dir = tempfile::tempdir().unwrap();
+        let link = Recorder { stop_after: Some(stop_after), ..Recorder::default() };
+        let error = train(JOB, worlds[0], false, dir.path(), &[], &link).unwrap_err();
+        assert!(matches!(error, Error::Stopped | Error::LostPeer { .. }), "{error}");
+        let resume = link.checkpoints.lock().unwrap().clone();
+        let again = Recorder::default();
+        train(JOB, worlds[1], false, dir.path(), &resume, &again).unwrap();
+        assert_eq!(model_of(dir.path()), model_of(undisturbed.path()), "stopped after {stop_after}");
+        assert!(resume.is_empty() || again.notices.lock().unwrap().contains(&Notice::Resumed));
+    }
+}
+
+#[test]
+fn a_truncated_checkpoint_is_passed_over_and_said_so() {
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    train(JOB, 1, false, a.path(), &[], &Recorder::default()).unwrap();
+    let link = Recorder { stop_after: Some(7), ..Recorder::default() };
+    train(JOB, 1, false, b.path(), &[], &link).unwrap_err();
+    let resume = link.checkpoints.lock().unwrap().clone();
+    let bytes = std::fs::read(&resume[0]).unwrap();
+    std::fs::write(&resume[0], &bytes[..bytes.len() / 2]).unwrap();
+    let again = Recorder::default();
+    train(JOB, 1, false, b.path(), &resume, &again).unwrap();
+    assert_eq!(model_of(a.path()), model_of(b.path()));
+    assert_eq!(again.notices.lock().unwrap()[..2], [Notice::CheckpointDamaged, Notice::Resumed]);
+}
+
+#[test]
+fn the_fast_reduction_agrees_with_one_rank_to_a_millionth_in_its_first_step() {
+    let job = JOB.replace("schema = 1", "schema = 1\ncluster = { reduction = \"fast\" }");
+    let first = |world| {
+        let dir = tempfile::tempdir().unwrap();
+        let link = Recorder::default();
+        train(&job, world, false, dir.path(), &[], &link).unwrap();
+        let rows = link.rows.lock().unwrap();
+        (rows[0].values["grad_norm"], rows[0].values["train.loss"])
+    };
+    let (one, three) = (first(1), first(3));
+    assert!((one.0 - three.0).abs() <= 1e-6 * one.0 && (one.1 - three.1).abs() <= 1e-9 * one.1, "{one:?} {three:?}");
+}
+
+#[test]
+fn a_full_disk_is_survived_so_often_and_then_named() {
+    let dir = tempfile::tempdir().unwrap();
+    // A file where the folder should be: every checkpoint fails.
+    std::fs::write(dir.path().join("work"), b"").unwrap();
+    let link = Recorder::default();
+    let error = train(JOB, 1, false, dir.path(), &[], &link).unwrap_err();
+    assert!(matches!(error, Error::Disk { .. }), "{error}");
+    assert_eq!(link.notices.lock().unwrap().iter().filter(|n| **n == Notice::CheckpointFailed).count(), 4);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_names_its_step() {
+    let job =
+        JOB.replace("lr = 0.01", "lr = 900.0").replace("\"adamw\", clip_norm = 1.0", "\"sgd\", weight_decay = 10.0");
+    let error = train(&job, 1, false, tempfile::tempdir().unwrap().path(), &[], &Recorder::default()).unwrap_err();
+    assert!(matches!(&error, Error::NotFinite(m) if m.contains("step ")), "{error}");
+}
