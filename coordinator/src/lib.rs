@@ -1,1 +1,3 @@
-//! .
+//! The coordinator: takes jobs, places them on nodes, survives restarts, shows a dashboard.
+
+pub mod core;

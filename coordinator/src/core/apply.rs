@@ -1,0 +1,219 @@
+//! Carries an event out. Never fails: what does not fit the state any more changes nothing.
+
+use std::collections::BTreeMap;
+
+use tl_proto::{
+    ids::{JobId, PhaseId},
+    spec::JobSpec,
+};
+
+use super::{
+    End, Event, State,
+    state::{Artifact, Attempt, Job, JobStatus, Millis, Node, NodeStatus, Phase, PhaseKind, PhaseStatus},
+};
+
+/// Most lines of history that a phase keeps.
+const MAX_HISTORY: usize = 200;
+/// Checkpoints that are remembered per phase, whatever the job asks to keep.
+const MAX_CHECKPOINTS: usize = 100;
+
+/// Applies an event.
+pub fn apply(state: &mut State, event: &Event) {
+    match event {
+        Event::Submitted { job, key, owner, spec, at } => {
+            state.keys.insert(key.clone(), job.clone());
+            let fresh = Job {
+                phases: phases(spec),
+                spec: (**spec).clone(),
+                owner: owner.clone(),
+                submitted_ms: *at,
+                finished_ms: None,
+                status: JobStatus::Active,
+                failure: None,
+                artifacts: Vec::new(),
+            };
+            state.jobs.insert(job.clone(), fresh);
+        }
+        Event::NodeJoined { node, name, incarnation, build, slots, catalog } => {
+            let known = state.nodes.get(node);
+            let fresh = Node {
+                name: name.clone(),
+                incarnation: incarnation.clone(),
+                slots: slots.clone(),
+                build: build.clone(),
+                status: NodeStatus::Ready,
+                draining: known.is_some_and(|n| n.draining),
+                seen_ms: known.map_or(0, |n| n.seen_ms),
+            };
+            state.nodes.insert(node.clone(), fresh);
+            state.catalog = Some((**catalog).clone());
+        }
+        Event::NodeDisconnected { node } => {
+            if let Some(node) = state.nodes.get_mut(node) {
+                node.status = NodeStatus::Unknown;
+            }
+        }
+        Event::NodeLost { node, .. } => {
+            if let Some(node) = state.nodes.get_mut(node) {
+                node.status = NodeStatus::Lost;
+            }
+        }
+        Event::NodeDraining { node, draining } => {
+            if let Some(node) = state.nodes.get_mut(node) {
+                node.draining = *draining;
+            }
+        }
+        Event::AttemptStarted { job, phase, generation, placements, secret, at } => {
+            with(state, job, phase, |p| {
+                p.status = PhaseStatus::Running;
+                p.generation = *generation;
+                let ranks = placements.len();
+                p.attempt = Some(Attempt {
+                    placements: placements.clone(),
+                    started_ms: *at,
+                    secret: secret.clone(),
+                    exited: BTreeMap::new(),
+                    failing_ms: None,
+                    stopping: None,
+                });
+                note(p, *at, format!("attempt {generation} starts with {ranks} rank{}", if ranks == 1 { "" } else { "s" }));
+            });
+        }
+        Event::RankExited { job, phase, rank, failure, at, .. } => with(state, job, phase, |p| {
+            let said = failure.as_ref().map(|f| format!("rank {rank} ended ({}): {f}", f.class));
+            if let Some(attempt) = &mut p.attempt {
+                attempt.exited.insert(*rank, failure.clone());
+                if failure.is_some() {
+                    attempt.failing_ms.get_or_insert(*at);
+                }
+            }
+            if let Some(said) = said {
+                note(p, *at, said);
+            }
+        }),
+        Event::AttemptStopping { job, phase, reason, at, .. } => with(state, job, phase, |p| {
+            if let Some(attempt) = &mut p.attempt {
+                attempt.stopping = Some((reason.clone(), *at));
+            }
+            note(p, *at, format!("stops at its next step: {reason}"));
+        }),
+        Event::AttemptEnded { job, phase, end, at, .. } => {
+            let mut failed = None;
+            with(state, job, phase, |p| {
+                p.attempt = None;
+                p.status = PhaseStatus::Waiting;
+                match end {
+                    End::Retry { failure, not_before_ms } => {
+                        *p.failures.entry(failure.class).or_default() += 1;
+                        p.last_failure = Some(failure.clone());
+                        p.not_before_ms = *not_before_ms;
+                        note(p, *at, format!("attempt {} failed: {failure}; it is tried again", p.generation));
+                    }
+                    End::Fail { failure } => {
+                        p.status = PhaseStatus::Failed;
+                        p.last_failure = Some(failure.clone());
+                        failed = Some(failure.clone());
+                        note(p, *at, format!("failed: {failure}"));
+                    }
+                    End::Replan { reason } => note(p, *at, format!("placed anew: {reason}")),
+                }
+            });
+            if let (Some(failure), Some(job)) = (failed, state.jobs.get_mut(job)) {
+                finish(job, JobStatus::Failed, *at);
+                job.failure = Some(failure);
+            }
+        }
+        Event::CheckpointReady { job, phase, step, blob, .. } => with(state, job, phase, |p| {
+            p.checkpoints.insert(0, (*step, blob.clone()));
+            p.checkpoints.truncate(MAX_CHECKPOINTS);
+        }),
+        Event::ArtifactReady { job, phase, name, blob, .. } => {
+            if let Some(job) = state.jobs.get_mut(job) {
+                let step = phase.0.split('/').next().unwrap_or_default().to_owned();
+                job.artifacts.retain(|a| (&a.step, &a.name) != (&step, name));
+                job.artifacts.push(Artifact { step, name: name.clone(), blob: blob.clone() });
+            }
+        }
+        Event::PhaseSucceeded { job, phase, result, at, .. } => with(state, job, phase, |p| {
+            p.status = PhaseStatus::Succeeded;
+            p.attempt = None;
+            p.result = Some(result.clone());
+            note(p, *at, "done".into());
+        }),
+        Event::Noted { job, phase, text, at } => with(state, job, phase, |p| note(p, *at, text.clone())),
+        Event::JobSucceeded { job, at } => {
+            if let Some(job) = state.jobs.get_mut(job) {
+                finish(job, JobStatus::Succeeded, *at);
+            }
+        }
+        Event::JobCancelled { job, at } => {
+            if let Some(job) = state.jobs.get_mut(job) {
+                finish(job, JobStatus::Cancelled, *at);
+            }
+        }
+        Event::JobRetried { job, .. } => {
+            if let Some(job) = state.jobs.get_mut(job) {
+                (job.status, job.finished_ms, job.failure) = (JobStatus::Active, None, None);
+                for p in job.phases.iter_mut().filter(|p| p.status == PhaseStatus::Failed) {
+                    p.status = PhaseStatus::Waiting;
+                    p.not_before_ms = 0;
+                    p.failures.clear();
+                }
+            }
+        }
+        Event::JobRemoved { job } => {
+            state.jobs.remove(job);
+            state.keys.retain(|_, j| j != job);
+        }
+    }
+}
+
+/// The DAG of a job: each step is probed, then trained; a probe waits for what its step needs.
+fn phases(spec: &JobSpec) -> Vec<Phase> {
+    let phase = |step: &str, kind: PhaseKind, needs: Vec<PhaseId>| Phase {
+        id: PhaseId::new(step, kind.as_str()),
+        step: step.into(),
+        kind,
+        needs,
+        status: PhaseStatus::Waiting,
+        generation: 0,
+        attempt: None,
+        failures: BTreeMap::new(),
+        last_failure: None,
+        not_before_ms: 0,
+        checkpoints: Vec::new(),
+        result: None,
+        history: Vec::new(),
+    };
+    let mut out = Vec::new();
+    for (step, _, needs) in spec.steps() {
+        let needs = needs.iter().map(|n| PhaseId::new(n, PhaseKind::Train.as_str())).collect();
+        out.push(phase(step, PhaseKind::Probe, needs));
+        out.push(phase(step, PhaseKind::Train, vec![PhaseId::new(step, PhaseKind::Probe.as_str())]));
+    }
+    out
+}
+
+fn with(state: &mut State, job: &JobId, phase: &PhaseId, change: impl FnOnce(&mut Phase)) {
+    let mut phases = state.jobs.get_mut(job).into_iter().flat_map(|j| &mut j.phases);
+    if let Some(p) = phases.find(|p| p.id == *phase) {
+        change(p);
+    }
+}
+
+fn note(phase: &mut Phase, at: Millis, text: String) {
+    if phase.history.len() < MAX_HISTORY {
+        phase.history.push((at, text));
+    }
+}
+
+fn finish(job: &mut Job, status: JobStatus, at: Millis) {
+    job.status = status;
+    job.finished_ms = Some(at);
+    for p in &mut job.phases {
+        p.attempt = None;
+        if status != JobStatus::Succeeded && p.status != PhaseStatus::Succeeded {
+            p.status = PhaseStatus::Failed;
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What somebody wants, and how it can be refused.
+#![expect(missing_docs, reason = "fields are named after what they hold; the variants say what is wanted")]
+
+use tl_proto::{
+    catalog::Catalog,
+    failure::Failure,
+    ids::{JobId, NodeId, PhaseId},
+    spec::JobSpec,
+};
+
+use super::state::{Blob, Slot};
+
+/// A wish.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Accept a job; the same key twice is the same job.
+    Submit { job: JobId, key: String, owner: String, spec: Box<JobSpec> },
+    /// End a job.
+    Cancel { job: JobId },
+    /// Go on with a failed or cancelled job.
+    Retry { job: JobId },
+    /// Forget a finished job.
+    Remove { job: JobId },
+    /// Empty a node, or use it again.
+    Drain { node: NodeId, undo: bool },
+    /// A node says hello.
+    Join { node: NodeId, name: String, incarnation: String, build: String, slots: Vec<Slot>, catalog: Box<Catalog> },
+    /// A node's connection ended.
+    Disconnect { node: NodeId, incarnation: String },
+    /// A node goes for good.
+    Leave { node: NodeId },
+    /// A rank ended.
+    Exited { job: JobId, phase: PhaseId, generation: u64, rank: u32, failure: Option<Failure> },
+    /// A checkpoint is there.
+    Checkpoint { job: JobId, phase: PhaseId, generation: u64, step: u64, blob: Blob },
+    /// A file is there.
+    Artifact { job: JobId, phase: PhaseId, generation: u64, name: String, blob: Blob },
+    /// A phase is done.
+    Result { job: JobId, phase: PhaseId, generation: u64, result: serde_json::Value },
+    /// Something worth keeping.
+    Notice { job: JobId, phase: PhaseId, generation: u64, text: String },
+}
+
+/// Why not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// There is no such thing.
+    #[error("there is no {0}")]
+    NotFound(String),
+    /// The job cannot be right.
+    #[error("{message}")]
+    Invalid { message: String, hint: String },
+    /// Not in this state.
+    #[error("{0}")]
+    Precondition(String),
+    /// Somebody else is it already.
+    #[error("{0}")]
+    AlreadyExists(String),
+    /// Too much of it.
+    #[error("{0}")]
+    Exhausted(String),
+    /// Of an attempt that is over; its sender has nothing left to do.
+    #[error("this attempt is over")]
+    Stale,
+}

@@ -1,0 +1,119 @@
+//! Yes, with events, or no, with a reason.
+
+use tl_proto::{
+    ids::{JobId, PhaseId},
+    spec,
+};
+
+use super::{
+    Command, Event, Refusal, State,
+    state::{JobStatus, Millis, NodeStatus, Phase, PhaseStatus},
+};
+
+/// Most jobs that may wait or run at once.
+const MAX_ACTIVE: usize = 10_000;
+
+/// Decides a command. Nothing changes until the events are durable and applied.
+///
+/// # Errors
+/// A [`Refusal`]; the state is as if nobody had asked.
+pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>, Refusal> {
+    match command {
+        Command::Submit { job, key, owner, spec } => {
+            if let Some(known) = state.keys.get(&key).and_then(|id| state.jobs.get(id)) {
+                if known.spec == *spec {
+                    return Ok(Vec::new());
+                }
+                return Err(Refusal::AlreadyExists("this idempotency key belongs to another job".into()));
+            }
+            if state.jobs.values().filter(|j| j.status == JobStatus::Active).count() >= MAX_ACTIVE {
+                return Err(Refusal::Exhausted(format!("{MAX_ACTIVE} jobs wait or run already")));
+            }
+            if let Some(catalog) = &state.catalog {
+                spec::check(&spec, catalog).map_err(|e| Refusal::Invalid { message: e.to_string(), hint: e.hint })?;
+            }
+            Ok(vec![Event::Submitted { job, key, owner, spec, at: now }])
+        }
+        Command::Cancel { job } => match active(state, &job)? {
+            true => Ok(vec![Event::JobCancelled { job, at: now }]),
+            false => Err(Refusal::Precondition("the job is over".into())),
+        },
+        Command::Retry { job } => match state.jobs.get(&job).ok_or_else(|| no_job(&job))?.status {
+            JobStatus::Failed | JobStatus::Cancelled => Ok(vec![Event::JobRetried { job, at: now }]),
+            JobStatus::Active => Err(Refusal::Precondition("the job is not over".into())),
+            JobStatus::Succeeded => Err(Refusal::Precondition("the job has succeeded".into())),
+        },
+        Command::Remove { job } => match active(state, &job)? {
+            true => Err(Refusal::Precondition("the job is not over; cancel it first".into())),
+            false => Ok(vec![Event::JobRemoved { job }]),
+        },
+        Command::Drain { node, undo } => {
+            let known = state.nodes.get(&node).ok_or_else(|| Refusal::NotFound(format!("node `{node}`")))?;
+            Ok(if known.draining != undo { Vec::new() } else { vec![Event::NodeDraining { node, draining: !undo }] })
+        }
+        Command::Join { node, name, incarnation, build, slots, catalog } => {
+            if let Some(known) = state.nodes.get(&node)
+                && known.status == NodeStatus::Ready
+                && known.incarnation != incarnation
+            {
+                return Err(Refusal::AlreadyExists(format!(
+                    "node `{node}` is connected already, as `{}`: two agents share a data folder, or a copy of it",
+                    known.name
+                )));
+            }
+            Ok(vec![Event::NodeJoined { node, name, incarnation, build, slots, catalog }])
+        }
+        Command::Disconnect { node, incarnation } => {
+            let known = state.nodes.get(&node).is_some_and(|n| n.status == NodeStatus::Ready && n.incarnation == incarnation);
+            Ok(if known { vec![Event::NodeDisconnected { node }] } else { Vec::new() })
+        }
+        Command::Leave { node } => {
+            let known = state.nodes.get(&node).is_some_and(|n| n.status != NodeStatus::Lost);
+            Ok(if known { vec![Event::NodeLost { node, reason: "it left".into() }] } else { Vec::new() })
+        }
+        Command::Exited { job, phase, generation, rank, failure } => {
+            let attempt = current(state, &job, &phase, generation)?.attempt.as_ref().ok_or(Refusal::Stale)?;
+            let known = (rank as usize) < attempt.placements.len();
+            let twice = attempt.exited.contains_key(&rank);
+            if !known || twice {
+                return Err(Refusal::Stale);
+            }
+            Ok(vec![Event::RankExited { job, phase, generation, rank, failure, at: now }])
+        }
+        Command::Checkpoint { job, phase, generation, step, blob } => {
+            let known = current(state, &job, &phase, generation)?;
+            // Steps only grow; a repeated message changes nothing.
+            if known.checkpoints.first().is_some_and(|(newest, _)| *newest >= step) {
+                return Ok(Vec::new());
+            }
+            Ok(vec![Event::CheckpointReady { job, phase, generation, step, blob }])
+        }
+        Command::Artifact { job, phase, generation, name, blob } => {
+            current(state, &job, &phase, generation)?;
+            Ok(vec![Event::ArtifactReady { job, phase, generation, name, blob }])
+        }
+        Command::Result { job, phase, generation, result } => {
+            current(state, &job, &phase, generation)?.attempt.as_ref().ok_or(Refusal::Stale)?;
+            Ok(vec![Event::PhaseSucceeded { job, phase, generation, result, at: now }])
+        }
+        Command::Notice { job, phase, generation, text } => {
+            current(state, &job, &phase, generation)?;
+            Ok(vec![Event::Noted { job, phase, text, at: now }])
+        }
+    }
+}
+
+fn no_job(job: &JobId) -> Refusal {
+    Refusal::NotFound(format!("job `{job}`"))
+}
+
+fn active(state: &State, job: &JobId) -> Result<bool, Refusal> {
+    Ok(state.jobs.get(job).ok_or_else(|| no_job(job))?.status == JobStatus::Active)
+}
+
+/// The phase, if `generation` is its newest attempt and it is not over.
+fn current<'a>(state: &'a State, job: &JobId, phase: &PhaseId, generation: u64) -> Result<&'a Phase, Refusal> {
+    let job = state.jobs.get(job).filter(|j| j.status == JobStatus::Active).ok_or(Refusal::Stale)?;
+    let over = [PhaseStatus::Succeeded, PhaseStatus::Failed];
+    job.phase(phase).filter(|p| p.generation == generation && !over.contains(&p.status)).ok_or(Refusal::Stale)
+}

@@ -1,0 +1,64 @@
+//! What has happened: the entries of the lifecycle log. Names and fields are a stored format; add, never change.
+#![expect(missing_docs, reason = "fields are named after what they hold; the variants say what happened")]
+
+use serde::{Deserialize, Serialize};
+use tl_proto::{
+    catalog::Catalog,
+    failure::Failure,
+    ids::{JobId, NodeId, PhaseId},
+    spec::JobSpec,
+};
+
+use super::state::{Blob, Millis, Placement, Slot};
+
+/// One entry of the log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A job was accepted.
+    Submitted { job: JobId, key: String, owner: String, spec: Box<JobSpec>, at: Millis },
+    /// A node said hello.
+    NodeJoined { node: NodeId, name: String, incarnation: String, build: String, slots: Vec<Slot>, catalog: Box<Catalog> },
+    /// A node's connection ended.
+    NodeDisconnected { node: NodeId },
+    /// A node was silent for its lease, or left.
+    NodeLost { node: NodeId, reason: String },
+    /// A node is to be emptied, or no longer.
+    NodeDraining { node: NodeId, draining: bool },
+    /// A phase was placed.
+    AttemptStarted { job: JobId, phase: PhaseId, generation: u64, placements: Vec<Placement>, secret: String, at: Millis },
+    /// A rank ended.
+    RankExited { job: JobId, phase: PhaseId, generation: u64, rank: u32, failure: Option<Failure>, at: Millis },
+    /// An attempt is asked to stop at its next step.
+    AttemptStopping { job: JobId, phase: PhaseId, generation: u64, reason: String, at: Millis },
+    /// An attempt is over; the phase waits or has failed.
+    AttemptEnded { job: JobId, phase: PhaseId, generation: u64, end: End, at: Millis },
+    /// A checkpoint lies in the blob store.
+    CheckpointReady { job: JobId, phase: PhaseId, generation: u64, step: u64, blob: Blob },
+    /// A file lies in the blob store.
+    ArtifactReady { job: JobId, phase: PhaseId, generation: u64, name: String, blob: Blob },
+    /// A phase is done.
+    PhaseSucceeded { job: JobId, phase: PhaseId, generation: u64, result: serde_json::Value, at: Millis },
+    /// Something worth keeping.
+    Noted { job: JobId, phase: PhaseId, text: String, at: Millis },
+    /// A job is over, well.
+    JobSucceeded { job: JobId, at: Millis },
+    /// Somebody cancelled a job.
+    JobCancelled { job: JobId, at: Millis },
+    /// Somebody wants a failed or cancelled job to go on from its newest checkpoint.
+    JobRetried { job: JobId, at: Millis },
+    /// A job was removed.
+    JobRemoved { job: JobId },
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "how", rename_all = "snake_case")]
+pub enum End {
+    /// It failed and is tried again, not before a time.
+    Retry { failure: Failure, not_before_ms: Millis },
+    /// It failed for good, and the job with it.
+    Fail { failure: Failure },
+    /// It was stopped on purpose and is placed anew.
+    Replan { reason: String },
+}

@@ -1,0 +1,46 @@
+//! What is true of every state, whatever happened. Property tests, scenarios and debug builds check it.
+
+use std::collections::BTreeSet;
+
+use super::state::{JobStatus, PhaseStatus, State};
+
+/// The first thing that is wrong with a state.
+pub fn check(state: &State) -> Result<(), String> {
+    let mut held = BTreeSet::new();
+    for (node, slot) in state.held() {
+        if !held.insert((node, slot)) {
+            return Err(format!("slot {slot} of {node} is held twice"));
+        }
+    }
+    for (id, job) in &state.jobs {
+        for phase in &job.phases {
+            let at = format!("{id} {}", phase.id);
+            if (phase.status == PhaseStatus::Running) != phase.attempt.is_some() {
+                return Err(format!("{at}: status {:?} with attempt {}", phase.status, phase.attempt.is_some()));
+            }
+            if phase.attempt.is_some() && !job.is_unblocked(phase) {
+                return Err(format!("{at} runs before what it needs"));
+            }
+            if phase.attempt.is_some() && job.status != JobStatus::Active {
+                return Err(format!("{at} runs although the job is over"));
+            }
+            if let Some(attempt) = &phase.attempt {
+                let (fewest, most) = super::plan::ranks(job, phase).unwrap_or((0, 0));
+                if !(fewest..=most).contains(&attempt.placements.len()) {
+                    return Err(format!("{at}: a gang of {} instead of {fewest} to {most}", attempt.placements.len()));
+                }
+            }
+            if phase.checkpoints.windows(2).any(|w| w[0].0 <= w[1].0) {
+                return Err(format!("{at}: checkpoints do not grow"));
+            }
+        }
+        let done = job.phases.iter().all(|p| p.status == PhaseStatus::Succeeded);
+        if job.status == JobStatus::Succeeded && !done {
+            return Err(format!("{id} succeeded without all of its phases"));
+        }
+        if (job.status == JobStatus::Active) == job.finished_ms.is_some() {
+            return Err(format!("{id}: {:?} with end {:?}", job.status, job.finished_ms));
+        }
+    }
+    Ok(())
+}

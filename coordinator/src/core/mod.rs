@@ -1,0 +1,26 @@
+//! The coordinator's mind, without IO: commands are decided, events applied, what follows from the state planned.
+//!
+//! `decide(&State, Command, now)` says yes with events or no with a reason; `apply` never fails; `plan` looks at a state
+//! and says what should happen next. Time and randomness are arguments. Planning after a plan was applied plans nothing.
+
+mod apply;
+mod command;
+mod decide;
+mod event;
+pub mod invariants;
+mod placement;
+mod plan;
+mod state;
+#[cfg(test)]
+mod tests;
+mod why;
+
+pub use apply::apply;
+pub use command::{Command, Refusal};
+pub use decide::decide;
+pub use event::{End, Event};
+pub use plan::{Context, plan};
+pub use state::{
+    Artifact, Attempt, Blob, Job, JobStatus, Node, NodeStatus, Phase, PhaseKind, PhaseStatus, Placement, Slot, State,
+};
+pub use why::{Wait, why};

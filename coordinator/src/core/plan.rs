@@ -1,0 +1,179 @@
+//! What follows from a state: losses, ends of attempts, finished jobs, placements, growth.
+
+use std::collections::BTreeSet;
+
+use tl_proto::{
+    deadlines::Deadlines,
+    failure::{Failure, FailureClass},
+    ids::{JobId, NodeId},
+};
+
+use super::{
+    End, Event, State,
+    placement::room,
+    state::{Attempt, Job, JobStatus, Millis, NodeStatus, Phase, PhaseKind, PhaseStatus, Placement},
+};
+
+/// How long a failing gang is watched for a failure that says more than "my peer is gone".
+const SETTLE_MS: u64 = 400;
+
+/// What planning depends on besides the state.
+pub struct Context<'a> {
+    /// The time.
+    pub now: Millis,
+    /// The table.
+    pub deadlines: &'a Deadlines,
+    /// Fresh randomness, for secrets.
+    pub entropy: u128,
+}
+
+/// What should happen now.
+pub fn plan(state: &State, context: &Context<'_>) -> Vec<Event> {
+    let mut events = Vec::new();
+    for (id, node) in &state.nodes {
+        if node.status != NodeStatus::Lost && context.now.saturating_sub(node.seen_ms) > context.deadlines.lease_ms {
+            let reason = format!("silent for {} ms", context.now - node.seen_ms);
+            events.push(Event::NodeLost { node: id.clone(), reason });
+        }
+    }
+    if !events.is_empty() {
+        // The rest follows from a state that knows of it.
+        return events;
+    }
+    for (id, job) in state.jobs.iter().filter(|(_, j)| j.status == JobStatus::Active) {
+        for phase in &job.phases {
+            if let Some(attempt) = &phase.attempt {
+                events.extend(end_of(state, context, id, phase, attempt));
+            }
+        }
+        if job.phases.iter().all(|p| p.status == PhaseStatus::Succeeded) {
+            events.push(Event::JobSucceeded { job: id.clone(), at: context.now });
+        }
+    }
+    if events.is_empty() {
+        events = placements(state, context);
+    }
+    events
+}
+
+/// Whether an attempt is over, or should be.
+fn end_of(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attempt: &Attempt) -> Option<Event> {
+    let now = context.now;
+    let ended = |end| Event::AttemptEnded { job: id.clone(), phase: phase.id.clone(), generation: phase.generation, end, at: now };
+    let lost = attempt.placements.iter().enumerate().find_map(|(rank, p)| {
+        let node = state.nodes.get(&p.node);
+        let gone = node.is_none_or(|n| n.status == NodeStatus::Lost || n.incarnation != p.incarnation);
+        let running = attempt.exited.get(&(rank as u32)).is_none();
+        (gone && running).then(|| {
+            let name = node.map_or(p.node.as_str(), |n| &n.name);
+            Failure::new(FailureClass::LostNode, format!("node `{name}` with rank {rank} was lost"), "")
+        })
+    });
+    if let Some((reason, since)) = &attempt.stopping {
+        let all_out = attempt.exited.len() == attempt.placements.len();
+        let too_long = now.saturating_sub(*since) > 2 * context.deadlines.stop_grace_ms;
+        return (all_out || too_long || lost.is_some()).then(|| ended(End::Replan { reason: reason.clone() }));
+    }
+    let failures = || attempt.exited.values().flatten();
+    let telling = failures().find(|f| !matches!(f.class, FailureClass::LostPeer | FailureClass::Stopped));
+    let settled = attempt.failing_ms.is_some_and(|at| now.saturating_sub(at) >= SETTLE_MS);
+    let failure = match (telling, lost) {
+        (Some(f), _) => f.clone(),
+        (None, Some(f)) => f,
+        (None, None) if settled => failures().next()?.clone(),
+        _ => return stop_for_drain(state, context, id, phase, attempt).or_else(|| grow(state, context, id, phase, attempt)),
+    };
+    let count = phase.failures.get(&failure.class).copied().unwrap_or(0) + 1;
+    Some(ended(if count > failure.class.retries() {
+        End::Fail { failure }
+    } else {
+        let not_before_ms = now + failure.class.backoff_ms(count);
+        End::Retry { failure, not_before_ms }
+    }))
+}
+
+fn stop(context: &Context<'_>, id: &JobId, phase: &Phase, reason: String) -> Event {
+    Event::AttemptStopping { job: id.clone(), phase: phase.id.clone(), generation: phase.generation, reason, at: context.now }
+}
+
+fn stop_for_drain(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attempt: &Attempt) -> Option<Event> {
+    let node = attempt.placements.iter().find_map(|p| state.nodes.get(&p.node).filter(|n| n.draining))?;
+    Some(stop(context, id, phase, format!("node `{}` is being drained", node.name)))
+}
+
+/// A gang that could be larger is stopped at a step and placed anew, after it has run undisturbed for a while, and only
+/// if nobody waits for the slots.
+fn grow(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attempt: &Attempt) -> Option<Event> {
+    let job = state.jobs.get(id)?;
+    let (_, most) = ranks(job, phase)?;
+    let calm = context.now.saturating_sub(attempt.started_ms) >= context.deadlines.grow_cooldown_ms;
+    if phase.kind != PhaseKind::Train || attempt.placements.len() >= most || !calm || !attempt.exited.is_empty() {
+        return None;
+    }
+    let wanted = state.jobs.values().filter(|j| j.status == JobStatus::Active).any(|j| {
+        j.phases.iter().any(|p| p.status == PhaseStatus::Waiting && j.is_unblocked(p))
+    });
+    let device = job.step_spec(&phase.step)?.cluster.device;
+    let free = room(state, device, &BTreeSet::new()).free.len();
+    (free > 0 && !wanted).then(|| stop(context, id, phase, format!("{free} more slot{} free", if free == 1 { " is" } else { "s are" })))
+}
+
+/// Fewest and most ranks of a phase.
+pub(super) fn ranks(job: &Job, phase: &Phase) -> Option<(usize, usize)> {
+    let spec = job.step_spec(&phase.step)?;
+    Some(match phase.kind {
+        PhaseKind::Probe => (1, 1),
+        // More ranks than grains would have nothing to do.
+        PhaseKind::Train => (spec.cluster.ranks.min as usize, spec.cluster.ranks.max.min(spec.grains()) as usize),
+    })
+}
+
+/// Phases that could start, most urgent first.
+pub(super) fn queue(state: &State) -> Vec<(&JobId, &Job, &Phase)> {
+    let mut queue: Vec<_> = state
+        .jobs
+        .iter()
+        .filter(|(_, j)| j.status == JobStatus::Active)
+        .flat_map(|(id, j)| j.phases.iter().map(move |p| (id, j, p)))
+        .filter(|(_, j, p)| p.status == PhaseStatus::Waiting && j.is_unblocked(p))
+        .collect();
+    queue.sort_by_key(|(id, j, _)| (std::cmp::Reverse(j.spec.job.priority), j.submitted_ms, (*id).clone()));
+    queue
+}
+
+fn placements(state: &State, context: &Context<'_>) -> Vec<Event> {
+    let mut events = Vec::new();
+    let mut taken: BTreeSet<(NodeId, u32)> = BTreeSet::new();
+    for (id, job, phase) in queue(state) {
+        let Some((fewest, most)) = ranks(job, phase) else { continue };
+        let Some(spec) = job.step_spec(&phase.step) else { continue };
+        if phase.not_before_ms > context.now {
+            continue;
+        }
+        let room = room(state, spec.cluster.device, &taken);
+        if room.free.len() < fewest {
+            if room.free.len() + room.busy >= fewest {
+                // It will fit when others are done: whoever comes later must not keep it waiting for ever.
+                break;
+            }
+            continue;
+        }
+        let placements: Vec<Placement> = room.free.into_iter().take(most).collect();
+        taken.extend(placements.iter().map(|p| (p.node.clone(), p.slot)));
+        let generation = phase.generation + 1;
+        events.push(Event::AttemptStarted {
+            job: id.clone(),
+            phase: phase.id.clone(),
+            generation,
+            placements,
+            secret: secret(context.entropy, id, phase, generation),
+            at: context.now,
+        });
+    }
+    events
+}
+
+fn secret(entropy: u128, job: &JobId, phase: &Phase, generation: u64) -> String {
+    let text = format!("{entropy:032x}/{job}/{}/{generation}", phase.id);
+    blake3::hash(text.as_bytes()).to_hex().to_string()
+}

@@ -1,0 +1,245 @@
+//! What the coordinator knows.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tl_proto::{
+    catalog::Catalog,
+    failure::{Failure, FailureClass},
+    ids::{JobId, NodeId, PhaseId},
+    spec::JobSpec,
+};
+
+/// Milliseconds since the epoch; never goes back.
+pub type Millis = u64;
+
+/// Everything.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Jobs by id, which is by age.
+    pub jobs: BTreeMap<JobId, Job>,
+    /// Nodes that have ever joined and not been lost for good.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Idempotency keys.
+    pub keys: BTreeMap<String, JobId>,
+    /// What the newest worker can do.
+    pub catalog: Option<Catalog>,
+}
+
+/// A submitted job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// As submitted.
+    pub spec: JobSpec,
+    /// Who submitted it.
+    pub owner: String,
+    /// When.
+    pub submitted_ms: Millis,
+    /// When it ended.
+    pub finished_ms: Option<Millis>,
+    /// Where it stands.
+    pub status: JobStatus,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// Its phases, each after those it needs.
+    pub phases: Vec<Phase>,
+    /// Files that it has produced.
+    pub artifacts: Vec<Artifact>,
+}
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobStatus {
+    /// Not finished.
+    Active,
+    /// Every phase succeeded.
+    Succeeded,
+    /// A phase failed for good.
+    Failed,
+    /// Somebody cancelled it.
+    Cancelled,
+}
+
+/// A part of a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Phase {
+    /// `STEP/KIND`.
+    pub id: PhaseId,
+    /// The pipeline step that it belongs to.
+    pub step: String,
+    /// What it does.
+    pub kind: PhaseKind,
+    /// Phases that come first.
+    pub needs: Vec<PhaseId>,
+    /// Where it stands.
+    pub status: PhaseStatus,
+    /// Number of the newest attempt; 0 before the first.
+    pub generation: u64,
+    /// The attempt that runs.
+    pub attempt: Option<Attempt>,
+    /// How often it failed, by class.
+    pub failures: BTreeMap<FailureClass, u32>,
+    /// The newest failure, for the waiting reason.
+    pub last_failure: Option<Failure>,
+    /// Not to be started before.
+    pub not_before_ms: Millis,
+    /// Checkpoints, newest first.
+    pub checkpoints: Vec<(u64, Blob)>,
+    /// What it found or made, as JSON.
+    pub result: Option<serde_json::Value>,
+    /// What happened to it, in words.
+    pub history: Vec<(Millis, String)>,
+}
+
+/// What a phase does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PhaseKind {
+    /// A short look at data and weights, on one slot.
+    Probe,
+    /// Training, evaluation and export, by a gang.
+    Train,
+}
+
+impl PhaseKind {
+    /// As it is written in ids.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Probe => "probe",
+            Self::Train => "train",
+        }
+    }
+}
+
+/// Where a phase stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PhaseStatus {
+    /// It has no attempt.
+    Waiting,
+    /// An attempt runs.
+    Running,
+    /// Done.
+    Succeeded,
+    /// Failed for good, or cancelled.
+    Failed,
+}
+
+/// One placement of a phase.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// By rank.
+    pub placements: Vec<Placement>,
+    /// When it was placed.
+    pub started_ms: Millis,
+    /// Proves membership at the rendezvous.
+    pub secret: String,
+    /// Ranks that have ended, with their failure.
+    pub exited: BTreeMap<u32, Option<Failure>>,
+    /// When the first one failed.
+    pub failing_ms: Option<Millis>,
+    /// Why it is being stopped, and since when.
+    pub stopping: Option<(String, Millis)>,
+}
+
+/// Where a rank runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// The node.
+    pub node: NodeId,
+    /// Which start of its agent.
+    pub incarnation: String,
+    /// The slot.
+    pub slot: u32,
+    /// Where the rank listens.
+    pub address: String,
+}
+
+/// A file in the blob store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blob {
+    /// SHA-256, hexadecimal.
+    pub digest: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// A file that a phase produced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Artifact {
+    /// The pipeline step.
+    pub step: String,
+    /// Its name.
+    pub name: String,
+    /// Where it lies.
+    pub blob: Blob,
+}
+
+/// A machine with an agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    /// A label.
+    pub name: String,
+    /// Which start of its agent.
+    pub incarnation: String,
+    /// What it offers.
+    pub slots: Vec<Slot>,
+    /// Build of its worker.
+    pub build: String,
+    /// Where it stands.
+    pub status: NodeStatus,
+    /// Whether it is to be emptied.
+    pub draining: bool,
+    /// When it was last heard of. Not in the log: a restart gives everyone a full lease.
+    #[serde(skip)]
+    pub seen_ms: Millis,
+}
+
+/// A place for one rank.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    /// Its number on the node.
+    pub index: u32,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// Where a rank on it listens.
+    pub address: String,
+}
+
+/// Where a node stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeStatus {
+    /// Connected.
+    Ready,
+    /// Not heard of since the coordinator or the connection came up; its ranks are left alone until the lease is over.
+    Unknown,
+    /// Silent for longer than its lease, or gone.
+    Lost,
+}
+
+impl Job {
+    /// A phase by id.
+    pub fn phase(&self, id: &PhaseId) -> Option<&Phase> {
+        self.phases.iter().find(|p| p.id == *id)
+    }
+
+    /// The job of a pipeline step.
+    pub fn step_spec(&self, step: &str) -> Option<&JobSpec> {
+        self.spec.steps().into_iter().find(|(id, _, _)| *id == step).map(|(_, spec, _)| spec)
+    }
+
+    /// Whether everything that a phase needs is done.
+    pub fn is_unblocked(&self, phase: &Phase) -> bool {
+        phase.needs.iter().all(|n| self.phase(n).is_some_and(|p| p.status == PhaseStatus::Succeeded))
+    }
+}
+
+impl State {
+    /// Slots that running attempts hold: node, slot.
+    pub fn held(&self) -> Vec<(&NodeId, u32)> {
+        let attempts = self.jobs.values().flat_map(|j| &j.phases).filter_map(|p| p.attempt.as_ref());
+        attempts.flat_map(|a| &a.placements).map(|p| (&p.node, p.slot)).collect()
+    }
+}
