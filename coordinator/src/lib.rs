@@ -1,3 +1,4 @@
 //! The coordinator: takes jobs, places them on nodes, survives restarts, shows a dashboard.
 
 pub mod core;
+pub mod store;

@@ -1,1 +1,8 @@
-fn main() {}
+//! The command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    eprintln!("tlctl is not built yet; the README says what is");
+    ExitCode::from(2)
+}

@@ -76,7 +76,11 @@ pub fn apply(state: &mut State, event: &Event) {
                     failing_ms: None,
                     stopping: None,
                 });
-                note(p, *at, format!("attempt {generation} starts with {ranks} rank{}", if ranks == 1 { "" } else { "s" }));
+                note(
+                    p,
+                    *at,
+                    format!("attempt {generation} starts with {ranks} rank{}", if ranks == 1 { "" } else { "s" }),
+                );
             });
         }
         Event::RankExited { job, phase, rank, failure, at, .. } => with(state, job, phase, |p| {

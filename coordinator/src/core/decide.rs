@@ -64,7 +64,8 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
             Ok(vec![Event::NodeJoined { node, name, incarnation, build, slots, catalog }])
         }
         Command::Disconnect { node, incarnation } => {
-            let known = state.nodes.get(&node).is_some_and(|n| n.status == NodeStatus::Ready && n.incarnation == incarnation);
+            let known =
+                state.nodes.get(&node).is_some_and(|n| n.status == NodeStatus::Ready && n.incarnation == incarnation);
             Ok(if known { vec![Event::NodeDisconnected { node }] } else { Vec::new() })
         }
         Command::Leave { node } => {

@@ -18,7 +18,14 @@ pub enum Event {
     /// A job was accepted.
     Submitted { job: JobId, key: String, owner: String, spec: Box<JobSpec>, at: Millis },
     /// A node said hello.
-    NodeJoined { node: NodeId, name: String, incarnation: String, build: String, slots: Vec<Slot>, catalog: Box<Catalog> },
+    NodeJoined {
+        node: NodeId,
+        name: String,
+        incarnation: String,
+        build: String,
+        slots: Vec<Slot>,
+        catalog: Box<Catalog>,
+    },
     /// A node's connection ended.
     NodeDisconnected { node: NodeId },
     /// A node was silent for its lease, or left.
@@ -26,7 +33,14 @@ pub enum Event {
     /// A node is to be emptied, or no longer.
     NodeDraining { node: NodeId, draining: bool },
     /// A phase was placed.
-    AttemptStarted { job: JobId, phase: PhaseId, generation: u64, placements: Vec<Placement>, secret: String, at: Millis },
+    AttemptStarted {
+        job: JobId,
+        phase: PhaseId,
+        generation: u64,
+        placements: Vec<Placement>,
+        secret: String,
+        at: Millis,
+    },
     /// A rank ended.
     RankExited { job: JobId, phase: PhaseId, generation: u64, rank: u32, failure: Option<Failure>, at: Millis },
     /// An attempt is asked to stop at its next step.

@@ -59,11 +59,17 @@ pub fn plan(state: &State, context: &Context<'_>) -> Vec<Event> {
 /// Whether an attempt is over, or should be.
 fn end_of(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attempt: &Attempt) -> Option<Event> {
     let now = context.now;
-    let ended = |end| Event::AttemptEnded { job: id.clone(), phase: phase.id.clone(), generation: phase.generation, end, at: now };
+    let ended = |end| Event::AttemptEnded {
+        job: id.clone(),
+        phase: phase.id.clone(),
+        generation: phase.generation,
+        end,
+        at: now,
+    };
     let lost = attempt.placements.iter().enumerate().find_map(|(rank, p)| {
         let node = state.nodes.get(&p.node);
         let gone = node.is_none_or(|n| n.status == NodeStatus::Lost || n.incarnation != p.incarnation);
-        let running = attempt.exited.get(&(rank as u32)).is_none();
+        let running = !attempt.exited.contains_key(&(rank as u32));
         (gone && running).then(|| {
             let name = node.map_or(p.node.as_str(), |n| &n.name);
             Failure::new(FailureClass::LostNode, format!("node `{name}` with rank {rank} was lost"), "")
@@ -81,7 +87,10 @@ fn end_of(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attem
         (Some(f), _) => f.clone(),
         (None, Some(f)) => f,
         (None, None) if settled => failures().next()?.clone(),
-        _ => return stop_for_drain(state, context, id, phase, attempt).or_else(|| grow(state, context, id, phase, attempt)),
+        _ => {
+            return stop_for_drain(state, context, id, phase, attempt)
+                .or_else(|| grow(state, context, id, phase, attempt));
+        }
     };
     let count = phase.failures.get(&failure.class).copied().unwrap_or(0) + 1;
     Some(ended(if count > failure.class.retries() {
@@ -93,7 +102,13 @@ fn end_of(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attem
 }
 
 fn stop(context: &Context<'_>, id: &JobId, phase: &Phase, reason: String) -> Event {
-    Event::AttemptStopping { job: id.clone(), phase: phase.id.clone(), generation: phase.generation, reason, at: context.now }
+    Event::AttemptStopping {
+        job: id.clone(),
+        phase: phase.id.clone(),
+        generation: phase.generation,
+        reason,
+        at: context.now,
+    }
 }
 
 fn stop_for_drain(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attempt: &Attempt) -> Option<Event> {
@@ -110,12 +125,15 @@ fn grow(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attempt
     if phase.kind != PhaseKind::Train || attempt.placements.len() >= most || !calm || !attempt.exited.is_empty() {
         return None;
     }
-    let wanted = state.jobs.values().filter(|j| j.status == JobStatus::Active).any(|j| {
-        j.phases.iter().any(|p| p.status == PhaseStatus::Waiting && j.is_unblocked(p))
-    });
+    let wanted = state
+        .jobs
+        .values()
+        .filter(|j| j.status == JobStatus::Active)
+        .any(|j| j.phases.iter().any(|p| p.status == PhaseStatus::Waiting && j.is_unblocked(p)));
     let device = job.step_spec(&phase.step)?.cluster.device;
     let free = room(state, device, &BTreeSet::new()).free.len();
-    (free > 0 && !wanted).then(|| stop(context, id, phase, format!("{free} more slot{} free", if free == 1 { " is" } else { "s are" })))
+    (free > 0 && !wanted)
+        .then(|| stop(context, id, phase, format!("{free} more slot{} free", if free == 1 { " is" } else { "s are" })))
 }
 
 /// Fewest and most ranks of a phase.

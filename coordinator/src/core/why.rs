@@ -99,7 +99,8 @@ pub fn why(state: &State, id: &JobId, now: Millis) -> Option<Wait> {
         }
         JobStatus::Active => {}
     }
-    let running: Vec<String> = job.phases.iter().filter(|p| p.status == PhaseStatus::Running).map(|p| p.id.to_string()).collect();
+    let running: Vec<String> =
+        job.phases.iter().filter(|p| p.status == PhaseStatus::Running).map(|p| p.id.to_string()).collect();
     if !running.is_empty() {
         return Some(Wait::Running(running));
     }

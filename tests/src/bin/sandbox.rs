@@ -1,1 +1,3 @@
+//! The processes of end-to-end tests.
+
 fn main() {}

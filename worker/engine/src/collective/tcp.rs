@@ -72,8 +72,8 @@ impl Mesh {
         let deadline = Instant::now() + config.rendezvous;
         let world = config.addresses.len();
         let mut streams: Vec<Option<TcpStream>> = (0..world).map(|_| None).collect();
-        for peer in 0..config.rank {
-            streams[peer] = Some(call(config, peer, deadline)?);
+        for (peer, stream) in streams.iter_mut().enumerate().take(config.rank) {
+            *stream = Some(call(config, peer, deadline)?);
         }
         let internal = |e: std::io::Error| Error::Internal(format!("the listener failed: {e}"));
         listener.set_nonblocking(true).map_err(internal)?;
@@ -242,8 +242,7 @@ impl Mesh {
                     return Err(Error::Internal(format!("rank {from} is at exchange {got} instead of {sequence}")));
                 }
                 Ok(Err(cause)) => return Err(Error::LostPeer { peer: from, cause }),
-                // The reader reports silence by itself; while it does not, the peer is alive and slow. Another peer's
-                // death would keep that one waiting for ever, so look at all of them.
+                // The reader reports silence by itself; while it does not, the peer is alive and slow.
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(Error::LostPeer { peer: from, cause: "its connection was closed".into() });

@@ -49,12 +49,15 @@ pub trait Dataset: Send + Sync {
     fn load(&self, index: usize) -> Result<Image, String>;
 }
 
+/// Opens the samples at a place; the part is `train` or `val`.
+type OpenFn = fn(place: &str, part: &str, params: &Params, seed: u32) -> Result<Box<dyn Dataset>>;
+
 /// A format that can be opened by name.
 pub struct Format {
     /// What the catalog says.
     pub entry: fn() -> Entry,
-    /// Opens the samples at `place`; `part` is `train` or `val`.
-    pub open: fn(place: &str, part: &str, params: &Params, seed: u32) -> Result<Box<dyn Dataset>>,
+    /// Opens it.
+    pub open: OpenFn,
 }
 
 /// Every format.

@@ -103,7 +103,7 @@ impl Layout {
     }
 
     /// Elements of the whole flat buffer.
-    pub fn len(&self) -> usize {
+    pub fn total_len(&self) -> usize {
         self.len
     }
 
@@ -135,7 +135,7 @@ pub struct Gradients<'a> {
 impl<'a> Gradients<'a> {
     /// Zeros.
     pub fn new(layout: &'a Layout) -> Self {
-        Self { layout, flat: vec![0.0; layout.len()], touched: vec![false; layout.slots.len()] }
+        Self { layout, flat: vec![0.0; layout.total_len()], touched: vec![false; layout.slots.len()] }
     }
 
     /// Where to add the gradient of a parameter; `None` if it is frozen.

@@ -35,6 +35,9 @@ pub struct Moments {
     pub products: [f64; 2],
 }
 
+/// An update of the values by their mean gradient, at a rate.
+type StepFn = fn(&OptimizerSection, &mut Moments, values: &mut [f32], mean: &[f32], &[Group], lr: f64);
+
 /// One optimizer.
 pub struct Optimizer {
     /// Name in the job file.
@@ -43,8 +46,8 @@ pub struct Optimizer {
     pub doc: &'static str,
     /// Fresh moments for `n` parameters.
     pub init: fn(n: usize) -> Moments,
-    /// One update: `mean` is the mean gradient, `lr` the rate of this step.
-    pub step: fn(&OptimizerSection, &mut Moments, values: &mut [f32], mean: &[f32], &[Group], lr: f64),
+    /// One update.
+    pub step: StepFn,
 }
 
 /// Every optimizer.

@@ -43,7 +43,7 @@ pub fn encode(
     link: &mut dyn Link,
 ) -> Result<Encoded> {
     let views = samples.views().unwrap_or(1);
-    let wanted: Vec<(usize, View, Key)> = (0..samples.len() * views)
+    let wanted: Vec<(usize, View, Key)> = (0..samples.count() * views)
         .map(|at| {
             let (index, view) = (at / views, samples.view(at / views, (at % views) as u64));
             (index, view, cache::key(&samples.dataset.digest(index), &view.describe()))

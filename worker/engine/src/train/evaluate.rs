@@ -16,7 +16,7 @@ const BATCH: usize = 32;
 /// # Errors
 /// A sample that cannot be read, a lost peer.
 pub fn evaluate(store: &Store, inputs: &Inputs<'_>, group: &mut dyn Collective) -> Result<Vec<Outcome>> {
-    let n = inputs.samples.len();
+    let n = inputs.samples.count();
     let labels = inputs.samples.dataset.labels();
     let indices: Vec<usize> = (0..n).collect();
     let mut said = Vec::new();

@@ -3,9 +3,11 @@
 mod encode;
 mod evaluate;
 pub mod export;
+mod finish;
 mod gate;
 mod inputs;
 pub mod net;
+mod prepare;
 pub mod probe;
 mod samples;
 mod stage;
@@ -19,7 +21,6 @@ use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 use tl_proto::spec::{DataSection, JobSpec};
 
 use self::{
-    encode::Encoded,
     export::{PrefixFigures, Report, StageFigures},
     inputs::Inputs,
     net::Net,
@@ -198,80 +199,6 @@ impl Loop<'_> {
         Ok(Inputs { net, samples, cut, features, shape: net.shape_at(store, cut)? })
     }
 
-    /// The teacher's logits, once per sample and view.
-    fn teach(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Option<Vec<Vec<f32>>>> {
-        let (Some(net), true) = (self.teacher, self.cacheable()) else { return Ok(None) };
-        let cut = net.network.units.len();
-        let mut done = self.encoded(net, &net.network.initial.clone(), &[cut], self.train, group, link)?;
-        Ok(done.by_cut.remove(&cut))
-    }
-
-    /// Whether what comes out of a frozen prefix on training samples can be used again.
-    fn cacheable(&self) -> bool {
-        self.train.views().is_some() && !self.run.spec.modifiers.contains_key("mixup")
-    }
-
-    fn encoded(
-        &mut self,
-        net: &Net,
-        store: &nn::Store,
-        cuts: &[usize],
-        samples: &Samples,
-        group: &mut dyn Collective,
-        link: &mut dyn Link,
-    ) -> Result<Encoded> {
-        let done = encode::encode(net, store, cuts, samples, &self.config.cache, group, link)?;
-        self.prefix.computed += done.computed;
-        self.prefix.needed += (samples.len() * samples.views().unwrap_or(1)) as u64;
-        Ok(done)
-    }
-
-    /// Makes sure that the features of this stage are there; with them those of every later stage whose prefix will not
-    /// have changed by then, so that the prefix runs once.
-    fn encode(
-        &mut self,
-        index: usize,
-        stage: &Stage,
-        features: &mut Features,
-        group: &mut dyn Collective,
-        link: &mut dyn Link,
-    ) -> Result<()> {
-        if stage.cut == 0 || features.val.contains_key(&stage.cut) {
-            return Ok(());
-        }
-        let (mut cuts, mut lowest) = (vec![stage.cut], stage.cut);
-        for later in &self.run.spec.stage[index + 1..] {
-            let cut = Stage::resolve(self.net, &self.state.store, later)?.cut;
-            if cut <= lowest && cut > 0 {
-                cuts.push(cut);
-            }
-            lowest = lowest.min(cut);
-        }
-        cuts.sort_unstable();
-        cuts.dedup();
-        let (net, store) = (self.net, self.state.store.clone());
-        let bytes = |cut: usize, rows: usize| -> Result<usize> {
-            Ok(net.shape_at(&store, cut)?.iter().product::<usize>() * 4 * rows)
-        };
-        let rows = self.train.len() * self.train.views().unwrap_or(1) + self.val.len();
-        let mut fitting = Vec::new();
-        for cut in cuts {
-            if bytes(cut, rows)? <= encode::BUDGET {
-                fitting.push(cut);
-            }
-        }
-        if fitting.is_empty() {
-            return Ok(());
-        }
-        // A stage that has changed the prefix leaves features of the old one behind.
-        *features = Features::default();
-        if self.cacheable() {
-            features.train = self.encoded(net, &store, &fitting, self.train, group, link)?.by_cut;
-        }
-        features.val = self.encoded(net, &store, &fitting, self.val, group, link)?.by_cut;
-        Ok(())
-    }
-
     fn stage(
         &mut self,
         index: usize,
@@ -294,7 +221,7 @@ impl Loop<'_> {
             (p.best, p.stop_wait, p.plateau_wait, p.plateau_factor) = (None, 0, 0, 1.0);
             self.state.best = None;
         }
-        let (n, batch) = (self.train.len(), self.run.data.batch as usize);
+        let (n, batch) = (self.train.count(), self.run.data.batch as usize);
         let per_epoch = steps_per_epoch(n, batch);
         let total = u64::from(section.epochs) * per_epoch as u64;
         let mut stopped = false;
@@ -502,55 +429,5 @@ impl Loop<'_> {
         if let (0, Some((step, path))) = (group.rank(), self.pending.take()) {
             link.checkpoint(step, &path);
         }
-    }
-
-    /// The last evaluation, from pixels to figures, and the package.
-    fn finish(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Report> {
-        if group.rank() == 0 {
-            link.activity("evaluate", 0, self.val.len() as u64);
-        }
-        let cut = self.stages_cut()?;
-        let features = if cut > 0 {
-            self.encoded(self.net, &self.state.store.clone(), &[cut], self.val, group, link)?.by_cut.remove(&cut)
-        } else {
-            None
-        };
-        let inputs = self.inputs(self.net, self.val, cut, features)?;
-        let outcomes = evaluate::evaluate(&self.state.store, &inputs, group)?;
-        let spec = self.run.spec;
-        let report = Report {
-            job: spec.job.name.clone(),
-            kind: spec.job.kind.clone(),
-            steps: self.state.progress.step,
-            samples: [self.train.len(), self.val.len()],
-            prefix: self.prefix,
-            stages: self.stages.clone(),
-            history: self.state.progress.history.clone(),
-            evaluation: Evaluation::new(self.classes, &outcomes),
-        };
-        if group.rank() == 0 {
-            link.activity("export", 0, 1);
-            let dir = self.config.work.join("model");
-            for (name, path) in export::write(&dir, self.net, &self.state.store, self.classes, spec, &report)? {
-                link.artifact(name, &path);
-            }
-            link.activity("export", 1, 1);
-        }
-        // Nobody leaves while another may still need an answer.
-        group.barrier()?;
-        Ok(report)
-    }
-
-    /// The cut in front of everything that any stage has trained; 0 if nothing stays frozen or it would not fit.
-    fn stages_cut(&self) -> Result<usize> {
-        let mut cut = self.net.network.units.len();
-        for section in &self.run.spec.stage {
-            cut = cut.min(Stage::resolve(self.net, &self.state.store, section)?.cut);
-        }
-        if cut == 0 {
-            return Ok(0);
-        }
-        let width: usize = self.net.shape_at(&self.state.store, cut)?.iter().product();
-        Ok(if width * 4 * self.val.len() <= encode::BUDGET { cut } else { 0 })
     }
 }

@@ -19,13 +19,16 @@ use crate::{
 /// Bytes of decoded images that are kept in memory.
 const KEEP_BYTES: usize = 1 << 30;
 
+/// Bytes kept, and the squares by side and sample.
+type Kept = (usize, BTreeMap<(usize, usize), Arc<Vec<u8>>>);
+
 /// One part of a job's data.
 pub struct Samples {
     /// Which samples there are.
     pub dataset: Box<dyn Dataset>,
     augment: AugmentSection,
     seed: u32,
-    kept: Mutex<(usize, BTreeMap<(usize, usize), Arc<Vec<u8>>>)>,
+    kept: Mutex<Kept>,
 }
 
 impl Samples {
@@ -76,8 +79,8 @@ impl Samples {
         Ok(Self { dataset, augment, seed, kept: Mutex::default() })
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
+    /// How many samples there are.
+    pub fn count(&self) -> usize {
         self.dataset.labels().len()
     }
 

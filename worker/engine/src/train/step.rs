@@ -81,7 +81,7 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
         }
     }
     let leaves = if run.spec.cluster.reduction == Reduction::Fast { count.min(group.world()) } else { count };
-    let flat = collective::reduce(group, stack, leaves, stage.layout.len())?;
+    let flat = collective::reduce(group, stack, leaves, stage.layout.total_len())?;
     let mut reduced = Reduced { flat, samples: 0, loss: 0.0, correct: 0, touched, stop: false };
     let mut lines = Vec::new();
     for bytes in group.all_gather(tally)? {

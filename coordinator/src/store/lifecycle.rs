@@ -1,0 +1,122 @@
+//! The log of events, from which the state is rebuilt. An event counts once its transaction is on disk.
+
+use std::path::Path;
+
+use crate::core::{Event, State, apply};
+
+use super::{Error, open};
+
+/// Version of the stored events.
+const VERSION: i64 = 1;
+/// Events after which a snapshot replaces what came before.
+const SNAPSHOT_EVERY: i64 = 5_000;
+
+/// The log.
+pub struct Lifecycle {
+    db: rusqlite::Connection,
+    since_snapshot: i64,
+}
+
+impl Lifecycle {
+    /// Opens the log in `dir` and replays it.
+    ///
+    /// # Errors
+    /// A disk that refuses, or an entry of a newer version.
+    pub fn open(dir: &Path) -> Result<(Self, State), Error> {
+        let db = open(&dir.join("lifecycle.db"))?;
+        db.execute_batch(
+            "CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY, version INTEGER NOT NULL, body TEXT NOT NULL);
+             CREATE TABLE IF NOT EXISTS snapshot (id INTEGER PRIMARY KEY CHECK (id = 1), upto INTEGER NOT NULL, body TEXT NOT NULL);",
+        )?;
+        let snapshot =
+            db.query_row("SELECT upto, body FROM snapshot", [], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?)));
+        let (upto, mut state) = match snapshot {
+            Ok((upto, body)) => (upto, serde_json::from_str(&body).map_err(|e| Error::Entry(upto, e))?),
+            Err(rusqlite::Error::QueryReturnedNoRows) => (0, State::default()),
+            Err(e) => return Err(e.into()),
+        };
+        let mut since_snapshot = 0;
+        {
+            let mut query = db.prepare("SELECT id, version, body FROM event WHERE id > ? ORDER BY id")?;
+            let mut rows = query.query([upto])?;
+            while let Some(row) = rows.next()? {
+                let (id, version, body): (i64, i64, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                if version > VERSION {
+                    return Err(Error::Refused(format!(
+                        "event {id} was written by a newer coordinator (version {version})"
+                    )));
+                }
+                let event: Event = serde_json::from_str(&body).map_err(|e| Error::Entry(id, e))?;
+                apply(&mut state, &event);
+                since_snapshot += 1;
+            }
+        }
+        Ok((Self { db, since_snapshot }, state))
+    }
+
+    /// Appends events as one transaction; they are on disk when it returns.
+    ///
+    /// # Errors
+    /// The disk refuses; none of them counts then.
+    pub fn append(&mut self, events: &[Event]) -> Result<(), Error> {
+        let transaction = self.db.transaction()?;
+        for event in events {
+            let body = serde_json::to_string(event).map_err(|e| Error::Entry(0, e))?;
+            transaction.execute("INSERT INTO event (version, body) VALUES (?, ?)", (VERSION, body))?;
+        }
+        transaction.commit()?;
+        self.since_snapshot += events.len() as i64;
+        Ok(())
+    }
+
+    /// Replaces the log by a snapshot if it has grown long.
+    ///
+    /// # Errors
+    /// The disk refuses; the log is as before then.
+    pub fn compact(&mut self, state: &State) -> Result<(), Error> {
+        if self.since_snapshot < SNAPSHOT_EVERY {
+            return Ok(());
+        }
+        let body = serde_json::to_string(state).map_err(|e| Error::Entry(0, e))?;
+        let transaction = self.db.transaction()?;
+        let upto: i64 = transaction.query_row("SELECT COALESCE(MAX(id), 0) FROM event", [], |r| r.get(0))?;
+        transaction.execute("INSERT OR REPLACE INTO snapshot (id, upto, body) VALUES (1, ?, ?)", (upto, body))?;
+        transaction.execute("DELETE FROM event WHERE id < ?", [upto])?;
+        transaction.commit()?;
+        self.since_snapshot = 0;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tl_proto::ids::NodeId;
+
+    use super::*;
+
+    fn event(i: u64) -> Event {
+        Event::NodeJoined {
+            node: NodeId::from_bits(u128::from(i % 7)),
+            name: format!("n{i}"),
+            incarnation: i.to_string(),
+            build: "b".into(),
+            slots: Vec::new(),
+            catalog: Box::default(),
+        }
+    }
+
+    #[test]
+    fn what_was_appended_is_there_after_a_restart_also_past_a_snapshot() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut want = State::default();
+        let (mut log, _) = Lifecycle::open(dir.path()).unwrap();
+        let events: Vec<_> = (0..SNAPSHOT_EVERY as u64 + 3).map(event).collect();
+        events.iter().for_each(|e| apply(&mut want, e));
+        log.append(&events).unwrap();
+        log.compact(&want).unwrap();
+        log.append(&[event(99)]).unwrap();
+        apply(&mut want, &event(99));
+        drop(log);
+        assert_eq!(Lifecycle::open(dir.path()).unwrap().1, want);
+    }
+}

@@ -1,0 +1,39 @@
+//! What survives a `kill -9`: the lifecycle log, the series, the logs of ranks; and blobs beside them.
+
+mod blobs;
+mod lifecycle;
+mod logs;
+mod series;
+
+use std::path::Path;
+
+pub use blobs::Blobs;
+pub use lifecycle::Lifecycle;
+pub use logs::Logs;
+pub use series::Series;
+
+/// Why a store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database.
+    #[error("database: {0}")]
+    Sql(#[from] rusqlite::Error),
+    /// The disk.
+    #[error("disk: {0}")]
+    Io(#[from] std::io::Error),
+    /// A stored entry that this build cannot read.
+    #[error("stored entry {0} cannot be read: {1}")]
+    Entry(i64, serde_json::Error),
+    /// A request that contradicts what is stored.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Opens a database that flushes each transaction to disk.
+fn open(path: &Path) -> Result<rusqlite::Connection, Error> {
+    let db = rusqlite::Connection::open(path)?;
+    db.busy_timeout(std::time::Duration::from_secs(5))?;
+    db.pragma_update(None, "journal_mode", "WAL")?;
+    db.pragma_update(None, "synchronous", "FULL")?;
+    Ok(db)
+}

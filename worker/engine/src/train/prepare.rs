@@ -1,0 +1,80 @@
+//! What a stage needs before its first step: features of the frozen prefix, logits of the teacher.
+
+use super::{Features, Loop, encode, encode::Encoded, net::Net, samples::Samples, stage::Stage};
+use crate::{Result, collective::Collective, link::Link, nn};
+
+impl Loop<'_> {
+    /// The teacher's logits, once per sample and view.
+    pub(super) fn teach(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Option<Vec<Vec<f32>>>> {
+        let (Some(net), true) = (self.teacher, self.cacheable()) else { return Ok(None) };
+        let cut = net.network.units.len();
+        let mut done = self.encoded(net, &net.network.initial.clone(), &[cut], self.train, group, link)?;
+        Ok(done.by_cut.remove(&cut))
+    }
+
+    /// Whether what comes out of a frozen prefix on training samples can be used again.
+    fn cacheable(&self) -> bool {
+        self.train.views().is_some() && !self.run.spec.modifiers.contains_key("mixup")
+    }
+
+    pub(super) fn encoded(
+        &mut self,
+        net: &Net,
+        store: &nn::Store,
+        cuts: &[usize],
+        samples: &Samples,
+        group: &mut dyn Collective,
+        link: &mut dyn Link,
+    ) -> Result<Encoded> {
+        let done = encode::encode(net, store, cuts, samples, &self.config.cache, group, link)?;
+        self.prefix.computed += done.computed;
+        self.prefix.needed += (samples.count() * samples.views().unwrap_or(1)) as u64;
+        Ok(done)
+    }
+
+    /// Makes sure that the features of this stage are there; with them those of every later stage whose prefix will not
+    /// have changed by then, so that the prefix runs once.
+    pub(super) fn encode(
+        &mut self,
+        index: usize,
+        stage: &Stage,
+        features: &mut Features,
+        group: &mut dyn Collective,
+        link: &mut dyn Link,
+    ) -> Result<()> {
+        if stage.cut == 0 || features.val.contains_key(&stage.cut) {
+            return Ok(());
+        }
+        let (mut cuts, mut lowest) = (vec![stage.cut], stage.cut);
+        for later in &self.run.spec.stage[index + 1..] {
+            let cut = Stage::resolve(self.net, &self.state.store, later)?.cut;
+            if cut <= lowest && cut > 0 {
+                cuts.push(cut);
+            }
+            lowest = lowest.min(cut);
+        }
+        cuts.sort_unstable();
+        cuts.dedup();
+        let (net, store) = (self.net, self.state.store.clone());
+        let bytes = |cut: usize, rows: usize| -> Result<usize> {
+            Ok(net.shape_at(&store, cut)?.iter().product::<usize>() * 4 * rows)
+        };
+        let rows = self.train.count() * self.train.views().unwrap_or(1) + self.val.count();
+        let mut fitting = Vec::new();
+        for cut in cuts {
+            if bytes(cut, rows)? <= encode::BUDGET {
+                fitting.push(cut);
+            }
+        }
+        if fitting.is_empty() {
+            return Ok(());
+        }
+        // A stage that has changed the prefix leaves features of the old one behind.
+        *features = Features::default();
+        if self.cacheable() {
+            features.train = self.encoded(net, &store, &fitting, self.train, group, link)?.by_cut;
+        }
+        features.val = self.encoded(net, &store, &fitting, self.val, group, link)?.by_cut;
+        Ok(())
+    }
+}
