@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::spec::Params;
+
 /// The kind of value that a parameter takes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -88,6 +90,14 @@ impl Catalog {
     }
 }
 
+impl Entry {
+    /// The value of a parameter: what was given, else its default, else 0 for a name that this entry does not have.
+    pub fn number(&self, given: &Params, name: &str) -> f64 {
+        let default = || self.params.iter().find(|p| p.name == name).map(|p| &p.default);
+        given.get(name).or_else(default).and_then(serde_json::Value::as_f64).unwrap_or_default()
+    }
+}
+
 /// "did you mean `x`?", or the whole list where nothing is near.
 pub fn nearest_hint(got: &str, known: &[&str]) -> String {
     let best = known.iter().map(|k| (strsim::damerau_levenshtein(got, k), *k)).min();
@@ -102,6 +112,11 @@ pub fn number(name: &str, default: f64, min: f64, max: f64, doc: &str) -> Param 
     Param { name: name.into(), kind: ParamKind::Number { min, max }, default: default.into(), doc: doc.into() }
 }
 
+/// A parameter within a range of whole numbers.
+pub fn integer(name: &str, default: i64, min: i64, max: i64, doc: &str) -> Param {
+    Param { name: name.into(), kind: ParamKind::Integer { min, max }, default: default.into(), doc: doc.into() }
+}
+
 /// An entry without parameters.
 pub fn entry(name: &str, doc: &str) -> Entry {
     Entry { name: name.into(), doc: doc.into(), params: Vec::new(), nets: Vec::new() }
@@ -110,6 +125,13 @@ pub fn entry(name: &str, doc: &str) -> Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_parameter_that_is_not_given_has_its_default() {
+        let entry = Entry { params: vec![number("t", 4.0, 0.0, 9.0, ""), integer("n", 7, 1, 9, "")], ..entry("e", "") };
+        let given = [("t".to_owned(), 2.into())].into();
+        assert_eq!((entry.number(&given, "t"), entry.number(&given, "n")), (2.0, 7.0));
+    }
 
     #[test]
     fn a_typo_is_answered_with_the_nearest_name() {

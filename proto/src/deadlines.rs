@@ -24,6 +24,8 @@ pub struct Deadlines {
     pub reconnect_min_ms: u64,
     /// Longest pause between two tries.
     pub reconnect_max_ms: u64,
+    /// How long a failing gang is watched for a failure that says more than "my peer is gone".
+    pub settle_ms: u64,
     /// How long a job runs undisturbed before it may grow onto new slots.
     pub grow_cooldown_ms: u64,
 }
@@ -40,6 +42,7 @@ impl Default for Deadlines {
             rpc_ms: 10_000,
             reconnect_min_ms: 100,
             reconnect_max_ms: 2_000,
+            settle_ms: 400,
             grow_cooldown_ms: 5_000,
         }
     }
@@ -63,6 +66,7 @@ impl Deadlines {
             ("silence_ms", self.silence_ms, "beat_ms", self.beat_ms, 3),
             ("rendezvous_ms", self.rendezvous_ms, "silence_ms", self.silence_ms, 1),
             ("stop_grace_ms", self.stop_grace_ms, "1 ms", 1, 1),
+            ("settle_ms", self.settle_ms, "1 ms", 1, 1),
             ("rpc_ms", self.rpc_ms, "1 ms", 1, 100),
             ("reconnect_min_ms", self.reconnect_min_ms, "1 ms", 1, 1),
             ("reconnect_max_ms", self.reconnect_max_ms, "reconnect_min_ms", self.reconnect_min_ms, 1),

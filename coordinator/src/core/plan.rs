@@ -14,9 +14,6 @@ use super::{
     state::{Attempt, Job, JobStatus, Millis, NodeStatus, Phase, PhaseKind, PhaseStatus, Placement},
 };
 
-/// How long a failing gang is watched for a failure that says more than "my peer is gone".
-const SETTLE_MS: u64 = 400;
-
 /// What planning depends on besides the state.
 pub struct Context<'a> {
     /// The time.
@@ -82,7 +79,7 @@ fn end_of(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attem
     }
     let failures = || attempt.exited.values().flatten();
     let telling = failures().find(|f| !matches!(f.class, FailureClass::LostPeer | FailureClass::Stopped));
-    let settled = attempt.failing_ms.is_some_and(|at| now.saturating_sub(at) >= SETTLE_MS);
+    let settled = attempt.failing_ms.is_some_and(|at| now.saturating_sub(at) >= context.deadlines.settle_ms);
     let failure = match (telling, lost) {
         (Some(f), _) => f.clone(),
         (None, Some(f)) => f,

@@ -293,6 +293,15 @@ fn the_same_key_is_the_same_job() {
     assert!(matches!(w.command(other), Err(Refusal::AlreadyExists(_))));
 }
 
+#[test]
+fn a_job_that_no_worker_can_do_is_refused_at_the_door() {
+    let mut w = World::new();
+    w.state.catalog = Some(Catalog::default());
+    let submit = Command::Submit { job: job(1), key: "k".into(), owner: "o".into(), spec: Box::new(spec("1", 0)) };
+    assert!(matches!(w.command(submit), Err(Refusal::Invalid { message, .. }) if message.contains("no job kind")));
+    assert!(w.log.is_empty());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
     #[test]

@@ -76,3 +76,24 @@ impl Logs {
         Ok((last, lines))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_sent_twice_are_kept_once_and_read_on_from_a_cursor() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut logs = Logs::open(dir.path()).unwrap();
+        let (job, other) = (JobId::from_bits(1), JobId::from_bits(2));
+        let line = |sequence, text: &str| v1::LogLine { sequence, text: text.into(), ..v1::LogLine::default() };
+        logs.append(&[(job.clone(), line(0, "a")), (other, line(0, "x")), (job.clone(), line(1, "b"))]).unwrap();
+        logs.append(&[(job.clone(), line(1, "b")), (job.clone(), line(2, "c"))]).unwrap();
+        let texts = |lines: Vec<v1::LogLine>| lines.into_iter().map(|l| l.text).collect::<Vec<_>>();
+        let (cursor, first) = logs.read(&job, 0, 2).unwrap();
+        assert_eq!(texts(first), ["a", "b"]);
+        let (end, rest) = logs.read(&job, cursor, 10).unwrap();
+        assert_eq!(texts(rest), ["c"]);
+        assert_eq!(logs.read(&job, end, 10).unwrap(), (end, Vec::new()));
+    }
+}

@@ -318,6 +318,23 @@ lr = 0.1
     }
 
     #[test]
+    fn a_job_written_as_toml_reads_back_as_the_same_job() {
+        let mut spec = parse(GOOD).unwrap();
+        spec.stage[0].lr = 1e-7 / 3.0;
+        spec.data.as_mut().unwrap().augment.views = Views::Fresh;
+        spec.objective.insert("temperature".into(), 4.5.into());
+        assert_eq!(parse(&spec.to_toml()).unwrap(), spec);
+    }
+
+    #[test]
+    fn augmentation_that_would_change_nothing_is_refused() {
+        let with =
+            |augment: &str| refusal(&GOOD.replace("batch = 8", &format!("batch = 8, augment = {{ {augment} }}")));
+        assert!(with("flip = true").message.contains("changes nothing with one view"));
+        assert!(with("flip = true, views = 3").message.contains("only two different ones"));
+    }
+
+    #[test]
     fn a_pipeline_step_may_only_need_earlier_steps() {
         let inner = parse(GOOD).unwrap();
         let mut spec = JobSpec { step: Vec::new(), ..inner.clone() };

@@ -484,7 +484,7 @@ impl JobSpec {
     /// The job as a file that reads back as the same job.
     pub fn to_toml(&self) -> String {
         // Through a table, which puts plain values before sections.
-        toml::Value::try_from(self).map(|v| v.to_string()).unwrap_or_default()
+        toml::Table::try_from(self).map(|table| table.to_string()).unwrap_or_default()
     }
 
     /// Grains of a full step: the unit of sharding and of batch statistics. Part of the job, never of the machines.

@@ -50,18 +50,3 @@ pub trait Link: Send {
     /// Whether the rank should stop at the next step.
     fn stop_requested(&self) -> bool;
 }
-
-/// A link to nowhere, for tests and one-off evaluations.
-#[derive(Debug, Default)]
-pub struct Silent;
-
-impl Link for Silent {
-    fn row(&mut self, _: &Row) {}
-    fn activity(&mut self, _: &str, _: u64, _: u64) {}
-    fn checkpoint(&mut self, _: u64, _: &Path) {}
-    fn artifact(&mut self, _: &str, _: &Path) {}
-    fn notice(&mut self, _: Notice, _: &str) {}
-    fn stop_requested(&self) -> bool {
-        false
-    }
-}

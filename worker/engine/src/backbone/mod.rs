@@ -98,7 +98,7 @@ impl Network {
     }
 }
 
-/// A convolution, its batch-norm and an activation.
+/// Adds a convolution and its batch-norm.
 fn conv_norm(layers: Sequential, conv: impl Layer + 'static, norm: BatchNorm) -> Sequential {
     layers.with(conv).with(norm)
 }

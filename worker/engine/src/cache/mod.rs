@@ -37,6 +37,11 @@ impl Space {
         Self { dir: root.join(name), width }
     }
 
+    /// Numbers of one record.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
     /// Every whole record, and how many segments were not whole.
     pub fn read(&self) -> (BTreeMap<Key, Vec<f32>>, usize) {
         let (mut records, mut damaged) = (BTreeMap::new(), 0);

@@ -10,7 +10,7 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
-        mpsc::{self, Receiver, RecvTimeoutError},
+        mpsc::{self, Receiver},
     },
     time::{Duration, Instant},
 };
@@ -47,7 +47,6 @@ pub struct Mesh {
     peers: Vec<Option<Peer>>,
     sequence: u32,
     stopped: Arc<AtomicBool>,
-    wait: Duration,
 }
 
 fn lock(m: &Mutex<TcpStream>) -> MutexGuard<'_, TcpStream> {
@@ -115,7 +114,7 @@ impl Mesh {
                 std::thread::sleep(beat);
             }
         });
-        Ok(Self { rank: config.rank, peers, sequence: 0, stopped, wait: config.silence * 4 })
+        Ok(Self { rank: config.rank, peers, sequence: 0, stopped })
     }
 
     /// Tells the others that this rank gives up.
@@ -235,19 +234,12 @@ impl Mesh {
         let Some(peer) = &self.peers[from] else {
             return Err(Error::Internal(format!("rank {from} has no connection")));
         };
-        loop {
-            match peer.frames.recv_timeout(self.wait) {
-                Ok(Ok((got, body))) if got == sequence => return Ok(body),
-                Ok(Ok((got, _))) => {
-                    return Err(Error::Internal(format!("rank {from} is at exchange {got} instead of {sequence}")));
-                }
-                Ok(Err(cause)) => return Err(Error::LostPeer { peer: from, cause }),
-                // The reader reports silence by itself; while it does not, the peer is alive and slow.
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Error::LostPeer { peer: from, cause: "its connection was closed".into() });
-                }
-            }
+        // No deadline here: the reader reports silence by itself, and while it does not, the peer is alive and slow.
+        match peer.frames.recv() {
+            Ok(Ok((got, body))) if got == sequence => Ok(body),
+            Ok(Ok((got, _))) => Err(Error::Internal(format!("rank {from} is at exchange {got} instead of {sequence}"))),
+            Ok(Err(cause)) => Err(Error::LostPeer { peer: from, cause }),
+            Err(_) => Err(Error::LostPeer { peer: from, cause: "its connection was closed".into() }),
         }
     }
 
@@ -335,6 +327,17 @@ mod tests {
             });
             assert!(started.elapsed() < Duration::from_secs(4));
         }
+    }
+
+    #[test]
+    fn a_rank_that_gives_up_says_why() {
+        let (listeners, configs) = configs(2, 2000);
+        std::thread::scope(|s| {
+            s.spawn(|| Mesh::connect(&listeners[1], &configs[1]).unwrap().abort("the loss is NaN"));
+            let mut mesh = Mesh::connect(&listeners[0], &configs[0]).unwrap();
+            let error = mesh.barrier().unwrap_err().to_string();
+            assert_eq!(error, "rank 1 was lost: it gave up: the loss is NaN");
+        });
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! information, so a network has to learn edges and corners, and those carry over.
 
 use tl_proto::{
-    catalog::{Entry, Param, ParamKind, entry, number},
+    catalog::{Entry, entry, integer, number},
     spec::Params,
 };
 
@@ -19,16 +19,10 @@ pub(super) const FORMAT: Format = Format { entry: describe, open };
 const SIDE: usize = 32;
 
 fn describe() -> Entry {
-    let integer = |name: &str, default: i64, doc: &str| Param {
-        name: name.into(),
-        kind: ParamKind::Integer { min: 1, max: 100_000 },
-        default: default.into(),
-        doc: doc.into(),
-    };
     Entry {
         params: vec![
-            integer("train_samples", 256, "training samples per class"),
-            integer("val_samples", 50, "validation samples per class"),
+            integer("train_samples", 256, 1, 100_000, "training samples per class"),
+            integer("val_samples", 50, 1, 100_000, "validation samples per class"),
             number("noise", 0.25, 0.0, 1.0, "standard deviation of the noise, as a part of the range"),
         ],
         ..entry("generated", "32-pixel images of shapes; `train` and `val` name the task: `source` or `target`")
@@ -82,10 +76,9 @@ fn open(place: &str, part: &str, params: &Params, seed: u32) -> Result<Box<dyn D
         "target" => &TARGET,
         _ => return Err(Error::user(format!("there is no generated task `{place}`"), "known: source, target")),
     };
-    let integer =
-        |name: &str, default: u64| params.get(name).and_then(serde_json::Value::as_u64).unwrap_or(default) as usize;
-    let each = if part == "train" { integer("train_samples", 256) } else { integer("val_samples", 50) };
-    let noise = params.get("noise").and_then(serde_json::Value::as_f64).unwrap_or(0.25) as f32;
+    let number = |name: &str| describe().number(params, name);
+    let each = number(if part == "train" { "train_samples" } else { "val_samples" }) as usize;
+    let noise = number("noise") as f32;
     let key = format!("generated/1/{place}/{part}/{seed}/{noise}");
     Ok(Box::new(Generated {
         shapes,

@@ -8,13 +8,17 @@ use tl_proto::{
 use super::{Mix, Modifier};
 use crate::num::rng::Philox;
 
-pub(super) const MODIFIER: Modifier = Modifier {
-    entry: || Entry {
+fn describe() -> Entry {
+    Entry {
         params: vec![number("alpha", 0.2, 0.001, 100.0, "of the Beta distribution that the weight is drawn from")],
         ..entry("mixup", "blends each sample and its target with its mirror image in the grain")
-    },
+    }
+}
+
+pub(super) const MODIFIER: Modifier = Modifier {
+    entry: describe,
     mix: |params: &Params, rng: &Philox, step: u64, grain: u32| {
-        let alpha = params.get("alpha").and_then(serde_json::Value::as_f64).unwrap_or(0.2);
+        let alpha = describe().number(params, "alpha");
         let mut s = rng.stream(step, grain);
         let (a, b) = (s.gamma(alpha), s.gamma(alpha));
         Some(Mix { keep: if a + b > 0.0 { (a / (a + b)) as f32 } else { 0.5 } })

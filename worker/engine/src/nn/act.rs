@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::{Gradients, Layer, Pass, Saved, Tape, host, tensor};
-use crate::{Error, Result};
+use crate::Result;
 
 /// max(x, 0)
 #[derive(Debug)]
@@ -35,9 +35,7 @@ fn forward(x: &Tensor, pass: &Pass<'_>, tape: &mut Tape, limit: f32) -> Result<T
 }
 
 fn backward(dy: &Tensor, tape: &mut Tape, need_dx: bool) -> Result<Option<Tensor>> {
-    let Saved::Mask(mask) = tape.pop()? else {
-        return Err(Error::Internal("the tape holds something else".into()));
-    };
+    let mask = tape.take(|s| if let Saved::Mask(m) = s { Some(m) } else { None })?;
     if !need_dx {
         return Ok(None);
     }

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, ParamId, Pass, Saved, Tape, dims4, host, tensor};
+use super::{Gradients, Layer, ParamId, Pass, Tape, dims4, host, tensor};
 use crate::{
     Error, Result,
     num::gemm::{View, gemm},
@@ -144,10 +144,7 @@ impl Layer for Conv2d {
                 }
             });
         }
-        if pass.records() {
-            // The input is needed for the weights only; its shape always.
-            tape.push(if pass.trains(self.w) { Saved::Tensor(x.clone()) } else { Saved::Shape(vec![n, c, h, w]) });
-        }
+        tape.push_input(x, pass, self.w);
         tensor(out, &[n, self.cout, p.oh, p.ow])
     }
 
@@ -159,11 +156,7 @@ impl Layer for Conv2d {
         grads: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Tensor>> {
-        let (shape, x) = match tape.pop()? {
-            Saved::Tensor(x) => (x.dims().to_vec(), Some(x)),
-            Saved::Shape(s) => (s, None),
-            _ => return Err(Error::Internal("the tape holds something else".into())),
-        };
+        let (shape, x) = tape.pop_input()?;
         let (n, size, p) = (shape[0], shape[1] * shape[2] * shape[3], self.plan(shape[2], shape[3])?);
         let (pixels, depth) = (p.oh * p.ow, self.cin * self.k * self.k);
         let dy = host(dy)?;

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, Padding, ParamId, Pass, Saved, Tape, dims4, host, tensor};
+use super::{Gradients, Layer, Padding, ParamId, Pass, Tape, dims4, host, tensor};
 use crate::{Error, Result};
 
 /// Depthwise convolution, weights `[c, 1, k, k]`, no bias.
@@ -67,9 +67,7 @@ impl Layer for Depthwise {
                 });
             });
         }
-        if pass.records() {
-            tape.push(if pass.trains(self.w) { Saved::Tensor(x.clone()) } else { Saved::Shape(vec![n, c, h, w]) });
-        }
+        tape.push_input(x, pass, self.w);
         tensor(out, &[n, c, oh, ow])
     }
 
@@ -82,11 +80,7 @@ impl Layer for Depthwise {
         need_dx: bool,
     ) -> Result<Option<Tensor>> {
         let (_, c, oh, ow) = dims4(dy)?;
-        let (shape, x) = match tape.pop()? {
-            Saved::Tensor(x) => (x.dims().to_vec(), Some(x)),
-            Saved::Shape(s) => (s, None),
-            _ => return Err(Error::Internal("the tape holds something else".into())),
-        };
+        let (shape, x) = tape.pop_input()?;
         let (n, h, w, taps) = (shape[0], shape[2], shape[3], self.k * self.k);
         let dy = host(dy)?;
         let dy = &*dy;

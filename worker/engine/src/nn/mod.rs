@@ -28,7 +28,7 @@ pub use dropout::Dropout;
 pub use linear::Linear;
 pub use norm::{BatchNorm, update_running};
 pub use pool::{Flatten, GlobalAvgPool, MaxPool};
-pub use store::{BufferId, Builder, Gradients, Layout, ParamId, Store};
+pub use store::{BufferId, Builder, Entry, Gradients, Layout, ParamId, Store};
 
 use crate::{Error, Result, num::rng::Philox};
 
@@ -89,29 +89,38 @@ impl Tape {
         self.0.push(saved);
     }
 
-    fn pop(&mut self) -> Result<Saved> {
-        self.0.pop().ok_or_else(|| Error::Internal("backward without a forward".into()))
+    /// Takes what the layer above has kept, if it is of the kind that this layer keeps.
+    fn take<T>(&mut self, pick: impl FnOnce(Saved) -> Option<T>) -> Result<T> {
+        let saved = self.0.pop().ok_or_else(|| Error::Internal("backward without a forward".into()))?;
+        pick(saved).ok_or_else(|| Error::Internal("the tape holds something else".into()))
     }
 
     fn pop_tensor(&mut self) -> Result<Tensor> {
-        match self.pop()? {
-            Saved::Tensor(t) => Ok(t),
-            _ => Err(Error::Internal("the tape holds something else".into())),
-        }
+        self.take(|s| if let Saved::Tensor(t) = s { Some(t) } else { None })
     }
 
     fn pop_values(&mut self) -> Result<Vec<f32>> {
-        match self.pop()? {
-            Saved::Values(v) => Ok(v),
-            _ => Err(Error::Internal("the tape holds something else".into())),
-        }
+        self.take(|s| if let Saved::Values(v) = s { Some(v) } else { None })
     }
 
     fn pop_shape(&mut self) -> Result<Vec<usize>> {
-        match self.pop()? {
-            Saved::Shape(s) => Ok(s),
-            _ => Err(Error::Internal("the tape holds something else".into())),
+        self.take(|s| if let Saved::Shape(s) = s { Some(s) } else { None })
+    }
+
+    /// Keeps an input: all of it if the weights learn from it, else its shape.
+    fn push_input(&mut self, x: &Tensor, pass: &Pass<'_>, weights: ParamId) {
+        if pass.records() {
+            self.push(if pass.trains(weights) { Saved::Tensor(x.clone()) } else { Saved::Shape(x.dims().to_vec()) });
         }
+    }
+
+    /// The shape of an input, and the input itself if it was kept.
+    fn pop_input(&mut self) -> Result<(Vec<usize>, Option<Tensor>)> {
+        self.take(|s| match s {
+            Saved::Tensor(x) => Some((x.dims().to_vec(), Some(x))),
+            Saved::Shape(shape) => Some((shape, None)),
+            _ => None,
+        })
     }
 }
 

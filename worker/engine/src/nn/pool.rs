@@ -132,9 +132,7 @@ impl Layer for MaxPool {
         _: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Tensor>> {
-        let Saved::Indices(chosen) = tape.pop()? else {
-            return Err(Error::Internal("the tape holds something else".into()));
-        };
+        let chosen = tape.take(|s| if let Saved::Indices(i) = s { Some(i) } else { None })?;
         let shape = tape.pop_shape()?;
         if !need_dx {
             return Ok(None);

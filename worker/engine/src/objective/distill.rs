@@ -8,8 +8,8 @@ use tl_proto::{
 use super::{Batch, Objective, cross_entropy, log_softmax};
 use crate::Error;
 
-pub(super) const OBJECTIVE: Objective = Objective {
-    entry: || Entry {
+fn describe() -> Entry {
+    Entry {
         params: vec![
             number("temperature", 4.0, 0.1, 100.0, "softens both distributions"),
             number("soft_weight", 0.9, 0.0, 100.0, "weight of the teacher's part"),
@@ -17,10 +17,14 @@ pub(super) const OBJECTIVE: Objective = Objective {
         ],
         nets: vec!["teacher".into()],
         ..entry("distill", "a student learns from a teacher's logits and from labels")
-    },
+    }
+}
+
+pub(super) const OBJECTIVE: Objective = Objective {
+    entry: describe,
     loss: |params: &Params, batch: &Batch<'_>| {
-        let t = super::number(params, "temperature", 4.0);
-        let (soft, hard) = (super::number(params, "soft_weight", 0.9), super::number(params, "hard_weight", 0.1));
+        let number = |name: &str| describe().number(params, name);
+        let (t, soft, hard) = (number("temperature"), number("soft_weight"), number("hard_weight"));
         let teacher = batch.teacher.ok_or_else(|| Error::Internal("distillation without a teacher".into()))?;
         let student = log_softmax(&(batch.logits / t)?)?;
         let teacher = log_softmax(&(teacher / t)?)?;

@@ -7,13 +7,17 @@ use tl_proto::{
 
 use super::{Batch, Objective, cross_entropy};
 
-pub(super) const OBJECTIVE: Objective = Objective {
-    entry: || Entry {
+fn describe() -> Entry {
+    Entry {
         params: vec![number("label_smoothing", 0.0, 0.0, 0.9, "part of the target spread evenly over all classes")],
         ..entry("finetune", "staged fine-tuning: feature extraction, partial, full, progressive unfreezing")
-    },
+    }
+}
+
+pub(super) const OBJECTIVE: Objective = Objective {
+    entry: describe,
     loss: |params: &Params, batch: &Batch<'_>| {
-        let smoothing = super::number(params, "label_smoothing", 0.0);
+        let smoothing = describe().number(params, "label_smoothing");
         if smoothing == 0.0 {
             return cross_entropy(batch.logits, batch.targets);
         }

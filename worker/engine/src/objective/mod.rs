@@ -44,11 +44,6 @@ impl Objective {
     }
 }
 
-/// A number among an objective's parameters; the check has made sure that it is one where it is there.
-fn number(params: &Params, name: &str, default: f64) -> f64 {
-    params.get(name).and_then(serde_json::Value::as_f64).unwrap_or(default)
-}
-
 /// log softmax over classes, of primitives that candle differentiates.
 pub fn log_softmax(logits: &Tensor) -> Result<Tensor> {
     // The largest value only shifts; its own gradient cancels out, so it is taken as a constant.
@@ -90,6 +85,9 @@ mod tests {
         };
         let hard = (softmax(logits.as_tensor(), 1.0) - &targets).unwrap();
         testing::assert_close(&grad("finetune", &Params::new()), &hard, 1e-5);
+        let smoothing = [("label_smoothing".to_owned(), 0.2.into())].into();
+        let smoothed = (softmax(logits.as_tensor(), 1.0) - targets.affine(0.8, 0.05).unwrap()).unwrap();
+        testing::assert_close(&grad("finetune", &smoothing), &smoothed, 1e-5);
         let params: Params = [("temperature", 3.0), ("soft_weight", 0.7), ("hard_weight", 0.3)]
             .map(|(k, v)| (k.to_owned(), v.into()))
             .into();

@@ -25,6 +25,8 @@ pub struct Encoded {
     pub by_cut: BTreeMap<usize, Vec<Vec<f32>>>,
     /// Samples that ran through the prefix, over all ranks.
     pub computed: u64,
+    /// Samples times views whose outputs were asked for.
+    pub needed: u64,
 }
 
 type Records = BTreeMap<Key, Vec<Vec<f32>>>;
@@ -127,14 +129,12 @@ pub fn encode(
     let sent_by = |rank: usize| lacks.keys().filter(|k| owner[*k] == rank).copied().collect::<Vec<Key>>();
     let own = sent_by(group.rank());
     let bytes = own.iter().flat_map(|k| records[k].iter().flat_map(|v| collective::to_bytes(v))).collect();
-    let widths: Vec<usize> =
-        cuts.iter().map(|c| Ok(net.shape_at(store, *c)?.iter().product())).collect::<Result<_>>()?;
     let mut received = Vec::new();
     for (from, bytes) in group.all_gather(bytes)?.into_iter().enumerate() {
         let mut values = collective::from_bytes(&bytes)?.into_iter();
         for key in sent_by(from) {
-            let record: Vec<Vec<f32>> = widths.iter().map(|w| values.by_ref().take(*w).collect()).collect();
-            if record.iter().zip(&widths).any(|(r, w)| r.len() != *w) {
+            let record: Vec<Vec<f32>> = spaces.iter().map(|s| values.by_ref().take(s.width()).collect()).collect();
+            if record.iter().zip(&spaces).any(|(r, s)| r.len() != s.width()) {
                 return Err(Error::Internal(format!("rank {from} sent fewer features than it announced")));
             }
             // One rank of each machine keeps what its machine did not have.
@@ -155,7 +155,7 @@ pub fn encode(
         let rows: Option<Vec<_>> = rows.collect();
         by_cut.insert(*cut, rows.ok_or_else(|| Error::Internal("an encoded sample is missing".into()))?);
     }
-    Ok(Encoded { by_cut, computed: missing.len() as u64 })
+    Ok(Encoded { by_cut, computed: missing.len() as u64, needed: wanted.len() as u64 })
 }
 
 /// Records that are whole in every space.

@@ -1,21 +1,25 @@
 //! The end of a run: the last evaluation and the package.
 
-use super::{Loop, encode, evaluate, export, export::Report, stage::Stage};
+use super::{Features, Loop, evaluate, export, export::Report, stage::Stage};
 use crate::{Result, collective::Collective, eval::Evaluation, link::Link};
 
 impl Loop<'_> {
-    /// The last evaluation, from pixels to figures, and the package.
-    pub(super) fn finish(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Report> {
+    /// The last evaluation and the package. It starts in front of everything that any stage has trained, from features
+    /// that are still there or else from pixels.
+    pub(super) fn finish(
+        &self,
+        features: &Features,
+        group: &mut dyn Collective,
+        link: &mut dyn Link,
+    ) -> Result<Report> {
         if group.rank() == 0 {
             link.activity("evaluate", 0, self.val.count() as u64);
         }
-        let cut = self.stages_cut()?;
-        let features = if cut > 0 {
-            self.encoded(self.net, &self.state.store.clone(), &[cut], self.val, group, link)?.by_cut.remove(&cut)
-        } else {
-            None
-        };
-        let inputs = self.inputs(self.net, self.val, cut, features)?;
+        let mut cut = self.net.network.units.len();
+        for section in &self.run.spec.stage {
+            cut = cut.min(Stage::resolve(self.net, &self.state.store, section)?.cut);
+        }
+        let inputs = self.inputs(self.net, self.val, cut, features.val.get(&cut))?;
         let outcomes = evaluate::evaluate(&self.state.store, &inputs, group)?;
         let spec = self.run.spec;
         let report = Report {
@@ -39,18 +43,5 @@ impl Loop<'_> {
         // Nobody leaves while another may still need an answer.
         group.barrier()?;
         Ok(report)
-    }
-
-    /// The cut in front of everything that any stage has trained; 0 if nothing stays frozen or it would not fit.
-    fn stages_cut(&self) -> Result<usize> {
-        let mut cut = self.net.network.units.len();
-        for section in &self.run.spec.stage {
-            cut = cut.min(Stage::resolve(self.net, &self.state.store, section)?.cut);
-        }
-        if cut == 0 {
-            return Ok(0);
-        }
-        let width: usize = self.net.shape_at(&self.state.store, cut)?.iter().product();
-        Ok(if width * 4 * self.val.count() <= encode::BUDGET { cut } else { 0 })
     }
 }

@@ -19,7 +19,7 @@ pub struct Inputs<'a> {
     /// Units before this one are frozen.
     pub cut: usize,
     /// Features of `(sample, view)` at `sample · views + view`, if they are cached.
-    pub features: Option<Vec<Vec<f32>>>,
+    pub features: Option<&'a [Vec<f32>]>,
     /// Shape of one sample at the cut.
     pub shape: Vec<usize>,
 }
@@ -31,7 +31,7 @@ impl Inputs<'_> {
     /// A sample that cannot be read.
     pub fn batch(&self, store: &Store, indices: &[usize], epoch: u64, mix: Option<Mix>) -> Result<Tensor> {
         let shape: Vec<usize> = std::iter::once(indices.len()).chain(self.shape.iter().copied()).collect();
-        if let (Some(features), Some(views), None) = (&self.features, self.samples.views(), mix) {
+        if let (Some(features), Some(views), None) = (self.features, self.samples.views(), mix) {
             let view = (epoch % views as u64) as usize;
             let rows = indices.iter().flat_map(|i| &features[i * views + view]).copied().collect();
             return tensor(rows, &shape);

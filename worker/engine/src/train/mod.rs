@@ -74,10 +74,12 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let data = spec.data.as_ref().ok_or_else(|| missing("data"))?;
     let model = spec.model.as_ref().ok_or_else(|| missing("model"))?;
     let run = Run { spec, data, objective: Objective::find(&spec.job.kind) };
-    let train = Samples::open(data, "train", spec.job.seed, group, link)?;
-    let val = Samples::open(data, "val", spec.job.seed, group, link)?;
+    let train = Samples::open(data, "train", spec.job.seed)?;
+    let val = Samples::open(data, "val", spec.job.seed)?;
     let classes = probe::same_classes(&*train.dataset, &*val.dataset)?;
     let student = Net::build(model, classes.len(), false, spec.job.seed, &config.inputs)?;
+    let train = train.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
+    let val = val.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     let teacher = match spec.nets.get("teacher").filter(|_| run.objective.has_teacher()) {
         Some(section) => Some(Net::build(section, classes.len(), true, spec.job.seed, &config.inputs)?),
         None => None,
@@ -157,6 +159,14 @@ struct Features {
     val: BTreeMap<usize, Vec<Vec<f32>>>,
 }
 
+impl Features {
+    /// Once a stage has trained units from `cut` on, what came out of them before is out of date.
+    fn forget_above(&mut self, cut: usize) {
+        self.train.retain(|c, _| *c <= cut);
+        self.val.retain(|c, _| *c <= cut);
+    }
+}
+
 impl Loop<'_> {
     fn run(&mut self, optimizer: &optim::Optimizer, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Report> {
         let spec = self.run.spec;
@@ -174,18 +184,19 @@ impl Loop<'_> {
                 continue;
             }
             self.encode(index, &stage, &mut features, group, link)?;
-            let inputs = self.inputs(self.net, self.train, stage.cut, features.train.get(&stage.cut).cloned())?;
-            let val = self.inputs(self.net, self.val, stage.cut, features.val.get(&stage.cut).cloned())?;
+            let inputs = self.inputs(self.net, self.train, stage.cut, features.train.get(&stage.cut))?;
+            let val = self.inputs(self.net, self.val, stage.cut, features.val.get(&stage.cut))?;
             let teacher = match self.teacher {
-                Some(net) => Some(self.inputs(net, self.train, net.network.units.len(), teacher_logits.clone())?),
+                Some(net) => Some(self.inputs(net, self.train, net.network.units.len(), teacher_logits.as_ref())?),
                 None => None,
             };
             self.stage(index, &stage, (&inputs, &val, teacher.as_ref()), optimizer, group, link)?;
+            features.forget_above(stage.cut);
         }
         // The empty reduction that proves that everyone has the last state.
         group.barrier()?;
         self.publish(group, link);
-        self.finish(group, link)
+        self.finish(&features, group, link)
     }
 
     fn inputs<'n>(
@@ -193,10 +204,10 @@ impl Loop<'_> {
         net: &'n Net,
         samples: &'n Samples,
         cut: usize,
-        features: Option<Vec<Vec<f32>>>,
+        features: Option<&'n Vec<Vec<f32>>>,
     ) -> Result<Inputs<'n>> {
         let store = if std::ptr::eq(net, self.net) { &self.state.store } else { &net.network.initial };
-        Ok(Inputs { net, samples, cut, features, shape: net.shape_at(store, cut)? })
+        Ok(Inputs { net, samples, cut, features: features.map(Vec::as_slice), shape: net.shape_at(store, cut)? })
     }
 
     fn stage(

@@ -8,7 +8,8 @@ impl Loop<'_> {
     pub(super) fn teach(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Option<Vec<Vec<f32>>>> {
         let (Some(net), true) = (self.teacher, self.cacheable()) else { return Ok(None) };
         let cut = net.network.units.len();
-        let mut done = self.encoded(net, &net.network.initial.clone(), &[cut], self.train, group, link)?;
+        let mut done = self.encoded(net, &net.network.initial, &[cut], self.train, group, link)?;
+        self.count(&done);
         Ok(done.by_cut.remove(&cut))
     }
 
@@ -17,8 +18,8 @@ impl Loop<'_> {
         self.train.views().is_some() && !self.run.spec.modifiers.contains_key("mixup")
     }
 
-    pub(super) fn encoded(
-        &mut self,
+    fn encoded(
+        &self,
         net: &Net,
         store: &nn::Store,
         cuts: &[usize],
@@ -26,10 +27,12 @@ impl Loop<'_> {
         group: &mut dyn Collective,
         link: &mut dyn Link,
     ) -> Result<Encoded> {
-        let done = encode::encode(net, store, cuts, samples, &self.config.cache, group, link)?;
+        encode::encode(net, store, cuts, samples, &self.config.cache, group, link)
+    }
+
+    fn count(&mut self, done: &Encoded) {
         self.prefix.computed += done.computed;
-        self.prefix.needed += (samples.count() * samples.views().unwrap_or(1)) as u64;
-        Ok(done)
+        self.prefix.needed += done.needed;
     }
 
     /// Makes sure that the features of this stage are there; with them those of every later stage whose prefix will not
@@ -55,9 +58,9 @@ impl Loop<'_> {
         }
         cuts.sort_unstable();
         cuts.dedup();
-        let (net, store) = (self.net, self.state.store.clone());
+        let (net, store) = (self.net, &self.state.store);
         let bytes = |cut: usize, rows: usize| -> Result<usize> {
-            Ok(net.shape_at(&store, cut)?.iter().product::<usize>() * 4 * rows)
+            Ok(net.shape_at(store, cut)?.iter().product::<usize>() * 4 * rows)
         };
         let rows = self.train.count() * self.train.views().unwrap_or(1) + self.val.count();
         let mut fitting = Vec::new();
@@ -69,12 +72,11 @@ impl Loop<'_> {
         if fitting.is_empty() {
             return Ok(());
         }
-        // A stage that has changed the prefix leaves features of the old one behind.
-        *features = Features::default();
-        if self.cacheable() {
-            features.train = self.encoded(net, &store, &fitting, self.train, group, link)?.by_cut;
-        }
-        features.val = self.encoded(net, &store, &fitting, self.val, group, link)?.by_cut;
+        let train =
+            if self.cacheable() { Some(self.encoded(net, store, &fitting, self.train, group, link)?) } else { None };
+        let val = self.encoded(net, store, &fitting, self.val, group, link)?;
+        train.iter().chain([&val]).for_each(|done| self.count(done));
+        *features = Features { train: train.map(|t| t.by_cut).unwrap_or_default(), val: val.by_cut };
         Ok(())
     }
 }

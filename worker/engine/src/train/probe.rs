@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, export::StageFigures, net::Net, stage::Stage};
+use super::{Config, export::StageFigures, net::Net, samples::Samples, stage::Stage};
 use crate::{
     Error, Result,
     collective::partition::partition,
-    data::{self, Dataset, Subset, sampler::steps_per_epoch},
+    data::{Dataset, sampler::steps_per_epoch},
     objective::Objective,
 };
 
@@ -61,12 +61,9 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let (Some(data), Some(model)) = (&spec.data, &spec.model) else {
         return Err(Error::user("the job has no `[data]` or no `[model]`", "add the section"));
     };
-    let mut train = data::open(data, "train", spec.job.seed)?;
-    let val = data::open(data, "val", spec.job.seed)?;
+    let train = Samples::open(data, "train", spec.job.seed)?.dataset;
+    let val = Samples::open(data, "val", spec.job.seed)?.dataset;
     let classes = same_classes(&*train, &*val)?;
-    if let Some(n) = data.train_per_class {
-        train = Box::new(Subset::per_class(train, n as usize, spec.job.seed));
-    }
     let mut hasher = blake3::Hasher::new();
     for set in [&*train, &*val] {
         for i in 0..set.labels().len() {

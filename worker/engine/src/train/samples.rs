@@ -10,7 +10,7 @@ use tl_proto::spec::{AugmentSection, DataSection, Views};
 
 use crate::{
     Error, Result,
-    collective::Collective,
+    collective::{Collective, partition::partition},
     data::{self, Dataset, Subset, augment::View, pixels},
     link::{Link, Notice},
     weights::Contract,
@@ -26,57 +26,64 @@ type Kept = (usize, BTreeMap<(usize, usize), Arc<Vec<u8>>>);
 pub struct Samples {
     /// Which samples there are.
     pub dataset: Box<dyn Dataset>,
+    part: &'static str,
     augment: AugmentSection,
     seed: u32,
     kept: Mutex<Kept>,
 }
 
 impl Samples {
-    /// Opens `train` or `val`, has every rank decode its share, and leaves out what will not decode, up to the limit:
-    /// the same samples on every rank.
+    /// Opens `train` or `val`; nothing is decoded yet.
     ///
     /// # Errors
-    /// Data that is not there, or more bad samples than `skip_bad`, by name.
-    pub fn open(
-        spec: &DataSection,
-        part: &str,
-        seed: u32,
+    /// Data that is not there.
+    pub fn open(spec: &DataSection, part: &'static str, seed: u32) -> Result<Self> {
+        let mut dataset = data::open(spec, part, seed)?;
+        let mut augment = AugmentSection::default();
+        if part == "train" {
+            augment = spec.augment.clone();
+            if let Some(n) = spec.train_per_class {
+                dataset = Box::new(Subset::per_class(dataset, n as usize, seed));
+            }
+        }
+        Ok(Self { dataset, part, augment, seed, kept: Mutex::default() })
+    }
+
+    /// Has every rank decode its share, for the network that will see it, and leaves out what will not decode, up to
+    /// `limit`: the same samples on every rank.
+    ///
+    /// # Errors
+    /// More bad samples than `limit`, by name; a lost peer.
+    pub fn leave_out_bad(
+        self,
+        contract: &Contract,
+        limit: u32,
         group: &mut dyn Collective,
         link: &mut dyn Link,
     ) -> Result<Self> {
-        let mut dataset = data::open(spec, part, seed)?;
-        if let (Some(n), "train") = (spec.train_per_class, part) {
-            dataset = Box::new(Subset::per_class(dataset, n as usize, seed));
-        }
-        let total = dataset.labels().len();
-        let share = group.rank() * total / group.world()..(group.rank() + 1) * total / group.world();
+        let share = partition(self.count(), group.world())[group.rank()].clone();
         let bad: Vec<(usize, String)> =
-            share.into_par_iter().filter_map(|i| dataset.load(i).err().map(|why| (i, why))).collect();
-        let said = serde_json::to_vec(&bad).map_err(|e| Error::Internal(e.to_string()))?;
+            share.into_par_iter().filter_map(|i| self.square(i, contract).err().map(|why| (i, why))).collect();
+        let internal = |e: serde_json::Error| Error::Internal(e.to_string());
         let mut all: Vec<(usize, String)> = Vec::new();
-        for bytes in group.all_gather(said)? {
-            all.extend(serde_json::from_slice::<Vec<_>>(&bytes).map_err(|e| Error::Internal(e.to_string()))?);
+        for bytes in group.all_gather(serde_json::to_vec(&bad).map_err(internal)?)? {
+            all.extend(serde_json::from_slice::<Vec<_>>(&bytes).map_err(internal)?);
         }
-        if !all.is_empty() {
-            let (first, why) = &all[0];
-            let name = dataset.name(*first);
-            if all.len() > spec.skip_bad as usize {
-                return Err(Error::user(
-                    format!("`{name}` cannot be decoded ({why}); {} such in `data.{part}`", all.len()),
-                    format!("remove them, or set `data.skip_bad = {}`", all.len()),
-                ));
-            }
-            if group.rank() == 0 {
-                link.notice(
-                    Notice::SamplesSkipped,
-                    &format!("{} samples of `data.{part}` left out, first `{name}`: {why}", all.len()),
-                );
-            }
-            let keep = (0..total).filter(|i| all.iter().all(|(b, _)| b != i)).collect();
-            dataset = Box::new(Subset::new(dataset, keep));
+        let Some((first, why)) = all.first() else { return Ok(self) };
+        let (name, part) = (self.dataset.name(*first), self.part);
+        if all.len() > limit as usize {
+            return Err(Error::user(
+                format!("`{name}` cannot be decoded ({why}); {} such in `data.{part}`", all.len()),
+                format!("remove them, or set `data.skip_bad = {}`", all.len()),
+            ));
         }
-        let augment = if part == "train" { spec.augment.clone() } else { AugmentSection::default() };
-        Ok(Self { dataset, augment, seed, kept: Mutex::default() })
+        if group.rank() == 0 {
+            let text = format!("{} samples of `data.{part}` left out, first `{name}`: {why}", all.len());
+            link.notice(Notice::SamplesSkipped, &text);
+        }
+        let keep = (0..self.count()).filter(|i| all.iter().all(|(b, _)| b != i)).collect();
+        // Indices move, so what is kept under them goes.
+        Ok(Self { dataset: Box::new(Subset::new(self.dataset, keep)), kept: Mutex::default(), ..self })
     }
 
     /// How many samples there are.
@@ -110,28 +117,30 @@ impl Samples {
     /// # Errors
     /// A file that has changed or gone since the start.
     pub fn input(&self, index: usize, view: View, contract: &Contract) -> Result<Vec<f32>> {
+        let square = self.square(index, contract).map_err(|why| {
+            Error::user(
+                format!("`{}` cannot be decoded ({why})", self.dataset.name(index)),
+                "data must not change while a job runs",
+            )
+        })?;
+        let values = square.iter().map(|b| f32::from(*b)).collect();
+        Ok(pixels::normalise(&view.apply(values, contract.side()), contract))
+    }
+
+    /// The decoded sample, cut to the network's square; kept while memory lasts.
+    fn square(&self, index: usize, contract: &Contract) -> Result<Arc<Vec<u8>>, String> {
         let side = contract.side();
         let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = lock().1.get(&(side, index)).cloned();
-        let square = match known {
-            Some(square) => square,
-            None => {
-                let image = self.dataset.load(index).map_err(|why| {
-                    Error::user(
-                        format!("`{}` cannot be decoded ({why})", self.dataset.name(index)),
-                        "data must not change while a job runs",
-                    )
-                })?;
-                let square = Arc::new(pixels::square(&image, contract.resize_short_side as usize, side));
-                let mut kept = lock();
-                if kept.0 + square.len() <= KEEP_BYTES {
-                    kept.0 += square.len();
-                    kept.1.insert((side, index), square.clone());
-                }
-                square
-            }
-        };
-        let values = square.iter().map(|b| f32::from(*b)).collect();
-        Ok(pixels::normalise(&view.apply(values, side), contract))
+        if let Some(square) = lock().1.get(&(side, index)) {
+            return Ok(square.clone());
+        }
+        let image = self.dataset.load(index)?;
+        let square = Arc::new(pixels::square(&image, contract.resize_short_side as usize, side));
+        let mut kept = lock();
+        if kept.0 + square.len() <= KEEP_BYTES {
+            kept.0 += square.len();
+            kept.1.insert((side, index), square.clone());
+        }
+        Ok(square)
     }
 }

@@ -198,7 +198,7 @@ fn a_truncated_checkpoint_is_passed_over_and_said_so() {
 }
 
 #[test]
-fn the_fast_reduction_agrees_with_one_rank_to_a_millionth_in_its_first_step() {
+fn the_fast_reduction_has_one_ranks_loss_and_gradient_norm_in_its_first_step() {
     let job = JOB.replace("schema = 1", "schema = 1\ncluster = { reduction = \"fast\" }");
     let first = |world| {
         let dir = tempfile::tempdir().unwrap();
@@ -228,4 +228,82 @@ fn a_loss_that_is_not_finite_names_its_step() {
         JOB.replace("lr = 0.01", "lr = 900.0").replace("\"adamw\", clip_norm = 1.0", "\"sgd\", weight_decay = 10.0");
     let error = train(&job, 1, false, tempfile::tempdir().unwrap().path(), &[], &Recorder::default()).unwrap_err();
     assert!(matches!(&error, Error::NotFinite(m) if m.contains("step ")), "{error}");
+}
+
+#[test]
+fn features_of_a_prefix_that_was_trained_in_between_are_not_used_again() {
+    let again = "\n[[stage]]\nname = \"again\"\nepochs = 1\ntrain = [\"head\"]\nlr = 0.01\n";
+    let job = JOB.replace("restore_best = true", "patience = 9") + again;
+    let report = train(&job, 2, false, tempfile::tempdir().unwrap().path(), &[], &Recorder::default()).unwrap();
+    // The last evaluation starts from pixels here, that of the last epoch from cached features.
+    assert_eq!(report.history.last().unwrap().values["val.loss"], report.evaluation.loss);
+}
+
+#[test]
+fn a_plateau_lowers_the_rate_and_patience_ends_the_stage() {
+    // No improvement can be as large as this: every epoch after the first one counts as none.
+    let stop = "monitor = \"val.loss\", min_delta = 900.0, patience = 3, plateau_factor = 0.5, plateau_patience = 2";
+    let job = JOB.replace("monitor = \"val.accuracy\", restore_best = true", stop).replace("epochs = 2", "epochs = 20");
+    let job = job.split("[[stage]]\nname = \"top\"").next().unwrap();
+    let link = Recorder::default();
+    let report = train(job, 1, false, tempfile::tempdir().unwrap().path(), &[], &link).unwrap();
+    assert_eq!(report.history.len(), 5, "the first epoch, three without improvement, and the one too many");
+    assert!(link.notices.lock().unwrap().contains(&Notice::StoppedEarly));
+    let rates: Vec<f64> = link.rows.lock().unwrap().iter().filter_map(|r| r.values.get("lr").copied()).collect();
+    let per_epoch = rates.len() / 5;
+    let by_epoch: Vec<f64> = rates.chunks(per_epoch).map(|e| e[0]).collect();
+    assert_eq!(by_epoch, [0.01, 0.01, 0.01, 0.005, 0.005]);
+}
+
+#[test]
+fn a_student_learns_from_an_exported_teacher_whose_logits_are_computed_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let one_stage = |kind: &str, nets: &str| {
+        let head = JOB.split("[[stage]]").next().unwrap().replace("\"finetune\"", kind);
+        format!("{head}{nets}\n[[stage]]\nname = \"all\"\nepochs = 2\ntrain = [\"*\"]\nlr = 0.003\nbn = \"train\"\n")
+    };
+    train(&one_stage("\"finetune\"", ""), 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+    let file = dir.path().join("work/model/model.safetensors");
+    let head = "{ hidden = [16], dropout = 0.3, norm = \"batch\" }";
+    let teacher =
+        format!("[nets.teacher]\nbackbone = \"small_cnn\"\nweights = \"{}\"\nhead = {head}\n", file.display());
+    let student = one_stage("\"distill\"", &teacher);
+    let run = |world| {
+        let dir = tempfile::tempdir().unwrap();
+        let report = train(&student, world, true, dir.path(), &[], &Recorder::default()).unwrap();
+        // All stages train everything: the only frozen thing is the teacher, on 64 samples of 2 views.
+        assert_eq!(report.prefix.computed, 64 * 2);
+        model_of(dir.path())
+    };
+    assert_eq!(run(1), run(2));
+}
+
+#[test]
+fn a_sample_that_will_not_decode_fails_the_job_by_name_or_is_left_out_everywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    for (class, shade) in [("a", 40u8), ("b", 200)] {
+        for i in 0..6u8 {
+            let path = dir.path().join(format!("data/{class}/{i}.png"));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            image::RgbImage::from_pixel(40, 36, image::Rgb([shade, shade + i, 9])).save(path).unwrap();
+        }
+    }
+    std::fs::write(dir.path().join("data/b/3.png"), b"not an image").unwrap();
+    let folder = dir.path().join("data").display().to_string();
+    let generated = JOB.lines().find(|l| l.starts_with("data =")).unwrap();
+    let photos = format!(
+        "data = {{ format = \"image_folder\", train = \"{folder}\", val = \"{folder}\", batch = 6, skip_bad = 0 }}"
+    );
+    let job = JOB.replace(generated, &photos);
+    let error = train(&job, 1, false, dir.path(), &[], &Recorder::default()).unwrap_err();
+    assert!(error.to_string().starts_with("`b/3.png` cannot be decoded"), "{error}");
+    let job = job.replace("skip_bad = 0", "skip_bad = 1");
+    let run = |world| {
+        let link = Recorder::default();
+        let report = train(&job, world, false, dir.path(), &[], &link).unwrap();
+        assert_eq!(report.samples, [11, 11]);
+        assert_eq!(link.notices.lock().unwrap().iter().filter(|n| **n == Notice::SamplesSkipped).count(), 2);
+        model_of(dir.path())
+    };
+    assert_eq!(run(1), run(2));
 }

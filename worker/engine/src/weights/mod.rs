@@ -154,3 +154,79 @@ pub fn metadata(path: &Path) -> Result<BTreeMap<String, String>> {
     }
     serde_json::from_slice::<Header>(&header).map(|h| h.metadata).map_err(|e| bad(&e))
 }
+
+#[cfg(test)]
+mod tests {
+    use tl_proto::spec::{HeadSection, ModelSection};
+
+    use super::*;
+    use crate::train::net::Net;
+
+    fn model(backbone: &str, weights: Option<&Path>) -> ModelSection {
+        ModelSection {
+            backbone: backbone.into(),
+            weights: weights.map(|p| p.display().to_string()),
+            preprocess: None,
+            padding: None,
+            input: None,
+            head: HeadSection::default(),
+        }
+    }
+
+    fn build(model: &ModelSection) -> Result<Net> {
+        Net::build(model, 2, false, 1, &BTreeMap::new())
+    }
+
+    /// The tensors of a network as a bare file, without a contract.
+    fn bare(net: &Net, path: &Path) {
+        let store = &net.network.initial;
+        let params = store.params.iter().map(|e| (e, &store.values[e.range.clone()]));
+        let buffers = store.buffers.iter().map(|e| (e, &store.buffer_values[e.range.clone()]));
+        let tensor =
+            |(e, v): (&crate::nn::Entry, &[f32])| (e.name.clone(), crate::nn::tensor(v.to_vec(), &e.shape).unwrap());
+        let tensors = params.chain(buffers).map(tensor).collect();
+        candle_core::safetensors::save(&tensors, path).unwrap();
+    }
+
+    #[test]
+    fn weights_of_another_network_are_refused_by_the_names_of_tensors() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        bare(&build(&model("small_cnn", None)).unwrap(), &path);
+        let mut other = model("resnet20", Some(&path));
+        other.preprocess = Some("unit".into());
+        let error = build(&other).err().unwrap().to_string();
+        assert!(error.contains("are of another network: no conv1.weight"), "{error}");
+    }
+
+    #[test]
+    fn a_contract_must_be_there_and_be_the_only_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        bare(&build(&model("small_cnn", None)).unwrap(), &path);
+        let mut job = model("small_cnn", Some(&path));
+        assert!(build(&job).err().unwrap().to_string().contains("without a preprocessing contract"));
+        job.preprocess = Some("torch".into());
+        assert_eq!(build(&job).unwrap().contract.scale, Scale::Unit);
+        let said = serde_json::to_string(&Contract::named("tf", 32, None).unwrap()).unwrap();
+        std::fs::write(dir.path().join("preprocess.json"), said).unwrap();
+        assert!(build(&job).err().unwrap().to_string().contains("ask for different preprocessing"));
+        job.preprocess = None;
+        assert_eq!(build(&job).unwrap().contract.scale, Scale::Tf);
+    }
+
+    #[test]
+    fn a_file_that_is_cut_off_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        bare(&build(&model("small_cnn", None)).unwrap(), &path);
+        let bytes = std::fs::read(&path).unwrap();
+        for len in [0, 7, 100, bytes.len() - 1] {
+            std::fs::write(&path, &bytes[..len]).unwrap();
+            assert!(read(&path).is_err(), "{len} bytes");
+        }
+        let zip = dir.path().join("w.pth");
+        std::fs::write(&zip, &bytes).unwrap();
+        assert!(read(&zip).is_err());
+    }
+}
