@@ -1,16 +1,24 @@
-//! Compiles the `.proto` files in Rust: no `protoc` is needed.
+//! Compiles the `.proto` files without `protoc`.
 
 use std::{env, fs, path::PathBuf};
 
+use prost::Message;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["user", "node", "blob"].map(|name| format!("tl/v1/{name}.proto"));
-    for file in files.iter().map(String::as_str).chain(["tl/v1/common.proto"]) {
-        println!("cargo::rerun-if-changed={file}");
+    let files = ["tl/v1/common.proto", "tl/v1/user.proto", "tl/v1/node.proto", "tl/v1/blob.proto"];
+    println!("cargo::rerun-if-changed=tl");
+    let descriptors = protox::compile(files, ["."])?;
+    fs::write(PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin"), descriptors.encode_to_vec())?;
+    let services = env::var_os("CARGO_FEATURE_GRPC").is_some();
+    let mut config = tonic_prost_build::configure().build_client(services).build_server(services).btree_map(".");
+    // What users see is JSON too: on the dashboard and in `--output json`.
+    for message in
+        ["Failure", "BlobRef", "Artifact", "MetricRow", "LogLine", "Activity", "Job", "Phase", "Placement", "Node"]
+    {
+        config = config.message_attribute(format!(".tl.v1.{message}"), "#[derive(serde::Serialize)]");
     }
-    let descriptors = protox::compile(&files, ["."])?;
-    let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
-    let grpc = env::var_os("CARGO_FEATURE_GRPC").is_some();
-    tonic_prost_build::configure().build_client(grpc).build_server(grpc).compile_fds(descriptors)?;
-    Ok(())
+    for field in ["Job.spec_json", "Phase.result_json"] {
+        config = config.field_attribute(format!(".tl.v1.{field}"), "#[serde(serialize_with = \"crate::raw_json\")]");
+    }
+    Ok(config.compile_fds(descriptors)?)
 }

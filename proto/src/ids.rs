@@ -83,6 +83,11 @@ impl PhaseId {
     pub fn new(step: &str, kind: &str) -> Self {
         Self(format!("{step}/{kind}"))
     }
+
+    /// The pipeline step.
+    pub fn step(&self) -> &str {
+        self.0.split('/').next().unwrap_or_default()
+    }
 }
 
 impl fmt::Display for PhaseId {

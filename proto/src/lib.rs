@@ -2,6 +2,8 @@
 //!
 //! Nothing here does IO, reads a clock or knows a tensor. With the feature `grpc` the generated services are there too.
 
+#[cfg(feature = "grpc")]
+pub mod bearer;
 pub mod catalog;
 pub mod deadlines;
 pub mod failure;
@@ -29,3 +31,9 @@ pub const MAX_SPEC_BYTES: usize = 1 << 20;
 
 /// Bytes of one chunk of a blob.
 pub const BLOB_CHUNK_BYTES: usize = 1 << 20;
+
+/// Writes bytes that hold JSON as the value that they hold.
+fn raw_json<S: serde::Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    let value: Option<serde_json::Value> = serde_json::from_slice(bytes).ok();
+    serde::Serialize::serialize(&value, serializer)
+}

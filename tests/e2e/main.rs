@@ -1,4 +1,12 @@
-//! What must hold of the whole tree.
+//! End-to-end tests. The architecture of the tree is one of them.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
 
 mod architecture;
+mod bad_input;
+mod commands;
+mod dashboard;
+mod faults;
+mod transfer;
+
+/// The program whose mains the sandbox runs.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_tl-sandbox");

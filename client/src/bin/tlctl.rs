@@ -1,8 +1,5 @@
-//! The command line.
+//! `tlctl`: see `--help`.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    eprintln!("tlctl is not built yet; the README says what is");
-    ExitCode::from(2)
+fn main() -> std::process::ExitCode {
+    tl_client::cli::main()
 }

@@ -14,16 +14,15 @@ use super::{
 
 /// Most lines of history that a phase keeps.
 const MAX_HISTORY: usize = 200;
-/// Checkpoints that are remembered per phase, whatever the job asks to keep.
-const MAX_CHECKPOINTS: usize = 100;
 
 /// Applies an event.
 pub fn apply(state: &mut State, event: &Event) {
     match event {
-        Event::Submitted { job, key, owner, spec, at } => {
+        Event::Submitted { job, key, owner, spec, plan_only, at } => {
             state.keys.insert(key.clone(), job.clone());
             let fresh = Job {
-                phases: phases(spec),
+                phases: phases(spec, *plan_only),
+                plan_only: *plan_only,
                 spec: (**spec).clone(),
                 owner: owner.clone(),
                 submitted_ms: *at,
@@ -127,13 +126,17 @@ pub fn apply(state: &mut State, event: &Event) {
                 job.failure = Some(failure);
             }
         }
-        Event::CheckpointReady { job, phase, step, blob, .. } => with(state, job, phase, |p| {
-            p.checkpoints.insert(0, (*step, blob.clone()));
-            p.checkpoints.truncate(MAX_CHECKPOINTS);
-        }),
+        Event::CheckpointReady { job, phase, step, blob, .. } => {
+            let spec = state.jobs.get(job).and_then(|j| j.step_spec(phase.step()));
+            let keep = spec.map_or(1, |s| s.checkpoint.keep.max(1) as usize);
+            with(state, job, phase, |p| {
+                p.checkpoints.insert(0, (*step, blob.clone()));
+                p.checkpoints.truncate(keep);
+            });
+        }
         Event::ArtifactReady { job, phase, name, blob, .. } => {
             if let Some(job) = state.jobs.get_mut(job) {
-                let step = phase.0.split('/').next().unwrap_or_default().to_owned();
+                let step = phase.step().to_owned();
                 job.artifacts.retain(|a| (&a.step, &a.name) != (&step, name));
                 job.artifacts.push(Artifact { step, name: name.clone(), blob: blob.clone() });
             }
@@ -172,8 +175,9 @@ pub fn apply(state: &mut State, event: &Event) {
     }
 }
 
-/// The DAG of a job: each step is probed, then trained; a probe waits for what its step needs.
-fn phases(spec: &JobSpec) -> Vec<Phase> {
+/// The DAG of a job: each step is probed, then trained; a probe waits for what its step needs. A plan has only probes,
+/// which take the models of earlier steps on trust.
+fn phases(spec: &JobSpec, plan_only: bool) -> Vec<Phase> {
     let phase = |step: &str, kind: PhaseKind, needs: Vec<PhaseId>| Phase {
         id: PhaseId::new(step, kind.as_str()),
         step: step.into(),
@@ -191,6 +195,10 @@ fn phases(spec: &JobSpec) -> Vec<Phase> {
     };
     let mut out = Vec::new();
     for (step, _, needs) in spec.steps() {
+        if plan_only {
+            out.push(phase(step, PhaseKind::Probe, Vec::new()));
+            continue;
+        }
         let needs = needs.iter().map(|n| PhaseId::new(n, PhaseKind::Train.as_str())).collect();
         out.push(phase(step, PhaseKind::Probe, needs));
         out.push(phase(step, PhaseKind::Train, vec![PhaseId::new(step, PhaseKind::Probe.as_str())]));

@@ -13,8 +13,8 @@ use super::state::{Blob, Slot};
 /// A wish.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Accept a job; the same key twice is the same job.
-    Submit { job: JobId, key: String, owner: String, spec: Box<JobSpec> },
+    /// Accept a job; the same key twice is the same job. With `plan_only` it is probed and not trained.
+    Submit { job: JobId, key: String, owner: String, spec: Box<JobSpec>, plan_only: bool },
     /// End a job.
     Cancel { job: JobId },
     /// Go on with a failed or cancelled job.

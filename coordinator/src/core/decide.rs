@@ -19,7 +19,7 @@ const MAX_ACTIVE: usize = 10_000;
 /// A [`Refusal`]; the state is as if nobody had asked.
 pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>, Refusal> {
     match command {
-        Command::Submit { job, key, owner, spec } => {
+        Command::Submit { job, key, owner, spec, plan_only } => {
             if let Some(known) = state.keys.get(&key).and_then(|id| state.jobs.get(id)) {
                 if known.spec == *spec {
                     return Ok(Vec::new());
@@ -32,7 +32,7 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
             if let Some(catalog) = &state.catalog {
                 spec::check(&spec, catalog).map_err(|e| Refusal::Invalid { message: e.to_string(), hint: e.hint })?;
             }
-            Ok(vec![Event::Submitted { job, key, owner, spec, at: now }])
+            Ok(vec![Event::Submitted { job, key, owner, spec, plan_only, at: now }])
         }
         Command::Cancel { job } => match active(state, &job)? {
             true => Ok(vec![Event::JobCancelled { job, at: now }]),
@@ -69,8 +69,13 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
             Ok(if known { vec![Event::NodeDisconnected { node }] } else { Vec::new() })
         }
         Command::Leave { node } => {
-            let known = state.nodes.get(&node).is_some_and(|n| n.status != NodeStatus::Lost);
-            Ok(if known { vec![Event::NodeLost { node, reason: "it left".into() }] } else { Vec::new() })
+            let Some(known) = state.nodes.get(&node).filter(|n| n.status != NodeStatus::Lost) else {
+                return Ok(Vec::new());
+            };
+            // Who leaves was emptied for that; when it comes back it is to be used.
+            let undrained = known.draining.then(|| Event::NodeDraining { node: node.clone(), draining: false });
+            let lost = Event::NodeLost { node, reason: "it left".into() };
+            Ok(undrained.into_iter().chain([lost]).collect())
         }
         Command::Exited { job, phase, generation, rank, failure } => {
             let attempt = current(state, &job, &phase, generation)?.attempt.as_ref().ok_or(Refusal::Stale)?;

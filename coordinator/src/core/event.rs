@@ -16,7 +16,15 @@ use super::state::{Blob, Millis, Placement, Slot};
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// A job was accepted.
-    Submitted { job: JobId, key: String, owner: String, spec: Box<JobSpec>, at: Millis },
+    Submitted {
+        job: JobId,
+        key: String,
+        owner: String,
+        spec: Box<JobSpec>,
+        #[serde(default)]
+        plan_only: bool,
+        at: Millis,
+    },
     /// A node said hello.
     NodeJoined {
         node: NodeId,

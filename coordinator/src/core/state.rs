@@ -31,6 +31,9 @@ pub struct State {
 pub struct Job {
     /// As submitted.
     pub spec: JobSpec,
+    /// Whether it is only probed.
+    #[serde(default)]
+    pub plan_only: bool,
     /// Who submitted it.
     pub owner: String,
     /// When.
@@ -230,6 +233,12 @@ impl Job {
         self.spec.steps().into_iter().find(|(id, _, _)| *id == step).map(|(_, spec, _)| spec)
     }
 
+    /// Every blob that it refers to.
+    pub fn blobs(&self) -> impl Iterator<Item = &Blob> {
+        let checkpoints = self.phases.iter().flat_map(|p| p.checkpoints.iter().map(|(_, b)| b));
+        checkpoints.chain(self.artifacts.iter().map(|a| &a.blob))
+    }
+
     /// Whether everything that a phase needs is done.
     pub fn is_unblocked(&self, phase: &Phase) -> bool {
         phase.needs.iter().all(|n| self.phase(n).is_some_and(|p| p.status == PhaseStatus::Succeeded))
@@ -237,6 +246,11 @@ impl Job {
 }
 
 impl State {
+    /// Whether any job refers to a blob.
+    pub fn needs_blob(&self, digest: &str) -> bool {
+        self.jobs.values().flat_map(Job::blobs).any(|b| b.digest == digest)
+    }
+
     /// Slots that running attempts hold: node, slot.
     pub fn held(&self) -> Vec<(&NodeId, u32)> {
         let attempts = self.jobs.values().flat_map(|j| &j.phases).filter_map(|p| p.attempt.as_ref());

@@ -97,7 +97,8 @@ impl World {
 
     fn submit(&mut self, n: u128, ranks: &str, priority: i32) {
         let spec = Box::new(spec(ranks, priority));
-        self.command(Command::Submit { job: job(n), key: n.to_string(), owner: "o".into(), spec }).unwrap();
+        self.command(Command::Submit { job: job(n), key: n.to_string(), owner: "o".into(), spec, plan_only: false })
+            .unwrap();
         self.plan();
     }
 
@@ -289,7 +290,13 @@ fn the_same_key_is_the_same_job() {
     w.submit(1, "1", 0);
     w.submit(1, "1", 0);
     assert_eq!(w.state.jobs.len(), 1);
-    let other = Command::Submit { job: job(2), key: "1".into(), owner: "o".into(), spec: Box::new(spec("2", 0)) };
+    let other = Command::Submit {
+        job: job(2),
+        key: "1".into(),
+        owner: "o".into(),
+        spec: Box::new(spec("2", 0)),
+        plan_only: false,
+    };
     assert!(matches!(w.command(other), Err(Refusal::AlreadyExists(_))));
 }
 
@@ -297,7 +304,13 @@ fn the_same_key_is_the_same_job() {
 fn a_job_that_no_worker_can_do_is_refused_at_the_door() {
     let mut w = World::new();
     w.state.catalog = Some(Catalog::default());
-    let submit = Command::Submit { job: job(1), key: "k".into(), owner: "o".into(), spec: Box::new(spec("1", 0)) };
+    let submit = Command::Submit {
+        job: job(1),
+        key: "k".into(),
+        owner: "o".into(),
+        spec: Box::new(spec("1", 0)),
+        plan_only: false,
+    };
     assert!(matches!(w.command(submit), Err(Refusal::Invalid { message, .. }) if message.contains("no job kind")));
     assert!(w.log.is_empty());
 }

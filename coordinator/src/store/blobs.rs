@@ -107,6 +107,18 @@ impl Blobs {
         Ok(())
     }
 
+    /// Up to `most` bytes of a whole blob from `offset` on; none at its end.
+    ///
+    /// # Errors
+    /// No such blob, or a disk that refuses.
+    pub fn read(&self, digest: &str, offset: u64, most: usize) -> Result<Vec<u8>, Error> {
+        let mut file = File::open(self.path(digest)?)?;
+        file.seek(SeekFrom::Start(offset))?;
+        let mut data = Vec::with_capacity(most);
+        file.take(most as u64).read_to_end(&mut data)?;
+        Ok(data)
+    }
+
     /// Throws a blob away.
     pub fn remove(&self, digest: &str) {
         if let Ok(path) = self.path(digest) {

@@ -52,6 +52,15 @@ impl Logs {
         Ok(transaction.commit()?)
     }
 
+    /// Forgets a job.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn remove(&mut self, job: &JobId) -> Result<(), Error> {
+        self.db.execute("DELETE FROM line WHERE job = ?", [job.as_str()])?;
+        Ok(())
+    }
+
     /// Up to `limit` lines of a job after `cursor`, and the cursor after the last of them.
     ///
     /// # Errors

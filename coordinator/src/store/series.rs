@@ -52,6 +52,15 @@ impl Series {
         Ok(transaction.commit()?)
     }
 
+    /// Forgets a job.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn remove(&mut self, job: &JobId) -> Result<(), Error> {
+        self.db.execute("DELETE FROM row WHERE job = ?", [job.as_str()])?;
+        Ok(())
+    }
+
     /// Up to `limit` rows of a job after `cursor`, each with its cursor.
     ///
     /// # Errors

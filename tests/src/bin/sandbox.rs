@@ -1,3 +1,5 @@
-//! The processes of end-to-end tests.
+//! The processes of the sandbox: the same mains as `tlctl`'s, from a program that tests can find.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    tl_client::cli::main()
+}

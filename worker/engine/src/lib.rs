@@ -16,6 +16,7 @@ pub mod nn;
 pub mod num;
 pub mod objective;
 pub mod optim;
+pub mod predict;
 pub mod train;
 pub mod weights;
 

@@ -1,15 +1,15 @@
 //! A run from its first sample to its exported model: the one loop, for one rank and for many.
 
 mod encode;
-mod evaluate;
+pub(crate) mod evaluate;
 pub mod export;
 mod finish;
 mod gate;
-mod inputs;
+pub(crate) mod inputs;
 pub mod net;
 mod prepare;
 pub mod probe;
-mod samples;
+pub(crate) mod samples;
 mod stage;
 mod state;
 mod step;

@@ -1,0 +1,257 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 the job failed, 2 wrong input, 3 the job was cancelled,
+4 the coordinator cannot be reached, 5 the coordinator refuses, 130 interrupted.";
+
+/// Submits, watches and fetches transfer-learning jobs.
+#[derive(Parser)]
+#[command(name = "tlctl", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Args)]
+pub struct Global {
+    /// The coordinator's address [default: 127.0.0.1:7070]
+    #[arg(long, global = true, env = "TL_COORDINATOR")]
+    pub coordinator: Option<String>,
+    /// The coordinator's user token
+    #[arg(long, global = true, env = "TL_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// How to print
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Text,
+    /// One JSON object per line, on standard output
+    Json,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Submit a job file
+    Submit(Submit),
+    /// Follow a job to its end
+    Watch(JobId),
+    /// List jobs, newest first
+    Ls(Ls),
+    /// Show everything about a job
+    Show(JobId),
+    /// Say in one sentence why a job is where it is
+    Why(JobId),
+    /// Print what the ranks of a job have logged
+    Logs(Logs),
+    /// End a job
+    Cancel(JobId),
+    /// Let a failed or cancelled job go on from its newest checkpoint
+    Retry(JobId),
+    /// Forget a finished job, with its logs and files
+    Rm(JobId),
+    /// Bring the files of a job here
+    Fetch(Fetch),
+    /// Say what a job would do, without doing it
+    Plan(JobFile),
+    /// List nodes
+    Nodes,
+    /// Empty a node, or use it again
+    Drain(Drain),
+    /// Check a job file
+    Check(JobFile),
+    /// List what can be trained, how and on what
+    Catalog,
+    /// Write a job file to start from
+    Init(Init),
+    /// Print completions for a shell
+    Completions(Completions),
+    /// Classify images with a finished model
+    #[cfg(feature = "local")]
+    Predict(Predict),
+    /// Score a finished model on a data set
+    #[cfg(feature = "local")]
+    Evaluate(Evaluate),
+    /// Run a whole cluster on this machine
+    #[cfg(feature = "local")]
+    Local(Local),
+    /// Be a coordinator, as `tl-coordinator` is
+    #[cfg(feature = "local")]
+    #[command(hide = true)]
+    Coordinator(tl_coordinator::cli::Args),
+    /// Be an agent, as `tl-worker` is
+    #[cfg(feature = "local")]
+    #[command(hide = true)]
+    Worker(tl_worker::cli::Args),
+    /// Be a rank
+    #[cfg(feature = "local")]
+    #[command(hide = true)]
+    Rank,
+}
+
+#[derive(Args)]
+pub struct JobId {
+    /// Id of the job, or the beginning of it
+    pub job: String,
+}
+
+#[derive(Args)]
+pub struct JobFile {
+    /// The job file
+    pub file: PathBuf,
+    /// Replace a key: `--set stage.0.lr=0.01`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct Submit {
+    #[command(flatten)]
+    pub job: JobFile,
+    /// Follow it to its end
+    #[arg(long)]
+    pub watch: bool,
+}
+
+#[derive(Args)]
+pub struct Ls {
+    /// Only jobs that are not over
+    #[arg(long)]
+    pub active: bool,
+    /// Most jobs to list
+    #[arg(long, default_value_t = 50)]
+    pub limit: u32,
+}
+
+#[derive(Args)]
+pub struct Logs {
+    /// Id of the job, or the beginning of it
+    pub job: String,
+    /// Go on until the job is over
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+#[derive(Args)]
+pub struct Fetch {
+    /// Id of the job, or the beginning of it
+    pub job: String,
+    /// Folder for the files [default: tl-out/JOB]
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct Drain {
+    /// Id or name of the node
+    pub node: String,
+    /// Use it again
+    #[arg(long)]
+    pub undo: bool,
+}
+
+#[derive(Args)]
+pub struct Init {
+    /// Which one; without it they are listed
+    pub recipe: Option<String>,
+    /// Folder to write into
+    #[arg(long, default_value = ".")]
+    pub dir: PathBuf,
+}
+
+#[derive(Args)]
+pub struct Completions {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+#[cfg(feature = "local")]
+#[derive(Args)]
+pub struct Predict {
+    /// The model's file, or its folder
+    pub model: PathBuf,
+    /// Images
+    #[arg(required = true)]
+    pub images: Vec<PathBuf>,
+    /// Most classes to print per image
+    #[arg(long, default_value_t = 3)]
+    pub top: usize,
+}
+
+#[cfg(feature = "local")]
+#[derive(Args)]
+pub struct Evaluate {
+    /// The model's file, or its folder
+    pub model: PathBuf,
+    /// The data set
+    pub data: String,
+    /// Its format
+    #[arg(long, default_value = "image_folder")]
+    pub format: String,
+    /// A parameter of the format: `--param noise=0.1`
+    #[arg(long = "param", value_name = "KEY=VALUE")]
+    pub params: Vec<String>,
+    /// Seed of the job, for generated data
+    #[arg(long, default_value_t = 0)]
+    pub seed: u32,
+}
+
+#[cfg(feature = "local")]
+#[derive(Args)]
+pub struct Local {
+    #[command(subcommand)]
+    pub command: LocalCommand,
+}
+
+#[cfg(feature = "local")]
+#[derive(Subcommand)]
+pub enum LocalCommand {
+    /// Run one job on a cluster of its own, bring its files here and end the cluster
+    Run(LocalRun),
+    /// Start a cluster that stays until it is interrupted
+    Up(LocalUp),
+}
+
+#[cfg(feature = "local")]
+#[derive(Args)]
+pub struct LocalRun {
+    #[command(flatten)]
+    pub job: JobFile,
+    /// Workers, and ranks of the job [default: 2 workers, and what the job says]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub ranks: Option<u32>,
+    /// Folder for the files of the job [default: tl-out/NAME]
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Keep the state of the cluster in this folder [default: none is kept]
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// Folder for features of frozen networks [default: in the user's cache folder]
+    #[arg(long, env = "TL_CACHE")]
+    pub cache: Option<PathBuf>,
+}
+
+#[cfg(feature = "local")]
+#[derive(Args)]
+pub struct LocalUp {
+    /// Workers of one rank each
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub ranks: u32,
+    /// Folder for the state of the cluster
+    #[arg(long, default_value = "tl-data")]
+    pub data: PathBuf,
+    /// Where gRPC listens
+    #[arg(long, default_value = "127.0.0.1:7070")]
+    pub listen: String,
+    /// Where the dashboard listens
+    #[arg(long, default_value = "127.0.0.1:7080")]
+    pub http: String,
+}

@@ -1,0 +1,281 @@
+//! Commands about jobs.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tl_proto::{spec::JobSpec, v1};
+use tokio_stream::StreamExt;
+
+use super::{
+    CANCELLED, FAILED, INTERRUPTED,
+    args::{Fetch, JobFile, Logs, Ls, Submit},
+    output::{Output, table},
+};
+use crate::{Client, Error, Event, Fetched, Job, metrics, spec_file};
+
+pub(super) async fn submit(client: &Client, a: Submit, output: &Output) -> Result<u8, Error> {
+    let spec = spec_file::load(&a.job.file, &a.job.set)?;
+    let job = client.submit(&spec).await?;
+    output.print(&json!({ "event": "submitted", "job": job.id() }), || job.id().to_owned());
+    if a.watch { follow(&job, None, output).await } else { Ok(0) }
+}
+
+/// The job whose id begins with `id`.
+async fn find(client: &Client, id: &str) -> Result<Job, Error> {
+    let full = "job_".len() + 26;
+    if id.len() >= full {
+        return Ok(client.job(id));
+    }
+    let jobs = client.list(1_000, false).await?;
+    let fits = |j: &&v1::Job| j.id.starts_with(id) || j.id.ends_with(id) || j.name == id;
+    let mut found = jobs.iter().filter(fits);
+    match (found.next(), found.next()) {
+        (Some(job), None) => Ok(client.job(&job.id)),
+        (Some(_), Some(_)) => Err(Error::input(format!("`{id}` is more than one job"), "`tlctl ls` has whole ids")),
+        (None, _) => Err(Error::Refused {
+            code: tonic::Code::NotFound,
+            message: format!("there is no job `{id}`"),
+            hint: "`tlctl ls` lists jobs".into(),
+        }),
+    }
+}
+
+pub(super) async fn watch(client: &Client, id: &str, output: &Output) -> Result<u8, Error> {
+    follow(&find(client, id).await?, None, output).await
+}
+
+/// Follows a job to its end, brings its files to `out` if that is given, and prints what came of it.
+pub(super) async fn follow(job: &Job, out: Option<&Path>, output: &Output) -> Result<u8, Error> {
+    let mut progress = output.progress();
+    let mut watch = job.watch(0);
+    let mut last = None;
+    loop {
+        let event = tokio::select! {
+            event = watch.next() => event?,
+            _ = tokio::signal::ctrl_c() => {
+                progress.clear();
+                output.say(&format!("the job goes on; `tlctl watch {}` follows it again", job.id()));
+                return Ok(INTERRUPTED);
+            }
+        };
+        match event {
+            Some(Event::Job(job)) => {
+                progress.job(&job);
+                last = Some(job);
+            }
+            Some(Event::Metric(row)) => progress.metric(&row),
+            Some(Event::Activity(activity)) => progress.activity(&activity),
+            Some(Event::Away(cause)) => {
+                progress.line(&format!("the coordinator is away ({cause}); training goes on, and so does this watch"));
+            }
+            None => break,
+        }
+    }
+    progress.clear();
+    let Some(ended) = last else { return Ok(FAILED) };
+    let files = match out.filter(|_| ended.status == "succeeded") {
+        Some(dir) => job.fetch(dir).await?,
+        None => Vec::new(),
+    };
+    finished(&ended, &files, output);
+    Ok(match ended.status.as_str() {
+        "succeeded" => 0,
+        "cancelled" => CANCELLED,
+        _ => FAILED,
+    })
+}
+
+/// Prints how a job ended.
+fn finished(job: &v1::Job, files: &[Fetched], output: &Output) {
+    let steps = metrics(job);
+    let spec: Option<JobSpec> = serde_json::from_slice(&job.spec_json).ok();
+    let compare = spec.as_ref().and_then(|s| s.compare.as_ref());
+    // A pipeline is what it was made for: the candidate of its comparison, or its last step.
+    let main = compare.map(|c| c.candidate.as_str()).or(job.phases.last().map(|p| p.step.as_str())).unwrap_or_default();
+    let figures = steps.get(main).cloned().unwrap_or_default();
+    let artifacts: Vec<Value> =
+        files.iter().map(|f| json!({ "name": f.name, "step": f.step, "path": f.path, "sha256": f.sha256 })).collect();
+    let line = json!({
+        "event": "finished", "job": job.id, "phase": job.status, "metrics": figures, "steps": steps,
+        "failure": job.failure, "artifacts": artifacts,
+    });
+    output.print(&line, || {
+        let mut text = format!("{} ({}): {}\n", job.name, job.id, job.why);
+        if let Some(failure) = job.failure.as_ref().filter(|f| !f.hint.is_empty()) {
+            text += &format!("hint: {}\n", failure.hint);
+        }
+        for file in files.iter().filter(|f| f.name == "report.txt") {
+            if steps.len() > 1 {
+                text += &format!("\n{}\n", file.step);
+            }
+            text += &format!("\n{}", std::fs::read_to_string(&file.path).unwrap_or_default());
+        }
+        if let Some(compare) = compare {
+            text += &compared(compare, &steps);
+        }
+        if let Some(model) =
+            files.iter().rfind(|f| f.name == "model.safetensors" && (f.step == main || main.is_empty()))
+        {
+            text += &format!("\nmodel: {}\n", model.path.display());
+        }
+        text
+    });
+}
+
+/// The figures of a comparison side by side.
+fn compared(
+    compare: &tl_proto::spec::CompareSection,
+    steps: &std::collections::BTreeMap<String, std::collections::BTreeMap<String, f64>>,
+) -> String {
+    let value = |step: &String| steps.get(step).and_then(|m| m.get(&compare.metric)).copied();
+    let all = std::iter::once(&compare.candidate).chain(&compare.baselines);
+    let shown = |v: Option<f64>| v.map_or_else(|| "none".into(), |v| format!("{:.1} %", 100.0 * v));
+    let rows: Vec<Vec<String>> = all.map(|s| vec![s.clone(), shown(value(s))]).collect();
+    let mut text = format!("\n{}\n", table(&["step", &compare.metric], &rows));
+    let best = compare.baselines.iter().filter_map(|b| Some((value(b)?, b))).max_by(|a, b| a.0.total_cmp(&b.0));
+    if let (Some(candidate), Some((best, name))) = (value(&compare.candidate), best) {
+        let points = 100.0 * (candidate - best);
+        let verdict = if points > 0.0 { "transfer paid" } else { "transfer did not pay" };
+        text += &format!("{verdict}: {points:+.1} points against `{name}`, the best baseline\n");
+    }
+    text
+}
+
+pub(super) async fn list(client: &Client, a: &Ls, output: &Output) -> Result<u8, Error> {
+    let jobs = client.list(a.limit, a.active).await?;
+    output.print(&json!({ "event": "jobs", "jobs": jobs }), || {
+        let rows =
+            jobs.iter().map(|j| vec![j.id.clone(), j.name.clone(), j.kind.clone(), j.status.clone(), j.why.clone()]);
+        table(&["ID", "NAME", "KIND", "STATUS", "WHY"], &rows.collect::<Vec<_>>())
+    });
+    Ok(0)
+}
+
+pub(super) async fn show(client: &Client, id: &str, output: &Output) -> Result<u8, Error> {
+    let job = find(client, id).await?.get().await?;
+    output.print(&json!({ "event": "job", "job": job }), || {
+        let mut text =
+            format!("{} ({})\nkind: {}\nstatus: {}\nwhy: {}\n", job.name, job.id, job.kind, job.status, job.why);
+        if let Some(failure) = job.failure.as_ref().filter(|f| !f.hint.is_empty()) {
+            text += &format!("hint: {}\n", failure.hint);
+        }
+        let ranks =
+            |p: &v1::Phase| p.ranks.iter().map(|r| format!("{}#{}", r.node_id, r.slot)).collect::<Vec<_>>().join(" ");
+        let rows = job.phases.iter().map(|p| vec![p.id.clone(), p.status.clone(), p.generation.to_string(), ranks(p)]);
+        text += &format!("\n{}\n", table(&["PHASE", "STATUS", "ATTEMPT", "RANKS"], &rows.collect::<Vec<_>>()));
+        for phase in &job.phases {
+            phase.history.iter().for_each(|h| text += &format!("{}: {h}\n", phase.id));
+        }
+        for (step, figures) in metrics(&job) {
+            figures.iter().for_each(|(k, v)| text += &format!("{step} {k}: {v:.4}\n"));
+        }
+        text
+    });
+    Ok(0)
+}
+
+pub(super) async fn why(client: &Client, id: &str, output: &Output) -> Result<u8, Error> {
+    let job = find(client, id).await?.get().await?;
+    output.print(&json!({ "event": "why", "job": job.id, "code": job.why_code, "why": job.why }), || job.why.clone());
+    Ok(0)
+}
+
+pub(super) async fn logs(client: &Client, a: &Logs, output: &Output) -> Result<u8, Error> {
+    let job = find(client, &a.job).await?;
+    let mut cursor = 0;
+    let mut tries = 0;
+    loop {
+        let result = async {
+            let mut stream = job.logs(a.follow, cursor).await?;
+            while let Some(chunk) = stream.next().await {
+                let chunk = chunk.map_err(client.failed())?;
+                cursor = chunk.cursor;
+                tries = 0;
+                for l in chunk.lines {
+                    output.print(&json!({ "event": "log", "line": l }), || {
+                        format!("{} #{} rank {}: {}", l.phase, l.generation, l.rank, l.text)
+                    });
+                }
+            }
+            Ok(())
+        };
+        let failed: Result<(), Error> = tokio::select! {
+            result = result => result,
+            _ = tokio::signal::ctrl_c() => return Ok(INTERRUPTED),
+        };
+        match failed {
+            Ok(()) => return Ok(0),
+            Err(Error::Unreachable { .. }) if a.follow && tries < 100 => {
+                tries += 1;
+                tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+pub(super) async fn cancel(client: &Client, id: &str, output: &Output) -> Result<u8, Error> {
+    let job = find(client, id).await?.cancel().await?;
+    output.print(&json!({ "event": "job", "job": job }), || format!("{} is cancelled", job.id));
+    Ok(0)
+}
+
+pub(super) async fn retry(client: &Client, id: &str, output: &Output) -> Result<u8, Error> {
+    let job = find(client, id).await?.retry().await?;
+    output.print(&json!({ "event": "job", "job": job }), || format!("{} goes on", job.id));
+    Ok(0)
+}
+
+pub(super) async fn remove(client: &Client, id: &str, output: &Output) -> Result<u8, Error> {
+    let job = find(client, id).await?;
+    job.remove().await?;
+    output.print(&json!({ "event": "removed", "job": job.id() }), || format!("{} is removed", job.id()));
+    Ok(0)
+}
+
+pub(super) async fn fetch(client: &Client, a: &Fetch, output: &Output) -> Result<u8, Error> {
+    let job = find(client, &a.job).await?;
+    let dir = a.out.clone().unwrap_or_else(|| PathBuf::from("tl-out").join(job.id()));
+    let files = job.fetch(&dir).await?;
+    if files.is_empty() {
+        return Err(Error::Refused {
+            code: tonic::Code::FailedPrecondition,
+            message: format!("job `{}` has no files yet", job.id()),
+            hint: "`tlctl why` says where it stands".into(),
+        });
+    }
+    output.print(&json!({ "event": "fetched", "job": job.id(), "artifacts": files }), || {
+        files.iter().map(|f| format!("{}\n", f.path.display())).collect()
+    });
+    Ok(0)
+}
+
+pub(super) async fn plan(client: &Client, a: &JobFile, output: &Output) -> Result<u8, Error> {
+    let spec = spec_file::load(&a.file, &a.set)?;
+    let plan = client.plan(&spec).await?;
+    output.print(&json!({ "event": "plan", "plan": plan }), || {
+        let mut text = String::new();
+        for (step, plan) in plan["steps"].as_object().into_iter().flatten() {
+            text += &format!("step `{step}`\n");
+            let names =
+                |v: &Value| v.as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
+            text += &format!("  classes: {}\n", names(&plan["classes"]));
+            text += &format!("  samples: {} to train, {} to validate\n", plan["samples"][0], plan["samples"][1]);
+            text += &format!("  preprocessing: {}\n", plan["preprocess"].as_str().unwrap_or_default());
+            text += &format!(
+                "  {} steps an epoch, {} grains a step, by rank {}\n",
+                plan["steps_per_epoch"], plan["grains"], plan["split"]
+            );
+            for stage in plan["stages"].as_array().into_iter().flatten() {
+                let (name, first) =
+                    (stage["name"].as_str().unwrap_or_default(), stage["first_unit"].as_str().unwrap_or_default());
+                text += &format!(
+                    "  stage `{name}`: {} of {} parameters trained, cached in front of `{first}`\n",
+                    stage["trained"], stage["parameters"]
+                );
+            }
+        }
+        text
+    });
+    Ok(0)
+}

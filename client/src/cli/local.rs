@@ -1,0 +1,181 @@
+//! Commands that use the cluster and the engine inside this program.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use serde_json::json;
+use tl_proto::{failure::Failure, spec, spec::Ranks};
+use tl_worker::rank::{Evaluation, Model};
+
+use super::{
+    INTERRUPTED,
+    args::{Cli, Command, Evaluate, LocalCommand, LocalRun, LocalUp, Predict},
+    jobs,
+    output::Output,
+    settings::folder,
+};
+use crate::{
+    Error,
+    local::{Cluster, Config},
+    spec_file,
+};
+
+/// Runs this process as a part of a cluster, if that is what it was started for.
+pub(super) fn role(cli: Cli) -> Result<ExitCode, Box<Cli>> {
+    let result = match cli.command {
+        Command::Coordinator(args) => {
+            tl_worker::cli::logging();
+            tl_coordinator::cli::main(args)
+        }
+        Command::Worker(args) => {
+            tl_worker::cli::logging();
+            std::env::current_exe()
+                .map_err(Into::into)
+                .and_then(|program| tl_worker::cli::main(args, vec![program.into(), "rank".into()]))
+        }
+        Command::Rank => {
+            tl_worker::cli::logging();
+            return Ok(tl_worker::rank::main());
+        }
+        _ => return Err(Box::new(cli)),
+    };
+    Ok(match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+pub(super) async fn run(command: LocalCommand, output: &Output) -> Result<u8, Error> {
+    match command {
+        LocalCommand::Run(a) => run_one(a, output).await,
+        LocalCommand::Up(a) => up(a, output).await,
+    }
+}
+
+async fn run_one(a: LocalRun, output: &Output) -> Result<u8, Error> {
+    let mut spec = spec_file::load(&a.job.file, &a.job.set)?;
+    if let Some(n) = a.ranks {
+        let all = spec.step.iter_mut().filter_map(|s| s.spec.as_deref_mut()).map(|s| &mut s.cluster.ranks);
+        all.for_each(|r| *r = Ranks { min: n, max: n });
+        spec.cluster.ranks = Ranks { min: n, max: n };
+    }
+    // Before anything is started.
+    spec::check(&spec, &tl_worker::rank::catalog())
+        .map_err(|e| Error::input(format!("{}: {e}", a.job.file.display()), e.hint))?;
+    let all = spec.steps();
+    let needed = all.iter().map(|(_, s, _)| s.cluster.ranks.min).max().unwrap_or(1);
+    let workers = a.ranks.unwrap_or(needed.max(2));
+    let out = a.out.unwrap_or_else(|| PathBuf::from("tl-out").join(plain(&spec.job.name)));
+    let kept = a.data.is_some();
+    let data = a.data.unwrap_or_else(|| std::env::temp_dir().join(format!("tl-{}", ulid::Ulid::new())));
+    let cache = a.cache.unwrap_or_else(default_cache);
+    std::fs::create_dir_all(&data).map_err(Error::file(&data))?;
+    let log = data.join("cluster.log");
+    let any = "127.0.0.1:0".to_owned();
+    let config = Config { data: data.clone(), cache, workers, listen: any.clone(), http: any, log: Some(log) };
+    let scratch = Scratch((!kept).then_some(data));
+    let result = tokio::select! {
+        result = train(&config, &spec, &out, output) => result,
+        _ = tokio::signal::ctrl_c() => Ok(INTERRUPTED),
+    };
+    drop(scratch);
+    result
+}
+
+async fn train(config: &Config, spec: &spec::JobSpec, out: &Path, output: &Output) -> Result<u8, Error> {
+    let mut cluster = Cluster::start(config).await?;
+    let client = cluster.client().await?;
+    if let Some(http) = &cluster.http {
+        output.say(&format!("dashboard: http://{http} (while the job runs)"));
+    }
+    let job = client.submit(spec).await?;
+    let result = tokio::select! {
+        code = jobs::follow(&job, Some(out), output) => code,
+        broken = cluster.broken() => Err(broken),
+    };
+    cluster.stop().await;
+    result
+}
+
+/// A folder that goes when the command ends.
+struct Scratch(Option<PathBuf>);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Some(dir) = &self.0 {
+            let _ = std::fs::remove_dir_all(dir);
+        }
+    }
+}
+
+async fn up(a: LocalUp, output: &Output) -> Result<u8, Error> {
+    let cache = a.data.join("cache");
+    let config = Config { data: a.data, cache, workers: a.ranks, listen: a.listen, http: a.http, log: None };
+    let mut cluster = tokio::select! {
+        cluster = Cluster::start(&config) => cluster?,
+        _ = tokio::signal::ctrl_c() => return Ok(INTERRUPTED),
+    };
+    let (grpc, http) = (cluster.grpc.clone(), cluster.http.clone());
+    output.print(&json!({ "event": "up", "grpc": grpc, "http": http }), || {
+        let shown = http.clone().unwrap_or_default();
+        format!("coordinator: {grpc}\ndashboard: http://{shown}\nCtrl-C ends it")
+    });
+    let broken = tokio::select! {
+        broken = cluster.broken() => Some(broken),
+        _ = tokio::signal::ctrl_c() => None,
+    };
+    cluster.stop().await;
+    broken.map_or(Ok(INTERRUPTED), Err)
+}
+
+/// A name as a folder's.
+fn plain(name: &str) -> String {
+    let kept = name.chars().map(|c| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '-' });
+    let kept: String = kept.collect();
+    let kept = kept.trim_matches('.');
+    if kept.is_empty() { "job".into() } else { kept.into() }
+}
+
+fn default_cache() -> PathBuf {
+    folder("XDG_CACHE_HOME", ".cache").map_or_else(|| std::env::temp_dir().join("tl-cache"), |f| f.join("tl/features"))
+}
+
+fn refused(e: &Failure) -> Error {
+    Error::input(&e.message, &e.hint)
+}
+
+pub(super) fn predict(a: &Predict, output: &Output) -> Result<u8, Error> {
+    let model = Model::open(&a.model).map_err(|e| refused(&e.to_failure()))?;
+    for image in &a.images {
+        let chances = model.predict(image).map_err(|e| refused(&e.to_failure()))?;
+        let mut ranked: Vec<(&String, f64)> = model.classes().iter().zip(chances).collect();
+        ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+        ranked.truncate(a.top.max(1));
+        let classes: Vec<_> = ranked.iter().map(|(c, p)| json!({ "class": c, "probability": p })).collect();
+        output.print(&json!({ "event": "prediction", "image": image, "classes": classes }), || {
+            let shown: Vec<String> = ranked.iter().map(|(c, p)| format!("{c} {:.1} %", 100.0 * p)).collect();
+            format!("{}: {}", image.display(), shown.join(", "))
+        });
+    }
+    Ok(0)
+}
+
+pub(super) fn evaluate(a: &Evaluate, output: &Output) -> Result<u8, Error> {
+    let model = Model::open(&a.model).map_err(|e| refused(&e.to_failure()))?;
+    let pair = |text: &String| -> Result<(String, serde_json::Value), Error> {
+        let bad = || Error::input(format!("`--param {text}` has no `=`"), "write it as `--param noise=0.1`");
+        let (key, value) = text.split_once('=').ok_or_else(bad)?;
+        Ok((key.into(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
+    };
+    let params = a.params.iter().map(pair).collect::<Result<spec::Params, _>>()?;
+    let scored: Evaluation =
+        model.evaluate(&a.format, &a.data, params, a.seed).map_err(|e| refused(&e.to_failure()))?;
+    let metrics = json!({ "val.accuracy": scored.accuracy, "val.loss": scored.loss });
+    output.print(&json!({ "event": "evaluated", "metrics": metrics, "evaluation": scored }), || scored.to_text());
+    Ok(0)
+}

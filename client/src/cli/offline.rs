@@ -1,0 +1,124 @@
+//! Commands that need no coordinator.
+
+use clap::CommandFactory;
+use serde_json::json;
+use tl_proto::{
+    catalog::{Catalog, Entry, nearest_hint},
+    spec,
+};
+
+use super::{
+    args::{Cli, Completions, Init, JobFile},
+    output::Output,
+};
+use crate::{Error, spec_file};
+
+/// A job file to start from.
+struct Recipe {
+    name: &'static str,
+    doc: &'static str,
+    /// Names and contents; the first one is the job.
+    files: &'static [(&'static str, &'static str)],
+}
+
+const RECIPES: &[Recipe] = &[
+    Recipe {
+        name: "quickstart",
+        doc: "pretrain, transfer and compare with training from scratch; needs no data",
+        files: &[
+            ("quickstart.toml", include_str!("../../recipes/quickstart.toml")),
+            ("quickstart-net.toml", include_str!("../../recipes/quickstart-net.toml")),
+        ],
+    },
+    Recipe {
+        name: "finetune",
+        doc: "fine-tune pretrained weights on a folder of images per class, in two stages",
+        files: &[("finetune.toml", include_str!("../../recipes/finetune.toml"))],
+    },
+    Recipe {
+        name: "distill",
+        doc: "train a small network on what a large one says",
+        files: &[("distill.toml", include_str!("../../recipes/distill.toml"))],
+    },
+];
+
+pub(super) fn check(a: &JobFile, catalog: &Catalog, output: &Output) -> Result<u8, Error> {
+    let spec = spec_file::load(&a.file, &a.set)?;
+    spec::check(&spec, catalog).map_err(|e| Error::input(format!("{}: {e}", a.file.display()), e.hint))?;
+    output.print(&json!({ "event": "checked", "job": spec }), || format!("{} is a good job file", a.file.display()));
+    Ok(0)
+}
+
+pub(super) fn catalog(catalog: Catalog, output: &Output) -> Result<u8, Error> {
+    output.print(&json!({ "event": "catalog", "catalog": catalog }), || {
+        let lists = [
+            ("backbones (`model.backbone`)", &catalog.backbones),
+            ("objectives (`job.kind`)", &catalog.objectives),
+            ("modifiers (`[modifiers.NAME]`)", &catalog.modifiers),
+            ("data formats (`data.format`)", &catalog.formats),
+            ("optimizers (`optimizer.name`)", &catalog.optimizers),
+            ("schedules (`stage.schedule`)", &catalog.schedules),
+        ];
+        lists.map(|(title, entries)| format!("{title}\n{}", entries.iter().map(entry).collect::<String>())).join("\n")
+    });
+    Ok(0)
+}
+
+fn entry(e: &Entry) -> String {
+    let params = e.params.iter().map(|p| format!("    {} = {}: {}\n", p.name, p.default, p.doc));
+    format!("  {}: {}\n{}", e.name, e.doc, params.collect::<String>())
+}
+
+pub(super) fn init(a: &Init, output: &Output) -> Result<u8, Error> {
+    let names: Vec<&str> = RECIPES.iter().map(|r| r.name).collect();
+    let Some(wanted) = &a.recipe else {
+        let list = RECIPES.iter().map(|r| json!({ "name": r.name, "doc": r.doc })).collect::<Vec<_>>();
+        output.print(&json!({ "event": "recipes", "recipes": list }), || {
+            RECIPES.iter().map(|r| format!("{}: {}\n", r.name, r.doc)).collect()
+        });
+        return Ok(0);
+    };
+    let Recipe { files, .. } = RECIPES
+        .iter()
+        .find(|r| r.name == wanted)
+        .ok_or_else(|| Error::input(format!("there is no recipe `{wanted}`"), nearest_hint(wanted, &names)))?;
+    std::fs::create_dir_all(&a.dir).map_err(Error::file(&a.dir))?;
+    // All or nothing: nothing that is there is overwritten.
+    if let Some((name, _)) = files.iter().find(|(name, _)| a.dir.join(name).exists()) {
+        return Err(Error::input(
+            format!("`{}` is there already", a.dir.join(name).display()),
+            "remove it, or use `--dir`",
+        ));
+    }
+    let mut written = Vec::new();
+    for (name, text) in *files {
+        let path = a.dir.join(name);
+        std::fs::write(&path, text).map_err(Error::file(&path))?;
+        written.push(path.display().to_string());
+    }
+    output.print(&json!({ "event": "written", "files": written }), || written.join("\n"));
+    Ok(0)
+}
+
+pub(super) fn completions(a: &Completions) -> u8 {
+    clap_complete::generate(a.shell, &mut Cli::command(), "tlctl", &mut std::io::stdout());
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(feature = "local")]
+    fn every_recipe_is_a_good_job_file() {
+        for Recipe { name, files, .. } in RECIPES {
+            let dir = tempfile::tempdir().unwrap();
+            let args = Init { recipe: Some((*name).into()), dir: dir.path().into() };
+            init(&args, &Output::new(super::super::args::Format::Json)).unwrap();
+            let spec = spec_file::load(&dir.path().join(files[0].0), &[]).unwrap();
+            spec::check(&spec, &tl_worker::rank::catalog()).unwrap();
+            assert!(init(&args, &Output::new(super::super::args::Format::Json)).is_err(), "nothing is overwritten");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What reaches a person or a program: bars and sentences, or lines of JSON.
+
+use std::{collections::BTreeMap, io::IsTerminal, time::Duration};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use tl_proto::v1;
+
+use super::args::Format;
+use crate::Error;
+
+/// Prints.
+pub(super) struct Output {
+    json: bool,
+    terminal: bool,
+}
+
+impl Output {
+    pub fn new(format: Format) -> Self {
+        Self { json: format == Format::Json, terminal: std::io::stderr().is_terminal() }
+    }
+
+    /// One line of JSON, or the text of `text`.
+    pub fn print(&self, value: &Value, text: impl FnOnce() -> String) {
+        let line = if self.json { value.to_string() } else { text() };
+        // A reader that has gone away wants no more.
+        let mut out = std::io::stdout().lock();
+        let _ = std::io::Write::write_all(&mut out, format!("{}\n", line.trim_end()).as_bytes());
+    }
+
+    /// A sentence on the way; nothing for programs.
+    pub fn say(&self, text: &str) {
+        if !self.json {
+            eprintln!("{text}");
+        }
+    }
+
+    pub fn error(&self, e: &Error) {
+        if self.json {
+            let line =
+                json!({ "event": "error", "message": e.to_string(), "hint": e.hint(), "exit_code": e.exit_code() });
+            println!("{line}");
+        }
+        eprintln!("error: {e}");
+        if !e.hint().is_empty() {
+            eprintln!("hint: {}", e.hint());
+        }
+    }
+
+    pub fn progress(&self) -> Progress<'_> {
+        Progress { output: self, bars: MultiProgress::new(), phases: BTreeMap::new(), why: String::new() }
+    }
+}
+
+/// A table with aligned columns.
+pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |c: usize| {
+        let cells = rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count());
+        cells.chain([head[c].len()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let line = |cells: Vec<&str>| {
+        let padded = cells.iter().zip(&widths).map(|(c, w)| format!("{c:w$}"));
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    let body = rows.iter().map(|r| line(r.iter().map(String::as_str).collect()));
+    std::iter::once(line(head.to_vec())).chain(body).collect::<Vec<_>>().join("\n")
+}
+
+/// The live view of one job.
+pub(super) struct Progress<'a> {
+    output: &'a Output,
+    bars: MultiProgress,
+    phases: BTreeMap<String, Phase>,
+    why: String,
+}
+
+#[derive(Default)]
+struct Phase {
+    bar: Option<ProgressBar>,
+    activity: String,
+    told: usize,
+    figures: String,
+}
+
+impl Progress<'_> {
+    pub fn job(&mut self, job: &v1::Job) {
+        if self.output.json {
+            self.output.print(&json!({ "event": "job", "job": job }), String::new);
+            return;
+        }
+        let waits = matches!(job.status.as_str(), "queued" | "running")
+            && !matches!(job.why_code.as_str(), "running" | "starting");
+        if waits && job.why != self.why {
+            self.line(&format!("waiting: {}", job.why));
+        }
+        self.why.clone_from(&job.why);
+        for phase in &job.phases {
+            let told = self.phases.entry(phase.id.clone()).or_default().told;
+            for text in phase.history.iter().skip(told) {
+                self.line(&format!("{}: {text}", phase.id));
+            }
+            let known = self.phases.entry(phase.id.clone()).or_default();
+            known.told = phase.history.len().max(told);
+            if phase.status != "running"
+                && let Some(bar) = known.bar.take()
+            {
+                bar.finish_and_clear();
+            }
+        }
+    }
+
+    pub fn activity(&mut self, a: &v1::Activity) {
+        if self.output.json {
+            self.output.print(&json!({ "event": "activity", "activity": a }), String::new);
+            return;
+        }
+        let known = self.phases.entry(a.phase.clone()).or_default();
+        if !self.output.terminal {
+            if known.activity != a.name {
+                known.activity.clone_from(&a.name);
+                eprintln!("{}: {}", a.phase, a.name);
+            }
+            return;
+        }
+        let bar = known.bar.get_or_insert_with(|| {
+            let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {elapsed} (eta {eta}) {msg}");
+            let bar = self.bars.add(ProgressBar::new(a.total));
+            if let Ok(style) = style {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(250));
+            bar
+        });
+        if known.activity != a.name {
+            known.activity.clone_from(&a.name);
+            bar.reset();
+            bar.set_prefix(format!("{} {}", a.phase, a.name));
+        }
+        bar.set_length(a.total);
+        bar.set_position(a.done);
+    }
+
+    pub fn metric(&mut self, row: &v1::MetricRow) {
+        if self.output.json {
+            self.output.print(&json!({ "event": "metric", "metric": row }), String::new);
+            return;
+        }
+        let known = self.phases.entry(row.phase.clone()).or_default();
+        let get = |key: &str| row.values.get(key).copied();
+        if let (Some(loss), Some(accuracy)) = (get("train.loss"), get("train.accuracy")) {
+            known.figures = format!("loss {loss:.4}, accuracy {:.1} %", 100.0 * accuracy);
+            if let Some(rate) = get("samples_per_s") {
+                known.figures += &format!(", {rate:.0} samples/s");
+            }
+            if let Some(bar) = &known.bar {
+                bar.set_message(known.figures.clone());
+            }
+        }
+        if let (Some(loss), Some(accuracy)) = (get("val.loss"), get("val.accuracy")) {
+            let (phase, stage, epoch, figures) = (&row.phase, &row.stage, row.epoch, &known.figures);
+            let text = format!(
+                "{phase}: stage `{stage}`, epoch {epoch:.0}: {figures}; validation loss {loss:.4}, accuracy {:.1} %",
+                100.0 * accuracy
+            );
+            self.line(&text);
+        }
+    }
+
+    /// A sentence above the bars.
+    pub fn line(&self, text: &str) {
+        if self.output.json {
+            return;
+        }
+        if self.output.terminal {
+            let _ = self.bars.println(text);
+        } else {
+            eprintln!("{text}");
+        }
+    }
+
+    pub fn clear(&self) {
+        let _ = self.bars.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [vec!["a".to_owned(), "b".to_owned()], vec!["long".to_owned(), "c".to_owned()]];
+        assert_eq!(table(&["x", "y"], &rows), "x     y\na     b\nlong  c");
+    }
+}

@@ -1,0 +1,312 @@
+//! The user API.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tl_proto::{
+    MAX_SPEC_BYTES,
+    ids::{JobId, NodeId},
+    spec::JobSpec,
+    v1::{self, user_server},
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{id, status, stored, view, with_hint};
+use crate::{
+    core::{Command, JobStatus, State},
+    driver::{Driver, now_ms},
+    records::Records,
+};
+
+/// Rows or lines read from the store at once.
+const PAGE: u32 = 500;
+/// How long a plan may take, with its wait for a slot.
+const PLAN: Duration = Duration::from_secs(60);
+
+/// Serves users.
+#[derive(Clone)]
+pub struct UserService {
+    /// The state.
+    pub driver: Driver,
+    /// What ranks report.
+    pub records: Records,
+}
+
+type Reply<T> = Result<Response<T>, Status>;
+
+impl UserService {
+    fn job(&self, id: &JobId) -> Result<v1::Job, Status> {
+        let job = self.driver.read(|s| view::job(s, &self.records, id, now_ms()));
+        job.ok_or_else(|| Status::not_found(format!("there is no job `{id}`")))
+    }
+
+    async fn change(&self, id: JobId, command: Command) -> Reply<v1::Job> {
+        self.driver.decide(command).await.map_err(|e| status(&e))?;
+        self.job(&id).map(Response::new)
+    }
+
+    async fn submit_spec(&self, key: String, spec: JobSpec, plan_only: bool) -> Result<(JobId, bool), Status> {
+        let fresh = JobId::from_bits(ulid::Ulid::new().0);
+        let owner = "local".to_owned();
+        let command = Command::Submit { job: fresh.clone(), key: key.clone(), owner, spec: Box::new(spec), plan_only };
+        self.driver.decide(command).await.map_err(|e| status(&e))?;
+        let known = self.driver.read(|s| s.keys.get(&key).cloned());
+        let job = known.ok_or_else(|| Status::aborted("the job was removed at once"))?;
+        let created = job == fresh;
+        Ok((job, created))
+    }
+}
+
+fn spec(bytes: &[u8]) -> Result<JobSpec, Status> {
+    if bytes.len() > MAX_SPEC_BYTES {
+        return Err(Status::resource_exhausted(format!(
+            "the job has {} bytes, more than the limit of {MAX_SPEC_BYTES}",
+            bytes.len()
+        )));
+    }
+    serde_json::from_slice(bytes).map_err(|e| Status::invalid_argument(format!("the job cannot be read: {e}")))
+}
+
+#[tonic::async_trait]
+impl user_server::User for UserService {
+    async fn submit(&self, request: Request<v1::SubmitRequest>) -> Reply<v1::SubmitReply> {
+        let request = request.into_inner();
+        let key = request.idempotency_key;
+        if key.is_empty() || key.len() > 200 {
+            return Err(Status::invalid_argument("the idempotency key must have 1 to 200 characters"));
+        }
+        let (job, created) = self.submit_spec(key, spec(&request.spec_json)?, false).await?;
+        Ok(Response::new(v1::SubmitReply { job_id: job.to_string(), created }))
+    }
+
+    async fn get(&self, request: Request<v1::GetRequest>) -> Reply<v1::Job> {
+        self.job(&id(&request.into_inner().job_id)?).map(Response::new)
+    }
+
+    async fn list(&self, request: Request<v1::ListRequest>) -> Reply<v1::ListReply> {
+        let v1::ListRequest { limit, active_only } = request.into_inner();
+        let limit = if limit == 0 { 100 } else { limit.min(1_000) } as usize;
+        let jobs = self.driver.read(|s| {
+            // Ids sort by age; the newest come first.
+            let wanted = s.jobs.iter().rev().filter(|(_, j)| !j.plan_only);
+            let wanted = wanted.filter(|(_, j)| !active_only || j.status == JobStatus::Active).take(limit);
+            wanted.filter_map(|(id, _)| view::job(s, &self.records, id, now_ms())).collect()
+        });
+        Ok(Response::new(v1::ListReply { jobs }))
+    }
+
+    type WatchStream = ReceiverStream<Result<v1::WatchEvent, Status>>;
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Reply<Self::WatchStream> {
+        let v1::WatchRequest { job_id, cursor } = request.into_inner();
+        let job = id(&job_id)?;
+        self.job(&job)?;
+        let (sender, receiver) = mpsc::channel(64);
+        let service = self.clone();
+        tokio::spawn(async move { service.feed(job, cursor, sender).await });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    type LogsStream = ReceiverStream<Result<v1::LogChunk, Status>>;
+
+    async fn logs(&self, request: Request<v1::LogsRequest>) -> Reply<Self::LogsStream> {
+        let v1::LogsRequest { job_id, follow, mut cursor } = request.into_inner();
+        let job = id(&job_id)?;
+        self.job(&job)?;
+        let (sender, receiver) = mpsc::channel(16);
+        let service = self.clone();
+        tokio::spawn(async move {
+            let (mut changes, mut reports) = (service.driver.changes(), service.records.changes());
+            loop {
+                changes.mark_unchanged();
+                reports.mark_unchanged();
+                let over = service.driver.read(|s| is_over(s, &job));
+                let page = service.records.lines(job.clone(), cursor, PAGE).await;
+                let end = page.as_ref().map_or(true, |(_, lines)| lines.is_empty());
+                let failed = page.is_err();
+                if !end || failed {
+                    let chunk = page.map(|(at, lines)| {
+                        cursor = at;
+                        v1::LogChunk { cursor, lines }
+                    });
+                    if sender.send(chunk.map_err(stored)).await.is_err() || failed {
+                        return;
+                    }
+                } else if over || !follow || !either(&mut changes, &mut reports, &sender).await {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn cancel(&self, request: Request<v1::CancelRequest>) -> Reply<v1::Job> {
+        let job: JobId = id(&request.into_inner().job_id)?;
+        self.change(job.clone(), Command::Cancel { job }).await
+    }
+
+    async fn retry(&self, request: Request<v1::RetryRequest>) -> Reply<v1::Job> {
+        let job: JobId = id(&request.into_inner().job_id)?;
+        self.change(job.clone(), Command::Retry { job }).await
+    }
+
+    async fn remove(&self, request: Request<v1::RemoveRequest>) -> Reply<v1::RemoveReply> {
+        let job: JobId = id(&request.into_inner().job_id)?;
+        self.driver.decide(Command::Remove { job: job.clone() }).await.map_err(|e| status(&e))?;
+        self.records.remove(job).await.map_err(stored)?;
+        Ok(Response::new(v1::RemoveReply {}))
+    }
+
+    async fn nodes(&self, _: Request<v1::NodesRequest>) -> Reply<v1::NodesReply> {
+        let nodes = self.driver.read(|s| s.nodes.keys().filter_map(|id| view::node(s, id)).collect());
+        Ok(Response::new(v1::NodesReply { nodes }))
+    }
+
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Reply<v1::Node> {
+        let v1::DrainRequest { node_id, undo } = request.into_inner();
+        let node: NodeId = id(&node_id)?;
+        self.driver.decide(Command::Drain { node: node.clone(), undo }).await.map_err(|e| status(&e))?;
+        let found = self.driver.read(|s| view::node(s, &node));
+        found.map(Response::new).ok_or_else(|| Status::not_found(format!("there is no node `{node}`")))
+    }
+
+    async fn plan(&self, request: Request<v1::PlanRequest>) -> Reply<v1::PlanReply> {
+        let spec = spec(&request.into_inner().spec_json)?;
+        let (job, _) = self.submit_spec(format!("plan/{}", ulid::Ulid::new()), spec, true).await?;
+        let mut changes = self.driver.changes();
+        let waiting = changes.wait_for(|_| self.driver.read(|s| is_over(s, &job)));
+        let in_time = tokio::time::timeout(PLAN, waiting).await.is_ok();
+        let found = self.driver.read(|s| {
+            let job_state = s.jobs.get(&job)?;
+            let wait = crate::core::why(s, &job, now_ms()).map(|w| w.to_string()).unwrap_or_default();
+            let plans: serde_json::Map<_, _> =
+                job_state.phases.iter().filter_map(|p| Some((p.step.clone(), p.result.clone()?))).collect();
+            Some((job_state.failure.clone(), plans, wait))
+        });
+        // Nothing of a plan is kept.
+        let _ = self.driver.decide(Command::Cancel { job: job.clone() }).await;
+        let _ = self.driver.decide(Command::Remove { job: job.clone() }).await;
+        let _ = self.records.remove(job).await;
+        match found {
+            Some((None, plans, _)) if in_time => {
+                let bytes = serde_json::to_vec(&json!({ "steps": plans })).unwrap_or_default();
+                Ok(Response::new(v1::PlanReply { plan_json: bytes }))
+            }
+            Some((Some(failure), _, _)) => {
+                let mut status = Status::invalid_argument(failure.message);
+                with_hint(&mut status, &failure.hint);
+                Err(status)
+            }
+            Some((None, _, wait)) => {
+                Err(Status::deadline_exceeded(format!("no slot looked at the job in time: {wait}")))
+            }
+            None => Err(Status::aborted("the plan was removed")),
+        }
+    }
+
+    async fn artifacts(&self, request: Request<v1::ArtifactsRequest>) -> Reply<v1::ArtifactsReply> {
+        let job: JobId = id(&request.into_inner().job_id)?;
+        let artifacts = self.driver.read(|s| {
+            let found = s.jobs.get(&job)?.artifacts.iter().map(|a| v1::Artifact {
+                name: a.name.clone(),
+                step: a.step.clone(),
+                blob: Some(v1::BlobRef { digest: a.blob.digest.clone(), size: a.blob.size }),
+            });
+            Some(found.collect())
+        });
+        let artifacts = artifacts.ok_or_else(|| Status::not_found(format!("there is no job `{job}`")))?;
+        Ok(Response::new(v1::ArtifactsReply { artifacts }))
+    }
+
+    async fn catalog(&self, _: Request<v1::CatalogRequest>) -> Reply<v1::CatalogReply> {
+        let catalog = self.driver.read(|s| s.catalog.clone());
+        let catalog = catalog.ok_or_else(|| Status::failed_precondition("no node has told yet what it can do"))?;
+        let catalog_json = serde_json::to_vec(&catalog).unwrap_or_default();
+        let digest = blake3::hash(&catalog_json).to_hex().to_string();
+        Ok(Response::new(v1::CatalogReply { catalog_json, digest }))
+    }
+}
+
+fn is_over(state: &State, job: &JobId) -> bool {
+    state.jobs.get(job).is_none_or(|j| j.status != JobStatus::Active)
+}
+
+/// Waits for a change of either; false if nobody listens any more.
+async fn either<T>(
+    changes: &mut tokio::sync::watch::Receiver<u64>,
+    reports: &mut tokio::sync::watch::Receiver<u64>,
+    sender: &mpsc::Sender<T>,
+) -> bool {
+    tokio::select! {
+        a = changes.changed() => a.is_ok(),
+        b = reports.changed() => b.is_ok(),
+        () = sender.closed() => false,
+    }
+}
+
+impl UserService {
+    /// Sends what happens to a job until it is over and everything was sent.
+    async fn feed(&self, job: JobId, mut cursor: u64, sender: mpsc::Sender<Result<v1::WatchEvent, Status>>) {
+        use v1::watch_event::Body;
+        let (mut changes, mut reports) = (self.driver.changes(), self.records.changes());
+        let mut last: Option<v1::Job> = None;
+        loop {
+            changes.mark_unchanged();
+            reports.mark_unchanged();
+            let Ok(mut now) = self.job(&job) else { return };
+            let over = now.finished_ms != 0;
+            let mut events = Vec::new();
+            for phase in &mut now.phases {
+                // Activities travel on their own: they change far more often than the job.
+                let activity = phase.activity.take();
+                let known = last.as_ref().and_then(|l| l.phases.iter().find(|p| p.id == phase.id));
+                let running = phase.status == "running";
+                if running && let Some(a) = activity {
+                    if known.and_then(|p| p.activity.as_ref()) != Some(&a) {
+                        events.push(Body::Activity(a.clone()));
+                    }
+                    phase.activity = Some(a);
+                }
+            }
+            let stripped = |j: &v1::Job| {
+                let mut j = j.clone();
+                j.phases.iter_mut().for_each(|p| p.activity = None);
+                j
+            };
+            let changed = last.as_ref().map(stripped).as_ref() != Some(&stripped(&now));
+            // The end is told last, after all rows.
+            if changed && !over {
+                events.insert(0, Body::Job(now.clone()));
+            }
+            let rows = match self.records.rows(job.clone(), cursor, PAGE).await {
+                Ok(rows) => rows,
+                Err(e) => {
+                    let _ = sender.send(Err(stored(e))).await;
+                    return;
+                }
+            };
+            let full = rows.len() == PAGE as usize;
+            for body in events {
+                if sender.send(Ok(v1::WatchEvent { cursor, body: Some(body) })).await.is_err() {
+                    return;
+                }
+            }
+            for (at, row) in rows {
+                cursor = at;
+                if sender.send(Ok(v1::WatchEvent { cursor, body: Some(Body::Metric(row)) })).await.is_err() {
+                    return;
+                }
+            }
+            if over && !full {
+                let _ = sender.send(Ok(v1::WatchEvent { cursor, body: Some(Body::Job(now)) })).await;
+                return;
+            }
+            last = Some(now);
+            if !full && !either(&mut changes, &mut reports, &sender).await {
+                return;
+            }
+        }
+    }
+}

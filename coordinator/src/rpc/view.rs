@@ -1,0 +1,83 @@
+//! The state as messages.
+
+use tl_proto::{ids::NodeId, v1};
+
+use crate::{
+    core::{self, JobStatus, NodeStatus, PhaseStatus, State},
+    records::Records,
+};
+
+/// A job as users see it.
+pub fn job(state: &State, records: &Records, id: &tl_proto::ids::JobId, now: u64) -> Option<v1::Job> {
+    let job = state.jobs.get(id)?;
+    let begun = job.phases.iter().any(|p| p.status != PhaseStatus::Waiting || p.generation > 0);
+    let status = match job.status {
+        JobStatus::Active if begun => "running",
+        JobStatus::Active => "queued",
+        JobStatus::Succeeded => "succeeded",
+        JobStatus::Failed => "failed",
+        JobStatus::Cancelled => "cancelled",
+    };
+    let why = core::why(state, id, now);
+    Some(v1::Job {
+        id: id.to_string(),
+        name: job.spec.job.name.clone(),
+        kind: job.spec.job.kind.clone(),
+        status: status.into(),
+        priority: job.spec.job.priority,
+        submitted_ms: job.submitted_ms,
+        finished_ms: job.finished_ms.unwrap_or(0),
+        why: why.as_ref().map(ToString::to_string).unwrap_or_default(),
+        why_code: why.as_ref().map(|w| w.code().to_owned()).unwrap_or_default(),
+        phases: job.phases.iter().map(|p| phase(records, id, p)).collect(),
+        failure: job.failure.clone().map(Into::into),
+        spec_json: serde_json::to_vec(&job.spec).unwrap_or_default(),
+        owner: job.owner.clone(),
+        project: job.spec.job.project.clone(),
+    })
+}
+
+fn phase(records: &Records, job: &tl_proto::ids::JobId, phase: &core::Phase) -> v1::Phase {
+    let status = match phase.status {
+        PhaseStatus::Waiting => "waiting",
+        PhaseStatus::Running => "running",
+        PhaseStatus::Succeeded => "succeeded",
+        PhaseStatus::Failed => "failed",
+    };
+    let placements = phase.attempt.iter().flat_map(|a| &a.placements).enumerate();
+    v1::Phase {
+        id: phase.id.to_string(),
+        step: phase.step.clone(),
+        kind: phase.kind.as_str().into(),
+        status: status.into(),
+        needs: phase.needs.iter().map(ToString::to_string).collect(),
+        generation: phase.generation,
+        ranks: placements
+            .map(|(rank, p)| v1::Placement { rank: rank as u32, node_id: p.node.to_string(), slot: p.slot })
+            .collect(),
+        activity: records.activity(job, &phase.id),
+        result_json: phase.result.as_ref().and_then(|r| serde_json::to_vec(r).ok()).unwrap_or_default(),
+        history: phase.history.iter().map(|(_, text)| text.clone()).collect(),
+    }
+}
+
+/// A node as users see it.
+pub fn node(state: &State, id: &NodeId) -> Option<v1::Node> {
+    let node = state.nodes.get(id)?;
+    let status = match node.status {
+        NodeStatus::Ready if node.draining => "draining",
+        NodeStatus::Ready => "ready",
+        NodeStatus::Unknown => "unknown",
+        NodeStatus::Lost => "lost",
+    };
+    Some(v1::Node {
+        id: id.to_string(),
+        name: node.name.clone(),
+        status: status.into(),
+        slots: node.slots.len() as u32,
+        busy: state.held().iter().filter(|(n, _)| *n == id).count() as u32,
+        device: node.slots.first().map(|s| s.device.clone()).unwrap_or_default(),
+        build: node.build.clone(),
+        seen_ms: node.seen_ms,
+    })
+}

@@ -1,0 +1,120 @@
+//! `/api`: what the dashboard shows, as JSON.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tl_proto::ids::JobId;
+
+use super::Shared;
+use crate::{driver::now_ms, rpc};
+
+/// Largest report that is shown, in bytes.
+const MAX_REPORT: u64 = 32 << 20;
+
+/// An answer that is no page: a status and a sentence.
+pub(super) struct Refused(StatusCode, String);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({ "error": self.1 }))).into_response()
+    }
+}
+
+type Answer = Result<Json<Value>, Refused>;
+
+fn unavailable(e: impl std::fmt::Display) -> Refused {
+    Refused(StatusCode::SERVICE_UNAVAILABLE, e.to_string())
+}
+
+fn known(shared: &Shared, id: &str) -> Result<JobId, Refused> {
+    let found = id.parse::<JobId>().ok().filter(|id| shared.driver.read(|s| s.jobs.contains_key(id)));
+    found.ok_or_else(|| Refused(StatusCode::NOT_FOUND, format!("there is no job `{id}`")))
+}
+
+/// Where a listing goes on.
+#[derive(Deserialize)]
+pub(super) struct Page {
+    #[serde(default)]
+    cursor: u64,
+    limit: Option<u32>,
+}
+
+impl Page {
+    fn limit(&self) -> u32 {
+        self.limit.unwrap_or(1_000).clamp(1, 10_000)
+    }
+}
+
+pub(super) async fn nodes(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    let nodes: Vec<_> = shared.driver.read(|s| s.nodes.keys().filter_map(|id| rpc::node_view(s, id)).collect());
+    Json(json!({ "nodes": nodes }))
+}
+
+pub(super) async fn jobs(State(shared): State<Arc<Shared>>, Query(page): Query<Page>) -> Json<Value> {
+    let jobs: Vec<_> = shared.driver.read(|s| {
+        let newest = s.jobs.iter().rev().filter(|(_, j)| !j.plan_only).take(page.limit() as usize);
+        newest.filter_map(|(id, _)| rpc::job_view(s, &shared.records, id, now_ms())).collect()
+    });
+    Json(json!({ "jobs": jobs }))
+}
+
+pub(super) async fn job(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer {
+    let id = known(&shared, &id)?;
+    let job = shared.driver.read(|s| rpc::job_view(s, &shared.records, &id, now_ms()));
+    Ok(Json(json!(job)))
+}
+
+/// A row with its cursor.
+#[derive(Serialize)]
+struct Row {
+    cursor: u64,
+    #[serde(flatten)]
+    row: tl_proto::v1::MetricRow,
+}
+
+pub(super) async fn series(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<String>,
+    Query(page): Query<Page>,
+) -> Answer {
+    let id = known(&shared, &id)?;
+    let rows = shared.records.rows(id, page.cursor, page.limit()).await.map_err(unavailable)?;
+    let cursor = rows.last().map_or(page.cursor, |(at, _)| *at);
+    let rows: Vec<_> = rows.into_iter().map(|(cursor, row)| Row { cursor, row }).collect();
+    Ok(Json(json!({ "cursor": cursor, "rows": rows })))
+}
+
+pub(super) async fn logs(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<String>,
+    Query(page): Query<Page>,
+) -> Answer {
+    let id = known(&shared, &id)?;
+    let (cursor, lines) = shared.records.lines(id, page.cursor, page.limit()).await.map_err(unavailable)?;
+    Ok(Json(json!({ "cursor": cursor, "lines": lines })))
+}
+
+/// The reports of a job's steps, by step.
+pub(super) async fn report(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer {
+    let id = known(&shared, &id)?;
+    let found: Vec<_> = shared.driver.read(|s| {
+        let reports = s.jobs.get(&id).into_iter().flat_map(|j| &j.artifacts).filter(|a| a.name == "report.json");
+        reports.filter(|a| a.blob.size <= MAX_REPORT).map(|a| (a.step.clone(), a.blob.digest.clone())).collect()
+    });
+    let blobs = shared.blobs.clone();
+    let read = tokio::task::spawn_blocking(move || {
+        let parsed = found.into_iter().map(|(step, digest)| {
+            let bytes = std::fs::read(blobs.path(&digest)?)?;
+            Ok((step, serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
+        });
+        parsed.collect::<Result<serde_json::Map<_, _>, crate::store::Error>>()
+    });
+    Ok(Json(Value::Object(read.await.map_err(unavailable)?.map_err(unavailable)?)))
+}

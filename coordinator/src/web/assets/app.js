@@ -1,0 +1,164 @@
+"use strict";
+// The dashboard asks the API once a second and draws what is new; it never reloads.
+
+const PERIOD_MS = 1000;
+const MAX_LOG_LINES = 2000;
+
+const byId = (id) => document.getElementById(id);
+
+async function get(path) {
+  const response = await fetch(path, { signal: AbortSignal.timeout(10 * PERIOD_MS) });
+  if (!response.ok) throw new Error(`${path}: ${response.status}`);
+  return response.json();
+}
+
+// Cells are text, or an element; nothing from a job is ever parsed as markup.
+function fill(table, rows) {
+  const body = byId(table).tBodies[0];
+  body.replaceChildren(...rows.map((cells) => {
+    const row = document.createElement("tr");
+    for (const cell of cells) {
+      const td = document.createElement("td");
+      td.append(cell ?? "");
+      row.append(td);
+    }
+    return row;
+  }));
+}
+
+function marked(status) {
+  const span = document.createElement("span");
+  span.className = status;
+  span.textContent = status;
+  return span;
+}
+
+function link(job) {
+  const a = document.createElement("a");
+  a.href = `/jobs/${job.id}`;
+  a.textContent = job.name;
+  return a;
+}
+
+const time = (ms) => (ms ? new Date(ms).toLocaleString() : "");
+
+async function index() {
+  const [{ jobs }, { nodes }] = await Promise.all([get("/api/jobs"), get("/api/nodes")]);
+  fill("jobs", jobs.map((j) => [link(j), j.kind, marked(j.status), j.why, time(j.submitted_ms), j.id]));
+  fill("nodes", nodes.map((n) => [n.name, marked(n.status), n.device, `${n.busy} of ${n.slots}`, n.id]));
+}
+
+const id = location.pathname.split("/").pop();
+const seen = { series: 0, logs: 0, traces: new Map(), report: false };
+
+function layout() {
+  const style = getComputedStyle(document.body);
+  const [ink, line] = [style.color, style.getPropertyValue("--line")];
+  const axis = { gridcolor: line, zerolinecolor: line };
+  return {
+    font: { color: ink }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    margin: { l: 50, r: 10, t: 10, b: 40 }, legend: { orientation: "h" },
+    xaxis: { ...axis, title: { text: "step" } }, yaxis: { ...axis },
+  };
+}
+
+// One trace per phase and metric; points are appended as they arrive.
+function plot(chart, row) {
+  for (const metric of [`train.${chart}`, `val.${chart}`]) {
+    if (!(metric in row.values)) continue;
+    const name = `${row.phase.split("/")[0]} ${metric}`;
+    const key = `${chart} ${name}`;
+    const mode = metric.startsWith("val.") ? "lines+markers" : "lines";
+    const trace = seen.traces.get(key) ?? { chart, name, mode, x: [], y: [] };
+    // A step that was done again replaces what it was.
+    const last = trace.x.length - 1;
+    if (last >= 0 && trace.x[last] >= row.step) {
+      const from = trace.x.findIndex((x) => x >= row.step);
+      trace.x.length = from;
+      trace.y.length = from;
+    }
+    trace.x.push(row.step);
+    trace.y.push(row.values[metric]);
+    seen.traces.set(key, trace);
+  }
+}
+
+async function series() {
+  let fresh = false;
+  for (;;) {
+    const { cursor, rows } = await get(`/api/jobs/${id}/series?cursor=${seen.series}&limit=2000`);
+    rows.forEach((row) => ["loss", "accuracy"].forEach((chart) => plot(chart, row)));
+    seen.series = cursor;
+    fresh ||= rows.length > 0;
+    if (rows.length < 2000) break;
+  }
+  if (!fresh) return;
+  for (const chart of ["loss", "accuracy"]) {
+    const traces = [...seen.traces.values()].filter((t) => t.chart === chart);
+    const data = traces.map(({ name, mode, x, y }) => ({ name, mode, x: [...x], y: [...y] }));
+    await Plotly.react(chart, data, layout(), { responsive: true, displaylogo: false });
+  }
+}
+
+async function logs() {
+  const { cursor, lines } = await get(`/api/jobs/${id}/logs?cursor=${seen.logs}`);
+  if (!lines.length) return;
+  seen.logs = cursor;
+  const text = lines.map((l) => `${l.phase} #${l.generation} rank ${l.rank}: ${l.text}`);
+  const all = byId("logs").textContent.split("\n").concat(text);
+  byId("logs").textContent = all.slice(-MAX_LOG_LINES).join("\n");
+}
+
+async function confusions() {
+  for (const [step, report] of Object.entries(await get(`/api/jobs/${id}/report`))) {
+    if (!report?.evaluation) continue;
+    const { classes, confusion } = report.evaluation;
+    const names = classes.map((c) => c.class);
+    const [title, chart] = [document.createElement("h2"), document.createElement("div")];
+    title.textContent = `Confusion (${step})`;
+    chart.className = "chart";
+    byId("confusions").append(title, chart);
+    const axes = layout();
+    axes.xaxis.title.text = "predicted";
+    axes.yaxis = { ...axes.yaxis, title: { text: "true" }, autorange: "reversed" };
+    const map = { type: "heatmap", x: names, y: names, z: confusion, colorscale: "Blues", texttemplate: names.length <= 20 ? "%{z}" : "" };
+    await Plotly.react(chart, [map], axes, { responsive: true, displaylogo: false });
+  }
+}
+
+async function job() {
+  const job = await get(`/api/jobs/${id}`);
+  document.title = `tl: ${job.name}`;
+  byId("name").replaceChildren(job.name, " ", marked(job.status));
+  byId("why").textContent = job.failure?.hint ? `${job.why} (${job.failure.hint})` : job.why;
+  fill("phases", job.phases.map((p) => {
+    const a = p.activity;
+    const now = a && p.status === "running" ? `${a.name} ${a.done}/${a.total}` : "";
+    return [p.id, marked(p.status), p.generation, p.ranks.length || "", now];
+  }));
+  byId("events").replaceChildren(...job.phases.flatMap((p) => p.history.map((text) => {
+    const item = document.createElement("li");
+    item.textContent = `${p.id}: ${text}`;
+    return item;
+  })));
+  await Promise.all([series(), logs()]);
+  if (job.status === "succeeded" && !seen.report) {
+    seen.report = true;
+    await confusions();
+  }
+}
+
+async function run() {
+  const draw = document.body.dataset.page === "job" ? job : index;
+  for (;;) {
+    try {
+      await draw();
+      byId("state").textContent = "";
+    } catch (e) {
+      byId("state").textContent = `not up to date: ${e.message}`;
+    }
+    await new Promise((done) => setTimeout(done, PERIOD_MS));
+  }
+}
+
+run();

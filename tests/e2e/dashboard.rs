@@ -1,0 +1,128 @@
+//! The dashboard in a real browser: what it has plotted is what the API says, and a point arrives without a reload.
+
+use std::{
+    collections::BTreeMap,
+    process::{Child, Command, Stdio},
+};
+
+use fantoccini::{Client, ClientBuilder};
+use serde_json::{Value, json};
+use tl_tests::{Sandbox, alone, eventually, jobs};
+
+use crate::PROGRAM;
+
+/// A browser without a window, and what drives it.
+struct Browser {
+    driver: Child,
+    client: Client,
+    _profile: tempfile::TempDir,
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = self.driver.kill();
+        let _ = self.driver.wait();
+    }
+}
+
+/// Starts Debian's chromium, where it is there.
+async fn browser() -> Option<Browser> {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap().port();
+    let started =
+        Command::new("chromedriver").arg(format!("--port={port}")).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let Ok(driver) = started else {
+        eprintln!("skipped: there is no chromedriver; install `chromium` and `chromium-driver`");
+        return None;
+    };
+    let profile = tempfile::tempdir().unwrap();
+    let arguments = json!([
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1200,1000",
+        format!("--user-data-dir={}", profile.path().display())
+    ]);
+    let mut wanted = serde_json::Map::new();
+    wanted.insert("goog:chromeOptions".into(), json!({ "args": arguments }));
+    let url = format!("http://127.0.0.1:{port}");
+    let client = eventually("a browser", async || {
+        let builder = ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new());
+        let mut builder = builder;
+        builder.capabilities(wanted.clone()).connect(&url).await.ok()
+    })
+    .await;
+    Some(Browser { driver, client, _profile: profile })
+}
+
+/// Points of a chart as the browser has plotted them: trace, then x and y.
+async fn plotted(client: &Client, chart: &str) -> BTreeMap<String, Vec<(u64, f64)>> {
+    let script = format!(
+        "const d = document.getElementById('{chart}').data || []; return d.map(t => [t.name, [...t.x], [...t.y]]);"
+    );
+    let found = client.execute(&script, vec![]).await.unwrap();
+    let trace = |t: &Value| {
+        let numbers = |v: &Value| v.as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect::<Vec<_>>();
+        let points = numbers(&t[1]).into_iter().map(|x| x as u64).zip(numbers(&t[2])).collect();
+        (t[0].as_str().unwrap().to_owned(), points)
+    };
+    found.as_array().unwrap().iter().map(trace).collect()
+}
+
+/// The same from the API.
+async fn reported(client: &Client, job: &str, chart: &str) -> BTreeMap<String, Vec<(u64, f64)>> {
+    let script = format!("return fetch('/api/jobs/{job}/series?limit=10000').then(r => r.json());");
+    let found = client.execute(&script, vec![]).await.unwrap();
+    let mut traces: BTreeMap<String, BTreeMap<u64, f64>> = BTreeMap::new();
+    for row in found["rows"].as_array().unwrap() {
+        for part in ["train", "val"] {
+            if let Some(value) = row["values"][format!("{part}.{chart}")].as_f64() {
+                let step = row["step"].as_u64().unwrap();
+                traces.entry(format!("main {part}.{chart}")).or_default().insert(step, value);
+            }
+        }
+    }
+    traces.into_iter().map(|(name, points)| (name, points.into_iter().collect())).collect()
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_dashboard_plots_what_the_api_says_and_points_arrive_without_a_reload() {
+    let Some(browser) = browser().await else { return };
+    let _alone = alone().await;
+    let page = &browser.client;
+    let sandbox = Sandbox::start(PROGRAM, 1).await;
+    let mut spec = jobs::thorny("1");
+    // Names reach the page as text, whatever is in them.
+    spec.job.name = "<b id=\"injected\">bold</b>".into();
+    let job = sandbox.submit(&spec).await;
+    sandbox.passes(&job, 5).await;
+    page.goto(&format!("http://{}/", sandbox.http)).await.unwrap();
+    eventually("the job in the list", async || {
+        let rows = page.execute("return document.querySelectorAll('#jobs tbody tr').length", vec![]).await.ok()?;
+        (rows == 1).then_some(())
+    })
+    .await;
+    assert_eq!(page.execute("return document.getElementById('injected')", vec![]).await.unwrap(), Value::Null);
+    page.goto(&format!("http://{}/jobs/{}", sandbox.http, job.id())).await.unwrap();
+    page.execute("window.marker = 'still the same page'", vec![]).await.unwrap();
+    let count = async || plotted(page, "loss").await.get("main train.loss").map_or(0, Vec::len);
+    let first = eventually("a first point", async || Some(count().await).filter(|n| *n > 0)).await;
+    eventually("one more point", async || Some(count().await).filter(|n| *n > first)).await;
+    sandbox.ends(&job).await;
+    eventually("all points and the confusion matrix", async || {
+        let done =
+            page.execute("return document.querySelectorAll('#confusions .chart .hm').length > 0", vec![]).await.ok()?;
+        (count().await == 120 && done == true).then_some(())
+    })
+    .await;
+    for chart in ["loss", "accuracy"] {
+        assert_eq!(plotted(page, chart).await, reported(page, job.id(), chart).await, "{chart}");
+    }
+    assert_eq!(page.execute("return window.marker", vec![]).await.unwrap(), "still the same page");
+    let logs = page.execute("return document.getElementById('logs').textContent", vec![]).await.unwrap();
+    assert!(logs.as_str().unwrap().contains("rank 0 of 1"), "{logs}");
+    let loaded = "return performance.getEntriesByType('resource').map(e => new URL(e.name).host)";
+    let hosts = page.execute(loaded, vec![]).await.unwrap();
+    assert!(hosts.as_array().unwrap().iter().all(|h| h == sandbox.http.as_str()), "another network: {hosts}");
+    let _ = browser.client.clone().close().await;
+}

@@ -1,0 +1,103 @@
+//! A finished model at work: classes of images, and its score on a data set.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use tl_proto::spec::{AugmentSection, DataSection, ModelSection, Params};
+
+use crate::{
+    Error, Result,
+    collective::Solo,
+    data::{image_folder, pixels},
+    eval::{Evaluation, softmax},
+    train::{evaluate, export::About, inputs::Inputs, net, net::Net, samples::Samples},
+    weights,
+};
+
+/// A model that was exported, ready to run.
+pub struct Model {
+    net: Net,
+    classes: Vec<String>,
+}
+
+impl Model {
+    /// Opens an exported file, or the folder that it lies in.
+    ///
+    /// # Errors
+    /// A file that is no exported model.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file: PathBuf = if path.is_dir() { path.join("model.safetensors") } else { path.into() };
+        let shown = file.display().to_string();
+        let about = weights::metadata(&file)?.remove("tl").and_then(|text| serde_json::from_str::<About>(&text).ok());
+        let Some(About { backbone, classes, model: Some(model), contract }) = about else {
+            return Err(Error::user(
+                format!("`{shown}` does not say what it predicts"),
+                "only models that a job has exported can be run; fine-tune these weights first",
+            ));
+        };
+        let mut model = ModelSection { backbone, weights: Some(shown), ..model };
+        model.head.keep = true;
+        // The file has its own contract; what the job said of the weights it began with is in there.
+        (model.preprocess, model.padding, model.input) = (None, None, None);
+        let mut net = Net::build(&model, classes.len(), true, 0, &BTreeMap::new())?;
+        net.contract = contract;
+        Ok(Self { net, classes })
+    }
+
+    /// Names of its classes.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// The probability of each class, in the order of [`Model::classes`].
+    ///
+    /// # Errors
+    /// Something that is no image.
+    pub fn predict(&self, image: &Path) -> Result<Vec<f64>> {
+        let shown = image.display();
+        let bytes = std::fs::read(image)
+            .map_err(|e| Error::user(format!("`{shown}` cannot be read: {e}"), "check the path"))?;
+        let decoded = image_folder::decode(&bytes)
+            .map_err(|e| Error::user(format!("`{shown}` is not an image: {e}"), "JPEG and PNG can be read"))?;
+        let contract = &self.net.contract;
+        let side = contract.side();
+        let square = pixels::square(&decoded, contract.resize_short_side as usize, side);
+        let values: Vec<f32> = square.iter().map(|b| f32::from(*b)).collect();
+        let batch = pixels::batch(pixels::normalise(&values, contract), 1, side)?;
+        let units = self.net.network.units.len();
+        let logits = net::rows(&self.net.forward(&self.net.network.initial, batch, 0, units)?)?;
+        Ok(softmax(logits.first().map_or(&[], Vec::as_slice)))
+    }
+
+    /// Scores the model on a data set with the same classes. `seed` is that of the job, for generated data.
+    ///
+    /// # Errors
+    /// Data that is not there, that will not decode, or with other classes.
+    pub fn evaluate(&self, format: &str, place: &str, params: Params, seed: u32) -> Result<Evaluation> {
+        let spec = DataSection {
+            format: format.into(),
+            train: place.into(),
+            val: place.into(),
+            batch: 1,
+            grains: None,
+            train_per_class: None,
+            skip_bad: 0,
+            augment: AugmentSection::default(),
+            params,
+        };
+        let samples = Samples::open(&spec, "val", seed)?;
+        if samples.dataset.classes() != self.classes {
+            return Err(Error::user(
+                format!("`{place}` has the classes {:?} and the model {:?}", samples.dataset.classes(), self.classes),
+                "a model can only be scored on its own classes",
+            ));
+        }
+        let store = &self.net.network.initial;
+        let shape = self.net.shape_at(store, 0)?;
+        let inputs = Inputs { net: &self.net, samples: &samples, cut: 0, features: None, shape };
+        let outcomes = evaluate::evaluate(store, &inputs, &mut Solo)?;
+        Ok(Evaluation::new(&self.classes, &outcomes))
+    }
+}

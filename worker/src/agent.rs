@@ -1,0 +1,228 @@
+//! The agent of a node: keeps a session with the coordinator, and ranks as the coordinator wants them.
+
+use std::{
+    ffi::OsString,
+    future::Future,
+    net::{IpAddr, Ipv4Addr, TcpListener, ToSocketAddrs, UdpSocket},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tl_proto::v1::{self, agent_message::Body};
+use tokio::sync::watch;
+use tonic::Code;
+
+use crate::{
+    blobs::Blobs,
+    home::{self, Home},
+    outbox::Outbox,
+    process::Context,
+    rank,
+    remote::Remote,
+    report::Reporter,
+    roots::Roots,
+    session::{Identity, Session},
+    spawner::Spawner,
+    supervisor::{Slot, Supervisor},
+};
+
+/// First and longest pause between two tries to reach the coordinator.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How long another agent may be connected under our identity before we give up: longer than any lease.
+const TWIN: Duration = Duration::from_secs(20);
+
+/// How an agent is started.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the coordinator is.
+    pub coordinator: String,
+    /// Its node token.
+    pub token: Option<String>,
+    /// The node's folder.
+    pub data: PathBuf,
+    /// The feature cache; in the node's folder without it.
+    pub cache: Option<PathBuf>,
+    /// A label; the host's name without it.
+    pub name: Option<String>,
+    /// Ranks at once.
+    pub slots: u32,
+    /// Threads per rank; 0 shares the cores among the slots.
+    pub threads: usize,
+    /// Folders that jobs may read.
+    pub roots: Vec<PathBuf>,
+    /// The address under which other nodes reach this one; found out without it.
+    pub advertise: Option<IpAddr>,
+    /// The command line of a rank.
+    pub command: Vec<OsString>,
+}
+
+/// Why an agent does not start, or gives up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its folder.
+    #[error(transparent)]
+    Home(#[from] home::Error),
+    /// What it was told.
+    #[error("{0}")]
+    Config(String),
+    /// The coordinator will never take it.
+    #[error("the coordinator refuses this node: {0}")]
+    Refused(String),
+    /// The system.
+    #[error("{0}")]
+    System(#[from] std::io::Error),
+}
+
+/// Runs an agent until `stop` is done; then empties the node, says so and ends.
+///
+/// # Errors
+/// It cannot start, or the coordinator refuses it for good.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), Error> {
+    let home = Home::open(&config.data)?;
+    let roots = Roots::open(&config.roots).map_err(Error::Config)?;
+    let remote = Remote::new(&config.coordinator, config.token.as_deref()).map_err(Error::Config)?;
+    let slots = slots(&config)?;
+    let identity = identity(&config, &home, &slots)?;
+    let (outbox, reporter) = (Outbox::default(), Reporter::default());
+    reporter.adopt(&home.work());
+    let reports = tokio::spawn(reporter.clone().run(remote.clone()));
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = if config.threads > 0 { config.threads } else { (cores / config.slots as usize).max(1) };
+    let context = Arc::new(Context {
+        blobs: Blobs::new(home.blobs(), remote.clone()),
+        cache: config.cache.clone().unwrap_or_else(|| home.cache()),
+        home,
+        roots,
+        outbox: outbox.clone(),
+        reporter,
+        spawner: Spawner::start(tokio::runtime::Handle::current())?,
+        command: config.command.clone(),
+        threads,
+    });
+    let (desired, assignment) = watch::channel(Vec::new());
+    let (census, running) = watch::channel(Vec::new());
+    let supervisor = tokio::spawn(Supervisor::new(context, slots, census).run(assignment));
+    tracing::info!(
+        "node {} ({}) offers {} slots to {}",
+        identity.name,
+        identity.node,
+        config.slots,
+        config.coordinator
+    );
+
+    let session = Session { identity: &identity, outbox: &outbox, desired: &desired, census: running.clone() };
+    let leave = async {
+        stop.await;
+        tracing::info!("this node empties itself and goes; once more ends it at once");
+        outbox.push(Body::Draining(v1::Draining {}));
+        outbox.empty().await;
+        // What is stopped for that saves its state first, and its files are taken to the blob store.
+        let mut running = running.clone();
+        let _ = running.wait_for(|ranks| ranks.is_empty()).await;
+        outbox.empty().await;
+        outbox.push(Body::Leaving(v1::Leaving {}));
+        outbox.empty().await;
+    };
+    let result = tokio::select! {
+        error = connect(&session, &remote) => Err(error),
+        () = leave => Ok(()),
+    };
+    drop(desired);
+    let _ = tokio::time::timeout(Duration::from_secs(5), supervisor).await;
+    reports.abort();
+    result
+}
+
+/// Keeps a session, and begins a new one when it ends; returns only when the coordinator will never have us.
+async fn connect(session: &Session<'_>, remote: &Remote) -> Error {
+    let (mut pause, mut twin): (_, Option<Instant>) = (PAUSES.0, None);
+    let mut complained = false;
+    loop {
+        let mut welcome = false;
+        let result = session.run(remote, || welcome = true).await;
+        if welcome {
+            (pause, twin, complained) = (PAUSES.0, None, false);
+        }
+        if let Err(status) = result {
+            match status.code() {
+                Code::Unauthenticated | Code::PermissionDenied | Code::FailedPrecondition | Code::InvalidArgument => {
+                    return Error::Refused(status.message().to_owned());
+                }
+                // Our own former connection may take a moment to be given up.
+                Code::AlreadyExists if twin.get_or_insert_with(Instant::now).elapsed() > TWIN => {
+                    return Error::Refused(status.message().to_owned());
+                }
+                _ => {}
+            }
+            if complained {
+                tracing::debug!("no session: {}", status.message());
+            } else {
+                tracing::warn!(
+                    "no session with the coordinator: {}; ranks go on, and it is tried again",
+                    status.message()
+                );
+                complained = true;
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// Binds a socket per slot, where other nodes can reach it.
+fn slots(config: &Config) -> Result<Vec<Slot>, Error> {
+    let advertise = match config.advertise {
+        Some(address) => address,
+        None => local_address(&config.coordinator)?,
+    };
+    let any = if advertise.is_loopback() { advertise } else { Ipv4Addr::UNSPECIFIED.into() };
+    let any =
+        if advertise.is_ipv6() && !advertise.is_loopback() { std::net::Ipv6Addr::UNSPECIFIED.into() } else { any };
+    let slot = |index| {
+        let listener = TcpListener::bind((any, 0))?;
+        let address = std::net::SocketAddr::new(advertise, listener.local_addr()?.port()).to_string();
+        Ok(Slot { index, address, listener })
+    };
+    (0..config.slots).map(slot).collect()
+}
+
+/// The address that this machine uses towards the coordinator.
+fn local_address(coordinator: &str) -> Result<IpAddr, Error> {
+    let bare = coordinator.split_once("://").map_or(coordinator, |(_, rest)| rest).trim_end_matches('/');
+    let cannot = |e: &dyn std::fmt::Display| {
+        Error::Config(format!(
+            "`{coordinator}` is not reachable: {e}; give the address of this node with `--advertise`"
+        ))
+    };
+    let target = bare.to_socket_addrs().map_err(|e| cannot(&e))?.next().ok_or_else(|| cannot(&"no address"))?;
+    let any: IpAddr =
+        if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+    // Connecting a datagram socket sends nothing; it only chooses the way.
+    let socket = UdpSocket::bind((any, 0)).and_then(|s| s.connect(target).map(|()| s)).map_err(|e| cannot(&e))?;
+    Ok(socket.local_addr()?.ip())
+}
+
+fn identity(config: &Config, home: &Home, slots: &[Slot]) -> Result<Identity, Error> {
+    let host = || nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_else(|| "node".into());
+    let catalog_json = serde_json::to_vec(&rank::catalog()).map_err(|e| Error::Config(e.to_string()))?;
+    Ok(Identity {
+        node: home.node.to_string(),
+        name: config.name.clone().unwrap_or_else(host),
+        incarnation: ulid::Ulid::new().to_string(),
+        build: build()?,
+        slots: slots
+            .iter()
+            .map(|s| v1::Slot { index: s.index, device: "cpu".into(), address: s.address.clone() })
+            .collect(),
+        catalog_json,
+    })
+}
+
+/// Version and a digest of the program itself: ranks of one gang must be the same code.
+fn build() -> Result<String, Error> {
+    use sha2::Digest;
+    let digest = sha2::Sha256::digest(std::fs::read(std::env::current_exe()?)?);
+    let short: String = digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
+    Ok(format!("{}+{short}", env!("CARGO_PKG_VERSION")))
+}

@@ -1,0 +1,41 @@
+//! `tl-worker`: see `--help`.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Offers this machine to a coordinator.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    role: Option<Role>,
+    #[command(flatten)]
+    args: tl_worker::cli::Args,
+}
+
+#[derive(clap::Subcommand)]
+enum Role {
+    /// One rank, started by an agent
+    #[command(hide = true)]
+    Rank,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tl_worker::cli::logging();
+    if let Some(Role::Rank) = cli.role {
+        return tl_worker::rank::main();
+    }
+    let run = || {
+        let program = std::env::current_exe()?;
+        tl_worker::cli::main(cli.args, vec![program.into(), "rank".into()])
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}

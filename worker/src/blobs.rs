@@ -1,0 +1,204 @@
+//! Files on their way to and from the blob store, and a few of them kept here.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use sha2::{Digest, Sha256};
+use tl_proto::{BLOB_CHUNK_BYTES, v1};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::{Code, Status};
+
+use crate::remote::Remote;
+
+/// Files that are kept.
+const KEEP: usize = 24;
+/// Longest pause between two tries.
+const PAUSE: Duration = Duration::from_secs(2);
+/// How long one call without progress may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why a file did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The disk of this node.
+    #[error("the disk of the node: {0}")]
+    Disk(#[from] std::io::Error),
+    /// The coordinator says no; asking again will not help.
+    #[error("the blob store: {}", .0.message())]
+    Refused(Box<Status>),
+    /// The bytes are not those of the digest. What there is of them lies in the file.
+    #[error("blob {0} is damaged")]
+    Damaged(String),
+}
+
+/// Blobs that are here, and the way to the others.
+#[derive(Clone)]
+pub struct Blobs {
+    dir: PathBuf,
+    remote: Remote,
+}
+
+impl Blobs {
+    /// Blobs in `dir`, backed by the coordinator.
+    pub fn new(dir: PathBuf, remote: Remote) -> Self {
+        Self { dir, remote }
+    }
+
+    /// Uploads a file; tries again until the coordinator has it, or says no.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is refused.
+    pub async fn upload(&self, path: &Path) -> Result<v1::BlobRef, Error> {
+        let owned = path.to_owned();
+        let blob = blocking(move || digest(&owned)).await?;
+        self.keep(path, &blob);
+        let mut pause = Duration::from_millis(50);
+        loop {
+            match tokio::time::timeout(PATIENCE.max(expected(blob.size)), self.put(path, &blob)).await {
+                Ok(Ok(())) => return Ok(blob),
+                Ok(Err(status)) if is_final(status.code()) => return Err(Error::Refused(Box::new(status))),
+                Ok(Err(status)) => tracing::debug!("upload of {}: {status}", path.display()),
+                Err(_) => tracing::debug!("upload of {}: no progress", path.display()),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE);
+        }
+    }
+
+    async fn put(&self, path: &Path, blob: &v1::BlobRef) -> Result<(), Status> {
+        let mut client = self.remote.blobs();
+        let stat = client.stat(v1::StatRequest { digest: blob.digest.clone() }).await?.into_inner();
+        if stat.complete {
+            return Ok(());
+        }
+        let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        let (path, blob, start) = (path.to_owned(), blob.clone(), stat.received);
+        let reader = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+            let mut file = File::open(path)?;
+            let mut offset = file.seek(SeekFrom::Start(start))?;
+            let mut first = Some(blob);
+            loop {
+                let mut data = Vec::with_capacity(BLOB_CHUNK_BYTES);
+                (&mut file).take(BLOB_CHUNK_BYTES as u64).read_to_end(&mut data)?;
+                if data.is_empty() && first.is_none() {
+                    return Ok(());
+                }
+                let len = data.len() as u64;
+                // The receiver is gone when the call has failed.
+                if sender.blocking_send(v1::PutChunk { blob: first.take(), offset, data }).is_err() {
+                    return Ok(());
+                }
+                offset += len;
+            }
+        });
+        client.put(ReceiverStream::new(receiver)).await?;
+        let read = reader.await.map_err(|e| Status::internal(e.to_string()))?;
+        read.map_err(|e| Status::internal(e.to_string()))
+    }
+
+    /// The file of a blob, from here or from the coordinator.
+    ///
+    /// # Errors
+    /// There is no such blob, or it is damaged.
+    pub async fn fetch(&self, blob: &v1::BlobRef) -> Result<PathBuf, Error> {
+        let path = self.dir.join(&blob.digest);
+        let (kept, wanted) = (path.clone(), blob.clone());
+        // What lies here may have been damaged since; the coordinator's is as good.
+        if blocking(move || digest(&kept)).await.is_ok_and(|found| found == wanted) {
+            return Ok(path);
+        }
+        let aside = self.dir.join(format!("{}.{}", blob.digest, ulid::Ulid::new()));
+        let mut pause = Duration::from_millis(50);
+        loop {
+            match self.get(blob, &aside).await {
+                Ok(()) => break,
+                Err(Error::Refused(status)) if !is_final(status.code()) => {
+                    tracing::debug!("download of {}: {status}", blob.digest);
+                }
+                Err(e) => {
+                    let _ = fs::remove_file(&aside);
+                    return Err(e);
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE);
+        }
+        let (here, wanted) = (aside.clone(), blob.clone());
+        let whole = blocking(move || digest(&here)).await? == wanted;
+        fs::rename(&aside, &path)?;
+        if whole { Ok(path) } else { Err(Error::Damaged(blob.digest.clone())) }
+    }
+
+    async fn get(&self, blob: &v1::BlobRef, into: &Path) -> Result<(), Error> {
+        let refused = |s: Status| Error::Refused(Box::new(s));
+        let mut file = File::create(into)?;
+        let request = v1::ReadRequest { digest: blob.digest.clone(), offset: 0 };
+        let mut stream = self.remote.blobs().read(request).await.map_err(refused)?.into_inner();
+        let mut received = 0;
+        loop {
+            let chunk = tokio::time::timeout(PATIENCE, stream.next()).await;
+            let chunk = chunk.map_err(|_| refused(Status::deadline_exceeded("no progress")))?;
+            let Some(chunk) = chunk.transpose().map_err(refused)? else { return Ok(()) };
+            received += chunk.data.len() as u64;
+            if received > blob.size {
+                // Longer than announced is damaged all the same; the digest says so.
+                return Ok(());
+            }
+            file.write_all(&chunk.data)?;
+        }
+    }
+
+    /// Where a blob would lie here.
+    pub fn path(&self, digest: &str) -> PathBuf {
+        self.dir.join(digest)
+    }
+
+    /// Keeps a file that was made here, so that it need not come back over the network.
+    fn keep(&self, path: &Path, blob: &v1::BlobRef) {
+        let kept = self.dir.join(&blob.digest);
+        if !kept.exists() && fs::hard_link(path, &kept).is_err() {
+            return;
+        }
+        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        let mut all: Vec<_> =
+            entries.flatten().filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path()))).collect();
+        all.sort();
+        let many = all.len().saturating_sub(KEEP);
+        all.into_iter().take(many).for_each(|(_, p)| {
+            let _ = fs::remove_file(p);
+        });
+    }
+}
+
+/// A minute for each gigabyte, at least.
+fn expected(size: u64) -> Duration {
+    Duration::from_secs(60 * (1 + size / (1 << 30)))
+}
+
+fn is_final(code: Code) -> bool {
+    matches!(code, Code::NotFound | Code::PermissionDenied | Code::Unauthenticated | Code::OutOfRange)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(std::io::Error::other(e)))
+}
+
+/// Digest and size of a file.
+fn digest(path: &Path) -> std::io::Result<v1::BlobRef> {
+    let mut file = File::open(path)?;
+    let (mut hasher, mut buffer, mut size) = (Sha256::new(), vec![0; 1 << 16], 0);
+    loop {
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(&buffer[..n]);
+        size += n as u64;
+    }
+    let digest = hasher.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    Ok(v1::BlobRef { digest, size })
+}

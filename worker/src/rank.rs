@@ -1,0 +1,217 @@
+//! One rank: a process of its own that runs the engine. The only place that knows the engine.
+//!
+//! Standard input is the socket on which it listens for its peers, standard output the socket to its agent, standard
+//! error its log. It dies with its agent: by signal where the system offers that, else when the socket ends.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpListener,
+    os::{fd::AsFd, unix::net::UnixStream},
+    panic::AssertUnwindSafe,
+    path::Path,
+    process::ExitCode,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::json;
+use tl_engine::{
+    Error,
+    collective::{Mesh, MeshConfig, Solo},
+    link::{Link, Notice, Row},
+    num::pool,
+    train::{self, export::Report},
+};
+use tl_proto::{
+    failure::{Failure, FailureClass},
+    spec,
+};
+
+use crate::order::{FromRank, MAX_LINE, Order, ROWS, ToRank};
+
+/// Exit code of a rank whose agent is gone.
+const ORPHANED: i32 = 3;
+
+/// What the engine offers.
+pub fn catalog() -> tl_proto::catalog::Catalog {
+    tl_engine::catalog()
+}
+
+/// A finished model at work, for `tlctl predict` and `tlctl evaluate`.
+pub use tl_engine::{eval::Evaluation, predict::Model};
+
+/// Runs the rank that an agent has started this process for.
+pub fn main() -> ExitCode {
+    crate::parent::die_with_parent();
+    let sockets = || -> std::io::Result<(TcpListener, UnixStream)> {
+        let listener = TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+        Ok((listener, UnixStream::from(std::io::stdout().as_fd().try_clone_to_owned()?)))
+    };
+    let serve = || -> std::io::Result<()> {
+        let (listener, socket) = sockets()?;
+        let mut lines = BufReader::new(socket.try_clone()?);
+        let Some(ToRank::Start(order)) = next(&mut lines) else {
+            return Err(std::io::Error::other("ranks are started by an agent, not by hand"));
+        };
+        let stop = Arc::new(AtomicBool::new(false));
+        std::thread::spawn({
+            let stop = stop.clone();
+            move || {
+                while let Some(ToRank::Stop) = next(&mut lines) {
+                    stop.store(true, Ordering::Relaxed);
+                }
+                std::process::exit(ORPHANED);
+            }
+        });
+        let link = Arc::new(Mutex::new(socket));
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| work(&order, &listener, &link, &stop)));
+        let last = match outcome {
+            Ok(Ok(result)) => FromRank::Done { result },
+            Ok(Err(failure)) => FromRank::Failed(failure),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().cloned();
+                let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default();
+                let hint = "this is a bug; `tlctl logs` has the place";
+                FromRank::Failed(Failure::new(FailureClass::Crash, format!("the rank panicked: {text}"), hint))
+            }
+        };
+        say(&link, &last);
+        Ok(())
+    };
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn next(lines: &mut impl BufRead) -> Option<ToRank> {
+    let mut line = String::new();
+    lines.take(MAX_LINE as u64).read_line(&mut line).ok()?;
+    serde_json::from_str(&line).ok()
+}
+
+fn say(link: &Mutex<UnixStream>, message: &FromRank) {
+    let mut line = serde_json::to_vec(message).unwrap_or_default();
+    line.push(b'\n');
+    let sent = link.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line);
+    if sent.is_err() {
+        // There is nobody to work for.
+        std::process::exit(ORPHANED);
+    }
+}
+
+/// The rank's way out, over the socket and into its folder.
+struct ToAgent {
+    socket: Arc<Mutex<UnixStream>>,
+    rows: Option<File>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Link for ToAgent {
+    fn row(&mut self, row: &Row) {
+        // The agent reads the file: what is in it survives both of us.
+        if let (Some(file), Ok(mut line)) = (&mut self.rows, serde_json::to_vec(row)) {
+            line.push(b'\n');
+            if let Err(e) = file.write_all(&line) {
+                tracing::warn!("a row of the series is lost: {e}");
+            }
+        }
+    }
+
+    fn activity(&mut self, name: &str, done: u64, total: u64) {
+        say(&self.socket, &FromRank::Activity { name: name.into(), done, total });
+    }
+
+    fn checkpoint(&mut self, step: u64, path: &Path) {
+        say(&self.socket, &FromRank::Checkpoint { step, path: path.into() });
+    }
+
+    fn artifact(&mut self, name: &str, path: &Path) {
+        say(&self.socket, &FromRank::Artifact { name: name.into(), path: path.into() });
+    }
+
+    fn notice(&mut self, notice: Notice, text: &str) {
+        tracing::info!("{text}");
+        let code = serde_json::to_value(notice).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+        say(&self.socket, &FromRank::Notice { code, text: text.into() });
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+fn work(
+    order: &Order,
+    listener: &TcpListener,
+    socket: &Arc<Mutex<UnixStream>>,
+    stop: &Arc<AtomicBool>,
+) -> Result<Option<serde_json::Value>, Failure> {
+    spec::check(&order.spec, &catalog()).map_err(|e| Failure::user(e.to_string(), e.hint))?;
+    pool::init(order.threads);
+    let failed = |e: Error| e.to_failure();
+    let config = train::Config {
+        spec: order.spec.clone(),
+        inputs: order.inputs.clone(),
+        work: order.work.clone(),
+        cache: order.cache.clone(),
+        resume: order.resume.clone(),
+    };
+    if order.probe {
+        let plan = pool::run(|| train::probe::probe(&config)).map_err(failed)?;
+        return Ok(serde_json::to_value(plan).ok());
+    }
+    let rows = OpenOptions::new().create(true).append(true).open(order.work.join(ROWS));
+    let rows = rows.map_err(Error::disk("open the series")).map_err(failed)?;
+    let mut link = ToAgent { socket: socket.clone(), rows: Some(rows), stop: stop.clone() };
+    tracing::info!("rank {} of {} with {} threads", order.rank, order.addresses.len(), order.threads);
+    let report = if order.addresses.len() == 1 {
+        pool::run(|| train::run(&config, &mut Solo, &mut link))
+    } else {
+        let mut mesh = Mesh::connect(
+            listener,
+            &MeshConfig {
+                rank: order.rank,
+                addresses: order.addresses.clone(),
+                attempt: order.attempt.clone(),
+                secret: order.secret.clone(),
+                rendezvous: Duration::from_millis(order.rendezvous_ms),
+                beat: Duration::from_millis(order.beat_ms),
+                silence: Duration::from_millis(order.silence_ms),
+            },
+        )
+        .map_err(failed)?;
+        let result = pool::run(|| train::run(&config, &mut mesh, &mut link));
+        if let Err(e) = &result {
+            // The others hear why before the connection ends, so that nobody blames this rank for another's failure.
+            mesh.abort(&e.to_string());
+        }
+        result
+    };
+    let report = report.map_err(|e| {
+        tracing::error!("{e}");
+        e.to_failure()
+    })?;
+    Ok((order.rank == 0).then(|| summary(&report)))
+}
+
+/// What the coordinator keeps of a report; the whole of it is an artifact.
+fn summary(report: &Report) -> serde_json::Value {
+    let e = &report.evaluation;
+    let k = e.classes.len().max(1) as f64;
+    let f1 = e.classes.iter().map(|c| c.f1).sum::<f64>() / k;
+    json!({
+        "metrics": { "val.accuracy": e.accuracy, "val.loss": e.loss, "val.macro_f1": f1 },
+        "steps": report.steps,
+        "samples": report.samples,
+        "prefix": report.prefix,
+        "stages": report.stages,
+    })
+}

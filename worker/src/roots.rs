@@ -1,0 +1,85 @@
+//! Which files a job may name: those below the roots that the operator of the node has allowed.
+
+use std::path::{Path, PathBuf};
+
+use tl_proto::{failure::Failure, spec::JobSpec};
+
+/// Folders that jobs may read.
+#[derive(Clone, Debug, Default)]
+pub struct Roots(Vec<PathBuf>);
+
+impl Roots {
+    /// Opens the folders; links are resolved once, here.
+    ///
+    /// # Errors
+    /// A folder that is not there.
+    pub fn open(folders: &[PathBuf]) -> Result<Self, String> {
+        let resolve = |f: &PathBuf| {
+            let found = f.canonicalize().map_err(|e| format!("data root `{}` cannot be used: {e}", f.display()))?;
+            if found.is_dir() { Ok(found) } else { Err(format!("data root `{}` is no folder", f.display())) }
+        };
+        Ok(Self(folders.iter().map(resolve).collect::<Result<_, _>>()?))
+    }
+
+    /// Whether every path of a job is there and allowed.
+    ///
+    /// # Errors
+    /// Names the first path that is not.
+    pub fn check(&self, spec: &JobSpec) -> Result<(), Failure> {
+        let data = spec.data.iter().filter(|d| d.format != "generated");
+        let data = data.flat_map(|d| [("data.train", &d.train), ("data.val", &d.val)]);
+        let nets = spec.model.iter().map(|m| ("model.weights", m));
+        let nets = nets.chain(spec.nets.values().map(|m| ("nets.*.weights", m)));
+        let weights = nets.filter_map(|(key, m)| Some((key, m.weights.as_ref()?)));
+        let weights = weights.filter(|(_, w)| !w.starts_with("step:"));
+        data.chain(weights).try_for_each(|(key, path)| self.allows(key, path))
+    }
+
+    fn allows(&self, key: &str, path: &str) -> Result<(), Failure> {
+        if !Path::new(path).is_absolute() {
+            let hint = "write it from the root on; nodes do not share your current folder";
+            return Err(Failure::user(format!("`{key}` is the relative path `{path}`"), hint));
+        }
+        // A path outside the roots is refused in the same words whether it exists or not.
+        let outside = || {
+            let known: Vec<String> = self.0.iter().map(|r| r.display().to_string()).collect();
+            let hint = if known.is_empty() {
+                "start `tl-worker` with `--data-root FOLDER`".to_owned()
+            } else {
+                format!("allowed on this node: {}", known.join(", "))
+            };
+            Failure::user(format!("`{key}`: `{path}` is not below a data root of the node"), hint)
+        };
+        match Path::new(path).canonicalize() {
+            Ok(real) if self.0.iter().any(|r| real.starts_with(r)) => Ok(()),
+            Ok(_) => Err(outside()),
+            Err(e) if self.0.iter().any(|r| Path::new(path).starts_with(r)) => {
+                Err(Failure::user(format!("`{key}`: `{path}` cannot be opened: {e}"), "check the path on the node"))
+            }
+            Err(_) => Err(outside()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_and_dots_do_not_lead_out_of_the_roots() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, outside) = (dir.path().join("in"), dir.path().join("out"));
+        std::fs::create_dir_all(inside.join("photos")).unwrap();
+        std::fs::create_dir_all(&outside).unwrap();
+        std::os::unix::fs::symlink(&outside, inside.join("link")).unwrap();
+        let roots = Roots::open(std::slice::from_ref(&inside)).unwrap();
+        let says = |path: &Path| roots.allows("data.train", &path.display().to_string()).map_err(|f| f.message);
+        assert_eq!(says(&inside.join("photos")), Ok(()));
+        for path in [inside.join("link"), inside.join("../out"), "/etc/passwd".into(), "/etc/no-such".into()] {
+            assert!(says(&path).unwrap_err().contains("not below a data root"), "{}", path.display());
+        }
+        assert!(says(&inside.join("missing")).unwrap_err().contains("cannot be opened"));
+        assert!(says(Path::new("photos")).unwrap_err().contains("relative path"));
+        assert!(Roots::open(&[dir.path().join("none")]).is_err());
+    }
+}
