@@ -97,28 +97,28 @@ pub async fn run(
     freed();
     // The courier ends after what is queued.
     drop(parcels);
-    let succeeded = ended.is_ok();
     let patience = match &ended {
         Err(f) if f.class != FailureClass::Stopped => FAILURE_WAITS,
         _ => Duration::MAX,
     };
     let arrived = tokio::time::timeout(patience, &mut courier).await;
+    let drained;
     if let Ok(Some(result)) = ended {
         // The series is whole before the phase is said to be.
-        context.reporter.drain(key, SUCCESS_WAITS).await;
+        drained = context.reporter.drain(key, SUCCESS_WAITS).await;
         let (job_id, phase) = (key.job.to_string(), key.phase.to_string());
         let result_json = serde_json::to_vec(&result).unwrap_or_default();
         context.outbox.push(Body::Result(v1::PhaseResult { job_id, phase, generation: key.generation, result_json }));
         exited(context, key, None);
     } else {
         exited(context, key, ended.err());
-        context.reporter.drain(key, SUCCESS_WAITS).await;
+        drained = context.reporter.drain(key, SUCCESS_WAITS).await;
     }
     if arrived.is_err() {
         let _ = courier.await;
     }
-    if succeeded {
-        // Blobs that are worth keeping have links elsewhere.
+    // Blobs that are worth keeping have links elsewhere. What has not arrived is cleared away by the next agent.
+    if drained {
         let _ = fs::remove_dir_all(&folder);
     }
 }
@@ -154,7 +154,7 @@ async fn start(
         .ok_or_else(|| Failure::new(FailureClass::Crash, format!("there is no slot {}", launch.slot), ""))?
         .map_err(disk("share the slot's socket"))?;
     fs::create_dir_all(folder).map_err(disk("make the rank's folder"))?;
-    context.reporter.follow(key, folder, false);
+    context.reporter.follow(key, folder);
     let mut inputs = BTreeMap::new();
     for (step, blob) in &launch.inputs {
         let found = context.blobs.fetch(blob).await.map_err(lost(&format!("the model of step `{step}`")))?;

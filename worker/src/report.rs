@@ -73,6 +73,8 @@ struct Tail {
     line: u64,
     /// Whether its writer has ended.
     closed: bool,
+    /// Whether its rank belonged to an earlier agent, so that nobody else will clear its folder away.
+    adopted: bool,
 }
 
 impl Reporter {
@@ -81,19 +83,24 @@ impl Reporter {
     }
 
     /// Sends what is in `folder` of a rank, and what will be.
-    pub fn follow(&self, key: &Key, folder: &Path, closed: bool) {
-        let tail = |name| Tail { key: key.clone(), path: folder.join(name), offset: 0, line: 0, closed };
+    pub fn follow(&self, key: &Key, folder: &Path) {
+        self.add(key, folder, false);
+    }
+
+    fn add(&self, key: &Key, folder: &Path, adopted: bool) {
+        let tail =
+            |name| Tail { key: key.clone(), path: folder.join(name), offset: 0, line: 0, closed: adopted, adopted };
         self.lock().tails.extend([LOG, ROWS].map(tail));
     }
 
-    /// Nothing is appended any more. Returns when everything has arrived, or after `patience`.
-    pub async fn drain(&self, key: &Key, patience: Duration) {
+    /// Nothing is appended any more. Returns when everything has arrived, or after `patience`; says which.
+    pub async fn drain(&self, key: &Key, patience: Duration) -> bool {
         for tail in self.lock().tails.iter_mut().filter(|t| t.key == *key) {
             tail.closed = true;
         }
         let mut drained = self.inner.drained.subscribe();
         let gone = drained.wait_for(|_| !self.lock().tails.iter().any(|t| t.key == *key));
-        let _ = tokio::time::timeout(patience, gone).await;
+        tokio::time::timeout(patience, gone).await.is_ok()
     }
 
     /// Sends what a phase is doing; only the newest counts.
@@ -121,7 +128,7 @@ impl Reporter {
                             })
                         })();
                         if let Some(key) = key {
-                            self.follow(&key, &rank, true);
+                            self.add(&key, &rank, true);
                         }
                     }
                 }
@@ -209,8 +216,12 @@ impl Reporter {
                 let tail = spool.tails.remove(at);
                 let folder = tail.path.parent().map(Path::to_owned);
                 if let Some(folder) = folder.filter(|_| !spool.tails.iter().any(|t| t.key == tail.key)) {
-                    let _ = std::fs::remove_file(folder.join(LOG));
-                    let _ = std::fs::remove_file(folder.join(ROWS));
+                    if tail.adopted {
+                        let _ = std::fs::remove_dir_all(&folder);
+                    } else {
+                        let _ = std::fs::remove_file(folder.join(LOG));
+                        let _ = std::fs::remove_file(folder.join(ROWS));
+                    }
                 }
             }
         }
@@ -303,7 +314,7 @@ mod tests {
     fn lines_are_sent_again_until_acknowledged_and_a_half_line_waits_for_its_end() {
         let dir = tempfile::tempdir().unwrap();
         let reporter = Reporter::default();
-        reporter.follow(&key(), dir.path(), false);
+        reporter.follow(&key(), dir.path());
         let mut log = File::create(dir.path().join(LOG)).unwrap();
         log.write_all(b"one\ntwo\nthr").unwrap();
         std::fs::write(
@@ -333,7 +344,8 @@ mod tests {
     fn a_line_longer_than_a_batch_does_not_stop_the_rest() {
         let dir = tempfile::tempdir().unwrap();
         let reporter = Reporter::default();
-        reporter.follow(&key(), dir.path(), true);
+        reporter.follow(&key(), dir.path());
+        reporter.lock().tails.iter_mut().for_each(|t| t.closed = true);
         let long = "x".repeat(2 * BATCH_BYTES as usize);
         std::fs::write(dir.path().join(LOG), format!("a\n{long}\nb\n")).unwrap();
         let mut all = Vec::new();
@@ -354,8 +366,10 @@ mod tests {
         std::fs::write(folder.join(LOG), "before the kill").unwrap();
         let reporter = Reporter::default();
         reporter.adopt(dir.path());
-        let (reports, _) = reporter.gather();
+        let (reports, marks) = reporter.gather();
         assert_eq!(texts(&reports), ["0:before the kill"]);
         assert_eq!(reporter.lock().tails[0].key, key());
+        reporter.advance(marks);
+        assert!(!folder.exists(), "what has arrived is cleared away");
     }
 }

@@ -81,7 +81,7 @@ async fn run_one(a: LocalRun, output: &Output) -> Result<u8, Error> {
     let scratch = Scratch((!kept).then_some(data));
     let result = tokio::select! {
         result = train(&config, &spec, &out, output) => result,
-        _ = tokio::signal::ctrl_c() => Ok(INTERRUPTED),
+        () = asked_to_end() => Ok(INTERRUPTED),
     };
     drop(scratch);
     result
@@ -102,6 +102,16 @@ async fn train(config: &Config, spec: &spec::JobSpec, out: &Path, output: &Outpu
     result
 }
 
+/// Done when somebody wants this command to end.
+async fn asked_to_end() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
 /// A folder that goes when the command ends.
 struct Scratch(Option<PathBuf>);
 
@@ -118,7 +128,7 @@ async fn up(a: LocalUp, output: &Output) -> Result<u8, Error> {
     let config = Config { data: a.data, cache, workers: a.ranks, listen: a.listen, http: a.http, log: None };
     let mut cluster = tokio::select! {
         cluster = Cluster::start(&config) => cluster?,
-        _ = tokio::signal::ctrl_c() => return Ok(INTERRUPTED),
+        () = asked_to_end() => return Ok(INTERRUPTED),
     };
     let (grpc, http) = (cluster.grpc.clone(), cluster.http.clone());
     output.print(&json!({ "event": "up", "grpc": grpc, "http": http }), || {
@@ -127,7 +137,7 @@ async fn up(a: LocalUp, output: &Output) -> Result<u8, Error> {
     });
     let broken = tokio::select! {
         broken = cluster.broken() => Some(broken),
-        _ = tokio::signal::ctrl_c() => None,
+        () = asked_to_end() => None,
     };
     cluster.stop().await;
     broken.map_or(Ok(INTERRUPTED), Err)

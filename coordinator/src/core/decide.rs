@@ -29,9 +29,9 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
             if state.jobs.values().filter(|j| j.status == JobStatus::Active).count() >= MAX_ACTIVE {
                 return Err(Refusal::Exhausted(format!("{MAX_ACTIVE} jobs wait or run already")));
             }
-            if let Some(catalog) = &state.catalog {
-                spec::check(&spec, catalog).map_err(|e| Refusal::Invalid { message: e.to_string(), hint: e.hint })?;
-            }
+            // Before any node has told what it can do, its rank will check the rest.
+            let checked = state.catalog.as_ref().map_or_else(|| spec::check_names(&spec), |c| spec::check(&spec, c));
+            checked.map_err(|e| Refusal::Invalid { message: e.to_string(), hint: e.hint })?;
             Ok(vec![Event::Submitted { job, key, owner, spec, plan_only, at: now }])
         }
         Command::Cancel { job } => match active(state, &job)? {

@@ -83,11 +83,15 @@ impl World {
     }
 
     fn join(&mut self, n: u128, incarnation: &str, slots: u32) -> Result<(), Refusal> {
+        self.join_build(n, incarnation, slots, "b")
+    }
+
+    fn join_build(&mut self, n: u128, incarnation: &str, slots: u32, build: &str) -> Result<(), Refusal> {
         let slots =
             (0..slots).map(|index| Slot { index, device: "cpu".into(), address: format!("n{n}:{index}") }).collect();
         let (name, incarnation) = (format!("n{n}"), incarnation.to_owned());
         let catalog = Box::new(Catalog::default());
-        self.command(Command::Join { node: node(n), name, incarnation, build: "b".into(), slots, catalog })?;
+        self.command(Command::Join { node: node(n), name, incarnation, build: build.into(), slots, catalog })?;
         self.state.catalog = None;
         let now = self.now;
         self.state.nodes.get_mut(&node(n)).unwrap().seen_ms = now;
@@ -150,6 +154,34 @@ fn a_gang_waits_when_one_slot_is_missing_and_says_so() {
     assert_eq!((w.why(1), w.ranks(1)), ("too_few_slots", 0));
     w.join(2, "a", 1).unwrap();
     assert_eq!(w.ranks(1), 2);
+}
+
+#[test]
+fn a_gang_is_one_build_of_the_worker() {
+    let mut w = World::new();
+    w.join_build(1, "a", 1, "old").unwrap();
+    w.join_build(2, "a", 1, "new").unwrap();
+    w.submit(1, "2", 0);
+    w.succeed(1, "probe");
+    assert_eq!((w.why(1), w.ranks(1)), ("mixed_builds", 0));
+    w.join_build(3, "a", 1, "new").unwrap();
+    assert_eq!(w.ranks(1), 2);
+    let phases = &w.state.jobs[&job(1)].phases;
+    let placed: Vec<_> = phases[1].attempt.as_ref().unwrap().placements.iter().map(|p| p.node.clone()).collect();
+    assert_eq!(placed, [node(2), node(3)]);
+}
+
+#[test]
+fn the_name_of_a_step_is_checked_before_any_node_is_known() {
+    let mut w = World::new();
+    let inner = spec("1", 0);
+    let mut outer = inner.clone();
+    outer.job.kind = "pipeline".into();
+    let text = r#"{"id": "../../up", "spec": null}"#;
+    outer.step = vec![serde_json::from_str(text).unwrap()];
+    let spec = Box::new(outer);
+    let submit = Command::Submit { job: job(1), key: "k".into(), owner: "o".into(), spec, plan_only: false };
+    assert!(matches!(w.command(submit), Err(Refusal::Invalid { message, .. }) if message.contains("../../up")));
 }
 
 #[test]

@@ -36,6 +36,13 @@ pub enum Wait {
         /// Slots that are free.
         free: usize,
     },
+    /// There are slots enough, but their workers are not one build.
+    MixedBuilds {
+        /// Ranks that it needs.
+        need: usize,
+        /// Free slots of the build that has most.
+        most: usize,
+    },
     /// A more urgent job comes first.
     Behind(JobId),
     /// It pauses after a failure.
@@ -60,6 +67,7 @@ impl Wait {
             Self::NodesUnknown(_) => "nodes_unknown",
             Self::TooFewSlots { .. } => "too_few_slots",
             Self::SlotsBusy { .. } => "slots_busy",
+            Self::MixedBuilds { .. } => "mixed_builds",
             Self::Behind(_) => "behind",
             Self::Backoff { .. } => "backoff",
             Self::Starting => "starting",
@@ -79,6 +87,9 @@ impl fmt::Display for Wait {
                 if *draining > 0 { write!(f, " ({draining} more are being drained)") } else { Ok(()) }
             }
             Self::SlotsBusy { need, free } => write!(f, "it needs {need} slots at once and {free} are free"),
+            Self::MixedBuilds { need, most } => {
+                write!(f, "it needs {need} slots of one build of the worker, and no build has more than {most} free")
+            }
             Self::Behind(job) => write!(f, "job {job} comes first"),
             Self::Backoff { left_ms, failure } => write!(f, "it pauses for {left_ms} ms after a failure: {failure}"),
             Self::Starting => write!(f, "it is about to start"),
@@ -118,6 +129,8 @@ pub fn why(state: &State, id: &JobId, now: Millis) -> Option<Wait> {
     let free = room.free.len();
     Some(if free >= need {
         queue.first().filter(|(j, _, _)| *j != id).map_or(Wait::Starting, |(j, _, _)| Wait::Behind((*j).clone()))
+    } else if free + room.other_build >= need {
+        Wait::MixedBuilds { need, most: free }
     } else if free + room.busy >= need {
         Wait::SlotsBusy { need, free }
     } else if room.unknown > 0 {

@@ -25,15 +25,26 @@ pub fn check(spec: &JobSpec, catalog: &Catalog) -> Checked {
     check_run(spec, catalog)
 }
 
+/// Checks what needs no catalog: the names of steps, which become parts of other names.
+///
+/// # Errors
+/// The first step whose name cannot stand.
+pub fn check_names(spec: &JobSpec) -> Checked {
+    spec.step.iter().map(|s| s.id.as_str()).try_for_each(|id| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+        require(!id.is_empty() && id.len() <= 40 && id.chars().all(plain), || {
+            (format!("step id `{id}` must be letters, digits, `-` or `_`"), "rename the step".into())
+        })
+    })
+}
+
 fn check_pipeline(spec: &JobSpec, catalog: &Catalog) -> Checked {
+    check_names(spec)?;
     require(!spec.step.is_empty(), || ("a pipeline needs at least one `[[step]]`".into(), String::new()))?;
     require(spec.step.len() <= 64, || ("a pipeline has at most 64 steps".into(), "split it".into()))?;
     let mut seen = BTreeSet::new();
     for step in &spec.step {
         let id = step.id.as_str();
-        let plain =
-            !id.is_empty() && id.len() <= 40 && id.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
-        require(plain, || (format!("step id `{id}` must be letters, digits, `-` or `_`"), String::new()))?;
         for need in &step.needs {
             // Needing only earlier steps is what makes the graph acyclic.
             require(seen.contains(need.as_str()), || {

@@ -4,6 +4,6 @@ mod check;
 mod model;
 mod parse;
 
-pub use check::check;
+pub use check::{check, check_names};
 pub use model::*;
 pub use parse::{SpecError, parse, set_override};
