@@ -372,4 +372,22 @@ lr = 0.1
             let _ = parse(&job);
         }
     }
+
+    proptest::proptest! {
+        /// A damaged job file is a job, or an error with a sentence.
+        #[test]
+        fn damaged_job_files_are_refused_without_a_panic(
+            at in 0usize..512, drop in 0usize..24, put in "[\\PC\n\"\\[\\]{}=.]{0,12}",
+        ) {
+            let mut chars: Vec<char> = GOOD.chars().collect();
+            let at = at % chars.len();
+            let end = (at + drop).min(chars.len());
+            chars.splice(at..end, put.chars());
+            let text: String = chars.into_iter().collect();
+            if let Err(e) = parse(&text).and_then(|spec| check(&spec, &catalog())) {
+                assert!(!e.message.is_empty());
+            }
+            let _ = JobSpec::from_toml(GOOD, &[put]);
+        }
+    }
 }

@@ -200,4 +200,22 @@ mod tests {
             }
         }
     }
+
+    proptest::proptest! {
+        /// Whatever lies in a file that is sealed as ours, it is a state or it is refused.
+        #[test]
+        fn bytes_that_are_no_state_are_refused_without_a_panic(
+            at in 0usize..4096, with in proptest::prelude::any::<[u8; 8]>(), cut in 0usize..4096,
+        ) {
+            let (state, store) = state();
+            let mut bytes = files::unseal(state.to_bytes().unwrap()).unwrap();
+            bytes.truncate(bytes.len() - cut % 32);
+            let at = at % bytes.len();
+            let end = (at + 8).min(bytes.len());
+            bytes[at..end].copy_from_slice(&with[..end - at]);
+            if let Some(read) = RunState::from_bytes(files::seal(bytes), &store) {
+                assert_eq!(read.store.values.len(), store.values.len());
+            }
+        }
+    }
 }
