@@ -6,6 +6,7 @@
 pub mod bearer;
 pub mod catalog;
 pub mod deadlines;
+pub mod elastic;
 pub mod failure;
 pub mod ids;
 pub mod spec;

@@ -6,6 +6,7 @@
 mod apply;
 mod command;
 mod decide;
+pub mod elastic;
 mod event;
 pub mod invariants;
 mod placement;
@@ -21,6 +22,7 @@ pub use decide::decide;
 pub use event::{End, Event};
 pub use plan::{Context, plan};
 pub use state::{
-    Artifact, Attempt, Blob, Job, JobStatus, Node, NodeStatus, Phase, PhaseKind, PhaseStatus, Placement, Slot, State,
+    Artifact, Attempt, Blob, Job, JobStatus, Node, NodeStatus, Phase, PhaseKind, PhaseStatus, Placement, Slot,
+    State,
 };
 pub use why::{Wait, why};

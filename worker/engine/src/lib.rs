@@ -7,6 +7,7 @@ pub mod backbone;
 pub mod cache;
 pub mod collective;
 pub mod data;
+pub mod elastic;
 mod error;
 pub mod eval;
 pub mod files;
