@@ -5,7 +5,7 @@ use std::{env, fs, path::PathBuf};
 use prost::Message;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["tl/v1/common.proto", "tl/v1/user.proto", "tl/v1/node.proto", "tl/v1/blob.proto"];
+    let files = ["tl/v1/common.proto", "tl/v1/user.proto", "tl/v1/node.proto", "tl/v1/blob.proto", "tl/v1/data.proto"];
     println!("cargo::rerun-if-changed=tl");
     let descriptors = protox::compile(files, ["."])?;
     fs::write(PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin"), descriptors.encode_to_vec())?;

@@ -27,14 +27,14 @@ const CALL: Duration = Duration::from_secs(75);
 /// How often a submission is tried, with the same key.
 const SUBMITS: u32 = 5;
 
-type Channelled = InterceptedService<Channel, Bearer>;
+pub(crate) type Channelled = InterceptedService<Channel, Bearer>;
 
 /// A connection to a coordinator. Cheap to clone; reconnects by itself.
 #[derive(Clone)]
 pub struct Client {
     pub(crate) address: String,
-    channel: Channel,
-    bearer: Bearer,
+    pub(crate) channel: Channel,
+    pub(crate) bearer: Bearer,
 }
 
 impl Client {

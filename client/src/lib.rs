@@ -18,14 +18,18 @@
 //! # }
 //! ```
 
+mod archive;
 pub mod cli;
 mod client;
+mod data;
 mod error;
 mod job;
 #[cfg(feature = "local")]
 pub mod local;
 pub mod spec_file;
 
+pub use archive::Archive;
 pub use client::Client;
+pub use data::{Pushing, place};
 pub use error::Error;
 pub use job::{Event, Fetched, Job, Watch, metrics};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tl_proto::{
     MAX_SPEC_BYTES,
-    spec::{JobSpec, ModelSection, StepSection},
+    spec::{JobSpec, Pushed, StepSection},
 };
 
 use crate::Error;
@@ -63,13 +63,9 @@ fn fill(step: &mut StepSection, base: &Path) -> Result<(), Error> {
 }
 
 fn absolute(spec: &mut JobSpec, base: &Path) {
-    if let Some(data) = spec.data.as_mut().filter(|d| d.format != "generated") {
-        resolve(&mut data.train, base);
-        resolve(&mut data.val, base);
-    }
-    let nets = spec.model.iter_mut().chain(spec.nets.values_mut());
-    let weights = nets.filter_map(|m: &mut ModelSection| m.weights.as_mut());
-    weights.filter(|w| !w.starts_with("step:")).for_each(|w| resolve(w, base));
+    // What was pushed has the same name everywhere.
+    let plain = |place: &&mut String| matches!(Pushed::parse(place), Ok(None));
+    spec.places_mut().filter(plain).for_each(|place| resolve(place, base));
     for step in &mut spec.step {
         if let Some(inner) = &mut step.spec {
             absolute(inner, base);

@@ -229,6 +229,7 @@ fn blobs_at_stake(state: &State, event: &Event) -> Vec<String> {
         Event::JobRemoved { job } => {
             state.jobs.get(job).map(|j| j.blobs().map(|b| b.digest.clone()).collect()).unwrap_or_default()
         }
+        Event::DataRemoved { digest } => vec![digest.clone()],
         _ => Vec::new(),
     }
 }

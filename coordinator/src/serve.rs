@@ -11,7 +11,7 @@ use crate::{
     config::{BadConfig, Config},
     driver::Driver,
     records::Records,
-    rpc::{BlobService, Gate, NodeService, Role, UserService},
+    rpc::{BlobService, DataService, Gate, NodeService, Role, UserService},
     store::{self, Blobs},
     web,
 };
@@ -128,6 +128,8 @@ async fn server(
     let node = v1::node_api_server::NodeApiServer::new(node).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let blob = v1::blobs_server::BlobsServer::new(BlobService { blobs: blobs.clone() })
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let data = DataService { driver: driver.clone(), blobs: blobs.clone() };
+    let data = v1::data_server::DataServer::new(data).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -143,6 +145,7 @@ async fn server(
         .tcp_nodelay(true)
         .add_service(InterceptedService::new(user, gate(Role::User)))
         .add_service(InterceptedService::new(node, gate(Role::Node)))
+        .add_service(InterceptedService::new(data, gate(Role::User)))
         .add_service(InterceptedService::new(blob, gate(Role::Any)))
         .add_service(health)
         .add_service(reflection().build_v1().map_err(failed)?)

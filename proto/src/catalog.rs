@@ -46,7 +46,7 @@ pub struct Param {
 }
 
 /// One thing that workers offer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
     /// Name in the job file.
     pub name: String,

@@ -183,3 +183,27 @@ async fn a_wrong_token_is_refused_for_users_and_for_nodes() {
     assert!(said.contains("the token is missing or wrong"), "{said}");
     assert!(!sandbox.logs().contains(user) && !sandbox.logs().contains(node), "no token is logged");
 }
+
+#[test]
+fn the_schema_holds_for_every_recipe_and_not_for_a_misspelled_key() {
+    let output = tlctl(&["schema"], &[]);
+    assert_eq!(output.status.code(), Some(0));
+    let schema: Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../client/recipes");
+    for entry in std::fs::read_dir(recipes).unwrap() {
+        let path = entry.unwrap().path();
+        let written: toml::Table = std::fs::read_to_string(&path).unwrap().parse().unwrap();
+        let mut value = serde_json::to_value(&written).unwrap();
+        let errors: Vec<String> = validator.iter_errors(&value).map(|e| e.to_string()).collect();
+        assert!(errors.is_empty(), "{}: {errors:?}", path.display());
+        value["job"]["sed"] = 1.into();
+        assert!(!validator.is_valid(&value));
+    }
+    let full = serde_json::to_value(jobs::thorny("\"1..2\"")).unwrap();
+    let errors: Vec<String> = validator.iter_errors(&full).map(|e| e.to_string()).collect();
+    assert!(errors.is_empty(), "{errors:?}");
+    let mut unknown = full.clone();
+    unknown["model"]["backbone"] = "resnet19".into();
+    assert!(!validator.is_valid(&unknown));
+}

@@ -5,6 +5,7 @@ mod architecture;
 mod bad_input;
 mod commands;
 mod dashboard;
+mod datasets;
 mod elastic;
 mod faults;
 mod transfer;

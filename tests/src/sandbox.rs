@@ -67,12 +67,25 @@ pub struct Sandbox {
     /// The workers, in the order in which they were started.
     pub workers: Vec<Worker>,
     tokens: Option<(String, String)>,
+    /// Whether jobs may read the sandbox's folder.
+    roots: bool,
 }
 
 impl Sandbox {
     /// A coordinator and `workers` agents of one slot each.
     pub async fn start(program: &str, workers: usize) -> Self {
         let mut sandbox = Self::bare(program, None).await;
+        for _ in 0..workers {
+            sandbox.add_worker(&[]);
+        }
+        sandbox.ready(workers).await;
+        sandbox
+    }
+
+    /// The same with workers that let jobs read no folder at all.
+    pub async fn start_rootless(program: &str, workers: usize) -> Self {
+        let mut sandbox = Self::bare(program, None).await;
+        sandbox.roots = false;
         for _ in 0..workers {
             sandbox.add_worker(&[]);
         }
@@ -97,6 +110,7 @@ impl Sandbox {
             http: any,
             workers: Vec::new(),
             tokens,
+            roots: true,
         };
         sandbox.start_coordinator();
         sandbox
@@ -188,7 +202,10 @@ impl Sandbox {
             }
         };
         command.args(["worker", "--child", "--coordinator", &self.grpc, "--name", &format!("w{n}"), "--threads", "1"]);
-        command.arg("--data").arg(data).arg("--data-root").arg(self.dir.path()).args(arguments);
+        command.arg("--data").arg(data).args(arguments);
+        if self.roots {
+            command.arg("--data-root").arg(self.dir.path());
+        }
         if let Some((_, node)) = &self.tokens {
             command.env("TL_NODE_TOKEN", node);
         }

@@ -15,6 +15,7 @@ use tonic::Code;
 
 use crate::{
     blobs::Blobs,
+    datasets::DataSets,
     home::{self, Home},
     outbox::Outbox,
     process::Context,
@@ -92,6 +93,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     let context = Arc::new(Context {
         blobs: Blobs::new(home.blobs(), remote.clone()),
         cache: config.cache.clone().unwrap_or_else(|| home.cache()),
+        data: DataSets::new(home.data()),
         home,
         roots,
         outbox: outbox.clone(),

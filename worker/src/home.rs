@@ -58,7 +58,7 @@ impl Home {
             }
             Err(e) => return Err(disk(e)),
         };
-        for part in ["work", "cache", "blobs"] {
+        for part in ["work", "cache", "blobs", "data"] {
             fs::create_dir_all(dir.join(part)).map_err(disk)?;
         }
         Ok(Self { node, dir, _lock: lock })
@@ -78,6 +78,11 @@ impl Home {
     /// The feature cache.
     pub fn cache(&self) -> PathBuf {
         self.dir.join("cache")
+    }
+
+    /// Pushed data sets, unpacked.
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("data")
     }
 
     /// Blobs that are here already.

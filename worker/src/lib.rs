@@ -8,6 +8,7 @@ pub mod agent;
 pub mod blobs;
 pub mod cli;
 pub mod courier;
+pub mod datasets;
 pub mod home;
 pub mod order;
 pub mod outbox;

@@ -48,6 +48,8 @@ pub struct Order {
     pub cache: PathBuf,
     /// Models of earlier steps.
     pub inputs: BTreeMap<String, PathBuf>,
+    /// Folders of pushed data sets, by digest.
+    pub pushed: BTreeMap<String, PathBuf>,
     /// Checkpoints, newest first.
     pub resume: Vec<PathBuf>,
 }

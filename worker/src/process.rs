@@ -27,6 +27,7 @@ use tokio::{
 use crate::{
     blobs::{self, Blobs},
     courier::{self, Parcel},
+    datasets::{DataSets, Lease},
     home::Home,
     order::{FromRank, MAX_LINE, Order, ToRank},
     outbox::Outbox,
@@ -45,6 +46,8 @@ pub struct Context {
     pub roots: Roots,
     /// Files of the cluster.
     pub blobs: Blobs,
+    /// Pushed data sets.
+    pub data: DataSets,
     /// Messages for the coordinator.
     pub outbox: Outbox,
     /// Rows and lines for the coordinator.
@@ -91,7 +94,7 @@ pub async fn run(
     let (parcels, queue) = mpsc::unbounded_channel();
     let mut courier = tokio::spawn(courier::run(context.clone(), key.clone(), queue));
     let ended = match started {
-        Ok((child, socket)) => live(context, key, child, socket, &parcels, &mut wish, (grace, &folder)).await,
+        Ok((child, socket, _data)) => live(context, key, child, socket, &parcels, &mut wish, (grace, &folder)).await,
         Err(failure) => Err(failure),
     };
     freed();
@@ -146,7 +149,7 @@ async fn start(
     launch: &v1::Launch,
     folder: &Path,
     listener: Option<io::Result<OwnedFd>>,
-) -> Result<(Child, UnixStream), Failure> {
+) -> Result<(Child, UnixStream, Vec<Lease>), Failure> {
     let spec: JobSpec = serde_json::from_slice(&launch.spec_json)
         .map_err(|e| Failure::user(format!("the job cannot be read here: {e}"), "use the same release everywhere"))?;
     context.roots.check(&spec)?;
@@ -161,6 +164,12 @@ async fn start(
         let path = folder.join(format!("step-{step}.safetensors"));
         link(&found, &path).map_err(disk("place a model"))?;
         inputs.insert(step.clone(), path);
+    }
+    let (mut pushed, mut leases) = (BTreeMap::new(), Vec::new());
+    for blob in &launch.data {
+        let lease = context.data.take(blob, &context.blobs).await.map_err(lost("a pushed data set"))?;
+        pushed.insert(blob.digest.clone(), lease.folder().to_owned());
+        leases.push(lease);
     }
     let mut resume = Vec::new();
     if key.rank == 0 {
@@ -183,6 +192,7 @@ async fn start(
         work: folder.into(),
         cache: context.cache.clone(),
         inputs,
+        pushed,
         resume,
     };
     let log = File::create(folder.join(LOG)).map_err(disk("open the rank's log"))?;
@@ -199,7 +209,7 @@ async fn start(
     let child = context.spawner.spawn(command).await;
     let child = child.map_err(|e| Failure::new(FailureClass::Crash, format!("a rank cannot be started: {e}"), ""))?;
     tell(&mut ours, &ToRank::Start(Box::new(order))).await.map_err(disk("talk to the rank"))?;
-    Ok((child, ours))
+    Ok((child, ours, leases))
 }
 
 /// A checkpoint under a name that says what it is. One that is damaged is handed over all the same: the rank passes it

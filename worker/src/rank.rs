@@ -160,6 +160,7 @@ fn work(
     let config = train::Config {
         spec: order.spec.clone(),
         inputs: order.inputs.clone(),
+        pushed: order.pushed.clone(),
         work: order.work.clone(),
         cache: order.cache.clone(),
         resume: order.resume.clone(),

@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use tl_proto::{failure::Failure, spec::JobSpec};
+use tl_proto::{
+    failure::Failure,
+    spec::{JobSpec, Pushed},
+};
 
 /// Folders that jobs may read.
 #[derive(Clone, Debug, Default)]
@@ -26,13 +29,9 @@ impl Roots {
     /// # Errors
     /// Names the first path that is not.
     pub fn check(&self, spec: &JobSpec) -> Result<(), Failure> {
-        let data = spec.data.iter().filter(|d| d.format != "generated");
-        let data = data.flat_map(|d| [("data.train", &d.train), ("data.val", &d.val)]);
-        let nets = spec.model.iter().map(|m| ("model.weights", m));
-        let nets = nets.chain(spec.nets.values().map(|m| ("nets.*.weights", m)));
-        let weights = nets.filter_map(|(key, m)| Some((key, m.weights.as_ref()?)));
-        let weights = weights.filter(|(_, w)| !w.starts_with("step:"));
-        data.chain(weights).try_for_each(|(key, path)| self.allows(key, path))
+        // Pushed data sets lie where the agent has put them.
+        let mut paths = spec.places().filter(|(_, place)| !matches!(Pushed::parse(place), Ok(Some(_))));
+        paths.try_for_each(|(key, path)| self.allows(key, path))
     }
 
     fn allows(&self, key: &str, path: &str) -> Result<(), Failure> {

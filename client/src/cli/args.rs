@@ -62,6 +62,9 @@ pub enum Command {
     Fetch(Fetch),
     /// Say what a job would do, without doing it
     Plan(JobFile),
+    /// Push data sets to the cluster, list and forget them
+    #[command(subcommand)]
+    Data(DataCommand),
     /// List nodes
     Nodes,
     /// Empty a node, or use it again
@@ -70,6 +73,8 @@ pub enum Command {
     Check(JobFile),
     /// List what can be trained, how and on what
     Catalog,
+    /// Print the JSON Schema of a job file, for editors and programs
+    Schema,
     /// Write a job file to start from
     Init(Init),
     /// Print completions for a shell
@@ -147,6 +152,28 @@ pub struct Fetch {
     /// Folder for the files [default: tl-out/JOB]
     #[arg(long)]
     pub out: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+pub enum DataCommand {
+    /// Push a folder (or a file), and print the name to use for it in a job
+    Push(DataPush),
+    /// List data sets, newest first
+    Ls,
+    /// Forget a data set that no job needs any more
+    Rm {
+        /// Its name, label, or the beginning of its name
+        data: String,
+    },
+}
+
+#[derive(Args)]
+pub struct DataPush {
+    /// The folder
+    pub path: PathBuf,
+    /// A label [default: the name of the folder]
+    #[arg(long)]
+    pub name: Option<String>,
 }
 
 #[derive(Args)]

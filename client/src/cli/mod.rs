@@ -1,6 +1,7 @@
 //! `tlctl`.
 
 mod args;
+mod data;
 mod jobs;
 #[cfg(feature = "local")]
 mod local;
@@ -68,9 +69,11 @@ async fn run(cli: Cli, output: &Output) -> Result<u8, Error> {
         Command::Rm(a) => jobs::remove(&connect().await?, &a.job, output).await,
         Command::Fetch(a) => jobs::fetch(&connect().await?, &a, output).await,
         Command::Plan(a) => jobs::plan(&connect().await?, &a, output).await,
+        Command::Data(a) => data::run(&connect().await?, a, output).await,
         Command::Nodes => nodes::list(&connect().await?, output).await,
         Command::Drain(a) => nodes::drain(&connect().await?, &a, output).await,
         Command::Catalog => offline::catalog(catalog(&connect).await?, output),
+        Command::Schema => offline::schema(&catalog(&connect).await?, output),
         Command::Check(a) => offline::check(&a, &catalog(&connect).await?, output),
         Command::Init(a) => offline::init(&a, output),
         Command::Completions(a) => Ok(offline::completions(&a)),

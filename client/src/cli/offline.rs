@@ -49,6 +49,12 @@ pub(super) fn check(a: &JobFile, catalog: &Catalog, output: &Output) -> Result<u
     Ok(0)
 }
 
+pub(super) fn schema(catalog: &Catalog, output: &Output) -> Result<u8, Error> {
+    let schema = spec::schema(catalog);
+    output.print(&schema, || serde_json::to_string_pretty(&schema).unwrap_or_default());
+    Ok(0)
+}
+
 pub(super) fn catalog(catalog: Catalog, output: &Output) -> Result<u8, Error> {
     output.print(&json!({ "event": "catalog", "catalog": catalog }), || {
         let lists = [

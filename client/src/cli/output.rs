@@ -47,8 +47,36 @@ impl Output {
         }
     }
 
+    pub fn bytes_bar(&self) -> BytesBar {
+        let bar = (self.terminal && !self.json).then(ProgressBar::no_length);
+        if let (Some(bar), Ok(style)) = (&bar, ProgressStyle::with_template("{msg} {bytes} ({bytes_per_sec})")) {
+            bar.set_style(style);
+        }
+        BytesBar(bar)
+    }
+
     pub fn progress(&self) -> Progress<'_> {
         Progress { output: self, bars: MultiProgress::new(), phases: BTreeMap::new(), why: String::new() }
+    }
+}
+
+/// Bytes on their way. Nothing is shown where nobody looks.
+pub(super) struct BytesBar(Option<ProgressBar>);
+
+impl BytesBar {
+    pub fn show(&self, what: &str, done: u64) {
+        if let Some(bar) = &self.0 {
+            if bar.message() != what {
+                bar.set_message(what.to_owned());
+            }
+            bar.set_position(done);
+        }
+    }
+
+    pub fn clear(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use tl_proto::{
 
 use super::{
     End, Event, State,
-    state::{Artifact, Attempt, Job, JobStatus, Millis, Node, NodeStatus, Phase, PhaseKind, PhaseStatus},
+    state::{Artifact, Attempt, DataSet, Job, JobStatus, Millis, Node, NodeStatus, Phase, PhaseKind, PhaseStatus},
 };
 
 /// Most lines of history that a phase keeps.
@@ -172,6 +172,11 @@ pub fn apply(state: &mut State, event: &Event) {
             state.jobs.remove(job);
             state.keys.retain(|_, j| j != job);
         }
+        Event::DataPushed { blob, name, files, at } => {
+            let set = DataSet { name: name.clone(), size: blob.size, files: *files, pushed_ms: *at };
+            state.data.insert(blob.digest.clone(), set);
+        }
+        Event::DataRemoved { digest } => drop(state.data.remove(digest)),
     }
 }
 

@@ -23,6 +23,10 @@ pub enum Command {
     Remove { job: JobId },
     /// Empty a node, or use it again.
     Drain { node: NodeId, undo: bool },
+    /// Keep an archive as a data set that jobs may name.
+    PushData { blob: Blob, name: String, files: u64 },
+    /// Forget a data set.
+    RemoveData { digest: String },
     /// A node says hello.
     Join { node: NodeId, name: String, incarnation: String, build: String, slots: Vec<Slot>, catalog: Box<Catalog> },
     /// A node's connection ended.

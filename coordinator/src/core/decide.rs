@@ -2,12 +2,12 @@
 
 use tl_proto::{
     ids::{JobId, PhaseId},
-    spec,
+    spec::{self, Pushed},
 };
 
 use super::{
     Command, Event, Refusal, State,
-    state::{JobStatus, Millis, NodeStatus, Phase, PhaseStatus},
+    state::{Job, JobStatus, Millis, NodeStatus, Phase, PhaseStatus},
 };
 
 /// Most jobs that may wait or run at once.
@@ -32,6 +32,14 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
             // Before any node has told what it can do, its rank will check the rest.
             let checked = state.catalog.as_ref().map_or_else(|| spec::check_names(&spec), |c| spec::check(&spec, c));
             checked.map_err(|e| Refusal::Invalid { message: e.to_string(), hint: e.hint })?;
+            let steps = spec.steps();
+            let mut pushed = steps.iter().flat_map(|(_, s, _)| s.pushed());
+            if let Some(digest) = pushed.find(|d| !state.data.contains_key(*d)) {
+                return Err(Refusal::Invalid {
+                    message: format!("there is no data set `{}`", Pushed::name(digest)),
+                    hint: "`tlctl data ls` lists them, and `tlctl data push` brings one".into(),
+                });
+            }
             Ok(vec![Event::Submitted { job, key, owner, spec, plan_only, at: now }])
         }
         Command::Cancel { job } => match active(state, &job)? {
@@ -50,6 +58,21 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
         Command::Drain { node, undo } => {
             let known = state.nodes.get(&node).ok_or_else(|| Refusal::NotFound(format!("node `{node}`")))?;
             Ok(if known.draining != undo { Vec::new() } else { vec![Event::NodeDraining { node, draining: !undo }] })
+        }
+        Command::PushData { blob, name, files } => {
+            let known = state.data.get(&blob.digest).is_some_and(|set| set.name == name);
+            Ok(if known { Vec::new() } else { vec![Event::DataPushed { blob, name, files, at: now }] })
+        }
+        Command::RemoveData { digest } => {
+            if !state.data.contains_key(&digest) {
+                return Err(Refusal::NotFound(format!("data set `{}`", Pushed::name(&digest))));
+            }
+            let needs = |j: &Job| j.spec.steps().iter().any(|(_, s, _)| s.pushed().contains(&digest.as_str()));
+            let mut active = state.jobs.iter().filter(|(_, j)| j.status == JobStatus::Active);
+            if let Some((job, _)) = active.find(|(_, j)| needs(j)) {
+                return Err(Refusal::Precondition(format!("job {job} needs it; wait for its end, or cancel it")));
+            }
+            Ok(vec![Event::DataRemoved { digest }])
         }
         Command::Join { node, name, incarnation, build, slots, catalog } => {
             if let Some(known) = state.nodes.get(&node)

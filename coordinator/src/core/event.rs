@@ -71,6 +71,10 @@ pub enum Event {
     JobRetried { job: JobId, at: Millis },
     /// A job was removed.
     JobRemoved { job: JobId },
+    /// An archive is a data set that jobs may name.
+    DataPushed { blob: Blob, name: String, files: u64, at: Millis },
+    /// A data set was removed.
+    DataRemoved { digest: String },
 }
 
 /// How an attempt ended.

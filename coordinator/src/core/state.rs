@@ -24,6 +24,22 @@ pub struct State {
     pub keys: BTreeMap<String, JobId>,
     /// What the newest worker can do.
     pub catalog: Option<Catalog>,
+    /// Pushed data sets, by the digest of their archive.
+    #[serde(default)]
+    pub data: BTreeMap<String, DataSet>,
+}
+
+/// A data set in the blob store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataSet {
+    /// A label.
+    pub name: String,
+    /// Bytes of its archive.
+    pub size: u64,
+    /// Files in it.
+    pub files: u64,
+    /// When it was pushed last.
+    pub pushed_ms: Millis,
 }
 
 /// A submitted job.
@@ -246,9 +262,9 @@ impl Job {
 }
 
 impl State {
-    /// Whether any job refers to a blob.
+    /// Whether any job or data set refers to a blob.
     pub fn needs_blob(&self, digest: &str) -> bool {
-        self.jobs.values().flat_map(Job::blobs).any(|b| b.digest == digest)
+        self.data.contains_key(digest) || self.jobs.values().flat_map(Job::blobs).any(|b| b.digest == digest)
     }
 
     /// Slots that running attempts hold: node, slot.

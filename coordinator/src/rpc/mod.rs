@@ -2,12 +2,14 @@
 
 mod auth;
 mod blob;
+mod data;
 mod node;
 mod user;
 mod view;
 
 pub use auth::{Gate, Role};
 pub use blob::BlobService;
+pub use data::DataService;
 pub use node::NodeService;
 pub use user::UserService;
 pub use view::{job as job_view, node as node_view};

@@ -227,7 +227,7 @@ impl NodeService {
                 let here = attempt.placements.iter().enumerate();
                 let here = here.filter(|(_, p)| p.node == *node && p.incarnation == incarnation);
                 for (rank, placement) in here.filter(|(r, _)| !attempt.exited.contains_key(&(*r as u32))) {
-                    launches.extend(self.launch(id, job, phase, attempt, rank as u32, placement.slot));
+                    launches.extend(self.launch(state, (id, job), phase, attempt, rank as u32, placement.slot));
                 }
             }
         }
@@ -236,8 +236,8 @@ impl NodeService {
 
     fn launch(
         &self,
-        id: &JobId,
-        job: &Job,
+        state: &State,
+        (id, job): (&JobId, &Job),
         phase: &Phase,
         attempt: &Attempt,
         rank: u32,
@@ -245,6 +245,10 @@ impl NodeService {
     ) -> Option<v1::Launch> {
         let spec = job.step_spec(&phase.step)?;
         let blob = |b: &Blob| v1::BlobRef { digest: b.digest.clone(), size: b.size };
+        let pushed = spec.pushed().into_iter().filter_map(|digest| {
+            let size = state.data.get(digest)?.size;
+            Some(v1::BlobRef { digest: digest.to_owned(), size })
+        });
         let models = job.artifacts.iter().filter(|a| a.name == "model.safetensors");
         Some(v1::Launch {
             job_id: id.to_string(),
@@ -261,6 +265,7 @@ impl NodeService {
                 .iter()
                 .map(|(step, b)| v1::Checkpoint { step: *step, blob: Some(blob(b)) })
                 .collect(),
+            data: pushed.collect(),
             inputs: models.map(|a| (a.step.clone(), blob(&a.blob))).collect(),
             silence_ms: self.deadlines.silence_ms,
             rendezvous_ms: self.deadlines.rendezvous_ms,

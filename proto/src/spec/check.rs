@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{JobSpec, Params, SpecError, StageSection, Views};
+use super::{JobSpec, Params, Pushed, SpecError, StageSection, Views};
 use crate::catalog::{Catalog, Entry, ParamKind, nearest_hint};
 
 type Checked = Result<(), SpecError>;
@@ -117,6 +117,7 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
             within("model.input", f64::from(side), 8.0, 1024.0)?;
         }
     }
+    spec.places().try_for_each(|(_, place)| Pushed::parse(place).map(|_| ()))?;
     found(Catalog::find(&catalog.optimizers, "optimizer", &spec.optimizer.name))?;
     within("data.batch", f64::from(data.batch), 1.0, 1_048_576.0)?;
     let grains = spec.grains();

@@ -3,7 +3,11 @@
 mod check;
 mod model;
 mod parse;
+mod paths;
+mod schema;
 
 pub use check::{check, check_names};
 pub use model::*;
 pub use parse::{SpecError, parse, set_override};
+pub use paths::Pushed;
+pub use schema::schema;

@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Free parameters of a catalog entry.
 pub type Params = BTreeMap<String, serde_json::Value>;
 
 /// A whole job file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobSpec {
     /// Version of the format.
@@ -54,7 +55,7 @@ pub struct JobSpec {
 }
 
 /// `[job]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobSection {
     /// A label for people.
@@ -77,7 +78,7 @@ fn default_project() -> String {
 }
 
 /// `[cluster]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterSection {
     /// Ranks: `2`, or `"1..4"`: as many as there are, within the range.
@@ -97,7 +98,7 @@ impl Default for ClusterSection {
 }
 
 /// How many ranks a job takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "RanksText", into = "RanksText")]
 pub struct Ranks {
     /// Fewest that are worth starting.
@@ -106,7 +107,7 @@ pub struct Ranks {
     pub max: u32,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum RanksText {
     Exact(u32),
@@ -145,7 +146,7 @@ impl fmt::Display for Ranks {
 }
 
 /// The device that ranks want.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Device {
     /// A GPU where there is one.
@@ -158,7 +159,7 @@ pub enum Device {
 }
 
 /// How gradients are summed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reduction {
     /// Ordered where no rank has a GPU, else fast.
@@ -171,7 +172,7 @@ pub enum Reduction {
 }
 
 /// `[data]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
     /// A format of the catalog.
@@ -200,7 +201,7 @@ pub struct DataSection {
 }
 
 /// `[data.augment]`
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AugmentSection {
     /// Mirror left and right with probability one half.
@@ -216,7 +217,7 @@ pub struct AugmentSection {
 }
 
 /// How many versions of a sample there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "ViewsText", into = "ViewsText")]
 pub enum Views {
     /// This many fixed ones, used in turn.
@@ -231,7 +232,7 @@ impl Default for Views {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum ViewsText {
     Count(u32),
@@ -259,7 +260,7 @@ impl From<Views> for ViewsText {
 }
 
 /// `[model]` and `[nets.ROLE]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
     /// A backbone of the catalog.
@@ -282,7 +283,7 @@ pub struct ModelSection {
 }
 
 /// `model.head`
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HeadSection {
     /// Widths of hidden layers.
@@ -296,7 +297,7 @@ pub struct HeadSection {
 }
 
 /// Normalisation in the head.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Norm {
     /// None.
@@ -307,7 +308,7 @@ pub enum Norm {
 }
 
 /// `[optimizer]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerSection {
     /// `adamw` or `sgd`.
@@ -342,7 +343,7 @@ impl Default for OptimizerSection {
 }
 
 /// `[[stage]]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StageSection {
     /// A label.
@@ -379,7 +380,7 @@ fn one() -> f64 {
 }
 
 /// What the batch-norm layers of the trained part of the backbone do in a stage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BnMode {
     /// Running statistics, fixed scale and shift.
@@ -392,7 +393,7 @@ pub enum BnMode {
 }
 
 /// `[stop]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StopSection {
     /// `val.accuracy` or `val.loss`.
@@ -419,7 +420,7 @@ fn ten() -> u32 {
 }
 
 /// `[checkpoint]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointSection {
     /// Steps between checkpoints; stage ends always have one. 0: once an epoch.
@@ -437,7 +438,7 @@ impl Default for CheckpointSection {
 }
 
 /// `[[step]]` of a pipeline
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StepSection {
     /// Its name.
@@ -457,7 +458,7 @@ pub struct StepSection {
 }
 
 /// `[compare]` of a pipeline
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CompareSection {
     /// A metric of the report, such as `val.accuracy`.

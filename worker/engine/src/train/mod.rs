@@ -18,7 +18,7 @@ mod tests;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
-use tl_proto::spec::{DataSection, JobSpec};
+use tl_proto::spec::{DataSection, JobSpec, Pushed};
 
 use self::{
     export::{PrefixFigures, Report, StageFigures},
@@ -46,12 +46,33 @@ pub struct Config {
     pub spec: JobSpec,
     /// Models of earlier steps.
     pub inputs: BTreeMap<String, PathBuf>,
+    /// Folders of pushed data sets, by digest.
+    pub pushed: BTreeMap<String, PathBuf>,
     /// A folder for checkpoints and the exported model.
     pub work: PathBuf,
     /// The machine's feature cache.
     pub cache: PathBuf,
     /// Checkpoints to go on from, newest first; only rank 0 reads them.
     pub resume: Vec<PathBuf>,
+}
+
+impl Config {
+    /// The job with paths of this machine in place of pushed data sets. What is exported keeps the names that hold
+    /// everywhere.
+    ///
+    /// # Errors
+    /// A data set that was not handed over.
+    fn local(&self) -> Result<JobSpec> {
+        let mut spec = self.spec.clone();
+        for place in spec.places_mut() {
+            let parsed = Pushed::parse(place).map_err(|e| Error::user(e.message, e.hint))?;
+            let Some(Pushed { digest, inside }) = parsed else { continue };
+            let folder = self.pushed.get(digest);
+            let folder = folder.ok_or_else(|| Error::Internal(format!("data set {digest} was not handed over")))?;
+            *place = folder.join(inside).display().to_string();
+        }
+        Ok(spec)
+    }
 }
 
 /// What does not change during a run.
@@ -71,8 +92,9 @@ pub struct Run<'a> {
 pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Report> {
     let spec = &config.spec;
     let missing = |what: &str| Error::user(format!("the job has no `[{what}]`"), format!("add a `[{what}]` section"));
-    let data = spec.data.as_ref().ok_or_else(|| missing("data"))?;
-    let model = spec.model.as_ref().ok_or_else(|| missing("model"))?;
+    let local = config.local()?;
+    let data = local.data.as_ref().ok_or_else(|| missing("data"))?;
+    let model = local.model.as_ref().ok_or_else(|| missing("model"))?;
     let run = Run { spec, data, objective: Objective::find(&spec.job.kind) };
     let train = Samples::open(data, "train", spec.job.seed)?;
     let val = Samples::open(data, "val", spec.job.seed)?;
@@ -80,7 +102,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let student = Net::build(model, classes.len(), false, spec.job.seed, &config.inputs)?;
     let train = train.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     let val = val.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
-    let teacher = match spec.nets.get("teacher").filter(|_| run.objective.has_teacher()) {
+    let teacher = match local.nets.get("teacher").filter(|_| run.objective.has_teacher()) {
         Some(section) => Some(Net::build(section, classes.len(), true, spec.job.seed, &config.inputs)?),
         None => None,
     };

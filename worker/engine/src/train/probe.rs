@@ -57,7 +57,7 @@ pub fn same_classes(train: &dyn Dataset, val: &dyn Dataset) -> Result<Vec<String
 /// # Errors
 /// Everything that would stop the run at its start.
 pub fn probe(config: &Config) -> Result<Plan> {
-    let spec = &config.spec;
+    let spec = &config.local()?;
     let (Some(data), Some(model)) = (&spec.data, &spec.model) else {
         return Err(Error::user("the job has no `[data]` or no `[model]`", "add the section"));
     };

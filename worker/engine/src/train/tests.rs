@@ -75,7 +75,7 @@ impl Link for Recorder {
 fn config(job: &str, dir: &Path, cache: &str, resume: Vec<PathBuf>) -> Config {
     let spec = JobSpec::from_toml(job, &[]).unwrap();
     tl_proto::spec::check(&spec, &crate::catalog()).unwrap();
-    Config { spec, inputs: [].into(), work: dir.join("work"), cache: dir.join(cache), resume }
+    Config { spec, inputs: [].into(), pushed: [].into(), work: dir.join("work"), cache: dir.join(cache), resume }
 }
 
 /// Runs with `world` ranks, each with a cache of its own if `apart`.

@@ -1,0 +1,93 @@
+//! Places that a job names: paths on the nodes, or data sets that were pushed to the blob store.
+
+use super::{JobSpec, SpecError};
+
+/// What the name of a pushed data set begins with.
+const SCHEME: &str = "data:";
+
+/// A place in a data set that was pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pushed<'a> {
+    /// SHA-256 of its archive: 64 lower-case hexadecimal digits.
+    pub digest: &'a str,
+    /// The folder or file in it; empty for all of it.
+    pub inside: &'a str,
+}
+
+impl<'a> Pushed<'a> {
+    /// Reads `data:DIGEST` or `data:DIGEST/FOLDER`; `None` for a plain path.
+    ///
+    /// # Errors
+    /// A digest that is none, or a folder that leads out of the data set.
+    pub fn parse(place: &'a str) -> Result<Option<Self>, SpecError> {
+        let Some(rest) = place.strip_prefix(SCHEME) else { return Ok(None) };
+        let (digest, inside) = rest.split_once('/').unwrap_or((rest, ""));
+        let hex = digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if !hex {
+            let hint = "`tlctl data push FOLDER` prints the name to use, and `tlctl data ls` lists them";
+            return Err(SpecError::new(format!("`{place}` is not the name of a pushed data set"), hint));
+        }
+        if inside.split('/').any(|part| part == "..") || inside.starts_with('/') {
+            return Err(SpecError::new(
+                format!("`{place}` leads out of its data set"),
+                "name a folder inside, without `..`",
+            ));
+        }
+        Ok(Some(Self { digest, inside }))
+    }
+
+    /// The name of a data set.
+    pub fn name(digest: &str) -> String {
+        format!("{SCHEME}{digest}")
+    }
+}
+
+impl JobSpec {
+    /// Places that this job (not its steps) names, with their keys. Models of other steps are none.
+    pub fn places(&self) -> impl Iterator<Item = (&'static str, &String)> {
+        let data = self.data.iter().filter(|d| d.format != "generated");
+        let data = data.flat_map(|d| [("data.train", &d.train), ("data.val", &d.val)]);
+        let nets = self.model.iter().map(|m| ("model.weights", m));
+        let nets = nets.chain(self.nets.values().map(|m| ("nets.*.weights", m)));
+        data.chain(nets.filter_map(|(key, m)| Some((key, m.weights.as_ref()?)))).filter(|(_, p)| !is_step(p))
+    }
+
+    /// The same, to be changed.
+    pub fn places_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        let data = self.data.iter_mut().filter(|d| d.format != "generated");
+        let data = data.flat_map(|d| [&mut d.train, &mut d.val]);
+        let nets = self.model.iter_mut().chain(self.nets.values_mut());
+        data.chain(nets.filter_map(|m| m.weights.as_mut())).filter(|p| !is_step(p))
+    }
+
+    /// Digests of the pushed data sets that this job (not its steps) needs, each once.
+    pub fn pushed(&self) -> Vec<&str> {
+        let all = self.places().filter_map(|(_, place)| Pushed::parse(place).ok().flatten());
+        let mut digests: Vec<&str> = all.map(|p| p.digest).collect();
+        digests.sort_unstable();
+        digests.dedup();
+        digests
+    }
+}
+
+fn is_step(place: &str) -> bool {
+    place.starts_with("step:")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pushed_place_has_a_digest_and_stays_inside() {
+        let digest = "0a".repeat(32);
+        let parse = |text: &str| Pushed::parse(text).map(|p| p.map(|p| (p.digest.to_owned(), p.inside.to_owned())));
+        assert_eq!(parse("/srv/data:photos"), Ok(None));
+        assert_eq!(parse(&format!("data:{digest}")), Ok(Some((digest.clone(), String::new()))));
+        assert_eq!(parse(&format!("data:{digest}/a/b..c")), Ok(Some((digest.clone(), "a/b..c".into()))));
+        for bad in [format!("data:{digest}/../x"), format!("data:{digest}//etc"), "data:photos".into()] {
+            assert!(parse(&bad).is_err(), "{bad}");
+        }
+        assert!(parse(&format!("data:{}", digest.to_uppercase())).is_err());
+    }
+}
