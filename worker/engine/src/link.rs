@@ -16,6 +16,8 @@ pub enum Notice {
     SamplesSkipped,
     /// A segment of the cache was not whole; its samples are computed again.
     CacheDamaged,
+    /// The cache could not be written; training goes on without.
+    CacheUnwritten,
     /// A stage ended early.
     StoppedEarly,
     /// Where training goes on.

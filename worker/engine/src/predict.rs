@@ -31,7 +31,7 @@ impl Model {
         let file: PathBuf = if path.is_dir() { path.join("model.safetensors") } else { path.into() };
         let shown = file.display().to_string();
         let about = weights::metadata(&file)?.remove("tl").and_then(|text| serde_json::from_str::<About>(&text).ok());
-        let Some(About { backbone, classes, model: Some(model), contract }) = about else {
+        let Some(About { backbone, classes, model: Some(model), .. }) = about else {
             return Err(Error::user(
                 format!("`{shown}` does not say what it predicts"),
                 "only models that a job has exported can be run; fine-tune these weights first",
@@ -41,8 +41,7 @@ impl Model {
         model.head.keep = true;
         // The file has its own contract; what the job said of the weights it began with is in there.
         (model.preprocess, model.padding, model.input) = (None, None, None);
-        let mut net = Net::build(&model, classes.len(), true, 0, &BTreeMap::new())?;
-        net.contract = contract;
+        let net = Net::build(&model, &classes, true, 0, &BTreeMap::new())?;
         Ok(Self { net, classes })
     }
 

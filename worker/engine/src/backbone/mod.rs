@@ -8,7 +8,10 @@ mod small_cnn;
 
 use tl_proto::{catalog::Entry, spec::HeadSection};
 
-use crate::nn::{BatchNorm, Builder, Dropout, Layer, Padding, ParamId, Relu, Sequential, Store};
+use crate::{
+    nn::{BatchNorm, Builder, Dropout, Layer, Padding, ParamId, Relu, Sequential, Store},
+    weights::Contract,
+};
 
 /// A network that can be built by name.
 pub struct Backbone {
@@ -20,6 +23,8 @@ pub struct Backbone {
     pub input: u32,
     /// Names of its classifier's tensors start with this.
     pub classifier: &'static str,
+    /// Its rectifier, as contracts name it.
+    pub activation: &'static str,
     /// Builds the units up to the pooled features, and says how many features there are.
     pub build: fn(&mut Builder, Same) -> (Vec<Unit>, usize),
 }
@@ -65,10 +70,10 @@ pub struct Network {
 }
 
 impl Network {
-    /// Builds `backbone` with a head for `outputs` classes.
-    pub fn build(backbone: &Backbone, same: Same, head: &HeadSection, outputs: usize, seed: u32) -> Self {
-        let mut b = Builder::new(seed);
-        let (mut units, features) = (backbone.build)(&mut b, same);
+    /// Builds `backbone` with a head for `outputs` classes; padding and batch-norms are as `contract` says.
+    pub fn build(backbone: &Backbone, contract: &Contract, head: &HeadSection, outputs: usize, seed: u32) -> Self {
+        let mut b = Builder::new(seed).with_eps(contract.batch_norm_eps);
+        let (mut units, features) = (backbone.build)(&mut b, Same(contract.same()));
         let first = units.len();
         let mut width = features;
         let mut site = 0;

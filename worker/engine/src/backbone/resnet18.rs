@@ -8,6 +8,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     doc: "ResNet-18, 11 million parameters, 512 features; ImageNet weights at 224 pixels",
     input: 224,
     classifier: "fc",
+    activation: "relu",
     build,
 };
 

@@ -5,8 +5,10 @@
 //! sealed; one that is not whole is a miss.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use crate::{Result, collective, files};
@@ -42,19 +44,35 @@ impl Space {
         self.width
     }
 
-    /// Every whole record, and how many segments were not whole.
-    pub fn read(&self) -> (BTreeMap<Key, Vec<f32>>, usize) {
+    /// The wanted records that are here, and how many segments were not whole.
+    pub fn read(&self, wanted: &BTreeSet<Key>) -> (BTreeMap<Key, Vec<f32>>, usize) {
         let (mut records, mut damaged) = (BTreeMap::new(), 0);
         let Ok(listing) = std::fs::read_dir(&self.dir) else { return (records, 0) };
-        for file in listing.flatten().filter(|f| f.path().extension().is_some_and(|e| e == "seg")) {
-            let small = file.metadata().is_ok_and(|m| m.len() <= MAX_SEGMENT);
-            let bytes = if small { std::fs::read(file.path()).ok() } else { None };
-            match bytes.and_then(files::unseal).and_then(|b| self.decode(&b)) {
-                Some(found) => records.extend(found),
+        let mut segments: Vec<PathBuf> =
+            listing.flatten().map(|f| f.path()).filter(|p| p.extension().is_some_and(|e| e == "seg")).collect();
+        segments.sort();
+        for path in segments {
+            if std::fs::metadata(&path).is_ok_and(|m| m.len() > MAX_SEGMENT) {
+                continue;
+            }
+            // What cannot be read now may be readable another time.
+            let Ok(bytes) = std::fs::read(&path) else { continue };
+            let whole = files::unseal(bytes);
+            match whole.as_ref().and_then(|bytes| self.decode(bytes)) {
+                Some(found) => {
+                    let before = records.len();
+                    for (key, values) in found.filter(|(key, _)| wanted.contains(key)) {
+                        records.entry(key).or_insert(values);
+                    }
+                    if records.len() > before {
+                        // Its age is when it was last of use.
+                        let _ = File::open(&path).and_then(|f| f.set_modified(SystemTime::now()));
+                    }
+                }
                 None => {
                     damaged += 1;
                     // It can never become whole; out of the way, so that it is reported once.
-                    let _ = std::fs::remove_file(file.path());
+                    let _ = std::fs::remove_file(&path);
                 }
             }
         }
@@ -80,36 +98,58 @@ impl Space {
         files::write_whole(&self.dir.join(format!("{name}.seg")), &sealed)
     }
 
-    fn decode(&self, bytes: &[u8]) -> Option<Vec<(Key, Vec<f32>)>> {
+    fn decode<'b>(&self, bytes: &'b [u8]) -> Option<impl Iterator<Item = (Key, Vec<f32>)> + use<'b>> {
         let (width, rest) = bytes.split_first_chunk::<8>()?;
         let record = 32 + 4 * self.width;
-        if u64::from_le_bytes(*width) != self.width as u64 || !rest.len().is_multiple_of(record) {
-            return None;
-        }
-        rest.chunks_exact(record)
-            .map(|r| Some((*r.first_chunk::<32>()?, collective::from_bytes(&r[32..]).ok()?)))
-            .collect()
+        let fits = u64::from_le_bytes(*width) == self.width as u64 && rest.len().is_multiple_of(record);
+        let one = |r: &[u8]| Some((*r.first_chunk::<32>()?, collective::from_bytes(&r[32..]).ok()?));
+        fits.then(|| rest.chunks_exact(record).filter_map(one))
     }
 }
 
-/// A name for the machine's cache folder that its ranks share and others do not.
-///
-/// # Errors
-/// The disk refuses.
-pub fn identity(root: &Path) -> Result<String> {
-    let path = root.join("identity");
-    if let Ok(text) = std::fs::read_to_string(&path) {
-        return Ok(text);
+/// Removes segments below `root` until they take at most `limit` bytes, those first that were not of use for longest.
+/// Who reads one at this moment has it in memory, or misses it and computes.
+pub fn trim(root: &Path, limit: u64) {
+    let entries = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let segments = entries(root).filter(|e| e.path().is_dir()).flat_map(|space| entries(&space.path()));
+    let mut all: Vec<(SystemTime, u64, PathBuf)> = segments
+        .filter_map(|e| {
+            let meta = e.metadata().ok()?;
+            Some((meta.modified().ok()?, meta.len(), e.path()))
+        })
+        .collect();
+    all.sort();
+    let mut total: u64 = all.iter().map(|(_, len, _)| len).sum();
+    for (_, len, path) in all {
+        if total <= limit {
+            return;
+        }
+        if std::fs::remove_file(&path).is_ok() {
+            total -= len;
+            // Goes only if it is empty.
+            let _ = path.parent().map(std::fs::remove_dir);
+        }
     }
-    let fresh = format!("{:?}-{}-{:?}", std::time::SystemTime::now(), std::process::id(), path);
-    std::fs::create_dir_all(root).map_err(crate::Error::disk(format!("create `{}`", root.display())))?;
-    // Of two ranks that come first, one wins the link; both read the winner's.
-    let aside = root.join(format!("identity-{}", std::process::id()));
-    std::fs::write(&aside, blake3::hash(fresh.as_bytes()).to_hex().as_bytes())
-        .map_err(crate::Error::disk(format!("write `{}`", aside.display())))?;
-    let _ = std::fs::hard_link(&aside, &path);
-    let _ = std::fs::remove_file(&aside);
-    std::fs::read_to_string(&path).map_err(crate::Error::disk(format!("read `{}`", path.display())))
+}
+
+/// A name for the machine's cache folder that its ranks share and others do not. A folder that cannot be written has no
+/// name that another rank could know: then this is one of this process alone.
+pub fn identity(root: &Path) -> String {
+    let path = root.join("identity");
+    let fresh = format!("{:?}-{}-{:?}", SystemTime::now(), std::process::id(), path);
+    let fresh = blake3::hash(fresh.as_bytes()).to_hex().to_string();
+    let shared = || -> std::io::Result<String> {
+        if !path.exists() {
+            std::fs::create_dir_all(root)?;
+            // Of two ranks that come first, one wins the link; both read the winner's.
+            let aside = root.join(format!("identity-{}", std::process::id()));
+            std::fs::write(&aside, &fresh)?;
+            let _ = std::fs::hard_link(&aside, &path);
+            let _ = std::fs::remove_file(&aside);
+        }
+        std::fs::read_to_string(&path)
+    };
+    shared().unwrap_or(fresh)
 }
 
 #[cfg(test)]
@@ -124,13 +164,43 @@ mod tests {
         assert_ne!(a, b);
         space.write(&[(a, &[1.0, 2.0])]).unwrap();
         space.write(&[(b, &[3.0, 4.0])]).unwrap();
-        let (records, damaged) = space.read();
+        let both = BTreeSet::from([a, b]);
+        assert_eq!(space.read(&BTreeSet::from([a])).0.len(), 1, "only what is wanted");
+        let (records, damaged) = space.read(&both);
         assert_eq!((records.len(), damaged, &records[&b][..]), (2, 0, &[3.0f32, 4.0][..]));
         let victim = std::fs::read_dir(dir.path().join("s")).unwrap().next().unwrap().unwrap().path();
         let bytes = std::fs::read(&victim).unwrap();
         std::fs::write(&victim, &bytes[..bytes.len() - 3]).unwrap();
-        let (records, damaged) = space.read();
+        let (records, damaged) = space.read(&both);
         assert_eq!((records.len(), damaged), (1, 1));
-        assert_eq!(identity(dir.path()).unwrap(), identity(dir.path()).unwrap());
+        assert_eq!(identity(dir.path()), identity(dir.path()));
+        let nowhere = dir.path().join("s").join("file");
+        std::fs::write(&nowhere, "").unwrap();
+        assert_ne!(identity(&nowhere), identity(dir.path()));
+    }
+
+    #[test]
+    fn what_was_not_of_use_for_longest_makes_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let spaces = ["a", "b"].map(|name| Space::new(dir.path(), name, 1));
+        let keys: Vec<Key> = (0..4u8).map(|i| key(&[i; 32], "")).collect();
+        for (i, k) in keys.iter().enumerate() {
+            spaces[i % 2].write(&[(*k, &[i as f32])]).unwrap();
+        }
+        let everything: BTreeSet<Key> = keys.iter().copied().collect();
+        for space in ["a", "b"] {
+            for file in std::fs::read_dir(dir.path().join(space)).unwrap() {
+                let long_ago = SystemTime::now() - std::time::Duration::from_secs(1000);
+                File::open(file.unwrap().path()).unwrap().set_modified(long_ago).unwrap();
+            }
+        }
+        // Used just now: it stays, although it is as old as the others.
+        assert_eq!(spaces[0].read(&BTreeSet::from([keys[2]])).0.len(), 1);
+        let one = 8 + 36 + 32;
+        trim(dir.path(), one);
+        assert_eq!(spaces[0].read(&everything).0.keys().collect::<Vec<_>>(), [&keys[2]]);
+        assert!(spaces[1].read(&everything).0.is_empty() && !dir.path().join("b").exists());
+        trim(dir.path(), one);
+        assert_eq!(spaces[0].read(&everything).0.len(), 1, "within the limit nothing goes");
     }
 }

@@ -1,20 +1,25 @@
-//! What travels between two ranks: a header of 16 bytes, then a body of bounded size.
+//! What travels between two ranks: a header of 16 bytes, then a body of bounded size. A message is one frame, or
+//! several of which all but the last say that more is to come.
 
 use std::io::{self, Read, Write};
 
 use crate::{Error, Result};
 
-/// Largest body, in bytes.
-const MAX_BODY: u64 = 2 << 30;
+/// Largest body of a frame, in bytes.
+const MAX_BODY: usize = 8 << 20;
+/// Largest message, in bytes: more than any state that fits a rank's memory.
+const MAX_MESSAGE: usize = 64 << 30;
+/// Bodies up to this size go out in one piece with their header: small messages are about latency.
+const TOGETHER: usize = 64 << 10;
 
-/// One message.
+/// What the frames of a peer come to.
 #[derive(Debug, PartialEq)]
-pub enum Frame {
+pub enum Said {
     /// "I am here."
     Beat,
-    /// Part of exchange `sequence`.
-    Data {
-        /// Which exchange.
+    /// Message number `sequence`.
+    Message {
+        /// Counts the messages from one rank to another, from 0.
         sequence: u32,
         /// Its bytes.
         body: Vec<u8>,
@@ -23,51 +28,86 @@ pub enum Frame {
     Abort(String),
 }
 
-const MAGIC: u32 = 0x316c_7463;
+const MAGIC: u32 = 0x326c_7463;
+const BEAT: u8 = 0;
+const LAST: u8 = 1;
+const ABORT: u8 = 2;
+const MORE: u8 = 3;
 
 /// Kind, sequence and length of a body.
 ///
 /// # Errors
 /// Bytes that no rank of ours would send.
-pub fn parse_header(h: &[u8; 16]) -> Result<(u8, u32, u64)> {
+pub fn parse_header(h: &[u8; 16]) -> Result<(u8, u32, usize)> {
     let word = |at: usize| u32::from_le_bytes([h[at], h[at + 1], h[at + 2], h[at + 3]]);
-    // Eight bits of kind, forty of length.
-    let (kind, high) = (h[4], u64::from(h[5]));
-    let len = u64::from(word(12)) | (high << 32);
-    if word(0) != MAGIC || kind > 2 || h[6] != 0 || h[7] != 0 || len > MAX_BODY {
+    let (kind, len) = (h[4], word(12) as usize);
+    if word(0) != MAGIC || kind > MORE || h[5..8] != [0; 3] || len > MAX_BODY {
         return Err(Error::Internal("a peer sent a frame that is none of ours".into()));
     }
     Ok((kind, word(8), len))
 }
 
-/// Writes a frame.
-pub(super) fn write(out: &mut impl Write, kind: u8, sequence: u32, body: &[u8]) -> io::Result<()> {
+fn frame(out: &mut impl Write, kind: u8, sequence: u32, body: &[u8]) -> io::Result<()> {
     let mut header = [0; 16];
     header[..4].copy_from_slice(&MAGIC.to_le_bytes());
     header[4] = kind;
-    header[5] = (body.len() as u64 >> 32) as u8;
     header[8..12].copy_from_slice(&sequence.to_le_bytes());
     header[12..].copy_from_slice(&(body.len() as u32).to_le_bytes());
+    if body.len() <= TOGETHER {
+        return out.write_all(&[&header, body].concat());
+    }
     out.write_all(&header)?;
     out.write_all(body)
 }
 
-/// Reads a frame; a body is allocated as it arrives, not as it is announced.
-pub(super) fn read(input: &mut impl Read) -> io::Result<Frame> {
-    let mut header = [0; 16];
-    input.read_exact(&mut header)?;
-    let (kind, sequence, len) =
-        parse_header(&header).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
-    let mut body = Vec::new();
-    let got = input.take(len).read_to_end(&mut body)? as u64;
-    if got != len {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+/// Writes a sign of life.
+pub(super) fn write_beat(out: &mut impl Write) -> io::Result<()> {
+    frame(out, BEAT, 0, &[])
+}
+
+/// Writes the last words.
+pub(super) fn write_abort(out: &mut impl Write, why: &str) -> io::Result<()> {
+    frame(out, ABORT, 0, &why.as_bytes()[..why.len().min(MAX_BODY)])
+}
+
+/// Writes a message.
+pub(super) fn write_message(out: &mut impl Write, sequence: u32, body: &[u8]) -> io::Result<()> {
+    let mut rest = body;
+    while rest.len() > MAX_BODY {
+        let (first, more) = rest.split_at(MAX_BODY);
+        frame(out, MORE, sequence, first)?;
+        rest = more;
     }
-    Ok(match kind {
-        0 => Frame::Beat,
-        1 => Frame::Data { sequence, body },
-        _ => Frame::Abort(String::from_utf8_lossy(&body).into_owned()),
-    })
+    frame(out, LAST, sequence, rest)
+}
+
+/// Reads what a peer says next. Memory is taken as bytes arrive, not as they are announced.
+pub(super) fn read(input: &mut impl Read) -> io::Result<Said> {
+    let mut body = Vec::new();
+    let bad = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
+    let mut begun: Option<u32> = None;
+    loop {
+        let mut header = [0; 16];
+        input.read_exact(&mut header)?;
+        let (kind, sequence, len) = parse_header(&header).map_err(|e| bad(&e.to_string()))?;
+        if begun.is_some_and(|s| s != sequence || !matches!(kind, LAST | MORE)) {
+            return Err(bad("a peer broke off a message"));
+        }
+        if body.len() + len > MAX_MESSAGE {
+            return Err(bad("a peer sent a message without an end"));
+        }
+        body.reserve(len.min(1 << 20));
+        let got = input.take(len as u64).read_to_end(&mut body)?;
+        if got != len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match kind {
+            BEAT => return Ok(Said::Beat),
+            LAST => return Ok(Said::Message { sequence, body }),
+            ABORT => return Ok(Said::Abort(String::from_utf8_lossy(&body).into_owned())),
+            _ => begun = Some(sequence),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -75,11 +115,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_round_trips() {
+    fn messages_of_one_and_of_several_frames_come_back() {
+        for len in [0, 5, TOGETHER, TOGETHER + 1, MAX_BODY, 2 * MAX_BODY + 3] {
+            let sent: Vec<u8> = (0..len).map(|i| (i * 7) as u8).collect();
+            let mut bytes = Vec::new();
+            write_message(&mut bytes, 7, &sent).unwrap();
+            assert_eq!(read(&mut &bytes[..]).unwrap(), Said::Message { sequence: 7, body: sent });
+            assert!(read(&mut &bytes[..bytes.len() - 1]).is_err());
+        }
+    }
+
+    #[test]
+    fn another_message_inside_a_message_is_refused() {
         let mut bytes = Vec::new();
-        write(&mut bytes, 1, 7, b"hello").unwrap();
-        assert_eq!(read(&mut &bytes[..]).unwrap(), Frame::Data { sequence: 7, body: b"hello".to_vec() });
-        assert!(read(&mut &bytes[..bytes.len() - 1]).is_err());
+        frame(&mut bytes, MORE, 1, b"a").unwrap();
+        write_beat(&mut bytes).unwrap();
+        assert_eq!(read(&mut &bytes[..]).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     proptest::proptest! {
@@ -88,7 +139,7 @@ mod tests {
             let mut bytes = bytes;
             if ours && bytes.len() >= 8 {
                 bytes[..4].copy_from_slice(&MAGIC.to_le_bytes());
-                (bytes[4], bytes[5], bytes[6], bytes[7]) = (bytes[4] % 3, 0, 0, 0);
+                (bytes[4], bytes[5], bytes[6], bytes[7]) = (bytes[4] % 4, 0, 0, 0);
             }
             let _ = read(&mut &bytes[..]);
         }

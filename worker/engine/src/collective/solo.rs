@@ -1,7 +1,7 @@
 //! A group of one.
 
-use super::Collective;
-use crate::Result;
+use super::{Collective, Payload};
+use crate::{Error, Result};
 
 /// The group of a run with a single rank.
 #[derive(Debug)]
@@ -11,10 +11,13 @@ impl Collective for Solo {
     fn rank(&self) -> usize {
         0
     }
-    fn world(&self) -> usize {
-        1
+    fn weights(&self) -> &[u32] {
+        &[1]
     }
-    fn exchange(&mut self, out: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
-        Ok(out)
+    fn send(&mut self, to: usize, _: Payload) -> Result<()> {
+        Err(Error::Internal(format!("a rank alone sends to rank {to}")))
+    }
+    fn receive(&mut self, from: usize) -> Result<Vec<u8>> {
+        Err(Error::Internal(format!("a rank alone waits for rank {from}")))
     }
 }

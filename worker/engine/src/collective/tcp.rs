@@ -1,21 +1,15 @@
 //! Ranks connected by TCP, every one with every other.
 //!
-//! A reader thread per peer takes frames off the wire, so that a peer never waits for our arithmetic; a beat thread
-//! says that we are alive even while we compute. A peer that is gone (end of stream) or silent (no frame within the
-//! deadline) turns every wait into [`Error::LostPeer`]; a slow one that still beats is waited for.
+//! A peer that is gone (end of stream) or silent (no frame within the deadline) turns every wait into
+//! [`Error::LostPeer`]; a slow one that still beats is waited for.
 
 use std::{
-    io::{BufReader, Write},
-    net::{Shutdown, TcpListener, TcpStream},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-        mpsc::{self, Receiver},
-    },
+    io::Write,
+    net::{TcpListener, TcpStream},
     time::{Duration, Instant},
 };
 
-use super::{Collective, Frame, frame};
+use super::{Collective, Payload, peer::Peer};
 use crate::{Error, Result};
 
 /// Who takes part, and how long to wait.
@@ -24,6 +18,8 @@ pub struct MeshConfig {
     pub rank: usize,
     /// Where each rank listens, by rank.
     pub addresses: Vec<String>,
+    /// How much each rank can do, by rank.
+    pub weights: Vec<u32>,
     /// Names job, phase and generation: ranks of another attempt are turned away.
     pub attempt: String,
     /// Proves that a rank belongs to the attempt.
@@ -36,21 +32,14 @@ pub struct MeshConfig {
     pub silence: Duration,
 }
 
-struct Peer {
-    writer: Arc<Mutex<TcpStream>>,
-    frames: Receiver<Result<(u32, Vec<u8>), String>>,
-}
-
 /// A group of ranks over TCP.
 pub struct Mesh {
     rank: usize,
+    weights: Vec<u32>,
     peers: Vec<Option<Peer>>,
-    sequence: u32,
-    stopped: Arc<AtomicBool>,
-}
-
-fn lock(m: &Mutex<TcpStream>) -> MutexGuard<'_, TcpStream> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
+    silence: Duration,
+    /// A peer was lost: what is queued for the others is of no use any more.
+    broken: bool,
 }
 
 /// What a rank says first: digest of attempt and secret, then its number.
@@ -95,35 +84,22 @@ impl Mesh {
                 Err(e) => return Err(internal(e)),
             }
         }
-        let stopped = Arc::new(AtomicBool::new(false));
-        let peers: Vec<Option<Peer>> = streams
-            .into_iter()
-            .map(|s| s.map(|stream| start(stream, config, &stopped)).transpose())
-            .collect::<std::io::Result<_>>()
-            .map_err(internal)?;
-        let writers: Vec<_> = peers.iter().flatten().map(|p| p.writer.clone()).collect();
-        let (stop, beat) = (stopped.clone(), config.beat);
-        std::thread::spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                for writer in &writers {
-                    // A writer in use is sending data, which says the same.
-                    if let Ok(mut w) = writer.try_lock() {
-                        let _ = frame::write(&mut *w, 0, 0, &[]);
-                    }
-                }
-                std::thread::sleep(beat);
-            }
-        });
-        Ok(Self { rank: config.rank, peers, sequence: 0, stopped })
+        let start = |stream: Option<TcpStream>| stream.map(|s| Peer::start(s, config.beat, config.silence)).transpose();
+        let peers: Vec<Option<Peer>> =
+            streams.into_iter().map(start).collect::<std::io::Result<_>>().map_err(internal)?;
+        let weights = config.weights.clone();
+        Ok(Self { rank: config.rank, weights, peers, silence: config.silence, broken: false })
     }
 
-    /// Tells the others that this rank gives up.
+    /// Tells the others that this rank gives up, and ends the connections.
     pub fn abort(&mut self, why: &str) {
-        for peer in self.peers.iter().flatten() {
-            let _ = frame::write(&mut *lock(&peer.writer), 2, 0, why.as_bytes());
-        }
+        self.peers.iter().flatten().for_each(|peer| peer.abort(why));
+        self.peers.iter_mut().flatten().for_each(|peer| peer.close(LAST_WORDS));
     }
 }
+
+/// How long last words may take to be written: a peer that is stopped would hold them for long.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 
 fn call(config: &MeshConfig, peer: usize, deadline: Instant) -> Result<TcpStream> {
     let mut cause = "nobody answers there".to_owned();
@@ -133,7 +109,11 @@ fn call(config: &MeshConfig, peer: usize, deadline: Instant) -> Result<TcpStream
             let address = addresses.next().ok_or(std::io::ErrorKind::AddrNotAvailable)?;
             let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
             stream.write_all(&greeting(config, config.rank, peer))?;
-            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+            // It may not have started yet; its listener has, and keeps us until then. Calling again would leave it a dead
+            // connection in front of the live one.
+            stream.set_read_timeout(Some(
+                deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)),
+            ))?;
             let mut reply = [0; 36];
             std::io::Read::read_exact(&mut stream, &mut reply)?;
             if reply != greeting(config, peer, config.rank) {
@@ -165,97 +145,41 @@ fn answer(config: &MeshConfig, mut stream: TcpStream) -> Option<(usize, TcpStrea
     Some((from, stream))
 }
 
-fn start(stream: TcpStream, config: &MeshConfig, stopped: &Arc<AtomicBool>) -> std::io::Result<Peer> {
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(config.silence))?;
-    // A peer that takes nothing off the wire for so long is stopped, not slow: its reader thread would.
-    stream.set_write_timeout(Some(config.silence))?;
-    let writer = Arc::new(Mutex::new(stream.try_clone()?));
-    let (tell, frames) = mpsc::channel();
-    let (stopped, silence) = (stopped.clone(), config.silence);
-    std::thread::spawn(move || {
-        let mut input = BufReader::with_capacity(1 << 16, stream);
-        loop {
-            let said = match frame::read(&mut input) {
-                Ok(Frame::Beat) => continue,
-                Ok(Frame::Data { sequence, body }) => Ok((sequence, body)),
-                Ok(Frame::Abort(why)) => Err(format!("it gave up: {why}")),
-                Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
-                    Err(format!("silent for {} ms", silence.as_millis()))
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Err("its connection was closed".into()),
-                Err(e) => Err(e.to_string()),
-            };
-            let over = said.is_err() || stopped.load(Ordering::Relaxed);
-            if tell.send(said).is_err() || over {
-                return;
-            }
-        }
-    });
-    Ok(Peer { writer, frames })
-}
-
 impl Collective for Mesh {
     fn rank(&self) -> usize {
         self.rank
     }
 
-    fn world(&self) -> usize {
-        self.peers.len()
+    fn weights(&self) -> &[u32] {
+        &self.weights
     }
 
-    fn exchange(&mut self, mut out: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
-        self.sequence += 1;
-        let (sequence, rank) = (self.sequence, self.rank);
-        let own = std::mem::take(&mut out[rank]);
-        // Everybody's reader drains the wire, so sending one after the other cannot lock up; each starts with its
-        // right neighbour so that no one is the first target of all.
-        let world = self.peers.len();
-        for step in 1..world {
-            let to = (rank + step) % world;
-            if let Some(peer) = &self.peers[to] {
-                let sent = frame::write(&mut *lock(&peer.writer), 1, sequence, &out[to]);
-                if let Err(e) = sent {
-                    return Err(self.blame(to, format!("cannot be written to: {e}")));
-                }
-            }
-        }
-        let mut all: Vec<Vec<u8>> = vec![Vec::new(); world];
-        all[rank] = own;
-        for from in (0..world).filter(|r| *r != rank) {
-            all[from] = self.receive(from, sequence)?;
-        }
-        Ok(all)
+    fn send(&mut self, to: usize, bytes: Payload) -> Result<()> {
+        self.with(to, |peer| peer.send(bytes))
+    }
+
+    fn receive(&mut self, from: usize) -> Result<Vec<u8>> {
+        self.with(from, Peer::receive)
     }
 }
 
 impl Mesh {
-    fn receive(&self, from: usize, sequence: u32) -> Result<Vec<u8>> {
-        let Some(peer) = &self.peers[from] else {
-            return Err(Error::Internal(format!("rank {from} has no connection")));
+    fn with<T>(&mut self, peer: usize, act: impl FnOnce(&mut Peer) -> Result<T, String>) -> Result<T> {
+        let Some(connection) = self.peers.get_mut(peer).and_then(Option::as_mut) else {
+            return Err(Error::Internal(format!("rank {peer} has no connection")));
         };
-        // No deadline here: the reader reports silence by itself, and while it does not, the peer is alive and slow.
-        match peer.frames.recv() {
-            Ok(Ok((got, body))) if got == sequence => Ok(body),
-            Ok(Ok((got, _))) => Err(Error::Internal(format!("rank {from} is at exchange {got} instead of {sequence}"))),
-            Ok(Err(cause)) => Err(Error::LostPeer { peer: from, cause }),
-            Err(_) => Err(Error::LostPeer { peer: from, cause: "its connection was closed".into() }),
-        }
-    }
-
-    /// The reader may know better than a failed write why a peer is gone.
-    fn blame(&self, peer: usize, cause: String) -> Error {
-        let known = self.peers[peer].as_ref().and_then(|p| p.frames.try_iter().find_map(Result::err));
-        Error::LostPeer { peer, cause: known.unwrap_or(cause) }
+        act(connection).map_err(|cause| {
+            self.broken = true;
+            Error::LostPeer { peer, cause }
+        })
     }
 }
 
 impl Drop for Mesh {
     fn drop(&mut self) {
-        self.stopped.store(true, Ordering::Relaxed);
-        for peer in self.peers.iter().flatten() {
-            let _ = lock(&peer.writer).shutdown(Shutdown::Both);
-        }
+        // What is queued for the others is their last message: it goes out first.
+        let patience = if self.broken { Duration::ZERO } else { self.silence };
+        self.peers.iter_mut().flatten().for_each(|peer| peer.close(patience));
     }
 }
 
@@ -269,6 +193,7 @@ mod tests {
         let config = |rank| MeshConfig {
             rank,
             addresses: addresses.clone(),
+            weights: vec![1; world],
             attempt: "a/1".into(),
             secret: "s".into(),
             rendezvous: Duration::from_secs(5),
@@ -280,53 +205,81 @@ mod tests {
 
     #[test]
     fn three_ranks_reduce_to_the_bits_of_one() {
-        let (grains, len) = (8, 5000);
-        let leaf = |g: usize| (0..len).map(|i| ((g * 31 + i) as f32).sin()).collect::<Vec<f32>>();
-        let run = |group: &mut dyn Collective| {
-            let own = super::super::partition::partition(grains, group.world())[group.rank()].clone();
-            let mut stack = Vec::new();
-            own.for_each(|g| super::super::tree::push(&mut stack, super::super::tree::Node::leaf(g, leaf(g)), grains));
-            super::super::reduce(group, stack, grains, len).unwrap()
-        };
-        let alone = run(&mut super::super::Solo);
-        let (listeners, configs) = configs(3, 5000);
-        std::thread::scope(|s| {
-            for (l, c) in listeners.iter().zip(&configs) {
-                s.spawn(|| {
-                    let mut mesh = Mesh::connect(l, c).unwrap();
-                    assert!(run(&mut mesh) == alone);
-                    assert_eq!(mesh.broadcast(vec![c.rank as u8], 2).unwrap(), [2]);
-                    mesh.barrier().unwrap();
+        for (grains, len) in [(8, 900), (8, 5000), (3, (1 << 20) + 77)] {
+            let leaf = |g: usize| (0..len).map(|i| ((g * 31 + i) as f32).sin()).collect::<Vec<f32>>();
+            let run = |group: &mut dyn Collective| {
+                let own = group.shares(grains)[group.rank()].clone();
+                let mut stack = Vec::new();
+                own.for_each(|g| {
+                    super::super::tree::push(&mut stack, super::super::tree::Node::leaf(g, leaf(g)), grains)
                 });
-            }
+                super::super::reduce(group, stack, grains, len).unwrap()
+            };
+            let alone = run(&mut super::super::Solo);
+            let (listeners, configs) = configs(3, 5000);
+            std::thread::scope(|s| {
+                for (l, c) in listeners.iter().zip(&configs) {
+                    s.spawn(|| {
+                        let mut mesh = Mesh::connect(l, c).unwrap();
+                        assert!(run(&mut mesh) == alone);
+                        assert_eq!(mesh.broadcast(vec![c.rank as u8], 2).unwrap(), [2]);
+                        mesh.barrier().unwrap();
+                    });
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_rank_that_starts_late_is_waited_for_by_the_one_that_called_it() {
+        let (listeners, configs) = configs(2, 2000);
+        std::thread::scope(|s| {
+            let early = s.spawn(|| Mesh::connect(&listeners[1], &configs[1]).unwrap().barrier());
+            // Longer than any single try of the caller: its connection waits in the listener's queue.
+            std::thread::sleep(Duration::from_millis(2500));
+            Mesh::connect(&listeners[0], &configs[0]).unwrap().barrier().unwrap();
+            early.join().unwrap().unwrap();
         });
     }
 
     #[test]
     fn a_peer_that_leaves_or_falls_silent_is_a_typed_error_within_the_deadline() {
         for silent in [false, true] {
-            let (listeners, configs) = configs(2, 300);
+            let (listeners, mut configs) = configs(2, 300);
+            if silent {
+                configs[1].beat = Duration::from_secs(60);
+            }
             let started = Instant::now();
             std::thread::scope(|s| {
                 s.spawn(|| {
-                    let mesh = Mesh::connect(&listeners[1], &configs[1]).unwrap();
+                    let mut mesh = Mesh::connect(&listeners[1], &configs[1]).unwrap();
                     if silent {
-                        mesh.stopped.store(true, Ordering::Relaxed);
-                        // Keeps the sockets open past the deadline without a word.
-                        let _ = mesh.receive(0, u32::MAX);
+                        // Keeps its sockets open past the deadline without a word.
+                        while mesh.receive(0).is_ok() {}
                     }
                 });
                 let mut mesh = Mesh::connect(&listeners[0], &configs[0]).unwrap();
-                mesh.sequence = u32::MAX - 2;
                 let error = loop {
-                    if let Err(e) = mesh.exchange(vec![vec![0], vec![]]) {
+                    if let Err(e) = mesh.barrier() {
                         break e;
                     }
                 };
                 assert!(matches!(error, Error::LostPeer { peer: 1, .. }), "{error}");
+                assert!(!silent || error.to_string().contains("silent for 300 ms"), "{error}");
             });
             assert!(started.elapsed() < Duration::from_secs(4));
         }
+    }
+
+    #[test]
+    fn what_was_queued_last_arrives_although_the_sender_ends_at_once() {
+        let (listeners, configs) = configs(2, 5000);
+        let big = vec![7u8; 24 << 20];
+        std::thread::scope(|s| {
+            s.spawn(|| Mesh::connect(&listeners[1], &configs[1]).unwrap().send(0, big.clone().into()).unwrap());
+            let mut mesh = Mesh::connect(&listeners[0], &configs[0]).unwrap();
+            assert!(mesh.receive(1).unwrap() == big);
+        });
     }
 
     #[test]

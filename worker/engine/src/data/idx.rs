@@ -51,10 +51,15 @@ fn open(place: &str, _part: &str, _params: &Params, _seed: u32) -> Result<Box<dy
             "the two files do not belong together",
         ));
     }
-    let classes = usize::from(values.iter().max().copied().unwrap_or(0)) + 1;
+    // Labels may begin above zero and have gaps: those of EMNIST's letters are 1 to 26.
+    let mut present = values.clone();
+    present.sort_unstable();
+    present.dedup();
+    let mut class_of = [0; 256];
+    present.iter().enumerate().for_each(|(class, label)| class_of[usize::from(*label)] = class);
     Ok(Box::new(Idx {
-        classes: (0..classes).map(|c| c.to_string()).collect(),
-        labels: values.iter().map(|v| usize::from(*v)).collect(),
+        classes: present.iter().map(|label| label.to_string()).collect(),
+        labels: values.iter().map(|label| class_of[usize::from(*label)]).collect(),
         size: (height, width),
         pixels,
     }))
@@ -133,5 +138,22 @@ mod tests {
         let good = [0, 0, 8, 1, 0, 0, 0, 2, 7, 9];
         assert_eq!(parse(&good, "x").unwrap(), (vec![2], vec![7, 9]));
         assert!(parse(&good[..9], "x").is_err());
+    }
+
+    #[test]
+    fn classes_are_the_labels_that_are_there_in_the_order_of_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let labels = [10u8, 2, 26, 2, 10];
+        let of = |dims: &[u8], data: &[u8]| {
+            let sizes: Vec<u8> = dims.iter().flat_map(|d| [0, 0, 0, *d]).collect();
+            [&[0, 0, 8, dims.len() as u8][..], &sizes[..], data].concat()
+        };
+        let images = dir.path().join("letters-images-idx3-ubyte");
+        std::fs::write(&images, of(&[5, 1, 1], &[50, 51, 52, 53, 54])).unwrap();
+        std::fs::write(dir.path().join("letters-labels-idx1-ubyte"), of(&[5], &labels)).unwrap();
+        let set = open(&images.display().to_string(), "train", &Params::new(), 0).unwrap();
+        assert_eq!(set.classes(), ["2", "10", "26"]);
+        assert_eq!(set.labels(), [1, 0, 2, 0, 1]);
+        assert_eq!(set.load(2).unwrap().bytes, [52; 3]);
     }
 }

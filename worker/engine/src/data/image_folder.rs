@@ -1,7 +1,8 @@
-//! A folder per class with JPEG and PNG files in it.
+//! A folder per class with JPEG and PNG files in it, at any depth.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use tl_proto::{
     catalog::{Entry, entry},
     spec::Params,
@@ -17,41 +18,28 @@ pub(super) const FORMAT: Format =
 const MAX_FILE: u64 = 256 << 20;
 /// Largest side of an image, in pixels: bounds what a crafted header can make us allocate.
 const MAX_SIDE: u32 = 20_000;
+/// Deepest folder that is looked into; a class's own is the first.
+const MAX_DEPTH: usize = 16;
 
 struct ImageFolder {
     classes: Vec<String>,
     labels: Vec<usize>,
-    files: Vec<(PathBuf, String)>,
+    /// Path below the root, and where it lies.
+    files: Vec<(String, PathBuf)>,
     digests: Vec<[u8; 32]>,
 }
 
 fn open(place: &str, _part: &str, _params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
-    let list = |dir: &std::path::Path| -> Result<Vec<(String, PathBuf)>> {
-        let fail = |e: std::io::Error| {
-            Error::user(
-                format!("`{}` cannot be listed: {e}", dir.display()),
-                "`data.train` and `data.val` are folders with one folder per class",
-            )
-        };
-        let mut found = Vec::new();
-        for item in std::fs::read_dir(dir).map_err(fail)? {
-            let item = item.map_err(fail)?;
-            let name = item.file_name().to_string_lossy().into_owned();
-            if !name.starts_with('.') {
-                found.push((name, item.path()));
-            }
-        }
-        // Bytewise, so that the order is the same on every machine.
-        found.sort();
-        Ok(found)
-    };
-    let root = std::path::Path::new(place);
     let (mut classes, mut labels, mut files) = (Vec::new(), Vec::new(), Vec::new());
-    for (class, dir) in list(root)?.into_iter().filter(|(_, p)| p.is_dir()) {
-        for (name, path) in list(&dir)?.into_iter().filter(|(_, p)| p.is_file()) {
-            labels.push(classes.len());
-            files.push((path, format!("{class}/{name}")));
+    for (class, dir) in list(Path::new(place))? {
+        if !follow(&dir)?.is_dir() {
+            continue;
         }
+        let mut found = Vec::new();
+        walk(&dir, &class, 1, &mut found)?;
+        found.sort();
+        labels.extend(std::iter::repeat_n(classes.len(), found.len()));
+        files.extend(found);
         classes.push(class);
     }
     if classes.is_empty() {
@@ -61,8 +49,56 @@ fn open(place: &str, _part: &str, _params: &Params, _seed: u32) -> Result<Box<dy
         ));
     }
     let digests =
-        files.iter().map(|(p, _)| Ok(*blake3::hash(&read_file(p, MAX_FILE)?).as_bytes())).collect::<Result<_>>()?;
+        files.iter().map(|(_, p)| Ok(*blake3::hash(&read_file(p, MAX_FILE)?).as_bytes())).collect::<Result<_>>()?;
     Ok(Box::new(ImageFolder { classes, labels, files, digests }))
+}
+
+/// What lies in a folder, by name, but for what is hidden: bytewise, so that the order is the same on every machine.
+fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let fail = |e: std::io::Error| {
+        Error::user(
+            format!("`{}` cannot be listed: {e}", dir.display()),
+            "`data.train` and `data.val` are folders with one folder per class",
+        )
+    };
+    let mut found = Vec::new();
+    for item in std::fs::read_dir(dir).map_err(fail)? {
+        let item = item.map_err(fail)?;
+        let name = item.file_name().to_string_lossy().into_owned();
+        if !name.starts_with('.') {
+            found.push((name, item.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// What a path is, or what it links to.
+fn follow(path: &Path) -> Result<std::fs::Metadata> {
+    std::fs::metadata(path).map_err(|e| {
+        let what = if path.is_symlink() { "is a broken link" } else { "cannot be opened" };
+        Error::user(format!("`{}` {what}: {e}", path.display()), "mend it, or remove it")
+    })
+}
+
+/// Adds the files below `dir`, under names that begin with `name`. Links to files are samples; links to folders are not
+/// followed, so that nothing is counted twice and nothing goes round in circles.
+fn walk(dir: &Path, name: &str, depth: usize, found: &mut Vec<(String, PathBuf)>) -> Result<()> {
+    if depth > MAX_DEPTH {
+        return Err(Error::user(
+            format!("`{}` is more than {MAX_DEPTH} folders deep", dir.display()),
+            "put the images of a class closer to its folder",
+        ));
+    }
+    for (file, path) in list(dir)? {
+        let (kind, name) = (follow(&path)?, format!("{name}/{file}"));
+        if kind.is_file() {
+            found.push((name, path));
+        } else if kind.is_dir() && !path.is_symlink() {
+            walk(&path, &name, depth + 1, found)?;
+        }
+    }
+    Ok(())
 }
 
 impl Dataset for ImageFolder {
@@ -73,30 +109,194 @@ impl Dataset for ImageFolder {
         &self.labels
     }
     fn name(&self, index: usize) -> String {
-        self.files[index].1.clone()
+        self.files[index].0.clone()
     }
     fn digest(&self, index: usize) -> [u8; 32] {
         self.digests[index]
     }
     fn load(&self, index: usize) -> Result<Image, String> {
-        let bytes = read_file(&self.files[index].0, MAX_FILE).map_err(|e| e.to_string())?;
+        let bytes = read_file(&self.files[index].1, MAX_FILE).map_err(|e| e.to_string())?;
         decode(&bytes)
     }
 }
 
-/// Decodes a JPEG or PNG.
+/// Decodes a JPEG or PNG, turned as its camera says, to three channels whatever it has.
 ///
 /// # Errors
 /// Says in words what is wrong with it.
 pub fn decode(bytes: &[u8]) -> Result<Image, String> {
-    let mut reader =
-        image::ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
-    if reader.format().is_none() {
-        return Err("it is neither JPEG nor PNG".into());
+    // The decoders index into what the file claims: a panic there is a bad file, not a bug of the run.
+    std::panic::catch_unwind(|| upright(bytes)).unwrap_or_else(|_| Err("it contradicts itself".into()))
+}
+
+fn upright(bytes: &[u8]) -> Result<Image, String> {
+    let fail = |e: image::ImageError| e.to_string();
+    let mut reader = ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+    let format = reader.format().ok_or("it is neither JPEG nor PNG")?;
+    // The decoder would fill what is missing with grey.
+    if format == ImageFormat::Jpeg && !is_whole(bytes) {
+        return Err("it is cut off: no end-of-image marker follows its scans".into());
     }
-    let mut limits = image::Limits::default();
+    let mut limits = Limits::default();
     (limits.max_image_width, limits.max_image_height) = (Some(MAX_SIDE), Some(MAX_SIDE));
-    reader.limits(limits);
-    let rgb = reader.decode().map_err(|e| e.to_string())?.into_rgb8();
+    reader.limits(limits.clone());
+    let mut decoder = reader.into_decoder().map_err(fail)?;
+    limits.reserve(decoder.total_bytes()).map_err(fail)?;
+    let orientation = decoder.orientation().map_err(fail)?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(fail)?;
+    image.apply_orientation(orientation);
+    let rgb = image.into_rgb8();
     Ok(Image { width: rgb.width() as usize, height: rgb.height() as usize, bytes: rgb.into_raw() })
+}
+
+/// Whether a JPEG goes on to its end-of-image marker; whatever a camera has put behind that does not count.
+fn is_whole(jpeg: &[u8]) -> bool {
+    let (mut at, mut scanned) = (2, false);
+    while let [first, second, rest @ ..] = jpeg.get(at..).unwrap_or_default() {
+        at += match (*first, *second) {
+            (0xff, 0xd9) if scanned => return true,
+            // Fill before a marker.
+            (0xff, 0xff) => 1,
+            // A byte 0xff of a scan, and markers that have no segment.
+            (0xff, 0x00 | 0x01 | 0xd0..=0xd9) => 2,
+            // A segment, whose length counts itself; a thumbnail in it may have markers of its own.
+            (0xff, marker) => {
+                scanned |= marker == 0xda;
+                let [high, low, ..] = *rest else { return false };
+                2 + usize::from(u16::from_be_bytes([high, low])).max(2)
+            }
+            _ => 1,
+        };
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{ImageBuffer, Luma, LumaA, Rgb, RgbImage, Rgba};
+
+    use super::*;
+
+    fn png(path: &Path) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        RgbImage::from_pixel(4, 3, Rgb([9, 8, 7])).save_with_format(path, ImageFormat::Png).unwrap();
+    }
+
+    fn names(place: &Path) -> Result<Vec<String>> {
+        let set = open(&place.display().to_string(), "train", &Params::new(), 0)?;
+        assert!((0..set.labels().len()).all(|i| set.name(i).starts_with(&set.classes()[set.labels()[i]])));
+        Ok((0..set.labels().len()).map(|i| set.name(i)).collect())
+    }
+
+    fn encoded(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
+        let image: DynamicImage = image.into();
+        let mut out = std::io::Cursor::new(Vec::new());
+        image.write_to(&mut out, format).unwrap();
+        out.into_inner()
+    }
+
+    /// Dark on the left, light on the right.
+    fn halves() -> RgbImage {
+        RgbImage::from_fn(16, 8, |x, _| if x < 8 { Rgb([10; 3]) } else { Rgb([240; 3]) })
+    }
+
+    #[test]
+    fn nested_folders_are_read_bytewise_and_links_to_folders_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["b/2.png", "b/1.PNG", "a/z.JPG", "a/x/y/0.png", "a/x.png", "a/.hidden/0.png", "a/.0.png"] {
+            png(&dir.path().join(name));
+        }
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("a/loop")).unwrap();
+        let want = ["a/x.png", "a/x/y/0.png", "a/z.JPG", "b/1.PNG", "b/2.png"];
+        assert_eq!(names(dir.path()).unwrap(), want);
+        let decoded = decode(&std::fs::read(dir.path().join("a/z.JPG")).unwrap()).unwrap();
+        assert_eq!((decoded.width, decoded.height), (4, 3), "the content counts, not the extension");
+    }
+
+    #[test]
+    fn a_broken_link_and_a_folder_too_deep_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = (2..=MAX_DEPTH).fold(dir.path().join("a"), |path, _| path.join("n"));
+        png(&deep.join("0.png"));
+        assert_eq!(names(dir.path()).unwrap().len(), 1);
+        png(&deep.join("n/0.png"));
+        assert!(names(dir.path()).unwrap_err().to_string().contains("16 folders deep"));
+        std::fs::remove_dir_all(deep.join("n")).unwrap();
+        std::os::unix::fs::symlink("nowhere", dir.path().join("a/gone.jpg")).unwrap();
+        let error = names(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("a/gone.jpg` is a broken link"), "{error}");
+    }
+
+    #[test]
+    fn a_photo_is_turned_as_its_camera_says() {
+        let jpeg = encoded(halves(), ImageFormat::Jpeg);
+        let plain = decode(&jpeg).unwrap();
+        assert_eq!((plain.width, plain.height), (16, 8));
+        // An Exif segment whose one entry is the orientation 6: a quarter turn to the right.
+        let exif = b"\xff\xe1\x00\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        let turned = decode(&[&jpeg[..2], &exif[..], &jpeg[2..]].concat()).unwrap();
+        assert_eq!((turned.width, turned.height), (8, 16));
+        let row = |y: usize| turned.bytes[y * 8 * 3..(y + 1) * 8 * 3].to_vec();
+        assert!(row(0).iter().all(|v| *v < 60) && row(15).iter().all(|v| *v > 190), "left has become top");
+    }
+
+    #[test]
+    fn a_jpeg_that_is_cut_off_is_refused_and_trailing_bytes_are_not() {
+        let jpeg = encoded(halves(), ImageFormat::Jpeg);
+        for len in [jpeg.len() - 2, jpeg.len() - 1, jpeg.len() / 2, 30] {
+            let error = decode(&jpeg[..len]).unwrap_err();
+            assert!(error.contains("cut off"), "{len} bytes: {error}");
+        }
+        // A thumbnail in front has a scan and an end of its own.
+        let thumbnail = b"\xff\xe2\x00\x08\xff\xda\x00\x02\xff\xd9";
+        let cut = [&jpeg[..2], &thumbnail[..], &jpeg[2..jpeg.len() / 2]].concat();
+        assert!(decode(&cut).unwrap_err().contains("cut off"));
+        let trailing = [&jpeg[..], &b"\xff\xda\x00\x08 and a film"[..]].concat();
+        assert_eq!(decode(&trailing).unwrap(), decode(&jpeg).unwrap());
+    }
+
+    #[test]
+    fn every_kind_of_pixel_becomes_three_bytes() {
+        let png = ImageFormat::Png;
+        let deep = ImageBuffer::from_pixel(3, 2, Luma([200u16 << 8]));
+        let deep_alpha = ImageBuffer::from_pixel(3, 2, Rgba([200u16 << 8, 100 << 8, 0, 9]));
+        let rows = [
+            (encoded(ImageBuffer::from_pixel(3, 2, Luma([200u8])), png), [200, 200, 200]),
+            (encoded(ImageBuffer::from_pixel(3, 2, LumaA([200u8, 9])), png), [200, 200, 200]),
+            (encoded(ImageBuffer::from_pixel(3, 2, Rgba([200u8, 100, 0, 9])), png), [200, 100, 0]),
+            (encoded(deep, png), [200, 200, 200]),
+            (encoded(deep_alpha, png), [200, 100, 0]),
+            (encoded(ImageBuffer::from_pixel(3, 2, Luma([200u8])), ImageFormat::Jpeg), [200, 200, 200]),
+        ];
+        for (i, (bytes, want)) in rows.iter().enumerate() {
+            let image = decode(bytes).unwrap();
+            assert_eq!((image.width, image.height, image.bytes.len()), (3, 2, 18));
+            let off = image.bytes.iter().zip(want.iter().cycle()).map(|(a, b)| a.abs_diff(*b)).max();
+            assert!(off.unwrap() <= 1, "row {i}: {:?}", image.bytes);
+        }
+    }
+
+    #[test]
+    fn a_jpeg_with_four_inks_is_decoded() {
+        // A table with one code, of one bit, for "nothing".
+        let table = |kind: u8| [&[0xff, 0xc4, 0, 20, kind, 1][..], &[0; 16][..]].concat();
+        let frame = b"\xff\xc0\x00\x14\x08\x00\x08\x00\x08\x04\x01\x11\x00\x02\x11\x00\x03\x11\x00\x04\x11\x00";
+        // One scan of all four inks, a block each.
+        let scan = b"\xff\xda\x00\x0e\x04\x01\x00\x02\x00\x03\x00\x04\x00\x00\x3f\x00\x00\xff\xd9";
+        let quantisation = [&b"\xff\xd8\xff\xdb\x00\x43\x00"[..], &[1; 64][..]].concat();
+        let jpeg = [&quantisation[..], &frame[..], &table(0x00)[..], &table(0x10)[..], &scan[..]].concat();
+        let image = decode(&jpeg).unwrap();
+        assert_eq!((image.width, image.height, image.bytes.len()), (8, 8, 192));
+        assert!(image.bytes.iter().all(|v| *v == image.bytes[0]), "{:?}", &image.bytes[..6]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_the_decoder_panic(mut bytes in proptest::collection::vec(0u8.., 0..200), good: bool) {
+            if good && bytes.len() > 2 {
+                bytes[..2].copy_from_slice(b"\xff\xd8");
+            }
+            let _ = decode(&bytes);
+        }
+    }
 }

@@ -81,15 +81,21 @@ pub fn open(data: &DataSection, part: &str, seed: u32) -> Result<Box<dyn Dataset
             "put the samples of each class into a folder of its own",
         ));
     }
-    let mut counts = vec![0; classes.len()];
-    opened.labels().iter().for_each(|l| counts[*l] += 1);
-    if let Some(empty) = counts.iter().position(|c| *c == 0) {
+    if let Some(class) = empty_class(&*opened) {
         return Err(Error::user(
-            format!("class `{}` of `{place}` has no samples", classes[empty]),
+            format!("class `{class}` of `{place}` has no samples"),
             "add samples, or remove the empty folder",
         ));
     }
     Ok(opened)
+}
+
+/// The first class without samples: nothing could be learned of it.
+pub fn empty_class(dataset: &dyn Dataset) -> Option<&str> {
+    let mut counts = vec![0usize; dataset.classes().len()];
+    dataset.labels().iter().for_each(|l| counts[*l] += 1);
+    let empty = counts.iter().position(|c| *c == 0)?;
+    Some(&dataset.classes()[empty])
 }
 
 /// A dataset restricted to some of its samples.

@@ -52,12 +52,13 @@ fn taps(size: usize, resized: usize, skip: usize, count: usize) -> Vec<(usize, V
         .collect()
 }
 
-/// Interleaved byte values to planes of network input.
+/// Interleaved byte values, red first, to planes of network input in the network's order.
 pub fn normalise(pixels: &[f32], contract: &Contract) -> Vec<f32> {
     let area = pixels.len() / 3;
     let mut out = Vec::with_capacity(pixels.len());
     for c in 0..3 {
-        out.extend((0..area).map(|i| contract.value(c, pixels[3 * i + c])));
+        let from = if contract.bgr() { 2 - c } else { c };
+        out.extend((0..area).map(|i| contract.value(c, pixels[3 * i + from])));
     }
     out
 }
@@ -89,5 +90,16 @@ mod tests {
         let out = square(&Image { width: w, height: h, bytes }, 4, 4);
         let row: Vec<u8> = out.chunks_exact(3).take(4).map(|p| p[0]).collect();
         assert_eq!(row, [45, 65, 85, 105]);
+    }
+
+    #[test]
+    fn a_network_that_wants_blue_first_gets_its_own_mean_with_it() {
+        let named = Contract::named("unit", 32, None).unwrap();
+        let rgb = Contract { mean: [0.0, 0.5, 1.0], ..named };
+        let bgr = Contract { color: "bgr".into(), ..rgb.clone() };
+        // Two pixels: one red, one blue.
+        let pixels = [255.0, 0.0, 0.0, 0.0, 0.0, 255.0];
+        assert_eq!(normalise(&pixels, &rgb), [1.0, 0.0, -0.5, -0.5, -1.0, 0.0]);
+        assert_eq!(normalise(&pixels, &bgr), [0.0, 1.0, -0.5, -0.5, 0.0, -1.0]);
     }
 }

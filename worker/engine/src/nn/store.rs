@@ -156,12 +156,21 @@ pub struct Builder {
     /// What has been created so far.
     pub store: Store,
     rng: Philox,
+    eps: f32,
 }
 
 impl Builder {
+    /// What batch-norms add to a variance where nothing else is said; PyTorch's.
+    pub const EPS: f32 = 1e-5;
+
     /// Initial values are a pure function of seed and name, so ranks need no broadcast.
     pub fn new(seed: u32) -> Self {
-        Self { store: Store::default(), rng: Philox::new(seed, "init") }
+        Self { store: Store::default(), rng: Philox::new(seed, "init"), eps: Self::EPS }
+    }
+
+    /// Batch-norms add this to a variance.
+    pub fn with_eps(self, eps: f32) -> Self {
+        Self { eps, ..self }
     }
 
     fn param(
@@ -202,7 +211,7 @@ impl Builder {
             BufferId(id)
         };
         let (mean, var) = (buffer("running_mean", 0.0), buffer("running_var", 1.0));
-        BatchNorm { gamma, beta, mean, var, c, eps: 1e-5 }
+        BatchNorm { gamma, beta, mean, var, c, eps: self.eps }
     }
 
     /// A fully connected layer; uniform in ±1/√in, as PyTorch's.

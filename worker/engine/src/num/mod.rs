@@ -1,5 +1,6 @@
 //! Arithmetic whose bits depend on its arguments alone: never on threads, batch size or the machine's cache.
 
+pub mod fingerprint;
 pub mod gemm;
 pub mod pool;
 pub mod rng;

@@ -5,7 +5,7 @@ use tl_proto::{
     spec::Params,
 };
 
-use super::{Batch, Objective, cross_entropy, log_softmax};
+use super::{Batch, Objective, cross_entropy, exp, log_softmax};
 use crate::Error;
 
 fn describe() -> Entry {
@@ -28,7 +28,7 @@ pub(super) const OBJECTIVE: Objective = Objective {
         let teacher = batch.teacher.ok_or_else(|| Error::Internal("distillation without a teacher".into()))?;
         let student = log_softmax(&(batch.logits / t)?)?;
         let teacher = log_softmax(&(teacher / t)?)?;
-        let kl = teacher.exp()?.mul(&teacher.sub(&student)?)?.sum_all()?;
+        let kl = exp(&teacher)?.mul(&teacher.sub(&student)?)?.sum_all()?;
         Ok(((kl * (soft * t * t))? + (cross_entropy(batch.logits, batch.targets)? * hard)?)?)
     },
 };

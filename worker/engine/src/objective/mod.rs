@@ -6,10 +6,13 @@
 mod distill;
 mod finetune;
 
-use candle_core::{D, Tensor};
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Shape, Tensor};
 use tl_proto::{catalog::Entry, spec::Params};
 
-use crate::Result;
+use crate::{
+    Result,
+    nn::{host, tensor},
+};
 
 /// One grain as an objective sees it.
 pub struct Batch<'a> {
@@ -44,13 +47,52 @@ impl Objective {
     }
 }
 
-/// log softmax over classes, of primitives that candle differentiates.
+/// log softmax over the classes of `[n, classes]`.
+///
+/// An operation of our own: candle's `exp` and `log` are those of the system's C library, which picks them by the model
+/// of the CPU; these give the same bits on each.
 pub fn log_softmax(logits: &Tensor) -> Result<Tensor> {
-    // The largest value only shifts; its own gradient cancels out, so it is taken as a constant.
-    let largest = logits.detach().max_keepdim(D::Minus1)?;
-    let shifted = logits.broadcast_sub(&largest)?;
-    let total = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-    Ok(shifted.broadcast_sub(&total)?)
+    Ok(logits.contiguous()?.apply_op1(LogSoftmax)?)
+}
+
+/// exp of every element, of a tensor through which nothing is differentiated.
+pub fn exp(t: &Tensor) -> Result<Tensor> {
+    tensor(host(t)?.iter().map(|v| libm::expf(*v)).collect(), t.dims())
+}
+
+struct LogSoftmax;
+
+impl CustomOp1 for LogSoftmax {
+    fn name(&self) -> &'static str {
+        "log-softmax"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (from, to) = layout
+            .contiguous_offsets()
+            .ok_or_else(|| candle_core::Error::Msg("log-softmax takes contiguous logits".into()))?;
+        let classes = layout.dims().last().copied().unwrap_or(1).max(1);
+        let mut out = storage.as_slice::<f32>()?[from..to].to_vec();
+        for row in out.chunks_exact_mut(classes) {
+            let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let total = row.iter().map(|v| libm::expf(v - largest)).fold(0.0f32, |sum, e| sum + e);
+            let shift = largest + libm::logf(total);
+            row.iter_mut().for_each(|v| *v -= shift);
+        }
+        Ok((CpuStorage::F32(out), layout.shape().clone()))
+    }
+
+    /// dx = dy − softmax(x)·Σ dy
+    fn bwd(&self, _: &Tensor, result: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let classes = result.dim(D::Minus1)?.max(1);
+        let y: Vec<f32> = result.flatten_all()?.to_vec1()?;
+        let mut dx: Vec<f32> = grad.flatten_all()?.to_vec1()?;
+        for (row, y) in dx.chunks_exact_mut(classes).zip(y.chunks_exact(classes)) {
+            let total = row.iter().fold(0.0f32, |sum, g| sum + g);
+            row.iter_mut().zip(y).for_each(|(g, y)| *g -= libm::expf(*y) * total);
+        }
+        Ok(Some(Tensor::from_vec(dx, result.shape(), result.device())?))
+    }
 }
 
 /// Σ over samples of the cross-entropy with target probabilities.
@@ -69,7 +111,7 @@ mod tests {
     use tl_proto::spec::Params;
 
     use super::*;
-    use crate::nn::{host, testing};
+    use crate::nn::testing;
 
     /// The gradient by candle and by the formula (softmax − target), and for distillation T·(p_s − p_t).
     #[test]
@@ -78,7 +120,9 @@ mod tests {
         let teacher = (testing::input(&[3, 4]) * 2.0).unwrap();
         let targets = crate::nn::tensor(vec![1., 0., 0., 0., 0., 0.5, 0.5, 0., 0.1, 0.2, 0.3, 0.4], &[3, 4]).unwrap();
         let batch = Batch { logits: logits.as_tensor(), targets: &targets, teacher: Some(&teacher) };
-        let softmax = |t: &Tensor, temperature: f64| log_softmax(&(t / temperature).unwrap()).unwrap().exp().unwrap();
+        // By candle's own functions, as a second opinion.
+        let softmax =
+            |t: &Tensor, temperature: f64| candle_nn::ops::softmax(&(t / temperature).unwrap(), D::Minus1).unwrap();
         let grad = |kind: &str, params: &Params| {
             let loss = (Objective::find(kind).loss)(params, &batch).unwrap();
             loss.backward().unwrap().get(&logits).unwrap().clone()

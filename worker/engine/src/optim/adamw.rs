@@ -7,15 +7,16 @@ use super::{Group, Moments, Optimizer};
 pub(super) const ENTRY: Optimizer = Optimizer { name: "adamw", doc: "Adam with decoupled weight decay", init, step };
 
 fn init(n: usize) -> Moments {
-    Moments { first: vec![0.0; n], second: vec![0.0; n], products: [1.0; 2] }
+    Moments { first: vec![0.0; n], second: vec![0.0; n], ..Moments::default() }
 }
 
 fn step(o: &OptimizerSection, moments: &mut Moments, values: &mut [f32], mean: &[f32], groups: &[Group], lr: f64) {
-    moments.products[0] *= o.beta1;
-    moments.products[1] *= o.beta2;
-    let (c1, c2) = (1.0 - moments.products[0], libm::sqrt(1.0 - moments.products[1]) as f32);
     let (b1, b2, eps) = (o.beta1 as f32, o.beta2 as f32, o.eps as f32);
     for group in groups {
+        let products = moments.products.entry(group.values.start).or_insert([1.0; 2]);
+        products[0] *= o.beta1;
+        products[1] *= o.beta2;
+        let (c1, c2) = (1.0 - products[0], libm::sqrt(1.0 - products[1]) as f32);
         let lr = lr * group.lr_scale;
         let keep = if group.decays { (1.0 - lr * o.weight_decay) as f32 } else { 1.0 };
         let rate = (lr / c1) as f32;
@@ -32,6 +33,21 @@ fn step(o: &OptimizerSection, moments: &mut Moments, values: &mut [f32], mean: &
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// torch.optim.AdamW keeps a step count per parameter: the first update of one that was frozen until now is
+    /// corrected as a first update, whatever others have done before.
+    #[test]
+    fn what_is_unfrozen_late_starts_its_own_correction() {
+        let o = OptimizerSection { weight_decay: 0.0, ..OptimizerSection::default() };
+        let (mut values, mut moments) = (vec![0.0f32; 2], init(2));
+        let group = |i: usize| Group { values: i..i + 1, gradient: i..i + 1, lr_scale: 1.0, decays: false };
+        for _ in 0..50 {
+            step(&o, &mut moments, &mut values, &[1.0, 1.0], &[group(0)], 0.1);
+        }
+        step(&o, &mut moments, &mut values, &[1.0, 1.0], &[group(0), group(1)], 0.1);
+        // A first step of Adam is the rate, whatever the gradient.
+        assert!((values[1] + 0.1).abs() < 1e-5, "{values:?}");
+    }
 
     #[test]
     fn two_steps_are_those_of_the_paper_in_f64() {

@@ -4,7 +4,7 @@ mod adamw;
 pub mod schedule;
 mod sgd;
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use tl_proto::{
     catalog::{Entry, entry},
@@ -31,8 +31,10 @@ pub struct Moments {
     pub first: Vec<f32>,
     /// Second moment; empty where there is none.
     pub second: Vec<f32>,
-    /// Running products of the betas, in f64: `powi` would not give the same bits everywhere.
-    pub products: [f64; 2],
+    /// For each run of parameters that was ever updated, by where it begins: running products of the betas over its
+    /// own updates, in f64. (`powi` would not give the same bits everywhere.) What is unfrozen late starts anew, as a
+    /// parameter of PyTorch's does.
+    pub products: BTreeMap<usize, [f64; 2]>,
 }
 
 /// An update of the values by their mean gradient, at a rate.

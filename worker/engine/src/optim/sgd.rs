@@ -7,7 +7,7 @@ use super::{Group, Moments, Optimizer};
 pub(super) const ENTRY: Optimizer = Optimizer { name: "sgd", doc: "gradient descent with momentum", init, step };
 
 fn init(n: usize) -> Moments {
-    Moments { first: vec![0.0; n], second: Vec::new(), products: [1.0; 2] }
+    Moments { first: vec![0.0; n], ..Moments::default() }
 }
 
 fn step(o: &OptimizerSection, moments: &mut Moments, values: &mut [f32], mean: &[f32], groups: &[Group], lr: f64) {

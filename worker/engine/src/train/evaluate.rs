@@ -20,8 +20,9 @@ pub fn evaluate(store: &Store, inputs: &Inputs<'_>, group: &mut dyn Collective) 
     let labels = inputs.samples.dataset.labels();
     let indices: Vec<usize> = (0..n).collect();
     let mut said = Vec::new();
-    let batches = indices.chunks(BATCH).enumerate().filter(|(b, _)| b % group.world() == group.rank());
-    for (_, batch) in batches {
+    // Whole batches, so that what is computed together is the same for any number of ranks.
+    let batches: Vec<&[usize]> = indices.chunks(BATCH).collect();
+    for batch in &batches[group.shares(batches.len())[group.rank()].clone()] {
         let x = inputs.batch(store, batch, 0, None)?;
         let logits = inputs.net.forward(store, x, inputs.cut, inputs.net.network.units.len())?;
         for (i, row) in batch.iter().zip(net::rows(&logits)?) {

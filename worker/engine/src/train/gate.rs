@@ -49,6 +49,26 @@ pub fn check(progress: &mut Progress, store: &Store, layout: &Layout, touched: &
     Ok(())
 }
 
+/// Looks at a stage that ended before [`WATCH`] steps: what was never touched was never trained.
+///
+/// # Errors
+/// Names what stayed zero.
+pub fn check_short(progress: &Progress, store: &Store, layout: &Layout) -> Result<()> {
+    if !(1..WATCH).contains(&progress.watched) {
+        return Ok(());
+    }
+    match layout.trained().find(|(id, _)| !progress.alive[id.0]) {
+        None => Ok(()),
+        Some((id, _)) => Err(Error::user(
+            format!(
+                "the gradient of `{}` was zero in each of the {} steps of the stage",
+                store.params[id.0].name, progress.watched
+            ),
+            "freeze it, or mend the network: it does not learn",
+        )),
+    }
+}
+
 /// Digest of every parameter and buffer that the stage must not change.
 pub fn frozen_digest(state: &RunState, store: &Store, layout: &Layout, norms: &[usize]) -> String {
     let mut hasher = blake3::Hasher::new();
@@ -92,6 +112,9 @@ mod tests {
         run([true, true], [0.0, 1.0, 1.0]).unwrap();
         assert!(run([true, false], [1.0; 3]).unwrap_err().to_string().contains("does not reach `fc.bias`"));
         assert!(run([true, true], [1.0, f32::NAN, 1.0]).unwrap_err().to_string().contains("`fc.weight` is not finite"));
+        let mut short = Progress::default();
+        check(&mut short, &store, &layout, &[true, true], &[1.0, 1.0, 0.0]).unwrap();
+        assert!(check_short(&short, &store, &layout).unwrap_err().to_string().contains("each of the 1 steps"));
         assert!(run([true, true], [1.0, 1.0, 0.0]).unwrap_err().to_string().contains("`fc.bias` was zero in each"));
     }
 

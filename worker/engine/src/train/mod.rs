@@ -18,7 +18,7 @@ mod tests;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
-use tl_proto::spec::{DataSection, JobSpec, Pushed};
+use tl_proto::spec::{DataSection, JobSpec, Pushed, Reduction};
 
 use self::{
     export::{PrefixFigures, Report, StageFigures},
@@ -35,7 +35,7 @@ use crate::{
     data::sampler::{Epoch, steps_per_epoch},
     eval::Evaluation,
     link::{Link, Notice, Row},
-    nn,
+    nn, num,
     objective::Objective,
     optim,
 };
@@ -52,6 +52,8 @@ pub struct Config {
     pub work: PathBuf,
     /// The machine's feature cache.
     pub cache: PathBuf,
+    /// Bytes that it may take; what was not used for longest goes first.
+    pub cache_bytes: u64,
     /// Checkpoints to go on from, newest first; only rank 0 reads them.
     pub resume: Vec<PathBuf>,
 }
@@ -96,14 +98,15 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let data = local.data.as_ref().ok_or_else(|| missing("data"))?;
     let model = local.model.as_ref().ok_or_else(|| missing("model"))?;
     let run = Run { spec, data, objective: Objective::find(&spec.job.kind) };
+    same_numbers(spec, group)?;
     let train = Samples::open(data, "train", spec.job.seed)?;
     let val = Samples::open(data, "val", spec.job.seed)?;
     let classes = probe::same_classes(&*train.dataset, &*val.dataset)?;
-    let student = Net::build(model, classes.len(), false, spec.job.seed, &config.inputs)?;
+    let student = Net::build(model, &classes, false, spec.job.seed, &config.inputs)?;
     let train = train.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     let val = val.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     let teacher = match local.nets.get("teacher").filter(|_| run.objective.has_teacher()) {
-        Some(section) => Some(Net::build(section, classes.len(), true, spec.job.seed, &config.inputs)?),
+        Some(section) => Some(Net::build(section, &classes, true, spec.job.seed, &config.inputs)?),
         None => None,
     };
     let optimizer = optim::find(&spec.optimizer.name);
@@ -124,6 +127,19 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
         failed_checkpoints: 0,
     };
     looped.run(optimizer, group, link)
+}
+
+/// An ordered reduction gives the same bits only among ranks that compute the same bits.
+fn same_numbers(spec: &JobSpec, group: &mut dyn Collective) -> Result<()> {
+    let all = group.all_gather(num::fingerprint::fingerprint().to_vec())?;
+    let odd = all.iter().position(|f| *f != all[0]).filter(|_| spec.cluster.reduction != Reduction::Fast);
+    match odd {
+        None => Ok(()),
+        Some(rank) => Err(Error::user(
+            format!("rank {rank} computes other bits than rank 0: its node has another kind of CPU or another release"),
+            "use nodes of one kind, or set `cluster.reduction = \"fast\"`",
+        )),
+    }
 }
 
 /// Rank 0 reads the newest checkpoint that is whole and hands it to the others.
@@ -296,6 +312,7 @@ impl Loop<'_> {
                 ),
             );
         }
+        gate::check_short(&self.state.progress, &self.net.network.initial, &stage.layout)?;
         let digest = gate::frozen_digest(&self.state, &self.net.network.initial, &stage.layout, &norms);
         gate::check_frozen(&self.state.progress, &digest, &section.name)?;
         if let Some((values, buffers)) = self.state.best.take() {
@@ -398,6 +415,13 @@ impl Loop<'_> {
         let outcomes = evaluate::evaluate(&self.state.store, val, group)?;
         let evaluation = Evaluation::new(self.classes, &outcomes);
         let p = &mut self.state.progress;
+        if !evaluation.loss.is_finite() {
+            let (step, epoch) = (p.step, p.epoch + 1);
+            return Err(Error::NotFinite(format!(
+                "the validation loss after step {step} (epoch {epoch} of the stage) is {}",
+                evaluation.loss
+            )));
+        }
         let sums = std::mem::take(&mut p.sums);
         p.epoch += 1;
         p.step_in_epoch = 0;

@@ -7,7 +7,7 @@ use tl_proto::spec::ModelSection;
 
 use crate::{
     Error, Result,
-    backbone::{ALL, Backbone, Network, Same},
+    backbone::{ALL, Backbone, Network},
     data::pixels,
     nn::{Layer, Pass, Store, Tape, host},
     weights::{self, Contract},
@@ -39,13 +39,14 @@ pub fn weights_path(model: &ModelSection, inputs: &BTreeMap<String, PathBuf>) ->
 }
 
 impl Net {
-    /// Builds and fills the network of a job.
+    /// Builds and fills the network of a job, with an output for each of `classes`.
     ///
     /// # Errors
-    /// Weights of another architecture, or without a preprocessing contract.
+    /// Weights of another architecture, or without a preprocessing contract; a head that is kept but was trained on
+    /// other classes.
     pub fn build(
         model: &ModelSection,
-        classes: usize,
+        classes: &[String],
         keep_head: bool,
         seed: u32,
         inputs: &BTreeMap<String, PathBuf>,
@@ -61,13 +62,21 @@ impl Net {
         let contract = match &path {
             None => named.map_or_else(|| Contract::named("tf", side, model.padding.as_deref()), Ok)?,
             Some(path) => {
-                let found = Contract::beside(path)?.map_or_else(|| weights::embedded(path), |c| Ok(Some(c)))?;
+                let found = weights::contract_of(path)?;
                 agree(found, named, model, &path.display().to_string())?
             }
         };
-        let mut network = Network::build(backbone, Same(contract.same()), &model.head, classes, seed);
+        let mut network = Network::build(backbone, &contract, &model.head, classes.len(), seed);
         if let Some(path) = &path {
-            weights::load(&mut network, backbone, path, keep_head || model.head.keep)?;
+            let kept = (keep_head || model.head.keep).then_some(classes);
+            weights::load(&mut network, backbone, path, kept)?;
+        }
+        if let Some(other) = contract.activation.as_deref().filter(|a| *a != backbone.activation) {
+            let (name, own) = (backbone.name, backbone.activation);
+            return Err(Error::user(
+                format!("the contract of the weights wants the activation `{other}`, and {name} has `{own}`"),
+                "`model.backbone` must be the network that the weights were trained with",
+            ));
         }
         Ok(Self { backbone, network, contract })
     }
@@ -94,7 +103,8 @@ impl Net {
     /// Everything that determines what comes out of units `0..cut`: a digest of preprocessing, layers and tensors.
     pub fn prefix_digest(&self, store: &Store, cut: usize) -> String {
         let mut hasher = blake3::Hasher::new();
-        let mut text = format!("features/1;f32;{};", self.contract.describe());
+        // The number is that of decoding and preprocessing: another one where the same bytes become other pixels.
+        let mut text = format!("features/2;f32;{};", self.contract.describe());
         self.network.units[..cut].iter().for_each(|u| u.layer.describe(&mut text));
         hasher.update(text.as_bytes());
         let (mut params, mut norms) = (Vec::new(), Vec::new());
@@ -122,15 +132,12 @@ fn agree(found: Option<Contract>, named: Option<Contract>, model: &ModelSection,
             "put `preprocess.json` beside them, or write `preprocess = \"torch\"` (or tf, unit) and `padding = \"symmetric\"` (or same) in `[model]`",
         )),
         (None, Some(named)) => Ok(named),
-        (Some(mut found), None) => {
-            if let Some(side) = model.input {
-                found.input_size = [3, side, side];
-                found.resize_short_side = found.resize_short_side.max(side);
-            }
-            Ok(found)
-        }
+        (Some(found), None) => Ok(match model.input {
+            Some(side) => found.scaled_to(side),
+            None => found,
+        }),
         (Some(found), Some(named)) => {
-            let pixels = |c: &Contract| (c.scale, c.mean, c.std);
+            let pixels = |c: &Contract| (c.scale, c.mean, c.std, c.bgr());
             let padding = model.padding.is_none() || found.padding == named.padding;
             if pixels(&found) == pixels(&named) && padding {
                 return agree(Some(found), None, model, shown);
@@ -150,4 +157,60 @@ fn agree(found: Option<Contract>, named: Option<Contract>, model: &ModelSection,
 pub fn rows(t: &Tensor) -> Result<Vec<Vec<f32>>> {
     let width = t.elem_count() / t.dim(0)?.max(1);
     Ok(host(t)?.chunks_exact(width.max(1)).map(<[f32]>::to_vec).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use tl_proto::spec::HeadSection;
+
+    use super::*;
+
+    /// Random weights of a small network, with a contract beside them that says `text`; what a job makes of them.
+    fn build(text: &str, input: Option<u32>) -> Result<Net> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        let mut model = ModelSection {
+            backbone: "small_cnn".into(),
+            weights: None,
+            preprocess: None,
+            padding: None,
+            input: None,
+            head: HeadSection::default(),
+        };
+        let classes = ["a".to_owned(), "b".to_owned()];
+        let net = Net::build(&model, &classes, false, 1, &BTreeMap::new())?;
+        weights::testing::bare(&net, &path);
+        std::fs::write(dir.path().join("preprocess.json"), text).unwrap();
+        (model.weights, model.input) = (Some(path.display().to_string()), input);
+        Net::build(&model, &classes, false, 1, &BTreeMap::new())
+    }
+
+    const TEXT: &str = r#"{"input_size": [3, 32, 32], "resize_short_side": 40, "scale": "x / 255",
+        "batch_norm_eps": 0.001, "activation": "relu", "padding": "symmetric"}"#;
+
+    #[test]
+    fn another_input_scales_what_the_contract_says() {
+        let contract = |input| build(TEXT, input).unwrap().contract;
+        assert_eq!((contract(None).side(), contract(None).resize_short_side), (32, 40));
+        assert_eq!((contract(Some(64)).side(), contract(Some(64)).resize_short_side), (64, 80));
+        assert_eq!((contract(Some(16)).side(), contract(Some(16)).resize_short_side), (16, 20));
+    }
+
+    #[test]
+    fn batch_norms_use_the_eps_of_the_contract() {
+        let norms = |text: &str| {
+            let mut said = String::new();
+            build(text, None).unwrap().network.units.iter().for_each(|u| u.layer.describe(&mut said));
+            said
+        };
+        let said = norms(TEXT);
+        assert!(said.contains("norm:0.001;") && !said.contains("norm:0.00001;"), "{said}");
+        assert!(norms(&TEXT.replace("\"batch_norm_eps\": 0.001,", "")).contains("norm:0.00001;"));
+    }
+
+    #[test]
+    fn weights_for_another_activation_are_refused() {
+        let error = build(&TEXT.replace("relu", "relu6"), None).err().unwrap().to_string();
+        assert!(error.contains("the activation `relu6`"), "{error}");
+    }
 }

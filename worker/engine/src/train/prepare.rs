@@ -1,7 +1,7 @@
 //! What a stage needs before its first step: features of the frozen prefix, logits of the teacher.
 
 use super::{Features, Loop, encode, encode::Encoded, net::Net, samples::Samples, stage::Stage};
-use crate::{Result, collective::Collective, link::Link, nn};
+use crate::{Result, cache, collective::Collective, link::Link, nn};
 
 impl Loop<'_> {
     /// The teacher's logits, once per sample and view.
@@ -27,7 +27,9 @@ impl Loop<'_> {
         group: &mut dyn Collective,
         link: &mut dyn Link,
     ) -> Result<Encoded> {
-        encode::encode(net, store, cuts, samples, &self.config.cache, group, link)
+        let root = &self.config.cache;
+        cache::trim(root, self.config.cache_bytes);
+        encode::encode(net, store, cuts, samples, root, group, link)
     }
 
     fn count(&mut self, done: &Encoded) {

@@ -78,7 +78,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     if later(&model) {
         model.weights = None;
     }
-    let net = Net::build(&model, classes.len(), false, spec.job.seed, &config.inputs)?;
+    let net = Net::build(&model, &classes, false, spec.job.seed, &config.inputs)?;
     if Objective::find(&spec.job.kind).has_teacher()
         && let Some(teacher) = spec.nets.get("teacher").filter(|t| !later(t))
     {
@@ -88,7 +88,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
                 "set `nets.teacher.weights`: a random teacher teaches nothing",
             ));
         }
-        Net::build(teacher, classes.len(), true, spec.job.seed, &config.inputs)?;
+        Net::build(teacher, &classes, true, spec.job.seed, &config.inputs)?;
     }
     let store = &net.network.initial;
     net.shape_at(store, net.network.units.len())?;

@@ -19,8 +19,8 @@ use crate::{
 /// Bytes of decoded images that are kept in memory.
 const KEEP_BYTES: usize = 1 << 30;
 
-/// Bytes kept, and the squares by side and sample.
-type Kept = (usize, BTreeMap<(usize, usize), Arc<Vec<u8>>>);
+/// Bytes kept, and the squares by short side, side and sample: a teacher may see more of an image than its student.
+type Kept = (usize, BTreeMap<(usize, usize, usize), Arc<Vec<u8>>>);
 
 /// One part of a job's data.
 pub struct Samples {
@@ -44,6 +44,12 @@ impl Samples {
             augment = spec.augment.clone();
             if let Some(n) = spec.train_per_class {
                 dataset = Box::new(Subset::per_class(dataset, n as usize, seed));
+                if let Some(class) = data::empty_class(&*dataset) {
+                    return Err(Error::user(
+                        format!("`data.train_per_class = {n}` leaves class `{class}` without samples"),
+                        "raise it",
+                    ));
+                }
             }
         }
         Ok(Self { dataset, part, augment, seed, kept: Mutex::default() })
@@ -53,7 +59,7 @@ impl Samples {
     /// `limit`: the same samples on every rank.
     ///
     /// # Errors
-    /// More bad samples than `limit`, by name; a lost peer.
+    /// More bad samples than `limit`, by name; a class that has no others; a lost peer.
     pub fn leave_out_bad(
         self,
         contract: &Contract,
@@ -77,13 +83,20 @@ impl Samples {
                 format!("remove them, or set `data.skip_bad = {}`", all.len()),
             ));
         }
+        let keep = (0..self.count()).filter(|i| all.iter().all(|(b, _)| b != i)).collect();
+        let dataset = Subset::new(self.dataset, keep);
+        if let Some(class) = data::empty_class(&dataset) {
+            return Err(Error::user(
+                format!("none of the samples of class `{class}` in `data.{part}` can be decoded"),
+                "mend them, or remove the class",
+            ));
+        }
         if group.rank() == 0 {
             let text = format!("{} samples of `data.{part}` left out, first `{name}`: {why}", all.len());
             link.notice(Notice::SamplesSkipped, &text);
         }
-        let keep = (0..self.count()).filter(|i| all.iter().all(|(b, _)| b != i)).collect();
         // Indices move, so what is kept under them goes.
-        Ok(Self { dataset: Box::new(Subset::new(self.dataset, keep)), kept: Mutex::default(), ..self })
+        Ok(Self { dataset: Box::new(dataset), kept: Mutex::default(), ..self })
     }
 
     /// How many samples there are.
@@ -129,18 +142,93 @@ impl Samples {
 
     /// The decoded sample, cut to the network's square; kept while memory lasts.
     fn square(&self, index: usize, contract: &Contract) -> Result<Arc<Vec<u8>>, String> {
-        let side = contract.side();
+        let (short, side) = (contract.resize_short_side as usize, contract.side());
         let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(square) = lock().1.get(&(side, index)) {
+        if let Some(square) = lock().1.get(&(short, side, index)) {
             return Ok(square.clone());
         }
         let image = self.dataset.load(index)?;
-        let square = Arc::new(pixels::square(&image, contract.resize_short_side as usize, side));
+        let square = Arc::new(pixels::square(&image, short, side));
         let mut kept = lock();
         if kept.0 + square.len() <= KEEP_BYTES {
             kept.0 += square.len();
-            kept.1.insert((side, index), square.clone());
+            kept.1.insert((short, side, index), square.clone());
         }
         Ok(square)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tl_proto::spec::Params;
+
+    use super::*;
+    use crate::{collective::Solo, link::Row};
+
+    struct Deaf;
+
+    impl Link for Deaf {
+        fn row(&mut self, _: &Row) {}
+        fn activity(&mut self, _: &str, _: u64, _: u64) {}
+        fn checkpoint(&mut self, _: u64, _: &Path) {}
+        fn artifact(&mut self, _: &str, _: &Path) {}
+        fn notice(&mut self, _: Notice, _: &str) {}
+        fn stop_requested(&self) -> bool {
+            false
+        }
+    }
+
+    fn data(format: &str, place: &str) -> DataSection {
+        DataSection {
+            format: format.into(),
+            train: place.into(),
+            val: place.into(),
+            batch: 4,
+            grains: None,
+            train_per_class: None,
+            skip_bad: 0,
+            augment: AugmentSection::default(),
+            params: Params::new(),
+        }
+    }
+
+    fn contract(resize_short_side: u32) -> Contract {
+        Contract { resize_short_side, ..Contract::named("unit", 16, None).unwrap() }
+    }
+
+    #[test]
+    fn a_teacher_with_another_resize_sees_its_own_crop() {
+        let open = || Samples::open(&data("generated", "source"), "val", 1).unwrap();
+        let seen = |samples: &Samples, short| samples.input(0, View::PLAIN, &contract(short)).unwrap();
+        let shared = open();
+        let student = seen(&shared, 16);
+        assert_ne!(seen(&shared, 24), student);
+        assert_eq!(seen(&shared, 24), seen(&open(), 24));
+    }
+
+    #[test]
+    fn a_class_that_loses_all_its_samples_fails_the_job_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a/0.png", "a/1.png", "b/0.png"] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            image::RgbImage::new(20, 20).save(path).unwrap();
+        }
+        let spec = data("image_folder", &dir.path().display().to_string());
+        let bad = |name: &str| std::fs::write(dir.path().join(name), "no image").unwrap();
+        let left = |limit| {
+            let samples = Samples::open(&spec, "train", 1)?;
+            Ok::<_, Error>(samples.leave_out_bad(&contract(16), limit, &mut Solo, &mut Deaf)?.count())
+        };
+        bad("a/0.png");
+        assert_eq!(left(1).unwrap(), 2);
+        bad("b/0.png");
+        let error = left(9).unwrap_err().to_string();
+        assert!(error.contains("class `b` in `data.train`"), "{error}");
+        let none = DataSection { train_per_class: Some(0), ..spec.clone() };
+        let error = Samples::open(&none, "train", 1).err().unwrap().to_string();
+        assert!(error.contains("leaves class `a` without samples"), "{error}");
     }
 }

@@ -27,7 +27,7 @@ impl Stage {
     /// Resolves the rules of a stage.
     ///
     /// # Errors
-    /// A rule that matches nothing.
+    /// A rule that matches nothing, or rules that come to nothing together.
     pub fn resolve(net: &Net, store: &Store, spec: &StageSection) -> Result<Self> {
         let network = &net.network;
         let mut trained = vec![false; store.params.len()];
@@ -47,7 +47,7 @@ impl Stage {
                     named += 1;
                 }
             }
-            // A few layers may be less than one unit; that is a rule that trains nothing more, not an error.
+            // A few layers may be less than one unit; that is a rule that trains nothing more, not an error by itself.
             if named == 0 && !rule.starts_with("top:") {
                 return Err(Error::user(
                     format!("stage `{}`: `{rule}` names no parameters of {}", spec.name, net.backbone.name),
@@ -75,6 +75,16 @@ impl Stage {
                 let frozen = |name: &str| names.iter().any(|n| name.starts_with(n.as_str()));
                 params.iter().filter(|p| frozen(&store.params[p.0].name)).for_each(|p| trained[p.0] = false);
             }
+        }
+        if !trained.contains(&true) {
+            let rules: Vec<String> = spec.train.iter().map(|rule| format!("`{rule}`")).collect();
+            // What was named and is frozen nevertheless are batch-norms.
+            let hint = if cut < network.units.len() {
+                "set `bn = \"affine_only\"` or `bn = \"train\"`: in this stage batch-norms are frozen"
+            } else {
+                "`top:N` takes whole blocks: raise N, or train the `head`"
+            };
+            return Err(Error::user(format!("stage `{}` trains nothing: {}", spec.name, rules.join(", ")), hint));
         }
         let ids: Vec<ParamId> = (0..trained.len()).filter(|i| trained[*i]).map(ParamId).collect();
         let means: Vec<BufferId> = norms.iter().map(|n| n.0).collect();
@@ -109,8 +119,11 @@ fn units_of(net: &Net, rule: &str) -> std::ops::Range<usize> {
 fn groups(net: &Net, store: &Store, layout: &Layout, decay: f64) -> Vec<Group> {
     let network = &net.network;
     let mut depth = vec![0; store.params.len()];
-    for u in 0..network.head {
-        network.unit_params(u).iter().for_each(|p| depth[p.0] = network.head - u);
+    let mut blocks = 0;
+    for params in (0..network.head).rev().map(|u| network.unit_params(u)) {
+        // A unit that learns nothing, such as the pooling, is no step away from the head.
+        blocks += usize::from(!params.is_empty());
+        params.iter().for_each(|p| depth[p.0] = blocks);
     }
     layout
         .trained()
@@ -140,7 +153,7 @@ mod tests {
             input: None,
             head: HeadSection::default(),
         };
-        Net::build(&model, 2, false, 0, &BTreeMap::new()).unwrap()
+        Net::build(&model, &["a".into(), "b".into()], false, 0, &BTreeMap::new()).unwrap()
     }
 
     fn stage(train: &[&str], bn: BnMode) -> StageSection {
@@ -182,12 +195,27 @@ mod tests {
             let at = store.params.iter().find(|p| p.name == name).unwrap();
             s.groups.iter().find(|g| g.values == at.range).unwrap().lr_scale
         };
-        assert_eq!(
-            (scale("fc.weight"), scale("block3.conv.weight"), scale("block0.conv.weight")),
-            (1.0, 0.25, 0.03125)
-        );
+        // The last block is one step away from the head, though a pooling lies between them.
+        assert_eq!((scale("fc.weight"), scale("block3.conv.weight"), scale("block0.conv.weight")), (1.0, 0.5, 0.0625));
         assert!(Stage::resolve(&net, store, &stage(&["blocks"], BnMode::Train)).is_err());
         let named = Stage::resolve(&net, store, &stage(&["block3", "head"], BnMode::Train)).unwrap();
         assert_eq!(named.cut, 3);
+    }
+
+    #[test]
+    fn a_stage_that_trains_nothing_is_refused_and_one_that_trains_something_is_not() {
+        let net = net("small_cnn");
+        let resolve = |rules: &[&str], bn| Stage::resolve(&net, &net.network.initial, &stage(rules, bn));
+        // The pooling is the first layer from the top.
+        for rules in [&["top:0"][..], &["top:1"][..], &["top:0", "top:1"][..]] {
+            let Err(Error::User { message, hint }) = resolve(rules, BnMode::Train) else { panic!("{rules:?}") };
+            assert!(message.contains("stage `s` trains nothing: `top:"), "{message}");
+            assert!(hint.contains("raise N"), "{hint}");
+        }
+        let Err(Error::User { message, hint }) = resolve(&["block2.norm"], BnMode::Frozen) else { panic!("no error") };
+        assert!(message.contains("trains nothing: `block2.norm`") && hint.contains("affine_only"), "{message}: {hint}");
+        assert!(resolve(&["block2.norm"], BnMode::AffineOnly).unwrap().trained > 0);
+        assert!(resolve(&["head", "top:1"], BnMode::Frozen).unwrap().trained > 0);
+        assert_eq!(resolve(&["top:4"], BnMode::Frozen).unwrap().cut, 3);
     }
 }

@@ -63,8 +63,8 @@ pub struct Progress {
     pub sums: Sums,
     /// Finished epochs.
     pub history: Vec<EpochFigures>,
-    /// Running products of the optimizer's betas, as bits.
-    pub products: [u64; 2],
+    /// Running products of the optimizer's betas, as bits, by where the run of parameters begins.
+    pub products: BTreeMap<usize, [u64; 2]>,
 }
 
 /// Everything mutable.
@@ -100,7 +100,7 @@ impl RunState {
     /// None that can be caused from outside.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let mut progress = self.progress.clone();
-        progress.products = self.moments.products.map(f64::to_bits);
+        progress.products = self.moments.products.iter().map(|(at, p)| (*at, p.map(f64::to_bits))).collect();
         let json = serde_json::to_vec(&progress).map_err(|e| Error::Internal(e.to_string()))?;
         let empty = (Vec::new(), Vec::new());
         let best = self.best.as_ref().unwrap_or(&empty);
@@ -140,8 +140,8 @@ impl RunState {
             && first.len() == values.len()
             && (second.is_empty() || second.len() == values.len())
             && (best_values.is_empty() || (best_values.len() == values.len() && best_buffers.len() == buffers.len()));
-        let products = progress.products.map(f64::from_bits);
-        progress.products = [0; 2];
+        let bits = std::mem::take(&mut progress.products);
+        let products = bits.into_iter().map(|(at, p)| (at, p.map(f64::from_bits))).collect();
         let best = (!best_values.is_empty()).then_some((best_values, best_buffers));
         let store = Store { values, buffer_values: buffers, ..store.clone() };
         (fits && rest.is_empty()).then_some(Self {
@@ -169,10 +169,19 @@ mod tests {
 
     fn state() -> (RunState, Store) {
         let store = Store { values: vec![1.0, f32::NAN, 3.0], buffer_values: vec![4.0], ..Store::default() };
-        let mut state =
-            RunState::new(&store, Moments { first: vec![0.5; 3], second: vec![0.25; 3], products: [0.9, 0.1 + 0.2] });
+        let mut state = RunState::new(
+            &store,
+            Moments { first: vec![0.5; 3], second: vec![0.25; 3], products: [(1, [0.9, 0.1 + 0.2])].into() },
+        );
         state.best = Some((vec![7.0; 3], vec![8.0]));
         state.progress.step = 12;
+        // Numbers that a careless reader of decimal digits gets wrong by one bit.
+        state.progress.best = Some(148.0 / 153.0);
+        state.progress.sums.loss = 144.0 / 153.0;
+        state.progress.history = vec![EpochFigures {
+            values: [("val.accuracy".to_owned(), 277.0 / 300.0)].into(),
+            ..EpochFigures::default()
+        }];
         (state, store)
     }
 
@@ -183,6 +192,7 @@ mod tests {
         let back = RunState::from_bytes(bytes.clone(), &store).unwrap();
         assert_eq!(back.to_bytes().unwrap(), bytes);
         assert_eq!(back.moments.products, state.moments.products);
+        assert_eq!(back.progress, state.progress);
     }
 
     proptest::proptest! {

@@ -6,7 +6,7 @@ use tl_proto::spec::Reduction;
 use super::{Run, inputs::Inputs, stage::Stage, state::RunState};
 use crate::{
     Error, Result,
-    collective::{self, Collective, partition::partition, tree},
+    collective::{self, Collective, tree},
     data::sampler::{Epoch, grain, grains_of},
     eval,
     modifier::{self, Mix},
@@ -60,7 +60,7 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     let slots = epoch.step(k);
     let (batch, full) = (run.data.batch as usize, run.spec.grains() as usize);
     let count = grains_of(slots.len(), batch, full);
-    let own = partition(count, group.world())[group.rank()].clone();
+    let own = group.shares(count)[group.rank()].clone();
     let mut stack: Vec<tree::Node> = Vec::new();
     let mut tally = vec![u8::from(stop)];
     let mut touched = vec![own.is_empty(); state.store.params.len()];

@@ -75,7 +75,15 @@ impl Link for Recorder {
 fn config(job: &str, dir: &Path, cache: &str, resume: Vec<PathBuf>) -> Config {
     let spec = JobSpec::from_toml(job, &[]).unwrap();
     tl_proto::spec::check(&spec, &crate::catalog()).unwrap();
-    Config { spec, inputs: [].into(), pushed: [].into(), work: dir.join("work"), cache: dir.join(cache), resume }
+    Config {
+        spec,
+        inputs: [].into(),
+        pushed: [].into(),
+        work: dir.join("work"),
+        cache: dir.join(cache),
+        cache_bytes: 1 << 30,
+        resume,
+    }
 }
 
 /// Runs with `world` ranks, each with a cache of its own if `apart`.
@@ -93,6 +101,7 @@ fn train(job: &str, world: usize, apart: bool, dir: &Path, resume: &[PathBuf], l
                     let config = config(job, dir, &cache, resume.to_vec());
                     let mesh = MeshConfig {
                         rank,
+                        weights: (1..=world as u32).collect(),
                         addresses,
                         attempt: "t".into(),
                         secret: "s".into(),

@@ -1,10 +1,11 @@
-//! The preprocessing that weights were trained with, kept in `preprocess.json` beside them.
+//! The preprocessing that weights were trained with, and the conventions of their layers, kept in `preprocess.json`
+//! beside them.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, nn::Builder};
 
 /// How bytes become numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,8 +18,9 @@ pub enum Scale {
     Unit,
 }
 
-/// What an image goes through before the network sees it.
+/// What an image goes through before the network sees it, and what the network's layers take for granted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Contract {
     /// Channels, height, width.
     pub input_size: [u32; 3],
@@ -36,6 +38,21 @@ pub struct Contract {
     /// `tf_same` or `symmetric`.
     #[serde(default = "symmetric")]
     pub padding: String,
+    /// `rgb` or `bgr`: the order of the channels, that of `mean` and `std` too.
+    #[serde(default = "rgb")]
+    pub color: String,
+    /// How the resize interpolates.
+    #[serde(default = "bilinear")]
+    pub interpolation: String,
+    /// What is cut out after the resize.
+    #[serde(default = "center")]
+    pub crop: String,
+    /// What batch-norms add to a variance.
+    #[serde(default = "batch_norm_eps")]
+    pub batch_norm_eps: f32,
+    /// The network's rectifier, where the contract says which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activation: Option<String>,
 }
 
 fn ones() -> [f32; 3] {
@@ -46,8 +63,27 @@ fn symmetric() -> String {
     "symmetric".into()
 }
 
+fn rgb() -> String {
+    "rgb".into()
+}
+
+fn bilinear() -> String {
+    "bilinear".into()
+}
+
+fn center() -> String {
+    "center".into()
+}
+
+fn batch_norm_eps() -> f32 {
+    Builder::EPS
+}
+
 /// Largest `preprocess.json`, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
+
+/// Keys for people: nothing depends on them.
+const REMARKS: [&str; 7] = ["classes", "comment", "description", "license", "note", "origin", "source"];
 
 impl Contract {
     /// A contract by its name in the job file: `tf`, `torch` or `unit`.
@@ -66,7 +102,19 @@ impl Contract {
             Some("same" | "tf_same") => "tf_same".into(),
             Some(other) => return Err(Error::user(format!("there is no padding `{other}`"), "known: same, symmetric")),
         };
-        Ok(Self { input_size: [3, side, side], resize_short_side: side, scale, mean, std, padding })
+        Ok(Self {
+            input_size: [3, side, side],
+            resize_short_side: side,
+            scale,
+            mean,
+            std,
+            padding,
+            color: rgb(),
+            interpolation: bilinear(),
+            crop: center(),
+            batch_norm_eps: batch_norm_eps(),
+            activation: None,
+        })
     }
 
     /// The contract beside the weights, if there is one.
@@ -91,32 +139,66 @@ impl Contract {
     /// # Errors
     /// As [`Contract::beside`].
     pub fn parse(text: &str, shown: &str) -> Result<Self> {
-        let mut contract: Self = serde_json::from_str(text).map_err(|e| {
+        let bad = |e: serde_json::Error| {
             Error::user(
-                format!("`{}` is no preprocessing contract: {e}", shown),
-                "write `preprocess` in the job instead",
+                format!("`{shown}` is no preprocessing contract: {e}"),
+                "mend it, or remove it and write `preprocess` in the job instead",
             )
-        })?;
+        };
+        let mut keys: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).map_err(bad)?;
+        keys.retain(|key, _| !REMARKS.contains(&key.as_str()));
+        let mut contract: Self = serde_json::from_value(keys.into()).map_err(bad)?;
         let [c, h, w] = contract.input_size;
         if c != 3 || h != w || !(8..=1024).contains(&h) {
             return Err(Error::user(
-                format!("`{}` wants an input of {c}x{h}x{w}", shown),
+                format!("`{shown}` wants an input of {c}x{h}x{w}"),
                 "the input must be 3 channels, square, 8 to 1024 pixels",
             ));
         }
         if contract.resize_short_side < h {
             contract.resize_short_side = h;
         }
-        if !["tf_same", "symmetric"].contains(&contract.padding.as_str()) || contract.std.iter().any(|s| !s.is_normal())
-        {
-            return Err(Error::user(format!("`{}` has an unknown padding, or a `std` of zero", shown), ""));
+        let words: [(&str, &str, &[&str]); 4] = [
+            ("padding", contract.padding.as_str(), &["tf_same", "symmetric"]),
+            ("color", contract.color.as_str(), &["rgb", "bgr"]),
+            ("interpolation", contract.interpolation.as_str(), &["bilinear"]),
+            ("crop", contract.crop.as_str(), &["center"]),
+        ];
+        if let Some((key, word, known)) = words.iter().find(|(_, word, known)| !known.contains(word)) {
+            return Err(Error::user(
+                format!("`{shown}` wants the {key} `{word}`, which is not known"),
+                format!("known: {}", known.join(", ")),
+            ));
+        }
+        if contract.std.iter().any(|s| !s.is_normal()) {
+            return Err(Error::user(format!("`{shown}` has a `std` of zero"), "every channel is divided by its `std`"));
+        }
+        if !(f32::MIN_POSITIVE..=1.0).contains(&contract.batch_norm_eps) {
+            return Err(Error::user(
+                format!("`{shown}` has a `batch_norm_eps` of {}", contract.batch_norm_eps),
+                "it must be above 0 and at most 1; PyTorch's is 1e-5",
+            ));
         }
         Ok(contract)
+    }
+
+    /// The same preprocessing for inputs of another side: as much of an image is cut off as before.
+    pub fn scaled_to(mut self, side: u32) -> Self {
+        let old = u64::from(self.input_size[1].max(1));
+        let resized = (2 * u64::from(self.resize_short_side) * u64::from(side) + old) / (2 * old);
+        self.input_size = [3, side, side];
+        self.resize_short_side = u32::try_from(resized).unwrap_or(u32::MAX).max(side);
+        self
     }
 
     /// Whether strided layers pad as TensorFlow's "SAME".
     pub fn same(&self) -> bool {
         self.padding == "tf_same"
+    }
+
+    /// Whether the network wants blue first.
+    pub fn bgr(&self) -> bool {
+        self.color == "bgr"
     }
 
     /// Side of the input in pixels.
@@ -126,7 +208,7 @@ impl Contract {
 
     /// What changes pixels, as text: part of the key of cached features.
     pub fn describe(&self) -> String {
-        format!("{:?}", (self.input_size, self.resize_short_side, self.scale, self.mean, self.std))
+        format!("{:?}", (self.input_size, self.resize_short_side, self.scale, self.mean, self.std, &self.color))
     }
 
     /// One byte of channel `c` as the network wants it.
@@ -143,15 +225,64 @@ impl Contract {
 mod tests {
     use super::*;
 
+    /// As it lies beside published weights.
+    const PUBLISHED: &str = r#"{"input_size": [3, 224, 224], "crop": "center", "resize_short_side": 256,
+        "interpolation": "bilinear", "color": "rgb", "scale": "x / 127.5 - 1", "padding": "tf_same",
+        "activation": "relu6", "batch_norm_eps": 1e-5, "classes": "ImageNet-1k in wnid order"}"#;
+
+    fn parse(from: &str, to: &str) -> Result<Contract> {
+        assert!(PUBLISHED.contains(from));
+        Contract::parse(&PUBLISHED.replace(from, to), "p.json")
+    }
+
     #[test]
     fn the_contract_of_published_weights_is_read() {
         let dir = tempfile::tempdir().unwrap();
-        let text = r#"{"input_size": [3, 224, 224], "crop": "center", "resize_short_side": 224, "scale": "x / 127.5 - 1", "padding": "tf_same"}"#;
-        std::fs::write(dir.path().join("preprocess.json"), text).unwrap();
+        std::fs::write(dir.path().join("preprocess.json"), PUBLISHED).unwrap();
         let c = Contract::beside(&dir.path().join("model.safetensors")).unwrap().unwrap();
-        assert!(c.same() && c.side() == 224);
+        assert!(c.same() && !c.bgr() && c.side() == 224);
         assert_eq!((c.value(0, 0.0), c.value(1, 255.0)), (-1.0, 1.0));
-        std::fs::write(dir.path().join("preprocess.json"), text.replace("tf_same", "odd")).unwrap();
+        assert_eq!((c.batch_norm_eps, c.activation.as_deref()), (Builder::EPS, Some("relu6")));
+        std::fs::write(dir.path().join("preprocess.json"), PUBLISHED.replace("tf_same", "odd")).unwrap();
         assert!(Contract::beside(&dir.path().join("model.safetensors")).is_err());
+    }
+
+    #[test]
+    fn what_we_do_not_do_is_refused_by_its_key() {
+        for (from, to, says) in [
+            ("bilinear", "bicubic", "the interpolation `bicubic`"),
+            ("\"center\"", "\"random\"", "the crop `random`"),
+            ("\"rgb\"", "\"grey\"", "the color `grey`"),
+            ("tf_same", "odd", "the padding `odd`"),
+            ("1e-5", "0", "a `batch_norm_eps` of 0"),
+            ("\"crop\"", "\"gamma\": 2.2, \"crop\"", "unknown field `gamma`"),
+        ] {
+            let error = parse(from, to).unwrap_err().to_string();
+            assert!(error.contains(says) && error.contains("`p.json`"), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_a_contract_says_comes_back_from_its_own_text() {
+        let said = parse("1e-5", "0.001").unwrap();
+        let text = serde_json::to_string(&said).unwrap();
+        assert_eq!(Contract::parse(&text, "p.json").unwrap(), said);
+        assert_eq!(said.batch_norm_eps, 0.001);
+        // Files of ours from before these keys.
+        let old = r#"{"input_size":[3,32,32],"resize_short_side":32,"scale":"x / 255",
+            "mean":[0.0,0.0,0.0],"std":[1.0,1.0,1.0],"padding":"symmetric"}"#;
+        assert_eq!(Contract::parse(old, "p.json").unwrap(), Contract::named("unit", 32, None).unwrap());
+    }
+
+    #[test]
+    fn another_side_keeps_the_part_that_is_cut_off() {
+        let published = || parse("1e-5", "1e-5").unwrap();
+        for (side, resized) in [(112, 128), (224, 256), (32, 37), (8, 9)] {
+            let c = published().scaled_to(side);
+            assert_eq!((c.side(), c.resize_short_side), (side as usize, resized));
+        }
+        let whole = parse("256", "224").unwrap().scaled_to(33);
+        assert_eq!(whole.resize_short_side, 33);
+        assert_eq!(parse("256", "4294967295").unwrap().scaled_to(1024).resize_short_side, u32::MAX);
     }
 }

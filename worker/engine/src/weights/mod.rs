@@ -1,6 +1,9 @@
 //! Pretrained weights: read by name, checked by shape, refused with names.
 
 mod contract;
+mod pth;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -17,10 +20,13 @@ use crate::{
 /// Largest file of weights that is read, in bytes.
 const MAX_BYTES: u64 = 16 << 30;
 
+/// Around a model that several devices have trained, PyTorch puts another one of this name.
+const WRAPPER: &str = "module.";
+
 /// Tensors of a `.safetensors` or `.pth` file, as f32.
 ///
 /// # Errors
-/// A file that is not there, not whole, or of another format.
+/// A file that is not there, not whole, of another format, or without tensors.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let shown = path.display();
     let meta = std::fs::metadata(path)
@@ -36,10 +42,16 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     let tensors: Vec<(String, Tensor)> = match extension {
         "safetensors" => candle_core::safetensors::load(path, &Device::Cpu).map_err(bad)?.into_iter().collect(),
-        "pth" | "pt" | "bin" => {
-            let path = path.to_owned();
+        "pth" | "pt" | "th" | "bin" if pth::is_legacy(path) => {
+            return Err(Error::user(
+                format!("weights `{shown}` are of the format that PyTorch wrote before 1.6"),
+                "load them in a current PyTorch and save them again: `torch.save(torch.load(path), path)`",
+            ));
+        }
+        "pth" | "pt" | "th" | "bin" => {
+            let size = meta.len();
             // The reader indexes into what the file claims: a panic there is a bad file, not a bug of the run.
-            let read = std::panic::catch_unwind(|| candle_core::pickle::read_all(path));
+            let read = std::panic::catch_unwind(|| pth::read(path, size));
             read.unwrap_or_else(|_| Err(candle_core::Error::Msg("the archive contradicts itself".into())))
                 .map_err(bad)?
         }
@@ -50,8 +62,15 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
             ));
         }
     };
+    if tensors.is_empty() {
+        return Err(Error::user(
+            format!("weights `{shown}` hold no tensors"),
+            "give a file of tensors by name, such as `torch.save(model.state_dict(), path)` writes",
+        ));
+    }
+    let skip = if tensors.iter().all(|(name, _)| name.starts_with(WRAPPER)) { WRAPPER.len() } else { 0 };
     let float = |t: Tensor| t.to_dtype(DType::F32).and_then(|t| t.contiguous());
-    tensors.into_iter().map(|(name, t)| Ok((name, float(t).map_err(bad)?))).collect()
+    tensors.into_iter().map(|(name, t)| Ok((name[skip..].to_owned(), float(t).map_err(bad)?))).collect()
 }
 
 /// Copies the tensors of `file` into `store`.
@@ -100,29 +119,63 @@ pub fn fill(
     ))
 }
 
-/// Fills a new network from a file, all but the head unless it is kept.
+/// Fills a new network from a file: all but the head, or all of it where the head is `kept` for these classes.
 ///
 /// # Errors
-/// See [`read`] and [`fill`].
-pub fn load(network: &mut Network, backbone: &Backbone, path: &Path, keep_head: bool) -> Result<()> {
+/// See [`read`] and [`fill`]; a file that says it was trained on other classes than a kept head is for.
+pub fn load(network: &mut Network, backbone: &Backbone, path: &Path, kept: Option<&[String]>) -> Result<()> {
+    if let Some(classes) = kept {
+        same_classes(path, classes)?;
+    }
     let file = read(path)?;
     let head = |name: &str| {
         name.starts_with("head.") || name.strip_prefix(backbone.classifier).is_some_and(|r| r.starts_with('.'))
     };
-    fill(&mut network.initial, &file, |name| keep_head || !head(name), &path.display().to_string())
+    fill(&mut network.initial, &file, |name| kept.is_some() || !head(name), &path.display().to_string())
 }
 
-/// The contract inside a `.safetensors` file of ours, if there is one.
+/// Outputs of a head mean the classes that it was trained on, in their order.
+fn same_classes(path: &Path, classes: &[String]) -> Result<()> {
+    let own = about(path)?.get("classes").and_then(|c| serde_json::from_value::<Vec<String>>(c.clone()).ok());
+    let Some(own) = own else { return Ok(()) };
+    let Some(odd) = (0..own.len().max(classes.len())).find(|i| own.get(*i) != classes.get(*i)) else {
+        return Ok(());
+    };
+    let name = |list: &[String]| list.get(odd).map_or("missing".to_owned(), |class| format!("`{class}`"));
+    let (theirs, wanted) = (name(&own), name(classes));
+    Err(Error::user(
+        format!("class {} of weights `{}` is {theirs}, and of the data {wanted}", odd + 1, path.display()),
+        "a head can only be kept for the classes that it was trained on: the same names, in the same order",
+    ))
+}
+
+/// What a `.safetensors` file of ours says of itself; nothing for any other file.
+fn about(path: &Path) -> Result<serde_json::Value> {
+    if path.extension().is_none_or(|e| e != "safetensors") {
+        return Ok(serde_json::Value::Null);
+    }
+    let text = metadata(path)?.remove("tl").unwrap_or_default();
+    Ok(serde_json::from_str(&text).unwrap_or_default())
+}
+
+/// The contract of a file of weights: inside it if it is ours, else beside it.
 ///
 /// # Errors
-/// A file that is not whole, or a contract that says something we cannot do.
-pub fn embedded(path: &Path) -> Result<Option<Contract>> {
-    if path.extension().is_none_or(|e| e != "safetensors") {
-        return Ok(None);
+/// A file that is not whole, a contract that says something we cannot do, or two that differ.
+pub fn contract_of(path: &Path) -> Result<Option<Contract>> {
+    let shown = path.display().to_string();
+    let inside = about(path)?.get("contract").map(|c| Contract::parse(&c.to_string(), &shown)).transpose()?;
+    let beside = Contract::beside(path)?;
+    match (&inside, &beside) {
+        (Some(inside), Some(beside)) if inside != beside => Err(Error::user(
+            format!(
+                "the preprocessing contract inside `{shown}` differs from `{}` beside it",
+                path.with_file_name("preprocess.json").display()
+            ),
+            "what is inside was written with the weights: remove the file, or put the one back that belongs to them",
+        )),
+        _ => Ok(inside.or(beside)),
     }
-    let Some(text) = metadata(path)?.remove("tl") else { return Ok(None) };
-    let about: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    about.get("contract").map(|c| Contract::parse(&c.to_string(), &path.display().to_string())).transpose()
 }
 
 /// Largest header of a `.safetensors` file, in bytes.
@@ -138,7 +191,8 @@ pub fn metadata(path: &Path) -> Result<BTreeMap<String, String>> {
     let bad = |e: &dyn std::fmt::Display| {
         Error::user(format!("`{shown}` is not a whole file of weights: {e}"), "check `model.weights`")
     };
-    let mut file = std::fs::File::open(path).map_err(|e| bad(&e))?;
+    let mut file = std::fs::File::open(path)
+        .map_err(|e| Error::user(format!("weights `{shown}` cannot be read: {e}"), "check `model.weights`"))?;
     let mut len = [0; 8];
     file.read_exact(&mut len).map_err(|e| bad(&e))?;
     let len = u64::from_le_bytes(len);
@@ -150,17 +204,22 @@ pub fn metadata(path: &Path) -> Result<BTreeMap<String, String>> {
     #[derive(serde::Deserialize)]
     struct Header {
         #[serde(default, rename = "__metadata__")]
-        metadata: BTreeMap<String, String>,
+        metadata: Option<BTreeMap<String, String>>,
     }
-    serde_json::from_slice::<Header>(&header).map(|h| h.metadata).map_err(|e| bad(&e))
+    serde_json::from_slice::<Header>(&header).map(|h| h.metadata.unwrap_or_default()).map_err(|e| bad(&e))
 }
 
 #[cfg(test)]
 mod tests {
-    use tl_proto::spec::{HeadSection, ModelSection};
+    use std::path::PathBuf;
 
-    use super::*;
-    use crate::train::net::Net;
+    use tl_proto::spec::{HeadSection, JobSpec, ModelSection};
+
+    use super::{testing::bare, *};
+    use crate::{
+        predict::Model,
+        train::{export, net::Net},
+    };
 
     fn model(backbone: &str, weights: Option<&Path>) -> ModelSection {
         ModelSection {
@@ -173,19 +232,22 @@ mod tests {
         }
     }
 
-    fn build(model: &ModelSection) -> Result<Net> {
-        Net::build(model, 2, false, 1, &BTreeMap::new())
+    fn classes(names: &[&str]) -> Vec<String> {
+        names.iter().map(|n| (*n).to_owned()).collect()
     }
 
-    /// The tensors of a network as a bare file, without a contract.
-    fn bare(net: &Net, path: &Path) {
-        let store = &net.network.initial;
-        let params = store.params.iter().map(|e| (e, &store.values[e.range.clone()]));
-        let buffers = store.buffers.iter().map(|e| (e, &store.buffer_values[e.range.clone()]));
-        let tensor =
-            |(e, v): (&crate::nn::Entry, &[f32])| (e.name.clone(), crate::nn::tensor(v.to_vec(), &e.shape).unwrap());
-        let tensors = params.chain(buffers).map(tensor).collect();
-        candle_core::safetensors::save(&tensors, path).unwrap();
+    fn build(model: &ModelSection) -> Result<Net> {
+        Net::build(model, &classes(&["a", "b"]), false, 1, &BTreeMap::new())
+    }
+
+    /// A model file as a job exports it, alone in a folder.
+    fn exported(net: &Net, dir: &Path) -> PathBuf {
+        let job = "schema = 1\njob = { name = \"t\", kind = \"finetune\" }\nmodel = { backbone = \"small_cnn\" }";
+        let spec = JobSpec::from_toml(job, &[]).unwrap();
+        let bytes = export::safetensors(net, &net.network.initial, &classes(&["a", "b"]), &spec).unwrap();
+        let path = dir.join("model.safetensors");
+        std::fs::write(&path, bytes).unwrap();
+        path
     }
 
     #[test]
@@ -228,5 +290,50 @@ mod tests {
         let zip = dir.path().join("w.pth");
         std::fs::write(&zip, &bytes).unwrap();
         assert!(read(&zip).is_err());
+    }
+
+    #[test]
+    fn the_contract_inside_a_file_of_ours_counts_and_another_one_beside_it_is_refused() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let path = from.path().join("w.safetensors");
+        bare(&build(&model("small_cnn", None)).unwrap(), &path);
+        let said = r#"{"input_size": [3, 32, 32], "scale": "x / 255", "color": "bgr", "batch_norm_eps": 0.001}"#;
+        std::fs::write(from.path().join("preprocess.json"), said).unwrap();
+        let first = build(&model("small_cnn", Some(&path))).unwrap();
+        assert!(first.contract.bgr() && first.contract.batch_norm_eps == 0.001);
+
+        let file = exported(&first, to.path());
+        let beside = to.path().join("preprocess.json");
+        for text in [None, Some(serde_json::to_string_pretty(&first.contract).unwrap())] {
+            text.iter().for_each(|t| std::fs::write(&beside, t).unwrap());
+            assert_eq!(build(&model("small_cnn", Some(&file))).unwrap().contract, first.contract);
+            Model::open(to.path()).unwrap();
+        }
+        std::fs::write(&beside, said.replace("bgr", "rgb")).unwrap();
+        let errors = [build(&model("small_cnn", Some(&file))).err(), Model::open(&file).err()];
+        for error in errors.map(|e| e.unwrap().to_string()) {
+            assert!(error.contains("model.safetensors` differs from") && error.contains("preprocess.json"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_head_is_kept_for_its_own_classes_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = exported(&build(&model("small_cnn", None)).unwrap(), dir.path());
+        let keep = |names: &[&str]| {
+            Net::build(&model("small_cnn", Some(&file)), &classes(names), true, 1, &BTreeMap::new()).map(|_| ())
+        };
+        keep(&["a", "b"]).unwrap();
+        for (names, says) in [
+            (&["b", "a"][..], "class 1 of weights"),
+            (&["a", "c"][..], "is `b`, and of the data `c`"),
+            (&["a", "b", "c"][..], "is missing, and of the data `c`"),
+            (&["a"][..], "is `b`, and of the data missing"),
+        ] {
+            let error = keep(names).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+        // A new head may be for anything.
+        Net::build(&model("small_cnn", Some(&file)), &classes(&["x", "y", "z"]), false, 1, &BTreeMap::new()).unwrap();
     }
 }

@@ -1,0 +1,182 @@
+//! Runs frozen prefixes once per sample and view, together: what one rank has, no other computes.
+
+mod share;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rayon::prelude::*;
+
+use self::share::Holdings;
+use super::{net::Net, samples::Samples};
+use crate::{
+    Error, Result,
+    cache::{self, Key, Space},
+    collective::Collective,
+    data::{augment::View, pixels},
+    link::{Link, Notice},
+    nn::{Store, host},
+    num::fingerprint::fingerprint,
+};
+
+/// Samples of one forward pass; row-stable layers make any other number give the same bits.
+const CHUNK: usize = 8;
+/// Records of one segment: what a kill in the middle of a long encoding can cost.
+const SEGMENT: usize = 256;
+/// Bytes of features that one cut may take in memory; above it the prefix runs each time.
+pub const BUDGET: usize = 4 << 30;
+
+/// What was encoded.
+pub struct Encoded {
+    /// For each cut: features of `(sample, view)` at `sample · views + view`.
+    pub by_cut: BTreeMap<usize, Vec<Vec<f32>>>,
+    /// Samples that ran through the prefix, over all ranks.
+    pub computed: u64,
+    /// Samples times views whose outputs were asked for.
+    pub needed: u64,
+}
+
+/// Outputs at every cut, by sample and view.
+type Records = BTreeMap<Key, Vec<Vec<f32>>>;
+
+/// Features of every sample and view in front of each of `cuts` (ascending).
+///
+/// # Errors
+/// A sample that cannot be read, a lost peer. A cache that cannot be written is told, and costs time only.
+pub fn encode(
+    net: &Net,
+    store: &Store,
+    cuts: &[usize],
+    samples: &Samples,
+    root: &std::path::Path,
+    group: &mut dyn Collective,
+    link: &mut dyn Link,
+) -> Result<Encoded> {
+    let views = samples.views().unwrap_or(1);
+    let wanted: Vec<(usize, View, Key)> = (0..samples.count() * views)
+        .map(|at| {
+            let (index, view) = (at / views, samples.view(at / views, (at % views) as u64));
+            (index, view, cache::key(&samples.dataset.digest(index), &view.describe()))
+        })
+        .collect();
+    let keys: Vec<Key> = wanted.iter().map(|w| w.2).collect();
+    let mut disk = Disk::open(net, store, cuts, root)?;
+    let mut records = disk.read(&keys, link);
+    let holdings = Holdings::learn(&keys, &records, &cache::identity(root), group)?;
+
+    let (mut fresh, mut done) = (Vec::new(), 0);
+    let mine = holdings.to_compute();
+    for chunk in mine.chunks(CHUNK) {
+        if link.stop_requested() {
+            // Leaving alone would strand the others in the next exchange; they learn of it by our absence.
+            disk.write(&records, &fresh, link);
+            return Err(Error::Stopped);
+        }
+        let rows: Vec<Vec<f32>> = chunk
+            .par_iter()
+            .map(|j| samples.input(wanted[*j].0, wanted[*j].1, &net.contract))
+            .collect::<Result<_>>()?;
+        let mut x = pixels::batch(rows.concat(), chunk.len(), net.contract.side())?;
+        let (mut from, mut outputs) = (0, vec![Vec::new(); chunk.len()]);
+        for cut in cuts {
+            x = net.forward(store, x, from, *cut)?;
+            from = *cut;
+            let values = host(&x)?;
+            let width = values.len() / chunk.len();
+            outputs.iter_mut().zip(values.chunks_exact(width)).for_each(|(o, v)| o.push(v.to_vec()));
+        }
+        for (j, output) in chunk.iter().zip(outputs) {
+            records.insert(keys[*j], output);
+            fresh.push(keys[*j]);
+        }
+        if fresh.len() >= SEGMENT {
+            disk.write(&records, &fresh, link);
+            fresh.clear();
+        }
+        done += chunk.len();
+        if group.rank() == 0 {
+            let (all, missing) = ((done * group.world()) as u64, holdings.missing() as u64);
+            link.activity("encode", all.min(missing), missing);
+        }
+    }
+    disk.write(&records, &fresh, link);
+    let received = holdings.exchange(&mut records, &disk.widths(), group)?;
+    disk.write(&records, &received, link);
+    Ok(Encoded {
+        by_cut: by_cut(cuts, &keys, records)?,
+        computed: holdings.missing() as u64,
+        needed: keys.len() as u64,
+    })
+}
+
+/// Rows in the order of `keys`. What several samples share is copied, the rest is moved: features may fill the memory.
+fn by_cut(cuts: &[usize], keys: &[Key], mut records: Records) -> Result<BTreeMap<usize, Vec<Vec<f32>>>> {
+    let mut uses: BTreeMap<&Key, usize> = BTreeMap::new();
+    keys.iter().for_each(|k| *uses.entry(k).or_default() += 1);
+    let mut out: Vec<Vec<Vec<f32>>> = cuts.iter().map(|_| Vec::with_capacity(keys.len())).collect();
+    for key in keys {
+        let left = uses.get_mut(key).map_or(0, |n| {
+            *n -= 1;
+            *n
+        });
+        let record = if left == 0 { records.remove(key) } else { records.get(key).cloned() };
+        let record = record.ok_or_else(|| Error::Internal("an encoded sample is missing".into()))?;
+        out.iter_mut().zip(record).for_each(|(rows, row)| rows.push(row));
+    }
+    Ok(cuts.iter().copied().zip(out).collect())
+}
+
+/// The spaces of all cuts.
+struct Disk {
+    spaces: Vec<Space>,
+    /// A disk that has refused once is not tried again.
+    refused: bool,
+}
+
+impl Disk {
+    fn open(net: &Net, store: &Store, cuts: &[usize], root: &std::path::Path) -> Result<Self> {
+        let space = |cut: &usize| {
+            // Features belong to the numbers of this kind of machine, as the gang does.
+            let name = blake3::hash(&[net.prefix_digest(store, *cut).as_bytes(), &fingerprint()].concat());
+            Ok(Space::new(root, &name.to_hex(), net.shape_at(store, *cut)?.iter().product()))
+        };
+        Ok(Self { spaces: cuts.iter().map(space).collect::<Result<_>>()?, refused: false })
+    }
+
+    fn widths(&self) -> Vec<usize> {
+        self.spaces.iter().map(Space::width).collect()
+    }
+
+    /// Records that are here in every space.
+    fn read(&self, keys: &[Key], link: &mut dyn Link) -> Records {
+        let keys: BTreeSet<Key> = keys.iter().copied().collect();
+        let mut records = Records::new();
+        for (i, space) in self.spaces.iter().enumerate() {
+            let (found, damaged) = space.read(&keys);
+            if damaged > 0 {
+                link.notice(
+                    Notice::CacheDamaged,
+                    &format!("{damaged} segments of the feature cache were not whole and are computed again"),
+                );
+            }
+            for (key, values) in found {
+                let record = records.entry(key).or_default();
+                if record.len() == i {
+                    record.push(values);
+                }
+            }
+        }
+        records.retain(|_, r| r.len() == self.spaces.len());
+        records
+    }
+
+    fn write(&mut self, records: &Records, keys: &[Key], link: &mut dyn Link) {
+        for (i, space) in self.spaces.iter().enumerate().filter(|_| !self.refused) {
+            let segment: Vec<(Key, &[f32])> = keys.iter().map(|k| (*k, &records[k][i][..])).collect();
+            if let Err(e) = space.write(&segment) {
+                self.refused = true;
+                link.notice(Notice::CacheUnwritten, &format!("{e}; the next job will compute these features again"));
+                return;
+            }
+        }
+    }
+}
