@@ -18,6 +18,9 @@ pub struct Args {
     /// Folder for the log, the series and the blobs
     #[arg(long, default_value = "tl-data/coordinator", env = "TL_DATA")]
     data: PathBuf,
+    /// Bucket for checkpoints, models and data sets, such as `s3://bucket/folder` [default: in the data folder]
+    #[arg(long, env = "TL_BLOBS")]
+    blobs: Option<String>,
     /// Token of users; needed off loopback
     #[arg(long, env = "TL_USER_TOKEN", hide_env_values = true)]
     user_token: Option<String>,
@@ -49,6 +52,7 @@ pub fn main(args: Args) -> anyhow::Result<()> {
         listen: args.listen,
         http: Some(args.http),
         data: args.data,
+        blobs: args.blobs,
         tokens: Tokens { user: args.user_token, node: args.node_token },
         deadlines,
     };

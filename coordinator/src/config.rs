@@ -13,6 +13,8 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     /// Folder for the stores.
     pub data: PathBuf,
+    /// Where whole blobs lie, if not in that folder: a URL of a bucket.
+    pub blobs: Option<String>,
     /// Who may do what.
     pub tokens: Tokens,
     /// The one table of deadlines.
@@ -83,6 +85,7 @@ mod tests {
             listen: listen.parse().unwrap(),
             http: None,
             data: PathBuf::new(),
+            blobs: None,
             tokens: Tokens { user: user.map(Into::into), node: node.map(Into::into) },
             deadlines: Deadlines::default(),
         };

@@ -4,24 +4,34 @@
 //! changes through [`Driver::changes`].
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::{
         Arc, PoisonError, RwLock,
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use tl_proto::{deadlines::Deadlines, ids::NodeId};
+use tl_proto::{
+    deadlines::Deadlines,
+    ids::{JobId, NodeId},
+};
 use tokio::sync::{oneshot, watch};
 
 use crate::{
-    core::{Command, Context, Event, NodeStatus, Refusal, State, apply, decide, invariants, plan},
+    clock::Clock,
+    core::{Command, Context, Event, JobStatus, Millis, NodeStatus, Refusal, State, apply, decide, invariants, plan},
     store::{self, Blobs, Lifecycle},
 };
 
 /// How often the plan is looked at when nothing happens: deadlines pass on their own.
 const TICK: Duration = Duration::from_millis(100);
+/// How often blobs that nothing refers to are looked for, and how old they must be: a blob is uploaded before it is
+/// referred to.
+const SWEEP: Duration = Duration::from_secs(3_600);
+/// How long after the start it is done first: agents announce then what they have uploaded while nobody was there.
+const FIRST_SWEEP: Duration = Duration::from_secs(600);
 /// Commands that may wait to be decided.
 const INBOX: usize = 4_096;
 /// Rounds of planning after one command. Planning comes to rest in a few; more is a bug, and must not hang.
@@ -57,6 +67,7 @@ struct Shared {
 pub struct Driver {
     shared: Arc<Shared>,
     inbox: SyncSender<Message>,
+    clock: Clock,
 }
 
 impl Driver {
@@ -69,18 +80,17 @@ impl Driver {
         deadlines: Deadlines,
         blobs: Blobs,
     ) -> Result<(Self, std::thread::JoinHandle<()>), store::Error> {
-        let (log, mut state) = Lifecycle::open(dir)?;
-        let mut clock = Clock(0);
-        // Who was connected before the restart gets a full lease to come back before anything of theirs is replaced.
-        for node in state.nodes.values_mut().filter(|n| n.status != NodeStatus::Lost) {
-            node.status = NodeStatus::Unknown;
-            node.seen_ms = clock.now();
-        }
-        let shared = Arc::new(Shared { state: RwLock::new(state), version: watch::Sender::new(0) });
+        let mut writer = Writer::open(dir, deadlines, blobs)?;
+        writer.forget_plans();
+        let (shared, clock) = (writer.shared.clone(), writer.clock);
         let (inbox, messages) = sync_channel(INBOX);
-        let writer = Writer { shared: shared.clone(), log, deadlines, blobs, clock };
         let thread = std::thread::Builder::new().name("driver".into()).spawn(move || writer.run(&messages))?;
-        Ok((Self { shared, inbox }, thread))
+        Ok((Self { shared, inbox, clock }, thread))
+    }
+
+    /// The time by which everything is decided, in milliseconds since the epoch.
+    pub fn now_ms(&self) -> Millis {
+        self.clock.now()
     }
 
     /// Decides a command; when it returns `Ok`, its events are on disk and applied.
@@ -115,33 +125,41 @@ impl Driver {
     }
 }
 
-/// The wall clock, which here never goes back.
-struct Clock(u64);
-
-impl Clock {
-    fn now(&mut self) -> u64 {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
-        self.0 = self.0.max(wall);
-        self.0
-    }
-}
-
-/// Milliseconds since the epoch.
-pub fn now_ms() -> u64 {
-    Clock(0).now()
-}
-
 struct Writer {
     shared: Arc<Shared>,
     log: Lifecycle,
     deadlines: Deadlines,
     blobs: Blobs,
     clock: Clock,
+    /// When it was planned last.
+    planned_ms: Millis,
+    /// When blobs are to be swept next.
+    sweep_ms: Millis,
 }
 
 impl Writer {
+    fn open(dir: &Path, deadlines: Deadlines, blobs: Blobs) -> Result<Self, store::Error> {
+        let (log, state) = Lifecycle::open(dir)?;
+        let clock = Clock::start(state.newest_ms());
+        let now = clock.now();
+        let shared = Arc::new(Shared { state: RwLock::new(state), version: watch::Sender::new(0) });
+        let sweep_ms = now + millis(FIRST_SWEEP);
+        let mut writer = Self { shared, log, deadlines, blobs, clock, planned_ms: now, sweep_ms };
+        // Who was connected before the restart gets a full lease to come back before anything of theirs is replaced.
+        writer.change(|state| {
+            for node in state.nodes.values_mut().filter(|n| n.status != NodeStatus::Lost) {
+                node.status = NodeStatus::Unknown;
+                node.seen_ms = now;
+            }
+        });
+        Ok(writer)
+    }
+
     fn run(mut self, messages: &Receiver<Message>) {
         loop {
+            if self.clock.now() >= self.sweep_ms {
+                self.sweep();
+            }
             match messages.recv_timeout(TICK) {
                 Ok(Message::Decide(command, reply)) => {
                     let result = self.decide(*command);
@@ -149,7 +167,13 @@ impl Writer {
                     // Nobody may be waiting for the answer any more.
                     let _ = reply.send(result);
                 }
-                Ok(Message::Seen(node)) => self.seen(&node),
+                Ok(Message::Seen(node)) => {
+                    self.seen(&node);
+                    // Where many nodes give signs of life it is never quiet.
+                    if self.clock.now() - self.planned_ms >= millis(TICK) {
+                        self.settle();
+                    }
+                }
                 Err(RecvTimeoutError::Timeout) => self.settle(),
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -159,7 +183,7 @@ impl Writer {
     fn decide(&mut self, command: Command) -> Result<(), Rejection> {
         let now = self.clock.now();
         let joined = if let Command::Join { node, .. } = &command { Some(node.clone()) } else { None };
-        let events = decide(&self.shared.state.read().unwrap_or_else(PoisonError::into_inner), command, now)?;
+        let events = self.look(|state| decide(state, command, now))?;
         self.commit(&events)?;
         // Its lease begins with its hello.
         joined.iter().for_each(|node| self.seen(node));
@@ -168,18 +192,72 @@ impl Writer {
 
     fn seen(&mut self, node: &NodeId) {
         let now = self.clock.now();
-        let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(node) = state.nodes.get_mut(node) {
-            node.seen_ms = now;
+        self.change(|state| {
+            if let Some(node) = state.nodes.get_mut(node) {
+                node.seen_ms = now;
+            }
+        });
+    }
+
+    fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.shared.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes what is not in the log.
+    fn change(&mut self, change: impl FnOnce(&mut State)) {
+        change(&mut self.shared.state.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// After a stall (of the machine, of this process, of the disk) signs of life may lie unread: like after a restart,
+    /// every node gets a full lease.
+    fn wake(&mut self) {
+        let now = self.clock.now();
+        let stalled = now - self.planned_ms > self.deadlines.lease_ms / 2;
+        self.planned_ms = now;
+        if stalled {
+            tracing::warn!("nothing was decided for a while; all nodes get a new lease");
+            self.change(|state| {
+                state.nodes.values_mut().filter(|n| n.status != NodeStatus::Lost).for_each(|n| n.seen_ms = now);
+            });
         }
+    }
+
+    /// Removes the hidden jobs of plans: nobody who had asked for one is there after a restart.
+    fn forget_plans(&mut self) {
+        let plans: Vec<(JobId, JobStatus)> = self.look(|state| {
+            let plans = state.jobs.iter().filter(|(_, j)| j.plan_only);
+            plans.map(|(id, job)| (id.clone(), job.status)).collect()
+        });
+        for (job, status) in plans {
+            let cancel = (status == JobStatus::Active).then(|| Command::Cancel { job: job.clone() });
+            for command in cancel.into_iter().chain([Command::Remove { job }]) {
+                if let Err(e) = self.decide(command) {
+                    tracing::warn!("a plan of the time before the restart stays: {e}");
+                }
+            }
+        }
+    }
+
+    /// Throws blobs away that nothing refers to.
+    fn sweep(&mut self) {
+        self.sweep_ms = self.clock.now() + millis(SWEEP);
+        let needed: BTreeSet<String> = self.look(|state| state.blobs().into_iter().map(str::to_owned).collect());
+        let blobs = self.blobs.clone();
+        // Listing may take long. What is announced meanwhile was asked for, and counts as new.
+        std::thread::spawn(move || {
+            if let Err(e) = blobs.sweep(|digest| needed.contains(digest), SWEEP) {
+                tracing::warn!("blobs cannot be swept: {e}");
+            }
+        });
     }
 
     /// Carries the plan out until nothing is left to do.
     fn settle(&mut self) {
         for _ in 0..ROUNDS {
+            self.wake();
             let entropy = ulid::Ulid::new().random();
-            let context = Context { now: self.clock.now(), deadlines: &self.deadlines, entropy };
-            let events = plan(&self.shared.state.read().unwrap_or_else(PoisonError::into_inner), &context);
+            let context = Context { now: self.planned_ms, deadlines: &self.deadlines, entropy };
+            let events = self.look(|state| plan(state, &context));
             if events.is_empty() {
                 return;
             }
@@ -219,12 +297,21 @@ impl Writer {
     }
 }
 
+fn millis(time: Duration) -> Millis {
+    time.as_millis() as Millis
+}
+
 /// Blobs that nobody may need once `event` is applied.
 fn blobs_at_stake(state: &State, event: &Event) -> Vec<String> {
     match event {
-        Event::CheckpointReady { job, phase, .. } => {
+        Event::CheckpointReady { job, phase, .. } | Event::PhaseSucceeded { job, phase, .. } => {
             let phase = state.jobs.get(job).and_then(|j| j.phase(phase));
             phase.map(|p| p.checkpoints.iter().map(|(_, b)| b.digest.clone()).collect()).unwrap_or_default()
+        }
+        Event::ArtifactReady { job, phase, name, .. } => {
+            let made = state.jobs.get(job).into_iter().flat_map(|j| &j.artifacts);
+            let older = made.filter(|a| a.step == phase.step() && a.name == *name);
+            older.map(|a| a.blob.digest.clone()).collect()
         }
         Event::JobRemoved { job } => {
             state.jobs.get(job).map(|j| j.blobs().map(|b| b.digest.clone()).collect()).unwrap_or_default()
@@ -236,9 +323,10 @@ fn blobs_at_stake(state: &State, event: &Event) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use tl_proto::{ids::JobId, spec::parse};
+    use tl_proto::{ids::PhaseId, spec::parse};
 
     use super::*;
+    use crate::core::{Artifact, Blob, Slot};
 
     const JOB: &str = r#"
 schema = 1
@@ -252,19 +340,23 @@ stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
         Driver::start(dir, Deadlines::default(), Blobs::open(dir).unwrap()).unwrap()
     }
 
+    fn submit(bits: u128, key: &str, plan_only: bool) -> Command {
+        let (job, spec) = (JobId::from_bits(bits), Box::new(parse(JOB).unwrap()));
+        Command::Submit { job, key: key.into(), owner: "o".into(), spec, plan_only }
+    }
+
+    fn join(node: &NodeId) -> Command {
+        let slots = vec![Slot { index: 0, device: "cpu".into(), address: "n:1".into(), weight: 1 }];
+        let (name, incarnation, build) = ("n".into(), "a".into(), "b".into());
+        Command::Join { node: node.clone(), name, incarnation, build, slots, catalog: Box::default() }
+    }
+
     #[tokio::test]
     async fn an_accepted_job_is_there_after_a_restart_and_a_repeated_submit_adds_none() {
         let dir = tempfile::tempdir().unwrap();
         let (driver, thread) = open(dir.path());
-        let submit = |bits| Command::Submit {
-            job: JobId::from_bits(bits),
-            key: "k".into(),
-            owner: "o".into(),
-            spec: Box::new(parse(JOB).unwrap()),
-            plan_only: false,
-        };
-        driver.decide(submit(1)).await.unwrap();
-        driver.decide(submit(2)).await.unwrap();
+        driver.decide(submit(1, "k", false)).await.unwrap();
+        driver.decide(submit(2, "k", false)).await.unwrap();
         let gone = driver.decide(Command::Cancel { job: JobId::from_bits(9) }).await;
         assert!(matches!(gone, Err(Rejection::Refused(Refusal::NotFound(_)))));
         let before = driver.read(State::clone);
@@ -275,5 +367,83 @@ stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
         assert_eq!(driver.read(|s| s.jobs.len()), 1);
         driver.stop();
         thread.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_plan_does_not_outlive_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let (driver, thread) = open(dir.path());
+        driver.decide(submit(1, "plan", true)).await.unwrap();
+        driver.decide(submit(2, "job", false)).await.unwrap();
+        driver.stop();
+        thread.join().unwrap();
+        let (driver, thread) = open(dir.path());
+        assert_eq!(driver.read(|s| s.jobs.keys().cloned().collect::<Vec<_>>()), [JobId::from_bits(2)]);
+        driver.stop();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_stall_of_the_coordinator_costs_no_node_its_lease_and_silence_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        let mut writer = Writer::open(dir.path(), Deadlines::default(), blobs).unwrap();
+        let node = NodeId::from_bits(1);
+        writer.decide(join(&node)).unwrap();
+        let status = |writer: &Writer| writer.look(|s| s.nodes[&node].status);
+        let lease = writer.deadlines.lease_ms;
+        writer.clock = writer.clock.later(2 * lease);
+        writer.settle();
+        assert_eq!(status(&writer), NodeStatus::Ready);
+        for _ in 0..5 {
+            writer.clock = writer.clock.later(lease / 4);
+            writer.settle();
+        }
+        assert_eq!(status(&writer), NodeStatus::Lost);
+    }
+
+    #[test]
+    fn blobs_go_with_the_end_of_their_phase_and_when_a_newer_file_takes_their_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        let blob = |c: char| {
+            let digest = c.to_string().repeat(64);
+            std::fs::write(dir.path().join("blobs").join(&digest), "x").unwrap();
+            Blob { digest, size: 1 }
+        };
+        let there = |c: char| blobs.stat(&c.to_string().repeat(64)).unwrap().0;
+        let mut writer = Writer::open(dir.path(), Deadlines::default(), blobs.clone()).unwrap();
+        let (job, node) = (JobId::from_bits(1), NodeId::from_bits(1));
+        let result = |kind: &str| Command::Result {
+            job: job.clone(),
+            phase: PhaseId::new("main", kind),
+            generation: 1,
+            result: serde_json::Value::Null,
+            node: node.clone(),
+            incarnation: "a".into(),
+        };
+        let model = |blob: Blob| Command::Artifact {
+            job: job.clone(),
+            phase: PhaseId::new("main", "train"),
+            generation: 1,
+            name: Artifact::MODEL.into(),
+            blob,
+            node: node.clone(),
+        };
+        let (phase, saved) = (PhaseId::new("main", "train"), blob('a'));
+        let checkpoint =
+            Command::Checkpoint { job: job.clone(), phase, generation: 1, step: 5, blob: saved, node: node.clone() };
+        for command in [submit(1, "k", false), join(&node), result("probe"), checkpoint, model(blob('b'))] {
+            writer.decide(command).unwrap();
+            writer.settle();
+        }
+        assert!(there('a') && there('b'));
+        writer.decide(model(blob('c'))).unwrap();
+        assert!(there('c') && !there('b'));
+        writer.decide(result("train")).unwrap();
+        assert!(there('c') && !there('a'));
+        blob('d');
+        writer.sweep();
+        assert!(there('c') && there('d'), "what has just arrived is referred to later");
     }
 }

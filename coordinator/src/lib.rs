@@ -4,6 +4,7 @@
 //! them. [`rpc`] and [`web`] are the ways in; [`records`] keeps what ranks report, [`store`] puts everything on disk.
 
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod core;
 pub mod driver;

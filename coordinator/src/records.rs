@@ -1,7 +1,7 @@
 //! What ranks report while they run: series and logs on disk, the current activity in memory.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -110,6 +110,21 @@ impl Records {
         blocking(move || {
             lock(&inner.series).remove(&job)?;
             lock(&inner.logs).remove(&job)
+        })
+        .await
+    }
+
+    /// Forgets every job that is not among these.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub async fn retain(&self, jobs: BTreeSet<JobId>) -> Result<(), Error> {
+        lock(&self.inner.activity).retain(|(j, _), _| jobs.contains(j));
+        let inner = self.inner.clone();
+        blocking(move || {
+            let known = |job: &str| job.parse::<JobId>().is_ok_and(|job| jobs.contains(&job));
+            lock(&inner.series).retain(known)?;
+            lock(&inner.logs).retain(known)
         })
         .await
     }

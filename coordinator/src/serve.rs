@@ -55,7 +55,11 @@ pub async fn run(config: Config, ready: impl FnOnce(Bound), stop: impl Future<Ou
     let opened = |e| Error::Store(shown.clone(), e);
     std::fs::create_dir_all(&config.data).map_err(|e| opened(e.into()))?;
     let _lock = lock(&config.data, &shown)?;
-    let blobs = Blobs::open(&config.data).map_err(opened)?;
+    let blobs = match &config.blobs {
+        None => Blobs::open(&config.data),
+        Some(url) => Blobs::open_at(&config.data, url),
+    };
+    let blobs = blobs.map_err(opened)?;
     let records = Records::open(&config.data).map_err(opened)?;
     let grpc = bind(config.listen).await?;
     let http = match config.http {
@@ -65,6 +69,8 @@ pub async fn run(config: Config, ready: impl FnOnce(Bound), stop: impl Future<Ou
     let local = |l: &TcpListener| l.local_addr().map_err(|e| Error::Server(e.to_string()));
     let bound = Bound { grpc: local(&grpc)?, http: http.as_ref().map(local).transpose()? };
     let (driver, thread) = Driver::start(&config.data, config.deadlines.clone(), blobs.clone()).map_err(opened)?;
+    // A job may have been removed, and the coordinator killed before its rows and lines were.
+    records.retain(driver.read(|s| s.jobs.keys().cloned().collect())).await.map_err(opened)?;
     ready(bound);
 
     let (stopping, stopped) = watch::channel(false);

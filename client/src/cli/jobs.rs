@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use tl_proto::{spec::JobSpec, v1};
+use tl_proto::{ids::JobId, spec::JobSpec, v1};
 use tokio_stream::StreamExt;
 
 use super::{
@@ -20,10 +20,14 @@ pub(super) async fn submit(client: &Client, a: Submit, output: &Output) -> Resul
     if a.watch { follow(&job, None, output).await } else { Ok(0) }
 }
 
-/// The job whose id begins with `id`.
+/// Whether this is the whole of an id; a long name is none.
+fn is_whole(id: &str) -> bool {
+    id.parse::<JobId>().is_ok()
+}
+
+/// The job with this id, with an id that begins or ends so, or with this name.
 async fn find(client: &Client, id: &str) -> Result<Job, Error> {
-    let full = "job_".len() + 26;
-    if id.len() >= full {
+    if is_whole(id) {
         return Ok(client.job(id));
     }
     let jobs = client.list(1_000, false).await?;
@@ -278,4 +282,17 @@ pub(super) async fn plan(client: &Client, a: &JobFile, output: &Output) -> Resul
         text
     });
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_name_is_no_id() {
+        assert!(is_whole(JobId::from_bits(7).as_str()));
+        for name in ["a-name-of-rather-more-than-thirty-characters", "job_0000", "node_00000000000000000000000000"] {
+            assert!(!is_whole(name), "{name}");
+        }
+    }
 }

@@ -31,9 +31,7 @@ pub(super) fn role(cli: Cli) -> Result<ExitCode, Box<Cli>> {
         }
         Command::Worker(args) => {
             tl_worker::cli::logging();
-            std::env::current_exe()
-                .map_err(Into::into)
-                .and_then(|program| tl_worker::cli::main(args, vec![program.into(), "rank".into()]))
+            tl_worker::cli::main(args, vec!["rank".into()])
         }
         Command::Rank => {
             tl_worker::cli::logging();

@@ -12,7 +12,7 @@ use super::{
     state::{Artifact, Attempt, DataSet, Job, JobStatus, Millis, Node, NodeStatus, Phase, PhaseKind, PhaseStatus},
 };
 
-/// Most lines of history that a phase keeps.
+/// Most lines of history that a phase keeps: its first one, and the newest.
 const MAX_HISTORY: usize = 200;
 
 /// Applies an event.
@@ -66,6 +66,9 @@ pub fn apply(state: &mut State, event: &Event) {
             with(state, job, phase, |p| {
                 p.status = PhaseStatus::Running;
                 p.generation = *generation;
+                p.nodes = placements.iter().map(|p| p.node.clone()).collect();
+                p.nodes.sort_unstable();
+                p.nodes.dedup();
                 let ranks = placements.len();
                 p.attempt = Some(Attempt {
                     placements: placements.clone(),
@@ -132,6 +135,8 @@ pub fn apply(state: &mut State, event: &Event) {
             with(state, job, phase, |p| {
                 p.checkpoints.insert(0, (*step, blob.clone()));
                 p.checkpoints.truncate(keep);
+                // There was progress: what went wrong before it does not count against what comes.
+                p.failures.clear();
             });
         }
         Event::ArtifactReady { job, phase, name, blob, .. } => {
@@ -145,6 +150,8 @@ pub fn apply(state: &mut State, event: &Event) {
             p.status = PhaseStatus::Succeeded;
             p.attempt = None;
             p.result = Some(result.clone());
+            // Nothing goes on from them any more.
+            p.checkpoints.clear();
             note(p, *at, "done".into());
         }),
         Event::Noted { job, phase, text, at } => with(state, job, phase, |p| note(p, *at, text.clone())),
@@ -191,6 +198,7 @@ fn phases(spec: &JobSpec, plan_only: bool) -> Vec<Phase> {
         status: PhaseStatus::Waiting,
         generation: 0,
         attempt: None,
+        nodes: Vec::new(),
         failures: BTreeMap::new(),
         last_failure: None,
         not_before_ms: 0,
@@ -219,9 +227,10 @@ fn with(state: &mut State, job: &JobId, phase: &PhaseId, change: impl FnOnce(&mu
 }
 
 fn note(phase: &mut Phase, at: Millis, text: String) {
-    if phase.history.len() < MAX_HISTORY {
-        phase.history.push((at, text));
+    if phase.history.len() >= MAX_HISTORY {
+        phase.history.remove(1);
     }
+    phase.history.push((at, text));
 }
 
 fn finish(job: &mut Job, status: JobStatus, at: Millis) {

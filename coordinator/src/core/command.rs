@@ -33,16 +33,24 @@ pub enum Command {
     Disconnect { node: NodeId, incarnation: String },
     /// A node goes for good.
     Leave { node: NodeId },
-    /// A rank ended.
-    Exited { job: JobId, phase: PhaseId, generation: u64, rank: u32, failure: Option<Failure> },
-    /// A checkpoint is there.
-    Checkpoint { job: JobId, phase: PhaseId, generation: u64, step: u64, blob: Blob },
-    /// A file is there.
-    Artifact { job: JobId, phase: PhaseId, generation: u64, name: String, blob: Blob },
-    /// A phase is done.
-    Result { job: JobId, phase: PhaseId, generation: u64, result: serde_json::Value },
-    /// Something worth keeping.
-    Notice { job: JobId, phase: PhaseId, generation: u64, text: String },
+    /// A rank ended, says its agent.
+    Exited {
+        job: JobId,
+        phase: PhaseId,
+        generation: u64,
+        rank: u32,
+        failure: Option<Failure>,
+        node: NodeId,
+        incarnation: String,
+    },
+    /// A checkpoint is there, says a node of the attempt.
+    Checkpoint { job: JobId, phase: PhaseId, generation: u64, step: u64, blob: Blob, node: NodeId },
+    /// A file is there, says a node of the attempt.
+    Artifact { job: JobId, phase: PhaseId, generation: u64, name: String, blob: Blob, node: NodeId },
+    /// A phase is done, says the agent of rank 0.
+    Result { job: JobId, phase: PhaseId, generation: u64, result: serde_json::Value, node: NodeId, incarnation: String },
+    /// Something worth keeping, says a node of the attempt.
+    Notice { job: JobId, phase: PhaseId, generation: u64, text: String, node: NodeId },
 }
 
 /// Why not.
@@ -63,7 +71,7 @@ pub enum Refusal {
     /// Too much of it.
     #[error("{0}")]
     Exhausted(String),
-    /// Of an attempt that is over; its sender has nothing left to do.
-    #[error("this attempt is over")]
+    /// Of an attempt that is over, or was never the sender's; its sender has nothing left to do.
+    #[error("this attempt is over, or another node's")]
     Stale,
 }

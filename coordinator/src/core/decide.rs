@@ -1,13 +1,14 @@
 //! Yes, with events, or no, with a reason.
 
 use tl_proto::{
-    ids::{JobId, PhaseId},
+    failure::{Failure, FailureClass},
+    ids::{JobId, NodeId, PhaseId},
     spec::{self, Pushed},
 };
 
 use super::{
     Command, Event, Refusal, State,
-    state::{Job, JobStatus, Millis, NodeStatus, Phase, PhaseStatus},
+    state::{Job, JobStatus, Millis, NodeStatus, Phase, PhaseKind, PhaseStatus},
 };
 
 /// Most jobs that may wait or run at once.
@@ -30,7 +31,7 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
                 return Err(Refusal::Exhausted(format!("{MAX_ACTIVE} jobs wait or run already")));
             }
             // Before any node has told what it can do, its rank will check the rest.
-            let checked = state.catalog.as_ref().map_or_else(|| spec::check_names(&spec), |c| spec::check(&spec, c));
+            let checked = state.catalog.as_ref().map_or_else(|| spec::check_shape(&spec), |c| spec::check(&spec, c));
             checked.map_err(|e| Refusal::Invalid { message: e.to_string(), hint: e.hint })?;
             let steps = spec.steps();
             let mut pushed = steps.iter().flat_map(|(_, s, _)| s.pushed());
@@ -100,33 +101,46 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
             let lost = Event::NodeLost { node, reason: "it left".into() };
             Ok(undrained.into_iter().chain([lost]).collect())
         }
-        Command::Exited { job, phase, generation, rank, failure } => {
+        Command::Exited { job, phase, generation, rank, failure, node, incarnation } => {
             let attempt = current(state, &job, &phase, generation)?.attempt.as_ref().ok_or(Refusal::Stale)?;
-            let known = (rank as usize) < attempt.placements.len();
+            let known = attempt.placements.get(rank as usize).is_some_and(|p| p.is_on(&node, &incarnation));
             let twice = attempt.exited.contains_key(&rank);
             if !known || twice {
                 return Err(Refusal::Stale);
             }
             Ok(vec![Event::RankExited { job, phase, generation, rank, failure, at: now }])
         }
-        Command::Checkpoint { job, phase, generation, step, blob } => {
-            let known = current(state, &job, &phase, generation)?;
+        Command::Checkpoint { job, phase, generation, step, blob, node } => {
+            let known = saving(state, &job, &phase, generation, &node)?;
             // Steps only grow; a repeated message changes nothing.
             if known.checkpoints.first().is_some_and(|(newest, _)| *newest >= step) {
                 return Ok(Vec::new());
             }
             Ok(vec![Event::CheckpointReady { job, phase, generation, step, blob }])
         }
-        Command::Artifact { job, phase, generation, name, blob } => {
-            current(state, &job, &phase, generation)?;
+        Command::Artifact { job, phase, generation, name, blob, node } => {
+            reported(state, &job, &phase, generation, &node)?;
             Ok(vec![Event::ArtifactReady { job, phase, generation, name, blob }])
         }
-        Command::Result { job, phase, generation, result } => {
-            current(state, &job, &phase, generation)?.attempt.as_ref().ok_or(Refusal::Stale)?;
-            Ok(vec![Event::PhaseSucceeded { job, phase, generation, result, at: now }])
+        Command::Result { job, phase, generation, result, node, incarnation } => {
+            let known = current(state, &job, &phase, generation)?;
+            let attempt = known.attempt.as_ref().ok_or(Refusal::Stale)?;
+            if !attempt.placements.first().is_some_and(|p| p.is_on(&node, &incarnation)) {
+                return Err(Refusal::Stale);
+            }
+            if known.kind == PhaseKind::Probe || state.jobs.get(&job).is_some_and(|j| j.has_model(&known.step)) {
+                return Ok(vec![Event::PhaseSucceeded { job, phase, generation, result, at: now }]);
+            }
+            if attempt.exited.get(&0).is_some_and(Option::is_some) {
+                return Err(Refusal::Stale);
+            }
+            // Its files were sent before its result: what is not here will not come, and is made again.
+            let message = format!("the model of step `{}` did not arrive in the blob store", known.step);
+            let failure = Some(Failure::new(FailureClass::Disk, message, "`tlctl show` has what its node said of it"));
+            Ok(vec![Event::RankExited { job, phase, generation, rank: 0, failure, at: now }])
         }
-        Command::Notice { job, phase, generation, text } => {
-            current(state, &job, &phase, generation)?;
+        Command::Notice { job, phase, generation, text, node } => {
+            reported(state, &job, &phase, generation, &node)?;
             Ok(vec![Event::Noted { job, phase, text, at: now }])
         }
     }
@@ -145,4 +159,31 @@ fn current<'a>(state: &'a State, job: &JobId, phase: &PhaseId, generation: u64) 
     let job = state.jobs.get(job).filter(|j| j.status == JobStatus::Active).ok_or(Refusal::Stale)?;
     let over = [PhaseStatus::Succeeded, PhaseStatus::Failed];
     job.phase(phase).filter(|p| p.generation == generation && !over.contains(&p.status)).ok_or(Refusal::Stale)
+}
+
+/// The same, if `node` has a part in that attempt.
+fn reported<'a>(
+    state: &'a State,
+    job: &JobId,
+    phase: &PhaseId,
+    generation: u64,
+    node: &NodeId,
+) -> Result<&'a Phase, Refusal> {
+    current(state, job, phase, generation).and_then(|p| if p.was_on(node) { Ok(p) } else { Err(Refusal::Stale) })
+}
+
+/// The same for a state that was saved: that of a cancelled job, too, which goes on from it when it is tried again.
+fn saving<'a>(
+    state: &'a State,
+    job: &JobId,
+    phase: &PhaseId,
+    generation: u64,
+    node: &NodeId,
+) -> Result<&'a Phase, Refusal> {
+    let cancelled = state.jobs.get(job).filter(|j| j.status == JobStatus::Cancelled);
+    let stopped = cancelled.and_then(|j| j.phase(phase)).filter(|p| p.status == PhaseStatus::Failed);
+    match stopped.filter(|p| p.generation == generation && p.was_on(node)) {
+        Some(stopped) => Ok(stopped),
+        None => reported(state, job, phase, generation, node),
+    }
 }

@@ -22,7 +22,7 @@ pub use decide::decide;
 pub use event::{End, Event};
 pub use plan::{Context, plan};
 pub use state::{
-    Artifact, Attempt, Blob, DataSet, Job, JobStatus, Node, NodeStatus, Phase, PhaseKind, PhaseStatus, Placement, Slot,
-    State,
+    Artifact, Attempt, Blob, DataSet, Job, JobStatus, Millis, Node, NodeStatus, Phase, PhaseKind, PhaseStatus,
+    Placement, Slot, State,
 };
 pub use why::{Wait, why};

@@ -10,60 +10,88 @@ use super::{
 };
 
 /// Slots that a gang could use.
+#[derive(Default)]
 pub(super) struct Room {
     /// Free now, in the order of preference.
     pub free: Vec<Placement>,
-    /// Free on nodes of another build than the one chosen: the ranks of a gang are one program.
-    pub other_build: usize,
+    /// Free, but not able to form one gang with those.
+    pub apart: usize,
     /// Held by others on nodes that are there.
     pub busy: usize,
+    /// The most, free or held, that could ever form one gang.
+    pub most: usize,
     /// On nodes that are being emptied.
     pub draining: usize,
     /// On nodes that are not heard of at the moment.
     pub unknown: usize,
 }
 
-/// What there is for a job that wants `device`, besides what is `taken` in this round.
-pub(super) fn room(state: &State, device: Device, taken: &BTreeSet<(NodeId, u32)>) -> Room {
-    let held: BTreeSet<(&NodeId, u32)> = state.held().into_iter().chain(taken.iter().map(|(n, s)| (n, *s))).collect();
-    let mut room = Room { free: Vec::new(), other_build: 0, busy: 0, draining: 0, unknown: 0 };
-    let mut nodes = Vec::new();
+/// Slots whose ranks are one program and reach each other.
+#[derive(Default)]
+struct Group<'a> {
+    /// The free ones of each node.
+    free: BTreeMap<&'a NodeId, Vec<Placement>>,
+    /// Free and held ones.
+    size: usize,
+}
+
+impl Group<'_> {
+    fn free(&self) -> usize {
+        self.free.values().map(Vec::len).sum()
+    }
+}
+
+/// What there is for a job that wants `device`, besides what is `taken` in this round, once `back` is given back.
+pub(super) fn room(state: &State, device: Device, taken: &BTreeSet<(NodeId, u32)>, back: &[Placement]) -> Room {
+    let back: BTreeSet<(&NodeId, u32)> = back.iter().map(|p| (&p.node, p.slot)).collect();
+    let held = state.held().into_iter().chain(taken.iter().map(|(n, s)| (n, *s)));
+    let held: BTreeSet<(&NodeId, u32)> = held.filter(|slot| !back.contains(slot)).collect();
+    let mut room = Room::default();
+    let mut groups: BTreeMap<(&str, bool), Group<'_>> = BTreeMap::new();
     for (id, node) in state.nodes.iter().filter(|(_, n)| n.status != NodeStatus::Lost) {
         let fits = |d: &str| match device {
             Device::Auto => true,
             Device::Cpu => d == "cpu",
             Device::Cuda => d.starts_with("cuda"),
         };
-        let slots: Vec<_> = node.slots.iter().filter(|s| fits(&s.device)).collect();
+        let slots = node.slots.iter().filter(|s| fits(&s.device));
         if node.status == NodeStatus::Unknown {
-            room.unknown += slots.len();
+            room.unknown += slots.count();
             continue;
         }
         if node.draining {
-            room.draining += slots.len();
+            room.draining += slots.count();
             continue;
         }
-        let free: Vec<_> = slots.iter().filter(|s| !held.contains(&(id, s.index))).collect();
-        room.busy += slots.len() - free.len();
-        let place = |s: &&&super::state::Slot| Placement {
-            node: id.clone(),
-            incarnation: node.incarnation.clone(),
-            slot: s.index,
-            address: s.address.clone(),
-        };
-        nodes.push((node.build.as_str(), free.iter().map(place).collect::<Vec<_>>()));
-    }
-    // Fullest nodes first: a gang stays together, and small jobs do not break up large nodes. Stable, so by id.
-    nodes.sort_by_key(|(_, free)| std::cmp::Reverse(free.len()));
-    let mut builds: BTreeMap<&str, usize> = BTreeMap::new();
-    nodes.iter().for_each(|(build, free)| *builds.entry(build).or_default() += free.len());
-    let best = builds.iter().max_by_key(|(_, free)| **free).map(|(build, _)| *build);
-    for (build, free) in nodes {
-        if Some(build) == best {
-            room.free.extend(free);
-        } else {
-            room.other_build += free.len();
+        for slot in slots {
+            let group = groups.entry((node.build.as_str(), is_local(&slot.address))).or_default();
+            group.size += 1;
+            if held.contains(&(id, slot.index)) {
+                room.busy += 1;
+                continue;
+            }
+            let (node, incarnation) = (id.clone(), node.incarnation.clone());
+            let (address, weight) = (slot.address.clone(), slot.weight);
+            let placement = Placement { node, incarnation, slot: slot.index, address, weight };
+            group.free.entry(id).or_default().push(placement);
         }
     }
+    room.most = groups.values().map(|g| g.size).max().unwrap_or(0);
+    let free: usize = groups.values().map(Group::free).sum();
+    if let Some((_, best)) = groups.into_iter().max_by_key(|(_, g)| g.free()) {
+        let mut nodes: Vec<Vec<Placement>> = best.free.into_values().collect();
+        // Fullest nodes first: a gang stays together, and small jobs do not break up large nodes. Of equal ones the
+        // strongest. Stable, so by id.
+        let strength = |free: &[Placement]| free.iter().map(|p| u64::from(p.weight)).sum::<u64>();
+        nodes.sort_by_key(|free| std::cmp::Reverse((free.len(), strength(free))));
+        room.free = nodes.into_iter().flatten().collect();
+    }
+    room.apart = free - room.free.len();
     room
+}
+
+/// Whether nobody on another machine reaches this address.
+fn is_local(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.starts_with("127.") || ["localhost", "[::1]"].contains(&host)
 }

@@ -6,6 +6,7 @@ use tl_proto::{
     deadlines::Deadlines,
     failure::{Failure, FailureClass},
     ids::{JobId, NodeId},
+    spec::Device,
 };
 
 use super::{
@@ -13,6 +14,9 @@ use super::{
     placement::room,
     state::{Attempt, Job, JobStatus, Millis, NodeStatus, Phase, PhaseKind, PhaseStatus, Placement},
 };
+
+/// How long the state of a rank that has stopped may take to the blob store, at least.
+const UPLOAD_MS: Millis = 60_000;
 
 /// What planning depends on besides the state.
 pub struct Context<'a> {
@@ -74,7 +78,9 @@ fn end_of(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attem
     });
     if let Some((reason, since)) = &attempt.stopping {
         let all_out = attempt.exited.len() == attempt.placements.len();
-        let too_long = now.saturating_sub(*since) > 2 * context.deadlines.stop_grace_ms;
+        let grace = context.deadlines.stop_grace_ms;
+        // A rank that was stopped says so only when its state lies in the blob store; a lost node is told by its lease.
+        let too_long = now.saturating_sub(*since) > 2 * grace + (10 * grace).max(UPLOAD_MS);
         return (all_out || too_long || lost.is_some()).then(|| ended(End::Replan { reason: reason.clone() }));
     }
     let failures = || attempt.exited.values().flatten();
@@ -113,24 +119,33 @@ fn stop_for_drain(state: &State, context: &Context<'_>, id: &JobId, phase: &Phas
     Some(stop(context, id, phase, format!("node `{}` is being drained", node.name)))
 }
 
-/// A gang that could be larger is stopped at a step and placed anew, after it has run undisturbed for a while, and only
-/// if nobody waits for the slots.
+/// A gang that would be larger if it were placed anew is stopped at a step, after it has run undisturbed for a while,
+/// and only if nobody waits who could ever have the slots.
 fn grow(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attempt: &Attempt) -> Option<Event> {
     let job = state.jobs.get(id)?;
     let (_, most) = ranks(job, phase)?;
+    let has = attempt.placements.len();
     let calm = context.now.saturating_sub(attempt.started_ms) >= context.deadlines.grow_cooldown_ms;
-    if phase.kind != PhaseKind::Train || attempt.placements.len() >= most || !calm || !attempt.exited.is_empty() {
+    if phase.kind != PhaseKind::Train || has >= most || !calm || !attempt.exited.is_empty() {
         return None;
     }
-    let wanted = state
-        .jobs
-        .values()
-        .filter(|j| j.status == JobStatus::Active)
-        .any(|j| j.phases.iter().any(|p| p.status == PhaseStatus::Waiting && j.is_unblocked(p)));
     let device = job.step_spec(&phase.step)?.cluster.device;
-    let free = room(state, device, &BTreeSet::new()).free.len();
-    (free > 0 && !wanted)
-        .then(|| stop(context, id, phase, format!("{free} more slot{} free", if free == 1 { " is" } else { "s are" })))
+    let anew = room(state, device, &BTreeSet::new(), &attempt.placements).free.len().min(most);
+    let more = anew.checked_sub(has).filter(|more| *more > 0)?;
+    if somebody_waits(state) {
+        return None;
+    }
+    Some(stop(context, id, phase, format!("{more} more slot{} free", if more == 1 { " is" } else { "s are" })))
+}
+
+/// Whether a phase waits that fits the slots there are, free or not.
+fn somebody_waits(state: &State) -> bool {
+    let reach = [Device::Auto, Device::Cpu, Device::Cuda].map(|d| (d, room(state, d, &BTreeSet::new(), &[]).most));
+    let fits = |device: Device, need: usize| reach.iter().any(|(d, most)| *d == device && need <= *most);
+    queue(state).into_iter().any(|(_, job, phase)| {
+        let spec = job.step_spec(&phase.step);
+        spec.zip(ranks(job, phase)).is_some_and(|(spec, (fewest, _))| fits(spec.cluster.device, fewest))
+    })
 }
 
 /// Fewest and most ranks of a phase.
@@ -165,9 +180,9 @@ fn placements(state: &State, context: &Context<'_>) -> Vec<Event> {
         if phase.not_before_ms > context.now {
             continue;
         }
-        let room = room(state, spec.cluster.device, &taken);
+        let room = room(state, spec.cluster.device, &taken, &[]);
         if room.free.len() < fewest {
-            if room.free.len() + room.busy >= fewest {
+            if room.most >= fewest {
                 // It will fit when others are done: whoever comes later must not keep it waiting for ever.
                 break;
             }

@@ -1,6 +1,6 @@
 //! What the coordinator knows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use tl_proto::{
@@ -97,6 +97,9 @@ pub struct Phase {
     pub generation: u64,
     /// The attempt that runs.
     pub attempt: Option<Attempt>,
+    /// Nodes of the newest attempt, also when it is over: what they still send belongs to it.
+    #[serde(default)]
+    pub nodes: Vec<NodeId>,
     /// How often it failed, by class.
     pub failures: BTreeMap<FailureClass, u32>,
     /// The newest failure, for the waiting reason.
@@ -173,6 +176,13 @@ pub struct Placement {
     pub slot: u32,
     /// Where the rank listens.
     pub address: String,
+    /// How much it can do, relative to others.
+    #[serde(default = "one")]
+    pub weight: u32,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// A file in the blob store.
@@ -193,6 +203,11 @@ pub struct Artifact {
     pub name: String,
     /// Where it lies.
     pub blob: Blob,
+}
+
+impl Artifact {
+    /// The name of a trained model.
+    pub const MODEL: &str = "model.safetensors";
 }
 
 /// A machine with an agent.
@@ -224,6 +239,9 @@ pub struct Slot {
     pub device: String,
     /// Where a rank on it listens.
     pub address: String,
+    /// How much a rank on it can do, relative to others.
+    #[serde(default = "one")]
+    pub weight: u32,
 }
 
 /// Where a node stands.
@@ -236,6 +254,21 @@ pub enum NodeStatus {
     Unknown,
     /// Silent for longer than its lease, or gone.
     Lost,
+}
+
+impl Placement {
+    /// Whether this start of this node's agent has the rank.
+    pub fn is_on(&self, node: &NodeId, incarnation: &str) -> bool {
+        self.node == *node && self.incarnation == incarnation
+    }
+}
+
+impl Phase {
+    /// Whether a rank of the newest attempt is or was on a node.
+    pub fn was_on(&self, node: &NodeId) -> bool {
+        // An attempt that was stored by an older release has its placements only.
+        self.nodes.contains(node) || self.attempt.iter().flat_map(|a| &a.placements).any(|p| p.node == *node)
+    }
 }
 
 impl Job {
@@ -255,6 +288,11 @@ impl Job {
         checkpoints.chain(self.artifacts.iter().map(|a| &a.blob))
     }
 
+    /// Whether the model of a step is in the blob store.
+    pub fn has_model(&self, step: &str) -> bool {
+        self.artifacts.iter().any(|a| a.step == step && a.name == Artifact::MODEL)
+    }
+
     /// Whether everything that a phase needs is done.
     pub fn is_unblocked(&self, phase: &Phase) -> bool {
         phase.needs.iter().all(|n| self.phase(n).is_some_and(|p| p.status == PhaseStatus::Succeeded))
@@ -265,6 +303,23 @@ impl State {
     /// Whether any job or data set refers to a blob.
     pub fn needs_blob(&self, digest: &str) -> bool {
         self.data.contains_key(digest) || self.jobs.values().flat_map(Job::blobs).any(|b| b.digest == digest)
+    }
+
+    /// Digests of all blobs that any job or data set refers to.
+    pub fn blobs(&self) -> BTreeSet<&str> {
+        let jobs = self.jobs.values().flat_map(Job::blobs).map(|b| b.digest.as_str());
+        self.data.keys().map(String::as_str).chain(jobs).collect()
+    }
+
+    /// The newest time at which anything in it has happened.
+    pub fn newest_ms(&self) -> Millis {
+        let phases = || self.jobs.values().flat_map(|j| &j.phases);
+        let jobs = self.jobs.values().flat_map(|j| [Some(j.submitted_ms), j.finished_ms]);
+        let times = |a: &Attempt| [Some(a.started_ms), a.failing_ms, a.stopping.as_ref().map(|(_, at)| *at)];
+        let attempts = phases().filter_map(|p| p.attempt.as_ref()).flat_map(times);
+        let noted = phases().flat_map(|p| &p.history).map(|(at, _)| *at);
+        let pushed = self.data.values().map(|d| d.pushed_ms);
+        jobs.chain(attempts).flatten().chain(noted).chain(pushed).max().unwrap_or(0)
     }
 
     /// Slots that running attempts hold: node, slot.

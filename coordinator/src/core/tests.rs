@@ -1,5 +1,8 @@
 //! Scenarios, and properties of random histories.
 
+mod placing;
+mod reporting;
+
 use proptest::prelude::*;
 use tl_proto::{
     catalog::Catalog,
@@ -45,6 +48,10 @@ fn node(n: u128) -> NodeId {
     NodeId::from_bits(n)
 }
 
+fn blob() -> Blob {
+    Blob { digest: "d".into(), size: 1 }
+}
+
 impl World {
     fn new() -> Self {
         Self { state: State::default(), now: 1_000, log: Vec::new() }
@@ -87,8 +94,12 @@ impl World {
     }
 
     fn join_build(&mut self, n: u128, incarnation: &str, slots: u32, build: &str) -> Result<(), Refusal> {
-        let slots =
-            (0..slots).map(|index| Slot { index, device: "cpu".into(), address: format!("n{n}:{index}") }).collect();
+        self.join_at(n, incarnation, slots, build, &format!("n{n}"))
+    }
+
+    fn join_at(&mut self, n: u128, incarnation: &str, slots: u32, build: &str, host: &str) -> Result<(), Refusal> {
+        let slot = |index| Slot { index, device: "cpu".into(), address: format!("{host}:{index}"), weight: 1 };
+        let slots = (0..slots).map(slot).collect();
         let (name, incarnation) = (format!("n{n}"), incarnation.to_owned());
         let catalog = Box::new(Catalog::default());
         self.command(Command::Join { node: node(n), name, incarnation, build: build.into(), slots, catalog })?;
@@ -100,7 +111,11 @@ impl World {
     }
 
     fn submit(&mut self, n: u128, ranks: &str, priority: i32) {
-        let spec = Box::new(spec(ranks, priority));
+        self.submit_spec(n, spec(ranks, priority));
+    }
+
+    fn submit_spec(&mut self, n: u128, spec: JobSpec) {
+        let spec = Box::new(spec);
         self.command(Command::Submit { job: job(n), key: n.to_string(), owner: "o".into(), spec, plan_only: false })
             .unwrap();
         self.plan();
@@ -110,17 +125,48 @@ impl World {
         self.state.jobs[&job(n)].phase(&PhaseId::new("main", kind)).unwrap()
     }
 
+    /// The agent that has a rank; one that nobody knows if the phase does not run.
+    fn agent(&self, n: u128, kind: &str, rank: u32) -> (NodeId, String) {
+        let placements = self.phase(n, kind).attempt.iter().flat_map(|a| &a.placements);
+        let placed = placements.map(|p| (p.node.clone(), p.incarnation.clone())).nth(rank as usize);
+        placed.unwrap_or_else(|| (node(99), "a".into()))
+    }
+
+    fn result(&self, n: u128, kind: &str) -> Command {
+        let (node, incarnation) = self.agent(n, kind, 0);
+        let (phase, generation) = (PhaseId::new("main", kind), self.phase(n, kind).generation);
+        Command::Result { job: job(n), phase, generation, result: serde_json::Value::Null, node, incarnation }
+    }
+
+    fn artifact(&self, n: u128, name: &str) -> Command {
+        let (node, _) = self.agent(n, "train", 0);
+        let (phase, generation) = (PhaseId::new("main", "train"), self.phase(n, "train").generation);
+        Command::Artifact { job: job(n), phase, generation, name: name.into(), blob: blob(), node }
+    }
+
+    fn checkpoint(&self, n: u128, step: u64) -> Command {
+        let (node, _) = self.agent(n, "train", 0);
+        let (phase, generation) = (PhaseId::new("main", "train"), self.phase(n, "train").generation);
+        Command::Checkpoint { job: job(n), phase, generation, step, blob: blob(), node }
+    }
+
     fn succeed(&mut self, n: u128, kind: &str) {
-        let generation = self.phase(n, kind).generation;
-        let phase = PhaseId::new("main", kind);
-        self.command(Command::Result { job: job(n), phase, generation, result: serde_json::Value::Null }).unwrap();
+        if kind == "train" {
+            self.command(self.artifact(n, Artifact::MODEL)).unwrap();
+        }
+        self.command(self.result(n, kind)).unwrap();
         self.plan();
     }
 
-    fn exit(&mut self, n: u128, rank: u32, class: FailureClass) -> Result<(), Refusal> {
-        let generation = self.phase(n, "train").generation;
+    fn exited(&self, n: u128, rank: u32, class: FailureClass) -> Command {
+        let (node, incarnation) = self.agent(n, "train", rank);
+        let (phase, generation) = (PhaseId::new("main", "train"), self.phase(n, "train").generation);
         let failure = Some(Failure::new(class, "x", ""));
-        self.command(Command::Exited { job: job(n), phase: PhaseId::new("main", "train"), generation, rank, failure })
+        Command::Exited { job: job(n), phase, generation, rank, failure, node, incarnation }
+    }
+
+    fn exit(&mut self, n: u128, rank: u32, class: FailureClass) -> Result<(), Refusal> {
+        self.command(self.exited(n, rank, class))
     }
 
     fn why(&self, n: u128) -> &'static str {
@@ -182,6 +228,27 @@ fn the_name_of_a_step_is_checked_before_any_node_is_known() {
     let spec = Box::new(outer);
     let submit = Command::Submit { job: job(1), key: "k".into(), owner: "o".into(), spec, plan_only: false };
     assert!(matches!(w.command(submit), Err(Refusal::Invalid { message, .. }) if message.contains("../../up")));
+}
+
+#[test]
+fn a_pipeline_that_could_never_end_is_refused_before_any_node_is_known() {
+    let step = |id: &str, needs: &[&str]| {
+        let step = serde_json::json!({ "id": id, "needs": needs, "spec": spec("1", 0) });
+        serde_json::from_value(step).unwrap()
+    };
+    for (steps, part) in [
+        (vec![step("a", &[]), step("a", &[])], "two steps are called `a`"),
+        (vec![step("a", &["b"]), step("b", &[])], "no earlier step"),
+        (Vec::new(), "at least one"),
+    ] {
+        let mut w = World::new();
+        let mut outer = spec("1", 0);
+        (outer.job.kind, outer.step) = (JobSpec::PIPELINE.into(), steps);
+        let spec = Box::new(outer);
+        let submit = Command::Submit { job: job(1), key: "k".into(), owner: "o".into(), spec, plan_only: false };
+        let refused = w.command(submit);
+        assert!(matches!(&refused, Err(Refusal::Invalid { message, .. }) if message.contains(part)), "{refused:?}");
+    }
 }
 
 #[test]
@@ -306,12 +373,11 @@ fn what_an_old_attempt_says_has_no_effect() {
     w.succeed(1, "probe");
     w.exit(1, 0, FailureClass::LostNode).unwrap();
     w.plan();
-    let (phase, blob) = (PhaseId::new("main", "train"), Blob { digest: "d".into(), size: 1 });
-    let old = Command::Checkpoint { job: job(1), phase: phase.clone(), generation: 1, step: 5, blob: blob.clone() };
+    let phase = PhaseId::new("main", "train");
+    let old = Command::Checkpoint { job: job(1), phase, generation: 1, step: 5, blob: blob(), node: node(1) };
     assert_eq!(w.command(old), Err(Refusal::Stale));
     for (step, newest) in [(5, 5), (3, 5), (9, 9)] {
-        let new = Command::Checkpoint { job: job(1), phase: phase.clone(), generation: 2, step, blob: blob.clone() };
-        w.command(new).unwrap();
+        w.command(w.checkpoint(1, step)).unwrap();
         assert_eq!(w.phase(1, "train").checkpoints[0].0, newest);
     }
 }
@@ -350,7 +416,7 @@ fn a_job_that_no_worker_can_do_is_refused_at_the_door() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
     #[test]
-    fn no_history_breaks_an_invariant_and_the_log_rebuilds_the_state(steps in prop::collection::vec((0u8..9, 0u128..3, 0u32..3), 1..60)) {
+    fn no_history_breaks_an_invariant_and_the_log_rebuilds_the_state(steps in prop::collection::vec((0u8..11, 0u128..3, 0u32..3), 1..60)) {
         let mut w = World::new();
         for (what, n, small) in steps {
             let rank = small;
@@ -365,11 +431,9 @@ proptest! {
                 3 => w.command(Command::Cancel { job: job(n) }),
                 4 => w.command(Command::Retry { job: job(n) }),
                 5 if w.state.jobs.contains_key(&job(n)) => w.exit(n, rank, FailureClass::ALL[(rank as usize * 3 + n as usize) % 8]),
-                6 if w.state.jobs.contains_key(&job(n)) => {
-                    let kind = if small == 0 { "probe" } else { "train" };
-                    let generation = w.phase(n, kind).generation;
-                    w.command(Command::Result { job: job(n), phase: PhaseId::new("main", kind), generation, result: serde_json::Value::Null })
-                }
+                6 if w.state.jobs.contains_key(&job(n)) => w.command(w.result(n, if small == 0 { "probe" } else { "train" })),
+                8 if w.state.jobs.contains_key(&job(n)) => w.command(w.checkpoint(n, u64::from(small))),
+                9 if w.state.jobs.contains_key(&job(n)) => w.command(w.artifact(n, ["x", Artifact::MODEL][small as usize % 2])),
                 7 => w.command(Command::Drain { node: node(n), undo: small == 0 }),
                 _ => { w.after(u64::from(small) * 3_000); Ok(()) }
             };

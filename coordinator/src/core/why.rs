@@ -36,11 +36,11 @@ pub enum Wait {
         /// Slots that are free.
         free: usize,
     },
-    /// There are slots enough, but their workers are not one build.
+    /// There are slots enough, but their workers are not one build, or do not reach each other.
     MixedBuilds {
         /// Ranks that it needs.
         need: usize,
-        /// Free slots of the build that has most.
+        /// The most slots that could form one gang.
         most: usize,
     },
     /// A more urgent job comes first.
@@ -88,7 +88,8 @@ impl fmt::Display for Wait {
             }
             Self::SlotsBusy { need, free } => write!(f, "it needs {need} slots at once and {free} are free"),
             Self::MixedBuilds { need, most } => {
-                write!(f, "it needs {need} slots of one build of the worker, and no build has more than {most} free")
+                let what = "slots of one build of the worker that reach each other";
+                write!(f, "it needs {need} {what}, and there are {most} at most")
             }
             Self::Behind(job) => write!(f, "job {job} comes first"),
             Self::Backoff { left_ms, failure } => write!(f, "it pauses for {left_ms} ms after a failure: {failure}"),
@@ -125,17 +126,17 @@ pub fn why(state: &State, id: &JobId, now: Millis) -> Option<Wait> {
         return Some(Wait::NoNodes);
     }
     let need = ranks(job, phase)?.0;
-    let room = room(state, job.step_spec(&phase.step)?.cluster.device, &BTreeSet::new());
+    let room = room(state, job.step_spec(&phase.step)?.cluster.device, &BTreeSet::new(), &[]);
     let free = room.free.len();
     Some(if free >= need {
         queue.first().filter(|(j, _, _)| *j != id).map_or(Wait::Starting, |(j, _, _)| Wait::Behind((*j).clone()))
-    } else if free + room.other_build >= need {
-        Wait::MixedBuilds { need, most: free }
-    } else if free + room.busy >= need {
+    } else if room.most >= need {
         Wait::SlotsBusy { need, free }
+    } else if free + room.apart + room.busy >= need {
+        Wait::MixedBuilds { need, most: room.most }
     } else if room.unknown > 0 {
         Wait::NodesUnknown(room.unknown)
     } else {
-        Wait::TooFewSlots { need, have: free + room.busy, draining: room.draining }
+        Wait::TooFewSlots { need, have: free + room.apart + room.busy, draining: room.draining }
     })
 }

@@ -17,7 +17,8 @@ pub struct BlobService {
     pub blobs: Blobs,
 }
 
-async fn blocking<T: Send + 'static>(
+/// Runs what waits for a disk or a bucket on a thread that may.
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, crate::store::Error> + Send + 'static,
 ) -> Result<T, Status> {
     let joined = tokio::task::spawn_blocking(work).await;
@@ -27,7 +28,8 @@ async fn blocking<T: Send + 'static>(
 #[tonic::async_trait]
 impl blobs_server::Blobs for BlobService {
     async fn stat(&self, request: Request<v1::StatRequest>) -> Result<Response<v1::StatReply>, Status> {
-        let (complete, received) = self.blobs.stat(&request.into_inner().digest).map_err(stored)?;
+        let (blobs, digest) = (self.blobs.clone(), request.into_inner().digest);
+        let (complete, received) = blocking(move || blobs.stat(&digest)).await?;
         Ok(Response::new(v1::StatReply { complete, received }))
     }
 
@@ -54,7 +56,8 @@ impl blobs_server::Blobs for BlobService {
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let v1::ReadRequest { digest, offset } = request.into_inner();
-        if !self.blobs.stat(&digest).map_err(stored)?.0 {
+        let (blobs, asked) = (self.blobs.clone(), digest.clone());
+        if !blocking(move || blobs.stat(&asked)).await?.0 {
             return Err(Status::not_found(format!("there is no blob {digest}")));
         }
         let (sender, receiver) = mpsc::channel(4);

@@ -3,7 +3,7 @@
 use tl_proto::v1::{self, data_server};
 use tonic::{Request, Response, Status};
 
-use super::{status, stored};
+use super::{blob::blocking, status};
 use crate::{
     core::{Blob, Command, DataSet},
     driver::Driver,
@@ -34,7 +34,8 @@ impl data_server::Data for DataService {
         if name.len() > MAX_NAME {
             return Err(Status::invalid_argument(format!("a name has at most {MAX_NAME} bytes")));
         }
-        let (whole, size) = self.blobs.stat(&archive.digest).map_err(stored)?;
+        let (blobs, asked) = (self.blobs.clone(), archive.digest.clone());
+        let (whole, size) = blocking(move || blobs.stat(&asked)).await?;
         if !whole || size != archive.size {
             return Err(Status::failed_precondition("the archive is not in the blob store; upload it first"));
         }

@@ -12,9 +12,10 @@ pub use blob::BlobService;
 pub use data::DataService;
 pub use node::NodeService;
 pub use user::UserService;
-pub use view::{job as job_view, node as node_view};
+pub use view::{Detail, job as job_view, node as node_view};
 
-use tonic::Status;
+use tl_proto::failure::{Failure, FailureClass};
+use tonic::{Code, Status};
 
 use crate::{core::Refusal, driver::Rejection, store};
 
@@ -35,6 +36,20 @@ fn status(rejection: &Rejection) -> Status {
     }
 }
 
+/// The status of a call for which a job has failed.
+fn failed(failure: &Failure) -> Status {
+    let code = match failure.class {
+        FailureClass::User | FailureClass::Nan => Code::InvalidArgument,
+        FailureClass::OutOfMemory | FailureClass::Disk => Code::ResourceExhausted,
+        // Not `Unavailable`: for clients that is a coordinator that cannot be reached.
+        FailureClass::LostNode | FailureClass::LostPeer | FailureClass::Stopped => Code::Aborted,
+        FailureClass::Crash => Code::Internal,
+    };
+    let mut status = Status::new(code, &failure.message);
+    with_hint(&mut status, &failure.hint);
+    status
+}
+
 /// Adds what to do next, as the trailer `tl-hint-bin`.
 fn with_hint(status: &mut Status, hint: &str) {
     let value = tonic::metadata::MetadataValue::from_bytes(hint.as_bytes());
@@ -51,4 +66,20 @@ fn stored(e: store::Error) -> Status {
 /// Parses an id, or says that it is none.
 fn id<T: std::str::FromStr<Err = tl_proto::ids::BadId>>(text: &str) -> Result<T, Status> {
     text.parse().map_err(|e: tl_proto::ids::BadId| Status::invalid_argument(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_user_can_mend_is_called_wrong_input() {
+        let code = |class| failed(&Failure::new(class, "m", "h")).code();
+        let wrong = FailureClass::ALL.into_iter().filter(|c| code(*c) == Code::InvalidArgument);
+        assert_eq!(wrong.collect::<Vec<_>>(), [FailureClass::User, FailureClass::Nan]);
+        assert_eq!(code(FailureClass::Disk), Code::ResourceExhausted);
+        let status = failed(&Failure::user("no such folder", "check the path"));
+        let hint = status.metadata().get_bin("tl-hint-bin").and_then(|h| h.to_bytes().ok()).unwrap();
+        assert_eq!((status.message(), &*hint), ("no such folder", b"check the path".as_slice()));
+    }
 }

@@ -20,14 +20,18 @@ use tokio::sync::mpsc;
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{id, status, stored};
+use super::{blob::blocking, id, status, stored};
 use crate::{
-    core::{Attempt, Blob, Command, Job, NodeStatus, Phase, Slot, State},
+    core::{Artifact, Attempt, Blob, Command, Job, NodeStatus, Phase, Slot, State},
     driver::{Driver, Rejection},
     records::Records,
     store::Blobs,
 };
 
+/// Largest weight of a slot.
+const MAX_WEIGHT: u32 = 1 << 20;
+/// Bytes a second at which a node is trusted to fetch what its rank needs, before others wait for it in vain.
+const FETCHES: u64 = 10 << 20;
 /// Slots that one node may offer.
 const MAX_SLOTS: usize = 256;
 
@@ -100,7 +104,10 @@ impl NodeService {
         let node: NodeId = id(&hello.node_id)?;
         let catalog: Catalog = serde_json::from_slice(&hello.catalog_json)
             .map_err(|e| Status::invalid_argument(format!("the catalog cannot be read: {e}")))?;
-        let slots = hello.slots.into_iter().map(|s| Slot { index: s.index, device: s.device, address: s.address });
+        let slots = hello.slots.into_iter().map(|s| {
+            let weight = s.weight.clamp(1, MAX_WEIGHT);
+            Slot { index: s.index, device: s.device, address: s.address, weight }
+        });
         let command = Command::Join {
             node: node.clone(),
             name: hello.name,
@@ -151,7 +158,7 @@ impl NodeService {
                     self.driver.seen(node);
                     let sequence = message.sequence;
                     if let Some(body) = message.body {
-                        self.take(node, body).await?;
+                        self.take(node, incarnation, body).await?;
                     }
                     if sequence > 0 {
                         send(out, coordinator_message::Body::Ack(v1::Ack { sequence })).await?;
@@ -162,45 +169,44 @@ impl NodeService {
     }
 
     /// Carries one message out. What the core refuses is stale and needs no answer; what cannot be stored comes again.
-    async fn take(&self, node: &NodeId, body: agent_message::Body) -> Result<(), Status> {
+    async fn take(&self, node: &NodeId, incarnation: &str, body: agent_message::Body) -> Result<(), Status> {
         use agent_message::Body;
+        let (from, node, incarnation) = (node, node.clone(), incarnation.to_owned());
         let command = match body {
             Body::Hello(_) => return Err(Status::invalid_argument("hello comes once")),
             Body::Heartbeat(_) => return Ok(()),
-            Body::Draining(_) => Command::Drain { node: node.clone(), undo: false },
-            Body::Leaving(_) => Command::Leave { node: node.clone() },
-            Body::Exited(m) => Command::Exited {
-                job: id(&m.job_id)?,
-                phase: PhaseId(m.phase),
-                generation: m.generation,
-                rank: m.rank,
-                failure: m.failure.filter(|_| !m.success).map(Into::into),
-            },
+            Body::Draining(_) => Command::Drain { node, undo: false },
+            Body::Leaving(_) => Command::Leave { node },
+            Body::Exited(m) => {
+                let (job, phase, generation, rank) = (id(&m.job_id)?, PhaseId(m.phase), m.generation, m.rank);
+                let failure = m.failure.filter(|_| !m.success).map(Into::into);
+                Command::Exited { job, phase, generation, rank, failure, node, incarnation }
+            }
             Body::Checkpoint(m) => {
-                let Some(blob) = self.whole(m.blob)? else { return Ok(()) };
+                let Some(blob) = self.whole(m.blob).await? else { return Ok(()) };
                 let (job, phase) = (id(&m.job_id)?, PhaseId(m.phase));
-                Command::Checkpoint { job, phase, generation: m.generation, step: m.step, blob }
+                Command::Checkpoint { job, phase, generation: m.generation, step: m.step, blob, node }
             }
             Body::Artifact(m) => {
-                let Some(blob) = self.whole(m.blob)? else { return Ok(()) };
+                let Some(blob) = self.whole(m.blob).await? else { return Ok(()) };
                 let (job, phase) = (id(&m.job_id)?, PhaseId(m.phase));
-                Command::Artifact { job, phase, generation: m.generation, name: m.name, blob }
+                Command::Artifact { job, phase, generation: m.generation, name: m.name, blob, node }
             }
             Body::Result(m) => {
                 let result = serde_json::from_slice(&m.result_json)
                     .map_err(|e| Status::invalid_argument(format!("the result cannot be read: {e}")))?;
                 let (job, phase) = (id(&m.job_id)?, PhaseId(m.phase));
-                Command::Result { job, phase, generation: m.generation, result }
+                Command::Result { job, phase, generation: m.generation, result, node, incarnation }
             }
             Body::Notice(m) => {
                 let (job, phase) = (id(&m.job_id)?, PhaseId(m.phase));
-                Command::Notice { job, phase, generation: m.generation, text: m.text }
+                Command::Notice { job, phase, generation: m.generation, text: m.text, node }
             }
         };
         match self.driver.decide(command).await {
             Ok(()) => Ok(()),
             Err(Rejection::Refused(refusal)) => {
-                tracing::debug!("a message of {node} had no effect: {refusal}");
+                tracing::debug!("a message of {from} had no effect: {refusal}");
                 Ok(())
             }
             Err(e) => Err(status(&e)),
@@ -208,9 +214,10 @@ impl NodeService {
     }
 
     /// The blob, if the store has all of it: nothing else may be referred to.
-    fn whole(&self, blob: Option<v1::BlobRef>) -> Result<Option<Blob>, Status> {
+    async fn whole(&self, blob: Option<v1::BlobRef>) -> Result<Option<Blob>, Status> {
         let blob = blob.ok_or_else(|| Status::invalid_argument("the message names no blob"))?;
-        let (complete, size) = self.blobs.stat(&blob.digest).map_err(stored)?;
+        let (blobs, asked) = (self.blobs.clone(), blob.digest.clone());
+        let (complete, size) = blocking(move || blobs.stat(&asked)).await?;
         if !complete || size != blob.size {
             tracing::warn!("blob {} was announced and is not there", blob.digest);
             return Ok(None);
@@ -225,7 +232,7 @@ impl NodeService {
             for phase in &job.phases {
                 let Some(attempt) = phase.attempt.as_ref().filter(|a| a.stopping.is_none()) else { continue };
                 let here = attempt.placements.iter().enumerate();
-                let here = here.filter(|(_, p)| p.node == *node && p.incarnation == incarnation);
+                let here = here.filter(|(_, p)| p.is_on(node, incarnation));
                 for (rank, placement) in here.filter(|(r, _)| !attempt.exited.contains_key(&(*r as u32))) {
                     launches.extend(self.launch(state, (id, job), phase, attempt, rank as u32, placement.slot));
                 }
@@ -245,11 +252,20 @@ impl NodeService {
     ) -> Option<v1::Launch> {
         let spec = job.step_spec(&phase.step)?;
         let blob = |b: &Blob| v1::BlobRef { digest: b.digest.clone(), size: b.size };
-        let pushed = spec.pushed().into_iter().filter_map(|digest| {
-            let size = state.data.get(digest)?.size;
-            Some(v1::BlobRef { digest: digest.to_owned(), size })
-        });
-        let models = job.artifacts.iter().filter(|a| a.name == "model.safetensors");
+        let data: Vec<v1::BlobRef> = spec
+            .pushed()
+            .into_iter()
+            .filter_map(|digest| Some(v1::BlobRef { digest: digest.to_owned(), size: state.data.get(digest)?.size }))
+            .collect();
+        // Of earlier steps only the models that this one names.
+        let nets = spec.model.iter().chain(spec.nets.values());
+        let named: Vec<&str> = nets.filter_map(|m| m.weights.as_deref()?.strip_prefix("step:")).collect();
+        let models = job.artifacts.iter().filter(|a| a.name == Artifact::MODEL && named.contains(&a.step.as_str()));
+        let inputs: BTreeMap<String, v1::BlobRef> = models.map(|a| (a.step.clone(), blob(&a.blob))).collect();
+        // Whoever is ready first waits for those who still fetch.
+        let newest = phase.checkpoints.first().map_or(0, |(_, b)| b.size);
+        let fetched: u64 = data.iter().chain(inputs.values()).map(|b| b.size).sum::<u64>() + newest;
+        let rendezvous_ms = self.deadlines.rendezvous_ms + fetched * 1_000 / FETCHES;
         Some(v1::Launch {
             job_id: id.to_string(),
             phase: phase.id.to_string(),
@@ -265,10 +281,11 @@ impl NodeService {
                 .iter()
                 .map(|(step, b)| v1::Checkpoint { step: *step, blob: Some(blob(b)) })
                 .collect(),
-            data: pushed.collect(),
-            inputs: models.map(|a| (a.step.clone(), blob(&a.blob))).collect(),
+            weights: attempt.placements.iter().map(|p| p.weight).collect(),
+            data,
+            inputs,
             silence_ms: self.deadlines.silence_ms,
-            rendezvous_ms: self.deadlines.rendezvous_ms,
+            rendezvous_ms,
             beat_ms: self.deadlines.beat_ms,
             stop_grace_ms: self.deadlines.stop_grace_ms,
         })

@@ -13,10 +13,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{id, status, stored, view, with_hint};
+use super::{failed, id, status, stored, view};
 use crate::{
     core::{Command, JobStatus, State},
-    driver::{Driver, now_ms},
+    driver::Driver,
     records::Records,
 };
 
@@ -38,7 +38,8 @@ type Reply<T> = Result<Response<T>, Status>;
 
 impl UserService {
     fn job(&self, id: &JobId) -> Result<v1::Job, Status> {
-        let job = self.driver.read(|s| view::job(s, &self.records, id, now_ms()));
+        let now = self.driver.now_ms();
+        let job = self.driver.read(|s| view::job(s, &self.records, id, now, view::Detail::Whole));
         job.ok_or_else(|| Status::not_found(format!("there is no job `{id}`")))
     }
 
@@ -56,6 +57,37 @@ impl UserService {
         let job = known.ok_or_else(|| Status::aborted("the job was removed at once"))?;
         let created = job == fresh;
         Ok((job, created))
+    }
+
+    /// Lets a slot look at a job, and forgets it.
+    async fn probe(&self, spec: JobSpec) -> Result<v1::PlanReply, Status> {
+        let (job, _) = self.submit_spec(format!("plan/{}", ulid::Ulid::new()), spec, true).await?;
+        let mut changes = self.driver.changes();
+        let waiting = changes.wait_for(|_| self.driver.read(|s| is_over(s, &job)));
+        let in_time = tokio::time::timeout(PLAN, waiting).await.is_ok();
+        let now = self.driver.now_ms();
+        let found = self.driver.read(|s| {
+            let job_state = s.jobs.get(&job)?;
+            let wait = crate::core::why(s, &job, now).map(|w| w.to_string()).unwrap_or_default();
+            let plans: serde_json::Map<_, _> =
+                job_state.phases.iter().filter_map(|p| Some((p.step.clone(), p.result.clone()?))).collect();
+            Some((job_state.failure.clone(), plans, wait))
+        });
+        // Nothing of a plan is kept.
+        let _ = self.driver.decide(Command::Cancel { job: job.clone() }).await;
+        let _ = self.driver.decide(Command::Remove { job: job.clone() }).await;
+        let _ = self.records.remove(job).await;
+        match found {
+            Some((None, plans, _)) if in_time => {
+                let plan_json = serde_json::to_vec(&json!({ "steps": plans })).unwrap_or_default();
+                Ok(v1::PlanReply { plan_json })
+            }
+            Some((Some(failure), _, _)) => Err(failed(&failure)),
+            Some((None, _, wait)) => {
+                Err(Status::deadline_exceeded(format!("no slot looked at the job in time: {wait}")))
+            }
+            None => Err(Status::aborted("the plan was removed")),
+        }
     }
 }
 
@@ -88,11 +120,12 @@ impl user_server::User for UserService {
     async fn list(&self, request: Request<v1::ListRequest>) -> Reply<v1::ListReply> {
         let v1::ListRequest { limit, active_only } = request.into_inner();
         let limit = if limit == 0 { 100 } else { limit.min(1_000) } as usize;
+        let now = self.driver.now_ms();
         let jobs = self.driver.read(|s| {
             // Ids sort by age; the newest come first.
             let wanted = s.jobs.iter().rev().filter(|(_, j)| !j.plan_only);
             let wanted = wanted.filter(|(_, j)| !active_only || j.status == JobStatus::Active).take(limit);
-            wanted.filter_map(|(id, _)| view::job(s, &self.records, id, now_ms())).collect()
+            wanted.filter_map(|(id, _)| view::job(s, &self.records, id, now, view::Detail::Line)).collect()
         });
         Ok(Response::new(v1::ListReply { jobs }))
     }
@@ -174,36 +207,10 @@ impl user_server::User for UserService {
 
     async fn plan(&self, request: Request<v1::PlanRequest>) -> Reply<v1::PlanReply> {
         let spec = spec(&request.into_inner().spec_json)?;
-        let (job, _) = self.submit_spec(format!("plan/{}", ulid::Ulid::new()), spec, true).await?;
-        let mut changes = self.driver.changes();
-        let waiting = changes.wait_for(|_| self.driver.read(|s| is_over(s, &job)));
-        let in_time = tokio::time::timeout(PLAN, waiting).await.is_ok();
-        let found = self.driver.read(|s| {
-            let job_state = s.jobs.get(&job)?;
-            let wait = crate::core::why(s, &job, now_ms()).map(|w| w.to_string()).unwrap_or_default();
-            let plans: serde_json::Map<_, _> =
-                job_state.phases.iter().filter_map(|p| Some((p.step.clone(), p.result.clone()?))).collect();
-            Some((job_state.failure.clone(), plans, wait))
-        });
-        // Nothing of a plan is kept.
-        let _ = self.driver.decide(Command::Cancel { job: job.clone() }).await;
-        let _ = self.driver.decide(Command::Remove { job: job.clone() }).await;
-        let _ = self.records.remove(job).await;
-        match found {
-            Some((None, plans, _)) if in_time => {
-                let bytes = serde_json::to_vec(&json!({ "steps": plans })).unwrap_or_default();
-                Ok(Response::new(v1::PlanReply { plan_json: bytes }))
-            }
-            Some((Some(failure), _, _)) => {
-                let mut status = Status::invalid_argument(failure.message);
-                with_hint(&mut status, &failure.hint);
-                Err(status)
-            }
-            Some((None, _, wait)) => {
-                Err(Status::deadline_exceeded(format!("no slot looked at the job in time: {wait}")))
-            }
-            None => Err(Status::aborted("the plan was removed")),
-        }
+        let service = self.clone();
+        // A task of its own cleans up behind itself also when the caller goes away in the middle.
+        let probed = tokio::spawn(async move { service.probe(spec).await }).await;
+        probed.unwrap_or_else(|e| Err(Status::internal(e.to_string()))).map(Response::new)
     }
 
     async fn artifacts(&self, request: Request<v1::ArtifactsRequest>) -> Reply<v1::ArtifactsReply> {

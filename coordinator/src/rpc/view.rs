@@ -7,8 +7,17 @@ use crate::{
     records::Records,
 };
 
+/// How much of a job is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// A line of a list: without its job file, results and history, of which a list would hold too many.
+    Line,
+    /// All of it.
+    Whole,
+}
+
 /// A job as users see it.
-pub fn job(state: &State, records: &Records, id: &tl_proto::ids::JobId, now: u64) -> Option<v1::Job> {
+pub fn job(state: &State, records: &Records, id: &tl_proto::ids::JobId, now: u64, detail: Detail) -> Option<v1::Job> {
     let job = state.jobs.get(id)?;
     let begun = job.phases.iter().any(|p| p.status != PhaseStatus::Waiting || p.generation > 0);
     let status = match job.status {
@@ -19,6 +28,7 @@ pub fn job(state: &State, records: &Records, id: &tl_proto::ids::JobId, now: u64
         JobStatus::Cancelled => "cancelled",
     };
     let why = core::why(state, id, now);
+    let whole = detail == Detail::Whole;
     Some(v1::Job {
         id: id.to_string(),
         name: job.spec.job.name.clone(),
@@ -29,15 +39,15 @@ pub fn job(state: &State, records: &Records, id: &tl_proto::ids::JobId, now: u64
         finished_ms: job.finished_ms.unwrap_or(0),
         why: why.as_ref().map(ToString::to_string).unwrap_or_default(),
         why_code: why.as_ref().map(|w| w.code().to_owned()).unwrap_or_default(),
-        phases: job.phases.iter().map(|p| phase(records, id, p)).collect(),
+        phases: job.phases.iter().map(|p| phase(records, id, p, whole)).collect(),
         failure: job.failure.clone().map(Into::into),
-        spec_json: serde_json::to_vec(&job.spec).unwrap_or_default(),
+        spec_json: if whole { serde_json::to_vec(&job.spec).unwrap_or_default() } else { Vec::new() },
         owner: job.owner.clone(),
         project: job.spec.job.project.clone(),
     })
 }
 
-fn phase(records: &Records, job: &tl_proto::ids::JobId, phase: &core::Phase) -> v1::Phase {
+fn phase(records: &Records, job: &tl_proto::ids::JobId, phase: &core::Phase, whole: bool) -> v1::Phase {
     let status = match phase.status {
         PhaseStatus::Waiting => "waiting",
         PhaseStatus::Running => "running",
@@ -45,6 +55,7 @@ fn phase(records: &Records, job: &tl_proto::ids::JobId, phase: &core::Phase) -> 
         PhaseStatus::Failed => "failed",
     };
     let placements = phase.attempt.iter().flat_map(|a| &a.placements).enumerate();
+    let result = phase.result.as_ref().filter(|_| whole);
     v1::Phase {
         id: phase.id.to_string(),
         step: phase.step.clone(),
@@ -56,8 +67,8 @@ fn phase(records: &Records, job: &tl_proto::ids::JobId, phase: &core::Phase) -> 
             .map(|(rank, p)| v1::Placement { rank: rank as u32, node_id: p.node.to_string(), slot: p.slot })
             .collect(),
         activity: records.activity(job, &phase.id),
-        result_json: phase.result.as_ref().and_then(|r| serde_json::to_vec(r).ok()).unwrap_or_default(),
-        history: phase.history.iter().map(|(_, text)| text.clone()).collect(),
+        result_json: result.and_then(|r| serde_json::to_vec(r).ok()).unwrap_or_default(),
+        history: phase.history.iter().filter(|_| whole).map(|(_, text)| text.clone()).collect(),
     }
 }
 

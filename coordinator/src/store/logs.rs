@@ -1,6 +1,6 @@
 //! Lines of ranks, with retention per job.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use tl_proto::{ids::JobId, v1};
 
@@ -12,6 +12,9 @@ const KEEP: i64 = 200_000;
 /// The logs of all jobs.
 pub struct Logs {
     db: rusqlite::Connection,
+    keep: i64,
+    /// Lines of each job since its old ones were last cut off.
+    fresh: BTreeMap<JobId, i64>,
 }
 
 impl Logs {
@@ -29,7 +32,7 @@ impl Logs {
                UNIQUE (job, phase, generation, rank, sequence));
              CREATE INDEX IF NOT EXISTS line_job ON line (job, id);",
         )?;
-        Ok(Self { db })
+        Ok(Self { db, keep: KEEP, fresh: BTreeMap::new() })
     }
 
     /// Adds lines; one that is there already has no effect.
@@ -38,16 +41,26 @@ impl Logs {
     /// The disk refuses.
     pub fn append(&mut self, lines: &[(JobId, v1::LogLine)]) -> Result<(), Error> {
         let transaction = self.db.transaction()?;
+        let mut added: BTreeMap<&JobId, i64> = BTreeMap::new();
         for (job, l) in lines {
             let (generation, sequence, at) = (l.generation as i64, l.sequence as i64, l.unix_ms as i64);
-            transaction.execute(
+            let new = transaction.execute(
                 "INSERT OR IGNORE INTO line (job, phase, generation, rank, sequence, at, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (job.as_str(), &l.phase, generation, l.rank, sequence, at, &l.text),
             )?;
+            *added.entry(job).or_default() += new as i64;
         }
-        if let Some((job, _)) = lines.first() {
-            let cut = "DELETE FROM line WHERE job = ?1 AND id <= (SELECT MAX(id) FROM line WHERE job = ?1) - ?2";
-            transaction.execute(cut, (job.as_str(), KEEP))?;
+        for (job, new) in added {
+            // How many there were is not known after a start.
+            let fresh = self.fresh.entry(job.clone()).or_insert(self.keep);
+            *fresh += new;
+            // Counting takes a walk over all of them, which is not worth a few lines.
+            if *fresh > self.keep / 20 {
+                let oldest = "SELECT id FROM line WHERE job = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2";
+                let cut = format!("DELETE FROM line WHERE job = ?1 AND id <= ({oldest})");
+                transaction.execute(&cut, (job.as_str(), self.keep))?;
+                *fresh = 0;
+            }
         }
         Ok(transaction.commit()?)
     }
@@ -57,8 +70,17 @@ impl Logs {
     /// # Errors
     /// The disk refuses.
     pub fn remove(&mut self, job: &JobId) -> Result<(), Error> {
+        self.fresh.remove(job);
         self.db.execute("DELETE FROM line WHERE job = ?", [job.as_str()])?;
         Ok(())
+    }
+
+    /// Forgets every job that `keep` does not want.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) -> Result<(), Error> {
+        super::retain(&self.db, "line", keep)
     }
 
     /// Up to `limit` lines of a job after `cursor`, and the cursor after the last of them.
@@ -104,5 +126,24 @@ mod tests {
         let (end, rest) = logs.read(&job, cursor, 10).unwrap();
         assert_eq!(texts(rest), ["c"]);
         assert_eq!(logs.read(&job, end, 10).unwrap(), (end, Vec::new()));
+    }
+
+    #[test]
+    fn each_job_keeps_its_own_newest_lines_however_much_others_say() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut logs = Logs { keep: 3, ..Logs::open(dir.path()).unwrap() };
+        let (quiet, chatty) = (JobId::from_bits(1), JobId::from_bits(2));
+        let line = |job: &JobId, sequence| (job.clone(), v1::LogLine { sequence, ..v1::LogLine::default() });
+        let first = [line(&quiet, 0), line(&quiet, 1)];
+        logs.append(&first).unwrap();
+        let many: Vec<_> = (0..50).map(|n| line(&chatty, n)).collect();
+        logs.append(&many).unwrap();
+        // Also of a job that is not the first of its batch.
+        logs.append(&[line(&quiet, 2), line(&chatty, 50), line(&chatty, 51)]).unwrap();
+        let left = |job: &JobId| logs.read(job, 0, 99).unwrap().1.iter().map(|l| l.sequence).collect::<Vec<_>>();
+        assert_eq!((left(&quiet), left(&chatty)), (vec![0, 1, 2], vec![49, 50, 51]));
+        logs.retain(|job| job == quiet.as_str()).unwrap();
+        let left = [quiet, chatty].map(|job| logs.read(&job, 0, 99).unwrap().1.len());
+        assert_eq!(left, [3, 0]);
     }
 }

@@ -29,6 +29,22 @@ pub enum Error {
     Refused(String),
 }
 
+/// Deletes the rows of every job that `keep` does not want from a table that has an index on its jobs.
+fn retain(db: &rusqlite::Connection, table: &str, keep: impl Fn(&str) -> bool) -> Result<(), Error> {
+    // One look into the index per job, however many rows it has.
+    let next = format!("SELECT MIN(job) FROM {table} WHERE job > known.job");
+    let mut query = db.prepare(&format!(
+        "WITH RECURSIVE known(job) AS (
+           SELECT MIN(job) FROM {table} UNION ALL SELECT ({next}) FROM known WHERE known.job IS NOT NULL)
+         SELECT job FROM known WHERE job IS NOT NULL"
+    ))?;
+    let jobs: Vec<String> = query.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
+    for job in jobs.iter().filter(|job| !keep(job)) {
+        db.execute(&format!("DELETE FROM {table} WHERE job = ?"), [job.as_str()])?;
+    }
+    Ok(())
+}
+
 /// Opens a database that flushes each transaction to disk.
 fn open(path: &Path) -> Result<rusqlite::Connection, Error> {
     let db = rusqlite::Connection::open(path)?;

@@ -61,6 +61,14 @@ impl Series {
         Ok(())
     }
 
+    /// Forgets every job that `keep` does not want.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) -> Result<(), Error> {
+        super::retain(&self.db, "row", keep)
+    }
+
     /// Up to `limit` rows of a job after `cursor`, each with its cursor.
     ///
     /// # Errors
@@ -101,5 +109,18 @@ mod tests {
         let got: Vec<_> =
             series.read(&job, 0, 10).unwrap().into_iter().map(|(_, r)| (r.step, r.values["train.loss"])).collect();
         assert_eq!(got, [(1, 0.5), (2, 0.3)]);
+    }
+
+    #[test]
+    fn the_rows_of_jobs_that_are_no_more_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut series = Series::open(dir.path()).unwrap();
+        series.retain(|_| false).unwrap();
+        let jobs = [1, 2, 3].map(JobId::from_bits);
+        let row = |job: &JobId, step| (job.clone(), v1::MetricRow { step, ..v1::MetricRow::default() });
+        series.append(&jobs.iter().flat_map(|j| [row(j, 1), row(j, 2)]).collect::<Vec<_>>()).unwrap();
+        series.retain(|job| job == jobs[1].as_str()).unwrap();
+        let left = jobs.map(|j| series.read(&j, 0, 10).unwrap().len());
+        assert_eq!(left, [0, 2, 0]);
     }
 }

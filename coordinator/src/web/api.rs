@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tl_proto::ids::JobId;
 
 use super::Shared;
-use crate::{driver::now_ms, rpc};
+use crate::rpc::{self, Detail};
 
 /// Largest report that is shown, in bytes.
 const MAX_REPORT: u64 = 32 << 20;
@@ -58,16 +58,18 @@ pub(super) async fn nodes(State(shared): State<Arc<Shared>>) -> Json<Value> {
 }
 
 pub(super) async fn jobs(State(shared): State<Arc<Shared>>, Query(page): Query<Page>) -> Json<Value> {
+    let now = shared.driver.now_ms();
     let jobs: Vec<_> = shared.driver.read(|s| {
         let newest = s.jobs.iter().rev().filter(|(_, j)| !j.plan_only).take(page.limit() as usize);
-        newest.filter_map(|(id, _)| rpc::job_view(s, &shared.records, id, now_ms())).collect()
+        newest.filter_map(|(id, _)| rpc::job_view(s, &shared.records, id, now, Detail::Line)).collect()
     });
     Json(json!({ "jobs": jobs }))
 }
 
 pub(super) async fn job(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer {
     let id = known(&shared, &id)?;
-    let job = shared.driver.read(|s| rpc::job_view(s, &shared.records, &id, now_ms()));
+    let now = shared.driver.now_ms();
+    let job = shared.driver.read(|s| rpc::job_view(s, &shared.records, &id, now, Detail::Whole));
     Ok(Json(json!(job)))
 }
 
@@ -111,7 +113,7 @@ pub(super) async fn report(State(shared): State<Arc<Shared>>, Path(id): Path<Str
     let blobs = shared.blobs.clone();
     let read = tokio::task::spawn_blocking(move || {
         let parsed = found.into_iter().map(|(step, digest)| {
-            let bytes = std::fs::read(blobs.path(&digest)?)?;
+            let bytes = blobs.read(&digest, 0, MAX_REPORT as usize)?;
             Ok((step, serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
         });
         parsed.collect::<Result<serde_json::Map<_, _>, crate::store::Error>>()

@@ -12,39 +12,70 @@ type Checked = Result<(), SpecError>;
 /// # Errors
 /// The first thing that cannot stand, as one sentence and a hint.
 pub fn check(spec: &JobSpec, catalog: &Catalog) -> Checked {
+    check_shape(spec)?;
+    if spec.job.kind != JobSpec::PIPELINE {
+        return check_run(spec, catalog);
+    }
+    spec.steps().into_iter().try_for_each(|(id, inner, _)| check_run(inner, catalog).map_err(|e| in_step(id, e)))
+}
+
+/// Checks what needs no catalog: everything that the phases of a job, their order and their gangs are made from.
+///
+/// # Errors
+/// The first thing that cannot stand, as one sentence and a hint.
+pub fn check_shape(spec: &JobSpec) -> Checked {
     require(spec.schema == 1, || (format!("schema {} is not known", spec.schema), "write `schema = 1`".into()))?;
-    require(!spec.job.name.trim().is_empty() && spec.job.name.len() <= 100, || {
-        ("`job.name` must have 1 to 100 characters".into(), "give the job a short name".into())
-    })?;
+    label("job.name", &spec.job.name)?;
+    label("job.project", &spec.job.project)?;
     if spec.job.kind == JobSpec::PIPELINE {
-        return check_pipeline(spec, catalog);
+        return check_steps(spec);
     }
     require(spec.step.is_empty() && spec.compare.is_none(), || {
         ("only a pipeline has `[[step]]` and `[compare]`".into(), "write `kind = \"pipeline\"`".into())
     })?;
-    check_run(spec, catalog)
+    within("cluster.threads", f64::from(spec.cluster.threads), 0.0, 1024.0)?;
+    within("checkpoint.keep", f64::from(spec.checkpoint.keep), 1.0, 100.0)?;
+    spec.stage.iter().try_for_each(|s| label("stage.name", &s.name))?;
+    check_split(spec)
 }
 
-/// Checks what needs no catalog: the names of steps, which become parts of other names.
-///
-/// # Errors
-/// The first step whose name cannot stand.
-pub fn check_names(spec: &JobSpec) -> Checked {
-    spec.step.iter().map(|s| s.id.as_str()).try_for_each(|id| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
-        require(!id.is_empty() && id.len() <= 40 && id.chars().all(plain), || {
-            (format!("step id `{id}` must be letters, digits, `-` or `_`"), "rename the step".into())
-        })
+/// Checks that every rank of the smallest gang has something to do.
+fn check_split(spec: &JobSpec) -> Checked {
+    let data = spec.data.as_ref().ok_or_else(|| missing("[data]"))?;
+    let ranks = spec.cluster.ranks.min;
+    within("data.batch", f64::from(data.batch), 1.0, 1_048_576.0)?;
+    require(data.train_per_class != Some(0), || {
+        ("`data.train_per_class` cannot be 0".into(), "leave it out to take all of them".into())
+    })?;
+    let grains = spec.grains();
+    require(grains <= data.batch && grains <= 1024, || {
+        (format!("{grains} grains do not fit a batch of {}", data.batch), "lower `data.grains`".into())
+    })?;
+    require(data.batch >= ranks, || {
+        (
+            format!("a batch of {} is smaller than {ranks} ranks", data.batch),
+            "raise `data.batch` or lower `cluster.ranks`".into(),
+        )
+    })?;
+    require(grains >= ranks, || {
+        (
+            format!("{grains} grains cannot feed {ranks} ranks"),
+            format!("set `data.grains = {ranks}` or more (part of the result: the same on every cluster)"),
+        )
     })
 }
 
-fn check_pipeline(spec: &JobSpec, catalog: &Catalog) -> Checked {
-    check_names(spec)?;
+fn check_steps(spec: &JobSpec) -> Checked {
     require(!spec.step.is_empty(), || ("a pipeline needs at least one `[[step]]`".into(), String::new()))?;
     require(spec.step.len() <= 64, || ("a pipeline has at most 64 steps".into(), "split it".into()))?;
     let mut seen = BTreeSet::new();
     for step in &spec.step {
         let id = step.id.as_str();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+        // It becomes a part of other names: of phases, and of files on the nodes.
+        require(!id.is_empty() && id.len() <= 40 && id.chars().all(plain), || {
+            (format!("step id `{id}` must be letters, digits, `-` or `_`"), "rename the step".into())
+        })?;
         for need in &step.needs {
             // Needing only earlier steps is what makes the graph acyclic.
             require(seen.contains(need.as_str()), || {
@@ -57,11 +88,7 @@ fn check_pipeline(spec: &JobSpec, catalog: &Catalog) -> Checked {
             SpecError::new(format!("step `{id}` has no job"), "write `job = \"FILE.toml\"` or `[step.spec]`")
         })?;
         require(inner.job.kind != JobSpec::PIPELINE, || (format!("step `{id}` is a pipeline itself"), String::new()))?;
-        let located = |mut e: SpecError| {
-            e.message = format!("step `{id}`: {}", e.message);
-            e
-        };
-        check(inner, catalog).map_err(located)?;
+        check_shape(inner).map_err(|e| in_step(id, e))?;
         let nets = inner.model.iter().chain(inner.nets.values());
         for source in nets.filter_map(|m| m.weights.as_deref()?.strip_prefix("step:")) {
             require(step.needs.iter().any(|n| n == source), || {
@@ -119,26 +146,6 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     }
     spec.places().try_for_each(|(_, place)| Pushed::parse(place).map(|_| ()))?;
     found(Catalog::find(&catalog.optimizers, "optimizer", &spec.optimizer.name))?;
-    within("data.batch", f64::from(data.batch), 1.0, 1_048_576.0)?;
-    let grains = spec.grains();
-    require(grains <= data.batch && grains <= 1024, || {
-        (format!("{grains} grains do not fit a batch of {}", data.batch), "lower `data.grains`".into())
-    })?;
-    require(data.batch >= spec.cluster.ranks.min, || {
-        (
-            format!("a batch of {} is smaller than {} ranks", data.batch, spec.cluster.ranks.min),
-            "raise `data.batch` or lower `cluster.ranks`".into(),
-        )
-    })?;
-    require(grains >= spec.cluster.ranks.min, || {
-        (
-            format!("{grains} grains cannot feed {} ranks", spec.cluster.ranks.min),
-            format!(
-                "set `data.grains = {}` or more (part of the result: the same on every cluster)",
-                spec.cluster.ranks.min
-            ),
-        )
-    })?;
     within("data.augment.rotate", data.augment.rotate, 0.0, 0.5)?;
     within("data.augment.zoom", data.augment.zoom, 0.0, 0.9)?;
     within("data.augment.crop", data.augment.crop, 0.0, 0.5)?;
@@ -177,7 +184,7 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
             within("stop.plateau_factor", factor, 1e-6, 0.999)?;
         }
     }
-    within("checkpoint.keep", f64::from(spec.checkpoint.keep), 1.0, 100.0)
+    Ok(())
 }
 
 fn check_stage(stage: &StageSection, catalog: &Catalog) -> Checked {
@@ -231,6 +238,19 @@ fn require(holds: bool, otherwise: impl FnOnce() -> (String, String)) -> Checked
     }
     let (message, hint) = otherwise();
     Err(SpecError::new(message, hint))
+}
+
+/// A label for people: there, and short.
+fn label(key: &str, text: &str) -> Checked {
+    require(!text.trim().is_empty() && text.chars().count() <= 100, || {
+        (format!("`{key}` must have 1 to 100 characters"), "give it a short name".into())
+    })
+}
+
+/// What is wrong with a step says with which.
+fn in_step(id: &str, mut e: SpecError) -> SpecError {
+    e.message = format!("step `{id}`: {}", e.message);
+    e
 }
 
 fn within(key: &str, value: f64, min: f64, max: f64) -> Checked {
@@ -346,22 +366,71 @@ lr = 0.1
         assert!(with("flip = true, views = 3").message.contains("only two different ones"));
     }
 
-    #[test]
-    fn a_pipeline_step_may_only_need_earlier_steps() {
+    /// A pipeline of good jobs, by their ids and what they need.
+    fn pipeline(steps: &[(&str, &[&str])]) -> JobSpec {
         let inner = parse(GOOD).unwrap();
-        let mut spec = JobSpec { step: Vec::new(), ..inner.clone() };
+        let mut spec = inner.clone();
         spec.job.kind = JobSpec::PIPELINE.into();
-        let step = |id: &str, needs: &[&str]| crate::spec::StepSection {
-            id: id.into(),
+        let step = |(id, needs): &(&str, &[&str])| crate::spec::StepSection {
+            id: (*id).into(),
             job: None,
             needs: needs.iter().map(|n| (*n).into()).collect(),
             set: Params::new(),
             spec: Some(Box::new(inner.clone())),
         };
-        spec.step = vec![step("a", &["b"]), step("b", &[])];
-        assert!(check(&spec, &catalog()).unwrap_err().message.contains("no earlier step"));
-        spec.step = vec![step("b", &[]), step("a", &["b"])];
-        check(&spec, &catalog()).unwrap();
+        spec.step = steps.iter().map(step).collect();
+        spec
+    }
+
+    #[test]
+    fn a_pipeline_step_may_only_need_earlier_steps() {
+        let wrong = pipeline(&[("a", &["b"]), ("b", &[])]);
+        assert!(check(&wrong, &catalog()).unwrap_err().message.contains("no earlier step"));
+        check(&pipeline(&[("b", &[]), ("a", &["b"])]), &catalog()).unwrap();
+    }
+
+    #[test]
+    fn what_phases_are_made_from_is_checked_without_a_catalog() {
+        let with = |change: &dyn Fn(&mut JobSpec)| {
+            let mut spec = pipeline(&[("a", &[]), ("b", &["a"])]);
+            change(&mut spec);
+            check_shape(&spec).map_err(|e| e.message)
+        };
+        assert_eq!(with(&|_| {}), Ok(()));
+        let inner = |s: &mut JobSpec, change: &dyn Fn(&mut JobSpec)| change(s.step[1].spec.as_mut().unwrap());
+        type Change<'a> = &'a dyn Fn(&mut JobSpec);
+        let rows: [(&str, Change<'_>); 9] = [
+            ("two steps are called `a`", &|s| s.step[1].id = "a".into()),
+            ("no earlier step", &|s| s.step[1].needs = vec!["c".into()]),
+            ("needs at least one", &|s| s.step.clear()),
+            ("has no job", &|s| s.step[0].spec = None),
+            ("at most 64 steps", &|s| s.step = vec![s.step[0].clone(); 65]),
+            ("is a pipeline itself", &|s| inner(s, &|i| i.job.kind = JobSpec::PIPELINE.into())),
+            ("step `b`: 2 grains cannot feed 3 ranks", &|s| inner(s, &|i| i.cluster.ranks.min = 3)),
+            ("does not need it", &|s| inner(s, &|i| i.model.as_mut().unwrap().weights = Some("step:c".into()))),
+            ("which is not there", &|s| {
+                let (metric, candidate) = ("val.accuracy".into(), "z".into());
+                s.compare = Some(crate::spec::CompareSection { metric, candidate, baselines: vec!["a".into()] });
+            }),
+        ];
+        for (part, change) in rows {
+            assert!(with(change).is_err_and(|message| message.contains(part)), "{part}: {:?}", with(change));
+        }
+    }
+
+    #[test]
+    fn labels_and_counts_have_limits() {
+        let long = "x".repeat(101);
+        for (from, to, part) in [
+            ("name = \"all\"", format!("name = \"{long}\""), "`stage.name` must have 1 to 100"),
+            ("name = \"t\"", "name = \"t\", project = \"\"".into(), "`job.project` must have 1 to 100"),
+            ("\"1..2\"", "2, threads = 1025".into(), "cluster.threads cannot be 1025"),
+            ("batch = 8", "batch = 8, train_per_class = 0".into(), "`data.train_per_class` cannot be 0"),
+            ("[[stage]]", "checkpoint = { keep = 101 }\n[[stage]]".into(), "checkpoint.keep cannot be 101"),
+        ] {
+            let e = refusal(&GOOD.replace(from, &to));
+            assert!(e.message.contains(part) && !e.hint.is_empty(), "{to}: {e}");
+        }
     }
 
     proptest::proptest! {

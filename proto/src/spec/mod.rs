@@ -6,7 +6,7 @@ mod parse;
 mod paths;
 mod schema;
 
-pub use check::{check, check_names};
+pub use check::{check, check_shape};
 pub use model::*;
 pub use parse::{SpecError, parse, set_override};
 pub use paths::Pushed;

@@ -1,23 +1,55 @@
 //! Files by the SHA-256 of their content: uploaded in chunks, resumable, committed only when the digest is right.
+//!
+//! Uploads gather on the coordinator's disk. Whole blobs lie on a [`Shelf`]: a folder beside them, or a bucket.
+
+mod bucket;
+mod folder;
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use sha2::{Digest, Sha256};
 
+use self::{bucket::Bucket, folder::Folder};
 use super::Error;
 
-/// A folder of blobs.
-#[derive(Clone, Debug)]
+/// Where whole blobs lie. Digests are checked before they come here.
+trait Shelf: Send + Sync {
+    /// The bytes of a blob that is there. It counts as new from then on: whoever asks will refer to it soon.
+    fn size(&self, digest: &str) -> Result<Option<u64>, Error>;
+
+    /// Takes a file in; it is durable, under its name, when this returns.
+    fn put(&self, digest: &str, file: &Path) -> Result<(), Error>;
+
+    /// Up to `most` bytes from `offset` on; none at its end.
+    fn read(&self, digest: &str, offset: u64, most: usize) -> Result<Vec<u8>, Error>;
+
+    /// Throws a blob away, now or soon. What cannot be removed is swept another time.
+    fn remove(&self, digest: &str);
+
+    /// Names of all blobs, and when each counted as new last.
+    fn list(&self) -> Result<Vec<(String, SystemTime)>, Error>;
+}
+
+/// The blobs. Cheap to clone.
+#[derive(Clone)]
 pub struct Blobs {
-    dir: PathBuf,
+    partial: PathBuf,
+    shelf: Arc<dyn Shelf>,
 }
 
 /// Largest blob, in bytes.
 pub const MAX_BLOB: u64 = 64 << 30;
+
+fn checked(digest: &str) -> Result<&str, Error> {
+    let good = digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    if good { Ok(digest) } else { Err(Error::Refused("a digest is 64 lower-case hexadecimal digits".into())) }
+}
 
 impl Blobs {
     /// Opens the blobs in `dir`.
@@ -25,37 +57,33 @@ impl Blobs {
     /// # Errors
     /// The disk refuses.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let dir = dir.join("blobs");
-        fs::create_dir_all(dir.join("partial"))?;
-        Ok(Self { dir })
+        let partial = uploads(dir)?;
+        Ok(Self { partial, shelf: Arc::new(Folder::new(dir.join("blobs"))) })
     }
 
-    fn checked(digest: &str) -> Result<&str, Error> {
-        let good = digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        if good { Ok(digest) } else { Err(Error::Refused("a digest is 64 lower-case hexadecimal digits".into())) }
-    }
-
-    /// Where a blob lies, once it is whole.
+    /// Opens blobs that lie in a bucket, or a folder that several machines see: any URL that the `object_store` library
+    /// takes. Credentials come from the environment, as its documentation says. Must be called inside a runtime.
     ///
     /// # Errors
-    /// Something that is no digest.
-    pub fn path(&self, digest: &str) -> Result<PathBuf, Error> {
-        Ok(self.dir.join(Self::checked(digest)?))
+    /// A URL that this build cannot use, or a bucket that does not answer.
+    pub fn open_at(dir: &Path, url: &str) -> Result<Self, Error> {
+        let partial = uploads(dir)?;
+        Ok(Self { partial, shelf: Arc::new(Bucket::open(url)?) })
     }
 
     fn partial(&self, digest: &str) -> Result<PathBuf, Error> {
-        Ok(self.dir.join("partial").join(Self::checked(digest)?))
+        Ok(self.partial.join(checked(digest)?))
     }
 
-    /// Whether a blob is whole, and how many bytes of it are there.
+    /// Whether a blob is whole, and how many bytes of it are there. A whole one counts as new from then on.
     ///
     /// # Errors
-    /// Something that is no digest.
+    /// Something that is no digest, or a shelf that does not answer.
     pub fn stat(&self, digest: &str) -> Result<(bool, u64), Error> {
-        let len = |p: PathBuf| fs::metadata(p).map(|m| m.len()).ok();
-        Ok(match len(self.path(digest)?) {
+        let partial = self.partial(digest)?;
+        Ok(match self.shelf.size(digest)? {
             Some(n) => (true, n),
-            None => (false, len(self.partial(digest)?).unwrap_or(0)),
+            None => (false, fs::metadata(partial).map_or(0, |m| m.len())),
         })
     }
 
@@ -79,10 +107,10 @@ impl Blobs {
     /// Makes an upload a blob, if its bytes are those of its name.
     ///
     /// # Errors
-    /// Other bytes, which are thrown away.
+    /// Other bytes, which are thrown away; or a shelf that does not take it: the upload stays.
     pub fn commit(&self, digest: &str, size: u64) -> Result<(), Error> {
-        let (partial, path) = (self.partial(digest)?, self.path(digest)?);
-        if path.exists() {
+        let partial = self.partial(digest)?;
+        if self.shelf.size(digest)?.is_some() {
             let _ = fs::remove_file(partial);
             return Ok(());
         }
@@ -102,50 +130,144 @@ impl Blobs {
             return Err(Error::Refused(format!("the bytes sent are not those of {digest}; send them again")));
         }
         file.sync_all()?;
-        fs::rename(&partial, &path)?;
-        File::open(&self.dir)?.sync_all()?;
-        Ok(())
+        self.shelf.put(digest, &partial)
     }
 
     /// Up to `most` bytes of a whole blob from `offset` on; none at its end.
     ///
     /// # Errors
-    /// No such blob, or a disk that refuses.
+    /// No such blob, or a shelf that does not answer.
     pub fn read(&self, digest: &str, offset: u64, most: usize) -> Result<Vec<u8>, Error> {
-        let mut file = File::open(self.path(digest)?)?;
-        file.seek(SeekFrom::Start(offset))?;
-        let mut data = Vec::with_capacity(most);
-        file.take(most as u64).read_to_end(&mut data)?;
-        Ok(data)
+        self.shelf.read(checked(digest)?, offset, most)
     }
 
     /// Throws a blob away.
     pub fn remove(&self, digest: &str) {
-        if let Ok(path) = self.path(digest) {
-            let _ = fs::remove_file(path);
+        if let Ok(digest) = checked(digest) {
+            self.shelf.remove(digest);
         }
     }
+
+    /// Throws away what is not `needed` and older than that: blobs that were never referred to, or no longer are, and
+    /// uploads that were given up.
+    ///
+    /// # Errors
+    /// A shelf that does not answer.
+    pub fn sweep(&self, needed: impl Fn(&str) -> bool, older_than: Duration) -> Result<(), Error> {
+        let now = SystemTime::now();
+        let old = |since: SystemTime| now.duration_since(since).is_ok_and(|age| age > older_than);
+        for (digest, _) in self.shelf.list()?.into_iter().filter(|(d, since)| !needed(d) && old(*since)) {
+            tracing::info!("blob {digest} is removed: nothing refers to it");
+            self.shelf.remove(&digest);
+        }
+        for (digest, _) in Folder::new(self.partial.clone()).list()?.into_iter().filter(|(_, since)| old(*since)) {
+            if let Ok(path) = self.partial(&digest) {
+                let _ = fs::remove_file(path);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The folder in which uploads gather.
+fn uploads(dir: &Path) -> Result<PathBuf, Error> {
+    let partial = dir.join("blobs").join("partial");
+    fs::create_dir_all(&partial)?;
+    Ok(partial)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
+    const HELLO: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+
+    /// What holds for every shelf.
+    fn uploads_resume_and_wrong_bytes_never_count(blobs: &Blobs) {
+        blobs.write(HELLO, 5, 0, b"hel").unwrap();
+        assert_eq!(blobs.stat(HELLO).unwrap(), (false, 3));
+        assert!(blobs.write(HELLO, 5, 4, b"o").is_err(), "a gap");
+        assert!(blobs.write(HELLO, 5, 3, b"lo!").is_err(), "too much");
+        blobs.write(HELLO, 5, 3, b"lO").unwrap();
+        assert!(blobs.commit(HELLO, 5).is_err());
+        assert_eq!(blobs.stat(HELLO).unwrap(), (false, 0));
+        blobs.write(HELLO, 5, 0, b"hello").unwrap();
+        blobs.commit(HELLO, 5).unwrap();
+        assert_eq!(blobs.stat(HELLO).unwrap(), (true, 5));
+        blobs.commit(HELLO, 5).unwrap();
+        assert_eq!(blobs.read(HELLO, 1, 3).unwrap(), b"ell");
+        assert_eq!(blobs.read(HELLO, 3, 99).unwrap(), b"lo");
+        assert!(blobs.read(HELLO, 5, 99).unwrap().is_empty(), "its end");
+        assert!(blobs.read(&"0".repeat(64), 0, 1).is_err(), "no such blob");
+        assert!(blobs.stat("../../etc/passwd").is_err());
+        blobs.sweep(|d| d == HELLO, Duration::ZERO).unwrap();
+        assert!(blobs.stat(HELLO).unwrap().0, "it is needed");
+        blobs.sweep(|_| false, Duration::from_secs(60)).unwrap();
+        assert!(blobs.stat(HELLO).unwrap().0, "somebody has just asked for it");
+    }
+
     #[test]
-    fn an_upload_resumes_and_wrong_bytes_never_count() {
+    fn a_folder_keeps_blobs() {
         let dir = tempfile::tempdir().unwrap();
         let blobs = Blobs::open(dir.path()).unwrap();
-        let digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
-        blobs.write(digest, 5, 0, b"hel").unwrap();
-        assert_eq!(blobs.stat(digest).unwrap(), (false, 3));
-        assert!(blobs.write(digest, 5, 4, b"o").is_err(), "a gap");
-        assert!(blobs.write(digest, 5, 3, b"lo!").is_err(), "too much");
-        blobs.write(digest, 5, 3, b"lO").unwrap();
-        assert!(blobs.commit(digest, 5).is_err());
-        assert_eq!(blobs.stat(digest).unwrap(), (false, 0));
-        blobs.write(digest, 5, 0, b"hello").unwrap();
-        blobs.commit(digest, 5).unwrap();
-        assert_eq!(blobs.stat(digest).unwrap(), (true, 5));
-        assert!(blobs.path("../../etc/passwd").is_err());
+        uploads_resume_and_wrong_bytes_never_count(&blobs);
+        blobs.remove(HELLO);
+        assert_eq!(blobs.stat(HELLO).unwrap(), (false, 0));
+    }
+
+    #[test]
+    fn a_bucket_keeps_blobs_and_another_coordinator_finds_them_there() {
+        let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let _inside = runtime.enter();
+        let url = format!("file://{}/shared", dirs[2].path().display());
+        let blobs = Blobs::open_at(dirs[0].path(), &url).unwrap();
+        std::thread::scope(|s| {
+            s.spawn(|| uploads_resume_and_wrong_bytes_never_count(&blobs)).join().unwrap();
+            let other = Blobs::open_at(dirs[1].path(), &url).unwrap();
+            s.spawn(move || assert_eq!(other.read(HELLO, 0, 9).unwrap(), b"hello")).join().unwrap();
+            s.spawn(|| {
+                blobs.remove(HELLO);
+                let deadline = std::time::Instant::now() + Duration::from_secs(10);
+                while blobs.stat(HELLO).unwrap().0 {
+                    assert!(std::time::Instant::now() < deadline, "it is not removed");
+                    std::thread::yield_now();
+                }
+            });
+        });
+        for (url, says) in
+            [("no url", "is no URL"), ("ftp://x/y", "cannot be used"), ("s3://bucket/x", "cannot be used")]
+        {
+            let error = Blobs::open_at(dirs[0].path(), url).err().unwrap().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_needs_is_swept_when_it_is_old_and_not_when_somebody_has_just_asked_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        let [needed, left, asked, given_up, fresh] = ["a", "b", "c", "d", "e"].map(|c| c.repeat(64));
+        let hour = Duration::from_secs(3_600);
+        let whole = |digest: &String| dir.path().join("blobs").join(digest);
+        for (path, age) in [
+            (whole(&needed), 9),
+            (whole(&left), 9),
+            (whole(&asked), 9),
+            (whole(&fresh), 0),
+            (blobs.partial(&given_up).unwrap(), 9),
+            (blobs.partial(&fresh).unwrap(), 0),
+        ] {
+            fs::write(&path, "x").unwrap();
+            File::open(&path).unwrap().set_modified(SystemTime::now() - hour * age).unwrap();
+        }
+        assert_eq!(blobs.stat(&asked).unwrap(), (true, 1));
+        blobs.sweep(|digest| digest == needed, hour).unwrap();
+        let there = [&needed, &left, &asked, &given_up, &fresh].map(|d| blobs.stat(d).unwrap());
+        assert_eq!(there, [(true, 1), (false, 0), (true, 1), (false, 0), (true, 1)]);
+        blobs.remove(&fresh);
+        assert_eq!(blobs.stat(&fresh).unwrap(), (false, 1), "its upload goes on");
     }
 }
