@@ -116,7 +116,7 @@ async fn what_only_a_node_can_see_fails_the_job_with_names() {
                 (s.stage[0].lr, s.stage[0].epochs, s.stage[0].bn) = (1e3, 20, BnMode::Frozen);
                 s.modifiers.clear();
             }),
-            "the finetune loss of step",
+            "failed (nan): the",
             "lower the learning rate",
         ),
     ];
@@ -163,4 +163,25 @@ async fn an_unreachable_coordinator_a_taken_port_and_a_second_twin_are_named() {
     let said = std::fs::read_to_string(sandbox.dir().join("worker-1.log")).unwrap();
     assert!(said.contains("two agents share a data folder"), "{said}");
     assert_eq!(sandbox.client().await.nodes().await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_message_over_the_limit_is_refused_and_the_next_one_is_served() {
+    use tl_proto::v1::{SubmitRequest, user_client::UserClient};
+    let _alone = alone().await;
+    let sandbox = Sandbox::start(PROGRAM, 1).await;
+    let before = footprint(&sandbox).await;
+    let mut user = UserClient::connect(format!("http://{}", sandbox.address())).await.unwrap();
+    let mut submit = async |bytes: usize| {
+        let request = SubmitRequest { idempotency_key: "k".into(), spec_json: vec![b' '; bytes] };
+        let refused = user.submit(request).await.unwrap_err();
+        (format!("{:?}", refused.code()), refused.message().to_owned())
+    };
+    // Over the limit of gRPC, over that of a job, and no job at all.
+    let (code, said) = submit(tl_proto::MAX_MESSAGE_BYTES + 1).await;
+    assert!(code == "OutOfRange" && said.contains("limit"), "{code}: {said}");
+    let (code, said) = submit(tl_proto::MAX_SPEC_BYTES + 1).await;
+    assert!(code == "ResourceExhausted" && said.contains("more than the limit"), "{code}: {said}");
+    assert_eq!(submit(10).await.0, "InvalidArgument");
+    assert_eq!(footprint(&sandbox).await, before);
 }

@@ -14,7 +14,7 @@ use crate::PROGRAM;
 const STEPS: u64 = 120;
 
 /// What an undisturbed run of one rank comes to.
-async fn undisturbed() -> &'static (Series, String) {
+pub async fn undisturbed() -> &'static (Series, String) {
     static FOUND: OnceCell<(Series, String)> = OnceCell::const_new();
     FOUND
         .get_or_init(async || {
@@ -29,7 +29,7 @@ async fn undisturbed() -> &'static (Series, String) {
 }
 
 /// The job has ended as if nothing had happened.
-async fn same(sandbox: &Sandbox, job: &tl_client::Job) -> v1::Job {
+pub async fn same(sandbox: &Sandbox, job: &tl_client::Job) -> v1::Job {
     let (ended, series, model) = sandbox.ends(job).await;
     assert_eq!(ended.status, "succeeded", "{ended:#?}");
     let (want, digest) = undisturbed().await;
@@ -40,7 +40,7 @@ async fn same(sandbox: &Sandbox, job: &tl_client::Job) -> v1::Job {
     ended
 }
 
-fn history(job: &v1::Job) -> String {
+pub fn history(job: &v1::Job) -> String {
     job.phases.iter().flat_map(|p| &p.history).map(|h| format!("{h}\n")).collect()
 }
 

@@ -1,6 +1,7 @@
 //! End-to-end tests. The architecture of the tree is one of them.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
 
+mod aimed;
 mod architecture;
 mod bad_input;
 mod commands;

@@ -49,6 +49,16 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
     }
 }
 
+/// What stands before the program of a worker.
+enum Wrap<'a> {
+    /// Nothing.
+    Plain,
+    /// A line of shell that is run first.
+    Shell(&'a str),
+    /// A network namespace.
+    Namespace(&'a str),
+}
+
 /// A worker's agent and its folder.
 pub struct Worker {
     child: Child,
@@ -95,6 +105,11 @@ impl Sandbox {
 
     /// A coordinator alone, with a user and a node token if they are given.
     pub async fn bare(program: &str, tokens: Option<(&str, &str)>) -> Self {
+        Self::bare_on(program, tokens, "127.0.0.1:0").await
+    }
+
+    /// The same, listening on an address of this machine.
+    pub async fn bare_on(program: &str, tokens: Option<(&str, &str)>, listen: &str) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let deadlines =
             Deadlines { lease_ms: 3_000, silence_ms: 2_000, grow_cooldown_ms: 1_500, ..Deadlines::default() };
@@ -106,7 +121,7 @@ impl Sandbox {
             dir,
             program: program.into(),
             coordinator: None,
-            grpc: any.clone(),
+            grpc: listen.to_owned(),
             http: any,
             workers: Vec::new(),
             tokens,
@@ -172,7 +187,7 @@ impl Sandbox {
     pub fn add_worker(&mut self, arguments: &[&str]) -> usize {
         let n = self.workers.len();
         let data = self.dir.path().join(format!("worker-{n}"));
-        let child = self.agent(n, &data, arguments, None);
+        let child = self.agent(n, &data, arguments, Wrap::Plain);
         self.workers.push(Worker { child, data });
         n
     }
@@ -181,7 +196,16 @@ impl Sandbox {
     pub fn add_limited_worker(&mut self, before: &str) -> usize {
         let n = self.workers.len();
         let data = self.dir.path().join(format!("worker-{n}"));
-        let child = self.agent(n, &data, &[], Some(before));
+        let child = self.agent(n, &data, &[], Wrap::Shell(before));
+        self.workers.push(Worker { child, data });
+        n
+    }
+
+    /// Starts one more worker in a network namespace.
+    pub fn add_worker_in(&mut self, namespace: &str) -> usize {
+        let n = self.workers.len();
+        let data = self.dir.path().join(format!("worker-{n}"));
+        let child = self.agent(n, &data, &[], Wrap::Namespace(namespace));
         self.workers.push(Worker { child, data });
         n
     }
@@ -189,13 +213,18 @@ impl Sandbox {
     /// Starts the agent of a worker anew, in its old folder.
     pub fn restart_worker(&mut self, n: usize) {
         let data = self.workers[n].data.clone();
-        self.workers[n].child = self.agent(n, &data, &[], None);
+        self.workers[n].child = self.agent(n, &data, &[], Wrap::Plain);
     }
 
-    fn agent(&self, n: usize, data: &Path, arguments: &[&str], before: Option<&str>) -> Child {
-        let mut command = match before {
-            None => Command::new(&self.program),
-            Some(before) => {
+    fn agent(&self, n: usize, data: &Path, arguments: &[&str], wrap: Wrap<'_>) -> Child {
+        let mut command = match wrap {
+            Wrap::Plain => Command::new(&self.program),
+            Wrap::Namespace(name) => {
+                let mut ip = Command::new("ip");
+                ip.args(["netns", "exec", name]).arg(&self.program);
+                ip
+            }
+            Wrap::Shell(before) => {
                 let mut shell = Command::new("sh");
                 shell.args(["-c", &format!("{before}; exec \"$0\" \"$@\"")]).arg(&self.program);
                 shell

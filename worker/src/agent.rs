@@ -1,7 +1,6 @@
 //! The agent of a node: keeps a session with the coordinator, and ranks as the coordinator wants them.
 
 use std::{
-    ffi::OsString,
     future::Future,
     net::{IpAddr, Ipv4Addr, TcpListener, ToSocketAddrs, UdpSocket},
     path::PathBuf,
@@ -15,6 +14,7 @@ use tonic::Code;
 
 use crate::{
     blobs::Blobs,
+    command::RankCommand,
     datasets::DataSets,
     home::{self, Home},
     outbox::Outbox,
@@ -25,7 +25,7 @@ use crate::{
     roots::Roots,
     session::{Identity, Session},
     spawner::Spawner,
-    supervisor::{Slot, Supervisor},
+    supervisor::{Census, Slot, Supervisor},
 };
 
 /// First and longest pause between two tries to reach the coordinator.
@@ -55,7 +55,9 @@ pub struct Config {
     /// The address under which other nodes reach this one; found out without it.
     pub advertise: Option<IpAddr>,
     /// The command line of a rank.
-    pub command: Vec<OsString>,
+    pub command: RankCommand,
+    /// Bytes that the feature cache may take.
+    pub cache_bytes: u64,
 }
 
 /// Why an agent does not start, or gives up.
@@ -84,12 +86,12 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     let roots = Roots::open(&config.roots).map_err(Error::Config)?;
     let remote = Remote::new(&config.coordinator, config.token.as_deref()).map_err(Error::Config)?;
     let slots = slots(&config)?;
-    let identity = identity(&config, &home, &slots)?;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = if config.threads > 0 { config.threads } else { (cores / config.slots as usize).max(1) };
+    let identity = identity(&config, &home, &slots, threads)?;
     let (outbox, reporter) = (Outbox::default(), Reporter::default());
     reporter.adopt(&home.work());
     let reports = tokio::spawn(reporter.clone().run(remote.clone()));
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = if config.threads > 0 { config.threads } else { (cores / config.slots as usize).max(1) };
     let context = Arc::new(Context {
         blobs: Blobs::new(home.blobs(), remote.clone()),
         cache: config.cache.clone().unwrap_or_else(|| home.cache()),
@@ -100,10 +102,11 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         reporter,
         spawner: Spawner::start(tokio::runtime::Handle::current())?,
         command: config.command.clone(),
+        cache_bytes: config.cache_bytes,
         threads,
     });
     let (desired, assignment) = watch::channel(Vec::new());
-    let (census, running) = watch::channel(Vec::new());
+    let (census, running) = watch::channel(Census::default());
     let supervisor = tokio::spawn(Supervisor::new(context, slots, census).run(assignment));
     tracing::info!(
         "node {} ({}) offers {} slots to {}",
@@ -121,7 +124,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         outbox.empty().await;
         // What is stopped for that saves its state first, and its files are taken to the blob store.
         let mut running = running.clone();
-        let _ = running.wait_for(|ranks| ranks.is_empty()).await;
+        let _ = running.wait_for(|census| census.unfinished == 0).await;
         outbox.empty().await;
         outbox.push(Body::Leaving(v1::Leaving {}));
         outbox.empty().await;
@@ -205,26 +208,31 @@ fn local_address(coordinator: &str) -> Result<IpAddr, Error> {
     Ok(socket.local_addr()?.ip())
 }
 
-fn identity(config: &Config, home: &Home, slots: &[Slot]) -> Result<Identity, Error> {
+fn identity(config: &Config, home: &Home, slots: &[Slot], threads: usize) -> Result<Identity, Error> {
     let host = || nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_else(|| "node".into());
     let catalog_json = serde_json::to_vec(&rank::catalog()).map_err(|e| Error::Config(e.to_string()))?;
     Ok(Identity {
         node: home.node.to_string(),
         name: config.name.clone().unwrap_or_else(host),
         incarnation: ulid::Ulid::new().to_string(),
-        build: build()?,
+        build: build(&config.command)?,
         slots: slots
             .iter()
-            .map(|s| v1::Slot { index: s.index, device: "cpu".into(), address: s.address.clone() })
+            .map(|s| v1::Slot {
+                index: s.index,
+                device: "cpu".into(),
+                address: s.address.clone(),
+                weight: threads as u32,
+            })
             .collect(),
         catalog_json,
     })
 }
 
 /// Version and a digest of the program itself: ranks of one gang must be the same code.
-fn build() -> Result<String, Error> {
+fn build(command: &RankCommand) -> Result<String, Error> {
     use sha2::Digest;
-    let digest = sha2::Sha256::digest(std::fs::read(std::env::current_exe()?)?);
+    let digest = sha2::Sha256::digest(command.read()?);
     let short: String = digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
     Ok(format!("{}+{short}", env!("CARGO_PKG_VERSION")))
 }

@@ -4,7 +4,8 @@ use std::{
     fs::{self, File},
     io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use sha2::{Digest, Sha256};
@@ -16,6 +17,10 @@ use crate::remote::Remote;
 
 /// Files that are kept.
 const KEEP: usize = 24;
+/// How often bytes may arrive wrong.
+const WRONG: u32 = 3;
+/// How often a slow upload is told.
+const TELL: Duration = Duration::from_secs(60);
 /// Longest pause between two tries.
 const PAUSE: Duration = Duration::from_secs(2);
 /// How long one call without progress may take.
@@ -40,29 +45,42 @@ pub enum Error {
 pub struct Blobs {
     dir: PathBuf,
     remote: Remote,
+    bringing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Blobs {
     /// Blobs in `dir`, backed by the coordinator.
     pub fn new(dir: PathBuf, remote: Remote) -> Self {
-        Self { dir, remote }
+        Self { dir, remote, bringing: Arc::default() }
     }
 
-    /// Uploads a file; tries again until the coordinator has it, or says no.
+    /// Uploads a file; tries again until the coordinator has it, or says no. `slow` is told why from time to time.
     ///
     /// # Errors
     /// The file cannot be read, or is refused.
-    pub async fn upload(&self, path: &Path) -> Result<v1::BlobRef, Error> {
+    pub async fn upload(&self, path: &Path, slow: impl Fn(&str)) -> Result<v1::BlobRef, Error> {
         let owned = path.to_owned();
         let blob = blocking(move || digest(&owned)).await?;
         self.keep(path, &blob);
-        let mut pause = Duration::from_millis(50);
+        let (mut pause, mut wrong) = (Duration::from_millis(50), 0);
+        let mut told = Instant::now();
         loop {
-            match tokio::time::timeout(PATIENCE.max(expected(blob.size)), self.put(path, &blob)).await {
+            let why = match tokio::time::timeout(PATIENCE.max(expected(blob.size)), self.put(path, &blob)).await {
                 Ok(Ok(())) => return Ok(blob),
-                Ok(Err(status)) if is_final(status.code()) => return Err(Error::Refused(Box::new(status))),
-                Ok(Err(status)) => tracing::debug!("upload of {}: {status}", path.display()),
-                Err(_) => tracing::debug!("upload of {}: no progress", path.display()),
+                Ok(Err(status)) => {
+                    // Wrong bytes may have been damaged on the way; not again and again.
+                    wrong += u32::from(status.code() == Code::InvalidArgument);
+                    if is_final(status.code()) || wrong >= WRONG {
+                        return Err(Error::Refused(Box::new(status)));
+                    }
+                    status.message().to_owned()
+                }
+                Err(_) => "no progress".to_owned(),
+            };
+            tracing::debug!("upload of {}: {why}", path.display());
+            if told.elapsed() > TELL {
+                told = Instant::now();
+                slow(&why);
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE);
@@ -111,7 +129,9 @@ impl Blobs {
         if blocking(move || digest(&kept)).await.is_ok_and(|found| found == wanted) {
             return Ok(path);
         }
-        let aside = self.dir.join(format!("{}.{}", blob.digest, ulid::Ulid::new()));
+        // A download that was broken off goes on where it ended, also after a restart. One at a time brings a blob.
+        let _one = self.bringing.lock().await;
+        let aside = self.dir.join(format!("{}.part", blob.digest));
         let mut pause = Duration::from_millis(50);
         loop {
             match self.get(blob, &aside).await {
@@ -130,15 +150,16 @@ impl Blobs {
         let (here, wanted) = (aside.clone(), blob.clone());
         let whole = blocking(move || digest(&here)).await? == wanted;
         fs::rename(&aside, &path)?;
+        self.prune(&path);
         if whole { Ok(path) } else { Err(Error::Damaged(blob.digest.clone())) }
     }
 
     async fn get(&self, blob: &v1::BlobRef, into: &Path) -> Result<(), Error> {
         let refused = |s: Status| Error::Refused(Box::new(s));
-        let mut file = File::create(into)?;
-        let request = v1::ReadRequest { digest: blob.digest.clone(), offset: 0 };
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(into)?;
+        let mut received = file.metadata()?.len();
+        let request = v1::ReadRequest { digest: blob.digest.clone(), offset: received };
         let mut stream = self.remote.blobs().read(request).await.map_err(refused)?.into_inner();
-        let mut received = 0;
         loop {
             let chunk = tokio::time::timeout(PATIENCE, stream.next()).await;
             let chunk = chunk.map_err(|_| refused(Status::deadline_exceeded("no progress")))?;
@@ -160,15 +181,21 @@ impl Blobs {
     /// Keeps a file that was made here, so that it need not come back over the network.
     fn keep(&self, path: &Path, blob: &v1::BlobRef) {
         let kept = self.dir.join(&blob.digest);
-        if !kept.exists() && fs::hard_link(path, &kept).is_err() {
-            return;
+        // Without links it comes back over the network: slower, and no less right.
+        if !kept.exists() {
+            let _ = fs::hard_link(path, &kept);
         }
+        self.prune(&kept);
+    }
+
+    /// Gives up the oldest files, but not the one that was just brought.
+    fn prune(&self, fresh: &Path) {
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
         let mut all: Vec<_> =
             entries.flatten().filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path()))).collect();
         all.sort();
         let many = all.len().saturating_sub(KEEP);
-        all.into_iter().take(many).for_each(|(_, p)| {
+        all.into_iter().take(many).filter(|(_, p)| p != fresh).for_each(|(_, p)| {
             let _ = fs::remove_file(p);
         });
     }

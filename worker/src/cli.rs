@@ -2,7 +2,10 @@
 
 use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 
-use crate::agent::{self, Config};
+use crate::{
+    agent::{self, Config},
+    command::RankCommand,
+};
 
 /// Offers this machine to a coordinator.
 #[derive(Debug, clap::Args)]
@@ -19,6 +22,9 @@ pub struct Args {
     /// Folder for features of frozen networks; may be shared by the nodes of a machine [default: in the data folder]
     #[arg(long, env = "TL_CACHE")]
     cache: Option<PathBuf>,
+    /// Gigabytes that the feature cache may take; what was not used for longest goes first
+    #[arg(long, default_value_t = 20)]
+    cache_gib: u64,
     /// A label for the node [default: the host's name]
     #[arg(long)]
     name: Option<String>,
@@ -39,7 +45,7 @@ pub struct Args {
     child: bool,
 }
 
-/// Runs an agent until it is told to end. `rank` is the command line that starts a rank.
+/// Runs an agent until it is told to end. This program with the arguments `rank` is a rank.
 ///
 /// # Errors
 /// It cannot start, or the coordinator refuses it.
@@ -54,7 +60,8 @@ pub fn main(args: Args, rank: Vec<OsString>) -> anyhow::Result<()> {
         threads: args.threads,
         roots: args.roots,
         advertise: args.advertise,
-        command: rank,
+        command: RankCommand::ourselves(rank)?,
+        cache_bytes: args.cache_gib.saturating_mul(1 << 30),
     };
     if args.child {
         crate::parent::die_with_parent();

@@ -15,14 +15,16 @@ pub enum Parcel {
     Artifact(String, PathBuf),
 }
 
-/// Takes one parcel after the other until the queue is closed.
-pub async fn run(context: Arc<Context>, key: Key, mut queue: mpsc::UnboundedReceiver<Parcel>) {
+/// Takes one parcel after the other until the queue is closed; whether all finished files have arrived.
+pub async fn run(context: Arc<Context>, key: Key, mut queue: mpsc::UnboundedReceiver<Parcel>) -> bool {
+    let mut all = true;
     let mut next = queue.recv().await;
     while let Some(parcel) = next.take() {
         let mut newer = queue.try_recv().ok();
         // A checkpoint that was overtaken while an upload was slow is not worth its way.
         if !(matches!(parcel, Parcel::Checkpoint(..)) && matches!(newer, Some(Parcel::Checkpoint(..)))) {
-            take(&context, &key, &parcel).await;
+            let arrived = take(&context, &key, &parcel).await;
+            all &= arrived || matches!(parcel, Parcel::Checkpoint(..));
         }
         if let Parcel::Checkpoint(_, path) = &parcel {
             let _ = std::fs::remove_file(path);
@@ -32,12 +34,20 @@ pub async fn run(context: Arc<Context>, key: Key, mut queue: mpsc::UnboundedRece
         }
         next = newer;
     }
+    all
 }
 
-async fn take(context: &Context, key: &Key, parcel: &Parcel) {
+async fn take(context: &Context, key: &Key, parcel: &Parcel) -> bool {
     let (Parcel::Checkpoint(_, path) | Parcel::Artifact(_, path)) = parcel;
     let (job_id, phase, generation) = (key.job.to_string(), key.phase.to_string(), key.generation);
-    match (context.blobs.upload(path).await, parcel) {
+    let slow = |why: &str| {
+        let (code, text) = ("upload_slow".into(), format!("`{}` waits for the blob store: {why}", path.display()));
+        let (job_id, phase) = (job_id.clone(), phase.clone());
+        context.outbox.push(Body::Notice(v1::RankNotice { job_id, phase, generation, code, text }));
+    };
+    let uploaded = context.blobs.upload(path, slow).await;
+    let arrived = uploaded.is_ok();
+    match (uploaded, parcel) {
         (Ok(blob), Parcel::Checkpoint(step, _)) => {
             let (step, blob) = (*step, Some(blob));
             context.outbox.push(Body::Checkpoint(v1::CheckpointReady { job_id, phase, generation, step, blob }));
@@ -53,4 +63,5 @@ async fn take(context: &Context, key: &Key, parcel: &Parcel) {
             context.outbox.push(Body::Notice(v1::RankNotice { job_id, phase, generation, code, text }));
         }
     }
+    arrived
 }

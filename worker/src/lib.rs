@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod blobs;
 pub mod cli;
+pub mod command;
 pub mod courier;
 pub mod datasets;
 pub mod home;

@@ -30,6 +30,8 @@ pub struct Order {
     pub rank: usize,
     /// Where each rank listens.
     pub addresses: Vec<String>,
+    /// How much each rank can do, by rank.
+    pub weights: Vec<u32>,
     /// Names job, phase and generation.
     pub attempt: String,
     /// Proves membership.
@@ -46,6 +48,8 @@ pub struct Order {
     pub work: PathBuf,
     /// The node's feature cache.
     pub cache: PathBuf,
+    /// Bytes that it may take.
+    pub cache_bytes: u64,
     /// Models of earlier steps.
     pub inputs: BTreeMap<String, PathBuf>,
     /// Folders of pushed data sets, by digest.
@@ -61,6 +65,8 @@ pub const ROWS: &str = "rows.jsonl";
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FromRank {
+    /// It is there, even if it has nothing to say.
+    Beat,
     /// What it is doing.
     Activity {
         /// In a word.

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::OsString,
     fs::{self, File},
     io,
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
@@ -26,6 +25,7 @@ use tokio::{
 
 use crate::{
     blobs::{self, Blobs},
+    command::RankCommand,
     courier::{self, Parcel},
     datasets::{DataSets, Lease},
     home::Home,
@@ -42,6 +42,8 @@ pub struct Context {
     pub home: Home,
     /// Features of frozen networks.
     pub cache: PathBuf,
+    /// Bytes that they may take.
+    pub cache_bytes: u64,
     /// Where jobs may read.
     pub roots: Roots,
     /// Files of the cluster.
@@ -55,7 +57,7 @@ pub struct Context {
     /// Starts processes.
     pub spawner: Spawner,
     /// The command line of a rank.
-    pub command: Vec<OsString>,
+    pub command: RankCommand,
     /// Threads of a rank, unless its job says otherwise.
     pub threads: usize,
 }
@@ -73,6 +75,8 @@ pub enum Wish {
 
 /// How long a failure waits for a checkpoint that is on its way.
 const FAILURE_WAITS: Duration = Duration::from_secs(2);
+/// How long the end of a rank waits for its last lines to arrive.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a success waits for the last rows to arrive.
 const SUCCESS_WAITS: Duration = Duration::from_secs(30);
 
@@ -87,6 +91,8 @@ pub async fn run(
 ) {
     let folder = context.home.rank(&key.job, &key.phase, key.generation, key.rank);
     let grace = Duration::from_millis(launch.stop_grace_ms);
+    // Its peers notice first and say more; this is for a rank that is alone, or only looks at a job.
+    let silence = 2 * Duration::from_millis(launch.silence_ms.max(1_000));
     let started = tokio::select! {
         started = start(context, key, &launch, &folder, listener) => started,
         _ = wish.wait_for(|w| *w > Wish::Run) => Err(Failure::new(FailureClass::Stopped, "stopped before its start", "")),
@@ -94,7 +100,9 @@ pub async fn run(
     let (parcels, queue) = mpsc::unbounded_channel();
     let mut courier = tokio::spawn(courier::run(context.clone(), key.clone(), queue));
     let ended = match started {
-        Ok((child, socket, _data)) => live(context, key, child, socket, &parcels, &mut wish, (grace, &folder)).await,
+        Ok((child, socket, _data)) => {
+            live(context, key, child, socket, &parcels, &mut wish, (grace, silence, &folder)).await
+        }
         Err(failure) => Err(failure),
     };
     freed();
@@ -105,17 +113,37 @@ pub async fn run(
         _ => Duration::MAX,
     };
     let arrived = tokio::time::timeout(patience, &mut courier).await;
+    let all_arrived = matches!(arrived, Ok(Ok(true)));
     let drained;
-    if let Ok(Some(result)) = ended {
-        // The series is whole before the phase is said to be.
-        drained = context.reporter.drain(key, SUCCESS_WAITS).await;
-        let (job_id, phase) = (key.job.to_string(), key.phase.to_string());
-        let result_json = serde_json::to_vec(&result).unwrap_or_default();
-        context.outbox.push(Body::Result(v1::PhaseResult { job_id, phase, generation: key.generation, result_json }));
-        exited(context, key, None);
-    } else {
-        exited(context, key, ended.err());
-        drained = context.reporter.drain(key, SUCCESS_WAITS).await;
+    match ended {
+        Ok(Some(result)) if all_arrived => {
+            // The series is whole before the phase is said to be.
+            drained = context.reporter.drain(key, SUCCESS_WAITS).await;
+            let (job_id, phase) = (key.job.to_string(), key.phase.to_string());
+            let result_json = serde_json::to_vec(&result).unwrap_or_default();
+            context.outbox.push(Body::Result(v1::PhaseResult {
+                job_id,
+                phase,
+                generation: key.generation,
+                result_json,
+            }));
+            exited(context, key, None);
+        }
+        ended => {
+            let lost = || {
+                let hint = "the history of the phase says why; is the blob store full?";
+                Failure::new(FailureClass::Disk, "files of the finished phase did not reach the blob store", hint)
+            };
+            let failure = match ended {
+                Ok(Some(_)) => Some(lost()),
+                Ok(None) => None,
+                Err(failure) => Some(failure),
+            };
+            // Last words first: who follows the log stops when the job does.
+            let soon = context.reporter.drain(key, LAST_WORDS).await;
+            exited(context, key, failure);
+            drained = soon || context.reporter.drain(key, SUCCESS_WAITS).await;
+        }
     }
     if arrived.is_err() {
         let _ = courier.await;
@@ -123,6 +151,8 @@ pub async fn run(
     // Blobs that are worth keeping have links elsewhere. What has not arrived is cleared away by the next agent.
     if drained {
         let _ = fs::remove_dir_all(&folder);
+        // The folders of generation, phase and job go with the last rank in them.
+        folder.ancestors().skip(1).take(3).take_while(|above| fs::remove_dir(above).is_ok()).for_each(drop);
     }
 }
 
@@ -175,13 +205,20 @@ async fn start(
     if key.rank == 0 {
         for checkpoint in &launch.checkpoints {
             let Some(blob) = &checkpoint.blob else { continue };
-            resume.push(self::checkpoint(context, folder, checkpoint.step, blob).await?);
+            let (path, whole) = self::checkpoint(context, folder, checkpoint.step, blob).await?;
+            resume.push(path);
+            // Older ones are for when this one is not whole; they may be large.
+            if whole {
+                break;
+            }
         }
     }
     let order = Order {
         probe: launch.kind == "probe",
         rank: launch.rank as usize,
         addresses: launch.addresses.clone(),
+        // A coordinator that speaks of no weights means equal ones.
+        weights: (0..launch.addresses.len()).map(|r| launch.weights.get(r).copied().unwrap_or(1).max(1)).collect(),
         attempt: format!("{}/{}/{}", key.job, key.phase, key.generation),
         secret: launch.secret.clone(),
         rendezvous_ms: launch.rendezvous_ms,
@@ -191,6 +228,7 @@ async fn start(
         spec,
         work: folder.into(),
         cache: context.cache.clone(),
+        cache_bytes: context.cache_bytes,
         inputs,
         pushed,
         resume,
@@ -199,12 +237,8 @@ async fn start(
     let (mut ours, theirs) = UnixStream::pair().map_err(disk("make a socket pair"))?;
     let theirs =
         theirs.into_std().and_then(|s| s.set_nonblocking(false).map(|()| s)).map_err(disk("share a socket"))?;
-    let (program, arguments) = context
-        .command
-        .split_first()
-        .ok_or_else(|| Failure::new(FailureClass::Crash, "the agent does not know how to start a rank", ""))?;
-    let mut command = tokio::process::Command::new(program);
-    command.args(arguments).stdin(Stdio::from(listener)).stdout(Stdio::from(OwnedFd::from(theirs))).stderr(log);
+    let mut command = context.command.to_command();
+    command.stdin(Stdio::from(listener)).stdout(Stdio::from(OwnedFd::from(theirs))).stderr(log);
     command.kill_on_drop(true);
     let child = context.spawner.spawn(command).await;
     let child = child.map_err(|e| Failure::new(FailureClass::Crash, format!("a rank cannot be started: {e}"), ""))?;
@@ -214,19 +248,24 @@ async fn start(
 
 /// A checkpoint under a name that says what it is. One that is damaged is handed over all the same: the rank passes it
 /// over and says so.
-async fn checkpoint(context: &Context, folder: &Path, step: u64, blob: &v1::BlobRef) -> Result<PathBuf, Failure> {
+async fn checkpoint(
+    context: &Context,
+    folder: &Path,
+    step: u64,
+    blob: &v1::BlobRef,
+) -> Result<(PathBuf, bool), Failure> {
     let path = folder.join(format!("resume-step-{step}"));
-    let found = match context.blobs.fetch(blob).await {
-        Ok(found) => found,
-        Err(blobs::Error::Damaged(digest)) => context.blobs.path(&digest),
+    let (found, whole) = match context.blobs.fetch(blob).await {
+        Ok(found) => (found, true),
+        Err(blobs::Error::Damaged(digest)) => (context.blobs.path(&digest), false),
         Err(blobs::Error::Refused(_)) => {
             File::create(&path).map_err(disk("write a checkpoint"))?;
-            return Ok(path);
+            return Ok((path, false));
         }
         Err(e @ blobs::Error::Disk(_)) => return Err(lost("a checkpoint")(e)),
     };
     link(&found, &path).map_err(disk("place a checkpoint"))?;
-    Ok(path)
+    Ok((path, whole))
 }
 
 /// Gives a kept file a second name, which stays when the first one goes.
@@ -253,7 +292,7 @@ async fn live(
     socket: UnixStream,
     parcels: &mpsc::UnboundedSender<Parcel>,
     wish: &mut watch::Receiver<Wish>,
-    (grace, folder): (Duration, &Path),
+    (grace, silence, folder): (Duration, Duration, &Path),
 ) -> Result<Option<serde_json::Value>, Failure> {
     let kills = oom_kills();
     let (read, mut write) = socket.into_split();
@@ -262,6 +301,8 @@ async fn live(
     let mut kill_at: Option<tokio::time::Instant> = None;
     let mut line = Vec::new();
     let (mut open, mut heard) = (true, true);
+    let mut last_heard = tokio::time::Instant::now();
+    let mut silent = false;
     let status = loop {
         tokio::select! {
             // First what it said, then that it ended.
@@ -274,7 +315,9 @@ async fn live(
                     }
                     continue;
                 }
+                last_heard = tokio::time::Instant::now();
                 match serde_json::from_slice(&line) {
+                    Ok(FromRank::Beat) => {}
                     Ok(FromRank::Activity { name, done, total }) => {
                         let (phase, generation) = (key.phase.to_string(), key.generation);
                         context.reporter.activity(&key.job, v1::Activity { phase, generation, name, done, total });
@@ -303,6 +346,10 @@ async fn live(
                     _ => kill_at = Some(tokio::time::Instant::now()),
                 }
             }
+            () = tokio::time::sleep_until(last_heard + silence), if open && !silent => {
+                silent = true;
+                let _ = child.start_kill();
+            }
             () = tokio::time::sleep_until(kill_at.unwrap_or_else(tokio::time::Instant::now)), if kill_at.is_some() => {
                 let _ = child.start_kill();
                 kill_at = Some(tokio::time::Instant::now() + Duration::from_secs(1));
@@ -313,6 +360,10 @@ async fn live(
     match (status, last) {
         (Ok(status), Some(FromRank::Done { result })) if status.success() => Ok(result),
         (_, Some(FromRank::Failed(failure))) => Err(failure),
+        (Ok(_), _) if silent => {
+            let text = format!("the rank was silent for {} ms and was killed", silence.as_millis());
+            Err(Failure::new(FailureClass::LostNode, text, ""))
+        }
         (Ok(_), _) if asked => Err(Failure::new(FailureClass::Stopped, "the rank was stopped", "")),
         (Ok(status), _) => Err(unexplained(status, kills, folder)),
         (Err(e), _) => Err(Failure::new(FailureClass::Crash, format!("the rank cannot be waited for: {e}"), "")),

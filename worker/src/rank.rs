@@ -68,6 +68,14 @@ pub fn main() -> ExitCode {
             }
         });
         let link = Arc::new(Mutex::new(socket));
+        // Who is stopped, or waits for a disk that does not answer, is silent; who computes is not.
+        let (beating, beat) = (link.clone(), Duration::from_millis(order.beat_ms.max(10)));
+        std::thread::spawn(move || {
+            loop {
+                std::thread::sleep(beat);
+                say(&beating, &FromRank::Beat);
+            }
+        });
         let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| work(&order, &listener, &link, &stop)));
         let last = match outcome {
             Ok(Ok(result)) => FromRank::Done { result },
@@ -163,6 +171,7 @@ fn work(
         pushed: order.pushed.clone(),
         work: order.work.clone(),
         cache: order.cache.clone(),
+        cache_bytes: order.cache_bytes,
         resume: order.resume.clone(),
     };
     if order.probe {
@@ -181,6 +190,7 @@ fn work(
             &MeshConfig {
                 rank: order.rank,
                 addresses: order.addresses.clone(),
+                weights: order.weights.clone(),
                 attempt: order.attempt.clone(),
                 secret: order.secret.clone(),
                 rendezvous: Duration::from_millis(order.rendezvous_ms),

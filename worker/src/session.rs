@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::Status;
 
-use crate::{outbox::Outbox, remote::Remote};
+use crate::{outbox::Outbox, remote::Remote, supervisor::Census};
 
 /// How long the coordinator may take to answer a hello.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -41,7 +41,7 @@ pub struct Session<'a> {
     /// What is wanted of this node; stays as it is while the coordinator is away.
     pub desired: &'a watch::Sender<Vec<v1::Launch>>,
     /// What runs here.
-    pub census: watch::Receiver<Vec<v1::RunningRank>>,
+    pub census: watch::Receiver<Census>,
 }
 
 impl Session<'_> {
@@ -70,7 +70,7 @@ impl Session<'_> {
         loop {
             tokio::select! {
                 _ = beat.tick() => {
-                    let running = self.census.borrow().clone();
+                    let running = self.census.borrow().running.clone();
                     say(Body::Heartbeat(v1::Heartbeat { running, applied_version: version })).await?;
                     // Acknowledgements are owed for what was sent; nothing else makes the coordinator speak.
                     if !self.outbox.after(0).is_empty() && heard.elapsed() > silence {
@@ -111,7 +111,7 @@ impl Session<'_> {
             build: me.build,
             slots: me.slots,
             catalog_json: me.catalog_json,
-            running: self.census.borrow().clone(),
+            running: self.census.borrow().running.clone(),
         }
     }
 }

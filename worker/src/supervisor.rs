@@ -25,6 +25,15 @@ pub struct Slot {
     pub listener: TcpListener,
 }
 
+/// What goes on here.
+#[derive(Clone, Debug, Default)]
+pub struct Census {
+    /// Ranks with a process.
+    pub running: Vec<v1::RunningRank>,
+    /// Ranks about which not everything has been said: their files may still be on their way.
+    pub unfinished: usize,
+}
+
 /// What the coordinator wants, newest first.
 pub type Desired = watch::Receiver<Vec<v1::Launch>>;
 
@@ -42,7 +51,7 @@ pub struct Supervisor {
     ended: BTreeSet<Key>,
     freed: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
     tasks: tokio::task::JoinSet<()>,
-    census: watch::Sender<Vec<v1::RunningRank>>,
+    census: watch::Sender<Census>,
 }
 
 fn key(launch: &v1::Launch) -> Option<Key> {
@@ -52,7 +61,7 @@ fn key(launch: &v1::Launch) -> Option<Key> {
 
 impl Supervisor {
     /// A supervisor of empty slots; `census` is told what runs.
-    pub fn new(context: Arc<Context>, slots: Vec<Slot>, census: watch::Sender<Vec<v1::RunningRank>>) -> Self {
+    pub fn new(context: Arc<Context>, slots: Vec<Slot>, census: watch::Sender<Census>) -> Self {
         let slots = slots.into_iter().map(|s| (s.index, s)).collect();
         let (running, ended, tasks) = (BTreeMap::new(), BTreeSet::new(), tokio::task::JoinSet::new());
         Self { context, slots, running, ended, freed: mpsc::unbounded_channel(), tasks, census }
@@ -105,7 +114,7 @@ impl Supervisor {
             rank: r.key.rank,
             slot: *slot,
         });
-        self.census.send_replace(census.collect());
+        self.census.send_replace(Census { running: census.collect(), unfinished: self.tasks.len() });
     }
 
     fn start(&mut self, key: Key, launch: &v1::Launch) {

@@ -27,11 +27,7 @@ fn main() -> ExitCode {
     if let Some(Role::Rank) = cli.role {
         return tl_worker::rank::main();
     }
-    let run = || {
-        let program = std::env::current_exe()?;
-        tl_worker::cli::main(cli.args, vec![program.into(), "rank".into()])
-    };
-    match run() {
+    match tl_worker::cli::main(cli.args, vec!["rank".into()]) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("error: {e}");

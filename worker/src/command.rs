@@ -1,0 +1,46 @@
+//! How a rank is started: by the very program that the agent is.
+
+use std::{ffi::OsString, io, path::PathBuf};
+
+use tokio::process::Command;
+
+/// The running program, wherever its file has gone.
+const OURSELVES: &str = "/proc/self/exe";
+
+/// The command line of a rank.
+#[derive(Clone, Debug)]
+pub struct RankCommand {
+    /// What is run.
+    program: PathBuf,
+    /// What it is called.
+    name: PathBuf,
+    arguments: Vec<OsString>,
+}
+
+impl RankCommand {
+    /// This program with `arguments`; the running one, not what its file has become: an upgrade in place must not mix
+    /// builds in a gang.
+    ///
+    /// # Errors
+    /// The system does not tell which program this is.
+    pub fn ourselves(arguments: Vec<OsString>) -> io::Result<Self> {
+        let name = std::env::current_exe()?;
+        let program = if cfg!(target_os = "linux") { PathBuf::from(OURSELVES) } else { name.clone() };
+        Ok(Self { program, name, arguments })
+    }
+
+    /// The bytes of the program.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read(&self) -> io::Result<Vec<u8>> {
+        std::fs::read(&self.program)
+    }
+
+    /// Ready to be started.
+    pub fn to_command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg0(&self.name).args(&self.arguments);
+        command
+    }
+}
