@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{JobSpec, Params, Pushed, SpecError, StageSection, Views};
+use super::{BnMode, JobSpec, Norm, Params, Pushed, SpecError, StageSection, Views};
 use crate::catalog::{Catalog, Entry, ParamKind, nearest_hint};
 
 type Checked = Result<(), SpecError>;
@@ -50,6 +50,17 @@ fn check_split(spec: &JobSpec) -> Checked {
     let grains = spec.grains();
     require(grains <= data.batch && grains <= 1024, || {
         (format!("{grains} grains do not fit a batch of {}", data.batch), "lower `data.grains`".into())
+    })?;
+    let nets = spec.model.iter().chain(spec.nets.values());
+    let normed = nets.clone().any(|m| m.head.norm == Norm::Batch) || spec.stage.iter().any(|s| s.bn == BnMode::Train);
+    require(!normed || grains * 2 <= data.batch || data.batch == 1, || {
+        (
+            format!(
+                "{grains} grains of a batch of {} hold one sample each: batch-norm learns nothing from it",
+                data.batch
+            ),
+            format!("set `data.grains = {}` or less, or raise `data.batch`", (data.batch / 2).max(1)),
+        )
     })?;
     require(data.batch >= ranks, || {
         (

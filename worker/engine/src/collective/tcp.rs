@@ -294,6 +294,31 @@ mod tests {
     }
 
     #[test]
+    fn strangers_at_the_rendezvous_are_dropped_and_the_ranks_meet() {
+        let (listeners, configs) = configs(2, 2000);
+        let mut draws = crate::num::rng::Philox::new(3, "strangers").stream(0, 0);
+        let mut near = greeting(&configs[0], 1, 0);
+        near[35] = 1;
+        let mut said: Vec<Vec<u8>> = vec![vec![], b"GET / HTTP/1.1\r\n\r\n".to_vec(), near.to_vec(), vec![0xff; 36]];
+        said.extend((0..20).map(|n| (0..n * 3).map(|_| (draws.uniform() * 256.0) as u8).collect()));
+        let address = listeners[0].local_addr().unwrap();
+        // They stay connected: nobody waits for what they may still say for longer than a moment.
+        let strangers: Vec<TcpStream> = said
+            .iter()
+            .map(|bytes| {
+                let mut stream = TcpStream::connect(address).unwrap();
+                let _ = stream.write_all(bytes);
+                stream
+            })
+            .collect();
+        let _silent: Vec<TcpStream> = strangers.into_iter().take(3).collect();
+        std::thread::scope(|s| {
+            s.spawn(|| Mesh::connect(&listeners[1], &configs[1]).unwrap().barrier().unwrap());
+            Mesh::connect(&listeners[0], &configs[0]).unwrap().barrier().unwrap();
+        });
+    }
+
+    #[test]
     fn a_rank_of_another_attempt_is_turned_away() {
         let (listeners, mut configs) = configs(2, 300);
         configs[1].secret = "other".into();

@@ -1,5 +1,7 @@
 //! A run from its first sample to its exported model: the one loop, for one rank and for many.
 
+mod begin;
+mod config;
 mod encode;
 pub(crate) mod evaluate;
 pub mod export;
@@ -18,9 +20,11 @@ mod tests;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
-use tl_proto::spec::{DataSection, JobSpec, Pushed, Reduction};
+use tl_proto::spec::{DataSection, JobSpec};
 
+pub use self::config::Config;
 use self::{
+    begin::{resume, same_numbers},
     export::{PrefixFigures, Report, StageFigures},
     inputs::Inputs,
     net::Net,
@@ -35,47 +39,10 @@ use crate::{
     data::sampler::{Epoch, steps_per_epoch},
     eval::Evaluation,
     link::{Link, Notice, Row},
-    nn, num,
+    nn,
     objective::Objective,
     optim,
 };
-
-/// What a rank is given.
-pub struct Config {
-    /// The job of one pipeline step.
-    pub spec: JobSpec,
-    /// Models of earlier steps.
-    pub inputs: BTreeMap<String, PathBuf>,
-    /// Folders of pushed data sets, by digest.
-    pub pushed: BTreeMap<String, PathBuf>,
-    /// A folder for checkpoints and the exported model.
-    pub work: PathBuf,
-    /// The machine's feature cache.
-    pub cache: PathBuf,
-    /// Bytes that it may take; what was not used for longest goes first.
-    pub cache_bytes: u64,
-    /// Checkpoints to go on from, newest first; only rank 0 reads them.
-    pub resume: Vec<PathBuf>,
-}
-
-impl Config {
-    /// The job with paths of this machine in place of pushed data sets. What is exported keeps the names that hold
-    /// everywhere.
-    ///
-    /// # Errors
-    /// A data set that was not handed over.
-    fn local(&self) -> Result<JobSpec> {
-        let mut spec = self.spec.clone();
-        for place in spec.places_mut() {
-            let parsed = Pushed::parse(place).map_err(|e| Error::user(e.message, e.hint))?;
-            let Some(Pushed { digest, inside }) = parsed else { continue };
-            let folder = self.pushed.get(digest);
-            let folder = folder.ok_or_else(|| Error::Internal(format!("data set {digest} was not handed over")))?;
-            *place = folder.join(inside).display().to_string();
-        }
-        Ok(spec)
-    }
-}
 
 /// What does not change during a run.
 pub struct Run<'a> {
@@ -127,51 +94,6 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
         failed_checkpoints: 0,
     };
     looped.run(optimizer, group, link)
-}
-
-/// An ordered reduction gives the same bits only among ranks that compute the same bits.
-fn same_numbers(spec: &JobSpec, group: &mut dyn Collective) -> Result<()> {
-    let all = group.all_gather(num::fingerprint::fingerprint().to_vec())?;
-    let odd = all.iter().position(|f| *f != all[0]).filter(|_| spec.cluster.reduction != Reduction::Fast);
-    match odd {
-        None => Ok(()),
-        Some(rank) => Err(Error::user(
-            format!("rank {rank} computes other bits than rank 0: its node has another kind of CPU or another release"),
-            "use nodes of one kind, or set `cluster.reduction = \"fast\"`",
-        )),
-    }
-}
-
-/// Rank 0 reads the newest checkpoint that is whole and hands it to the others.
-fn resume(config: &Config, fresh: RunState, group: &mut dyn Collective, link: &mut dyn Link) -> Result<RunState> {
-    let mut bytes = Vec::new();
-    if group.rank() == 0 {
-        for path in &config.resume {
-            let found = std::fs::read(path).ok();
-            if found.as_ref().is_some_and(|b| RunState::from_bytes(b.clone(), &fresh.store).is_some()) {
-                bytes = found.unwrap_or_default();
-                break;
-            }
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            link.notice(
-                Notice::CheckpointDamaged,
-                &format!("checkpoint `{name}` is not whole; the one before it is used"),
-            );
-        }
-    }
-    let bytes = group.broadcast(bytes, 0)?;
-    if bytes.is_empty() {
-        return Ok(fresh);
-    }
-    let state = RunState::from_bytes(bytes, &fresh.store)
-        .ok_or_else(|| Error::Internal("the state of rank 0 is not whole".into()))?;
-    if group.rank() == 0 {
-        link.notice(
-            Notice::Resumed,
-            &format!("training goes on from step {} with {} ranks", state.progress.step, group.world()),
-        );
-    }
-    Ok(state)
 }
 
 struct Loop<'a> {

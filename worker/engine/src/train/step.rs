@@ -60,7 +60,11 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     let slots = epoch.step(k);
     let (batch, full) = (run.data.batch as usize, run.spec.grains() as usize);
     let count = grains_of(slots.len(), batch, full);
-    let own = group.shares(count)[group.rank()].clone();
+    let shares = group.shares(count);
+    let own = shares[group.rank()].clone();
+    // In the fast reduction a leaf is the sum of a rank that owns anything.
+    let before = shares[..group.rank()].iter().filter(|s| !s.is_empty()).count();
+    let (fast, busy) = (run.spec.cluster.reduction == Reduction::Fast, shares.iter().filter(|s| !s.is_empty()).count());
     let mut stack: Vec<tree::Node> = Vec::new();
     let mut tally = vec![u8::from(stop)];
     let mut touched = vec![own.is_empty(); state.store.params.len()];
@@ -73,15 +77,14 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
         tally.extend((draws.len() as u64).to_le_bytes());
         tally.extend(one.correct.to_le_bytes());
         tally.extend(one.loss.to_le_bytes());
-        match (run.spec.cluster.reduction, stack.last_mut()) {
-            // In the fast reduction a rank adds its grains as they come; its sum then takes the place of its run.
-            (Reduction::Fast, Some(sum)) => sum.data.iter_mut().zip(&one.flat).for_each(|(a, b)| *a += b),
-            (Reduction::Fast, None) => stack.push(tree::Node::leaf(group.rank(), one.flat)),
-            _ => tree::push(&mut stack, tree::Node::leaf(s, one.flat), count),
+        match (fast, stack.last_mut()) {
+            // A rank adds its grains as they come.
+            (true, Some(sum)) => sum.data.iter_mut().zip(&one.flat).for_each(|(a, b)| *a += b),
+            (true, None) => stack.push(tree::Node::leaf(before, one.flat)),
+            (false, _) => tree::push(&mut stack, tree::Node::leaf(s, one.flat), count),
         }
     }
-    let leaves = if run.spec.cluster.reduction == Reduction::Fast { count.min(group.world()) } else { count };
-    let flat = collective::reduce(group, stack, leaves, stage.layout.total_len())?;
+    let flat = collective::reduce(group, stack, if fast { busy } else { count }, stage.layout.total_len())?;
     let mut reduced = Reduced { flat, samples: 0, loss: 0.0, correct: 0, touched, stop: false };
     let mut lines = Vec::new();
     for bytes in group.all_gather(tally)? {

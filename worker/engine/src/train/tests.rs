@@ -9,7 +9,7 @@ use std::{
 
 use tl_proto::spec::JobSpec;
 
-use super::{Config, export::Report, run};
+use super::{Config, export::Report, net::Net, run, state::RunState};
 use crate::{
     Error, Result,
     collective::{Collective, Mesh, MeshConfig, Solo},
@@ -218,6 +218,39 @@ fn the_fast_reduction_has_one_ranks_loss_and_gradient_norm_in_its_first_step() {
     };
     let (one, three) = (first(1), first(3));
     assert!((one.0 - three.0).abs() <= 1e-6 * one.0 && (one.1 - three.1).abs() <= 1e-9 * one.1, "{one:?} {three:?}");
+}
+
+/// One step of plain gradient descent, at a rate so large that the values are the gradient.
+#[test]
+fn gradients_of_the_fast_reduction_are_one_ranks_to_a_millionth() {
+    let head = JOB.split("[[stage]]").next().unwrap().replace("every = 2", "every = 1");
+    let job = head.replace("\"adamw\", clip_norm = 1.0", "\"sgd\", momentum = 0.0, weight_decay = 0.0")
+        + "[[stage]]\nname = \"all\"\nepochs = 1\ntrain = [\"*\"]\nlr = 1000.0\nbn = \"train\"\n";
+    let gradient = |world: usize, reduction: &str| -> Vec<f64> {
+        let dir = tempfile::tempdir().unwrap();
+        let job = job.replace("schema = 1", &format!("schema = 1\ncluster = {{ reduction = \"{reduction}\" }}"));
+        let link = Recorder { stop_after: Some(1), ..Recorder::default() };
+        // What so large a step does to the loss is no matter.
+        let ended = train(&job, world, false, dir.path(), &[], &link);
+        let config = config(&job, dir.path(), "cache", Vec::new());
+        let classes: Vec<String> = (0..8).map(|c| c.to_string()).collect();
+        let net = Net::build(config.spec.model.as_ref().unwrap(), &classes, false, 7, &[].into()).unwrap();
+        // Written, if not published: the next step may be beyond all numbers.
+        let first = dir.path().join("work/checkpoint-0000000001.tlc");
+        let state =
+            RunState::from_bytes(std::fs::read(&first).unwrap_or_else(|_| panic!("{ended:?}")), &net.network.initial)
+                .unwrap();
+        let before = &net.network.initial.values;
+        state.store.values.iter().zip(before).map(|(a, b)| f64::from(a - b) / 1e3).collect()
+    };
+    let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let one = gradient(1, "fast");
+    assert!(norm(&one) > 1e-3);
+    for world in [2, 3, 5] {
+        let off: Vec<f64> = gradient(world, "fast").iter().zip(&one).map(|(a, b)| a - b).collect();
+        assert!(norm(&off) <= 1e-6 * norm(&one), "{world} ranks: {:e}", norm(&off) / norm(&one));
+    }
+    assert_eq!(gradient(3, "ordered"), gradient(1, "ordered"));
 }
 
 #[test]

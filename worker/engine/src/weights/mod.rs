@@ -277,6 +277,22 @@ mod tests {
         assert_eq!(build(&job).unwrap().contract.scale, Scale::Tf);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn damaged_safetensors_are_refused_without_a_panic(at in 0usize..20_000, put in proptest::collection::vec(0u8.., 1..9)) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = exported(&build(&model("small_cnn", None)).unwrap(), dir.path());
+            let mut bytes = std::fs::read(&path).unwrap();
+            // Mostly in the header: what follows is numbers.
+            let at = at % 4096.min(bytes.len() - put.len());
+            bytes[at..at + put.len()].copy_from_slice(&put);
+            std::fs::write(&path, &bytes).unwrap();
+            if let Err(e) = build(&model("small_cnn", Some(&path))) {
+                assert!(!e.to_string().is_empty());
+            }
+        }
+    }
+
     #[test]
     fn a_file_that_is_cut_off_is_refused() {
         let dir = tempfile::tempdir().unwrap();

@@ -114,15 +114,41 @@ mod tests {
 
     /// What is read from a file of this name whose pickle is `top`.
     fn read(name: &str, top: &[u8]) -> crate::Result<BTreeMap<String, Vec<f32>>> {
+        read_bytes(name, &file(top))
+    }
+
+    fn read_bytes(name: &str, bytes: &[u8]) -> crate::Result<BTreeMap<String, Vec<f32>>> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let tensors = weights::read(&path)?;
+        Ok(tensors.iter().map(|(name, t)| (name.clone(), host(t).unwrap().to_vec())).collect())
+    }
+
+    fn file(top: &[u8]) -> Vec<u8> {
         let pickle = [&b"\x80\x02"[..], top, &b"."[..]].concat();
         let numbers = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
         let files =
             [("archive/data.pkl", pickle), ("archive/data/0", numbers(&WEIGHT)), ("archive/data/1", numbers(&BIAS))];
-        std::fs::write(&path, archive(&files)).unwrap();
-        let tensors = weights::read(&path)?;
-        Ok(tensors.iter().map(|(name, t)| (name.clone(), host(t).unwrap().to_vec())).collect())
+        archive(&files)
+    }
+
+    proptest::proptest! {
+        /// Bytes changed, put in or cut off anywhere: tensors, or an error with a sentence, and no memory that the file
+        /// does not have.
+        #[test]
+        fn damaged_files_are_refused_without_a_panic(
+            at in 0usize..4096, drop in 0usize..12, put in proptest::collection::vec(0u8.., 0..12), nested: bool,
+        ) {
+            let top = if nested { dict(&[("state_dict", state("module."))]) } else { state("") };
+            let mut bytes = file(&top);
+            let at = at % bytes.len();
+            let end = (at + drop).min(bytes.len());
+            bytes.splice(at..end, put);
+            if let Err(e) = read_bytes("w.pth", &bytes) {
+                assert!(!e.to_string().is_empty());
+            }
+        }
     }
 
     #[test]
