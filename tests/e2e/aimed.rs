@@ -91,24 +91,36 @@ async fn a_rank_that_dies_inside_an_all_reduce_costs_nothing() {
     assert!(history(&ended).contains("was killed"), "{}", history(&ended));
 }
 
+/// Files of a rank that are being written.
+fn asides(folder: &PathBuf) -> usize {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(|e| e.file_name().to_string_lossy().contains(".aside-")).count()
+}
+
 #[tokio::test(flavor = "current_thread")]
 async fn a_rank_that_dies_while_it_writes_a_checkpoint_leaves_the_one_before() {
     let _alone = alone().await;
     undisturbed().await;
     let sandbox = Sandbox::start(PROGRAM, 2).await;
     let job = sandbox.submit(&jobs::thorny("2")).await;
-    for passed in [15, 60] {
+    let mut inside = 0;
+    for passed in [15, 35, 55, 75, 95] {
         sandbox.passes(&job, passed).await;
+        let ranks = [rank(&sandbox, 0).await, rank(&sandbox, 1).await];
         // A checkpoint is written aside before it gets its name.
-        let aside = |folder: &PathBuf| {
-            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-            entries.filter(|e| e.file_name().to_string_lossy().contains(".aside-")).count() > 0
-        };
-        let victim = spin("a checkpoint being written", || {
-            sandbox.workers.iter().position(|w| folders(&w.data).iter().any(aside))
+        let (victim, folder) = spin("a checkpoint being written", || {
+            let found = |(n, w): (usize, &tl_tests::Worker)| {
+                Some((n, folders(&w.data).into_iter().find(|folder| asides(folder) > 0)?))
+            };
+            sandbox.workers.iter().enumerate().find_map(found)
         });
-        signal(rank(&sandbox, victim).await, Signal::SIGKILL);
+        signal(ranks[victim], Signal::SIGKILL);
+        inside += usize::from(asides(&folder) > 0);
+        if inside >= 2 {
+            break;
+        }
     }
+    assert!(inside > 0, "no kill came in time");
     let ended = same(&sandbox, &job).await;
     assert!(history(&ended).contains("training goes on from step"), "{}", history(&ended));
 }
@@ -120,11 +132,21 @@ async fn ranks_that_die_in_an_evaluation_or_between_two_stages_cost_nothing() {
     let sandbox = Sandbox::start(PROGRAM, 2).await;
     let job = sandbox.submit(&jobs::thorny("2")).await;
     // After the last step of an epoch comes its evaluation; after the first stage a checkpoint, and the next one.
-    for moment in [2 * EPOCH, FIRST_STAGE, FIRST_STAGE + 2 * EPOCH] {
+    let mut inside = 0;
+    for moment in [2 * EPOCH, 4 * EPOCH, FIRST_STAGE, FIRST_STAGE + 2 * EPOCH] {
+        sandbox.passes(&job, moment - 3).await;
+        let ranks = [rank(&sandbox, 0).await, rank(&sandbox, 1).await];
         let writer = spin("the step", || written(&sandbox).filter(|(step, _)| *step >= moment).map(|(_, n)| n));
         let victim = if moment == FIRST_STAGE { writer } else { 1 - writer };
-        signal(rank(&sandbox, victim).await, Signal::SIGKILL);
+        signal(ranks[victim], Signal::SIGKILL);
+        // The one that writes has not heard what the other one has found.
+        let evaluated = format!("\"step\":{moment},");
+        let rows =
+            folders(&sandbox.workers[writer].data).into_iter().map(|f| std::fs::read_to_string(f.join("rows.jsonl")));
+        let told = rows.flatten().any(|t| t.lines().any(|l| l.contains(&evaluated) && l.contains("val.loss")));
+        inside += usize::from(!told);
     }
+    assert!(inside > 0, "no kill came in time");
     let ended = same(&sandbox, &job).await;
     assert!(ended.phases[1].generation >= 3, "{ended:#?}");
 }

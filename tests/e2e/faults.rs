@@ -195,9 +195,9 @@ async fn a_full_disk_is_told_and_training_goes_on_until_too_many_checkpoints_fai
     let mut spec = jobs::thorny("1");
     spec.checkpoint.tolerate = 1_000;
     let job = sandbox.submit(&spec).await;
-    let (ended, series, _) = sandbox.ends(&job).await;
+    let (ended, series, model) = sandbox.ends(&job).await;
     assert_eq!(ended.status, "succeeded", "{ended:#?}");
-    assert_eq!(series, undisturbed().await.0);
+    assert_eq!((series, model), (undisturbed().await.0.clone(), Some(undisturbed().await.1.clone())));
     assert!(history(&ended).contains("training goes on (1 in a row)"), "{}", history(&ended));
     spec.checkpoint.tolerate = 2;
     let job = sandbox.submit(&spec).await;

@@ -229,10 +229,11 @@ fn identity(config: &Config, home: &Home, slots: &[Slot], threads: usize) -> Res
     })
 }
 
-/// Version and a digest of the program itself: ranks of one gang must be the same code.
+/// Version, a digest of the program itself, and the numbers that it computes here: ranks of one gang must be the same
+/// code, and compute the same bits.
 fn build(command: &RankCommand) -> Result<String, Error> {
     use sha2::Digest;
     let digest = sha2::Sha256::digest(command.read()?);
     let short: String = digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
-    Ok(format!("{}+{short}", env!("CARGO_PKG_VERSION")))
+    Ok(format!("{}+{short}.{}", env!("CARGO_PKG_VERSION"), rank::numbers()))
 }

@@ -4,7 +4,6 @@ use std::{
     fs::{self, File},
     io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,13 +12,13 @@ use tl_proto::{BLOB_CHUNK_BYTES, v1};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Code, Status};
 
-use crate::remote::Remote;
+use crate::{keyed::Keyed, remote::Remote};
 
 /// Files that are kept.
 const KEEP: usize = 24;
 /// How often bytes may arrive wrong.
 const WRONG: u32 = 3;
-/// How often a slow upload is told.
+/// How often a slow transfer is told.
 const TELL: Duration = Duration::from_secs(60);
 /// Longest pause between two tries.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -45,13 +44,13 @@ pub enum Error {
 pub struct Blobs {
     dir: PathBuf,
     remote: Remote,
-    bringing: Arc<tokio::sync::Mutex<()>>,
+    bringing: Keyed,
 }
 
 impl Blobs {
     /// Blobs in `dir`, backed by the coordinator.
     pub fn new(dir: PathBuf, remote: Remote) -> Self {
-        Self { dir, remote, bringing: Arc::default() }
+        Self { dir, remote, bringing: Keyed::default() }
     }
 
     /// Uploads a file; tries again until the coordinator has it, or says no. `slow` is told why from time to time.
@@ -118,26 +117,32 @@ impl Blobs {
         read.map_err(|e| Status::internal(e.to_string()))
     }
 
-    /// The file of a blob, from here or from the coordinator.
+    /// The file of a blob, from here or from the coordinator; tries again until it is here or the coordinator says no.
+    /// `slow` is told why from time to time. A download that was broken off goes on where it ended, also after a restart.
     ///
     /// # Errors
     /// There is no such blob, or it is damaged.
-    pub async fn fetch(&self, blob: &v1::BlobRef) -> Result<PathBuf, Error> {
+    pub async fn fetch(&self, blob: &v1::BlobRef, slow: impl Fn(&str)) -> Result<PathBuf, Error> {
+        // One at a time brings a blob; the next one finds it here.
+        let _one = self.bringing.lock(&blob.digest).await;
         let path = self.dir.join(&blob.digest);
         let (kept, wanted) = (path.clone(), blob.clone());
         // What lies here may have been damaged since; the coordinator's is as good.
         if blocking(move || digest(&kept)).await.is_ok_and(|found| found == wanted) {
             return Ok(path);
         }
-        // A download that was broken off goes on where it ended, also after a restart. One at a time brings a blob.
-        let _one = self.bringing.lock().await;
         let aside = self.dir.join(format!("{}.part", blob.digest));
         let mut pause = Duration::from_millis(50);
+        let mut told = Instant::now();
         loop {
             match self.get(blob, &aside).await {
                 Ok(()) => break,
                 Err(Error::Refused(status)) if !is_final(status.code()) => {
                     tracing::debug!("download of {}: {status}", blob.digest);
+                    if told.elapsed() > TELL {
+                        told = Instant::now();
+                        slow(status.message());
+                    }
                 }
                 Err(e) => {
                     let _ = fs::remove_file(&aside);

@@ -1,4 +1,5 @@
-//! Pushed data sets of this node: fetched once, unpacked, shared by its ranks, and given up when others need the room.
+//! Pushed data sets of this node: fetched once, unpacked, shared by its ranks, and given up when they are many or the
+//! disk is full.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +12,10 @@ use std::{
 
 use tl_proto::v1;
 
-use crate::blobs::{Blobs, Error};
+use crate::{
+    blobs::{Blobs, Error},
+    keyed::Keyed,
+};
 
 /// Data sets that are kept although no rank reads them.
 const KEEP: usize = 8;
@@ -22,7 +26,7 @@ pub struct DataSets {
     /// Ranks that read each data set.
     readers: Arc<Mutex<BTreeMap<String, usize>>>,
     /// Held while one is brought: the next rank that wants it finds it there.
-    bringing: tokio::sync::Mutex<()>,
+    bringing: Keyed,
 }
 
 /// A data set that stays until this is dropped.
@@ -56,51 +60,95 @@ fn lock(readers: &Mutex<BTreeMap<String, usize>>) -> MutexGuard<'_, BTreeMap<Str
 impl DataSets {
     /// Data sets in `dir`.
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir, readers: Arc::default(), bringing: tokio::sync::Mutex::new(()) }
+        Self { dir, readers: Arc::default(), bringing: Keyed::default() }
     }
 
     /// The data set in an archive; fetched and unpacked unless it is here.
     ///
     /// # Errors
     /// There is no such blob, or the disk refuses.
-    pub async fn take(&self, blob: &v1::BlobRef, blobs: &Blobs) -> Result<Lease, Error> {
-        let _one = self.bringing.lock().await;
+    pub async fn take(&self, blob: &v1::BlobRef, blobs: &Blobs, slow: impl Fn(&str)) -> Result<Lease, Error> {
+        let _one = self.bringing.lock(&blob.digest).await;
         let folder = self.dir.join(&blob.digest);
+        // Counted as read before it is there, so that nobody makes room with it.
+        *lock(&self.readers).entry(blob.digest.clone()).or_default() += 1;
+        let lease = Lease { folder: folder.clone(), digest: blob.digest.clone(), readers: self.readers.clone() };
         if folder.is_dir() {
             // Its age is when it was last wanted.
             let _ = File::open(&folder).and_then(|f| f.set_modified(SystemTime::now()));
         } else {
-            self.make_room();
-            let archive = blobs.fetch(blob).await?;
-            let aside = self.dir.join(format!("{}.{}", blob.digest, ulid::Ulid::new()));
-            let (from, into) = (archive.clone(), aside.clone());
-            let unpacked = tokio::task::spawn_blocking(move || unpack(&from, &into)).await;
-            let unpacked = unpacked.unwrap_or_else(|e| Err(io::Error::other(e)));
+            self.give_up(KEEP - 1).await;
+            let archive = match blobs.fetch(blob, &slow).await {
+                // A full disk may have room without what nobody reads.
+                Err(Error::Disk(e)) if e.kind() == io::ErrorKind::StorageFull => {
+                    self.give_up(0).await;
+                    blobs.fetch(blob, &slow).await?
+                }
+                other => other?,
+            };
+            let mut unpacked = self.unpack(&archive, &folder).await;
+            if unpacked.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::StorageFull) {
+                self.give_up(0).await;
+                unpacked = self.unpack(&archive, &folder).await;
+            }
             // Its files are here now; the archive would only take their room once more.
             let _ = fs::remove_file(archive);
-            if let Err(e) = unpacked.and_then(|()| fs::rename(&aside, &folder)) {
-                let _ = fs::remove_dir_all(&aside);
-                return Err(e.into());
-            }
+            unpacked?;
         }
-        *lock(&self.readers).entry(blob.digest.clone()).or_default() += 1;
-        Ok(Lease { folder, digest: blob.digest.clone(), readers: self.readers.clone() })
+        Ok(lease)
     }
 
-    /// Gives up what nobody reads, oldest first, and what an agent that was killed has left half unpacked.
-    fn make_room(&self) {
-        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+    /// Unpacks an archive aside, and gives it its name once every file of it is on the disk.
+    async fn unpack(&self, archive: &Path, folder: &Path) -> io::Result<()> {
+        let aside = folder.with_extension(ulid::Ulid::new().to_string());
+        let (from, folder) = (archive.to_owned(), folder.to_owned());
+        blocking(move || {
+            let done = unpack(&from, &aside).and_then(|()| flush(&aside)).and_then(|()| fs::rename(&aside, &folder));
+            if done.is_err() {
+                let _ = fs::remove_dir_all(&aside);
+            }
+            done
+        })
+        .await
+    }
+
+    /// Gives up all but `keep` of what nobody reads.
+    async fn give_up(&self, keep: usize) {
+        let victims = self.victims(keep);
+        let _ = blocking(move || {
+            victims.iter().for_each(|v| drop(fs::remove_dir_all(v)));
+            Ok(())
+        })
+        .await;
+    }
+
+    /// What nobody reads, oldest first, but for `keep` of it; and what an agent that was killed has left half unpacked.
+    fn victims(&self, keep: usize) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return Vec::new() };
         let readers = lock(&self.readers);
         let name = |p: &Path| p.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let unread = entries.flatten().filter(|e| !readers.contains_key(&name(&e.path())));
+        // Named `DIGEST`, or `DIGEST.ULID` while it is unpacked.
+        let read = |p: &Path| readers.contains_key(name(p).split('.').next().unwrap_or_default());
+        let unread = entries.flatten().filter(|e| !read(&e.path()));
         let aged = unread.filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path())));
         let (half, mut whole): (Vec<_>, Vec<_>) = aged.partition(|(_, p)| p.extension().is_some());
         whole.sort();
-        let many = whole.len().saturating_sub(KEEP - 1);
-        for (_, path) in half.into_iter().chain(whole.into_iter().take(many)) {
-            let _ = fs::remove_dir_all(path);
-        }
+        let many = whole.len().saturating_sub(keep);
+        half.into_iter().chain(whole.into_iter().take(many)).map(|(_, path)| path).collect()
     }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(io::Error::other(e)))
+}
+
+/// Brings the files of a folder to the disk: what has its name is trusted from then on.
+fn flush(folder: &Path) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    nix::unistd::syncfs(File::open(folder)?)?;
+    #[cfg(not(target_os = "linux"))]
+    nix::unistd::sync();
+    Ok(())
 }
 
 /// Unpacks folders and plain files, and nothing else: a link could lead out.
@@ -175,7 +223,8 @@ mod tests {
         }
         fs::create_dir(dir.path().join("03.half")).unwrap();
         lock(&sets.readers).insert("00".into(), 1);
-        sets.make_room();
+        let victims = sets.victims(KEEP - 1);
+        victims.iter().for_each(|v| fs::remove_dir_all(v).unwrap());
         let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["00", "05", "06", "07", "08", "09", "10", "11"]);

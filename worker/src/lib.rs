@@ -11,6 +11,7 @@ pub mod command;
 pub mod courier;
 pub mod datasets;
 pub mod home;
+pub mod keyed;
 pub mod order;
 pub mod outbox;
 pub mod parent;

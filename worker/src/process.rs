@@ -188,16 +188,21 @@ async fn start(
         .map_err(disk("share the slot's socket"))?;
     fs::create_dir_all(folder).map_err(disk("make the rank's folder"))?;
     context.reporter.follow(key, folder);
+    let slow = |why: &str| {
+        let (job_id, phase, generation) = (key.job.to_string(), key.phase.to_string(), key.generation);
+        let (code, text) = ("download_slow".into(), format!("a file waits for the blob store: {why}"));
+        context.outbox.push(Body::Notice(v1::RankNotice { job_id, phase, generation, code, text }));
+    };
     let mut inputs = BTreeMap::new();
     for (step, blob) in &launch.inputs {
-        let found = context.blobs.fetch(blob).await.map_err(lost(&format!("the model of step `{step}`")))?;
+        let found = context.blobs.fetch(blob, &slow).await.map_err(lost(&format!("the model of step `{step}`")))?;
         let path = folder.join(format!("step-{step}.safetensors"));
         link(&found, &path).map_err(disk("place a model"))?;
         inputs.insert(step.clone(), path);
     }
     let (mut pushed, mut leases) = (BTreeMap::new(), Vec::new());
     for blob in &launch.data {
-        let lease = context.data.take(blob, &context.blobs).await.map_err(lost("a pushed data set"))?;
+        let lease = context.data.take(blob, &context.blobs, &slow).await.map_err(lost("a pushed data set"))?;
         pushed.insert(blob.digest.clone(), lease.folder().to_owned());
         leases.push(lease);
     }
@@ -205,7 +210,7 @@ async fn start(
     if key.rank == 0 {
         for checkpoint in &launch.checkpoints {
             let Some(blob) = &checkpoint.blob else { continue };
-            let (path, whole) = self::checkpoint(context, folder, checkpoint.step, blob).await?;
+            let (path, whole) = self::checkpoint(context, folder, (checkpoint.step, blob), &slow).await?;
             resume.push(path);
             // Older ones are for when this one is not whole; they may be large.
             if whole {
@@ -251,11 +256,11 @@ async fn start(
 async fn checkpoint(
     context: &Context,
     folder: &Path,
-    step: u64,
-    blob: &v1::BlobRef,
+    (step, blob): (u64, &v1::BlobRef),
+    slow: impl Fn(&str),
 ) -> Result<(PathBuf, bool), Failure> {
     let path = folder.join(format!("resume-step-{step}"));
-    let (found, whole) = match context.blobs.fetch(blob).await {
+    let (found, whole) = match context.blobs.fetch(blob, slow).await {
         Ok(found) => (found, true),
         Err(blobs::Error::Damaged(digest)) => (context.blobs.path(&digest), false),
         Err(blobs::Error::Refused(_)) => {

@@ -41,6 +41,11 @@ pub fn catalog() -> tl_proto::catalog::Catalog {
     tl_engine::catalog()
 }
 
+/// Which numbers this machine computes, in a word: a gang is of one kind.
+pub fn numbers() -> String {
+    tl_engine::num::fingerprint::fingerprint().iter().take(4).map(|b| format!("{b:02x}")).collect()
+}
+
 /// A finished model at work, for `tlctl predict` and `tlctl evaluate`.
 pub use tl_engine::{eval::Evaluation, predict::Model};
 

@@ -162,7 +162,7 @@ pub enum DataCommand {
     Ls,
     /// Forget a data set that no job needs any more
     Rm {
-        /// Its name, label, or the beginning of its name
+        /// Its label, its name, or the first six digits of it or more
         data: String,
     },
 }

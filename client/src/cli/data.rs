@@ -62,7 +62,11 @@ async fn list(client: &Client, output: &Output) -> Result<u8, Error> {
 
 async fn remove(client: &Client, wanted: &str, output: &Output) -> Result<u8, Error> {
     let sets = client.data_sets().await?;
-    let fits = |s: &&v1::DataSet| s.name == wanted || place(s).starts_with(wanted);
+    // Its label, its name, or enough digits of it that nobody hits it by accident.
+    let digits = wanted.strip_prefix("data:").unwrap_or(wanted);
+    let begins =
+        |s: &v1::DataSet| digits.len() >= 6 && place(s).strip_prefix("data:").is_some_and(|d| d.starts_with(digits));
+    let fits = |s: &&v1::DataSet| s.name == wanted || begins(s);
     let mut found = sets.iter().filter(fits);
     let set = match (found.next(), found.next()) {
         (Some(set), None) => set,

@@ -107,8 +107,15 @@ pub(super) struct Progress<'a> {
 struct Phase {
     bar: Option<ProgressBar>,
     activity: String,
-    told: usize,
+    /// The last line of its history that was printed.
+    told: Option<String>,
     figures: String,
+}
+
+/// Lines after the last one that was told. A history keeps its newest lines only, so counting them would not do.
+fn untold<'h>(history: &'h [String], told: Option<&str>) -> &'h [String] {
+    let after = told.and_then(|told| history.iter().rposition(|line| line == told)).map_or(0, |at| at + 1);
+    &history[after..]
 }
 
 impl Progress<'_> {
@@ -124,12 +131,12 @@ impl Progress<'_> {
         }
         self.why.clone_from(&job.why);
         for phase in &job.phases {
-            let told = self.phases.entry(phase.id.clone()).or_default().told;
-            for text in phase.history.iter().skip(told) {
+            let told = self.phases.entry(phase.id.clone()).or_default().told.clone();
+            for text in untold(&phase.history, told.as_deref()) {
                 self.line(&format!("{}: {text}", phase.id));
             }
             let known = self.phases.entry(phase.id.clone()).or_default();
-            known.told = phase.history.len().max(told);
+            known.told = phase.history.last().cloned().or(told);
             if phase.status != "running"
                 && let Some(bar) = known.bar.take()
             {
@@ -215,6 +222,15 @@ impl Progress<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_history_that_has_lost_old_lines_is_told_on_from_the_last_one() {
+        let history = |lines: &[&str]| lines.iter().map(|l| (*l).to_owned()).collect::<Vec<_>>();
+        assert_eq!(untold(&history(&["a", "b"]), None), ["a", "b"]);
+        assert_eq!(untold(&history(&["a", "c", "d"]), Some("c")), ["d"]);
+        assert!(untold(&history(&["a"]), Some("a")).is_empty());
+        assert_eq!(untold(&history(&["x", "y"]), Some("gone")), ["x", "y"]);
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

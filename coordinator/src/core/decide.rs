@@ -3,7 +3,7 @@
 use tl_proto::{
     failure::{Failure, FailureClass},
     ids::{JobId, NodeId, PhaseId},
-    spec::{self, Pushed},
+    spec::{self, JobSpec, Pushed},
 };
 
 use super::{
@@ -33,14 +33,7 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
             // Before any node has told what it can do, its rank will check the rest.
             let checked = state.catalog.as_ref().map_or_else(|| spec::check_shape(&spec), |c| spec::check(&spec, c));
             checked.map_err(|e| Refusal::Invalid { message: e.to_string(), hint: e.hint })?;
-            let steps = spec.steps();
-            let mut pushed = steps.iter().flat_map(|(_, s, _)| s.pushed());
-            if let Some(digest) = pushed.find(|d| !state.data.contains_key(*d)) {
-                return Err(Refusal::Invalid {
-                    message: format!("there is no data set `{}`", Pushed::name(digest)),
-                    hint: "`tlctl data ls` lists them, and `tlctl data push` brings one".into(),
-                });
-            }
+            has_data(state, &spec)?;
             Ok(vec![Event::Submitted { job, key, owner, spec, plan_only, at: now }])
         }
         Command::Cancel { job } => match active(state, &job)? {
@@ -48,7 +41,11 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
             false => Err(Refusal::Precondition("the job is over".into())),
         },
         Command::Retry { job } => match state.jobs.get(&job).ok_or_else(|| no_job(&job))?.status {
-            JobStatus::Failed | JobStatus::Cancelled => Ok(vec![Event::JobRetried { job, at: now }]),
+            JobStatus::Failed | JobStatus::Cancelled => {
+                // It may have been removed meanwhile.
+                state.jobs.get(&job).map_or(Ok(()), |j| has_data(state, &j.spec))?;
+                Ok(vec![Event::JobRetried { job, at: now }])
+            }
             JobStatus::Active => Err(Refusal::Precondition("the job is not over".into())),
             JobStatus::Succeeded => Err(Refusal::Precondition("the job has succeeded".into())),
         },
@@ -143,6 +140,19 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
             reported(state, &job, &phase, generation, &node)?;
             Ok(vec![Event::Noted { job, phase, text, at: now }])
         }
+    }
+}
+
+/// Every data set that a job names is there.
+fn has_data(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
+    let steps = spec.steps();
+    let mut pushed = steps.iter().flat_map(|(_, s, _)| s.pushed());
+    match pushed.find(|d| !state.data.contains_key(*d)) {
+        None => Ok(()),
+        Some(digest) => Err(Refusal::Invalid {
+            message: format!("there is no data set `{}`", Pushed::name(digest)),
+            hint: "`tlctl data ls` lists them, and `tlctl data push` brings one".into(),
+        }),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The node API: one session per agent for control, and a stream of its own for reports.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -32,6 +32,8 @@ use crate::{
 const MAX_WEIGHT: u32 = 1 << 20;
 /// Bytes a second at which a node is trusted to fetch what its rank needs, before others wait for it in vain.
 const FETCHES: u64 = 10 << 20;
+/// Messages of one agent that may wait for their turn.
+const MAX_WAITING: usize = 4_096;
 /// Slots that one node may offer.
 const MAX_SLOTS: usize = 256;
 
@@ -131,7 +133,18 @@ impl NodeService {
         changes.mark_changed();
         let mut sent: Option<Vec<v1::Launch>> = None;
         let silence = Duration::from_millis(self.deadlines.lease_ms);
+        let (mut waiting, mut taking) = (VecDeque::<v1::AgentMessage>::new(), None);
         loop {
+            if taking.is_none()
+                && let Some(message) = waiting.pop_front()
+            {
+                taking = Some(Box::pin(async move {
+                    if let Some(body) = message.body {
+                        self.take(node, incarnation, body).await?;
+                    }
+                    Ok::<u64, Status>(message.sequence)
+                }));
+            }
             tokio::select! {
                 changed = changes.changed() => {
                     if changed.is_err() {
@@ -156,10 +169,15 @@ impl NodeService {
                     let message = message.map_err(|_| Status::deadline_exceeded("the agent is silent"))?;
                     let Some(message) = message.transpose()? else { return Ok(()) };
                     self.driver.seen(node);
-                    let sequence = message.sequence;
-                    if let Some(body) = message.body {
-                        self.take(node, incarnation, body).await?;
+                    if waiting.len() >= MAX_WAITING {
+                        return Err(Status::resource_exhausted("too many messages wait"));
                     }
+                    waiting.push_back(message);
+                }
+                // In a future of its own, because it may wait for a bucket: meanwhile heartbeats are heard.
+                done = async { taking.as_mut().expect("guarded").await }, if taking.is_some() => {
+                    taking = None;
+                    let sequence: u64 = done?;
                     if sequence > 0 {
                         send(out, coordinator_message::Body::Ack(v1::Ack { sequence })).await?;
                     }

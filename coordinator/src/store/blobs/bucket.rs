@@ -2,12 +2,12 @@
 //! machines see.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::Read,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
 };
 
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, path::Path as Key};
@@ -26,24 +26,42 @@ pub(super) struct Bucket {
     store: Arc<dyn ObjectStore>,
     folder: Key,
     runtime: Handle,
-    /// When somebody last asked for a blob: a bucket remembers only when it was put there.
-    asked: Mutex<BTreeMap<String, SystemTime>>,
+    known: Arc<Mutex<Known>>,
 }
 
+/// What is known of blobs without asking the bucket.
+#[derive(Default)]
+struct Known {
+    /// When somebody last asked for a blob: a bucket remembers only when it was put there.
+    asked: BTreeMap<String, SystemTime>,
+    /// Bytes of blobs, which never change.
+    sizes: BTreeMap<String, u64>,
+    /// Blobs that are being removed: no longer there, and not to be put again before they are gone.
+    going: BTreeSet<String>,
+}
+
+/// What the variables of the environment begin with that may say how to reach a bucket.
+const SETTINGS: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
+
 impl Bucket {
-    /// Opens the bucket at a URL, with credentials from the environment.
-    pub fn open(url: &str) -> Result<Self, Error> {
+    /// Opens the bucket at a URL, with credentials from the environment. Blobs lie in a folder of `owner`: what others
+    /// have put there is theirs, and never swept.
+    pub fn open(url: &str, owner: &str) -> Result<Self, Error> {
         let parsed = url::Url::parse(url).map_err(|e| Error::Refused(format!("`{url}` is no URL: {e}")))?;
         if let Ok(path) = parsed.to_file_path() {
             std::fs::create_dir_all(path)?;
         }
-        let settings = std::env::vars().map(|(name, value)| (name.to_lowercase(), value));
+        let settings =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let settings = settings.filter(|(name, _)| SETTINGS.iter().any(|s| name.starts_with(s)));
+        let settings = settings.map(|(name, value)| (name.to_lowercase(), value));
         let opened = object_store::parse_url_opts(&parsed, settings);
         let (store, folder) = opened.map_err(|e| {
             let hint = if cfg!(feature = "cloud") { "" } else { " (built without the feature `cloud`)" };
             Error::Refused(format!("the blob store `{url}` cannot be used{hint}: {e}"))
         })?;
-        Ok(Self { store: store.into(), folder, runtime: Handle::current(), asked: Mutex::default() })
+        let folder = folder.join(owner);
+        Ok(Self { store: store.into(), folder, runtime: Handle::current(), known: Arc::default() })
     }
 
     fn key(&self, digest: &str) -> Key {
@@ -60,30 +78,56 @@ impl Bucket {
         }
     }
 
-    fn renew(&self, digest: &str) {
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.insert(digest.to_owned(), SystemTime::now());
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Shelf for Bucket {
-    fn size(&self, digest: &str) -> Result<Option<u64>, Error> {
+    fn renew(&self, digest: &str, size: u64) {
+        let mut known = self.known();
+        known.asked.insert(digest.to_owned(), SystemTime::now());
+        known.sizes.insert(digest.to_owned(), size);
+    }
+
+    /// The bytes of a blob, by memory or by asking.
+    fn look(&self, digest: &str) -> Result<Option<u64>, Error> {
+        if self.known().going.contains(digest) {
+            return Ok(None);
+        }
+        let known = self.known().sizes.get(digest).copied();
+        if known.is_some() {
+            return Ok(known);
+        }
         let key = self.key(digest);
-        let found = self.wait(async {
+        self.wait(async {
             match self.store.head(&key).await {
                 Ok(meta) => Ok(Some(meta.size)),
                 Err(object_store::Error::NotFound { .. }) => Ok(None),
                 Err(e) => Err(e),
             }
-        })?;
-        if found.is_some() {
-            self.renew(digest);
+        })
+    }
+}
+
+impl Shelf for Bucket {
+    fn size(&self, digest: &str) -> Result<Option<u64>, Error> {
+        let found = self.look(digest)?;
+        if let Some(size) = found {
+            self.renew(digest, size);
         }
         Ok(found)
     }
 
     fn put(&self, digest: &str, file: &Path) -> Result<(), Error> {
+        // What is on its way out would take the new one with it.
+        let deadline = Instant::now() + PATIENCE;
+        while self.known().going.contains(digest) {
+            if Instant::now() > deadline {
+                return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
         let (key, mut input) = (self.key(digest), File::open(file)?);
+        let size = input.metadata()?.len();
         let mut part = move || -> Result<Vec<u8>, Error> {
             let mut bytes = Vec::with_capacity(PART);
             (&mut input).take(PART as u64).read_to_end(&mut bytes)?;
@@ -105,29 +149,35 @@ impl Shelf for Bucket {
             }
             self.wait(upload.complete())?;
         }
-        self.renew(digest);
+        self.renew(digest, size);
         Ok(std::fs::remove_file(file)?)
     }
 
     fn read(&self, digest: &str, offset: u64, most: usize) -> Result<Vec<u8>, Error> {
+        let size = self.look(digest)?.ok_or(std::io::Error::from(std::io::ErrorKind::NotFound))?;
+        self.known().sizes.insert(digest.to_owned(), size);
+        let end = offset.saturating_add(most as u64).min(size);
+        if offset >= end {
+            return Ok(Vec::new());
+        }
         let key = self.key(digest);
-        self.wait(async {
-            let size = self.store.head(&key).await?.size;
-            let end = offset.saturating_add(most as u64).min(size);
-            if offset >= end {
-                return Ok(Vec::new());
-            }
-            Ok(self.store.get_range(&key, offset..end).await?.to_vec())
-        })
+        Ok(self.wait(self.store.get_range(&key, offset..end))?.to_vec())
     }
 
     fn remove(&self, digest: &str) {
-        let (store, key) = (self.store.clone(), self.key(digest));
+        let (store, key, known, digest) = (self.store.clone(), self.key(digest), self.known.clone(), digest.to_owned());
+        {
+            let mut known = self.known();
+            known.sizes.remove(&digest);
+            known.asked.remove(&digest);
+            known.going.insert(digest.clone());
+        }
         // The writer of the state does not wait for a network.
         self.runtime.spawn(async move {
             if let Err(e) = store.delete(&key).await {
                 tracing::warn!("blob {key} stays until the next sweep: {e}");
             }
+            known.lock().unwrap_or_else(PoisonError::into_inner).going.remove(&digest);
         });
     }
 
@@ -137,11 +187,13 @@ impl Shelf for Bucket {
         while let Some(meta) = self.wait(async { entries.next().await.transpose() })? {
             let name = meta.location.filename().unwrap_or_default().to_owned();
             if checked(&name).is_ok() {
-                let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).get(&name).copied();
-                let put = SystemTime::from(meta.last_modified);
-                all.push((name, asked.map_or(put, |a| a.max(put))));
+                all.push((name, SystemTime::from(meta.last_modified)));
             }
         }
         Ok(all)
+    }
+
+    fn asked(&self, digest: &str) -> Option<SystemTime> {
+        self.known().asked.get(digest).copied()
     }
 }

@@ -59,4 +59,8 @@ impl Shelf for Folder {
         }
         Ok(all)
     }
+
+    fn asked(&self, digest: &str) -> Option<SystemTime> {
+        fs::metadata(self.dir.join(digest)).and_then(|m| m.modified()).ok()
+    }
 }

@@ -6,7 +6,7 @@ mod bucket;
 mod folder;
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::Arc,
@@ -32,8 +32,11 @@ trait Shelf: Send + Sync {
     /// Throws a blob away, now or soon. What cannot be removed is swept another time.
     fn remove(&self, digest: &str);
 
-    /// Names of all blobs, and when each counted as new last.
+    /// Names of all blobs, and when each came there or counted as new.
     fn list(&self) -> Result<Vec<(String, SystemTime)>, Error>;
+
+    /// When somebody last asked for a blob, as far as is known here and now.
+    fn asked(&self, digest: &str) -> Option<SystemTime>;
 }
 
 /// The blobs. Cheap to clone.
@@ -61,14 +64,15 @@ impl Blobs {
         Ok(Self { partial, shelf: Arc::new(Folder::new(dir.join("blobs"))) })
     }
 
-    /// Opens blobs that lie in a bucket, or a folder that several machines see: any URL that the `object_store` library
-    /// takes. Credentials come from the environment, as its documentation says. Must be called inside a runtime.
+    /// Opens blobs that lie in a bucket: any URL that the `object_store` library takes. Credentials come from the
+    /// environment, as its documentation says. Within it they lie in a folder of this coordinator's, whose name is kept
+    /// in `dir`. Must be called inside a runtime.
     ///
     /// # Errors
-    /// A URL that this build cannot use, or a bucket that does not answer.
+    /// A URL that this build cannot use.
     pub fn open_at(dir: &Path, url: &str) -> Result<Self, Error> {
         let partial = uploads(dir)?;
-        Ok(Self { partial, shelf: Arc::new(Bucket::open(url)?) })
+        Ok(Self { partial, shelf: Arc::new(Bucket::open(url, &owner(dir)?)?) })
     }
 
     fn partial(&self, digest: &str) -> Result<PathBuf, Error> {
@@ -155,10 +159,13 @@ impl Blobs {
     /// A shelf that does not answer.
     pub fn sweep(&self, needed: impl Fn(&str) -> bool, older_than: Duration) -> Result<(), Error> {
         let now = SystemTime::now();
-        let old = |since: SystemTime| now.duration_since(since).is_ok_and(|age| age > older_than);
+        let old = move |since: SystemTime| now.duration_since(since).is_ok_and(|age| age > older_than);
         for (digest, _) in self.shelf.list()?.into_iter().filter(|(d, since)| !needed(d) && old(*since)) {
-            tracing::info!("blob {digest} is removed: nothing refers to it");
-            self.shelf.remove(&digest);
+            // Somebody may have asked for it since it was listed.
+            if self.shelf.asked(&digest).is_none_or(old) {
+                tracing::info!("blob {digest} is removed: nothing refers to it");
+                self.shelf.remove(&digest);
+            }
         }
         for (digest, _) in Folder::new(self.partial.clone()).list()?.into_iter().filter(|(_, since)| old(*since)) {
             if let Ok(path) = self.partial(&digest) {
@@ -166,6 +173,23 @@ impl Blobs {
             }
         }
         Ok(())
+    }
+}
+
+/// The name of this coordinator's folder in a bucket; as long-lived as its data folder.
+fn owner(dir: &Path) -> Result<String, Error> {
+    let path = dir.join("bucket-folder");
+    match fs::read_to_string(&path) {
+        Ok(name) => Ok(name.trim().to_owned()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let name = format!("tl-{}", ulid::Ulid::new());
+            let aside = dir.join("bucket-folder.new");
+            fs::write(&aside, &name)?;
+            File::open(&aside)?.sync_all()?;
+            fs::rename(&aside, &path)?;
+            Ok(name)
+        }
+        Err(e) => Err(e.into()),
     }
 }
 
@@ -178,8 +202,6 @@ fn uploads(dir: &Path) -> Result<PathBuf, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-
     use super::*;
 
     const HELLO: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
@@ -218,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_keeps_blobs_and_another_coordinator_finds_them_there() {
+    fn a_bucket_keeps_blobs_for_one_coordinator_and_another_one_leaves_them_alone() {
         let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let _inside = runtime.enter();
@@ -226,8 +248,15 @@ mod tests {
         let blobs = Blobs::open_at(dirs[0].path(), &url).unwrap();
         std::thread::scope(|s| {
             s.spawn(|| uploads_resume_and_wrong_bytes_never_count(&blobs)).join().unwrap();
+            let again = Blobs::open_at(dirs[0].path(), &url).unwrap();
+            s.spawn(move || assert_eq!(again.read(HELLO, 0, 9).unwrap(), b"hello")).join().unwrap();
             let other = Blobs::open_at(dirs[1].path(), &url).unwrap();
-            s.spawn(move || assert_eq!(other.read(HELLO, 0, 9).unwrap(), b"hello")).join().unwrap();
+            s.spawn(move || {
+                assert!(!other.stat(HELLO).unwrap().0);
+                other.sweep(|_| false, Duration::ZERO).unwrap();
+            });
+            let again = Blobs::open_at(dirs[0].path(), &url).unwrap();
+            s.spawn(move || assert!(again.stat(HELLO).unwrap().0)).join().unwrap();
             s.spawn(|| {
                 blobs.remove(HELLO);
                 let deadline = std::time::Instant::now() + Duration::from_secs(10);

@@ -111,7 +111,12 @@ impl Space {
 /// Who reads one at this moment has it in memory, or misses it and computes.
 pub fn trim(root: &Path, limit: u64) {
     let entries = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let segments = entries(root).filter(|e| e.path().is_dir()).flat_map(|space| entries(&space.path()));
+    // The folder may hold what is none of ours: only spaces, and in them only segments, are looked at.
+    let name = |e: &std::fs::DirEntry| e.file_name().to_string_lossy().into_owned();
+    let is_space = |e: &std::fs::DirEntry| name(e).len() == 64 && name(e).bytes().all(|b| b.is_ascii_hexdigit());
+    let is_segment = |e: &std::fs::DirEntry| name(e).ends_with(".seg") || name(e).contains(".aside-");
+    let spaces = entries(root).filter(|e| is_space(e) && e.path().is_dir());
+    let segments = spaces.flat_map(|space| entries(&space.path())).filter(is_segment);
     let mut all: Vec<(SystemTime, u64, PathBuf)> = segments
         .filter_map(|e| {
             let meta = e.metadata().ok()?;
@@ -182,16 +187,25 @@ mod tests {
     #[test]
     fn what_was_not_of_use_for_longest_makes_room() {
         let dir = tempfile::tempdir().unwrap();
-        let spaces = ["a", "b"].map(|name| Space::new(dir.path(), name, 1));
+        let names = ["a", "b"].map(|c| c.repeat(64));
+        let spaces = names.each_ref().map(|name| Space::new(dir.path(), name, 1));
+        // A folder that somebody has named as the cache by mistake loses nothing.
+        let theirs = [dir.path().join("alice/paper.tar"), dir.path().join(&names[0]).join("notes.txt")];
+        for path in &theirs {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, vec![0; 4096]).unwrap();
+            File::open(path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        }
         let keys: Vec<Key> = (0..4u8).map(|i| key(&[i; 32], "")).collect();
         for (i, k) in keys.iter().enumerate() {
             spaces[i % 2].write(&[(*k, &[i as f32])]).unwrap();
         }
         let everything: BTreeSet<Key> = keys.iter().copied().collect();
-        for space in ["a", "b"] {
+        for space in &names {
             for file in std::fs::read_dir(dir.path().join(space)).unwrap() {
+                let file = file.unwrap();
                 let long_ago = SystemTime::now() - std::time::Duration::from_secs(1000);
-                File::open(file.unwrap().path()).unwrap().set_modified(long_ago).unwrap();
+                File::open(file.path()).unwrap().set_modified(long_ago).unwrap();
             }
         }
         // Used just now: it stays, although it is as old as the others.
@@ -199,8 +213,9 @@ mod tests {
         let one = 8 + 36 + 32;
         trim(dir.path(), one);
         assert_eq!(spaces[0].read(&everything).0.keys().collect::<Vec<_>>(), [&keys[2]]);
-        assert!(spaces[1].read(&everything).0.is_empty() && !dir.path().join("b").exists());
+        assert!(spaces[1].read(&everything).0.is_empty() && !dir.path().join(&names[1]).exists());
         trim(dir.path(), one);
         assert_eq!(spaces[0].read(&everything).0.len(), 1, "within the limit nothing goes");
+        assert!(theirs.iter().all(|path| path.exists()));
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct Peer {
     received: u32,
     /// Ends when the writer has written everything, or failed.
     written: Receiver<()>,
+    /// Ends when the peer says nothing more.
+    read: Receiver<()>,
 }
 
 impl Peer {
@@ -43,6 +45,7 @@ impl Peer {
         let (out, queue) = mpsc::channel();
         let (tell, heard) = mpsc::channel();
         let (writing, written) = mpsc::channel::<()>();
+        let (reading, read) = mpsc::channel::<()>();
         let blame = tell.clone();
         std::thread::Builder::new().name("peer-writer".into()).spawn(move || {
             let _writing = writing;
@@ -61,6 +64,7 @@ impl Peer {
             }
         })?;
         std::thread::Builder::new().name("peer-reader".into()).spawn(move || {
+            let _reading = reading;
             let mut input = BufReader::with_capacity(1 << 16, input);
             loop {
                 let said = match frame::read(&mut input) {
@@ -79,7 +83,7 @@ impl Peer {
                 }
             }
         })?;
-        Ok(Self { stream, out: Some(out), heard, sent: 0, received: 0, written })
+        Ok(Self { stream, out: Some(out), heard, sent: 0, received: 0, written, read })
     }
 
     /// Queues a message.
@@ -113,11 +117,18 @@ impl Peer {
         let _ = self.out.as_ref().map(|out| out.send(Outgoing::Abort(why.to_owned())));
     }
 
-    /// Ends the connection after what is queued has been written, or after `patience`.
-    pub fn close(&mut self, patience: Duration) {
+    /// Says no more after what is queued has been written, or after `patience`.
+    pub fn finish(&mut self, patience: Duration) {
         self.out = None;
         // Nothing is ever sent: this ends with the writer.
         let _ = self.written.recv_timeout(patience);
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    /// Ends the connection once the peer has ended it too, or after `patience`. Closed earlier, its next sign of life
+    /// would make the system throw away what it has not yet taken off the wire.
+    pub fn close(&mut self, patience: Duration) {
+        let _ = self.read.recv_timeout(patience);
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 }

@@ -94,7 +94,7 @@ impl Mesh {
     /// Tells the others that this rank gives up, and ends the connections.
     pub fn abort(&mut self, why: &str) {
         self.peers.iter().flatten().for_each(|peer| peer.abort(why));
-        self.peers.iter_mut().flatten().for_each(|peer| peer.close(LAST_WORDS));
+        self.end(LAST_WORDS);
     }
 }
 
@@ -164,6 +164,11 @@ impl Collective for Mesh {
 }
 
 impl Mesh {
+    fn end(&mut self, patience: Duration) {
+        self.peers.iter_mut().flatten().for_each(|peer| peer.finish(patience));
+        self.peers.iter_mut().flatten().for_each(|peer| peer.close(patience));
+    }
+
     fn with<T>(&mut self, peer: usize, act: impl FnOnce(&mut Peer) -> Result<T, String>) -> Result<T> {
         let Some(connection) = self.peers.get_mut(peer).and_then(Option::as_mut) else {
             return Err(Error::Internal(format!("rank {peer} has no connection")));
@@ -179,7 +184,7 @@ impl Drop for Mesh {
     fn drop(&mut self) {
         // What is queued for the others is their last message: it goes out first.
         let patience = if self.broken { Duration::ZERO } else { self.silence };
-        self.peers.iter_mut().flatten().for_each(|peer| peer.close(patience));
+        self.end(patience);
     }
 }
 
@@ -278,7 +283,7 @@ mod tests {
         std::thread::scope(|s| {
             s.spawn(|| Mesh::connect(&listeners[1], &configs[1]).unwrap().send(0, big.clone().into()).unwrap());
             let mut mesh = Mesh::connect(&listeners[0], &configs[0]).unwrap();
-            assert!(mesh.receive(1).unwrap() == big);
+            assert!(mesh.receive(1).unwrap() == big, "also while signs of life go the other way");
         });
     }
 

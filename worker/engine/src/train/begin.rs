@@ -6,6 +6,7 @@ use super::{Config, RunState};
 use crate::{
     Error, Result,
     collective::Collective,
+    data::Dataset,
     link::{Link, Notice},
     num::fingerprint::fingerprint,
 };
@@ -21,6 +22,31 @@ pub(super) fn same_numbers(spec: &JobSpec, group: &mut dyn Collective) -> Result
             "use nodes of one kind, or set `cluster.reduction = \"fast\"`",
         )),
     }
+}
+
+/// Digest of the names, contents and labels of all samples: another one is another data set.
+pub(super) fn manifest(sets: &[&dyn Dataset]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    for set in sets {
+        for i in 0..set.labels().len() {
+            hasher.update(set.name(i).as_bytes()).update(&set.digest(i)).update(&set.labels()[i].to_le_bytes());
+        }
+    }
+    hasher.finalize()
+}
+
+/// Ranks on different nodes read their own copies; they must be copies of the same.
+pub(super) fn same_samples(sets: [&dyn Dataset; 2], group: &mut dyn Collective) -> Result<()> {
+    for (part, set) in ["train", "val"].into_iter().zip(sets) {
+        let all = group.all_gather(manifest(&[set]).as_bytes().to_vec())?;
+        if let Some(odd) = all.iter().position(|m| *m != all[0]) {
+            return Err(Error::user(
+                format!("rank {odd} sees other samples in `data.{part}` than rank 0"),
+                "the same path must hold the same files on every node; `tlctl data push` brings them to all",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Rank 0 reads the newest checkpoint that is whole and hands it to the others.
@@ -49,13 +75,19 @@ pub(super) fn resume(
     if bytes.is_empty() {
         return Ok(fresh);
     }
-    let state = RunState::from_bytes(bytes, &fresh.store)
+    let mut state = RunState::from_bytes(bytes, &fresh.store)
         .ok_or_else(|| Error::Internal("the state of rank 0 is not whole".into()))?;
     if group.rank() == 0 {
         link.notice(
             Notice::Resumed,
             &format!("training goes on from step {} with {} ranks", state.progress.step, group.world()),
         );
+        if state.progress.numbers != fresh.progress.numbers {
+            let text = "the nodes compute other bits than those before: another kind of CPU, or another release. \
+                The model will not be the one of an undisturbed run, bit for bit";
+            link.notice(Notice::OtherNumbers, text);
+        }
     }
+    state.progress.numbers = fresh.progress.numbers;
     Ok(state)
 }

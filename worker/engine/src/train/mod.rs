@@ -24,7 +24,7 @@ use tl_proto::spec::{DataSection, JobSpec};
 
 pub use self::config::Config;
 use self::{
-    begin::{resume, same_numbers},
+    begin::{resume, same_numbers, same_samples},
     export::{PrefixFigures, Report, StageFigures},
     inputs::Inputs,
     net::Net,
@@ -68,6 +68,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     same_numbers(spec, group)?;
     let train = Samples::open(data, "train", spec.job.seed)?;
     let val = Samples::open(data, "val", spec.job.seed)?;
+    same_samples([&*train.dataset, &*val.dataset], group)?;
     let classes = probe::same_classes(&*train.dataset, &*val.dataset)?;
     let student = Net::build(model, &classes, false, spec.job.seed, &config.inputs)?;
     let train = train.leave_out_bad(&student.contract, data.skip_bad, group, link)?;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, export::StageFigures, net::Net, samples::Samples, stage::Stage};
+use super::{Config, begin::manifest, export::StageFigures, net::Net, samples::Samples, stage::Stage};
 use crate::{
     Error, Result,
     collective::partition::partition,
@@ -64,12 +64,6 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let train = Samples::open(data, "train", spec.job.seed)?.dataset;
     let val = Samples::open(data, "val", spec.job.seed)?.dataset;
     let classes = same_classes(&*train, &*val)?;
-    let mut hasher = blake3::Hasher::new();
-    for set in [&*train, &*val] {
-        for i in 0..set.labels().len() {
-            hasher.update(set.name(i).as_bytes()).update(&set.digest(i)).update(&set.labels()[i].to_le_bytes());
-        }
-    }
     let later = |m: &tl_proto::spec::ModelSection| {
         let step = m.weights.as_deref().and_then(|w| w.strip_prefix("step:"));
         step.is_some_and(|s| !config.inputs.contains_key(s))
@@ -103,7 +97,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     Ok(Plan {
         classes,
         samples: [n, val.labels().len()],
-        manifest: hasher.finalize().to_hex().to_string(),
+        manifest: manifest(&[&*train, &*val]).to_hex().to_string(),
         preprocess: format!(
             "{} pixels, {:?}, {} padding",
             net.contract.side(),

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, collective, files, nn::Store, optim::Moments};
+use crate::{Error, Result, collective, files, nn::Store, num::fingerprint::fingerprint, optim::Moments};
 
 /// One epoch's figures.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -59,6 +59,9 @@ pub struct Progress {
     pub alive: Vec<bool>,
     /// Steps that `alive` has watched.
     pub watched: u32,
+    /// Which numbers the machines of the run compute.
+    #[serde(default)]
+    pub numbers: String,
     /// Sums of the current epoch.
     pub sums: Sums,
     /// Finished epochs.
@@ -90,7 +93,8 @@ const MAGIC: &[u8; 8] = b"tlckpt01";
 impl RunState {
     /// A run that has not begun.
     pub fn new(store: &Store, moments: Moments) -> Self {
-        let progress = Progress { plateau_factor: 1.0, ..Progress::default() };
+        let numbers = blake3::Hash::from_bytes(fingerprint()).to_hex().to_string();
+        let progress = Progress { plateau_factor: 1.0, numbers, ..Progress::default() };
         Self { store: store.clone(), moments, best: None, progress }
     }
 

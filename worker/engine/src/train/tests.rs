@@ -88,6 +88,12 @@ fn config(job: &str, dir: &Path, cache: &str, resume: Vec<PathBuf>) -> Config {
 
 /// Runs with `world` ranks, each with a cache of its own if `apart`.
 fn train(job: &str, world: usize, apart: bool, dir: &Path, resume: &[PathBuf], link: &Recorder) -> Result<Report> {
+    train_each(&vec![job; world], apart, dir, resume, link)
+}
+
+/// The same with a job for each rank: what nodes see may differ.
+fn train_each(jobs: &[&str], apart: bool, dir: &Path, resume: &[PathBuf], link: &Recorder) -> Result<Report> {
+    let world = jobs.len();
     let listeners: Vec<_> = (0..world).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let addresses: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
     let results = std::thread::scope(|s| {
@@ -98,7 +104,7 @@ fn train(job: &str, world: usize, apart: bool, dir: &Path, resume: &[PathBuf], l
                 let addresses = addresses.clone();
                 s.spawn(move || {
                     let cache = if apart { format!("cache{rank}") } else { "cache".into() };
-                    let config = config(job, dir, &cache, resume.to_vec());
+                    let config = config(jobs[rank], dir, &cache, resume.to_vec());
                     let mesh = MeshConfig {
                         rank,
                         weights: (1..=world as u32).collect(),
@@ -218,6 +224,14 @@ fn the_fast_reduction_has_one_ranks_loss_and_gradient_norm_in_its_first_step() {
     };
     let (one, three) = (first(1), first(3));
     assert!((one.0 - three.0).abs() <= 1e-6 * one.0 && (one.1 - three.1).abs() <= 1e-9 * one.1, "{one:?} {three:?}");
+}
+
+#[test]
+fn ranks_that_see_other_samples_are_refused_before_they_train() {
+    let other = JOB.replace("train_samples = 8", "train_samples = 9");
+    let dir = tempfile::tempdir().unwrap();
+    let error = train_each(&[JOB, JOB, &other], true, dir.path(), &[], &Recorder::default()).unwrap_err();
+    assert_eq!(error.to_string(), "rank 2 sees other samples in `data.train` than rank 0");
 }
 
 /// One step of plain gradient descent, at a rate so large that the values are the gradient.

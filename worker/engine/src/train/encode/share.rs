@@ -7,6 +7,7 @@ use crate::{
     Error, Result,
     cache::Key,
     collective::{self, Collective},
+    num::fingerprint::fingerprint,
 };
 
 /// Bytes that a rank sends in one round: what is under way at once is bounded.
@@ -17,8 +18,8 @@ pub struct Holdings<'a> {
     keys: &'a [Key],
     /// By rank: which keys it had.
     have: Vec<Vec<bool>>,
-    /// By rank: its machine's cache folder.
-    machines: Vec<Vec<u8>>,
+    /// By rank: which numbers it computes, and its machine's cache folder.
+    machines: Vec<(Vec<u8>, Vec<u8>)>,
     /// Keys that nobody had, each content once, as indices; and the run of each rank.
     missing: Vec<usize>,
     shares: Vec<std::ops::Range<usize>>,
@@ -29,18 +30,19 @@ impl<'a> Holdings<'a> {
     /// Tells the others what is here, and hears what they have.
     ///
     /// # Errors
-    /// A lost peer, or one that speaks of other samples.
+    /// A lost peer, or one that speaks of another number of samples.
     pub fn learn(keys: &'a [Key], records: &Records, machine: &str, group: &mut dyn Collective) -> Result<Self> {
-        // One byte per key, and which machine's folder the rank uses.
+        // One byte per key, which numbers the rank computes, and which machine's folder it uses.
         let mut said: Vec<u8> = keys.iter().map(|k| u8::from(records.contains_key(k))).collect();
+        said.extend(fingerprint());
         said.extend(machine.as_bytes());
         let (mut have, mut machines) = (Vec::new(), Vec::new());
         for bytes in group.all_gather(said)? {
-            let (flags, machine) = bytes
-                .split_at_checked(keys.len())
-                .ok_or_else(|| Error::Internal("a peer lists other samples".into()))?;
+            let bad = || Error::Internal("a peer lists other samples".into());
+            let (flags, rest) = bytes.split_at_checked(keys.len()).ok_or_else(bad)?;
+            let (numbers, machine) = rest.split_at_checked(32).ok_or_else(bad)?;
             have.push(flags.iter().map(|b| *b == 1).collect::<Vec<bool>>());
-            machines.push(machine.to_vec());
+            machines.push((numbers.to_vec(), machine.to_vec()));
         }
         let mut seen = BTreeSet::new();
         let missing: Vec<usize> =
@@ -87,9 +89,14 @@ impl<'a> Holdings<'a> {
         let others: Vec<usize> = (1..world).map(|step| (self.rank + step) % world).collect();
         let outgoing: Vec<(usize, Vec<Key>)> = others.iter().map(|to| (*to, sends(self.rank, *to))).collect();
         let incoming: Vec<(usize, Vec<Key>)> = others.iter().map(|from| (*from, sends(*from, self.rank))).collect();
-        let most = |lists: &[(usize, Vec<Key>)]| lists.iter().map(|(_, l)| l.len().div_ceil(per_round)).max();
+        // All ranks go through all rounds together: who has nothing to receive would else queue everything at once.
+        let mut counts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+        for (key, without) in &lacks {
+            without.iter().for_each(|to| *counts.entry((owner[key], *to)).or_default() += 1);
+        }
+        let rounds = counts.values().map(|n| n.div_ceil(per_round)).max().unwrap_or(0);
         let mut kept = Vec::new();
-        for round in 0..most(&outgoing).max(most(&incoming)).unwrap_or(0) {
+        for round in 0..rounds {
             for (to, list) in &outgoing {
                 if let Some(part) = list.chunks(per_round).nth(round) {
                     let values = part.iter().flat_map(|k| &records[k]);
@@ -111,14 +118,18 @@ impl<'a> Holdings<'a> {
                     }
                 }
             }
+            if round + 1 < rounds {
+                group.barrier()?;
+            }
         }
         Ok(kept)
     }
 
-    /// One rank of each machine keeps what its machine did not have.
+    /// One rank of each machine keeps what its machine did not have, if it could have computed the same.
     fn keeps(&self, from: usize, lacks: &[usize]) -> bool {
         let here = |r: usize| self.machines[r] == self.machines[self.rank];
         let had = here(from) || (0..self.machines.len()).any(|r| here(r) && !lacks.contains(&r));
-        !had && (0..self.machines.len()).find(|r| here(*r)) == Some(self.rank)
+        let same = self.machines[from].0 == self.machines[self.rank].0;
+        same && !had && (0..self.machines.len()).find(|r| here(*r)) == Some(self.rank)
     }
 }
