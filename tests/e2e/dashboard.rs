@@ -118,6 +118,12 @@ async fn the_dashboard_plots_what_the_api_says_and_points_arrive_without_a_reloa
     for chart in ["loss", "accuracy"] {
         assert_eq!(plotted(page, chart).await, reported(page, job.id(), chart).await, "{chart}");
     }
+    // What the job came to, as its report says.
+    let script = "return document.querySelector('#figures tbody td:nth-child(2)').textContent";
+    let shown = page.execute(script, vec![]).await.unwrap();
+    let result: Value = serde_json::from_slice(&job.get().await.unwrap().phases[1].result_json).unwrap();
+    let accuracy = 100.0 * result["metrics"]["val.accuracy"].as_f64().unwrap();
+    assert_eq!(shown, format!("{accuracy:.1} %"));
     assert_eq!(page.execute("return window.marker", vec![]).await.unwrap(), "still the same page");
     let logs = page.execute("return document.getElementById('logs').textContent", vec![]).await.unwrap();
     assert!(logs.as_str().unwrap().contains("rank 0 of 1"), "{logs}");

@@ -48,16 +48,19 @@ async function index() {
   fill("nodes", nodes.map((n) => [n.name, marked(n.status), n.device, `${n.busy} of ${n.slots}`, n.id]));
 }
 
+// No tool bar: it covers the picture, and dragging zooms without it.
+const SHOWN = { responsive: true, displayModeBar: false };
+
 const id = location.pathname.split("/").pop();
 const seen = { series: 0, logs: 0, traces: new Map(), report: false };
 
 function layout() {
   const style = getComputedStyle(document.body);
-  const [ink, line] = [style.color, style.getPropertyValue("--line")];
-  const axis = { gridcolor: line, zerolinecolor: line };
+  const [ink, line] = [style.color, resolved(style, "--line")];
+  const axis = { gridcolor: line, zerolinecolor: line, automargin: true };
   return {
     font: { color: ink }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    margin: { l: 50, r: 10, t: 10, b: 40 }, legend: { orientation: "h" },
+    margin: { l: 50, r: 10, t: 10, b: 40 }, legend: { orientation: "h", y: -0.25, yanchor: "top" },
     xaxis: { ...axis, title: { text: "step" } }, yaxis: { ...axis },
   };
 }
@@ -96,7 +99,7 @@ async function series() {
   for (const chart of ["loss", "accuracy"]) {
     const traces = [...seen.traces.values()].filter((t) => t.chart === chart);
     const data = traces.map(({ name, mode, x, y }) => ({ name, mode, x: [...x], y: [...y] }));
-    await Plotly.react(chart, data, layout(), { responsive: true, displaylogo: false });
+    await Plotly.react(chart, data, layout(), SHOWN);
   }
 }
 
@@ -109,20 +112,50 @@ async function logs() {
   byId("logs").textContent = all.slice(-MAX_LOG_LINES).join("\n");
 }
 
+// A colour of the style sheet as the browser shows it: the plotting library knows nothing of light-dark().
+function resolved(style, name) {
+  const probe = document.createElement("span");
+  probe.style.color = style.getPropertyValue(name);
+  document.body.append(probe);
+  const colour = getComputedStyle(probe).color;
+  probe.remove();
+  return colour;
+}
+
+const percent = (x) => `${(100 * x).toFixed(1)} %`;
+
+// What each step has come to.
+function results(phases) {
+  const done = phases.filter((p) => p.result_json?.metrics);
+  byId("results").hidden = done.length === 0;
+  fill("figures", done.map((p) => {
+    const { metrics, steps, samples, prefix } = p.result_json;
+    const [train, val] = samples ?? [];
+    const frozen = prefix?.needed ? `${prefix.computed} of ${prefix.needed}` : "";
+    return [p.step, percent(metrics["val.accuracy"]), percent(metrics["val.macro_f1"]),
+      metrics["val.loss"].toFixed(4), steps, train, val, frozen];
+  }));
+}
+
 async function confusions() {
   for (const [step, report] of Object.entries(await get(`/api/jobs/${id}/report`))) {
     if (!report?.evaluation) continue;
     const { classes, confusion } = report.evaluation;
     const names = classes.map((c) => c.class);
-    const [title, chart] = [document.createElement("h2"), document.createElement("div")];
-    title.textContent = `Confusion (${step})`;
+    const [cell, title, chart] = ["div", "h2", "div"].map((tag) => document.createElement(tag));
+    title.textContent = `Confusion: ${step}, ${percent(report.evaluation.accuracy)} right`;
     chart.className = "chart";
-    byId("confusions").append(title, chart);
+    cell.append(title, chart);
+    byId("confusions").append(cell);
     const axes = layout();
     axes.xaxis.title.text = "predicted";
     axes.yaxis = { ...axes.yaxis, title: { text: "true" }, autorange: "reversed" };
-    const map = { type: "heatmap", x: names, y: names, z: confusion, colorscale: "Blues", texttemplate: names.length <= 20 ? "%{z}" : "" };
-    await Plotly.react(chart, [map], axes, { responsive: true, displaylogo: false });
+    const style = getComputedStyle(document.body);
+    // From the colour of the page to that of links: none is none, in the dark too.
+    const colorscale = ["--panel", "--link"].map((name, i) => [i, resolved(style, name)]);
+    const texttemplate = names.length <= 20 ? "%{z}" : "";
+    const map = { type: "heatmap", x: names, y: names, z: confusion, colorscale, texttemplate, showscale: false };
+    await Plotly.react(chart, [map], axes, SHOWN);
   }
 }
 
@@ -130,7 +163,10 @@ async function job() {
   const job = await get(`/api/jobs/${id}`);
   document.title = `tl: ${job.name}`;
   byId("name").replaceChildren(job.name, " ", marked(job.status));
-  byId("why").textContent = job.failure?.hint ? `${job.why} (${job.failure.hint})` : job.why;
+  // How it ended is in the heading, unless there is more to say.
+  const why = job.why === job.status ? "" : job.why;
+  byId("why").textContent = job.failure?.hint ? `${why} (${job.failure.hint})` : why;
+  results(job.phases);
   fill("phases", job.phases.map((p) => {
     const a = p.activity;
     const now = a && p.status === "running" ? `${a.name} ${a.done}/${a.total}` : "";
