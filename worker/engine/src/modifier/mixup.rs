@@ -1,12 +1,8 @@
 //! Mixup (Zhang et al., 2018): a sample and its target are blended with another one's, λ ~ Beta(α, α) per grain.
 
-use tl_proto::{
-    catalog::{Entry, entry, number},
-    spec::Params,
-};
+use tl_proto::catalog::{Entry, entry, number};
 
-use super::{Mix, Modifier};
-use crate::num::rng::Philox;
+use super::{Mix, Modifier, beta};
 
 fn describe() -> Entry {
     Entry {
@@ -17,24 +13,23 @@ fn describe() -> Entry {
 
 pub(super) const MODIFIER: Modifier = Modifier {
     entry: describe,
-    mix: |params: &Params, rng: &Philox, step: u64, grain: u32| {
-        let alpha = describe().number(params, "alpha");
-        let mut s = rng.stream(step, grain);
-        let (a, b) = (s.gamma(alpha), s.gamma(alpha));
-        Some(Mix { keep: if a + b > 0.0 { (a / (a + b)) as f32 } else { 0.5 } })
-    },
+    mix: Some(|params, rng, step, grain, _| {
+        let (keep, _) = beta(rng, step, grain, describe().number(params, "alpha"));
+        Mix { keep: keep as f32, patch: None }
+    }),
 };
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::num::rng::Philox;
 
     #[test]
     fn weights_follow_the_beta_distribution() {
         let rng = Philox::new(1, "mixup");
         let draw = |alpha: f64, step| {
             let params = [("alpha".to_owned(), alpha.into())].into();
-            f64::from((MODIFIER.mix)(&params, &rng, step, 0).unwrap().keep)
+            f64::from((MODIFIER.mix.unwrap())(&params, &rng, step, 0, 8).keep)
         };
         for alpha in [0.2, 1.0, 4.0] {
             let draws: Vec<f64> = (0..4000).map(|k| draw(alpha, k)).collect();
@@ -49,6 +44,6 @@ mod tests {
 
     #[test]
     fn rows_are_blended_with_their_mirror_image() {
-        assert_eq!(Mix { keep: 0.75 }.apply(&[0.0, 4.0, 8.0], 1), [2.0, 4.0, 6.0]);
+        assert_eq!(Mix { keep: 0.75, patch: None }.targets(&[0.0, 4.0, 8.0], 1), [2.0, 4.0, 6.0]);
     }
 }

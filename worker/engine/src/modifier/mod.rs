@@ -1,37 +1,104 @@
 //! Hooks on a run that are independent of its objective. A new one is a file here and a line in [`ALL`].
 
+mod cutmix;
 mod mixup;
+
+use std::{collections::BTreeMap, ops::Range};
 
 use tl_proto::{catalog::Entry, spec::Params};
 
 use crate::num::rng::Philox;
 
 /// How the samples of a grain are mixed: each with its mirror image in the grain.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Mix {
-    /// Weight of the sample itself.
+    /// Weight of the sample itself, and of its target.
     pub keep: f32,
+    /// The part of the picture that comes from the other sample as it is; without it all of it is blended.
+    pub patch: Option<Patch>,
 }
+
+/// A box in a square picture of a side; bounds in pixels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Patch {
+    /// Side of the picture that it was drawn for.
+    pub side: usize,
+    /// Its rows.
+    pub rows: Range<usize>,
+    /// Its columns.
+    pub columns: Range<usize>,
+}
+
+/// How one grain of a step is mixed, in pictures of `side` pixels.
+type MixFn = fn(&Params, &Philox, step: u64, grain: u32, side: usize) -> Mix;
 
 /// One modifier.
 pub struct Modifier {
     /// What the catalog says.
     pub entry: fn() -> Entry,
-    /// How the grain is mixed, if this modifier mixes.
-    pub mix: fn(&Params, &Philox, step: u64, grain: u32) -> Option<Mix>,
+    /// How it mixes samples, if it does.
+    pub mix: Option<MixFn>,
 }
 
 /// Every modifier.
-pub const ALL: &[Modifier] = &[mixup::MODIFIER];
+pub const ALL: &[Modifier] = &[cutmix::MODIFIER, mixup::MODIFIER];
 
 /// The modifier of a name.
 pub fn find(name: &str) -> Option<&'static Modifier> {
     ALL.iter().find(|m| (m.entry)().name == name)
 }
 
+/// Modifiers of a job that mix samples, with their parameters.
+fn mixing(modifiers: &BTreeMap<String, Params>) -> Vec<(&str, &Params, MixFn)> {
+    modifiers.iter().filter_map(|(name, params)| Some((name.as_str(), params, find(name)?.mix?))).collect()
+}
+
+/// Whether samples of a job are mixed: then nothing of a picture alone can be used again.
+pub fn mixes(modifiers: &BTreeMap<String, Params>) -> bool {
+    !mixing(modifiers).is_empty()
+}
+
+/// How one grain of a step is mixed. Where a job asks for several ways, each grain draws one of them.
+pub fn mix(modifiers: &BTreeMap<String, Params>, seed: u32, step: u64, grain: u32, side: usize) -> Option<Mix> {
+    let all = mixing(modifiers);
+    let chosen = match all.len() {
+        0 => return None,
+        1 => 0,
+        n => Philox::new(seed, "mix-choice").stream(step, grain).below(n as u64) as usize,
+    };
+    let (name, params, draw) = all[chosen];
+    Some(draw(params, &Philox::new(seed, name), step, grain, side))
+}
+
 impl Mix {
-    /// `keep·x_i + (1−keep)·x_{n−1−i}` for rows of `width`.
-    pub fn apply(self, rows: &[f32], width: usize) -> Vec<f32> {
+    /// Targets, `keep·y_i + (1−keep)·y_{n−1−i}`, in rows of `width`.
+    pub fn targets(&self, rows: &[f32], width: usize) -> Vec<f32> {
+        self.blend(rows, width)
+    }
+
+    /// Pictures `[n, 3, side, side]`.
+    pub fn pictures(&self, pixels: &[f32], side: usize) -> Vec<f32> {
+        let width = 3 * side * side;
+        let Some(patch) = &self.patch else { return self.blend(pixels, width) };
+        // A teacher may look at larger pictures than its student.
+        let scaled = |r: &Range<usize>| r.start * side / patch.side..(r.end * side).div_ceil(patch.side).min(side);
+        let (rows, columns) = (scaled(&patch.rows), scaled(&patch.columns));
+        let mut out = pixels.to_vec();
+        let n = pixels.len() / width;
+        for (i, picture) in out.chunks_exact_mut(width).enumerate() {
+            let other = &pixels[(n - 1 - i) * width..(n - i) * width];
+            for channel in 0..3 {
+                for row in rows.clone() {
+                    let at = (channel * side + row) * side;
+                    let line = at + columns.start..at + columns.end;
+                    picture[line.clone()].copy_from_slice(&other[line]);
+                }
+            }
+        }
+        out
+    }
+
+    fn blend(&self, rows: &[f32], width: usize) -> Vec<f32> {
         let n = rows.len() / width;
         let mut out = Vec::with_capacity(rows.len());
         for i in 0..n {
@@ -42,7 +109,27 @@ impl Mix {
     }
 }
 
+/// A weight drawn from Beta(α, α).
+fn beta(rng: &Philox, step: u64, grain: u32, alpha: f64) -> (f64, crate::num::rng::Stream) {
+    let mut s = rng.stream(step, grain);
+    let (a, b) = (s.gamma(alpha), s.gamma(alpha));
+    (if a + b > 0.0 { a / (a + b) } else { 0.5 }, s)
+}
+
 /// What the catalog says.
 pub fn catalog() -> Vec<Entry> {
     ALL.iter().map(|m| (m.entry)()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_with_two_ways_of_mixing_draws_one_for_each_grain() {
+        let both: BTreeMap<String, Params> = ["cutmix", "mixup"].map(|n| (n.to_owned(), Params::new())).into();
+        let cut = (0..400).filter(|k| mix(&both, 1, *k, 0, 32).unwrap().patch.is_some()).count();
+        assert!((150..250).contains(&cut), "{cut}");
+        assert!(mix(&BTreeMap::new(), 1, 0, 0, 32).is_none() && mixes(&both) && !mixes(&BTreeMap::new()));
+    }
 }

@@ -21,6 +21,17 @@ pub const ALL: &[Schedule] = &[
         factor: |d| 0.5 * (1.0 + libm::cos(std::f64::consts::PI * d)),
     },
     Schedule {
+        name: "one_cycle",
+        doc: "up from a 25th in a quarter of the stage, then down to a 100000th, along cosines",
+        // Smith and Topin, 2018, with fastai's defaults; momentum stays as it is.
+        factor: |d| {
+            let along = |from: f64, to: f64, part: f64| {
+                from + (to - from) * 0.5 * (1.0 - libm::cos(std::f64::consts::PI * part))
+            };
+            if d < 0.25 { along(1.0 / 25.0, 1.0, d / 0.25) } else { along(1.0, 1e-5, (d - 0.25) / 0.75) }
+        },
+    },
+    Schedule {
         name: "step",
         doc: "a tenth after each third of the stage",
         factor: |d| [1.0, 0.1, 0.01][(d * 3.0).min(2.0) as usize],
@@ -50,6 +61,10 @@ mod tests {
         assert_eq!(factor("constant", 7, 10, 0), 1.0);
         assert!((factor("cosine", 5, 10, 0) - 0.5).abs() < 1e-12);
         assert_eq!(factor("step", 3, 9, 0), 0.1);
+        // fastai's combined_cos(.25, 1/25, 1, 1e-5) at the start, half-way up, at the top and half-way down.
+        for (step, want) in [(0, 0.04), (125, 0.52), (250, 1.0), (625, 0.500_005)] {
+            assert!((factor("one_cycle", step, 1000, 0) - want).abs() < 1e-12, "{step}");
+        }
         assert_eq!(
             [factor("cosine", 0, 10, 3), factor("cosine", 2, 10, 3), factor("cosine", 3, 10, 3)],
             [0.25, 0.75, 1.0]

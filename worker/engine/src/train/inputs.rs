@@ -29,7 +29,7 @@ impl Inputs<'_> {
     ///
     /// # Errors
     /// A sample that cannot be read.
-    pub fn batch(&self, store: &Store, indices: &[usize], epoch: u64, mix: Option<Mix>) -> Result<Tensor> {
+    pub fn batch(&self, store: &Store, indices: &[usize], epoch: u64, mix: Option<&Mix>) -> Result<Tensor> {
         let shape: Vec<usize> = std::iter::once(indices.len()).chain(self.shape.iter().copied()).collect();
         if let (Some(features), Some(views), None) = (self.features, self.samples.views(), mix) {
             let view = (epoch % views as u64) as usize;
@@ -43,7 +43,7 @@ impl Inputs<'_> {
             .collect::<Result<_>>()?;
         let mut pixels = rows.concat();
         if let Some(mix) = mix {
-            pixels = mix.apply(&pixels, pixels.len() / indices.len());
+            pixels = mix.pictures(&pixels, contract.side());
         }
         let batch = crate::data::pixels::batch(pixels, indices.len(), contract.side())?;
         self.net.forward(store, batch, 0, self.cut)

@@ -1,7 +1,7 @@
 //! What a stage needs before its first step: features of the frozen prefix, logits of the teacher.
 
 use super::{Features, Loop, encode, encode::Encoded, net::Net, samples::Samples, stage::Stage};
-use crate::{Result, cache, collective::Collective, link::Link, nn};
+use crate::{Result, cache, collective::Collective, link::Link, modifier, nn};
 
 impl Loop<'_> {
     /// The teacher's logits, once per sample and view.
@@ -15,7 +15,7 @@ impl Loop<'_> {
 
     /// Whether what comes out of a frozen prefix on training samples can be used again.
     fn cacheable(&self) -> bool {
-        self.train.views().is_some() && !self.run.spec.modifiers.contains_key("mixup")
+        self.train.views().is_some() && !modifier::mixes(&self.run.spec.modifiers)
     }
 
     fn encoded(

@@ -136,10 +136,8 @@ struct GrainSums {
 
 impl Step<'_> {
     fn mix(&self, grain: usize) -> Option<Mix> {
-        let step = self.state.progress.step;
-        self.run.spec.modifiers.iter().find_map(|(name, params)| {
-            (modifier::find(name)?.mix)(params, &Philox::new(self.run.spec.job.seed, name), step, grain as u32)
-        })
+        let (spec, side) = (self.run.spec, self.inputs.net.contract.side());
+        modifier::mix(&spec.modifiers, spec.job.seed, self.state.progress.step, grain as u32, side)
     }
 
     fn grain(&self, draws: &[(usize, u64)], grain: usize) -> Result<GrainSums> {
@@ -151,19 +149,19 @@ impl Step<'_> {
         let classes = self.inputs.net.network.outputs;
         let mut targets = vec![0.0; labels.len() * classes];
         labels.iter().enumerate().for_each(|(i, l)| targets[i * classes + l] = 1.0);
-        if let Some(mix) = mix {
-            targets = mix.apply(&targets, classes);
+        if let Some(mix) = &mix {
+            targets = mix.targets(&targets, classes);
         }
         let targets = tensor(targets, &[labels.len(), classes])?;
         let teacher = match self.teacher {
             Some(inputs) => {
                 let store = &inputs.net.network.initial;
-                Some(inputs.batch(store, &indices, epoch, mix)?)
+                Some(inputs.batch(store, &indices, epoch, mix.as_ref())?)
             }
             None => None,
         };
 
-        let x = self.inputs.batch(&self.state.store, &indices, epoch, mix)?;
+        let x = self.inputs.batch(&self.state.store, &indices, epoch, mix.as_ref())?;
         let dropout = DropoutDraw { rng: Philox::new(self.run.spec.job.seed, "dropout"), draws: &ids };
         let pass = Pass { store: &self.state.store, layout: Some(&self.stage.layout), dropout: Some(dropout) };
         let mut tape = Tape::default();

@@ -159,8 +159,8 @@ fn any_number_of_ranks_and_any_cache_gives_the_same_file_and_series() {
 }
 
 #[test]
-fn mixup_gives_the_same_file_for_any_number_of_ranks() {
-    let job = format!("{JOB}\n[modifiers.mixup]\nalpha = 0.4\n");
+fn mixing_gives_the_same_file_for_any_number_of_ranks() {
+    let job = format!("{JOB}\n[modifiers.mixup]\nalpha = 0.4\n[modifiers.cutmix]\n");
     let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
     train(&job, 1, false, dirs[0].path(), &[], &Recorder::default()).unwrap();
     train(&job, 2, false, dirs[1].path(), &[], &Recorder::default()).unwrap();
