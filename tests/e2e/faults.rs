@@ -58,6 +58,22 @@ fn draw(n: u64, below: u64) -> u64 {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn more_threads_and_unequal_ranks_give_the_same_file() {
+    let _alone = alone().await;
+    undisturbed().await;
+    let mut sandbox = Sandbox::start(PROGRAM, 1).await;
+    let mut spec = jobs::thorny("1");
+    spec.cluster.threads = 2;
+    let job = sandbox.submit(&spec).await;
+    same(&sandbox, &job).await;
+    // A node that says it can do three times as much gets more grains, and nothing else changes.
+    sandbox.add_worker(&["--threads", "3"]);
+    sandbox.ready(2).await;
+    let job = sandbox.submit(&jobs::thorny("2")).await;
+    same(&sandbox, &job).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn ranks_are_killed_at_any_point_and_the_model_is_the_same() {
     let _alone = alone().await;
     undisturbed().await;

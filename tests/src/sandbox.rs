@@ -230,7 +230,10 @@ impl Sandbox {
                 shell
             }
         };
-        command.args(["worker", "--child", "--coordinator", &self.grpc, "--name", &format!("w{n}"), "--threads", "1"]);
+        command.args(["worker", "--child", "--coordinator", &self.grpc, "--name", &format!("w{n}")]);
+        if !arguments.contains(&"--threads") {
+            command.args(["--threads", "1"]);
+        }
         command.arg("--data").arg(data).args(arguments);
         if self.roots {
             command.arg("--data-root").arg(self.dir.path());
