@@ -2,8 +2,12 @@
 
 mod mobilenet_v2;
 mod resnet;
+mod resnet101;
+mod resnet152;
 mod resnet18;
 mod resnet20;
+mod resnet34;
+mod resnet50;
 mod small_cnn;
 
 use tl_proto::{catalog::Entry, spec::HeadSection};
@@ -30,7 +34,16 @@ pub struct Backbone {
 }
 
 /// Every backbone.
-pub const ALL: &[Backbone] = &[mobilenet_v2::ENTRY, resnet18::ENTRY, resnet20::ENTRY, small_cnn::ENTRY];
+pub const ALL: &[Backbone] = &[
+    mobilenet_v2::ENTRY,
+    resnet18::ENTRY,
+    resnet34::ENTRY,
+    resnet50::ENTRY,
+    resnet101::ENTRY,
+    resnet152::ENTRY,
+    resnet20::ENTRY,
+    small_cnn::ENTRY,
+];
 
 /// Whether strided layers pad as TensorFlow's "SAME" does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

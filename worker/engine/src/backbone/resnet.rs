@@ -1,7 +1,8 @@
-//! The basic block that ResNet-18 and the CIFAR ResNets share (He et al., 2015).
+//! Blocks and layout that residual networks share (He et al., 2015), with torchvision's names. The stride of a bottleneck
+//! is in its 3x3 convolution, as there (the "v1.5" that its weights are for), not in the first 1x1 as in Keras.
 
-use super::{Same, conv_norm};
-use crate::nn::{Builder, Relu, Residual, Sequential, Shortcut};
+use super::{Same, Unit, conv_norm};
+use crate::nn::{Builder, GlobalAvgPool, MaxPool, Relu, Residual, Sequential, Shortcut};
 
 /// Two 3x3 convolutions and a sum, then a rectifier.
 pub(super) fn basic_block(
@@ -24,4 +25,92 @@ pub(super) fn basic_block(
         b.norm(&format!("{name}.bn2"), cout),
     );
     Sequential::default().with(Residual { body, shortcut }).with(Relu)
+}
+
+/// A 1x1 convolution down to a quarter of the outputs, a 3x3 and a 1x1 back up, and a sum, then a rectifier.
+fn bottleneck(
+    b: &mut Builder,
+    name: &str,
+    (cin, cout): (usize, usize),
+    stride: usize,
+    same: Same,
+    shortcut: Shortcut,
+) -> Sequential {
+    let width = cout / 4;
+    let mut body = Sequential::default();
+    for (i, (shape, k, stride)) in
+        [((cin, width), 1, 1), ((width, width), 3, stride), ((width, cout), 1, 1)].into_iter().enumerate()
+    {
+        let i = i + 1;
+        let conv = b.conv(&format!("{name}.conv{i}"), shape, k, stride, same.or(k / 2));
+        body = conv_norm(body, conv, b.norm(&format!("{name}.bn{i}"), shape.1));
+        if i < 3 {
+            body = body.with(Relu);
+        }
+    }
+    Sequential::default().with(Residual { body, shortcut }).with(Relu)
+}
+
+/// What the layers of a network are made of.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Block {
+    Basic,
+    Bottleneck,
+}
+
+/// A network for ImageNet: a 7x7 stem, four layers of so many blocks, and the mean.
+pub(super) fn imagenet(b: &mut Builder, same: Same, block: Block, depths: [usize; 4]) -> (Vec<Unit>, usize) {
+    let stem = conv_norm(Sequential::default(), b.conv("conv1", (3, 64), 7, 2, same.or(3)), b.norm("bn1", 64));
+    let stem = stem.with(Relu).with(MaxPool { k: 3, stride: 2, pad: 1 });
+    let mut units = vec![Unit { name: "stem".into(), layer: stem }];
+    let mut cin = 64;
+    for (layer, depth) in depths.into_iter().enumerate() {
+        let cout = (64 << layer) * if block == Block::Bottleneck { 4 } else { 1 };
+        for index in 0..depth {
+            let name = format!("layer{}.{index}", layer + 1);
+            let stride = if index == 0 && layer > 0 { 2 } else { 1 };
+            let shortcut = if stride == 1 && cin == cout {
+                Shortcut::Identity
+            } else {
+                let conv = b.conv(&format!("{name}.downsample.0"), (cin, cout), 1, stride, same.or(0));
+                let norm = b.norm(&format!("{name}.downsample.1"), cout);
+                Shortcut::Layers(conv_norm(Sequential::default(), conv, norm))
+            };
+            let build = if block == Block::Bottleneck { bottleneck } else { basic_block };
+            let layer = build(b, &name, (cin, cout), stride, same, shortcut);
+            units.push(Unit { name, layer });
+            cin = cout;
+        }
+    }
+    units.push(Unit::new("pool", GlobalAvgPool));
+    (units, cin)
+}
+
+#[cfg(test)]
+mod tests {
+    use tl_proto::spec::HeadSection;
+
+    use super::super::{ALL, Network};
+    use crate::weights::Contract;
+
+    /// Parameters of torchvision's models, as their documentation gives them, and names of their state dicts.
+    #[test]
+    fn residual_networks_have_torchvisions_tensors() {
+        for (name, parameters, last, shape) in [
+            ("resnet18", 11_689_512, "layer4.1.conv2.weight", [512, 512, 3, 3]),
+            ("resnet34", 21_797_672, "layer4.2.conv2.weight", [512, 512, 3, 3]),
+            ("resnet50", 25_557_032, "layer4.2.conv3.weight", [2048, 512, 1, 1]),
+            ("resnet101", 44_549_160, "layer3.22.conv3.weight", [1024, 256, 1, 1]),
+            ("resnet152", 60_192_808, "layer3.35.conv3.weight", [1024, 256, 1, 1]),
+        ] {
+            let backbone = ALL.iter().find(|b| b.name == name).unwrap();
+            let contract = Contract::named("torch", 224, None).unwrap();
+            let net = Network::build(backbone, &contract, &HeadSection::default(), 1000, 1);
+            assert_eq!(net.initial.values.len(), parameters, "{name}");
+            let found = net.initial.params.iter().find(|p| p.name == last).unwrap_or_else(|| panic!("{name}: {last}"));
+            assert_eq!(found.shape, shape, "{name}");
+            let strided = net.initial.params.iter().find(|p| p.name == "layer2.0.downsample.0.weight").unwrap();
+            assert_eq!(strided.shape[2..], [1, 1], "{name}");
+        }
+    }
 }
