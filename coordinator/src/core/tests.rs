@@ -1,5 +1,6 @@
 //! Scenarios, and properties of random histories.
 
+mod keeping;
 mod placing;
 mod reporting;
 
