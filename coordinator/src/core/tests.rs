@@ -3,6 +3,7 @@
 mod keeping;
 mod placing;
 mod reporting;
+mod waiting;
 
 use proptest::prelude::*;
 use tl_proto::{
