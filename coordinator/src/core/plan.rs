@@ -126,7 +126,7 @@ fn grow(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attempt
     let (_, most) = ranks(job, phase)?;
     let has = attempt.placements.len();
     let calm = context.now.saturating_sub(attempt.started_ms) >= context.deadlines.grow_cooldown_ms;
-    if phase.kind != PhaseKind::Train || has >= most || !calm || !attempt.exited.is_empty() {
+    if !calm || !attempt.exited.is_empty() {
         return None;
     }
     let device = job.step_spec(&phase.step)?.cluster.device;

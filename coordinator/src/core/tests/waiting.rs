@@ -40,7 +40,10 @@ fn a_gang_that_was_asked_to_stop_has_time_to_take_its_state_away() {
 #[test]
 fn who_waits_is_told_how_many_slots_are_out_of_sight_or_being_emptied() {
     let mut w = World::new();
+    w.join(9, "a", 1).unwrap();
     w.submit(1, "8", 0);
+    w.succeed(1, "probe");
+    w.command(Command::Leave { node: node(9) }).unwrap();
     for (n, slots) in [(1, 2), (2, 3)] {
         w.join(n, "a", slots).unwrap();
         w.command(Command::Disconnect { node: node(n), incarnation: "a".into() }).unwrap();
