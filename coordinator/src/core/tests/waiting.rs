@@ -75,3 +75,26 @@ fn a_job_that_wants_a_device_gets_that_device() {
         w.command(Command::Cancel { job: job(n) }).unwrap();
     }
 }
+
+#[test]
+fn every_attempt_has_a_secret_of_its_own_that_follows_from_fresh_randomness() {
+    let mut w = World::new();
+    w.join(1, "a", 2).unwrap();
+    let secrets = |entropy: u128, w: &World| -> Vec<String> {
+        let deadlines = DEADLINES();
+        let events = plan(&w.state, &Context { now: w.now, deadlines: &deadlines, entropy });
+        let started = events.into_iter().filter_map(|e| match e {
+            Event::AttemptStarted { secret, .. } => Some(secret),
+            _ => None,
+        });
+        started.collect()
+    };
+    for n in [1, 2] {
+        let (spec, key) = (Box::new(spec("1", 0)), n.to_string());
+        w.command(Command::Submit { job: job(n), key, owner: "o".into(), spec, plan_only: false }).unwrap();
+    }
+    let (first, other) = (secrets(1, &w), secrets(2, &w));
+    let all: std::collections::BTreeSet<&String> = first.iter().chain(&other).collect();
+    assert_eq!((first.len(), all.len()), (2, 4), "{all:?}");
+    assert!(all.iter().all(|s| s.len() == 64));
+}
