@@ -4,7 +4,27 @@
 use super::{Same, Unit, conv_norm};
 use crate::nn::{Builder, GlobalAvgPool, MaxPool, Relu, Residual, Sequential, Shortcut};
 
-/// Two 3x3 convolutions and a sum, then a rectifier.
+/// Convolutions `((inputs, outputs), k, stride)` with batch-norms, rectified in between, and a sum, then a rectifier.
+fn block(
+    b: &mut Builder,
+    name: &str,
+    layers: &[((usize, usize), usize, usize)],
+    same: Same,
+    shortcut: Shortcut,
+) -> Sequential {
+    let mut body = Sequential::default();
+    for (i, (shape, k, stride)) in layers.iter().enumerate() {
+        if i > 0 {
+            body = body.with(Relu);
+        }
+        let number = i + 1;
+        let conv = b.conv(&format!("{name}.conv{number}"), *shape, *k, *stride, same.or(k / 2));
+        body = conv_norm(body, conv, b.norm(&format!("{name}.bn{number}"), shape.1));
+    }
+    Sequential::default().with(Residual { body, shortcut }).with(Relu)
+}
+
+/// Two 3x3 convolutions.
 pub(super) fn basic_block(
     b: &mut Builder,
     name: &str,
@@ -13,21 +33,10 @@ pub(super) fn basic_block(
     same: Same,
     shortcut: Shortcut,
 ) -> Sequential {
-    let body = conv_norm(
-        Sequential::default(),
-        b.conv(&format!("{name}.conv1"), (cin, cout), 3, stride, same.or(1)),
-        b.norm(&format!("{name}.bn1"), cout),
-    )
-    .with(Relu);
-    let body = conv_norm(
-        body,
-        b.conv(&format!("{name}.conv2"), (cout, cout), 3, 1, same.or(1)),
-        b.norm(&format!("{name}.bn2"), cout),
-    );
-    Sequential::default().with(Residual { body, shortcut }).with(Relu)
+    block(b, name, &[((cin, cout), 3, stride), ((cout, cout), 3, 1)], same, shortcut)
 }
 
-/// A 1x1 convolution down to a quarter of the outputs, a 3x3 and a 1x1 back up, and a sum, then a rectifier.
+/// A 1x1 convolution down to a quarter of the outputs, a 3x3 and a 1x1 back up.
 fn bottleneck(
     b: &mut Builder,
     name: &str,
@@ -37,18 +46,7 @@ fn bottleneck(
     shortcut: Shortcut,
 ) -> Sequential {
     let width = cout / 4;
-    let mut body = Sequential::default();
-    for (i, (shape, k, stride)) in
-        [((cin, width), 1, 1), ((width, width), 3, stride), ((width, cout), 1, 1)].into_iter().enumerate()
-    {
-        let i = i + 1;
-        let conv = b.conv(&format!("{name}.conv{i}"), shape, k, stride, same.or(k / 2));
-        body = conv_norm(body, conv, b.norm(&format!("{name}.bn{i}"), shape.1));
-        if i < 3 {
-            body = body.with(Relu);
-        }
-    }
-    Sequential::default().with(Residual { body, shortcut }).with(Relu)
+    block(b, name, &[((cin, width), 1, 1), ((width, width), 3, stride), ((width, cout), 1, 1)], same, shortcut)
 }
 
 /// What the layers of a network are made of.
