@@ -2,7 +2,7 @@
 //! is in its 3x3 convolution, as there (the "v1.5" that its weights are for), not in the first 1x1 as in Keras.
 
 use super::{Same, Unit, conv_norm};
-use crate::nn::{Builder, GlobalAvgPool, MaxPool, Relu, Residual, Sequential, Shortcut};
+use crate::nn::{Act, Builder, GlobalAvgPool, MaxPool, Residual, Sequential, Shortcut};
 
 /// Convolutions `((inputs, outputs), k, stride)` with batch-norms, rectified in between, and a sum, then a rectifier.
 fn block(
@@ -14,14 +14,13 @@ fn block(
 ) -> Sequential {
     let mut body = Sequential::default();
     for (i, (shape, k, stride)) in layers.iter().enumerate() {
-        if i > 0 {
-            body = body.with(Relu);
-        }
         let number = i + 1;
         let conv = b.conv(&format!("{name}.conv{number}"), *shape, *k, *stride, same.or(k / 2));
-        body = conv_norm(body, conv, b.norm(&format!("{name}.bn{number}"), shape.1));
+        // The last one is rectified after the sum.
+        let act = if number < layers.len() { Act::Relu } else { Act::None };
+        body = conv_norm(body, conv, b.norm(&format!("{name}.bn{number}"), shape.1).act(act));
     }
-    Sequential::default().with(Residual { body, shortcut }).with(Relu)
+    Sequential::default().with(Residual { body, shortcut, act: Act::Relu })
 }
 
 /// Two 3x3 convolutions.
@@ -58,8 +57,9 @@ pub(super) enum Block {
 
 /// A network for ImageNet: a 7x7 stem, four layers of so many blocks, and the mean.
 pub(super) fn imagenet(b: &mut Builder, same: Same, block: Block, depths: [usize; 4]) -> (Vec<Unit>, usize) {
-    let stem = conv_norm(Sequential::default(), b.conv("conv1", (3, 64), 7, 2, same.or(3)), b.norm("bn1", 64));
-    let stem = stem.with(Relu).with(MaxPool { k: 3, stride: 2, pad: 1 });
+    let stem =
+        conv_norm(Sequential::default(), b.conv("conv1", (3, 64), 7, 2, same.or(3)), b.norm("bn1", 64).act(Act::Relu));
+    let stem = stem.with(MaxPool { k: 3, stride: 2, pad: 1 });
     let mut units = vec![Unit { name: "stem".into(), layer: stem }];
     let mut cin = 64;
     for (layer, depth) in depths.into_iter().enumerate() {

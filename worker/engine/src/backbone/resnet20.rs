@@ -1,7 +1,7 @@
 //! ResNet-20 for 32x32 images (He et al., 2015, section 4.2), option-A shortcuts.
 
 use super::{Backbone, Same, Unit, conv_norm, resnet::basic_block};
-use crate::nn::{Builder, GlobalAvgPool, Relu, Sequential, Shortcut};
+use crate::nn::{Act, Builder, GlobalAvgPool, Sequential, Shortcut};
 
 pub(super) const ENTRY: Backbone = Backbone {
     name: "resnet20",
@@ -13,8 +13,9 @@ pub(super) const ENTRY: Backbone = Backbone {
 };
 
 fn build(b: &mut Builder, same: Same) -> (Vec<Unit>, usize) {
-    let stem = conv_norm(Sequential::default(), b.conv("conv1", (3, 16), 3, 1, same.or(1)), b.norm("bn1", 16));
-    let mut units = vec![Unit { name: "stem".into(), layer: stem.with(Relu) }];
+    let stem =
+        conv_norm(Sequential::default(), b.conv("conv1", (3, 16), 3, 1, same.or(1)), b.norm("bn1", 16).act(Act::Relu));
+    let mut units = vec![Unit { name: "stem".into(), layer: stem }];
     let mut cin = 16;
     for (layer, cout) in [16, 32, 64].into_iter().enumerate() {
         for block in 0..3 {

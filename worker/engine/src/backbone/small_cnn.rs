@@ -1,7 +1,7 @@
 //! A small network for small images: four strided blocks, quick on a CPU.
 
 use super::{Backbone, Same, Unit, conv_norm};
-use crate::nn::{Builder, GlobalAvgPool, Relu, Sequential};
+use crate::nn::{Act, Builder, GlobalAvgPool, Sequential};
 
 pub(super) const ENTRY: Backbone = Backbone {
     name: "small_cnn",
@@ -18,7 +18,7 @@ fn build(b: &mut Builder, same: Same) -> (Vec<Unit>, usize) {
     for (i, (cout, stride)) in [(16, 1), (32, 2), (64, 2), (128, 2)].into_iter().enumerate() {
         let name = format!("block{i}");
         let conv = b.conv(&format!("{name}.conv"), (cin, cout), 3, stride, same.or(1));
-        let layer = conv_norm(Sequential::default(), conv, b.norm(&format!("{name}.norm"), cout)).with(Relu);
+        let layer = conv_norm(Sequential::default(), conv, b.norm(&format!("{name}.norm"), cout).act(Act::Relu));
         units.push(Unit { name, layer });
         cin = cout;
     }

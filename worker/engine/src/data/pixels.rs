@@ -54,21 +54,19 @@ fn taps(size: usize, resized: usize, skip: usize, count: usize) -> Vec<(usize, V
 
 /// Interleaved byte values, red first, to planes of network input in the network's order.
 pub fn normalise(pixels: &[f32], contract: &Contract) -> Vec<f32> {
-    let area = pixels.len() / 3;
     let mut out = Vec::with_capacity(pixels.len());
-    for c in 0..3 {
-        let from = if contract.bgr() { 2 - c } else { c };
-        out.extend((0..area).map(|i| contract.value(c, pixels[3 * i + from])));
+    for pixel in pixels.chunks_exact(3) {
+        out.extend((0..3).map(|c| contract.value(c, pixel[if contract.bgr() { 2 - c } else { c }])));
     }
     out
 }
 
-/// A batch `[n, 3, side, side]` of inputs one after the other.
+/// A batch `[n, side, side, 3]` of inputs one after the other.
 ///
 /// # Errors
 /// Inputs of another size.
 pub fn batch(inputs: Vec<f32>, n: usize, side: usize) -> crate::Result<candle_core::Tensor> {
-    nn::tensor(inputs, &[n, 3, side, side])
+    nn::tensor(inputs, &[n, side, side, 3])
 }
 
 #[cfg(test)]
@@ -99,7 +97,7 @@ mod tests {
         let bgr = Contract { color: "bgr".into(), ..rgb.clone() };
         // Two pixels: one red, one blue.
         let pixels = [255.0, 0.0, 0.0, 0.0, 0.0, 255.0];
-        assert_eq!(normalise(&pixels, &rgb), [1.0, 0.0, -0.5, -0.5, -1.0, 0.0]);
-        assert_eq!(normalise(&pixels, &bgr), [0.0, 1.0, -0.5, -0.5, 0.0, -1.0]);
+        assert_eq!(normalise(&pixels, &rgb), [1.0, -0.5, -1.0, 0.0, -0.5, 0.0]);
+        assert_eq!(normalise(&pixels, &bgr), [0.0, -0.5, 0.0, 1.0, -0.5, -1.0]);
     }
 }

@@ -59,7 +59,7 @@ mod tests {
         let mix = Mix { keep: 0.75, patch: Some(Patch { side: 4, rows: 0..2, columns: 2..4 }) };
         let pixels: Vec<f32> = [1.0, 2.0].iter().flat_map(|v| vec![*v; 3 * 64]).collect();
         let mixed = mix.pictures(&pixels, 8);
-        let line = |row: usize| mixed[row * 8..(row + 1) * 8].to_vec();
+        let line = |row: usize| mixed[row * 24..(row + 1) * 24].iter().copied().step_by(3).collect::<Vec<f32>>();
         assert_eq!(line(3), [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]);
         assert_eq!(line(4), [1.0; 8]);
     }

@@ -76,7 +76,7 @@ impl Mix {
         self.blend(rows, width)
     }
 
-    /// Pictures `[n, 3, side, side]`.
+    /// Pictures `[n, side, side, 3]`.
     pub fn pictures(&self, pixels: &[f32], side: usize) -> Vec<f32> {
         let width = 3 * side * side;
         let Some(patch) = &self.patch else { return self.blend(pixels, width) };
@@ -87,12 +87,9 @@ impl Mix {
         let n = pixels.len() / width;
         for (i, picture) in out.chunks_exact_mut(width).enumerate() {
             let other = &pixels[(n - 1 - i) * width..(n - i) * width];
-            for channel in 0..3 {
-                for row in rows.clone() {
-                    let at = (channel * side + row) * side;
-                    let line = at + columns.start..at + columns.end;
-                    picture[line.clone()].copy_from_slice(&other[line]);
-                }
+            for row in rows.clone() {
+                let line = (row * side + columns.start) * 3..(row * side + columns.end) * 3;
+                picture[line.clone()].copy_from_slice(&other[line]);
             }
         }
         out

@@ -1,75 +1,165 @@
-//! Rectifiers, with derivative 0 at 0 as in PyTorch.
+//! Activations, with derivative 0 at the kinks of rectifiers as in PyTorch.
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 
 use super::{Gradients, Layer, Pass, Saved, Tape, host, tensor};
-use crate::Result;
+use crate::{
+    Result,
+    num::{math, simd::vectorised},
+};
 
-/// max(x, 0)
-#[derive(Debug)]
-pub struct Relu;
+/// A function of one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// x
+    None,
+    /// max(x, 0)
+    Relu,
+    /// min(max(x, 0), 6)
+    Relu6,
+    /// x·σ(x) (Elfwing et al., 2017)
+    Silu,
+    /// x·Φ(x) (Hendrycks and Gimpel, 2016)
+    Gelu,
+    /// tanh x
+    Tanh,
+    /// σ(x)
+    Sigmoid,
+}
 
-/// min(max(x, 0), 6)
-#[derive(Debug)]
-pub struct Relu6;
-
-fn forward(x: &Tensor, pass: &Pass<'_>, tape: &mut Tape, limit: f32) -> Result<Tensor> {
-    let input = host(x)?;
-    if pass.records() {
-        tape.push(Saved::Mask(input.iter().map(|v| *v > 0.0 && *v < limit).collect()));
+impl Act {
+    /// Its name in descriptions.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "linear",
+            Self::Relu => "relu",
+            Self::Relu6 => "relu6",
+            Self::Silu => "silu",
+            Self::Gelu => "gelu",
+            Self::Tanh => "tanh",
+            Self::Sigmoid => "sigmoid",
+        }
     }
-    // `max` would turn a NaN into a zero and hide it.
-    let out = input
-        .iter()
-        .map(|v| {
-            if *v < 0.0 {
-                0.0
-            } else if *v > limit {
-                limit
-            } else {
-                *v
+
+    /// `f(x)` of each number. A NaN stays one: `max` would turn it into a zero and hide it.
+    #[inline(always)]
+    pub(super) fn map(self, x: &mut [f32]) {
+        let each = |x: &mut [f32], f: fn(f32) -> f32| x.iter_mut().for_each(|v| *v = f(*v));
+        match self {
+            Self::None => {}
+            Self::Relu => x.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),
+            Self::Relu6 => x.iter_mut().for_each(|v| {
+                let low = if *v < 0.0 { 0.0 } else { *v };
+                *v = if low > 6.0 { 6.0 } else { low };
+            }),
+            Self::Silu => x.iter_mut().for_each(|v| *v *= math::sigmoid(*v)),
+            Self::Gelu => x.iter_mut().for_each(|v| *v = math::gelu(*v)),
+            Self::Tanh => x.iter_mut().for_each(|v| *v = math::tanh(*v)),
+            Self::Sigmoid => each(x, math::sigmoid),
+        }
+    }
+
+    /// `f′(z)`
+    #[inline(always)]
+    pub(super) fn slope(self, z: f32) -> f32 {
+        match self {
+            Self::None => 1.0,
+            Self::Relu => f32::from(u8::from(z > 0.0)),
+            Self::Relu6 => f32::from(u8::from(z > 0.0 && z < 6.0)),
+            Self::Silu => {
+                let s = math::sigmoid(z);
+                s * (1.0 + z * (1.0 - s))
             }
-        })
-        .collect();
+            Self::Gelu => math::gelu_grad(z),
+            Self::Tanh => {
+                let t = math::tanh(z);
+                1.0 - t * t
+            }
+            Self::Sigmoid => {
+                let s = math::sigmoid(z);
+                s * (1.0 - s)
+            }
+        }
+    }
+}
+
+/// Numbers of one task.
+pub(super) const TASK: usize = 1 << 14;
+
+vectorised! {
+    pub(super) fn apply(act: Act, x: &mut [f32]) {
+        act.map(x);
+    }
+
+    /// `dx = dy · f′(z)`
+    pub(super) fn slopes(act: Act, z: &[f32], dy: &[f32], dx: &mut [f32]) {
+        let all = dx.iter_mut().zip(dy).zip(z);
+        match act {
+            Act::None => dx.copy_from_slice(dy),
+            Act::Relu => all.for_each(|((d, g), z)| *d = if *z > 0.0 { *g } else { 0.0 }),
+            Act::Relu6 => all.for_each(|((d, g), z)| *d = if *z > 0.0 && *z < 6.0 { *g } else { 0.0 }),
+            Act::Silu => all.for_each(|((d, g), z)| *d = g * Act::Silu.slope(*z)),
+            Act::Gelu => all.for_each(|((d, g), z)| *d = g * Act::Gelu.slope(*z)),
+            Act::Tanh => all.for_each(|((d, g), z)| *d = g * Act::Tanh.slope(*z)),
+            Act::Sigmoid => all.for_each(|((d, g), z)| *d = g * Act::Sigmoid.slope(*z)),
+        }
+    }
+}
+
+/// `f(x)`
+pub(super) fn forward(act: Act, x: &Tensor) -> Result<Tensor> {
+    let mut out = host(x)?.to_vec();
+    out.par_chunks_mut(TASK).for_each(|part| apply(act, part));
     tensor(out, x.dims())
 }
 
-fn backward(dy: &Tensor, tape: &mut Tape, need_dx: bool) -> Result<Option<Tensor>> {
-    let mask = tape.take(|s| if let Saved::Mask(m) = s { Some(m) } else { None })?;
-    if !need_dx {
-        return Ok(None);
-    }
-    let g = host(dy)?;
-    let dx = g.iter().zip(mask).map(|(g, open)| if open { *g } else { 0.0 }).collect();
-    Ok(Some(tensor(dx, dy.dims())?))
+/// `dy · f′(z)`. A rectifier may be given its output for `z`.
+pub(super) fn backward(act: Act, z: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let (z, g) = (host(z)?, host(dy)?);
+    let (z, g) = (&*z, &*g);
+    let mut dx = vec![0.0; g.len()];
+    let parts = dx.par_chunks_mut(TASK).zip(g.par_chunks(TASK)).zip(z.par_chunks(TASK));
+    parts.for_each(|((dx, g), z)| slopes(act, z, g, dx));
+    tensor(dx, dy.dims())
 }
 
-macro_rules! rectifier {
-    ($name:ident, $limit:expr, $text:literal) => {
-        impl Layer for $name {
-            fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
-                forward(x, pass, tape, $limit)
-            }
+/// A layer that applies a function to each number.
+#[derive(Debug)]
+pub struct Activation(pub Act);
 
-            fn backward(
-                &self,
-                dy: &Tensor,
-                _: &Pass<'_>,
-                tape: &mut Tape,
-                _: &mut Gradients,
-                need_dx: bool,
-            ) -> Result<Option<Tensor>> {
-                backward(dy, tape, need_dx)
-            }
+/// The layer of [`Act::Relu`].
+#[expect(non_upper_case_globals, reason = "reads as the layer it is")]
+pub const Relu: Activation = Activation(Act::Relu);
 
-            fn describe(&self, out: &mut String) {
-                out.push_str($text);
-            }
+impl Layer for Activation {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+        let y = forward(self.0, x)?;
+        if pass.records() {
+            // The output of a rectifier says as much of its slope as its input, and the next layer keeps it anyway.
+            let by_output = matches!(self.0, Act::Relu | Act::Relu6);
+            tape.push(Saved::Tensor(if by_output { y.clone() } else { x.clone() }));
         }
-    };
+        Ok(y)
+    }
+
+    fn backward(
+        &self,
+        dy: &Tensor,
+        _: &Pass<'_>,
+        tape: &mut Tape,
+        _: &mut Gradients,
+        need_dx: bool,
+    ) -> Result<Option<Tensor>> {
+        let z = tape.pop_tensor()?;
+        if need_dx { Ok(Some(backward(self.0, &z, dy)?)) } else { Ok(None) }
+    }
+
+    fn describe(&self, out: &mut String) {
+        out.push_str(self.0.name());
+        out.push(';');
+    }
 }
-rectifier!(Relu, f32::INFINITY, "relu;");
-rectifier!(Relu6, 6.0, "relu6;");
 
 #[cfg(test)]
 mod tests {
@@ -79,21 +169,23 @@ mod tests {
     #[test]
     fn gradients_are_those_of_finite_differences_away_from_the_kinks() {
         let store = Builder::new(1).store;
-        testing::check_gradients(&Relu, &store, &[3, 7]);
-        testing::check_gradients(&Relu6, &store, &[3, 7]);
+        for act in [Act::None, Act::Relu, Act::Relu6, Act::Silu, Act::Gelu, Act::Tanh, Act::Sigmoid] {
+            testing::check_gradients(&Activation(act), &store, &[3, 7]);
+        }
     }
 
     #[test]
     fn the_derivative_at_a_kink_is_zero_and_nan_stays() {
         let store = Builder::new(1).store;
         let layout = crate::nn::Layout::new(&store, &[], &[]);
-        let pass = Pass { store: &store, layout: Some(&layout), dropout: None };
+        let pass = Pass { store: &store, layout: Some(&layout), ..Pass::eval(&store) };
         let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
         let x = tensor(vec![0.0, 6.0, 3.0, f32::NAN], &[1, 4]).unwrap();
-        let y = Relu6.forward(&x, &pass, &mut tape).unwrap();
+        let layer = Activation(Act::Relu6);
+        let y = layer.forward(&x, &pass, &mut tape).unwrap();
         assert!(host(&y).unwrap()[3].is_nan());
         let ones = tensor(vec![1.0; 4], &[1, 4]).unwrap();
-        let dx = Relu6.backward(&ones, &pass, &mut tape, &mut grads, true).unwrap().unwrap();
+        let dx = layer.backward(&ones, &pass, &mut tape, &mut grads, true).unwrap().unwrap();
         assert_eq!(host(&dx).unwrap()[..3], [0.0, 0.0, 1.0]);
     }
 }

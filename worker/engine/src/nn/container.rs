@@ -1,8 +1,13 @@
 //! Layers made of layers.
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 
-use super::{BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape, dims4, host, tensor};
+use super::{
+    Act, BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape,
+    act::{TASK, apply, backward},
+    host, tensor,
+};
 use crate::Result;
 
 /// One layer after the other.
@@ -70,53 +75,53 @@ pub enum Shortcut {
     },
 }
 
-/// `body(x) + shortcut(x)`
+/// `act(body(x) + shortcut(x))`
 pub struct Residual {
     /// The long way.
     pub body: Sequential,
     /// The short way.
     pub shortcut: Shortcut,
+    /// A rectifier after the sum, or none.
+    pub act: Act,
 }
 
+/// Every second pixel of each row and column, its channels after `before` new ones.
 fn subsample(x: &Tensor, channels: usize) -> Result<Tensor> {
-    let (n, c, h, w) = dims4(x)?;
+    let (n, h, w, c) = x.dims4()?;
     let (oh, ow, before) = (h.div_ceil(2), w.div_ceil(2), (channels - c) / 2);
     let input = host(x)?;
-    let mut out = vec![0.0; n * channels * oh * ow];
-    for i in 0..n {
-        for ch in 0..c {
-            let (src, dst) = ((i * c + ch) * h * w, (i * channels + before + ch) * oh * ow);
-            for y in 0..oh {
-                for x in 0..ow {
-                    out[dst + y * ow + x] = input[src + 2 * y * w + 2 * x];
-                }
-            }
-        }
+    let mut out = vec![0.0; n * oh * ow * channels];
+    for (p, out) in out.chunks_exact_mut(channels).enumerate() {
+        let (i, y, x) = (p / (oh * ow), p / ow % oh, p % ow);
+        let from = ((i * h + 2 * y) * w + 2 * x) * c;
+        out[before..before + c].copy_from_slice(&input[from..from + c]);
     }
-    tensor(out, &[n, channels, oh, ow])
+    tensor(out, &[n, oh, ow, channels])
 }
 
 fn subsample_backward(dy: &Tensor, shape: &[usize]) -> Result<Tensor> {
-    let (n, channels, oh, ow) = dims4(dy)?;
-    let (c, h, w) = (shape[1], shape[2], shape[3]);
+    let (_, oh, ow, channels) = dy.dims4()?;
+    let (h, w, c) = (shape[1], shape[2], shape[3]);
     let (g, before) = (host(dy)?, (channels - c) / 2);
-    let mut dx = vec![0.0; n * c * h * w];
-    for i in 0..n {
-        for ch in 0..c {
-            let (dst, src) = ((i * c + ch) * h * w, (i * channels + before + ch) * oh * ow);
-            for y in 0..oh {
-                for x in 0..ow {
-                    dx[dst + 2 * y * w + 2 * x] = g[src + y * ow + x];
-                }
-            }
-        }
+    let mut dx = vec![0.0; shape.iter().product()];
+    for (p, dy) in g.chunks_exact(channels).enumerate() {
+        let (i, y, x) = (p / (oh * ow), p / ow % oh, p % ow);
+        let to = ((i * h + 2 * y) * w + 2 * x) * c;
+        dx[to..to + c].copy_from_slice(&dy[before..before + c]);
     }
     tensor(dx, shape)
 }
 
-fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let sum = host(a)?.iter().zip(host(b)?.iter()).map(|(a, b)| a + b).collect();
-    tensor(sum, a.dims())
+/// `act(a + b)`
+fn add(a: &Tensor, b: &Tensor, act: Act) -> Result<Tensor> {
+    let (left, right) = (host(a)?, host(b)?);
+    let (left, right) = (&*left, &*right);
+    let mut out = vec![0.0; left.len()];
+    out.par_chunks_mut(TASK).zip(left.par_chunks(TASK)).zip(right.par_chunks(TASK)).for_each(|((out, a), b)| {
+        out.iter_mut().zip(a).zip(b).for_each(|((o, a), b)| *o = a + b);
+        apply(act, out);
+    });
+    tensor(out, a.dims())
 }
 
 impl Layer for Residual {
@@ -132,7 +137,12 @@ impl Layer for Residual {
                 subsample(x, *channels)?
             }
         };
-        add(&long, &short)
+        let y = add(&long, &short, self.act)?;
+        if pass.records() && self.act != Act::None {
+            // Only rectifiers follow a sum: their output says where their slope is one.
+            tape.push(Saved::Tensor(y.clone()));
+        }
+        Ok(y)
     }
 
     fn backward(
@@ -143,6 +153,11 @@ impl Layer for Residual {
         grads: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Tensor>> {
+        let dy = match self.act {
+            Act::None => dy.clone(),
+            act => backward(act, &tape.pop_tensor()?, dy)?,
+        };
+        let dy = &dy;
         let short = match &self.shortcut {
             Shortcut::Identity => Some(dy.clone()),
             Shortcut::Layers(layers) => layers.backward(dy, pass, tape, grads, need_dx)?,
@@ -153,7 +168,7 @@ impl Layer for Residual {
         };
         let long = self.body.backward(dy, pass, tape, grads, need_dx)?;
         match (long, short) {
-            (Some(long), Some(short)) if need_dx => Ok(Some(add(&long, &short)?)),
+            (Some(long), Some(short)) if need_dx => Ok(Some(add(&long, &short, Act::None)?)),
             _ => Ok(None),
         }
     }
@@ -161,7 +176,7 @@ impl Layer for Residual {
     fn leaves(&self) -> usize {
         // The sum is a layer of its own, as people count.
         let short = if let Shortcut::Layers(layers) = &self.shortcut { layers.leaves() } else { 0 };
-        self.body.leaves() + short + 1
+        self.body.leaves() + short + 1 + usize::from(self.act != Act::None)
     }
 
     fn describe(&self, out: &mut String) {
@@ -176,6 +191,7 @@ impl Layer for Residual {
             Shortcut::Subsample { channels } => out.push_str(&format!("|subsample:{channels}")),
         }
         out.push(')');
+        out.push_str(self.act.name());
     }
 
     fn params(&self, out: &mut Vec<ParamId>) {
@@ -205,19 +221,19 @@ mod tests {
             .with(b.conv("a", (2, channels), 3, stride, Padding::Symmetric(1)))
             .with(b.norm("n", channels))
             .with(Relu);
-        (Residual { body, shortcut }, b)
+        (Residual { body, shortcut, act: Act::Relu }, b)
     }
 
     #[test]
     fn gradients_of_every_shortcut_are_those_of_finite_differences() {
         let (identity, b) = block(|_| Shortcut::Identity, 2, 1);
-        testing::check_gradients(&identity, &b.store, &[3, 2, 4, 4]);
+        testing::check_gradients(&identity, &b.store, &[3, 4, 4, 2]);
         let (subsample, b) = block(|_| Shortcut::Subsample { channels: 4 }, 4, 2);
-        testing::check_gradients(&subsample, &b.store, &[3, 2, 5, 5]);
+        testing::check_gradients(&subsample, &b.store, &[3, 5, 5, 2]);
         let layers = |b: &mut Builder| {
             Shortcut::Layers(Sequential::default().with(b.conv("s", (2, 4), 1, 2, Padding::Symmetric(0))))
         };
         let (layers, b) = block(layers, 4, 2);
-        testing::check_gradients(&layers, &b.store, &[3, 2, 4, 4]);
+        testing::check_gradients(&layers, &b.store, &[3, 4, 4, 2]);
     }
 }

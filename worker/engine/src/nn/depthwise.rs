@@ -1,12 +1,13 @@
-//! Depthwise convolution, computed directly: one small kernel per channel.
+//! Depthwise convolution on channels-last images: every pixel is a sum of neighbours, each times its tap, channel by
+//! channel.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, Padding, ParamId, Pass, Tape, dims4, host, tensor};
-use crate::{Error, Result};
+use super::{Gradients, Layer, Padding, ParamId, Pass, Tape, conv::Axis, host, tensor};
+use crate::{Error, Result, num::simd::vectorised};
 
-/// Depthwise convolution, weights `[c, 1, k, k]`, no bias.
+/// Depthwise convolution, weights `[c, 1, k, k]` as in PyTorch, no bias; `[n, h, w, c]` to `[n, oh, ow, c]`.
 #[derive(Debug)]
 pub struct Depthwise {
     pub(super) w: ParamId,
@@ -16,27 +17,63 @@ pub struct Depthwise {
     pub(super) pad: Padding,
 }
 
-impl Depthwise {
-    /// The outputs `[from, to)` along one axis that tap `tap` reaches, and the input position of the first one.
-    fn reach(&self, tap: usize, size: usize, before: usize, outputs: usize) -> (usize, usize) {
-        let from = before.saturating_sub(tap).div_ceil(self.stride);
-        let to = if size + before > tap { ((size + before - tap - 1) / self.stride + 1).min(outputs) } else { 0 };
-        (from.min(to), to)
+vectorised! {
+    /// `out[c] = Σ x[from + c] · w[tap·C + c]` over the `(from, tap)` of `reads`, for the `C` channels of `out`.
+    fn pixel(out: &mut [f32], x: &[f32], w: &[f32], reads: &[(usize, usize)]) {
+        const WIDE: usize = 32;
+        let c = out.len();
+        let mut blocks = out.chunks_exact_mut(WIDE);
+        let mut at = 0;
+        for block in &mut blocks {
+            let mut acc = [0.0f32; WIDE];
+            for (from, tap) in reads {
+                let (x, w) = (&x[from + at..from + at + WIDE], &w[tap * c + at..tap * c + at + WIDE]);
+                for i in 0..WIDE {
+                    acc[i] += x[i] * w[i];
+                }
+            }
+            block.copy_from_slice(&acc);
+            at += WIDE;
+        }
+        for o in blocks.into_remainder() {
+            *o = reads.iter().fold(0.0, |acc, (from, tap)| acc + x[from + at] * w[tap * c + at]);
+            at += 1;
+        }
     }
 
-    /// Calls `f(tap, output start, input start, count)` for each run of outputs along a row.
-    fn runs(&self, (h, w): (usize, usize), mut f: impl FnMut(usize, usize, usize, usize)) {
-        let (top, oh) = self.pad.plan(h, self.k, self.stride);
-        let (left, ow) = self.pad.plan(w, self.k, self.stride);
+    /// `sums[tap·W + i] += dy[i] · x[from + i]` for each `(from, tap)` of `reads`, `W` channels of one pixel.
+    fn deposit(sums: &mut [f32], dy: &[f32], x: &[f32], reads: &[(usize, usize)]) {
+        let width = dy.len();
+        for (from, tap) in reads {
+            let (x, sums) = (&x[*from..from + width], &mut sums[tap * width..(tap + 1) * width]);
+            for i in 0..width {
+                sums[i] += dy[i] * x[i];
+            }
+        }
+    }
+}
+
+/// Channels of one task of the weights' gradient.
+const CHANNELS: usize = 64;
+
+impl Depthwise {
+    fn axes(&self, (h, w): (usize, usize)) -> (Axis, Axis) {
+        (Axis::new(h, self.k, self.stride, self.pad), Axis::new(w, self.k, self.stride, self.pad))
+    }
+
+    /// Weights by tap, channels last.
+    fn by_tap(&self, w: &[f32]) -> Vec<f32> {
+        let taps = self.k * self.k;
+        (0..taps * self.c).map(|i| w[i % self.c * taps + i / self.c]).collect()
+    }
+
+    /// For each input of output `(oy, ox)` that is no border: its pixel within the image, and its tap.
+    fn reads(&self, (y, x): (&Axis, &Axis), (oy, ox): (usize, usize), f: &mut impl FnMut(usize, usize)) {
         for ky in 0..self.k {
-            let (y0, y1) = self.reach(ky, h, top, oh);
-            for oy in y0..y1 {
-                let y = oy * self.stride + ky - top;
-                for kx in 0..self.k {
-                    let (x0, x1) = self.reach(kx, w, left, ow);
-                    if x1 > x0 {
-                        f(ky * self.k + kx, oy * ow + x0, y * w + x0 * self.stride + kx - left, x1 - x0);
-                    }
+            let Some(iy) = y.input(oy, ky) else { continue };
+            for kx in 0..self.k {
+                if let Some(ix) = x.input(ox, kx) {
+                    f(iy * x.size + ix, ky * self.k + kx);
                 }
             }
         }
@@ -45,30 +82,27 @@ impl Depthwise {
 
 impl Layer for Depthwise {
     fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
-        let (n, c, h, w) = dims4(x)?;
-        let (oh, ow) = (self.pad.plan(h, self.k, self.stride).1, self.pad.plan(w, self.k, self.stride).1);
+        let (n, h, w, c) = x.dims4()?;
+        let (y_axis, x_axis) = self.axes((h, w));
+        let (oh, ow) = (y_axis.outputs, x_axis.outputs);
         if c != self.c || oh * ow == 0 {
-            return Err(Error::Internal(format!("depthwise convolution of {} channels was given {c}x{h}x{w}", self.c)));
+            return Err(Error::Internal(format!("depthwise convolution of {} channels was given {h}x{w}x{c}", self.c)));
         }
-        let mut out = vec![0.0; n * c * oh * ow];
+        let mut out = vec![0.0; n * oh * ow * c];
         {
-            let (input, weights) = (host(x)?, pass.store.param(self.w));
+            let (input, weights) = (host(x)?, self.by_tap(pass.store.param(self.w)));
             let input = &*input;
-            out.par_chunks_exact_mut(oh * ow).enumerate().for_each(|(plane, out)| {
-                let x = &input[plane * h * w..(plane + 1) * h * w];
-                let kernel = &weights[(plane % c) * self.k * self.k..];
-                self.runs((h, w), |tap, o, i, count| {
-                    let (k, out) = (kernel[tap], &mut out[o..o + count]);
-                    if self.stride == 1 {
-                        out.iter_mut().zip(&x[i..i + count]).for_each(|(o, x)| *o += k * x);
-                    } else {
-                        out.iter_mut().zip(x[i..].iter().step_by(self.stride)).for_each(|(o, x)| *o += k * x);
-                    }
-                });
+            out.par_chunks_exact_mut(ow * c).enumerate().for_each_init(Vec::new, |reads, (row, out)| {
+                let image = &input[row / oh * h * w * c..][..h * w * c];
+                for (ox, out) in out.chunks_exact_mut(c).enumerate() {
+                    reads.clear();
+                    self.reads((&y_axis, &x_axis), (row % oh, ox), &mut |pixel, tap| reads.push((pixel * c, tap)));
+                    pixel(out, image, &weights, reads);
+                }
             });
         }
         tape.push_input(x, pass, self.w);
-        tensor(out, &[n, c, oh, ow])
+        tensor(out, &[n, oh, ow, c])
     }
 
     fn backward(
@@ -79,37 +113,54 @@ impl Layer for Depthwise {
         grads: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Tensor>> {
-        let (_, c, oh, ow) = dims4(dy)?;
         let (shape, x) = tape.pop_input()?;
-        let (n, h, w, taps) = (shape[0], shape[2], shape[3], self.k * self.k);
+        let (n, h, w, c, taps) = (shape[0], shape[1], shape[2], shape[3], self.k * self.k);
+        let (y_axis, x_axis) = self.axes((h, w));
+        let (oh, ow) = (y_axis.outputs, x_axis.outputs);
         let dy = host(dy)?;
         let dy = &*dy;
         if let (Some(x), Some(dw)) = (x, grads.slot(self.w)) {
             let x = host(&x)?;
             let x = &*x;
-            dw.par_chunks_exact_mut(taps).enumerate().for_each(|(channel, dw)| {
-                for i in 0..n {
-                    let plane = i * c + channel;
-                    let (dy, x) = (&dy[plane * oh * ow..][..oh * ow], &x[plane * h * w..][..h * w]);
-                    self.runs((h, w), |tap, o, i, count| {
-                        let inputs = x[i..].iter().step_by(self.stride);
-                        dw[tap] += dy[o..o + count].iter().zip(inputs).fold(0.0, |acc, (g, x)| acc + g * x);
-                    });
+            dw.par_chunks_mut(CHANNELS * taps).enumerate().for_each(|(block, dw)| {
+                let (first, width) = (block * CHANNELS, dw.len() / taps);
+                let (mut sums, mut reads) = (vec![0.0f32; taps * width], Vec::with_capacity(taps));
+                let mut total = vec![0.0f64; taps * width];
+                for row in 0..n * oh {
+                    // One chain per row of outputs: short sums in f32, long ones in f64.
+                    sums.fill(0.0);
+                    let image = &x[row / oh * h * w * c..][..h * w * c];
+                    for ox in 0..ow {
+                        reads.clear();
+                        self.reads((&y_axis, &x_axis), (row % oh, ox), &mut |p, t| reads.push((p * c + first, t)));
+                        deposit(&mut sums, &dy[(row * ow + ox) * c + first..][..width], image, &reads);
+                    }
+                    total.iter_mut().zip(&sums).for_each(|(t, s)| *t += f64::from(*s));
+                }
+                for (i, d) in dw.iter_mut().enumerate() {
+                    *d += total[i % taps * width + i / taps] as f32;
                 }
             });
         }
         if !need_dx {
             return Ok(None);
         }
-        let weights = pass.store.param(self.w);
-        let mut dx = vec![0.0; n * c * h * w];
-        dx.par_chunks_exact_mut(h * w).enumerate().for_each(|(plane, dx)| {
-            let dy = &dy[plane * oh * ow..][..oh * ow];
-            let kernel = &weights[(plane % c) * taps..];
-            self.runs((h, w), |tap, o, i, count| {
-                let (k, dy) = (kernel[tap], &dy[o..o + count]);
-                dx[i..].iter_mut().step_by(self.stride).zip(dy).for_each(|(d, g)| *d += k * g);
-            });
+        let weights = self.by_tap(pass.store.param(self.w));
+        let mut dx = vec![0.0; n * h * w * c];
+        dx.par_chunks_exact_mut(w * c).enumerate().for_each_init(Vec::new, |reads, (row, dx)| {
+            let (image, y) = (&dy[row / h * oh * ow * c..][..oh * ow * c], row % h);
+            for (x, dx) in dx.chunks_exact_mut(c).enumerate() {
+                reads.clear();
+                for ky in 0..self.k {
+                    let Some(oy) = y_axis.output(y, ky) else { continue };
+                    for kx in 0..self.k {
+                        if let Some(ox) = x_axis.output(x, kx) {
+                            reads.push(((oy * ow + ox) * c, ky * self.k + kx));
+                        }
+                    }
+                }
+                pixel(dx, image, &weights, reads);
+            }
         });
         Ok(Some(tensor(dx, &shape)?))
     }
@@ -130,26 +181,29 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        for (stride, pad, side) in [
-            (1, Padding::Symmetric(1), 5),
-            (2, Padding::Symmetric(1), 6),
-            (2, Padding::Same, 6),
-            (2, Padding::Same, 7),
-            (1, Padding::Same, 1),
+        for (k, stride, pad, side) in [
+            (3, 1, Padding::Symmetric(1), 5),
+            (3, 2, Padding::Symmetric(1), 6),
+            (3, 2, Padding::Same, 6),
+            (5, 2, Padding::Same, 7),
+            (3, 1, Padding::Same, 1),
         ] {
             let mut b = Builder::new(1);
-            let conv = b.depthwise("c", 3, 3, stride, pad);
-            testing::check_gradients(&conv, &b.store, &[2, 3, side, side]);
+            let conv = b.depthwise("c", 3, k, stride, pad);
+            testing::check_gradients(&conv, &b.store, &[2, side, side, 3]);
         }
     }
 
     #[test]
     fn agrees_with_candles_grouped_convolution() {
-        let mut b = Builder::new(1);
-        let conv = b.depthwise("c", 4, 3, 2, Padding::Symmetric(1));
-        let x = testing::input(&[2, 4, 9, 6]);
-        let ours = conv.forward(&x, &Pass::eval(&b.store), &mut Tape::default()).unwrap();
-        let w = tensor(b.store.param(conv.w).to_vec(), &[4, 1, 3, 3]).unwrap();
-        testing::assert_close(&ours, &x.conv2d(&w, 1, 2, 1, 4).unwrap(), 1e-5);
+        for c in [4, 33, 70] {
+            let mut b = Builder::new(1);
+            let conv = b.depthwise("c", c, 3, 2, Padding::Symmetric(1));
+            let x = testing::input(&[2, 9, 6, c]);
+            let ours = conv.forward(&x, &Pass::eval(&b.store), &mut Tape::default()).unwrap();
+            let w = tensor(b.store.param(conv.w).to_vec(), &[c, 1, 3, 3]).unwrap();
+            let theirs = testing::first(&x).conv2d(&w, 1, 2, 1, c).unwrap();
+            testing::assert_close(&ours, &testing::last(&theirs), 1e-5);
+        }
     }
 }

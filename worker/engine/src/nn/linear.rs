@@ -1,14 +1,15 @@
 //! The fully connected layer.
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 
-use super::{Gradients, Layer, ParamId, Pass, Saved, Tape, host, tensor};
+use super::{Gradients, Layer, ParamId, Pass, Tape, host, rows, tensor};
 use crate::{
-    Result,
-    num::gemm::{self, View},
+    Error, Result,
+    num::gemm::{self, Packed, View},
 };
 
-/// `y = x·wᵀ + b` for `x: [n, input]`.
+/// `y = x·wᵀ + b` for `x: […, input]`.
 #[derive(Debug)]
 pub struct Linear {
     pub(super) w: ParamId,
@@ -19,14 +20,19 @@ pub struct Linear {
 
 impl Layer for Linear {
     fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
-        let (n, _) = x.dims2()?;
-        let bias = pass.store.param(self.b);
-        let mut out = gemm::linear(&host(x)?, pass.store.param(self.w), (n, self.output, self.input));
-        out.chunks_exact_mut(self.output).for_each(|row| row.iter_mut().zip(bias).for_each(|(o, b)| *o += b));
-        if pass.records() {
-            tape.push(Saved::Tensor(x.clone()));
+        let mut shape = x.dims().to_vec();
+        match shape.last_mut() {
+            Some(width) if *width == self.input => *width = self.output,
+            _ => return Err(Error::Internal(format!("{} inputs expected, given {:?}", self.input, x.dims()))),
         }
-        tensor(out, &[n, self.output])
+        let input = host(x)?;
+        let n = input.len() / self.input;
+        let bias = pass.store.param(self.b);
+        let mut out = gemm::linear(&input, pass.store.param(self.w), (n, self.output, self.input));
+        out.par_chunks_mut(self.output * 64)
+            .for_each(|rows| rows.chunks_exact_mut(self.output).for_each(|row| add(row, bias)));
+        tape.push_input(x, pass, self.w);
+        tensor(out, &shape)
     }
 
     fn backward(
@@ -37,23 +43,22 @@ impl Layer for Linear {
         grads: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Tensor>> {
-        let x = tape.pop_tensor()?;
-        let (n, _) = x.dims2()?;
-        let (x, g) = (host(&x)?, host(dy)?);
-        if let Some(dw) = grads.slot(self.w) {
-            let (dy, x) = (View::transposed(&g, self.output), View::rows(&x, self.input));
-            gemm::gemm(dw, dy, x, (self.output, self.input, n), true);
+        let (shape, x) = tape.pop_input()?;
+        let g = host(dy)?;
+        let n = g.len() / self.output;
+        if let (Some(x), Some(dw)) = (x, grads.slot(self.w)) {
+            gemm::outer(dw, &g, &host(&x)?, (n, self.output, self.input));
         }
         if let Some(db) = grads.slot(self.b) {
-            g.chunks_exact(self.output).for_each(|row| db.iter_mut().zip(row).for_each(|(d, g)| *d += g));
+            rows::add_sums(&g, self.output, db);
         }
         if !need_dx {
             return Ok(None);
         }
         let mut dx = vec![0.0; n * self.input];
-        let (dy, w) = (View::rows(&g, self.output), View::rows(pass.store.param(self.w), self.input));
-        gemm::gemm(&mut dx, dy, w, (n, self.input, self.output), false);
-        Ok(Some(tensor(dx, &[n, self.input])?))
+        let w = Packed::of(View::rows(pass.store.param(self.w), self.input), self.output, self.input);
+        gemm::rows_times(&mut dx, &g, &w, self.input, false);
+        Ok(Some(tensor(dx, &shape)?))
     }
 
     fn describe(&self, out: &mut String) {
@@ -65,6 +70,10 @@ impl Layer for Linear {
     }
 }
 
+fn add(row: &mut [f32], bias: &[f32]) {
+    row.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
+}
+
 #[cfg(test)]
 mod tests {
     use crate::nn::{Builder, testing};
@@ -74,5 +83,6 @@ mod tests {
         let mut b = Builder::new(1);
         let linear = b.linear("l", (7, 4));
         testing::check_gradients(&linear, &b.store, &[5, 7]);
+        testing::check_gradients(&linear, &b.store, &[2, 3, 7]);
     }
 }

@@ -12,6 +12,7 @@ mod dropout;
 mod linear;
 mod norm;
 mod pool;
+mod rows;
 mod store;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -20,9 +21,9 @@ use std::ops::Deref;
 
 use candle_core::{Device, Storage, Tensor};
 
-pub use act::{Relu, Relu6};
+pub use act::{Act, Activation, Relu};
 pub use container::{Residual, Sequential, Shortcut};
-pub use conv::{Conv2d, Padding};
+pub use conv::{Conv2d, ConvSpec, Padding};
 pub use depthwise::Depthwise;
 pub use dropout::Dropout;
 pub use linear::Linear;
@@ -74,8 +75,6 @@ pub enum Saved {
     Values(Vec<f32>),
     /// Indices.
     Indices(Vec<u32>),
-    /// Bits, one per element.
-    Mask(Vec<bool>),
     /// The shape of an input.
     Shape(Vec<usize>),
 }
@@ -126,7 +125,7 @@ impl Tape {
 
 /// One layer, or a container of layers.
 pub trait Layer: Send + Sync {
-    /// `x`: `[n, c, h, w]` or `[n, features]`, f32.
+    /// `x`: images `[n, h, w, c]`, features `[n, c]`, or tokens `[n, t, c]`; f32.
     ///
     /// # Errors
     /// A shape that does not fit.
@@ -187,8 +186,4 @@ pub fn host(t: &Tensor) -> Result<impl Deref<Target = [f32]> + '_> {
 /// A tensor that owns `data`.
 pub fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
     Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
-}
-
-fn dims4(x: &Tensor) -> Result<(usize, usize, usize, usize)> {
-    Ok(x.dims4()?)
 }

@@ -1,24 +1,39 @@
 //! Pooling, and the step from images to features.
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 
-use super::{Gradients, Layer, Pass, Saved, Tape, dims4, host, tensor};
-use crate::{Error, Result};
+use super::{Gradients, Layer, Pass, Saved, Tape, host, tensor};
+use crate::{Error, Result, num::simd::vectorised};
 
-/// Mean over height and width: `[n, c, h, w]` to `[n, c]`.
+vectorised! {
+    /// Keeps the larger of each channel, and where it lies; the first one wins a tie, and a NaN wins always.
+    fn largest(best: &mut [f32], chosen: &mut [u32], x: &[f32], at: u32, first: bool) {
+        for i in 0..best.len() {
+            let wins = first || x[i] > best[i] || x[i].is_nan();
+            best[i] = if wins { x[i] } else { best[i] };
+            chosen[i] = if wins { at } else { chosen[i] };
+        }
+    }
+}
+
+/// Mean over height and width: `[n, h, w, c]` to `[n, c]`.
 #[derive(Debug)]
 pub struct GlobalAvgPool;
 
 impl Layer for GlobalAvgPool {
     fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
-        let (n, c, h, w) = dims4(x)?;
+        let (n, h, w, c) = x.dims4()?;
         if pass.records() {
-            tape.push(Saved::Shape(vec![n, c, h, w]));
+            tape.push(Saved::Shape(vec![n, h, w, c]));
         }
-        let means = host(x)?
-            .chunks_exact(h * w)
-            .map(|p| (crate::num::sum(p.iter().copied()) / (h * w) as f64) as f32)
-            .collect();
+        let input = host(x)?;
+        let mut means = vec![0.0; n * c];
+        for (means, image) in means.chunks_exact_mut(c).zip(input.chunks_exact(h * w * c)) {
+            let mut sums = vec![0.0f64; c];
+            image.chunks_exact(c).for_each(|row| sums.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v)));
+            means.iter_mut().zip(&sums).for_each(|(m, s)| *m = (s / (h * w) as f64) as f32);
+        }
         tensor(means, &[n, c])
     }
 
@@ -34,8 +49,12 @@ impl Layer for GlobalAvgPool {
         if !need_dx {
             return Ok(None);
         }
-        let area = shape[2] * shape[3];
-        let dx = host(dy)?.iter().flat_map(|g| std::iter::repeat_n(g / area as f32, area)).collect();
+        let (area, c) = (shape[1] * shape[2], shape[3]);
+        let share = 1.0 / area as f32;
+        let mut dx = vec![0.0; shape.iter().product()];
+        for (image, g) in dx.chunks_exact_mut(area * c).zip(host(dy)?.chunks_exact(c)) {
+            image.chunks_exact_mut(c).for_each(|row| row.iter_mut().zip(g).for_each(|(d, g)| *d = g * share));
+        }
         Ok(Some(tensor(dx, &shape)?))
     }
 
@@ -86,7 +105,7 @@ pub struct MaxPool {
 
 impl Layer for MaxPool {
     fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
-        let (n, c, h, w) = dims4(x)?;
+        let (n, h, w, c) = x.dims4()?;
         if h + 2 * self.pad < self.k || w + 2 * self.pad < self.k {
             return Err(Error::user(
                 format!("an image of {h}x{w} is too small for this network"),
@@ -95,33 +114,30 @@ impl Layer for MaxPool {
         }
         let (oh, ow) = ((h + 2 * self.pad - self.k) / self.stride + 1, (w + 2 * self.pad - self.k) / self.stride + 1);
         let input = host(x)?;
-        let mut out = Vec::with_capacity(n * c * oh * ow);
-        let mut chosen = Vec::with_capacity(n * c * oh * ow);
-        for plane in 0..n * c {
-            let x = &input[plane * h * w..(plane + 1) * h * w];
-            for oy in 0..oh {
-                let rows = (oy * self.stride).saturating_sub(self.pad)..(oy * self.stride + self.k - self.pad).min(h);
-                for ox in 0..ow {
-                    let cols =
-                        (ox * self.stride).saturating_sub(self.pad)..(ox * self.stride + self.k - self.pad).min(w);
-                    let mut best = rows.start * w + cols.start;
-                    for y in rows.clone() {
-                        for at in y * w + cols.start..y * w + cols.end {
-                            if x[at] > x[best] || x[at].is_nan() {
-                                best = at;
-                            }
-                        }
+        let input = &*input;
+        let mut out = vec![0.0; n * oh * ow * c];
+        let mut chosen = vec![0u32; out.len()];
+        let lines = out.par_chunks_exact_mut(ow * c).zip(chosen.par_chunks_exact_mut(ow * c));
+        lines.enumerate().for_each(|(row, (out, chosen))| {
+            let (image, oy) = (&input[row / oh * h * w * c..][..h * w * c], row % oh);
+            let span = |o: usize, size: usize| {
+                (o * self.stride).saturating_sub(self.pad)..(o * self.stride + self.k - self.pad).min(size)
+            };
+            for (ox, (out, chosen)) in out.chunks_exact_mut(c).zip(chosen.chunks_exact_mut(c)).enumerate() {
+                let mut first = true;
+                for y in span(oy, h) {
+                    for x in span(ox, w) {
+                        largest(out, chosen, &image[(y * w + x) * c..][..c], (y * w + x) as u32, first);
+                        first = false;
                     }
-                    out.push(x[best]);
-                    chosen.push(best as u32);
                 }
             }
-        }
+        });
         if pass.records() {
-            tape.push(Saved::Shape(vec![n, c, h, w]));
+            tape.push(Saved::Shape(vec![n, h, w, c]));
             tape.push(Saved::Indices(chosen));
         }
-        tensor(out, &[n, c, oh, ow])
+        tensor(out, &[n, oh, ow, c])
     }
 
     fn backward(
@@ -137,12 +153,18 @@ impl Layer for MaxPool {
         if !need_dx {
             return Ok(None);
         }
-        let (planes, area) = (shape[0] * shape[1], shape[2] * shape[3]);
-        let (g, per_plane) = (host(dy)?, chosen.len() / planes.max(1));
-        let mut dx = vec![0.0; planes * area];
-        for (i, (g, at)) in g.iter().zip(&chosen).enumerate() {
-            dx[i / per_plane * area + *at as usize] += g;
-        }
+        let (n, c, size) = (shape[0], shape[3], shape[1] * shape[2] * shape[3]);
+        let (g, own) = (host(dy)?, chosen.len() / n.max(1));
+        let g = &*g;
+        let mut dx = vec![0.0; n * size];
+        dx.par_chunks_exact_mut(size).enumerate().for_each(|(i, dx)| {
+            let range = i * own..(i + 1) * own;
+            for (g, at) in g[range.clone()].chunks_exact(c).zip(chosen[range].chunks_exact(c)) {
+                for (ch, (g, at)) in g.iter().zip(at).enumerate() {
+                    dx[*at as usize * c + ch] += g;
+                }
+            }
+        });
         Ok(Some(tensor(dx, &shape)?))
     }
 
@@ -159,17 +181,17 @@ mod tests {
     #[test]
     fn gradients_are_those_of_finite_differences() {
         let store = Builder::new(1).store;
-        testing::check_gradients(&GlobalAvgPool, &store, &[2, 3, 4, 5]);
+        testing::check_gradients(&GlobalAvgPool, &store, &[2, 4, 5, 3]);
         testing::check_gradients(&Flatten, &store, &[2, 3, 2, 2]);
-        testing::check_gradients(&MaxPool { k: 3, stride: 2, pad: 1 }, &store, &[2, 2, 6, 7]);
-        testing::check_gradients(&MaxPool { k: 2, stride: 2, pad: 0 }, &store, &[1, 2, 4, 4]);
+        testing::check_gradients(&MaxPool { k: 3, stride: 2, pad: 1 }, &store, &[2, 6, 7, 2]);
+        testing::check_gradients(&MaxPool { k: 2, stride: 2, pad: 0 }, &store, &[1, 4, 4, 2]);
     }
 
     #[test]
     fn windows_agree_with_candle_where_it_can() {
-        let x = testing::input(&[2, 3, 6, 6]);
+        let x = testing::input(&[2, 6, 6, 3]);
         let store = Builder::new(1).store;
         let y = MaxPool { k: 2, stride: 2, pad: 0 }.forward(&x, &Pass::eval(&store), &mut Tape::default()).unwrap();
-        testing::assert_close(&y, &x.max_pool2d(2).unwrap(), 0.0);
+        testing::assert_close(&y, &testing::last(&testing::first(&x).max_pool2d(2).unwrap()), 0.0);
     }
 }

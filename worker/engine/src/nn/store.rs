@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{BatchNorm, Conv2d, Depthwise, Linear, Padding};
+use super::{Act, BatchNorm, Conv2d, ConvSpec, Depthwise, Linear, Padding};
 use crate::num::rng::{Philox, name_id};
 
 /// A trainable tensor.
@@ -186,11 +186,18 @@ impl Builder {
         ParamId(id)
     }
 
-    /// A convolution without bias; weights are Kaiming-normal over the fan out, as torchvision's are.
+    /// A convolution; weights are Kaiming-normal over the fan out, as torchvision's are, and a bias starts at zero.
+    pub fn conv_spec(&mut self, name: &str, spec: ConvSpec) -> Conv2d {
+        let (kh, kw) = spec.kernel;
+        let std = (2.0 / (spec.cout * kh * kw) as f32).sqrt();
+        let w = self.param(format!("{name}.weight"), &[spec.cout, spec.cin, kh, kw], |s| s.normal() * std);
+        let b = spec.bias.then(|| self.param(format!("{name}.bias"), &[spec.cout], |_| 0.0));
+        Conv2d { w, b, spec }
+    }
+
+    /// A square convolution without bias.
     pub fn conv(&mut self, name: &str, (cin, cout): (usize, usize), k: usize, stride: usize, pad: Padding) -> Conv2d {
-        let std = (2.0 / (cout * k * k) as f32).sqrt();
-        let w = self.param(format!("{name}.weight"), &[cout, cin, k, k], |s| s.normal() * std);
-        Conv2d { w, cin, cout, k, stride, pad }
+        self.conv_spec(name, ConvSpec { cin, cout, kernel: (k, k), stride, pad: (pad, pad), bias: false })
     }
 
     /// A depthwise convolution without bias.
@@ -202,6 +209,11 @@ impl Builder {
 
     /// Batch-norm over channels (or features).
     pub fn norm(&mut self, name: &str, c: usize) -> BatchNorm {
+        self.norm_eps(name, c, self.eps)
+    }
+
+    /// Batch-norm that adds `eps` to a variance.
+    pub fn norm_eps(&mut self, name: &str, c: usize, eps: f32) -> BatchNorm {
         let gamma = self.param(format!("{name}.weight"), &[c], |_| 1.0);
         let beta = self.param(format!("{name}.bias"), &[c], |_| 0.0);
         let mut buffer = |what: &str, value: f32| {
@@ -211,7 +223,7 @@ impl Builder {
             BufferId(id)
         };
         let (mean, var) = (buffer("running_mean", 0.0), buffer("running_var", 1.0));
-        BatchNorm { gamma, beta, mean, var, c, eps: self.eps }
+        BatchNorm { gamma, beta, mean, var, c, eps, act: Act::None }
     }
 
     /// A fully connected layer; uniform in ±1/√in, as PyTorch's.

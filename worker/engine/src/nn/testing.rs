@@ -11,6 +11,16 @@ pub fn input(shape: &[usize]) -> Tensor {
     tensor((0..shape.iter().product()).map(|_| s.normal()).collect(), shape).unwrap()
 }
 
+/// `[n, h, w, c]` as `[n, c, h, w]`.
+pub fn first(x: &Tensor) -> Tensor {
+    x.permute((0, 3, 1, 2)).unwrap().contiguous().unwrap()
+}
+
+/// `[n, c, h, w]` as `[n, h, w, c]`.
+pub fn last(x: &Tensor) -> Tensor {
+    x.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap()
+}
+
 pub fn assert_close(a: &Tensor, b: &Tensor, tolerance: f32) {
     assert_eq!(a.dims(), b.dims());
     let b = b.contiguous().unwrap();

@@ -20,7 +20,7 @@ pub fn fingerprint() -> [u8; 32] {
             let mut fill = |len: usize| (0..len).map(|_| draws.normal()).collect::<Vec<f32>>();
             let (a, b) = (fill(m * k), fill(k * n));
             let mut out = vec![0.0; m * n];
-            gemm(&mut out, View::rows(&a, k), View::rows(&b, n), (m, n, k), false);
+            gemm(&mut out, n, View::rows(&a, k), View::rows(&b, n), (m, n, k), false);
             hasher.update(bytemuck::cast_slice(&out));
         }
         for i in 0..200 {

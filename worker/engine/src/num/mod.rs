@@ -2,8 +2,10 @@
 
 pub mod fingerprint;
 pub mod gemm;
+pub mod math;
 pub mod pool;
 pub mod rng;
+pub mod simd;
 
 /// The sum in index order, in f64.
 pub fn sum(values: impl IntoIterator<Item = f32>) -> f64 {

@@ -204,8 +204,8 @@ mod tests {
             said
         };
         let said = norms(TEXT);
-        assert!(said.contains("norm:0.001;") && !said.contains("norm:0.00001;"), "{said}");
-        assert!(norms(&TEXT.replace("\"batch_norm_eps\": 0.001,", "")).contains("norm:0.00001;"));
+        assert!(said.contains("norm:0.001:") && !said.contains("norm:0.00001:"), "{said}");
+        assert!(norms(&TEXT.replace("\"batch_norm_eps\": 0.001,", "")).contains("norm:0.00001:"));
     }
 
     #[test]

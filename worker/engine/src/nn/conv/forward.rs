@@ -1,0 +1,66 @@
+//! The outputs.
+
+use rayon::prelude::*;
+
+use super::{Conv2d, Geometry};
+use crate::num::gemm::{Packed, View, multiply};
+
+/// Output pixels of one task, about; never part of the result.
+const TASK: usize = 96;
+
+impl Conv2d {
+    /// Weights as rows `(tap, input channel)` by output channels.
+    fn forward_weights(&self, w: &[f32]) -> Packed {
+        let (cin, taps) = (self.spec.cin, self.taps());
+        let mut packed = Packed::new(taps * cin, self.spec.cout);
+        let parts: Vec<_> =
+            (0..taps).map(|t| (t * cin, View { data: &w[t..], row: taps, col: cin * taps }, cin)).collect();
+        packed.fill(&parts);
+        packed
+    }
+
+    /// Gathers the patches of output pixels `from..`, `(tap, channel)` within a row.
+    pub(super) fn gather(&self, g: &Geometry, x: &[f32], from: usize, out: &mut [f32]) {
+        let (cin, taps) = (self.spec.cin, self.taps());
+        for (i, patch) in out.chunks_exact_mut(taps * cin).enumerate() {
+            for ((_, tap), part) in self.taps_of().zip(patch.chunks_exact_mut(cin)) {
+                match g.read(from + i, tap) {
+                    Some(p) => part.copy_from_slice(&x[p * cin..(p + 1) * cin]),
+                    None => part.fill(0.0),
+                }
+            }
+        }
+    }
+
+    pub(super) fn compute(&self, g: &Geometry, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+        let (cin, cout, pixels) = (self.spec.cin, self.spec.cout, g.outputs());
+        let weights = self.forward_weights(w);
+        let zeros = vec![0.0; cin];
+        let mut out = vec![0.0; pixels * cout];
+        let task = pixels.div_ceil(pixels.div_ceil(TASK).next_multiple_of(rayon::current_num_threads())).max(1);
+        out.par_chunks_mut(task * cout).enumerate().for_each_init(Vec::new, |patches: &mut Vec<f32>, (i, out)| {
+            let (from, count) = (i * task, out.len() / cout);
+            let at: Vec<usize> = (0..count).map(|m| m * cout).collect();
+            if self.gathers() {
+                let depth = self.taps() * cin;
+                patches.resize(count * depth, 0.0);
+                self.gather(g, x, from, patches);
+                let rows: Vec<&[f32]> = patches.chunks_exact(depth).collect();
+                multiply(out, &at, &rows, depth, &weights, false);
+            } else {
+                let mut rows = Vec::with_capacity(self.taps() * count);
+                for (_, tap) in self.taps_of() {
+                    rows.extend((from..from + count).map(|m| match g.read(m, tap) {
+                        Some(p) => &x[p * cin..(p + 1) * cin],
+                        None => &zeros[..],
+                    }));
+                }
+                multiply(out, &at, &rows, cin, &weights, false);
+            }
+            if let Some(bias) = bias {
+                out.chunks_exact_mut(cout).for_each(|row| row.iter_mut().zip(bias).for_each(|(o, b)| *o += b));
+            }
+        });
+        out
+    }
+}

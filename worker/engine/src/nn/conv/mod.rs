@@ -1,0 +1,105 @@
+//! Dense 2-d convolution on channels-last images, without unfolding: every output pixel is a sum over the taps of one
+//! slice of the input times one slice of the weights ("indirect convolution", Dukhan 2019). Only inputs of few channels,
+//! such as a stem's three, are gathered into patches first.
+
+mod backward;
+mod forward;
+mod geometry;
+
+use candle_core::Tensor;
+
+use geometry::Geometry;
+pub use geometry::{Axis, Padding};
+
+use super::{Gradients, Layer, ParamId, Pass, Tape, host, tensor};
+use crate::Result;
+
+/// What a convolution is.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvSpec {
+    /// Input channels.
+    pub cin: usize,
+    /// Output channels.
+    pub cout: usize,
+    /// Height and width of the kernel.
+    pub kernel: (usize, usize),
+    /// Distance between outputs, both ways.
+    pub stride: usize,
+    /// Above and below, left and right.
+    pub pad: (Padding, Padding),
+    /// Whether it adds a bias.
+    pub bias: bool,
+}
+
+/// Convolution, weights `[cout, cin, kh, kw]` as in PyTorch; `[n, h, w, cin]` to `[n, oh, ow, cout]`.
+#[derive(Debug)]
+pub struct Conv2d {
+    pub(super) w: ParamId,
+    pub(super) b: Option<ParamId>,
+    pub(super) spec: ConvSpec,
+}
+
+/// Inputs of fewer channels are gathered into patches: their slices would be shorter than a vector.
+const FEW: usize = 8;
+
+impl Conv2d {
+    fn taps(&self) -> usize {
+        self.spec.kernel.0 * self.spec.kernel.1
+    }
+
+    fn gathers(&self) -> bool {
+        self.spec.cin < FEW && self.taps() > 1
+    }
+
+    /// The position of each tap's first weight in `w[o]`: slices of one tap are `taps` apart.
+    fn taps_of(&self) -> impl Iterator<Item = (usize, (usize, usize))> + '_ {
+        let width = self.spec.kernel.1;
+        (0..self.taps()).map(move |t| (t, (t / width, t % width)))
+    }
+}
+
+impl Layer for Conv2d {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+        let g = Geometry::new(&self.spec, x.dims())?;
+        let bias = self.b.map(|b| pass.store.param(b));
+        let out = self.compute(&g, &host(x)?, pass.store.param(self.w), bias);
+        tape.push_input(x, pass, self.w);
+        tensor(out, &[g.n, g.y.outputs, g.x.outputs, self.spec.cout])
+    }
+
+    fn backward(
+        &self,
+        dy: &Tensor,
+        pass: &Pass<'_>,
+        tape: &mut Tape,
+        grads: &mut Gradients,
+        need_dx: bool,
+    ) -> Result<Option<Tensor>> {
+        let (shape, x) = tape.pop_input()?;
+        let g = Geometry::new(&self.spec, &shape)?;
+        let dy = host(dy)?;
+        if let (Some(x), Some(dw)) = (x, grads.slot(self.w)) {
+            self.weight_gradient(&g, &host(&x)?, &dy, dw);
+        }
+        if let Some(db) = self.b.and_then(|b| grads.slot(b)) {
+            super::rows::add_sums(&dy, self.spec.cout, db);
+        }
+        if !need_dx {
+            return Ok(None);
+        }
+        Ok(Some(tensor(self.input_gradient(&g, &dy, pass.store.param(self.w)), &shape)?))
+    }
+
+    fn describe(&self, out: &mut String) {
+        let ConvSpec { cout, kernel, stride, pad, bias, .. } = self.spec;
+        out.push_str(&format!("conv:{cout}:{kernel:?}:{stride}:{pad:?}:{bias};"));
+    }
+
+    fn params(&self, out: &mut Vec<ParamId>) {
+        out.push(self.w);
+        out.extend(self.b);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,206 @@
+//! Matrix products whose bits do not depend on threads, cache sizes, vector width or what else is in the batch.
+//!
+//! Every element of a product is, for each block of at most [`DEPTH`] terms in order, one chain of fused multiply-adds
+//! from zero; the blocks' sums are added in order. Rows, columns and tasks can be cut anywhere.
+
+mod kernel;
+mod panels;
+
+use rayon::prelude::*;
+
+pub use kernel::ROWS;
+use kernel::tile;
+pub use panels::Packed;
+
+/// Terms that are summed before they are added to the output; a constant, since it is part of the result.
+pub const DEPTH: usize = 256;
+
+/// A matrix inside a slice: element `(i, j)` lies at `i * row + j * col`.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// The elements.
+    pub data: &'a [f32],
+    /// Distance between rows.
+    pub row: usize,
+    /// Distance between columns.
+    pub col: usize,
+}
+
+impl<'a> View<'a> {
+    /// A row-major matrix with `cols` columns.
+    pub fn rows(data: &'a [f32], cols: usize) -> Self {
+        Self { data, row: cols, col: 1 }
+    }
+
+    /// The transpose of a row-major matrix with `cols` columns.
+    pub fn transposed(data: &'a [f32], cols: usize) -> Self {
+        Self { data, row: 1, col: cols }
+    }
+
+    fn holds(&self, rows: usize, cols: usize) -> bool {
+        rows == 0 || cols == 0 || (rows - 1) * self.row + (cols - 1) * self.col < self.data.len()
+    }
+}
+
+/// `c[at[m]..] (+)= Σₜ a[t·M + m] · b[t·depth..]` for `M` rows: each row of the output is the sum over the taps `t` of one
+/// slice of `depth` numbers times its part of `b`.
+///
+/// # Panics
+/// If a slice is too short for its shape.
+pub fn multiply(c: &mut [f32], at: &[usize], a: &[&[f32]], depth: usize, b: &Packed, add: bool) {
+    let m = at.len();
+    assert!(depth > 0 && a.len() * depth == m * b.k, "taps do not fit the packed matrix");
+    let lanes = kernel::lanes();
+    let mut starts = [0; ROWS];
+    for panel in &b.panels {
+        let width = panel.vectors * lanes;
+        let data = &b.data[panel.start..];
+        for (t, taps) in a.chunks_exact(m).enumerate() {
+            for from in (0..depth).step_by(DEPTH) {
+                let len = DEPTH.min(depth - from);
+                let add = add || t > 0 || from > 0;
+                let part = &data[(t * depth + from) * width..];
+                for (rows, at) in taps.chunks(ROWS).zip(at.chunks(ROWS)) {
+                    let mut slices = [&[][..]; ROWS];
+                    slices.iter_mut().zip(rows).for_each(|(s, r)| *s = &r[from..]);
+                    starts.iter_mut().zip(at).for_each(|(s, a)| *s = a + panel.first);
+                    let count = rows.len();
+                    tile(len, &slices[..count], 1, part, panel.vectors, c, &starts[..count], panel.cols, add);
+                }
+            }
+        }
+    }
+}
+
+/// The left side of a product over long columns: tiles of eight columns of a row-major matrix.
+pub struct Columns {
+    data: Vec<f32>,
+    k: usize,
+    m: usize,
+}
+
+impl Columns {
+    /// Takes `k` rows of `m` numbers.
+    ///
+    /// # Panics
+    /// If the view is too short.
+    pub fn of(a: View<'_>, m: usize, k: usize) -> Self {
+        assert!(a.holds(m, k), "matrix does not fit its slice");
+        let mut data = vec![0.0; m.div_ceil(ROWS) * ROWS * k];
+        let pack = |(tile, out): (usize, &mut [f32])| {
+            let (first, count) = (tile * ROWS, ROWS.min(m - tile * ROWS));
+            for (p, line) in out.chunks_exact_mut(ROWS).enumerate() {
+                let from = first * a.row + p * a.col;
+                if a.row == 1 {
+                    line[..count].copy_from_slice(&a.data[from..from + count]);
+                } else {
+                    line[..count].iter_mut().enumerate().for_each(|(i, v)| *v = a.data[from + i * a.row]);
+                }
+            }
+        };
+        if m * k < 1 << 14 {
+            data.chunks_exact_mut(ROWS * k.max(1)).enumerate().for_each(pack);
+        } else {
+            data.par_chunks_exact_mut(ROWS * k.max(1)).enumerate().for_each(pack);
+        }
+        Self { data, k, m }
+    }
+
+    /// `c[m, n] += aᵀ·b` for matrices `b` side by side, `n` columns in all, in parallel over rows of `c`.
+    pub fn add_to(&self, c: &mut [f32], b: &[Packed], n: usize) {
+        let block = self.m.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(ROWS);
+        c[..self.m * n].par_chunks_mut(block * n).enumerate().for_each(|(i, c)| {
+            let (first, rows) = (i * block, c.len() / n);
+            let mut column = 0;
+            for b in b {
+                self.product(&mut c[column..], n, first..first + rows, b, true);
+                column += b.columns();
+            }
+        });
+    }
+
+    fn product(&self, c: &mut [f32], ldc: usize, rows: std::ops::Range<usize>, b: &Packed, add: bool) {
+        assert!(rows.start % ROWS == 0 && rows.end <= self.m && self.k <= b.k, "rows are whole tiles");
+        let lanes = kernel::lanes();
+        for panel in &b.panels {
+            let width = panel.vectors * lanes;
+            for from in (0..self.k).step_by(DEPTH) {
+                let len = DEPTH.min(self.k - from);
+                let part = &b.data[panel.start + from * width..];
+                for first in rows.clone().step_by(ROWS) {
+                    let count = ROWS.min(rows.end - first);
+                    let own = &self.data[first * self.k + from * ROWS..];
+                    let (mut slices, mut starts) = ([&[][..]; ROWS], [0; ROWS]);
+                    for i in 0..count {
+                        slices[i] = &own[i..];
+                        starts[i] = (first + i - rows.start) * ldc + panel.first;
+                    }
+                    let (slices, starts, add) = (&slices[..count], &starts[..count], add || from > 0);
+                    tile(len, slices, ROWS, part, panel.vectors, c, starts, panel.cols, add);
+                }
+            }
+        }
+    }
+}
+
+/// `out[m, n] (+)= a[m, k] · b[k, n]`, rows of `out` `ldc` apart.
+///
+/// # Panics
+/// If a slice is too short for its shape.
+pub fn gemm(out: &mut [f32], ldc: usize, a: View<'_>, b: View<'_>, (m, n, k): (usize, usize, usize), add: bool) {
+    assert!(m == 0 || n == 0 || (m - 1) * ldc + n <= out.len(), "matrix does not fit its slice");
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k == 0 {
+        if !add {
+            (0..m).for_each(|i| out[i * ldc..i * ldc + n].fill(0.0));
+        }
+        return;
+    }
+    let packed = Packed::of(b, k, n);
+    if a.col == 1 {
+        assert!(a.holds(m, k), "matrix does not fit its slice");
+        let rows: Vec<&[f32]> = (0..m).map(|i| &a.data[i * a.row..i * a.row + k]).collect();
+        let at: Vec<usize> = (0..m).map(|i| i * ldc).collect();
+        multiply(out, &at, &rows, k, &packed, add);
+    } else {
+        Columns::of(a, m, k).product(out, ldc, 0..m, &packed, add);
+    }
+}
+
+/// Rows of one task of a product that is split over threads.
+const TASK: usize = 64;
+
+/// `out[rows, n] (+)= x[rows, k] · b`, in parallel over blocks of rows: a row's bits do not depend on the other rows, nor
+/// on how many there are.
+pub fn rows_times(out: &mut [f32], x: &[f32], b: &Packed, n: usize, add: bool) {
+    let k = b.k;
+    out.par_chunks_mut(TASK * n).zip(x.par_chunks(TASK * k)).for_each(|(out, x)| {
+        let rows: Vec<&[f32]> = x.chunks_exact(k).collect();
+        let at: Vec<usize> = (0..rows.len()).map(|i| i * n).collect();
+        multiply(out, &at, &rows, k, b, add);
+    });
+}
+
+/// Rows that are packed at a time for the gradient of weights: a multiple of [`DEPTH`], so that it is no part of the result.
+pub const STRIPE: usize = 8 * DEPTH;
+
+/// `dw[o, k] += dyᵀ·x` for `dy[rows, o]` and `x[rows, k]`, in parallel over rows of `dw`.
+pub fn outer(dw: &mut [f32], dy: &[f32], x: &[f32], (rows, o, k): (usize, usize, usize)) {
+    for (dy, x) in dy[..rows * o].chunks(STRIPE * o).zip(x[..rows * k].chunks(STRIPE * k)) {
+        let rows = dy.len() / o;
+        let left = Columns::of(View::transposed(dy, o), o, rows);
+        left.add_to(dw, &[Packed::of(View::rows(x, k), rows, k)], k);
+    }
+}
+
+/// `x[rows, k] · wᵀ` for `w[o, k]`: a row's bits do not depend on the other rows, nor on how many there are.
+pub fn linear(x: &[f32], w: &[f32], (rows, o, k): (usize, usize, usize)) -> Vec<f32> {
+    let mut out = vec![0.0; rows * o];
+    rows_times(&mut out, &x[..rows * k], &Packed::of(View::transposed(w, k), k, o), o, false);
+    out
+}
+
+#[cfg(test)]
+mod tests;

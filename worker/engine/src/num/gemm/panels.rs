@@ -1,0 +1,122 @@
+//! A right-hand matrix laid out for the innermost loop: panels of one to three vectors, row after row, padded with zeros.
+
+use rayon::prelude::*;
+
+use super::{
+    View,
+    kernel::{VECTORS, lanes},
+};
+
+/// Columns `[first, first + cols)` of the matrix, `vectors` wide.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Panel {
+    pub first: usize,
+    pub cols: usize,
+    pub vectors: usize,
+    /// Where it starts in the data.
+    pub start: usize,
+}
+
+/// A packed matrix of `k` rows.
+pub struct Packed {
+    pub(super) panels: Vec<Panel>,
+    pub(super) data: Vec<f32>,
+    pub(super) k: usize,
+}
+
+/// Rows that are copied at a time when columns are far apart, so that what is written stays in the nearest cache.
+const BLOCK: usize = 64;
+
+impl Packed {
+    /// Space for `k` rows of `n` columns, all zero.
+    pub fn new(k: usize, n: usize) -> Self {
+        let lanes = lanes();
+        let vectors = n.div_ceil(lanes);
+        let count = vectors.div_ceil(VECTORS).max(1);
+        let (mut panels, mut first, mut start) = (Vec::with_capacity(count), 0, 0);
+        for i in 0..count {
+            // As even as possible: 64 columns are two panels of 32, not 48 and 16.
+            let wide = vectors * (i + 1) / count - vectors * i / count;
+            let cols = (wide * lanes).min(n - first);
+            if cols > 0 {
+                panels.push(Panel { first, cols, vectors: wide, start });
+            }
+            first += cols;
+            start += k * wide * lanes;
+        }
+        Self { panels, data: vec![0.0; start], k }
+    }
+
+    /// Packs a whole matrix.
+    pub fn of(b: View<'_>, k: usize, n: usize) -> Self {
+        let mut packed = Self::new(k, n);
+        packed.fill(&[(0, b, k)]);
+        packed
+    }
+
+    /// Packs matrices on top of each other: from row `.0` on `.2` rows of the view `.1`. In parallel over panels.
+    ///
+    /// # Panics
+    /// If a view is too short.
+    pub fn fill(&mut self, parts: &[(usize, View<'_>, usize)]) {
+        let (k, lanes) = (self.k, lanes());
+        let n = self.columns();
+        for (at, view, rows) in parts {
+            assert!(at + rows <= k && view.holds(*rows, n), "matrix does not fit its slice");
+        }
+        let mut rest = &mut self.data[..];
+        let mut tasks = Vec::with_capacity(self.panels.len());
+        for panel in &self.panels {
+            let (own, after) = rest.split_at_mut(k * panel.vectors * lanes);
+            tasks.push((panel, own));
+            rest = after;
+        }
+        let work = |(panel, out): (&Panel, &mut [f32])| {
+            let width = panel.vectors * lanes;
+            for (at, view, rows) in parts {
+                let out = &mut out[at * width..(at + rows) * width];
+                if view.col == 1 {
+                    for (r, line) in out.chunks_exact_mut(width).enumerate() {
+                        let from = r * view.row + panel.first;
+                        line[..panel.cols].copy_from_slice(&view.data[from..from + panel.cols]);
+                    }
+                    continue;
+                }
+                for (block, out) in out.chunks_mut(BLOCK * width).enumerate() {
+                    for c in 0..panel.cols {
+                        let from = &view.data[(panel.first + c) * view.col + block * BLOCK * view.row..];
+                        for (line, v) in out.chunks_exact_mut(width).zip(from.iter().step_by(view.row)) {
+                            line[c] = *v;
+                        }
+                    }
+                }
+            }
+        };
+        // A small matrix is packed sooner than it is handed to another thread.
+        if k * n < 1 << 14 {
+            tasks.into_iter().for_each(work);
+        } else {
+            tasks.into_par_iter().for_each(work);
+        }
+    }
+
+    /// Columns of the matrix.
+    pub fn columns(&self) -> usize {
+        self.panels.last().map_or(0, |p| p.first + p.cols)
+    }
+
+    /// Packs one row per entry; `None` is a row of zeros. Serial: the caller packs several matrices at once.
+    pub fn fill_rows<'a>(&mut self, rows: impl Iterator<Item = Option<&'a [f32]>>) {
+        let lanes = lanes();
+        for (r, row) in rows.enumerate() {
+            for panel in &self.panels {
+                let width = panel.vectors * lanes;
+                let line = &mut self.data[panel.start + r * width..][..panel.cols];
+                match row {
+                    Some(row) => line.copy_from_slice(&row[panel.first..panel.first + panel.cols]),
+                    None => line.fill(0.0),
+                }
+            }
+        }
+    }
+}
