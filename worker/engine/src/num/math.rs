@@ -100,12 +100,12 @@ mod tests {
         assert!(worst(tanh, libm::tanh, 12.0, true) < 4e-7);
         let error = worst(erf, libm::erf, 6.0, false);
         assert!(error < 5e-7, "{error}");
-        assert!(worst(gelu, |x| x * 0.5 * (1.0 + libm::erf(x / std::f64::consts::SQRT_2)), 6.0, false) < 1e-6);
+        assert!(worst(gelu, |x| x * 0.5 * (1.0 + libm::erf(x / std::f64::consts::SQRT_2)), 6.0, false) < 2e-6);
         let grad = |x: f64| {
             0.5 * (1.0 + libm::erf(x / std::f64::consts::SQRT_2))
                 + x * libm::exp(-0.5 * x * x) / (2.0 * std::f64::consts::PI).sqrt()
         };
-        assert!(worst(gelu_grad, grad, 6.0, false) < 1e-6);
+        assert!(worst(gelu_grad, grad, 6.0, false) < 2e-6);
     }
 
     #[test]

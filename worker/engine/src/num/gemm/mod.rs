@@ -91,7 +91,10 @@ impl Columns {
             let (first, count) = (tile * ROWS, ROWS.min(m - tile * ROWS));
             for (p, line) in out.chunks_exact_mut(ROWS).enumerate() {
                 let from = first * a.row + p * a.col;
-                if a.row == 1 {
+                if a.row == 1 && count == ROWS {
+                    // A copy of known length is one move.
+                    line.copy_from_slice(&a.data[from..from + ROWS]);
+                } else if a.row == 1 {
                     line[..count].copy_from_slice(&a.data[from..from + count]);
                 } else {
                     line[..count].iter_mut().enumerate().for_each(|(i, v)| *v = a.data[from + i * a.row]);
