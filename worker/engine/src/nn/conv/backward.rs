@@ -17,7 +17,7 @@ struct Phase {
 }
 
 fn reaching(axis: &Axis, offset: usize, k: usize) -> Vec<usize> {
-    (0..k).filter(|tap| (offset + axis.before + axis.stride * k - tap) % axis.stride == 0).collect()
+    (0..k).filter(|tap| (offset + axis.before + axis.stride * k - tap).is_multiple_of(axis.stride)).collect()
 }
 
 impl Conv2d {

@@ -56,7 +56,7 @@ impl Axis {
     #[inline]
     pub fn output(&self, i: usize, tap: usize) -> Option<usize> {
         let at = (i + self.before).checked_sub(tap)?;
-        (at % self.stride == 0 && at / self.stride < self.outputs).then_some(at / self.stride)
+        (at.is_multiple_of(self.stride) && at / self.stride < self.outputs).then_some(at / self.stride)
     }
 }
 

@@ -123,7 +123,7 @@ impl Columns {
     }
 
     fn product(&self, c: &mut [f32], ldc: usize, rows: std::ops::Range<usize>, b: &Packed, add: bool) {
-        assert!(rows.start % ROWS == 0 && rows.end <= self.m && self.k <= b.k, "rows are whole tiles");
+        assert!(rows.start.is_multiple_of(ROWS) && rows.end <= self.m && self.k <= b.k, "rows are whole tiles");
         let lanes = kernel::lanes();
         for panel in &b.panels {
             let width = panel.vectors * lanes;
