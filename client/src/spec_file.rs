@@ -109,7 +109,7 @@ step = [{ id = "a", job = "inner.toml", set = { "stage.0.lr" = 0.5, "model.weigh
         std::fs::write(dir.path().join("outer.toml"), outer).unwrap();
         let spec = load(&dir.path().join("outer.toml"), &[]).unwrap();
         let inner = spec.step[0].spec.as_ref().unwrap();
-        assert_eq!(inner.stage[0].lr, 0.5);
+        assert_eq!(inner.stage[0].lr.top(), 0.5);
         assert_eq!(inner.model.as_ref().unwrap().weights.as_deref(), Some("step:b"));
         let photos = dir.path().join("photos").canonicalize().unwrap();
         assert_eq!(inner.data.as_ref().unwrap().train, photos.display().to_string());

@@ -113,7 +113,7 @@ async fn what_only_a_node_can_see_fails_the_job_with_names() {
         (
             Box::new(|s| {
                 (s.optimizer.name, s.optimizer.clip_norm) = ("sgd".into(), None);
-                (s.stage[0].lr, s.stage[0].epochs, s.stage[0].bn) = (1e3, 20, BnMode::Frozen);
+                (s.stage[0].lr, s.stage[0].epochs, s.stage[0].bn) = (1e3.into(), 20, BnMode::Frozen);
                 s.modifiers.clear();
             }),
             "failed (nan): the",

@@ -270,11 +270,24 @@ pub(super) async fn plan(client: &Client, a: &JobFile, output: &Output) -> Resul
                 "  {} steps an epoch, {} grains a step, by rank {}\n",
                 plan["steps_per_epoch"], plan["grains"], plan["split"]
             );
+            text += &format!(
+                "  gradients of the grains add up to the batch's; at most {} samples of it are in memory at a time\n",
+                plan["grain_samples"]
+            );
+            if let Some(weights) = plan["class_weights"].as_array() {
+                text += &format!("  classes count {}\n", Value::from(weights.clone()));
+            }
             for stage in plan["stages"].as_array().into_iter().flatten() {
                 let (name, first) =
                     (stage["name"].as_str().unwrap_or_default(), stage["first_unit"].as_str().unwrap_or_default());
+                let rates = [&stage["lr"][0], &stage["lr"][1]].map(|r| r.as_f64().unwrap_or_default());
+                let rates = if rates[0] == rates[1] {
+                    format!("rate {:e}", rates[1])
+                } else {
+                    format!("rates {:.1e} to {:e}", rates[0], rates[1])
+                };
                 text += &format!(
-                    "  stage `{name}`: {} of {} parameters trained, cached in front of `{first}`\n",
+                    "  stage `{name}`: {} of {} parameters trained, {rates}, cached in front of `{first}`\n",
                     stage["trained"], stage["parameters"]
                 );
             }

@@ -36,6 +36,11 @@ const RECIPES: &[Recipe] = &[
         files: &[("finetune.toml", include_str!("../../recipes/finetune.toml"))],
     },
     Recipe {
+        name: "fine_tune",
+        doc: "the same in one line, with the settings of fastai's fine_tune",
+        files: &[("fine_tune.toml", include_str!("../../recipes/fine_tune.toml"))],
+    },
+    Recipe {
         name: "distill",
         doc: "train a small network on what a large one says",
         files: &[("distill.toml", include_str!("../../recipes/distill.toml"))],

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::{BnMode, JobSpec, Norm, Params, Pushed, SpecError, StageSection, Views};
+use super::{
+    BnMode, ClassWeights, JobSpec, Norm, Params, Pushed, Sampling, SpecError, Views,
+    check_stage::{check_stage, monitor},
+};
 use crate::catalog::{Catalog, Entry, ParamKind, nearest_hint};
 
-type Checked = Result<(), SpecError>;
+pub(super) type Checked = Result<(), SpecError>;
 
 /// Checks a job, and every step of a pipeline.
 ///
@@ -24,6 +27,12 @@ pub fn check(spec: &JobSpec, catalog: &Catalog) -> Checked {
 /// # Errors
 /// The first thing that cannot stand, as one sentence and a hint.
 pub fn check_shape(spec: &JobSpec) -> Checked {
+    require(spec.recipe.is_none(), || {
+        (
+            "`recipe` is written out as stages when a job file is read".into(),
+            "send the job as `tlctl check --output json` prints it".into(),
+        )
+    })?;
     require(spec.schema == 1, || (format!("schema {} is not known", spec.schema), "write `schema = 1`".into()))?;
     label("job.name", &spec.job.name)?;
     label("job.project", &spec.job.project)?;
@@ -160,8 +169,22 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     within("data.augment.rotate", data.augment.rotate, 0.0, 0.5)?;
     within("data.augment.zoom", data.augment.zoom, 0.0, 0.9)?;
     within("data.augment.crop", data.augment.crop, 0.0, 0.5)?;
+    within("data.augment.erase", data.augment.erase, 0.0, 1.0)?;
+    if let Some(ClassWeights::Each(weights)) = &data.class_weights {
+        weights.iter().try_for_each(|w| within("data.class_weights", *w, 0.0, 1e6))?;
+        require(weights.iter().any(|w| *w > 0.0), || {
+            ("`data.class_weights` weighs nothing".into(), "write `class_weights = \"balanced\"`".into())
+        })?;
+    }
+    let twice = data.sampling == Sampling::Balanced && matches!(data.class_weights, Some(ClassWeights::Rule(_)));
+    require(!twice, || {
+        (
+            "`class_weights = \"balanced\"` and `sampling = \"balanced\"` make up for rare classes twice".into(),
+            "keep one of them".into(),
+        )
+    })?;
     let a = &data.augment;
-    let moves = a.rotate > 0.0 || a.zoom > 0.0 || a.crop > 0.0;
+    let moves = a.rotate > 0.0 || a.zoom > 0.0 || a.crop > 0.0 || a.erase > 0.0;
     let views = if let Views::Fixed(n) = a.views { n } else { 0 };
     require(views != 1 || !(moves || a.flip), || {
         (
@@ -172,7 +195,7 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     require(views <= 2 || moves, || {
         (
             format!("{views} views, but there are only two different ones"),
-            "set `views = 2`, or `rotate`, `zoom` or `crop`".into(),
+            "set `views = 2`, or `rotate`, `zoom`, `crop` or `erase`".into(),
         )
     })?;
     let o = &spec.optimizer;
@@ -187,28 +210,11 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     require(!spec.stage.is_empty() || spec.job.kind == "evaluate", || missing("[[stage]]").into_parts())?;
     spec.stage.iter().try_for_each(|s| check_stage(s, catalog))?;
     if let Some(stop) = &spec.stop {
-        require(["val.accuracy", "val.loss"].contains(&stop.monitor.as_str()), || {
-            (format!("`stop.monitor` cannot be `{}`", stop.monitor), "use `val.accuracy` or `val.loss`".into())
-        })?;
+        monitor("stop.monitor", &stop.monitor)?;
         within("stop.min_delta", stop.min_delta, 0.0, 1e3)?;
         if let Some(factor) = stop.plateau_factor {
             within("stop.plateau_factor", factor, 1e-6, 0.999)?;
         }
-    }
-    Ok(())
-}
-
-fn check_stage(stage: &StageSection, catalog: &Catalog) -> Checked {
-    let at = |key: &str| format!("stage `{}`: {key}", stage.name);
-    within(&at("epochs"), f64::from(stage.epochs), 1.0, 100_000.0)?;
-    within(&at("lr"), stage.lr, 1e-12, 1e3)?;
-    within(&at("layer_decay"), stage.layer_decay, 0.01, 1.0)?;
-    found(Catalog::find(&catalog.schedules, "schedule", &stage.schedule))?;
-    require(!stage.train.is_empty(), || (at("`train` is empty"), "write `train = [\"head\"]`".into()))?;
-    for rule in stage.train.iter().filter_map(|r| r.strip_prefix("top:")) {
-        require(rule.parse::<u32>().is_ok(), || {
-            (at(&format!("`top:{rule}` is not a number of layers")), "write `top:20`".into())
-        })?;
     }
     Ok(())
 }
@@ -243,7 +249,7 @@ fn check_params(at: &str, entry: &Entry, params: &Params) -> Checked {
     Ok(())
 }
 
-fn require(holds: bool, otherwise: impl FnOnce() -> (String, String)) -> Checked {
+pub(super) fn require(holds: bool, otherwise: impl FnOnce() -> (String, String)) -> Checked {
     if holds {
         return Ok(());
     }
@@ -264,13 +270,13 @@ fn in_step(id: &str, mut e: SpecError) -> SpecError {
     e
 }
 
-fn within(key: &str, value: f64, min: f64, max: f64) -> Checked {
+pub(super) fn within(key: &str, value: f64, min: f64, max: f64) -> Checked {
     require(value.is_finite() && (min..=max).contains(&value), || {
         (format!("{key} cannot be {value}"), format!("it takes a number from {min} to {max}"))
     })
 }
 
-fn found<T>(result: Result<T, (String, String)>) -> Result<T, SpecError> {
+pub(super) fn found<T>(result: Result<T, (String, String)>) -> Result<T, SpecError> {
     result.map_err(|(message, hint)| SpecError::new(message, hint))
 }
 
@@ -353,7 +359,7 @@ lr = 0.1
     #[test]
     fn overrides_reach_into_lists_and_refuse_what_is_not_there() {
         let spec = JobSpec::from_toml(GOOD, &["stage.0.lr=0.5".into(), "job.name=other".into()]).unwrap();
-        assert_eq!((spec.stage[0].lr, spec.job.name.as_str()), (0.5, "other"));
+        assert_eq!((spec.stage[0].lr.top(), spec.job.name.as_str()), (0.5, "other"));
         assert!(JobSpec::from_toml(GOOD, &["stage.7.lr=0.5".into()]).is_err());
         assert!(
             JobSpec::from_toml(GOOD, &["stage.0.lrr=0.5".into()]).unwrap_err().message.contains("unknown key `lrr`")
@@ -363,10 +369,20 @@ lr = 0.1
     #[test]
     fn a_job_written_as_toml_reads_back_as_the_same_job() {
         let mut spec = parse(GOOD).unwrap();
-        spec.stage[0].lr = 1e-7 / 3.0;
+        spec.stage[0].lr = (1e-7 / 3.0).into();
         spec.data.as_mut().unwrap().augment.views = Views::Fresh;
         spec.objective.insert("temperature".into(), 4.5.into());
         assert_eq!(parse(&spec.to_toml()).unwrap(), spec);
+    }
+
+    #[test]
+    fn classes_are_made_up_for_once() {
+        let with = |more: &str| refusal(&GOOD.replace("batch = 8", &format!("batch = 8, {more}"))).message;
+        let both = "class_weights = \"balanced\", sampling = \"balanced\"";
+        assert!(with(both).contains("twice"));
+        assert!(with("class_weights = \"rare\"").contains("`class_weights` takes \"balanced\""));
+        assert!(with("class_weights = [0, 0]").contains("weighs nothing"));
+        assert!(with("class_weights = [-1, 1]").contains("cannot be -1"));
     }
 
     #[test]

@@ -1,13 +1,20 @@
 //! The job file: its shape, how it is read, and the checks that need nothing but itself and the catalog.
 
 mod check;
+mod check_stage;
 mod model;
 mod parse;
 mod paths;
+mod recipe;
+mod sampling;
 mod schema;
+mod stage;
 
 pub use check::{check, check_shape};
 pub use model::*;
 pub use parse::{SpecError, parse, set_override};
 pub use paths::Pushed;
+pub use recipe::RecipeSection;
+pub use sampling::*;
 pub use schema::schema;
+pub use stage::*;

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{AugmentSection, ClassWeights, RecipeSection, Sampling, StageSection};
+
 /// Free parameters of a catalog entry.
 pub type Params = BTreeMap<String, serde_json::Value>;
 
@@ -14,6 +16,9 @@ pub type Params = BTreeMap<String, serde_json::Value>;
 pub struct JobSpec {
     /// Version of the format.
     pub schema: u32,
+    /// `"fine_tune"`, or a table with that name: stands for stages and an optimizer, and is written out when read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<RecipeSection>,
     /// Name, kind, seed.
     pub job: JobSection,
     /// Where it runs.
@@ -192,71 +197,19 @@ pub struct DataSection {
     /// Samples that may fail to decode before the job fails.
     #[serde(default)]
     pub skip_bad: u32,
+    /// What a sample counts in the loss by its class: `"balanced"` (n / (classes · samples of the class)), or a number
+    /// for each class in the order of their names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<ClassWeights>,
+    /// `shuffled`: each sample once an epoch; `balanced`: as many draws, each from a class at random.
+    #[serde(default)]
+    pub sampling: Sampling,
     /// Augmentation of training samples.
     #[serde(default)]
     pub augment: AugmentSection,
     /// Further parameters of the format.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub params: Params,
-}
-
-/// `[data.augment]`
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct AugmentSection {
-    /// Mirror left and right with probability one half.
-    pub flip: bool,
-    /// Rotate by up to this fraction of a full turn, either way.
-    pub rotate: f64,
-    /// Zoom by up to this fraction, in or out.
-    pub zoom: f64,
-    /// Crop a window at a random place, after padding by this fraction of the side.
-    pub crop: f64,
-    /// `4`: four fixed views per sample, cacheable; `"fresh"`: a new one each epoch.
-    pub views: Views,
-}
-
-/// How many versions of a sample there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "ViewsText", into = "ViewsText")]
-pub enum Views {
-    /// This many fixed ones, used in turn.
-    Fixed(u32),
-    /// A new one each epoch; nothing of them can be cached.
-    Fresh,
-}
-
-impl Default for Views {
-    fn default() -> Self {
-        Self::Fixed(1)
-    }
-}
-
-#[derive(Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
-enum ViewsText {
-    Count(u32),
-    Word(String),
-}
-
-impl TryFrom<ViewsText> for Views {
-    type Error = String;
-    fn try_from(text: ViewsText) -> Result<Self, String> {
-        match text {
-            ViewsText::Count(n) if (1..=1024).contains(&n) => Ok(Self::Fixed(n)),
-            ViewsText::Word(w) if w == "fresh" => Ok(Self::Fresh),
-            _ => Err("views must be a number from 1 to 1024, or \"fresh\"".into()),
-        }
-    }
-}
-
-impl From<Views> for ViewsText {
-    fn from(v: Views) -> Self {
-        match v {
-            Views::Fixed(n) => Self::Count(n),
-            Views::Fresh => Self::Word("fresh".into()),
-        }
-    }
 }
 
 /// `[model]` and `[nets.ROLE]`
@@ -292,6 +245,10 @@ pub struct HeadSection {
     pub dropout: f64,
     /// `none` or `batch`, after each hidden layer.
     pub norm: Norm,
+    /// After each hidden layer: `relu`, `gelu`, `silu`, `tanh`, `sigmoid` or `none`.
+    pub activation: HeadAct,
+    /// The activation comes before the norm, as in Keras' usual heads, not after it.
+    pub act_first: bool,
     /// Keep the head that comes with the weights (their classes must be the data's).
     pub keep: bool,
 }
@@ -305,6 +262,25 @@ pub enum Norm {
     None,
     /// Batch-norm.
     Batch,
+}
+
+/// Activation in the head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HeadAct {
+    /// max(x, 0).
+    #[default]
+    Relu,
+    /// x·Φ(x).
+    Gelu,
+    /// x·σ(x).
+    Silu,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// σ(x).
+    Sigmoid,
+    /// Nothing.
+    None,
 }
 
 /// `[optimizer]`
@@ -340,56 +316,6 @@ impl Default for OptimizerSection {
             clip_norm: None,
         }
     }
-}
-
-/// `[[stage]]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct StageSection {
-    /// A label.
-    pub name: String,
-    /// Passes over the training samples.
-    pub epochs: u32,
-    /// What is trained: `head`, `top:20` (the last 20 layers of the backbone), `*`, or a parameter name prefix.
-    pub train: Vec<String>,
-    /// Learning rate.
-    pub lr: f64,
-    /// A schedule of the catalog.
-    #[serde(default = "default_schedule")]
-    pub schedule: String,
-    /// Steps over which the rate rises from zero.
-    #[serde(default)]
-    pub warmup: u32,
-    /// Each block further from the head learns at this fraction of the rate above it.
-    #[serde(default = "one")]
-    pub layer_decay: f64,
-    /// What batch-norm layers do.
-    #[serde(default)]
-    pub bn: BnMode,
-    /// Forget moments at the start of the stage.
-    #[serde(default)]
-    pub reset_optimizer: bool,
-}
-
-fn default_schedule() -> String {
-    "constant".into()
-}
-
-fn one() -> f64 {
-    1.0
-}
-
-/// What the batch-norm layers of the trained part of the backbone do in a stage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum BnMode {
-    /// Running statistics, fixed scale and shift.
-    #[default]
-    Frozen,
-    /// Running statistics, trained scale and shift.
-    AffineOnly,
-    /// Statistics of the grain, trained scale and shift.
-    Train,
 }
 
 /// `[stop]`

@@ -49,14 +49,20 @@ pub(super) fn parse_with(text: &str, overrides: &[String]) -> Result<JobSpec, Sp
         ));
     }
     if overrides.is_empty() {
-        return toml::from_str(text).map_err(|e| located(text, &e));
+        return expanded(toml::from_str(text).map_err(|e| located(text, &e))?);
     }
     let mut table: toml::Table = toml::from_str(text).map_err(|e| located(text, &e))?;
     for change in overrides {
         set_override(&mut table, change)?;
     }
     let text = toml::to_string(&table).map_err(|e| SpecError::new(e.to_string(), ""))?;
-    toml::from_str(&text).map_err(|e| SpecError { at: None, ..located(&text, &e) })
+    expanded(toml::from_str(&text).map_err(|e| SpecError { at: None, ..located(&text, &e) })?)
+}
+
+/// With recipes written out.
+fn expanded(mut spec: JobSpec) -> Result<JobSpec, SpecError> {
+    spec.expand()?;
+    Ok(spec)
 }
 
 impl JobSpec {

@@ -20,6 +20,8 @@ pub enum Notice {
     CacheUnwritten,
     /// A stage ended early.
     StoppedEarly,
+    /// A learning rate was searched for.
+    RateFound,
     /// A run goes on on machines that compute other bits.
     OtherNumbers,
     /// Where training goes on.

@@ -83,6 +83,8 @@ impl Model {
             grains: None,
             train_per_class: None,
             skip_bad: 0,
+            class_weights: None,
+            sampling: tl_proto::spec::Sampling::default(),
             augment: AugmentSection::default(),
             params,
         };

@@ -1,8 +1,10 @@
 //! Random flips, turns, zooms and shifts of a training sample: one inverse map, bilinear, borders repeated.
 
+use std::ops::Range;
+
 use tl_proto::spec::{AugmentSection, Views};
 
-use crate::num::rng::Philox;
+use crate::num::rng::{Philox, Stream};
 
 /// One realised transform; equal text means equal pixels.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -11,11 +13,48 @@ pub struct View {
     angle: f32,
     scale: f32,
     shift: (f32, f32),
+    erase: Option<Erase>,
+}
+
+/// A box in parts of the side, so that networks that see a sample at different sizes miss the same of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Erase {
+    height: f32,
+    width: f32,
+    /// Where it lies within what is left of the side.
+    top: f32,
+    left: f32,
+}
+
+impl Erase {
+    /// Random erasing (Zhong et al., 2020) with torchvision's defaults: 2 to 33 % of the area, sides 3:10 to 10:3 evenly
+    /// in their logarithm, and nothing where ten tries do not fit.
+    fn draw(s: &mut Stream) -> Option<Self> {
+        let ratio = libm::logf(3.3);
+        let low = libm::logf(0.3);
+        let fitting = (0..10).find_map(|_| {
+            let (area, aspect) = (s.range(0.02, 0.33), libm::expf(s.range(low, ratio)));
+            let (height, width) = (libm::sqrtf(area * aspect), libm::sqrtf(area / aspect));
+            (height < 1.0 && width < 1.0).then_some((height, width))
+        });
+        let (top, left) = (s.uniform(), s.uniform());
+        fitting.map(|(height, width)| Self { height, width, top, left })
+    }
+
+    /// Rows and columns of the box in a square of `side` pixels.
+    fn bounds(&self, side: usize) -> (Range<usize>, Range<usize>) {
+        let span = |length: f32, at: f32| {
+            let length = (libm::roundf(length * side as f32) as usize).min(side);
+            let start = ((at * (side - length + 1) as f32) as usize).min(side - length);
+            start..start + length
+        };
+        (span(self.height, self.top), span(self.width, self.left))
+    }
 }
 
 impl View {
     /// The sample as it is.
-    pub const PLAIN: Self = Self { flip: false, angle: 0.0, scale: 1.0, shift: (0.0, 0.0) };
+    pub const PLAIN: Self = Self { flip: false, angle: 0.0, scale: 1.0, shift: (0.0, 0.0), erase: None };
 
     /// View number `view` of a sample: a function of seed, content and number alone. Fixed views take turns at being
     /// mirrored, so that two of them always differ; endless ones toss a coin.
@@ -28,7 +67,10 @@ impl View {
         let (angle, scale) = (s.range(-1.0, 1.0), s.range(-1.0, 1.0));
         let shift = (s.range(-1.0, 1.0), s.range(-1.0, 1.0));
         let crop = augment.crop as f32;
+        let hit = f64::from(s.uniform()) < augment.erase;
+        let erase = Erase::draw(&mut s).filter(|_| hit);
         Self {
+            erase,
             flip: augment.flip && flip,
             // Adding zero turns −0 into 0: equal transforms have equal text.
             angle: angle * augment.rotate as f32 * std::f32::consts::TAU + 0.0,
@@ -42,9 +84,20 @@ impl View {
         format!("{self:?}")
     }
 
-    /// Applies it to a square of interleaved pixels.
+    /// Sets the erased box of a normalised input `[3, side, side]` to zero, which is the mean colour.
+    pub fn blank(&self, input: &mut [f32], side: usize) {
+        let Some(erase) = self.erase else { return };
+        let (rows, columns) = erase.bounds(side);
+        for plane in input.chunks_exact_mut(side * side) {
+            for row in rows.clone() {
+                plane[row * side..(row + 1) * side][columns.clone()].fill(0.0);
+            }
+        }
+    }
+
+    /// Applies all but the erasing to a square of interleaved pixels.
     pub fn apply(&self, pixels: Vec<f32>, side: usize) -> Vec<f32> {
-        if *self == Self::PLAIN {
+        if (Self { erase: None, ..*self }) == Self::PLAIN {
             return pixels;
         }
         let (sin, cos) = (libm::sinf(self.angle), libm::cosf(self.angle));
@@ -97,5 +150,34 @@ mod tests {
             assert!(!view.flip && view.shift == (0.0, 0.0));
             assert!(view.angle.abs() <= 0.1 * std::f32::consts::TAU + 1e-6 && (view.scale - 1.0).abs() <= 0.2001);
         }
+    }
+
+    #[test]
+    fn erasing_blanks_a_box_of_the_usual_size_as_often_as_asked() {
+        let augment = AugmentSection { erase: 0.25, views: Views::Fresh, ..AugmentSection::default() };
+        let (side, mut hits, mut areas) = (64, 0, 0.0);
+        for v in 1..=4000u64 {
+            let view = View::draw(&augment, 1, &[3; 32], v);
+            let mut input = vec![1.0f32; 3 * side * side];
+            view.blank(&mut input, side);
+            let blank = input.iter().filter(|v| **v == 0.0).count();
+            assert_eq!(view.erase.is_some(), blank > 0);
+            if let Some(erase) = view.erase {
+                let (rows, columns) = erase.bounds(side);
+                assert_eq!(blank, 3 * rows.len() * columns.len());
+                let (h, w) = (rows.len() as f64, columns.len() as f64);
+                let area = h * w / (side * side) as f64;
+                assert!((0.015..0.36).contains(&area) && (0.25..4.0).contains(&(h / w)), "{area} {}", h / w);
+                // The same part of a picture of another size.
+                let (large, _) = erase.bounds(4 * side);
+                assert!(large.start.abs_diff(4 * rows.start) <= 8 && large.len().abs_diff(4 * rows.len()) <= 4);
+                (hits, areas) = (hits + 1, areas + area);
+            }
+        }
+        assert!((900..1100).contains(&hits), "{hits}");
+        // Evenly from 2 to 33 %.
+        assert!((areas / f64::from(hits) - 0.175).abs() < 0.01, "{}", areas / f64::from(hits));
+        let without = View::draw(&AugmentSection { erase: 0.0, ..augment.clone() }, 1, &[3; 32], 7);
+        assert_eq!(without, View { erase: None, ..View::draw(&augment, 1, &[3; 32], 7) }, "nothing else moves");
     }
 }

@@ -23,6 +23,21 @@ impl Epoch {
         Self { order: Philox::new(seed, "order").permutation(n, epoch), batch, epoch }
     }
 
+    /// As many draws with replacement, each from a class at random: all classes alike, whatever they have. Draw `g` of
+    /// the run is a function of seed and `g` alone.
+    pub fn balanced(seed: u32, epoch: u64, labels: &[usize], batch: usize) -> Self {
+        let mut members: Vec<Vec<usize>> = vec![Vec::new(); labels.iter().max().map_or(0, |m| m + 1)];
+        labels.iter().enumerate().for_each(|(i, label)| members[*label].push(i));
+        members.retain(|m| !m.is_empty());
+        let (n, rng) = (labels.len() as u64, Philox::new(seed, "balanced-order"));
+        let draw = |g: u64| {
+            let mut stream = rng.stream(g, 0);
+            let class = &members[stream.below(members.len() as u64) as usize];
+            class[stream.below(class.len() as u64) as usize]
+        };
+        Self { order: (epoch * n..(epoch + 1) * n).map(draw).collect(), batch, epoch }
+    }
+
     /// Positions of step `k` within the order.
     pub fn step(&self, k: usize) -> Range<usize> {
         let last = k + 1 == steps_per_epoch(self.order.len(), self.batch);
@@ -48,6 +63,33 @@ pub fn grain(n: usize, count: usize, s: usize) -> Range<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn balanced_draws_see_all_classes_alike_and_depend_on_their_number_alone() {
+        // 990 of one class, 9 of another, one of a third, and a class of which nothing is left.
+        let labels: Vec<usize> = (0..1000)
+            .map(|i| {
+                if i < 990 {
+                    0
+                } else if i < 999 {
+                    1
+                } else {
+                    3
+                }
+            })
+            .collect();
+        let drawn = |epoch, batch| Epoch::balanced(5, epoch, &labels, batch).order;
+        let mut counts = [0usize; 4];
+        (0..6).flat_map(|e| drawn(e, 64)).for_each(|i| counts[labels[i]] += 1);
+        // 2000 each, with a standard deviation of 37.
+        assert!(counts[2] == 0 && [0, 1, 3].iter().all(|c| counts[*c].abs_diff(2000) < 150), "{counts:?}");
+        let mut rare: Vec<usize> = drawn(0, 64).into_iter().filter(|i| labels[*i] == 1).collect();
+        rare.sort_unstable();
+        rare.dedup();
+        assert_eq!(rare.len(), 9, "each of them is drawn");
+        assert_eq!(drawn(2, 64), drawn(2, 7), "the batch changes nothing");
+        assert_ne!(drawn(2, 64), drawn(3, 64));
+    }
 
     proptest::proptest! {
         #[test]

@@ -14,6 +14,7 @@ fn describe() -> Entry {
 
 pub(super) const MODIFIER: Modifier = Modifier {
     entry: describe,
+    average: None,
     mix: Some(|params, rng, step, grain, side| {
         let (keep, mut draws) = beta(rng, step, grain, describe().number(params, "alpha"));
         let half = (side as f64 * libm::sqrt(1.0 - keep)) as usize / 2;

@@ -1,6 +1,7 @@
 //! Hooks on a run that are independent of its objective. A new one is a file here and a line in [`ALL`].
 
 mod cutmix;
+mod ema;
 mod mixup;
 
 use std::{collections::BTreeMap, ops::Range};
@@ -38,10 +39,12 @@ pub struct Modifier {
     pub entry: fn() -> Entry,
     /// How it mixes samples, if it does.
     pub mix: Option<MixFn>,
+    /// How much of an average of the weights is kept in a step, after so many updates of it, if it keeps one.
+    pub average: Option<fn(&Params, updates: u64) -> f64>,
 }
 
 /// Every modifier.
-pub const ALL: &[Modifier] = &[cutmix::MODIFIER, mixup::MODIFIER];
+pub const ALL: &[Modifier] = &[cutmix::MODIFIER, ema::MODIFIER, mixup::MODIFIER];
 
 /// The modifier of a name.
 pub fn find(name: &str) -> Option<&'static Modifier> {
@@ -68,6 +71,11 @@ pub fn mix(modifiers: &BTreeMap<String, Params>, seed: u32, step: u64, grain: u3
     };
     let (name, params, draw) = all[chosen];
     Some(draw(params, &Philox::new(seed, name), step, grain, side))
+}
+
+/// How much of the average of the weights is kept in a step, after so many updates of it; nothing where a job keeps none.
+pub fn average(modifiers: &BTreeMap<String, Params>, updates: u64) -> Option<f64> {
+    modifiers.iter().find_map(|(name, params)| Some((find(name)?.average?)(params, updates)))
 }
 
 impl Mix {

@@ -29,6 +29,6 @@ pub(super) const OBJECTIVE: Objective = Objective {
         let student = log_softmax(&(batch.logits / t)?)?;
         let teacher = log_softmax(&(teacher / t)?)?;
         let kl = exp(&teacher)?.mul(&teacher.sub(&student)?)?.sum_all()?;
-        Ok(((kl * (soft * t * t))? + (cross_entropy(batch.logits, batch.targets)? * hard)?)?)
+        Ok(((kl * (soft * t * t))? + (cross_entropy(batch.logits, batch.targets, batch.weights)? * hard)?)?)
     },
 };

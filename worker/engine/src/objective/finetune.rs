@@ -19,10 +19,10 @@ pub(super) const OBJECTIVE: Objective = Objective {
     loss: |params: &Params, batch: &Batch<'_>| {
         let smoothing = describe().number(params, "label_smoothing");
         if smoothing == 0.0 {
-            return cross_entropy(batch.logits, batch.targets);
+            return cross_entropy(batch.logits, batch.targets, batch.weights);
         }
         let classes = batch.targets.dim(1)? as f64;
         let smoothed = batch.targets.affine(1.0 - smoothing, smoothing / classes)?;
-        cross_entropy(batch.logits, &smoothed)
+        cross_entropy(batch.logits, &smoothed, batch.weights)
     },
 };

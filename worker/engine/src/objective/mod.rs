@@ -22,6 +22,8 @@ pub struct Batch<'a> {
     pub targets: &'a Tensor,
     /// `[n, classes]`: of the teacher, where the objective has one.
     pub teacher: Option<&'a Tensor>,
+    /// `[classes]`: what a class counts, where they do not all count the same.
+    pub weights: Option<&'a Tensor>,
 }
 
 /// One objective.
@@ -95,9 +97,15 @@ impl CustomOp1 for LogSoftmax {
     }
 }
 
-/// Σ over samples of the cross-entropy with target probabilities.
-fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    Ok(log_softmax(logits)?.mul(targets)?.sum_all()?.neg()?)
+/// −Σ over samples and classes of w_c·t_c·log p_c. A step divides it by its samples, as PyTorch's `CrossEntropyLoss`
+/// with class weights does for targets that are probabilities, and Keras for class weights.
+fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: Option<&Tensor>) -> Result<Tensor> {
+    let log_p = log_softmax(logits)?;
+    let counted = match weights {
+        Some(weights) => log_p.mul(&targets.broadcast_mul(weights)?)?,
+        None => log_p.mul(targets)?,
+    };
+    Ok(counted.sum_all()?.neg()?)
 }
 
 /// What the catalog says.
@@ -119,7 +127,7 @@ mod tests {
         let logits = Var::from_tensor(&testing::input(&[3, 4])).unwrap();
         let teacher = (testing::input(&[3, 4]) * 2.0).unwrap();
         let targets = crate::nn::tensor(vec![1., 0., 0., 0., 0., 0.5, 0.5, 0., 0.1, 0.2, 0.3, 0.4], &[3, 4]).unwrap();
-        let batch = Batch { logits: logits.as_tensor(), targets: &targets, teacher: Some(&teacher) };
+        let batch = Batch { logits: logits.as_tensor(), targets: &targets, teacher: Some(&teacher), weights: None };
         // By candle's own functions, as a second opinion.
         let softmax =
             |t: &Tensor, temperature: f64| candle_nn::ops::softmax(&(t / temperature).unwrap(), D::Minus1).unwrap();
@@ -139,11 +147,34 @@ mod tests {
         testing::assert_close(&grad("distill", &params), &(soft + (hard * 0.3).unwrap()).unwrap(), 1e-5);
     }
 
+    /// torch.nn.functional.cross_entropy(z, t, weight=w, label_smoothing=0.1, reduction="sum") with the targets as
+    /// probabilities, written out in f64.
+    #[test]
+    fn classes_are_weighed_after_smoothing() {
+        let z = [[0.5f32, -1.0, 2.0], [0.0, 0.3, -0.7]];
+        let (labels, w) = ([0usize, 2], [0.5f32, 1.0, 3.0]);
+        let mut want = 0.0;
+        for (z, label) in z.iter().zip(labels) {
+            let total: f64 = z.iter().map(|v| f64::from(*v).exp()).sum();
+            for c in 0..3 {
+                let target = 0.1 / 3.0 + if c == label { 0.9 } else { 0.0 };
+                want -= f64::from(w[c]) * target * (f64::from(z[c]).exp() / total).ln();
+            }
+        }
+        let logits = tensor(z.concat(), &[2, 3]).unwrap();
+        let targets = tensor(vec![1.0, 0.0, 0.0, 0.0, 0.0, 1.0], &[2, 3]).unwrap();
+        let weights = tensor(w.to_vec(), &[3]).unwrap();
+        let batch = Batch { logits: &logits, targets: &targets, teacher: None, weights: Some(&weights) };
+        let params = [("label_smoothing".to_owned(), 0.1.into())].into();
+        let got = (Objective::find("finetune").loss)(&params, &batch).unwrap();
+        assert!((f64::from(host(&got).unwrap()[0]) - want).abs() < 1e-5, "{want}");
+    }
+
     #[test]
     fn huge_logits_give_a_finite_loss() {
         let logits = crate::nn::tensor(vec![1e4, -1e4], &[1, 2]).unwrap();
         let targets = crate::nn::tensor(vec![1.0, 0.0], &[1, 2]).unwrap();
-        let loss = cross_entropy(&logits, &targets).unwrap();
+        let loss = cross_entropy(&logits, &targets, None).unwrap();
         assert_eq!(host(&loss).unwrap()[0], 0.0);
     }
 }

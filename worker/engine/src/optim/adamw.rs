@@ -2,7 +2,7 @@
 
 use tl_proto::spec::OptimizerSection;
 
-use super::{Group, Moments, Optimizer};
+use super::{Group, Moments, Optimizer, Rate, power};
 
 pub(super) const ENTRY: Optimizer = Optimizer { name: "adamw", doc: "Adam with decoupled weight decay", init, step };
 
@@ -10,14 +10,18 @@ fn init(n: usize) -> Moments {
     Moments { first: vec![0.0; n], second: vec![0.0; n], ..Moments::default() }
 }
 
-fn step(o: &OptimizerSection, moments: &mut Moments, values: &mut [f32], mean: &[f32], groups: &[Group], lr: f64) {
-    let (b1, b2, eps) = (o.beta1 as f32, o.beta2 as f32, o.eps as f32);
+fn step(o: &OptimizerSection, moments: &mut Moments, values: &mut [f32], mean: &[f32], groups: &[Group], rate: Rate) {
+    let (b1, b2, eps) = (rate.momentum.unwrap_or(o.beta1) as f32, o.beta2 as f32, o.eps as f32);
     for group in groups {
         let products = moments.products.entry(group.values.start).or_insert([1.0; 2]);
         products[0] *= o.beta1;
         products[1] *= o.beta2;
-        let (c1, c2) = (1.0 - products[0], libm::sqrt(1.0 - products[1]) as f32);
-        let lr = lr * group.lr_scale;
+        let updates = moments.updates.entry(group.values.start).or_default();
+        *updates += 1;
+        // Where momentum moves, fastai and PyTorch correct by the momentum of the moment, to the power of the steps.
+        let c1 = 1.0 - rate.momentum.map_or(products[0], |m| power(m, *updates));
+        let c2 = libm::sqrt(1.0 - products[1]) as f32;
+        let lr = rate.lr * group.lr_scale;
         let keep = if group.decays { (1.0 - lr * o.weight_decay) as f32 } else { 1.0 };
         let rate = (lr / c1) as f32;
         let at = group.values.clone();
@@ -42,9 +46,9 @@ mod tests {
         let (mut values, mut moments) = (vec![0.0f32; 2], init(2));
         let group = |i: usize| Group { values: i..i + 1, gradient: i..i + 1, lr_scale: 1.0, decays: false };
         for _ in 0..50 {
-            step(&o, &mut moments, &mut values, &[1.0, 1.0], &[group(0)], 0.1);
+            step(&o, &mut moments, &mut values, &[1.0, 1.0], &[group(0)], 0.1.into());
         }
-        step(&o, &mut moments, &mut values, &[1.0, 1.0], &[group(0), group(1)], 0.1);
+        step(&o, &mut moments, &mut values, &[1.0, 1.0], &[group(0), group(1)], 0.1.into());
         // A first step of Adam is the rate, whatever the gradient.
         assert!((values[1] + 0.1).abs() < 1e-5, "{values:?}");
     }
@@ -56,7 +60,7 @@ mod tests {
         let group = Group { values: 0..2, gradient: 0..2, lr_scale: 0.5, decays: true };
         let (mut want, mut m, mut v) = ([1.0f64, -2.0], [0.0f64; 2], [0.0f64; 2]);
         for (t, g) in [[0.5f32, -1.0], [0.25, 3.0]].into_iter().enumerate() {
-            step(&o, &mut moments, &mut values, &g, std::slice::from_ref(&group), 0.02);
+            step(&o, &mut moments, &mut values, &g, std::slice::from_ref(&group), 0.02.into());
             for i in 0..2 {
                 let g = f64::from(g[i]);
                 want[i] -= 0.01 * 0.1 * want[i];
@@ -71,6 +75,27 @@ mod tests {
                     want[i]
                 );
             }
+        }
+    }
+
+    /// fastai's `adam_step` with its settings of a one-cycle stage, written out in f64: momentum moves, and the
+    /// correction is 1 − m_t^t.
+    #[test]
+    fn momentum_that_moves_is_corrected_as_in_fastai() {
+        let o = OptimizerSection { beta2: 0.99, eps: 1e-5, weight_decay: 0.01, ..OptimizerSection::default() };
+        let (mut values, mut moments) = (vec![0.5f32], init(1));
+        let group = Group { values: 0..1, gradient: 0..1, lr_scale: 1.0, decays: true };
+        let (mut want, mut m, mut v) = (0.5f64, 0.0, 0.0);
+        for (t, (momentum, g)) in [(0.95, 0.3f32), (0.9, -0.2), (0.85, 0.7), (0.9, 0.1)].into_iter().enumerate() {
+            let rate = Rate { lr: 0.01, momentum: Some(momentum) };
+            step(&o, &mut moments, &mut values, &[g], std::slice::from_ref(&group), rate);
+            let (g, n) = (f64::from(g), t as i32 + 1);
+            want *= 1.0 - 0.01 * 0.01;
+            m = momentum * m + (1.0 - momentum) * g;
+            v = 0.99 * v + 0.01 * g * g;
+            let root = (v / (1.0 - 0.99f64.powi(n))).sqrt() + 1e-5;
+            want -= 0.01 / (1.0 - momentum.powi(n)) * m / root;
+            assert!((f64::from(values[0]) - want).abs() < 1e-6, "step {t}: {} {want}", values[0]);
         }
     }
 }

@@ -35,10 +35,27 @@ pub struct Moments {
     /// own updates, in f64. (`powi` would not give the same bits everywhere.) What is unfrozen late starts anew, as a
     /// parameter of PyTorch's does.
     pub products: BTreeMap<usize, [f64; 2]>,
+    /// How often each run was updated.
+    pub updates: BTreeMap<usize, u64>,
+}
+
+/// What schedules say of one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
+    /// Learning rate.
+    pub lr: f64,
+    /// In place of the optimizer's momentum, or AdamW's beta1.
+    pub momentum: Option<f64>,
+}
+
+impl From<f64> for Rate {
+    fn from(lr: f64) -> Self {
+        Self { lr, momentum: None }
+    }
 }
 
 /// An update of the values by their mean gradient, at a rate.
-type StepFn = fn(&OptimizerSection, &mut Moments, values: &mut [f32], mean: &[f32], &[Group], lr: f64);
+type StepFn = fn(&OptimizerSection, &mut Moments, values: &mut [f32], mean: &[f32], &[Group], Rate);
 
 /// One optimizer.
 pub struct Optimizer {
@@ -58,6 +75,19 @@ pub const ALL: &[Optimizer] = &[adamw::ENTRY, sgd::ENTRY];
 /// The optimizer of a name that the check has let through; the first one otherwise.
 pub fn find(name: &str) -> &'static Optimizer {
     ALL.iter().find(|o| o.name == name).unwrap_or(&ALL[0])
+}
+
+/// base^n by squaring, in multiplications only: the same bits everywhere.
+fn power(base: f64, n: u64) -> f64 {
+    let (mut result, mut square, mut left) = (1.0, base, n);
+    while left > 0 {
+        if left & 1 == 1 {
+            result *= square;
+        }
+        square *= square;
+        left >>= 1;
+    }
+    result
 }
 
 /// Scales a gradient to at most `limit`; returns the norm it had.

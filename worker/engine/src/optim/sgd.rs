@@ -2,7 +2,7 @@
 
 use tl_proto::spec::OptimizerSection;
 
-use super::{Group, Moments, Optimizer};
+use super::{Group, Moments, Optimizer, Rate};
 
 pub(super) const ENTRY: Optimizer = Optimizer { name: "sgd", doc: "gradient descent with momentum", init, step };
 
@@ -10,15 +10,16 @@ fn init(n: usize) -> Moments {
     Moments { first: vec![0.0; n], ..Moments::default() }
 }
 
-fn step(o: &OptimizerSection, moments: &mut Moments, values: &mut [f32], mean: &[f32], groups: &[Group], lr: f64) {
+fn step(o: &OptimizerSection, moments: &mut Moments, values: &mut [f32], mean: &[f32], groups: &[Group], rate: Rate) {
     for group in groups {
-        let (rate, momentum) = ((lr * group.lr_scale) as f32, o.momentum as f32);
+        let momentum = rate.momentum.unwrap_or(o.momentum) as f32;
+        let lr = (rate.lr * group.lr_scale) as f32;
         let decay = if group.decays { o.weight_decay as f32 } else { 0.0 };
         let at = group.values.clone();
         let state = values[at.clone()].iter_mut().zip(&mut moments.first[at]);
         for ((value, m), g) in state.zip(&mean[group.gradient.clone()]) {
             *m = momentum * *m + (g + decay * *value);
-            *value -= rate * *m;
+            *value -= lr * *m;
         }
     }
 }
@@ -33,8 +34,8 @@ mod tests {
         let o = OptimizerSection { weight_decay: 0.0, ..OptimizerSection::default() };
         let (mut values, mut moments) = (vec![1.0f32], init(1));
         let group = Group { values: 0..1, gradient: 0..1, lr_scale: 1.0, decays: true };
-        step(&o, &mut moments, &mut values, &[1.0], std::slice::from_ref(&group), 0.1);
-        step(&o, &mut moments, &mut values, &[1.0], std::slice::from_ref(&group), 0.1);
+        step(&o, &mut moments, &mut values, &[1.0], std::slice::from_ref(&group), 0.1.into());
+        step(&o, &mut moments, &mut values, &[1.0], std::slice::from_ref(&group), 0.1.into());
         assert!((values[0] - 0.71).abs() < 1e-6);
     }
 }

@@ -23,7 +23,7 @@ pub fn evaluate(store: &Store, inputs: &Inputs<'_>, group: &mut dyn Collective) 
     // Whole batches, so that what is computed together is the same for any number of ranks.
     let batches: Vec<&[usize]> = indices.chunks(BATCH).collect();
     for batch in &batches[group.shares(batches.len())[group.rank()].clone()] {
-        let x = inputs.batch(store, batch, 0, None)?;
+        let x = inputs.batch(store, batch, &vec![0; batch.len()], None)?;
         let logits = inputs.net.forward(store, x, inputs.cut, inputs.net.network.units.len())?;
         for (i, row) in batch.iter().zip(net::rows(&logits)?) {
             let outcome = eval::judge(&row, labels[*i]);

@@ -9,7 +9,7 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use tl_proto::spec::JobSpec;
 
-use super::{net::Net, state::EpochFigures};
+use super::{lr_find::Found, net::Net, state::EpochFigures};
 use crate::{Error, Result, collective::to_bytes, eval::Evaluation, files, nn::Store};
 
 /// What `report.json` says.
@@ -27,6 +27,9 @@ pub struct Report {
     pub prefix: PrefixFigures,
     /// Stages, in order.
     pub stages: Vec<StageFigures>,
+    /// What searches for a learning rate came to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lr_find: Vec<Found>,
     /// By epoch.
     pub history: Vec<EpochFigures>,
     /// On the validation samples.
@@ -51,6 +54,9 @@ pub struct StageFigures {
     pub trained: usize,
     /// Parameters of the network.
     pub parameters: usize,
+    /// Lowest and highest learning rate, as the job says them.
+    #[serde(default)]
+    pub lr: [f64; 2],
     /// The first unit that is not frozen.
     pub first_unit: String,
 }

@@ -29,6 +29,7 @@ impl Loop<'_> {
             samples: [self.train.count(), self.val.count()],
             prefix: self.prefix,
             stages: self.stages.clone(),
+            lr_find: self.state.progress.found.values().cloned().collect(),
             history: self.state.progress.history.clone(),
             evaluation: Evaluation::new(self.classes, &outcomes),
         };

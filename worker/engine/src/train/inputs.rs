@@ -25,21 +25,22 @@ pub struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
-    /// The batch in front of the cut: `[n, …]`. Mixing happens on pixels, so it rules cached features out.
+    /// The batch in front of the cut: `[n, …]`, each sample in the view of its turn. Mixing happens on pixels, so it rules cached features out.
     ///
     /// # Errors
     /// A sample that cannot be read.
-    pub fn batch(&self, store: &Store, indices: &[usize], epoch: u64, mix: Option<&Mix>) -> Result<Tensor> {
+    pub fn batch(&self, store: &Store, indices: &[usize], turns: &[u64], mix: Option<&Mix>) -> Result<Tensor> {
         let shape: Vec<usize> = std::iter::once(indices.len()).chain(self.shape.iter().copied()).collect();
         if let (Some(features), Some(views), None) = (self.features, self.samples.views(), mix) {
-            let view = (epoch % views as u64) as usize;
-            let rows = indices.iter().flat_map(|i| &features[i * views + view]).copied().collect();
+            let at = |(i, turn): (&usize, &u64)| &features[i * views + (turn % views as u64) as usize];
+            let rows = indices.iter().zip(turns).flat_map(at).copied().collect();
             return tensor(rows, &shape);
         }
         let contract = &self.net.contract;
         let rows: Vec<Vec<f32>> = indices
             .par_iter()
-            .map(|i| self.samples.input(*i, self.samples.view(*i, epoch), contract))
+            .zip(turns)
+            .map(|(i, turn)| self.samples.input(*i, self.samples.view(*i, *turn), contract))
             .collect::<Result<_>>()?;
         let mut pixels = rows.concat();
         if let Some(mix) = mix {

@@ -3,24 +3,31 @@
 mod begin;
 mod config;
 mod encode;
+mod epoch;
 pub(crate) mod evaluate;
 pub mod export;
 mod finish;
 mod gate;
 pub(crate) mod inputs;
+mod lr_find;
 pub mod net;
 mod prepare;
 pub mod probe;
+mod rates;
+mod rules;
 pub(crate) mod samples;
 mod stage;
 mod state;
 mod step;
 #[cfg(test)]
 mod tests;
+mod watch;
+mod weights;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
-use tl_proto::spec::{DataSection, JobSpec};
+use candle_core::Tensor;
+use tl_proto::spec::{DataSection, JobSpec, Sampling};
 
 pub use self::config::Config;
 use self::{
@@ -30,16 +37,16 @@ use self::{
     net::Net,
     samples::Samples,
     stage::Stage,
-    state::{EpochFigures, RunState, Sums},
+    state::RunState,
     step::Step,
+    watch::Watch,
 };
 use crate::{
     Error, Result,
     collective::Collective,
     data::sampler::{Epoch, steps_per_epoch},
-    eval::Evaluation,
     link::{Link, Notice, Row},
-    nn,
+    modifier, nn,
     objective::Objective,
     optim,
 };
@@ -52,6 +59,8 @@ pub struct Run<'a> {
     pub data: &'a DataSection,
     /// What it minimises.
     pub objective: &'static Objective,
+    /// `[classes]`: what a class counts in the loss, where they do not all count the same.
+    pub weights: Option<Tensor>,
 }
 
 /// Trains, evaluates and exports. Every rank of the group calls it with the same job; rank 0 reports.
@@ -64,7 +73,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let local = config.local()?;
     let data = local.data.as_ref().ok_or_else(|| missing("data"))?;
     let model = local.model.as_ref().ok_or_else(|| missing("model"))?;
-    let run = Run { spec, data, objective: Objective::find(&spec.job.kind) };
+    let objective = Objective::find(&spec.job.kind);
     same_numbers(spec, group)?;
     let train = Samples::open(data, "train", spec.job.seed)?;
     let val = Samples::open(data, "val", spec.job.seed)?;
@@ -73,10 +82,13 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let student = Net::build(model, &classes, false, spec.job.seed, &config.inputs)?;
     let train = train.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     let val = val.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
-    let teacher = match local.nets.get("teacher").filter(|_| run.objective.has_teacher()) {
+    let teacher = match local.nets.get("teacher").filter(|_| objective.has_teacher()) {
         Some(section) => Some(Net::build(section, &classes, true, spec.job.seed, &config.inputs)?),
         None => None,
     };
+    let weights = weights::of_classes(data, &*train.dataset)?;
+    let weights = weights.map(|w| nn::tensor(w, &[classes.len()])).transpose()?;
+    let run = Run { spec, data, objective, weights };
     let optimizer = optim::find(&spec.optimizer.name);
     let fresh = RunState::new(&student.network.initial, (optimizer.init)(student.network.initial.values.len()));
     let state = resume(config, fresh, group, link)?;
@@ -139,6 +151,7 @@ impl Loop<'_> {
                 name: stage_spec.name.clone(),
                 trained: stage.trained,
                 parameters: self.state.store.values.len(),
+                lr: stage.rates(stage_spec),
                 first_unit: self.net.network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default(),
             });
             if index < self.state.progress.stage {
@@ -183,33 +196,28 @@ impl Loop<'_> {
         let spec = self.run.spec;
         let section = &spec.stage[index];
         let norms: Vec<usize> = stage.norms.iter().flat_map(|(m, v)| [m.0, v.0]).collect();
+        let before = (inputs, teacher);
         if !self.state.progress.stage_open {
-            if section.reset_optimizer {
-                self.state.moments = (optimizer.init)(self.state.store.values.len());
-            }
-            let digest = gate::frozen_digest(&self.state, &self.net.network.initial, &stage.layout, &norms);
-            let p = &mut self.state.progress;
-            (p.stage, p.stage_open, p.frozen, p.watched) = (index, true, digest, 0);
-            (p.best, p.stop_wait, p.plateau_wait, p.plateau_factor) = (None, 0, 0, 1.0);
-            self.state.best = None;
+            self.find_rate(index, stage, before, optimizer, group, link)?;
+            self.open(index, stage, &norms, optimizer);
         }
-        let (n, batch) = (self.train.count(), self.run.data.batch as usize);
-        let per_epoch = steps_per_epoch(n, batch);
+        let found = self.state.progress.found.get(&index);
+        let pick = section.lr_find.as_ref().and_then(|f| f.pick);
+        let top = pick.and_then(|p| found?.picked(p)).unwrap_or_else(|| section.lr.top());
+        let per_epoch = steps_per_epoch(self.train.count(), self.run.data.batch as usize);
         let total = u64::from(section.epochs) * per_epoch as u64;
         let mut stopped = false;
         while self.state.progress.epoch < section.epochs && !stopped {
-            let global = self.state.progress.epochs_before + u64::from(self.state.progress.epoch);
-            let epoch = Epoch::new(spec.job.seed, global, n, batch);
+            let epoch = self.epoch();
             for k in self.state.progress.step_in_epoch..per_epoch {
                 let started = Instant::now();
                 let step = Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch: &epoch };
                 let reduced = step::compute(&step, k, group, link.stop_requested())?;
                 self.publish(group, link);
                 let p = &self.state.progress;
-                let factor = optim::schedule::factor(&section.schedule, p.stage_step, total, u64::from(section.warmup));
-                let lr = section.lr * factor * p.plateau_factor;
-                let norm = self.apply(stage, optimizer, &reduced, lr, k + 1)?;
-                self.report(group, link, &reduced, (lr, norm, started, per_epoch), total);
+                let rate = optim::schedule::rate(section, top * p.plateau_factor, p.stage_step, total);
+                let norm = self.apply(stage, optimizer, &reduced, rate, k + 1)?;
+                self.report(group, link, &reduced, (rate.lr, norm, started, per_epoch), total);
                 let every = u64::from(spec.checkpoint.every);
                 let due = every > 0 && self.state.progress.step.is_multiple_of(every);
                 if due || reduced.stop {
@@ -221,7 +229,7 @@ impl Loop<'_> {
                     return Err(Error::Stopped);
                 }
             }
-            stopped = self.end_epoch(section, val, group, link)?;
+            stopped = self.end_epoch(section, top, val, group, link)?;
             if spec.checkpoint.every == 0 {
                 self.checkpoint(group, link)?;
             }
@@ -230,7 +238,7 @@ impl Loop<'_> {
             link.notice(
                 Notice::StoppedEarly,
                 &format!(
-                    "stage `{}` ended after {} epochs without improvement",
+                    "stage `{}` ended after {} epochs: the last ones were no improvement",
                     section.name, self.state.progress.epoch
                 ),
             );
@@ -238,7 +246,9 @@ impl Loop<'_> {
         gate::check_short(&self.state.progress, &self.net.network.initial, &stage.layout)?;
         let digest = gate::frozen_digest(&self.state, &self.net.network.initial, &stage.layout, &norms);
         gate::check_frozen(&self.state.progress, &digest, &section.name)?;
-        if let Some((values, buffers)) = self.state.best.take() {
+        // What was judged is what goes on: the average where one is kept, and of those the best.
+        let averages = self.state.averages.take();
+        if let Some((values, buffers)) = self.state.best.take().or(averages) {
             (self.state.store.values, self.state.store.buffer_values) = (values, buffers);
         }
         let p = &mut self.state.progress;
@@ -247,13 +257,41 @@ impl Loop<'_> {
         self.checkpoint(group, link)
     }
 
+    /// The order of the epoch that is on.
+    fn epoch(&self) -> Epoch {
+        let p = &self.state.progress;
+        let (seed, epoch, batch) =
+            (self.run.spec.job.seed, p.epochs_before + u64::from(p.epoch), self.run.data.batch as usize);
+        match self.run.data.sampling {
+            Sampling::Shuffled => Epoch::new(seed, epoch, self.train.count(), batch),
+            Sampling::Balanced => Epoch::balanced(seed, epoch, self.train.dataset.labels(), batch),
+        }
+    }
+
+    /// Sets a stage up.
+    fn open(&mut self, index: usize, stage: &Stage, norms: &[usize], optimizer: &optim::Optimizer) {
+        let spec = self.run.spec;
+        if spec.stage[index].reset_optimizer {
+            self.state.moments = (optimizer.init)(self.state.store.values.len());
+        }
+        let digest = gate::frozen_digest(&self.state, &self.net.network.initial, &stage.layout, norms);
+        let p = &mut self.state.progress;
+        (p.stage, p.stage_open, p.frozen, p.watched) = (index, true, digest, 0);
+        (p.best, p.stop_wait, p.plateau_wait, p.plateau_factor) = (None, 0, 0, 1.0);
+        (p.advance, p.plateau, p.averaged) = (Watch::default(), Watch::default(), 0);
+        self.state.best = None;
+        let store = &self.state.store;
+        let averages = || (store.values.clone(), store.buffer_values.clone());
+        self.state.averages = modifier::average(&spec.modifiers, 0).map(|_| averages());
+    }
+
     /// The only place where the state changes: mean, gate, clip, update, running statistics.
     fn apply(
         &mut self,
         stage: &Stage,
         optimizer: &optim::Optimizer,
         reduced: &step::Reduced,
-        lr: f64,
+        rate: optim::Rate,
         next: usize,
     ) -> Result<f64> {
         let params = stage.layout.params_len();
@@ -275,7 +313,7 @@ impl Loop<'_> {
             &mut store.values,
             &mean,
             &stage.groups,
-            lr,
+            rate,
         );
         for (mean_id, var_id) in &stage.norms {
             let Some(sums) = stage.layout.stats(*mean_id) else { continue };
@@ -284,6 +322,9 @@ impl Loop<'_> {
             nn::update_running(&mut mean, &mut var, &reduced.flat[sums]);
             store.buffer_values[store.buffers[mean_id.0].range.clone()].copy_from_slice(&mean);
             store.buffer_values[store.buffers[var_id.0].range.clone()].copy_from_slice(&var);
+        }
+        if let Some(keep) = modifier::average(&self.run.spec.modifiers, self.state.progress.averaged) {
+            self.state.average(stage, keep);
         }
         let p = &mut self.state.progress;
         p.step += 1;
@@ -325,62 +366,6 @@ impl Loop<'_> {
             values: values.map(|(k, v)| (k.to_owned(), v)).into(),
         });
         link.activity(&format!("train {stage}"), p.stage_step, total);
-    }
-
-    /// Evaluates and decides, from numbers that every rank has alike, whether the stage goes on.
-    fn end_epoch(
-        &mut self,
-        section: &tl_proto::spec::StageSection,
-        val: &Inputs<'_>,
-        group: &mut dyn Collective,
-        link: &mut dyn Link,
-    ) -> Result<bool> {
-        let outcomes = evaluate::evaluate(&self.state.store, val, group)?;
-        let evaluation = Evaluation::new(self.classes, &outcomes);
-        let p = &mut self.state.progress;
-        if !evaluation.loss.is_finite() {
-            let (step, epoch) = (p.step, p.epoch + 1);
-            return Err(Error::NotFinite(format!(
-                "the validation loss after step {step} (epoch {epoch} of the stage) is {}",
-                evaluation.loss
-            )));
-        }
-        let sums = std::mem::take(&mut p.sums);
-        p.epoch += 1;
-        p.step_in_epoch = 0;
-        let Sums { samples, loss, correct } = sums;
-        let values: BTreeMap<String, f64> = [
-            ("train.loss", loss / samples.max(1) as f64),
-            ("train.accuracy", correct as f64 / samples.max(1) as f64),
-            ("val.loss", evaluation.loss),
-            ("val.accuracy", evaluation.accuracy),
-        ]
-        .map(|(k, v)| (k.to_owned(), v))
-        .into();
-        p.history.push(EpochFigures { stage: section.name.clone(), epoch: p.epoch, values: values.clone() });
-        if group.rank() == 0 {
-            let only_val = values.into_iter().filter(|(k, _)| k.starts_with("val.")).collect();
-            link.row(&Row { step: p.step, stage: section.name.clone(), epoch: f64::from(p.epoch), values: only_val });
-        }
-        let Some(stop) = &self.run.spec.stop else { return Ok(false) };
-        let (value, sign) =
-            if stop.monitor == "val.loss" { (evaluation.loss, -1.0) } else { (evaluation.accuracy, 1.0) };
-        let better = p.best.is_none_or(|best| (value - best) * sign > stop.min_delta);
-        if better {
-            p.best = Some(value);
-            (p.stop_wait, p.plateau_wait) = (0, 0);
-            if stop.restore_best {
-                self.state.best = Some((self.state.store.values.clone(), self.state.store.buffer_values.clone()));
-            }
-            return Ok(false);
-        }
-        p.stop_wait += 1;
-        p.plateau_wait += 1;
-        if let Some(factor) = stop.plateau_factor.filter(|_| p.plateau_wait >= stop.plateau_patience) {
-            p.plateau_factor *= factor;
-            p.plateau_wait = 0;
-        }
-        Ok(stop.patience.is_some_and(|patience| p.stop_wait > patience))
     }
 
     /// Writes a checkpoint aside; it is published once everyone is known to have its state.

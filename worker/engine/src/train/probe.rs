@@ -2,11 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, begin::manifest, export::StageFigures, net::Net, samples::Samples, stage::Stage};
+use super::{Config, begin::manifest, export::StageFigures, net::Net, samples::Samples, stage::Stage, weights};
 use crate::{
     Error, Result,
     collective::partition::partition,
-    data::{Dataset, sampler::steps_per_epoch},
+    data::{
+        Dataset,
+        sampler::{grain, grains_of, steps_per_epoch},
+    },
     objective::Objective,
 };
 
@@ -25,6 +28,12 @@ pub struct Plan {
     pub steps_per_epoch: usize,
     /// Grains of a full step.
     pub grains: u32,
+    /// Samples of the largest grain: what is in memory at a time. Gradients of grains add up to the batch's.
+    #[serde(default)]
+    pub grain_samples: usize,
+    /// What each class counts in the loss, where they do not all count the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<Vec<f32>>,
     /// Grains of each rank, for the most ranks that the job takes.
     pub split: Vec<usize>,
     /// What each stage trains.
@@ -50,6 +59,16 @@ pub fn same_classes(train: &dyn Dataset, val: &dyn Dataset) -> Result<Vec<String
         ));
     }
     Ok(a.to_vec())
+}
+
+/// Samples of the largest grain of an epoch; the last step may be longer than the others by one.
+fn largest_grain(n: usize, batch: usize, grains: usize) -> usize {
+    let steps = [batch.min(n), n.saturating_sub((steps_per_epoch(n, batch).max(1) - 1) * batch)];
+    let largest = |step: usize| {
+        let count = grains_of(step, batch, grains);
+        (0..count).map(|s| grain(step, count, s).len()).max().unwrap_or(0)
+    };
+    steps.map(largest).into_iter().max().unwrap_or(0)
 }
 
 /// Looks at a job. A model of an earlier step that is not there yet is taken on trust.
@@ -89,7 +108,13 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let stages = spec.stage.iter().map(|s| {
         let stage = Stage::resolve(&net, store, s)?;
         let first_unit = net.network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default();
-        Ok(StageFigures { name: s.name.clone(), trained: stage.trained, parameters: store.values.len(), first_unit })
+        Ok(StageFigures {
+            name: s.name.clone(),
+            trained: stage.trained,
+            parameters: store.values.len(),
+            lr: stage.rates(s),
+            first_unit,
+        })
     });
     let stages = stages.collect::<Result<_>>()?;
     let n = train.labels().len();
@@ -106,6 +131,8 @@ pub fn probe(config: &Config) -> Result<Plan> {
         ),
         steps_per_epoch: steps_per_epoch(n, data.batch as usize),
         grains: spec.grains(),
+        grain_samples: largest_grain(n, data.batch as usize, spec.grains() as usize),
+        class_weights: weights::of_classes(data, &*train)?,
         split: split.iter().map(std::ops::Range::len).collect(),
         stages,
     })

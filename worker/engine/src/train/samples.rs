@@ -112,11 +112,12 @@ impl Samples {
         }
     }
 
-    /// The transform of a sample in an epoch. View 0 is the sample as it is.
-    pub fn view(&self, index: usize, epoch: u64) -> View {
+    /// The transform of a sample at its turn: the epoch, or the number of the draw where a sample may be drawn again.
+    /// View 0 is the sample as it is.
+    pub fn view(&self, index: usize, turn: u64) -> View {
         let number = match self.augment.views {
-            Views::Fixed(n) => epoch % u64::from(n),
-            Views::Fresh => epoch + 1,
+            Views::Fixed(n) => turn % u64::from(n),
+            Views::Fresh => turn + 1,
         };
         if number == 0 {
             View::PLAIN
@@ -137,7 +138,9 @@ impl Samples {
             )
         })?;
         let values = square.iter().map(|b| f32::from(*b)).collect();
-        Ok(pixels::normalise(&view.apply(values, contract.side()), contract))
+        let mut input = pixels::normalise(&view.apply(values, contract.side()), contract);
+        view.blank(&mut input, contract.side());
+        Ok(input)
     }
 
     /// The decoded sample, cut to the network's square; kept while memory lasts.
@@ -189,6 +192,8 @@ mod tests {
             grains: None,
             train_per_class: None,
             skip_bad: 0,
+            class_weights: None,
+            sampling: tl_proto::spec::Sampling::default(),
             augment: AugmentSection::default(),
             params: Params::new(),
         }

@@ -2,7 +2,7 @@
 
 use tl_proto::spec::{BnMode, StageSection};
 
-use super::net::Net;
+use super::{net::Net, rates, rules};
 use crate::{
     Error, Result,
     nn::{BufferId, Layer, Layout, ParamId, Store},
@@ -32,28 +32,7 @@ impl Stage {
         let network = &net.network;
         let mut trained = vec![false; store.params.len()];
         for rule in &spec.train {
-            let mut named = 0;
-            for unit in units_of(net, rule) {
-                for p in network.unit_params(unit) {
-                    trained[p.0] = true;
-                    named += 1;
-                }
-            }
-            if rule != "head" && rule != "*" && !rule.starts_with("top:") {
-                let prefix =
-                    |name: &str| name == rule || name.strip_prefix(rule.as_str()).is_some_and(|r| r.starts_with('.'));
-                for (_, t) in store.params.iter().zip(&mut trained).filter(|(e, _)| prefix(&e.name)) {
-                    *t = true;
-                    named += 1;
-                }
-            }
-            // A few layers may be less than one unit; that is a rule that trains nothing more, not an error by itself.
-            if named == 0 && !rule.starts_with("top:") {
-                return Err(Error::user(
-                    format!("stage `{}`: `{rule}` names no parameters of {}", spec.name, net.backbone.name),
-                    "use `head`, `top:N`, `*`, or the start of a parameter's name; `tlctl plan` lists them",
-                ));
-            }
+            rules::named(net, store, &spec.name, rule)?.iter().for_each(|p| trained[p.0] = true);
         }
         let mut norms: Vec<(BufferId, BufferId)> = Vec::new();
         let mut cut = network.units.len();
@@ -89,58 +68,33 @@ impl Stage {
         let ids: Vec<ParamId> = (0..trained.len()).filter(|i| trained[*i]).map(ParamId).collect();
         let means: Vec<BufferId> = norms.iter().map(|n| n.0).collect();
         let layout = Layout::new(store, &ids, &means);
-        let groups = groups(net, store, &layout, spec.layer_decay);
+        let scales = rates::scales(net, store, spec, &ids)?;
+        let groups = groups(store, &layout, &scales);
         let count = layout.params_len();
         Ok(Self { cut, layout, groups, norms, trained: count })
     }
+
+    /// The lowest and the highest rate that anything is trained at, before schedules.
+    pub fn rates(&self, spec: &StageSection) -> [f64; 2] {
+        let scales = || self.groups.iter().map(|g| g.lr_scale);
+        let top = spec.lr.top();
+        [top * scales().fold(1.0, f64::min), top * scales().fold(0.0, f64::max)]
+    }
 }
 
-/// The units that a rule names; none for a name of a parameter.
-fn units_of(net: &Net, rule: &str) -> std::ops::Range<usize> {
-    let network = &net.network;
-    let all = network.units.len();
-    if rule == "*" {
-        return 0..all;
-    }
-    if rule == "head" {
-        return network.head..all;
-    }
-    let Some(layers) = rule.strip_prefix("top:").and_then(|n| n.parse::<usize>().ok()) else { return 0..0 };
-    // Whole units only: as many as fit into that many layers, counted as people count them.
-    let mut left = layers;
-    let mut first = network.head;
-    while first > 0 && network.units[first - 1].layer.leaves() <= left {
-        first -= 1;
-        left -= network.units[first].layer.leaves();
-    }
-    first..network.head
-}
-
-fn groups(net: &Net, store: &Store, layout: &Layout, decay: f64) -> Vec<Group> {
-    let network = &net.network;
-    let mut depth = vec![0; store.params.len()];
-    let mut blocks = 0;
-    for params in (0..network.head).rev().map(|u| network.unit_params(u)) {
-        // A unit that learns nothing, such as the pooling, is no step away from the head.
-        blocks += usize::from(!params.is_empty());
-        params.iter().for_each(|p| depth[p.0] = blocks);
-    }
-    layout
-        .trained()
-        .map(|(id, gradient)| {
-            let entry = &store.params[id.0];
-            // By repeated multiplication: the same bits everywhere.
-            let lr_scale = (0..depth[id.0]).fold(1.0, |scale, _| scale * decay);
-            Group { values: entry.range.clone(), gradient, lr_scale, decays: entry.shape.len() > 1 }
-        })
-        .collect()
+fn groups(store: &Store, layout: &Layout, scales: &[f64]) -> Vec<Group> {
+    let group = |((id, gradient), lr_scale): ((ParamId, std::ops::Range<usize>), &f64)| {
+        let entry = &store.params[id.0];
+        Group { values: entry.range.clone(), gradient, lr_scale: *lr_scale, decays: entry.shape.len() > 1 }
+    };
+    layout.trained().zip(scales).map(group).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use tl_proto::spec::{HeadSection, ModelSection};
+    use tl_proto::spec::{HeadSection, ModelSection, Rates};
 
     use super::*;
 
@@ -157,17 +111,7 @@ mod tests {
     }
 
     fn stage(train: &[&str], bn: BnMode) -> StageSection {
-        StageSection {
-            name: "s".into(),
-            epochs: 1,
-            train: train.iter().map(|t| (*t).into()).collect(),
-            lr: 0.1,
-            schedule: "constant".into(),
-            warmup: 0,
-            layer_decay: 0.5,
-            bn,
-            reset_optimizer: false,
-        }
+        StageSection { layer_decay: 0.5, bn, ..StageSection::new("s", 1, train, 0.1) }
     }
 
     #[test]
@@ -200,6 +144,71 @@ mod tests {
         assert!(Stage::resolve(&net, store, &stage(&["blocks"], BnMode::Train)).is_err());
         let named = Stage::resolve(&net, store, &stage(&["block3", "head"], BnMode::Train)).unwrap();
         assert_eq!(named.cut, 3);
+    }
+
+    /// What part of the rate a parameter learns at.
+    fn scale(net: &Net, stage: &StageSection, name: &str) -> f64 {
+        let at = net.network.initial.params.iter().find(|p| p.name == name).unwrap();
+        let resolved = Stage::resolve(net, &net.network.initial, stage).unwrap();
+        resolved.groups.iter().find(|g| g.values == at.range).unwrap().lr_scale
+    }
+
+    #[test]
+    fn a_range_of_rates_is_geometric_over_the_blocks_that_are_trained() {
+        let net = net("small_cnn");
+        let with = |train: &[&str], lr| StageSection { lr, layer_decay: 1.0, ..stage(train, BnMode::Train) };
+        let whole = with(&["*"], Rates::Range([1e-5, 1e-3]));
+        // fastai: even_mults(1e-5, 1e-3, 5), over the largest.
+        for (name, want) in
+            [("fc.weight", 1.0), ("block3.conv.weight", 0.316_227_766_016_837_9), ("block0.conv.weight", 0.01)]
+        {
+            assert!((scale(&net, &whole, name) - want).abs() < 1e-9, "{name}");
+        }
+        assert!((scale(&net, &whole, "block2.conv.weight") - 0.1).abs() < 1e-12);
+        let top = with(&["head", "block3"], Rates::Range([1e-5, 1e-3]));
+        assert!((scale(&net, &top, "block3.conv.weight") - 0.01).abs() < 1e-12, "the lowest that is trained");
+        assert_eq!(scale(&net, &with(&["head"], Rates::Range([1e-5, 1e-3])), "fc.bias"), 1.0);
+    }
+
+    #[test]
+    fn the_narrowest_rule_gives_the_rate() {
+        let net = net("small_cnn");
+        let rules =
+            |rates: &[(&str, f64)]| Rates::Rules(rates.iter().map(|(rule, lr)| ((*rule).to_owned(), *lr)).collect());
+        let with =
+            |rates: &[(&str, f64)]| StageSection { lr: rules(rates), layer_decay: 1.0, ..stage(&["*"], BnMode::Train) };
+        let mixed = with(&[("*", 1e-4), ("head", 1e-2), ("re:^block[01]\\.", 1e-5), ("block1.conv", 0.0025)]);
+        for (name, want) in [
+            ("fc.bias", 1.0),
+            ("block3.conv.weight", 0.01),
+            ("block0.conv.weight", 0.001),
+            ("block1.conv.weight", 0.25),
+        ] {
+            assert!((scale(&net, &mixed, name) - want).abs() < 1e-12, "{name}");
+        }
+        let refused = |rates: &[(&str, f64)]| {
+            let Err(Error::User { message, .. }) = Stage::resolve(&net, &net.network.initial, &with(rates)) else {
+                panic!()
+            };
+            message
+        };
+        assert!(refused(&[("head", 1.0)]).contains("no rate for `block0.conv.weight`"));
+        assert!(refused(&[("*", 1.0), ("re:block0", 0.5), ("block0", 0.2)]).contains("different rates"));
+        assert!(refused(&[("*", 1.0), ("blok", 0.5)]).contains("names no parameters"));
+    }
+
+    #[test]
+    fn patterns_and_norms_name_parameters() {
+        let net = net("small_cnn");
+        let trained = |rules: &[&str], bn| {
+            let s = Stage::resolve(&net, &net.network.initial, &stage(rules, bn)).unwrap();
+            s.layout.trained().map(|(p, _)| net.network.initial.params[p.0].name.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(trained(&["re:^block[23]\\.conv"], BnMode::Frozen), ["block2.conv.weight", "block3.conv.weight"]);
+        let norms = trained(&["norms"], BnMode::Train);
+        assert!(norms.len() == 8 && norms.iter().all(|n| n.contains(".norm.")), "{norms:?}");
+        let floor = StageSection { min_scale: 0.2, ..stage(&["*"], BnMode::Train) };
+        assert_eq!((scale(&net, &floor, "block2.conv.weight"), scale(&net, &floor, "block0.conv.weight")), (0.25, 0.2));
     }
 
     #[test]

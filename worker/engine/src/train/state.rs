@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
+use super::{lr_find::Found, stage::Stage, watch::Watch};
 use crate::{Error, Result, collective, files, nn::Store, num::fingerprint::fingerprint, optim::Moments};
 
 /// One epoch's figures.
@@ -66,6 +67,21 @@ pub struct Progress {
     pub sums: Sums,
     /// Finished epochs.
     pub history: Vec<EpochFigures>,
+    /// What is watched for going on to the next stage.
+    #[serde(default)]
+    pub advance: Watch,
+    /// What is watched for lowering the rate.
+    #[serde(default)]
+    pub plateau: Watch,
+    /// Updates of the averages.
+    #[serde(default)]
+    pub averaged: u64,
+    /// What searches for a learning rate came to, by stage.
+    #[serde(default)]
+    pub found: BTreeMap<usize, Found>,
+    /// How often the optimizer updated each run of parameters.
+    #[serde(default)]
+    pub updates: BTreeMap<usize, u64>,
     /// Running products of the optimizer's betas, as bits, by where the run of parameters begins.
     pub products: BTreeMap<usize, [u64; 2]>,
 }
@@ -79,6 +95,8 @@ pub struct RunState {
     pub moments: Moments,
     /// Best values and buffers of the stage, if they are to be restored.
     pub best: Option<(Vec<f32>, Vec<f32>)>,
+    /// Averages of values and buffers over the steps of the stage, if they are kept.
+    pub averages: Option<(Vec<f32>, Vec<f32>)>,
     /// The rest.
     pub progress: Progress,
 }
@@ -95,7 +113,7 @@ impl RunState {
     pub fn new(store: &Store, moments: Moments) -> Self {
         let numbers = blake3::Hash::from_bytes(fingerprint()).to_hex().to_string();
         let progress = Progress { plateau_factor: 1.0, numbers, ..Progress::default() };
-        Self { store: store.clone(), moments, best: None, progress }
+        Self { store: store.clone(), moments, best: None, averages: None, progress }
     }
 
     /// The state as bytes that know whether they are whole.
@@ -105,15 +123,25 @@ impl RunState {
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let mut progress = self.progress.clone();
         progress.products = self.moments.products.iter().map(|(at, p)| (*at, p.map(f64::to_bits))).collect();
+        progress.updates = self.moments.updates.clone();
         let json = serde_json::to_vec(&progress).map_err(|e| Error::Internal(e.to_string()))?;
         let empty = (Vec::new(), Vec::new());
         let best = self.best.as_ref().unwrap_or(&empty);
+        let averages = self.averages.as_ref().unwrap_or(&empty);
         let mut out = MAGIC.to_vec();
         out.extend((json.len() as u64).to_le_bytes());
         out.extend(json);
-        for part in
-            [&self.store.values, &self.store.buffer_values, &self.moments.first, &self.moments.second, &best.0, &best.1]
-        {
+        let (store, moments) = (&self.store, &self.moments);
+        for part in [
+            &store.values,
+            &store.buffer_values,
+            &moments.first,
+            &moments.second,
+            &best.0,
+            &best.1,
+            &averages.0,
+            &averages.1,
+        ] {
             out.extend((part.len() as u64).to_le_bytes());
             out.extend(collective::to_bytes(part));
         }
@@ -133,27 +161,64 @@ impl RunState {
         let mut rest = &rest[used..];
         let mut progress: Progress = serde_json::from_slice(&json).ok()?;
         let mut parts = Vec::new();
-        for _ in 0..6 {
+        for i in 0..8 {
+            // Before there were averages, there were six parts.
+            if i == 6 && rest.is_empty() {
+                parts.extend([Vec::new(), Vec::new()]);
+                break;
+            }
             let (part, used) = take(rest, 4)?;
             rest = &rest[used..];
             parts.push(collective::from_bytes(&part).ok()?);
         }
-        let [values, buffers, first, second, best_values, best_buffers] = <[Vec<f32>; 6]>::try_from(parts).ok()?;
+        let [values, buffers, first, second, best_values, best_buffers, average, average_buffers] =
+            <[Vec<f32>; 8]>::try_from(parts).ok()?;
+        let pair = |v: &Vec<f32>, b: &Vec<f32>| v.is_empty() || (v.len() == values.len() && b.len() == buffers.len());
         let fits = values.len() == store.values.len()
             && buffers.len() == store.buffer_values.len()
             && first.len() == values.len()
             && (second.is_empty() || second.len() == values.len())
-            && (best_values.is_empty() || (best_values.len() == values.len() && best_buffers.len() == buffers.len()));
+            && pair(&best_values, &best_buffers)
+            && pair(&average, &average_buffers);
         let bits = std::mem::take(&mut progress.products);
         let products = bits.into_iter().map(|(at, p)| (at, p.map(f64::from_bits))).collect();
         let best = (!best_values.is_empty()).then_some((best_values, best_buffers));
+        let averages = (!average.is_empty()).then_some((average, average_buffers));
+        let updates = std::mem::take(&mut progress.updates);
         let store = Store { values, buffer_values: buffers, ..store.clone() };
         (fits && rest.is_empty()).then_some(Self {
             store,
-            moments: Moments { first, second, products },
+            moments: Moments { first, second, products, updates },
             best,
+            averages,
             progress,
         })
+    }
+
+    /// Moves the averages of what the stage trains towards where it stands, by 1 − `keep`. What is frozen stays the same
+    /// in both, bit by bit.
+    pub fn average(&mut self, stage: &Stage, keep: f64) {
+        let Some((values, buffers)) = &mut self.averages else { return };
+        let towards = (1.0 - keep) as f32;
+        let lerp = |average: &mut [f32], now: &[f32]| {
+            average.iter_mut().zip(now).for_each(|(a, n)| *a += towards * (n - *a));
+        };
+        for group in &stage.groups {
+            lerp(&mut values[group.values.clone()], &self.store.values[group.values.clone()]);
+        }
+        for buffer in stage.norms.iter().flat_map(|(mean, var)| [mean, var]) {
+            let range = self.store.buffers[buffer.0].range.clone();
+            lerp(&mut buffers[range.clone()], &self.store.buffer_values[range]);
+        }
+        self.progress.averaged += 1;
+    }
+
+    /// Puts the averages, where they are kept, in the place of what they are averages of; and back again.
+    pub fn swap_averages(&mut self) {
+        if let Some((values, buffers)) = &mut self.averages {
+            std::mem::swap(values, &mut self.store.values);
+            std::mem::swap(buffers, &mut self.store.buffer_values);
+        }
     }
 
     /// Writes a checkpoint into `dir`; on error nothing is left behind.
@@ -175,9 +240,15 @@ mod tests {
         let store = Store { values: vec![1.0, f32::NAN, 3.0], buffer_values: vec![4.0], ..Store::default() };
         let mut state = RunState::new(
             &store,
-            Moments { first: vec![0.5; 3], second: vec![0.25; 3], products: [(1, [0.9, 0.1 + 0.2])].into() },
+            Moments {
+                first: vec![0.5; 3],
+                second: vec![0.25; 3],
+                products: [(1, [0.9, 0.1 + 0.2])].into(),
+                updates: [(1, 3)].into(),
+            },
         );
         state.best = Some((vec![7.0; 3], vec![8.0]));
+        state.averages = Some((vec![9.0; 3], vec![10.0]));
         state.progress.step = 12;
         // Numbers that a careless reader of decimal digits gets wrong by one bit.
         state.progress.best = Some(148.0 / 153.0);
@@ -195,8 +266,20 @@ mod tests {
         let bytes = state.to_bytes().unwrap();
         let back = RunState::from_bytes(bytes.clone(), &store).unwrap();
         assert_eq!(back.to_bytes().unwrap(), bytes);
-        assert_eq!(back.moments.products, state.moments.products);
+        assert_eq!((&back.moments.products, &back.averages), (&state.moments.products, &state.averages));
+        assert_eq!(back.moments.updates, state.moments.updates);
         assert_eq!(back.progress, state.progress);
+    }
+
+    #[test]
+    fn a_state_from_before_there_were_averages_is_read() {
+        let (mut state, store) = state();
+        state.averages = None;
+        let mut bytes = files::unseal(state.to_bytes().unwrap()).unwrap();
+        // The two last parts are empty: a length of zero each.
+        bytes.truncate(bytes.len() - 16);
+        let back = RunState::from_bytes(files::seal(bytes), &store).unwrap();
+        assert_eq!(back.to_bytes().unwrap(), state.to_bytes().unwrap());
     }
 
     proptest::proptest! {

@@ -1,7 +1,7 @@
 //! One step: own grains forward and backward, one reduction, one update.
 
 use candle_core::Var;
-use tl_proto::spec::Reduction;
+use tl_proto::spec::{Reduction, Sampling};
 
 use super::{Run, inputs::Inputs, stage::Stage, state::RunState};
 use crate::{
@@ -144,6 +144,11 @@ impl Step<'_> {
         let progress = &self.state.progress;
         let epoch = progress.epochs_before + u64::from(progress.epoch);
         let (indices, ids): (Vec<usize>, Vec<u64>) = draws.iter().copied().unzip();
+        // What may be drawn twice in an epoch must not look the same twice.
+        let turns = match self.run.data.sampling {
+            Sampling::Shuffled => vec![epoch; ids.len()],
+            Sampling::Balanced => ids.clone(),
+        };
         let mix = self.mix(grain);
         let labels: Vec<usize> = indices.iter().map(|i| self.inputs.samples.dataset.labels()[*i]).collect();
         let classes = self.inputs.net.network.outputs;
@@ -156,12 +161,12 @@ impl Step<'_> {
         let teacher = match self.teacher {
             Some(inputs) => {
                 let store = &inputs.net.network.initial;
-                Some(inputs.batch(store, &indices, epoch, mix.as_ref())?)
+                Some(inputs.batch(store, &indices, &turns, mix.as_ref())?)
             }
             None => None,
         };
 
-        let x = self.inputs.batch(&self.state.store, &indices, epoch, mix.as_ref())?;
+        let x = self.inputs.batch(&self.state.store, &indices, &turns, mix.as_ref())?;
         let dropout = DropoutDraw { rng: Philox::new(self.run.spec.job.seed, "dropout"), draws: &ids };
         let pass = Pass { store: &self.state.store, layout: Some(&self.stage.layout), dropout: Some(dropout) };
         let mut tape = Tape::default();
@@ -170,7 +175,8 @@ impl Step<'_> {
 
         // The cut: candle differentiates the loss, our layers everything below.
         let leaf = Var::from_tensor(&logits)?;
-        let batch = Batch { logits: leaf.as_tensor(), targets: &targets, teacher: teacher.as_ref() };
+        let weights = self.run.weights.as_ref();
+        let batch = Batch { logits: leaf.as_tensor(), targets: &targets, teacher: teacher.as_ref(), weights };
         let loss = (self.run.objective.loss)(&self.run.spec.objective, &batch)?;
         let value = f64::from(loss.to_scalar::<f32>()?);
         let store = loss.backward()?;

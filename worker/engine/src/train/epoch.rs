@@ -1,0 +1,103 @@
+//! The end of an epoch: what it came to, and what follows from it.
+
+use std::collections::BTreeMap;
+
+use tl_proto::spec::StageSection;
+
+use super::{
+    Loop, evaluate,
+    inputs::Inputs,
+    state::{EpochFigures, Sums},
+    watch::{Watch, monitored},
+};
+use crate::{
+    Error, Result,
+    collective::Collective,
+    eval::Evaluation,
+    link::{Link, Row},
+};
+
+impl Loop<'_> {
+    /// Evaluates and decides, from numbers that every rank has alike, whether the stage goes on.
+    pub(super) fn end_epoch(
+        &mut self,
+        section: &StageSection,
+        top: f64,
+        val: &Inputs<'_>,
+        group: &mut dyn Collective,
+        link: &mut dyn Link,
+    ) -> Result<bool> {
+        // Where averages are kept, they are what is judged.
+        self.state.swap_averages();
+        let judged = self.judge(section, val, group, link);
+        if matches!(&judged, Ok((_, true))) && self.run.spec.stop.as_ref().is_some_and(|s| s.restore_best) {
+            self.state.best = Some((self.state.store.values.clone(), self.state.store.buffer_values.clone()));
+        }
+        self.state.swap_averages();
+        let (evaluation, better) = judged?;
+        let p = &mut self.state.progress;
+        if let Some(plateau) = section.plateau() {
+            let value = monitored(&plateau.monitor, &evaluation);
+            p.plateau_factor = p.plateau.lowered(value, top * p.plateau_factor, &plateau) / top;
+        }
+        let mut over = section.advance.as_ref().is_some_and(|a| {
+            let value = monitored(&a.monitor, &evaluation);
+            p.advance.exhausted(value, a.min_delta, a.patience)
+        });
+        let Some(stop) = self.run.spec.stop.as_ref().filter(|_| !better) else { return Ok(over) };
+        p.stop_wait += 1;
+        p.plateau_wait += 1;
+        if let Some(factor) = stop.plateau_factor.filter(|_| p.plateau_wait >= stop.plateau_patience) {
+            p.plateau_factor *= factor;
+            p.plateau_wait = 0;
+        }
+        // As Keras counts: as many epochs in a row as `patience` says, and one at least.
+        over |= stop.patience.is_some_and(|patience| p.stop_wait >= patience.max(1));
+        Ok(over)
+    }
+
+    /// Evaluates; says what it came to and whether it is the best of the stage by the metric of `[stop]`.
+    fn judge(
+        &mut self,
+        section: &StageSection,
+        val: &Inputs<'_>,
+        group: &mut dyn Collective,
+        link: &mut dyn Link,
+    ) -> Result<(Evaluation, bool)> {
+        let outcomes = evaluate::evaluate(&self.state.store, val, group)?;
+        let evaluation = Evaluation::new(self.classes, &outcomes);
+        let p = &mut self.state.progress;
+        if !evaluation.loss.is_finite() {
+            let (step, epoch) = (p.step, p.epoch + 1);
+            return Err(Error::NotFinite(format!(
+                "the validation loss after step {step} (epoch {epoch} of the stage) is {}",
+                evaluation.loss
+            )));
+        }
+        let sums = std::mem::take(&mut p.sums);
+        p.epoch += 1;
+        p.step_in_epoch = 0;
+        let Sums { samples, loss, correct } = sums;
+        let values: BTreeMap<String, f64> = [
+            ("train.loss", loss / samples.max(1) as f64),
+            ("train.accuracy", correct as f64 / samples.max(1) as f64),
+            ("val.loss", evaluation.loss),
+            ("val.accuracy", evaluation.accuracy),
+        ]
+        .map(|(k, v)| (k.to_owned(), v))
+        .into();
+        p.history.push(EpochFigures { stage: section.name.clone(), epoch: p.epoch, values: values.clone() });
+        if group.rank() == 0 {
+            let only_val = values.into_iter().filter(|(k, _)| k.starts_with("val.")).collect();
+            link.row(&Row { step: p.step, stage: section.name.clone(), epoch: f64::from(p.epoch), values: only_val });
+        }
+        let Some(stop) = &self.run.spec.stop else { return Ok((evaluation, false)) };
+        let mut watch = Watch { best: p.best, ..Watch::default() };
+        let better = watch.improves(monitored(&stop.monitor, &evaluation), stop.min_delta);
+        p.best = watch.best;
+        if better {
+            (p.stop_wait, p.plateau_wait) = (0, 0);
+        }
+        Ok((evaluation, better))
+    }
+}

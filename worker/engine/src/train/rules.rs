@@ -1,0 +1,65 @@
+//! What the rules of a stage name: `head`, `top:20`, `*`, `norms`, `re:PATTERN`, or the start of a parameter's name.
+
+use tl_proto::spec::name_pattern;
+
+use super::net::Net;
+use crate::{
+    Error, Result,
+    nn::{Layer, ParamId, Store},
+};
+
+/// The parameters that a rule names, in order.
+///
+/// # Errors
+/// A rule that names nothing. `top:N` may: a few layers may be less than one unit.
+pub fn named(net: &Net, store: &Store, stage: &str, rule: &str) -> Result<Vec<ParamId>> {
+    let pattern = name_pattern(rule).map_err(|e| Error::user(format!("stage `{stage}`: {}", e.message), e.hint))?;
+    let mut named: Vec<ParamId> = units_of(net, rule).flat_map(|u| net.network.unit_params(u)).collect();
+    if named.is_empty() {
+        let norms = norms_of(net, store);
+        let names = |name: &str| match &pattern {
+            Some(pattern) => pattern.is_match(name.as_bytes()),
+            None if rule == "norms" => norms.iter().any(|n| name.starts_with(n.as_str())),
+            None => name == rule || name.strip_prefix(rule).is_some_and(|r| r.starts_with('.')),
+        };
+        let all = store.params.iter().enumerate();
+        named = all.filter(|(_, e)| names(&e.name)).map(|(i, _)| ParamId(i)).collect();
+    }
+    if named.is_empty() && !rule.starts_with("top:") {
+        return Err(Error::user(
+            format!("stage `{stage}`: `{rule}` names no parameters of {}", net.backbone.name),
+            "use `head`, `top:N`, `*`, `norms`, `re:PATTERN`, or the start of a parameter's name up to a dot",
+        ));
+    }
+    named.sort_unstable();
+    named.dedup();
+    Ok(named)
+}
+
+/// The starts of the names of the backbone's batch-norms, with their dot.
+fn norms_of(net: &Net, store: &Store) -> Vec<String> {
+    let mut norms = Vec::new();
+    net.network.units[..net.network.head].iter().for_each(|u| u.layer.norms(&mut norms));
+    norms.iter().map(|(mean, _)| store.buffers[mean.0].name.replace(".running_mean", ".")).collect()
+}
+
+/// The units that a rule names; none for a name of a parameter.
+fn units_of(net: &Net, rule: &str) -> std::ops::Range<usize> {
+    let network = &net.network;
+    let all = network.units.len();
+    if rule == "*" {
+        return 0..all;
+    }
+    if rule == "head" {
+        return network.head..all;
+    }
+    let Some(layers) = rule.strip_prefix("top:").and_then(|n| n.parse::<usize>().ok()) else { return 0..0 };
+    // Whole units only: as many as fit into that many layers, counted as people count them.
+    let mut left = layers;
+    let mut first = network.head;
+    while first > 0 && network.units[first - 1].layer.leaves() <= left {
+        first -= 1;
+        left -= network.units[first].layer.leaves();
+    }
+    first..network.head
+}
