@@ -1,5 +1,6 @@
 //! Networks. A new one is a file here and a line in [`ALL`].
 
+mod head;
 mod mobilenet_v2;
 mod resnet;
 mod resnet101;
@@ -13,7 +14,7 @@ mod small_cnn;
 use tl_proto::{catalog::Entry, spec::HeadSection};
 
 use crate::{
-    nn::{BatchNorm, Builder, Dropout, Layer, Padding, ParamId, Relu, Sequential, Store},
+    nn::{BatchNorm, Builder, Dropout, Layer, Padding, ParamId, Sequential, Store},
     weights::Contract,
 };
 
@@ -95,11 +96,8 @@ impl Network {
             if head.dropout > 0.0 { layers.with(Dropout { p: head.dropout as f32, site }) } else { layers }
         };
         for (i, hidden) in head.hidden.iter().map(|h| *h as usize).enumerate() {
-            let mut layers = Sequential::default().with(b.linear(&format!("head.{i}"), (width, hidden)));
-            if head.norm == tl_proto::spec::Norm::Batch {
-                layers = layers.with(b.norm(&format!("head.{i}.norm"), hidden));
-            }
-            units.push(Unit { name: format!("head.{i}"), layer: drop(layers.with(Relu)) });
+            let layers = head::hidden(&mut b, head, &format!("head.{i}"), (width, hidden));
+            units.push(Unit { name: format!("head.{i}"), layer: drop(layers) });
             width = hidden;
         }
         let before = if head.hidden.is_empty() { drop(Sequential::default()) } else { Sequential::default() };

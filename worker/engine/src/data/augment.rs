@@ -84,14 +84,12 @@ impl View {
         format!("{self:?}")
     }
 
-    /// Sets the erased box of a normalised input `[3, side, side]` to zero, which is the mean colour.
+    /// Sets the erased box of a normalised input `[side, side, 3]` to zero, which is the mean colour.
     pub fn blank(&self, input: &mut [f32], side: usize) {
         let Some(erase) = self.erase else { return };
         let (rows, columns) = erase.bounds(side);
-        for plane in input.chunks_exact_mut(side * side) {
-            for row in rows.clone() {
-                plane[row * side..(row + 1) * side][columns.clone()].fill(0.0);
-            }
+        for row in rows {
+            input[(row * side + columns.start) * 3..(row * side + columns.end) * 3].fill(0.0);
         }
     }
 
@@ -165,6 +163,8 @@ mod tests {
             if let Some(erase) = view.erase {
                 let (rows, columns) = erase.bounds(side);
                 assert_eq!(blank, 3 * rows.len() * columns.len());
+                let corner = (rows.start * side + columns.start) * 3;
+                assert_eq!(input[corner..corner + 3 * columns.len()], vec![0.0; 3 * columns.len()]);
                 let (h, w) = (rows.len() as f64, columns.len() as f64);
                 let area = h * w / (side * side) as f64;
                 assert!((0.015..0.36).contains(&area) && (0.25..4.0).contains(&(h / w)), "{area} {}", h / w);

@@ -1,0 +1,88 @@
+//! A hidden layer of a classifier's head: dense, then norm and activation in either order. Dropout comes after it.
+
+use tl_proto::spec::{HeadAct, HeadSection, Norm};
+
+use crate::nn::{Act, Activation, Builder, Sequential};
+
+/// A hidden layer called `name`. PyTorch's heads have the norm before the activation; Keras' have it after
+/// (`act_first`).
+pub(super) fn hidden(b: &mut Builder, head: &HeadSection, name: &str, (input, output): (usize, usize)) -> Sequential {
+    let layers = Sequential::default().with(b.linear(name, (input, output)));
+    let normed = |b: &mut Builder, layers: Sequential| match head.norm {
+        Norm::Batch => layers.with(b.norm(&format!("{name}.norm"), output)),
+        Norm::None => layers,
+    };
+    let activated = |layers: Sequential| match act(head.activation) {
+        Act::None => layers,
+        act => layers.with(Activation(act)),
+    };
+    if head.act_first { normed(b, activated(layers)) } else { activated(normed(b, layers)) }
+}
+
+fn act(named: HeadAct) -> Act {
+    match named {
+        HeadAct::Relu => Act::Relu,
+        HeadAct::Gelu => Act::Gelu,
+        HeadAct::Silu => Act::Silu,
+        HeadAct::Tanh => Act::Tanh,
+        HeadAct::Sigmoid => Act::Sigmoid,
+        HeadAct::None => Act::None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{Layer, Pass, Tape, host, testing};
+
+    fn layer(head: &HeadSection) -> (Sequential, crate::nn::Store) {
+        let mut b = Builder::new(3);
+        let layers = hidden(&mut b, head, "head.0", (4, 5));
+        (layers, b.store)
+    }
+
+    #[test]
+    fn norm_and_activation_come_in_either_order() {
+        // The lesson's head: dense with relu, then batch-norm.
+        let keras = HeadSection { norm: Norm::Batch, act_first: true, ..HeadSection::default() };
+        let torch = HeadSection { norm: Norm::Batch, ..HeadSection::default() };
+        let said = |head: &HeadSection| {
+            let mut text = String::new();
+            layer(head).0.describe(&mut text);
+            (text.find("norm").unwrap(), text.find("relu").unwrap())
+        };
+        let ((norm, relu), (before, after)) = (said(&torch), said(&keras));
+        assert!(norm < relu && after < before);
+        // With statistics that shift, the last layer tells: after a rectifier nothing is negative.
+        let lowest = |head: &HeadSection| {
+            let (layers, mut store) = layer(head);
+            store.buffer_values[..5].fill(0.5);
+            let y = layers.forward(&testing::input(&[6, 4]), &Pass::eval(&store), &mut Tape::default()).unwrap();
+            host(&y).unwrap().iter().copied().fold(f32::INFINITY, f32::min)
+        };
+        assert!(lowest(&torch) >= 0.0 && lowest(&keras) < 0.0);
+    }
+
+    #[test]
+    fn activations_are_the_ones_that_are_named() {
+        let x = testing::input(&[3, 4]);
+        let run = |activation| {
+            let (layers, store) = layer(&HeadSection { activation, ..HeadSection::default() });
+            let y = layers.forward(&x, &Pass::eval(&store), &mut Tape::default()).unwrap();
+            host(&y).unwrap().to_vec()
+        };
+        let plain = run(HeadAct::None);
+        let functions: [(HeadAct, fn(f64) -> f64); 5] = [
+            (HeadAct::Relu, |v| v.max(0.0)),
+            (HeadAct::Silu, |v| v / (1.0 + (-v).exp())),
+            (HeadAct::Tanh, f64::tanh),
+            (HeadAct::Sigmoid, |v| 1.0 / (1.0 + (-v).exp())),
+            (HeadAct::Gelu, |v| 0.5 * v * (1.0 + libm::erf(v / std::f64::consts::SQRT_2))),
+        ];
+        for (named, f) in functions {
+            for (y, v) in run(named).iter().zip(&plain) {
+                assert!((f64::from(*y) - f(f64::from(*v))).abs() < 1e-5, "{named:?}: {y} {v}");
+            }
+        }
+    }
+}
