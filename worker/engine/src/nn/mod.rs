@@ -5,12 +5,18 @@
 //! last layer only, for losses.
 
 mod act;
+mod average;
+mod border;
 mod container;
 mod conv;
 mod depthwise;
+mod drop_path;
 mod dropout;
+mod gate;
+mod graph;
 mod linear;
 mod norm;
+mod pixelwise;
 mod pool;
 mod rows;
 mod store;
@@ -22,12 +28,18 @@ use std::ops::Deref;
 use candle_core::{Device, Storage, Tensor};
 
 pub use act::{Act, Activation, Relu};
+pub use average::AvgPool;
+pub use border::Border;
 pub use container::{Residual, Sequential, Shortcut};
 pub use conv::{Conv2d, ConvSpec, Padding};
 pub use depthwise::Depthwise;
+pub use drop_path::DropPath;
 pub use dropout::Dropout;
+pub use gate::Gate;
+pub use graph::{Graph, Value};
 pub use linear::Linear;
 pub use norm::{BatchNorm, update_running};
+pub use pixelwise::{FlattenChannels, Normalize, Scale};
 pub use pool::{Flatten, GlobalAvgPool, MaxPool};
 pub use store::{BufferId, Builder, Entry, Gradients, Layout, ParamId, Store};
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Act, BatchNorm, Conv2d, ConvSpec, Depthwise, Linear, Padding};
+use super::{Act, BatchNorm, Conv2d, ConvSpec, Depthwise, Linear, Normalize, Padding};
 use crate::num::rng::{Philox, name_id};
 
 /// A trainable tensor.
@@ -232,5 +232,17 @@ impl Builder {
         let w = self.param(format!("{name}.weight"), &[output, input], |s| s.range(-bound, bound));
         let b = self.param(format!("{name}.bias"), &[output], |s| s.range(-bound, bound));
         Linear { w, b, input, output }
+    }
+
+    /// A normalisation of the input by constants, which are buffers; `after` is part of the network.
+    pub fn normalize(&mut self, name: &str, mean: &[f32], variance: &[f32], after: &[f32]) -> Normalize {
+        let mut constant = |what: &str, values: &[f32]| {
+            let store = &mut self.store;
+            let name = format!("{name}.{what}");
+            let id = Store::add(&mut store.buffers, &mut store.buffer_values, name, &[values.len()]);
+            store.buffer_values[store.buffers[id].range.clone()].copy_from_slice(values);
+            BufferId(id)
+        };
+        Normalize { mean: constant("mean", mean), variance: constant("variance", variance), after: after.to_vec() }
     }
 }

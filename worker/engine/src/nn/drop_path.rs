@@ -1,0 +1,103 @@
+//! Whole branches left out for some samples: stochastic depth (Huang et al., 2016).
+
+use candle_core::Tensor;
+
+use super::{Gradients, Layer, Pass, Saved, Tape, host, tensor};
+use crate::{Error, Result};
+
+/// Zeroes a sample with probability `p` and scales the others by `1/(1−p)`; which, is a function of the sample's draw.
+/// The last layer of a residual branch.
+#[derive(Debug)]
+pub struct DropPath {
+    /// Probability.
+    pub p: f32,
+    /// Which of the network's dropouts this is.
+    pub site: u32,
+}
+
+fn scaled(x: &Tensor, scales: &[f32]) -> Result<Tensor> {
+    let input = host(x)?;
+    let per_sample = input.len() / scales.len().max(1);
+    let mut out = vec![0.0; input.len()];
+    let samples = out.chunks_exact_mut(per_sample.max(1)).zip(input.chunks_exact(per_sample.max(1)));
+    samples.zip(scales).for_each(|((out, x), s)| out.iter_mut().zip(x).for_each(|(o, x)| *o = x * s));
+    tensor(out, x.dims())
+}
+
+impl Layer for DropPath {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+        let keep = 1.0 / (1.0 - self.p);
+        let scales: Vec<f32> = match pass.dropout.filter(|_| self.p > 0.0) {
+            None => Vec::new(),
+            Some(draw) => {
+                let drawn = |id: &u64| draw.rng.stream(*id, self.site).uniform();
+                draw.draws.iter().map(|id| if drawn(id) < self.p { 0.0 } else { keep }).collect()
+            }
+        };
+        let y = if scales.is_empty() {
+            x.clone()
+        } else if scales.len() == x.dims()[0] {
+            scaled(x, &scales)?
+        } else {
+            return Err(Error::Internal("stochastic depth was given another number of samples than draws".into()));
+        };
+        if pass.records() {
+            tape.push(Saved::Values(scales));
+        }
+        Ok(y)
+    }
+
+    fn backward(
+        &self,
+        dy: &Tensor,
+        _: &Pass<'_>,
+        tape: &mut Tape,
+        _: &mut Gradients,
+        need_dx: bool,
+    ) -> Result<Option<Tensor>> {
+        let scales = tape.pop_values()?;
+        Ok(match (need_dx, scales.is_empty()) {
+            (false, _) => None,
+            (true, true) => Some(dy.clone()),
+            (true, false) => Some(scaled(dy, &scales)?),
+        })
+    }
+
+    fn describe(&self, out: &mut String) {
+        out.push_str("droppath;");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        nn::{Builder, DropoutDraw, Layout, testing},
+        num::rng::Philox,
+    };
+
+    #[test]
+    fn a_sample_is_dropped_or_not_whatever_is_beside_it_and_backward_does_the_same() {
+        let store = Builder::new(1).store;
+        let layout = Layout::new(&store, &[], &[]);
+        let layer = DropPath { p: 0.4, site: 7 };
+        let draws: Vec<u64> = (0..200).collect();
+        let x = testing::input(&[200, 2, 1, 3]);
+        let run = |x: &Tensor, draws: &[u64]| {
+            let draw = DropoutDraw { rng: Philox::new(1, "dropout"), draws };
+            let pass = Pass { store: &store, layout: Some(&layout), dropout: Some(draw) };
+            let mut tape = Tape::default();
+            let y = layer.forward(x, &pass, &mut tape).unwrap();
+            let dx = layer.backward(x, &pass, &mut tape, &mut Gradients::new(&layout), true).unwrap().unwrap();
+            testing::assert_close(&dx, &y, 0.0);
+            y
+        };
+        let all = run(&x, &draws);
+        let some = run(&x.narrow(0, 50, 20).unwrap().copy().unwrap(), &draws[50..70]);
+        testing::assert_close(&some, &all.narrow(0, 50, 20).unwrap(), 0.0);
+        let dropped = host(&all).unwrap().chunks(6).filter(|s| s.iter().all(|v| *v == 0.0)).count();
+        assert!((50..110).contains(&dropped), "{dropped} of 200");
+        let eval = layer.forward(&x, &Pass::eval(&store), &mut Tape::default()).unwrap();
+        testing::assert_close(&eval, &x, 0.0);
+    }
+}

@@ -1,0 +1,130 @@
+//! Channels scaled by what layers make of their means: squeeze-and-excitation (Hu et al., 2017).
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::{BufferId, Gradients, Layer, ParamId, Pass, Saved, Sequential, Tape, host, tensor};
+use crate::{Error, Result};
+
+/// `y = x · layers(mean(x))`, channel by channel; the layers see the means as images of one pixel, `[n, 1, 1, c]`.
+pub struct Gate {
+    /// From means to factors, as many as there are channels.
+    pub layers: Sequential,
+}
+
+/// Adds up the rows of each image: `f` adds one pixel to the image's sums.
+fn sums(images: usize, c: usize, f: impl Fn(usize, &mut [f64]) + Sync) -> Vec<f64> {
+    let mut out = vec![0.0; images * c];
+    out.par_chunks_exact_mut(c).enumerate().for_each(|(i, sums)| f(i, sums));
+    out
+}
+
+impl Layer for Gate {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+        let (n, h, w, c) = x.dims4()?;
+        let input = host(x)?;
+        let (input, size) = (&*input, h * w * c);
+        let totals = sums(n, c, |i, sums| {
+            for pixel in input[i * size..(i + 1) * size].chunks_exact(c) {
+                sums.iter_mut().zip(pixel).for_each(|(s, v)| *s += f64::from(*v));
+            }
+        });
+        let means = totals.iter().map(|s| (s / (h * w) as f64) as f32).collect();
+        let gate = self.layers.forward(&tensor(means, &[n, 1, 1, c])?, pass, tape)?;
+        if gate.dims() != [n, 1, 1, c] {
+            return Err(Error::Internal(format!("a gate of {:?} for {c} channels", gate.dims())));
+        }
+        let mut out = vec![0.0; n * size];
+        {
+            let factors = host(&gate)?;
+            let factors = &*factors;
+            out.par_chunks_mut(w * c).zip(input.par_chunks(w * c)).enumerate().for_each(|(row, (out, x))| {
+                let gate = &factors[row / h * c..][..c];
+                for (out, x) in out.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+                    out.iter_mut().zip(x).zip(gate).for_each(|((o, x), g)| *o = x * g);
+                }
+            });
+        }
+        if pass.records() {
+            tape.push(Saved::Tensor(x.clone()));
+            tape.push(Saved::Tensor(gate));
+        }
+        tensor(out, &[n, h, w, c])
+    }
+
+    fn backward(
+        &self,
+        dy: &Tensor,
+        pass: &Pass<'_>,
+        tape: &mut Tape,
+        grads: &mut Gradients,
+        need_dx: bool,
+    ) -> Result<Option<Tensor>> {
+        let (gate, x) = (tape.pop_tensor()?, tape.pop_tensor()?);
+        let (n, h, w, c) = x.dims4()?;
+        let (x, g, size) = (host(&x)?, host(dy)?, h * w * c);
+        let (x, g) = (&*x, &*g);
+        let products = sums(n, c, |i, sums| {
+            let part = i * size..(i + 1) * size;
+            for (g, x) in g[part.clone()].chunks_exact(c).zip(x[part].chunks_exact(c)) {
+                sums.iter_mut().zip(g).zip(x).for_each(|((s, g), x)| *s += f64::from(*g) * f64::from(*x));
+            }
+        });
+        let through = tensor(products.iter().map(|s| *s as f32).collect(), &[n, 1, 1, c])?;
+        let through = self.layers.backward(&through, pass, tape, grads, need_dx)?;
+        let Some(through) = through.filter(|_| need_dx) else { return Ok(None) };
+        let (factors, means, share) = (host(&gate)?, host(&through)?, 1.0 / (h * w) as f32);
+        let (factors, means) = (&*factors, &*means);
+        let mut dx = vec![0.0; n * size];
+        dx.par_chunks_mut(w * c).zip(g.par_chunks(w * c)).enumerate().for_each(|(row, (dx, g))| {
+            let at = row / h * c..(row / h + 1) * c;
+            let (gate, mean) = (&factors[at.clone()], &means[at]);
+            for (dx, g) in dx.chunks_exact_mut(c).zip(g.chunks_exact(c)) {
+                for i in 0..c {
+                    dx[i] = g[i] * gate[i] + mean[i] * share;
+                }
+            }
+        });
+        Ok(Some(tensor(dx, &[n, h, w, c])?))
+    }
+
+    fn leaves(&self) -> usize {
+        // The mean and the product are layers of their own, as people count.
+        self.layers.leaves() + 2
+    }
+
+    fn describe(&self, out: &mut String) {
+        out.push_str("gate(");
+        self.layers.describe(out);
+        out.push(')');
+    }
+
+    fn params(&self, out: &mut Vec<ParamId>) {
+        self.layers.params(out);
+    }
+
+    fn norms(&self, out: &mut Vec<(BufferId, BufferId)>) {
+        self.layers.norms(out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{Act, Activation, Builder, ConvSpec, Padding, testing};
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let mut b = Builder::new(1);
+        let none = (Padding::Symmetric(0), Padding::Symmetric(0));
+        let mut conv = |name: &str, cin, cout| {
+            b.conv_spec(name, ConvSpec { cin, cout, kernel: (1, 1), stride: 1, pad: none, bias: true })
+        };
+        let layers = Sequential::default()
+            .with(conv("reduce", 3, 2))
+            .with(Activation(Act::Silu))
+            .with(conv("expand", 2, 3))
+            .with(Activation(Act::Sigmoid));
+        testing::check_gradients(&Gate { layers }, &b.store, &[2, 3, 4, 3]);
+    }
+}
