@@ -10,7 +10,7 @@ use tl_proto::spec::{AugmentSection, DataSection, ModelSection, Params};
 use crate::{
     Error, Result,
     collective::Solo,
-    data::{image_folder, pixels},
+    data::{augment::View, image_folder, pixels},
     eval::{Evaluation, softmax},
     train::{evaluate, export::About, inputs::Inputs, net, net::Net, samples::Samples},
     weights,
@@ -63,8 +63,9 @@ impl Model {
         let contract = &self.net.contract;
         let side = contract.side();
         let square = pixels::square(&decoded, contract.resize_short_side as usize, side);
-        let values: Vec<f32> = square.iter().map(|b| f32::from(*b)).collect();
-        let batch = pixels::batch(pixels::normalise(&values, contract), 1, side)?;
+        let mut input = vec![0.0; pixels::values(contract)];
+        pixels::input(&square, &View::PLAIN, contract, &mut input);
+        let batch = pixels::batch(input, 1, side)?;
         let units = self.net.network.units.len();
         let logits = net::rows(&self.net.forward(&self.net.network.initial, batch, 0, units)?)?;
         Ok(softmax(logits.first().map_or(&[], Vec::as_slice)))

@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use tl_proto::spec::{AugmentSection, Views};
 
-use crate::num::rng::{Philox, Stream};
+use crate::num::{
+    rng::{Philox, Stream},
+    simd::vectorised,
+};
 
 /// One realised transform; equal text means equal pixels.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,6 +59,9 @@ impl View {
     /// The sample as it is.
     pub const PLAIN: Self = Self { flip: false, angle: 0.0, scale: 1.0, shift: (0.0, 0.0), erase: None };
 
+    /// The sample mirrored, and no more.
+    pub const FLIPPED: Self = Self { flip: true, ..Self::PLAIN };
+
     /// View number `view` of a sample: a function of seed, content and number alone. Fixed views take turns at being
     /// mirrored, so that two of them always differ; endless ones toss a coin.
     pub fn draw(augment: &AugmentSection, seed: u32, digest: &[u8; 32], view: u64) -> Self {
@@ -93,47 +99,148 @@ impl View {
         }
     }
 
-    /// Applies all but the erasing to a square of interleaved pixels.
-    pub fn apply(&self, pixels: Vec<f32>, side: usize) -> Vec<f32> {
-        if (Self { erase: None, ..*self }) == Self::PLAIN {
-            return pixels;
-        }
-        let (sin, cos) = (libm::sinf(self.angle), libm::cosf(self.angle));
+    /// Whether it mirrors, if that is all it does but for the erasing.
+    pub(super) fn only_flips(&self) -> Option<bool> {
+        (*self == Self { flip: self.flip, erase: self.erase, ..Self::PLAIN }).then_some(self.flip)
+    }
+
+    /// Mirrors, turns, zooms and shifts `[side, side, 3]`, behind which lies one value more, into `out`.
+    pub(super) fn warp(&self, pixels: &[f32], side: usize, out: &mut [f32]) {
+        let (sin, cos) = (libm::sinf(self.angle) * self.scale, libm::cosf(self.angle) * self.scale);
         let middle = (side as f32 - 1.0) / 2.0;
-        let last = side as f32 - 1.0;
-        let mut out = Vec::with_capacity(pixels.len());
-        for y in 0..side {
-            for x in 0..side {
-                let dx = if self.flip { middle - x as f32 } else { x as f32 - middle } * self.scale;
-                let dy = (y as f32 - middle) * self.scale;
-                let sx = (cos * dx - sin * dy + middle + self.shift.0 * side as f32).clamp(0.0, last);
-                let sy = (sin * dx + cos * dy + middle + self.shift.1 * side as f32).clamp(0.0, last);
-                let (x0, y0) = (libm::floorf(sx) as usize, libm::floorf(sy) as usize);
-                let (x1, y1) = ((x0 + 1).min(side - 1), (y0 + 1).min(side - 1));
-                let (fx, fy) = (sx - x0 as f32, sy - y0 as f32);
-                for c in 0..3 {
-                    let at = |x: usize, y: usize| pixels[(y * side + x) * 3 + c];
-                    let top = at(x0, y0) + (at(x1, y0) - at(x0, y0)) * fx;
-                    let bottom = at(x0, y1) + (at(x1, y1) - at(x0, y1)) * fx;
-                    out.push(top + (bottom - top) * fy);
-                }
+        let mirrored = if self.flip { -1.0 } else { 1.0 };
+        // Where the middle comes from, and how far one step to the right and one downwards goes there.
+        let map = Map {
+            middle,
+            origin: [middle + self.shift.0 * side as f32, middle + self.shift.1 * side as f32],
+            right: [cos * mirrored, sin * mirrored],
+            down: [-sin, cos],
+        };
+        let mut places = Places { at: vec![0; side], right: vec![0.0; side], down: vec![0.0; side] };
+        // One value more than pixels, so that every pixel can be written as four values.
+        let mut line = vec![0.0; side * 3 + 1];
+        for (y, row) in out.chunks_exact_mut(side * 3).enumerate() {
+            locate(&mut places, y as f32, &map);
+            sample(&mut line, pixels, &places, side);
+            row.copy_from_slice(&line[..side * 3]);
+        }
+    }
+}
+
+/// An affine map from pixels of the output to places in the input, `[x, y]`.
+struct Map {
+    middle: f32,
+    origin: [f32; 2],
+    right: [f32; 2],
+    down: [f32; 2],
+}
+
+/// Between which pixels of the input those of one row lie: the number of the upper left one, and how far from it.
+struct Places {
+    at: Vec<u32>,
+    right: Vec<f32>,
+    down: Vec<f32>,
+}
+
+/// Whole numbers from here on, and up to twice as much, are their own last bits: pictures of up to 2896 pixels a side.
+const WHOLE: f32 = 8_388_608.0;
+
+/// Rounds down what is at least 0 and less than [`WHOLE`].
+#[inline(always)]
+fn floor(v: f32) -> f32 {
+    let near = (v + WHOLE) - WHOLE;
+    near - if near > v { 1.0 } else { 0.0 }
+}
+
+vectorised! {
+    /// Where the pixels of row `y` come from.
+    fn locate(places: &mut Places, y: f32, map: &Map) {
+        let (n, side) = (places.at.len(), places.at.len() as f32);
+        // The last pixel counts as the end of the step that leads to it.
+        let (last, before) = (side - 1.0, (side - 2.0).max(0.0));
+        let within = |v: f32, limit: f32| {
+            let low = if v > 0.0 { v } else { 0.0 };
+            if low < limit { low } else { limit }
+        };
+        let dy = y - map.middle;
+        let begin = [map.origin[0] + map.down[0] * dy, map.origin[1] + map.down[1] * dy];
+        let (at, right, down) = (&mut places.at[..n], &mut places.right[..n], &mut places.down[..n]);
+        for x in 0..n {
+            let dx = x as u32 as i32 as f32 - map.middle;
+            let sx = within(begin[0] + map.right[0] * dx, last);
+            let sy = within(begin[1] + map.right[1] * dx, last);
+            let (x0, y0) = (floor(within(sx, before)), floor(within(sy, before)));
+            at[x] = (y0 * side + x0 + WHOLE).to_bits() & 0x7f_ffff;
+            (right[x], down[x]) = (sx - x0, sy - y0);
+        }
+    }
+
+    /// Mixes the four neighbours of each place.
+    fn sample(line: &mut [f32], pixels: &[f32], places: &Places, side: usize) {
+        // A picture of one pixel has no other neighbours.
+        let (across, below) = if side > 1 { (3, 3 * side) } else { (0, 0) };
+        let places = places.at.iter().zip(&places.right).zip(&places.down);
+        for (x, ((at, right), down)) in places.enumerate() {
+            let near = &pixels[*at as usize * 3..][..below + across + 4];
+            let upper = between(&near[..4], &near[across..across + 4], *right);
+            let lower = between(&near[below..below + 4], &near[below + across..], *right);
+            // The fourth value is the next pixel's first, which is written after it.
+            if let Some(slot) = line[3 * x..].first_chunk_mut::<4>() {
+                *slot = between(&upper, &lower, *down);
             }
         }
-        out
     }
+}
+
+/// Four values at once; the last belongs to the next pixel.
+#[inline(always)]
+fn between(a: &[f32], b: &[f32], f: f32) -> [f32; 4] {
+    let (a, b) = (&a[..4], &b[..4]);
+    [a[0] + (b[0] - a[0]) * f, a[1] + (b[1] - a[1]) * f, a[2] + (b[2] - a[2]) * f, a[3] + (b[3] - a[3]) * f]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn warped(view: View, pixels: &[f32], side: usize) -> Vec<f32> {
+        let mut out = vec![-1.0; pixels.len()];
+        view.warp(&[pixels, &[f32::NAN]].concat(), side, &mut out);
+        out
+    }
+
     #[test]
     fn a_flip_mirrors_and_twice_is_nothing() {
-        let flip = View { flip: true, ..View::PLAIN };
         let pixels: Vec<f32> = (0..5 * 5 * 3).map(|v| v as f32).collect();
-        let once = flip.apply(pixels.clone(), 5);
+        let once = warped(View::FLIPPED, &pixels, 5);
         assert_eq!(once[..3], pixels[12..15]);
-        assert_eq!(flip.apply(once, 5), pixels);
+        assert_eq!(warped(View::FLIPPED, &once, 5), pixels);
+        assert_eq!(View::FLIPPED.only_flips(), Some(true));
+        assert_eq!(View { scale: 1.1, ..View::FLIPPED }.only_flips(), None);
+    }
+
+    #[test]
+    fn a_shift_moves_and_repeats_the_border_and_half_a_pixel_is_the_mean() {
+        let pixels: Vec<f32> = (0..4 * 4 * 3).map(|v| (v * v) as f32).collect();
+        let at = |y: usize, x: usize, c: usize| pixels[(y * 4 + x.min(3)) * 3 + c];
+        for (by, whole, part) in [(0.25, 1, 0.0), (0.125, 0, 0.5)] {
+            let out = warped(View { shift: (by, 0.0), ..View::PLAIN }, &pixels, 4);
+            for (i, o) in out.iter().enumerate() {
+                let (y, x, c) = (i / 12, i / 3 % 4, i % 3);
+                let (near, far) = (at(y, x + whole, c), at(y, x + whole + 1, c));
+                assert_eq!(*o, near + (far - near) * if x + whole < 3 { part } else { 0.0 }, "{by}: {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_quarter_turn_turns() {
+        let pixels: Vec<f32> = (0..5 * 5 * 3).map(|v| v as f32).collect();
+        let out = warped(View { angle: std::f32::consts::FRAC_PI_2, ..View::PLAIN }, &pixels, 5);
+        for (i, o) in out.iter().enumerate() {
+            let (y, x, c) = (i / 15, i / 3 % 5, i % 3);
+            assert!((o - pixels[(x * 5 + 4 - y) * 3 + c]).abs() < 1e-3, "{i}: {o}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod generated;
 mod idx;
 pub mod image_folder;
 pub mod pixels;
+mod resize;
 pub mod sampler;
 
 use std::path::Path;

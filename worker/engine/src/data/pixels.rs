@@ -1,64 +1,54 @@
-//! From a decoded image to the square that the network sees. Fixed taps in f32: the same bits on every machine.
+//! From the square that was cut out of an image to what the network sees: bytes to numbers, in the network's order of
+//! channels, under a view.
 
-use super::Image;
+use super::augment::View;
+pub use super::resize::square;
 use crate::{nn, weights::Contract};
 
-/// Resizes the short side to `short` and cuts out the centre: `side · side · 3` bytes, interleaved.
-///
-/// Bilinear with antialiasing: when shrinking, the triangle filter grows with the scale, as in Pillow.
-pub fn square(image: &Image, short: usize, side: usize) -> Vec<u8> {
-    let (w, h) = (image.width, image.height);
-    let least = w.min(h).max(1);
-    let (rw, rh) = ((w * short).div_ceil(least).max(side), (h * short).div_ceil(least).max(side));
-    let columns = taps(w, rw, (rw - side) / 2, side);
-    let rows = taps(h, rh, (rh - side) / 2, side);
-    // Rows that are never read are never resized.
-    let first = rows.iter().map(|r| r.0).min().unwrap_or(0);
-    let last = rows.iter().map(|r| r.0 + r.1.len()).max().unwrap_or(0);
-    let mut narrow = vec![0.0f32; (last - first) * side * 3];
-    for (y, line) in narrow.chunks_exact_mut(side * 3).enumerate() {
-        let src = &image.bytes[(first + y) * w * 3..(first + y + 1) * w * 3];
-        for (pixel, (start, weights)) in line.chunks_exact_mut(3).zip(&columns) {
-            for (i, weight) in weights.iter().enumerate() {
-                let at = (start + i) * 3;
-                (0..3).for_each(|c| pixel[c] += weight * f32::from(src[at + c]));
+/// What every byte of every channel becomes. Two divisions a value would cost more than looking it up.
+struct Tones([[f32; 256]; 3]);
+
+impl Tones {
+    fn new(contract: &Contract) -> Self {
+        Self(std::array::from_fn(|c| std::array::from_fn(|byte| contract.value(c, byte as f32))))
+    }
+
+    /// Pixels one by one, mirrored in every row of `side` pixels or not, as `[side, side, 3]`.
+    fn paint<const BGR: bool>(&self, square: &[u8], side: usize, flip: bool, out: &mut [f32]) {
+        let Self([first, second, third]) = self;
+        let tone = |p: &[u8; 3]| {
+            let [a, b, c] = if BGR { [p[2], p[1], p[0]] } else { *p };
+            [first[usize::from(a)], second[usize::from(b)], third[usize::from(c)]]
+        };
+        for (row, out) in square.chunks_exact(side * 3).zip(out.chunks_exact_mut(side * 3)) {
+            let (row, out) = (row.as_chunks::<3>().0, out.as_chunks_mut::<3>().0);
+            if flip {
+                out.iter_mut().zip(row.iter().rev()).for_each(|(o, p)| *o = tone(p));
+            } else {
+                out.iter_mut().zip(row).for_each(|(o, p)| *o = tone(p));
             }
         }
     }
-    let mut out = vec![0.0f32; side * side * 3];
-    for (line, (start, weights)) in out.chunks_exact_mut(side * 3).zip(&rows) {
-        for (i, weight) in weights.iter().enumerate() {
-            let src = &narrow[(start - first + i) * side * 3..][..side * 3];
-            line.iter_mut().zip(src).for_each(|(o, v)| *o += weight * v);
-        }
-    }
-    out.into_iter().map(|v| (v + 0.5) as u8).collect()
 }
 
-/// For each output in `[skip, skip + count)`: first input and the weights from there on.
-fn taps(size: usize, resized: usize, skip: usize, count: usize) -> Vec<(usize, Vec<f32>)> {
-    let scale = size as f32 / resized as f32;
-    let reach = scale.max(1.0);
-    (skip..skip + count)
-        .map(|o| {
-            let centre = (o as f32 + 0.5) * scale;
-            let from = libm::floorf(centre - reach).max(0.0) as usize;
-            let to = (libm::ceilf(centre + reach) as usize).min(size);
-            let raw: Vec<f32> =
-                (from..to).map(|i| (1.0 - ((i as f32 + 0.5 - centre) / reach).abs()).max(0.0)).collect();
-            let total: f32 = raw.iter().sum();
-            (from, raw.iter().map(|w| w / total).collect())
-        })
-        .collect()
+/// Numbers of one input.
+pub fn values(contract: &Contract) -> usize {
+    3 * contract.side() * contract.side()
 }
 
-/// Interleaved byte values, red first, to planes of network input in the network's order.
-pub fn normalise(pixels: &[f32], contract: &Contract) -> Vec<f32> {
-    let mut out = Vec::with_capacity(pixels.len());
-    for pixel in pixels.chunks_exact(3) {
-        out.extend((0..3).map(|c| contract.value(c, pixel[if contract.bgr() { 2 - c } else { c }])));
+/// Writes the network's input, `[side, side, 3]`, for a square of interleaved bytes under a view.
+pub fn input(square: &[u8], view: &View, contract: &Contract, out: &mut [f32]) {
+    let (tones, side) = (Tones::new(contract), contract.side());
+    let paint = if contract.bgr() { Tones::paint::<true> } else { Tones::paint::<false> };
+    if let Some(flip) = view.only_flips() {
+        paint(&tones, square, side, flip, out);
+    } else {
+        // One value more than pixels, so that every pixel can be read as four values.
+        let mut toned = vec![0.0; square.len() + 1];
+        paint(&tones, square, side, false, &mut toned);
+        view.warp(&toned, side, out);
     }
-    out
+    view.blank(out, side);
 }
 
 /// A batch `[n, side, side, 3]` of inputs one after the other.
@@ -74,30 +64,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_square_of_the_right_size_is_unchanged() {
-        let bytes: Vec<u8> = (0..4 * 4 * 3).map(|i| (i * 5) as u8).collect();
-        let image = Image { width: 4, height: 4, bytes: bytes.clone() };
-        assert_eq!(square(&image, 4, 4), bytes);
-    }
-
-    #[test]
-    fn halving_averages_as_a_triangle_and_the_centre_is_cut_out() {
-        // Pillow's bilinear weights for 2:1 are 1/8 3/8 3/8 1/8; a ramp stays a ramp away from the border.
-        let (w, h) = (16, 8);
-        let bytes = (0..h).flat_map(|_| (0..w).flat_map(|x| [x as u8 * 10; 3])).collect();
-        let out = square(&Image { width: w, height: h, bytes }, 4, 4);
-        let row: Vec<u8> = out.chunks_exact(3).take(4).map(|p| p[0]).collect();
-        assert_eq!(row, [45, 65, 85, 105]);
-    }
-
-    #[test]
     fn a_network_that_wants_blue_first_gets_its_own_mean_with_it() {
-        let named = Contract::named("unit", 32, None).unwrap();
+        let named = Contract::named("unit", 2, None).unwrap();
         let rgb = Contract { mean: [0.0, 0.5, 1.0], ..named };
         let bgr = Contract { color: "bgr".into(), ..rgb.clone() };
-        // Two pixels: one red, one blue.
-        let pixels = [255.0, 0.0, 0.0, 0.0, 0.0, 255.0];
-        assert_eq!(normalise(&pixels, &rgb), [1.0, -0.5, -1.0, 0.0, -0.5, 0.0]);
-        assert_eq!(normalise(&pixels, &bgr), [0.0, -0.5, 0.0, 1.0, -0.5, -1.0]);
+        // Red, blue; black, green.
+        let square = [255, 0, 0, 0, 0, 255, 0, 0, 0, 0, 255, 0];
+        let seen = |contract: &Contract, view| {
+            let mut out = vec![9.0; 12];
+            input(&square, &view, contract, &mut out);
+            out
+        };
+        let (black, plain) = ([0.0, -0.5, -1.0], View::PLAIN);
+        assert_eq!(seen(&rgb, plain), [[1.0, -0.5, -1.0], [0.0, -0.5, 0.0], black, [0.0, 0.5, -1.0]].concat());
+        assert_eq!(seen(&bgr, plain), [[0.0, -0.5, 0.0], [1.0, -0.5, -1.0], black, [0.0, 0.5, -1.0]].concat());
+        let mirrored = [[0.0, -0.5, 0.0], [1.0, -0.5, -1.0], [0.0, 0.5, -1.0], black].concat();
+        assert_eq!(seen(&rgb, View::FLIPPED), mirrored);
     }
 }

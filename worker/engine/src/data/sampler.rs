@@ -38,9 +38,14 @@ impl Epoch {
         Self { order: (epoch * n..(epoch + 1) * n).map(draw).collect(), batch, epoch }
     }
 
+    /// How many steps there are.
+    pub fn steps(&self) -> usize {
+        steps_per_epoch(self.order.len(), self.batch)
+    }
+
     /// Positions of step `k` within the order.
     pub fn step(&self, k: usize) -> Range<usize> {
-        let last = k + 1 == steps_per_epoch(self.order.len(), self.batch);
+        let last = k + 1 == self.steps();
         k * self.batch..if last { self.order.len() } else { (k + 1) * self.batch }
     }
 

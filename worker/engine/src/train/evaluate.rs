@@ -22,7 +22,10 @@ pub fn evaluate(store: &Store, inputs: &Inputs<'_>, group: &mut dyn Collective) 
     let mut said = Vec::new();
     // Whole batches, so that what is computed together is the same for any number of ranks.
     let batches: Vec<&[usize]> = indices.chunks(BATCH).collect();
-    for batch in &batches[group.shares(batches.len())[group.rank()].clone()] {
+    let own = &batches[group.shares(batches.len())[group.rank()].clone()];
+    for (i, batch) in own.iter().enumerate() {
+        let next = own.get(i + 1).map(|next| (next.to_vec(), vec![0; next.len()]));
+        inputs.expect(next.as_slice(), false);
         let x = inputs.batch(store, batch, &vec![0; batch.len()], None)?;
         let logits = inputs.net.forward(store, x, inputs.cut, inputs.net.network.units.len())?;
         for (i, row) in batch.iter().zip(net::rows(&logits)?) {

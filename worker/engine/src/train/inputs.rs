@@ -1,11 +1,11 @@
 //! What a network is fed in a stage: cached features in front of its first trained unit, or pixels run up to there.
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 
 use super::{net::Net, samples::Samples};
 use crate::{
     Result,
+    data::augment::View,
     modifier::Mix,
     nn::{Store, tensor},
 };
@@ -37,16 +37,23 @@ impl Inputs<'_> {
             return tensor(rows, &shape);
         }
         let contract = &self.net.contract;
-        let rows: Vec<Vec<f32>> = indices
-            .par_iter()
-            .zip(turns)
-            .map(|(i, turn)| self.samples.input(*i, self.samples.view(*i, *turn), contract))
-            .collect::<Result<_>>()?;
-        let mut pixels = rows.concat();
+        let mut pixels = self.samples.inputs(&self.views(indices, turns), contract)?;
         if let Some(mix) = mix {
             pixels = mix.pictures(&pixels, contract.side());
         }
         let batch = crate::data::pixels::batch(pixels, indices.len(), contract.side())?;
         self.net.forward(store, batch, 0, self.cut)
+    }
+
+    /// Has the pixels of batches prepared that come next, samples and turns, while this rank computes.
+    pub fn expect(&self, batches: &[(Vec<usize>, Vec<u64>)], mixes: bool) {
+        if mixes || self.features.is_none() || self.samples.views().is_none() {
+            let views = batches.iter().map(|(indices, turns)| self.views(indices, turns)).collect();
+            self.samples.expect(views, &self.net.contract);
+        }
+    }
+
+    fn views(&self, indices: &[usize], turns: &[u64]) -> Vec<(usize, View)> {
+        indices.iter().zip(turns).map(|(i, turn)| (*i, self.samples.view(*i, *turn))).collect()
     }
 }

@@ -1,5 +1,6 @@
 //! A run from its first sample to its exported model: the one loop, for one rank and for many.
 
+mod ahead;
 mod begin;
 mod config;
 mod encode;

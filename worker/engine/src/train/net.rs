@@ -104,7 +104,7 @@ impl Net {
     pub fn prefix_digest(&self, store: &Store, cut: usize) -> String {
         let mut hasher = blake3::Hasher::new();
         // The number is that of decoding and preprocessing: another one where the same bytes become other pixels.
-        let mut text = format!("features/2;f32;{};", self.contract.describe());
+        let mut text = format!("features/3;f32;{};", self.contract.describe());
         self.network.units[..cut].iter().for_each(|u| u.layer.describe(&mut text));
         hasher.update(text.as_bytes());
         let (mut params, mut norms) = (Vec::new(), Vec::new());

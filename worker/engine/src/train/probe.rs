@@ -80,9 +80,9 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let (Some(data), Some(model)) = (&spec.data, &spec.model) else {
         return Err(Error::user("the job has no `[data]` or no `[model]`", "add the section"));
     };
-    let train = Samples::open(data, "train", spec.job.seed)?.dataset;
-    let val = Samples::open(data, "val", spec.job.seed)?.dataset;
-    let classes = same_classes(&*train, &*val)?;
+    let train = Samples::open(data, "train", spec.job.seed)?;
+    let val = Samples::open(data, "val", spec.job.seed)?;
+    let classes = same_classes(&*train.dataset, &*val.dataset)?;
     let later = |m: &tl_proto::spec::ModelSection| {
         let step = m.weights.as_deref().and_then(|w| w.strip_prefix("step:"));
         step.is_some_and(|s| !config.inputs.contains_key(s))
@@ -117,12 +117,12 @@ pub fn probe(config: &Config) -> Result<Plan> {
         })
     });
     let stages = stages.collect::<Result<_>>()?;
-    let n = train.labels().len();
+    let n = train.dataset.labels().len();
     let split = partition(spec.grains() as usize, spec.cluster.ranks.max as usize);
     Ok(Plan {
         classes,
-        samples: [n, val.labels().len()],
-        manifest: manifest(&[&*train, &*val]).to_hex().to_string(),
+        samples: [n, val.dataset.labels().len()],
+        manifest: manifest(&[&*train.dataset, &*val.dataset]).to_hex().to_string(),
         preprocess: format!(
             "{} pixels, {:?}, {} padding",
             net.contract.side(),

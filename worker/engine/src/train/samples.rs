@@ -1,4 +1,5 @@
-//! Samples as networks see them: decoded once, kept while memory lasts, transformed per view.
+//! Samples as networks see them: decoded once, kept while memory lasts, transformed per view, ahead of time where the
+//! caller says what comes next.
 
 use std::{
     collections::BTreeMap,
@@ -8,6 +9,7 @@ use std::{
 use rayon::prelude::*;
 use tl_proto::spec::{AugmentSection, DataSection, Views};
 
+use super::ahead::Ahead;
 use crate::{
     Error, Result,
     collective::{Collective, partition::partition},
@@ -24,12 +26,33 @@ type Kept = (usize, BTreeMap<(usize, usize, usize), Arc<Vec<u8>>>);
 
 /// One part of a job's data.
 pub struct Samples {
-    /// Which samples there are.
-    pub dataset: Box<dyn Dataset>,
+    source: Arc<Source>,
+    ahead: Ahead<Wanted, Vec<f32>>,
     part: &'static str,
     augment: AugmentSection,
     seed: u32,
+}
+
+/// What is asked for together: samples, their views, and for which network.
+#[derive(Clone, PartialEq)]
+struct Wanted {
+    views: Vec<(usize, View)>,
+    contract: Contract,
+}
+
+/// Where pixels come from.
+pub struct Source {
+    /// Which samples there are.
+    pub dataset: Box<dyn Dataset>,
     kept: Mutex<Kept>,
+}
+
+impl std::ops::Deref for Samples {
+    type Target = Source;
+
+    fn deref(&self) -> &Source {
+        &self.source
+    }
 }
 
 impl Samples {
@@ -52,7 +75,7 @@ impl Samples {
                 }
             }
         }
-        Ok(Self { dataset, part, augment, seed, kept: Mutex::default() })
+        Ok(Self { source: Source::new(dataset), ahead: Ahead::default(), part, augment, seed })
     }
 
     /// Has every rank decode its share, for the network that will see it, and leaves out what will not decode, up to
@@ -84,7 +107,10 @@ impl Samples {
             ));
         }
         let keep = (0..self.count()).filter(|i| all.iter().all(|(b, _)| b != i)).collect();
-        let dataset = Subset::new(self.dataset, keep);
+        let Some(source) = Arc::into_inner(self.source) else {
+            return Err(Error::Internal("samples were asked for before they were checked".into()));
+        };
+        let dataset = Subset::new(source.dataset, keep);
         if let Some(class) = data::empty_class(&dataset) {
             return Err(Error::user(
                 format!("none of the samples of class `{class}` in `data.{part}` can be decoded"),
@@ -96,7 +122,7 @@ impl Samples {
             link.notice(Notice::SamplesSkipped, &text);
         }
         // Indices move, so what is kept under them goes.
-        Ok(Self { dataset: Box::new(dataset), kept: Mutex::default(), ..self })
+        Ok(Self { source: Source::new(Box::new(dataset)), ..self })
     }
 
     /// How many samples there are.
@@ -126,21 +152,50 @@ impl Samples {
         }
     }
 
-    /// The network's input for a sample under a transform: `[3, side, side]`.
+    /// The network's inputs for samples under transforms, one after the other: `[n, side, side, 3]`.
     ///
     /// # Errors
     /// A file that has changed or gone since the start.
-    pub fn input(&self, index: usize, view: View, contract: &Contract) -> Result<Vec<f32>> {
+    pub fn inputs(&self, views: &[(usize, View)], contract: &Contract) -> Result<Vec<f32>> {
+        let wanted = Wanted { views: views.to_vec(), contract: contract.clone() };
+        self.ahead.take(&wanted).unwrap_or_else(|| {
+            let mut out = vec![0.0; views.len() * pixels::values(contract)];
+            let each = out.par_chunks_mut(pixels::values(contract)).zip(views);
+            each.try_for_each(|(out, (index, view))| self.source.input(*index, view, contract, out))?;
+            Ok(out)
+        })
+    }
+
+    /// Prepares what [`Samples::inputs`] will be asked for next on a thread of its own; it gives the same in any case.
+    /// What was announced long ago and never asked for is forgotten.
+    pub fn expect(&self, batches: Vec<Vec<(usize, View)>>, contract: &Contract) {
+        let wanted = batches.into_iter().map(|views| Wanted { views, contract: contract.clone() });
+        let source = self.source.clone();
+        self.ahead.expect(wanted.collect(), move |wanted| {
+            let size = pixels::values(&wanted.contract);
+            let mut out = vec![0.0; wanted.views.len() * size];
+            for (out, (index, view)) in out.chunks_exact_mut(size).zip(&wanted.views) {
+                source.input(*index, view, &wanted.contract, out)?;
+            }
+            Ok(out)
+        });
+    }
+}
+
+impl Source {
+    fn new(dataset: Box<dyn Dataset>) -> Arc<Self> {
+        Arc::new(Self { dataset, kept: Mutex::default() })
+    }
+
+    fn input(&self, index: usize, view: &View, contract: &Contract, out: &mut [f32]) -> Result<()> {
         let square = self.square(index, contract).map_err(|why| {
             Error::user(
                 format!("`{}` cannot be decoded ({why})", self.dataset.name(index)),
                 "data must not change while a job runs",
             )
         })?;
-        let values = square.iter().map(|b| f32::from(*b)).collect();
-        let mut input = pixels::normalise(&view.apply(values, contract.side()), contract);
-        view.blank(&mut input, contract.side());
-        Ok(input)
+        pixels::input(&square, view, contract, out);
+        Ok(())
     }
 
     /// The decoded sample, cut to the network's square; kept while memory lasts.
@@ -206,11 +261,39 @@ mod tests {
     #[test]
     fn a_teacher_with_another_resize_sees_its_own_crop() {
         let open = || Samples::open(&data("generated", "source"), "val", 1).unwrap();
-        let seen = |samples: &Samples, short| samples.input(0, View::PLAIN, &contract(short)).unwrap();
+        let seen = |samples: &Samples, short| samples.inputs(&[(0, View::PLAIN)], &contract(short)).unwrap();
         let shared = open();
         let student = seen(&shared, 16);
         assert_ne!(seen(&shared, 24), student);
         assert_eq!(seen(&shared, 24), seen(&open(), 24));
+    }
+
+    #[test]
+    fn what_was_announced_is_the_same_and_its_error_waits_until_it_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a/0.png", "a/1.png", "b/0.png", "b/1.png"] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            image::RgbImage::from_fn(20, 20, |x, y| image::Rgb([x as u8, y as u8, name.len() as u8]))
+                .save(path)
+                .unwrap();
+        }
+        let augment = AugmentSection { flip: true, rotate: 0.1, views: Views::Fresh, ..AugmentSection::default() };
+        let spec = DataSection { augment, ..data("image_folder", &dir.path().display().to_string()) };
+        let (announced, plain) = (Samples::open(&spec, "train", 1).unwrap(), Samples::open(&spec, "train", 1).unwrap());
+        for epoch in 0..20 {
+            let batch = |from: usize| (from..from + 2).map(|i| (i, plain.view(i, epoch))).collect::<Vec<_>>();
+            announced.expect(vec![batch(0), batch(2)], &contract(18));
+            for views in [batch(0), batch(2)] {
+                let wanted = plain.inputs(&views, &contract(18)).unwrap();
+                assert_eq!(announced.inputs(&views, &contract(18)).unwrap(), wanted);
+            }
+        }
+        let (good, gone) = (vec![(0, View::PLAIN)], vec![(3, View::PLAIN)]);
+        std::fs::remove_file(dir.path().join("b/1.png")).unwrap();
+        announced.expect(vec![gone.clone(), good.clone()], &contract(16));
+        announced.inputs(&good, &contract(16)).unwrap();
+        assert!(announced.inputs(&gone, &contract(16)).unwrap_err().to_string().contains("b/1.png"));
     }
 
     #[test]

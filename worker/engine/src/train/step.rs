@@ -62,6 +62,9 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     let count = grains_of(slots.len(), batch, full);
     let shares = group.shares(count);
     let own = shares[group.rank()].clone();
+    if k + 1 < epoch.steps() {
+        step.expect(k + 1, group);
+    }
     // In the fast reduction a leaf is the sum of a rank that owns anything.
     let before = shares[..group.rank()].iter().filter(|s| !s.is_empty()).count();
     let (fast, busy) = (run.spec.cluster.reduction == Reduction::Fast, shares.iter().filter(|s| !s.is_empty()).count());
@@ -135,20 +138,41 @@ struct GrainSums {
 }
 
 impl Step<'_> {
+    /// Has the samples of this rank's grains of step `k` prepared, while it computes the step before.
+    fn expect(&self, k: usize, group: &dyn Collective) {
+        let slots = self.epoch.step(k);
+        let count = grains_of(slots.len(), self.run.data.batch as usize, self.run.spec.grains() as usize);
+        let own = group.shares(count)[group.rank()].clone();
+        let batches: Vec<(Vec<usize>, Vec<u64>)> = own
+            .map(|s| {
+                let draws = grain(slots.len(), count, s).map(|p| self.epoch.draw(slots.start + p));
+                let (indices, ids): (Vec<usize>, Vec<u64>) = draws.unzip();
+                let turns = self.turns(&ids);
+                (indices, turns)
+            })
+            .collect();
+        let mixes = modifier::mixes(&self.run.spec.modifiers);
+        [Some(self.inputs), self.teacher].into_iter().flatten().for_each(|i| i.expect(&batches, mixes));
+    }
+
+    /// Which view of its sample each draw sees. What may be drawn twice in an epoch must not look the same twice.
+    fn turns(&self, ids: &[u64]) -> Vec<u64> {
+        match self.run.data.sampling {
+            Sampling::Shuffled => {
+                vec![self.state.progress.epochs_before + u64::from(self.state.progress.epoch); ids.len()]
+            }
+            Sampling::Balanced => ids.to_vec(),
+        }
+    }
+
     fn mix(&self, grain: usize) -> Option<Mix> {
         let (spec, side) = (self.run.spec, self.inputs.net.contract.side());
         modifier::mix(&spec.modifiers, spec.job.seed, self.state.progress.step, grain as u32, side)
     }
 
     fn grain(&self, draws: &[(usize, u64)], grain: usize) -> Result<GrainSums> {
-        let progress = &self.state.progress;
-        let epoch = progress.epochs_before + u64::from(progress.epoch);
         let (indices, ids): (Vec<usize>, Vec<u64>) = draws.iter().copied().unzip();
-        // What may be drawn twice in an epoch must not look the same twice.
-        let turns = match self.run.data.sampling {
-            Sampling::Shuffled => vec![epoch; ids.len()],
-            Sampling::Balanced => ids.clone(),
-        };
+        let turns = self.turns(&ids);
         let mix = self.mix(grain);
         let labels: Vec<usize> = indices.iter().map(|i| self.inputs.samples.dataset.labels()[*i]).collect();
         let classes = self.inputs.net.network.outputs;

@@ -4,8 +4,6 @@ mod share;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rayon::prelude::*;
-
 use self::share::Holdings;
 use super::{net::Net, samples::Samples};
 use crate::{
@@ -65,17 +63,17 @@ pub fn encode(
 
     let (mut fresh, mut done) = (Vec::new(), 0);
     let mine = holdings.to_compute();
-    for chunk in mine.chunks(CHUNK) {
+    let mut chunks = mine.chunks(CHUNK).peekable();
+    while let Some(chunk) = chunks.next() {
         if link.stop_requested() {
             // Leaving alone would strand the others in the next exchange; they learn of it by our absence.
             disk.write(&records, &fresh, link);
             return Err(Error::Stopped);
         }
-        let rows: Vec<Vec<f32>> = chunk
-            .par_iter()
-            .map(|j| samples.input(wanted[*j].0, wanted[*j].1, &net.contract))
-            .collect::<Result<_>>()?;
-        let mut x = pixels::batch(rows.concat(), chunk.len(), net.contract.side())?;
+        let views = |chunk: &[usize]| -> Vec<_> { chunk.iter().map(|j| (wanted[*j].0, wanted[*j].1)).collect() };
+        let inputs = samples.inputs(&views(chunk), &net.contract)?;
+        samples.expect(chunks.peek().map(|next| views(next)).into_iter().collect(), &net.contract);
+        let mut x = pixels::batch(inputs, chunk.len(), net.contract.side())?;
         let (mut from, mut outputs) = (0, vec![Vec::new(); chunk.len()]);
         for cut in cuts {
             x = net.forward(store, x, from, *cut)?;
