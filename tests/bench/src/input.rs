@@ -1,0 +1,43 @@
+//! Photos on disk to network inputs, on one core: decoded, resized, cut, turned, zoomed, mirrored, normalised.
+
+use tl_engine::{
+    data::{self, augment::View, pixels},
+    num::pool,
+    weights::Contract,
+};
+use tl_proto::spec::{DataSection, Views};
+
+use crate::{Options, harness::Harness};
+
+/// One repetition is one photo; each comes with another view every time.
+pub fn images(options: &Options, harness: &mut Harness) -> anyhow::Result<()> {
+    let folder = options.data()?.join("hymenoptera/train").display().to_string();
+    let text = format!(
+        r#"
+format = "image_folder"
+train = "{folder}"
+val = "{folder}"
+batch = 8
+augment = {{ flip = true, rotate = 0.1, zoom = 0.1, crop = 0.1, views = "fresh" }}
+"#
+    );
+    let section: DataSection = toml::from_str(&text)?;
+    assert_eq!(section.augment.views, Views::Fresh);
+    let photos = data::open(&section, "train", 1)?;
+    let contract = Contract { resize_short_side: 256, ..Contract::named("torch", 224, None)? };
+    let (count, mut next) = (photos.labels().len(), 0);
+    let mut one = || -> anyhow::Result<()> {
+        let (index, view) = (next % count, next / count + 1);
+        next += 1;
+        let image = photos.load(index).map_err(anyhow::Error::msg)?;
+        let square = pixels::square(&image, contract.resize_short_side as usize, contract.side());
+        let view = View::draw(&section.augment, 1, &photos.digest(index), view as u64);
+        let values = square.iter().map(|b| f32::from(*b)).collect();
+        let input = pixels::normalise(&view.apply(values, contract.side()), &contract);
+        anyhow::ensure!(input[0].is_finite(), "no number");
+        Ok(())
+    };
+    pool::run(|| ());
+    (0..32).try_for_each(|_| one())?;
+    harness.serve(one)
+}

@@ -1,0 +1,88 @@
+//! The project's side of `tests/bench/run`: prepares one piece of work, then does it as often as it is told to.
+//!
+//! It says `{"ready": true}` when it is warm; to each line `go N` on its standard input it answers with the seconds that one
+//! of N repetitions took, to `memory` with the bytes that it needed on top of what it began with. It ends with its input.
+
+mod harness;
+mod input;
+mod reduce;
+mod steps;
+mod text;
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+use tl_engine::num::pool;
+
+use crate::harness::Harness;
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Work {
+    /// Training steps on pictures: forward, backward, AdamW.
+    Step,
+    /// Training steps on tokens.
+    TextStep,
+    /// Ten epochs of a new head on photos, frozen MobileNetV2 below.
+    HeadOnly,
+    /// JPEG files to network inputs.
+    Input,
+    /// The sum of numbers over two ranks.
+    Allreduce,
+}
+
+/// What the harness wants to know.
+#[derive(Clone, Debug, Parser)]
+struct Options {
+    /// What to measure.
+    work: Work,
+    /// Threads of a rank.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Whose steps.
+    #[arg(long, default_value = "")]
+    backbone: String,
+    /// Samples of a step, over all ranks.
+    #[arg(long, default_value_t = 8)]
+    batch: usize,
+    /// Grains of a step.
+    #[arg(long, default_value_t = 1)]
+    grains: usize,
+    /// Ranks.
+    #[arg(long, default_value_t = 1)]
+    world: usize,
+    /// Elements of the all-reduce.
+    #[arg(long, default_value_t = 1000)]
+    elements: usize,
+    /// A folder with photos and weights.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Where rank 0 listens; makes this process rank 1.
+    #[arg(long)]
+    join: Option<String>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    let mut harness = Harness::new();
+    pool::init(options.threads);
+    if let Work::Step | Work::TextStep = options.work
+        && !tl_engine::backbone::ALL.iter().any(|b| b.name == options.backbone)
+    {
+        return harness.missing(&format!("there is no backbone `{}` yet", options.backbone));
+    }
+    match options.work {
+        Work::Step => steps::images(&options, harness),
+        Work::HeadOnly => steps::head_only(&options, &mut harness),
+        Work::TextStep => text::steps(&options, &mut harness),
+        Work::Input => input::images(&options, &mut harness),
+        Work::Allreduce => reduce::all_reduce(&options, &mut harness),
+    }
+}
+
+impl Options {
+    /// The folder of the photos, which the harness looks for.
+    fn data(&self) -> anyhow::Result<&std::path::Path> {
+        self.data.as_deref().ok_or_else(|| anyhow::anyhow!("--data is missing"))
+    }
+}

@@ -1,0 +1,159 @@
+//! Training as a job does it: the engine's own loop, paced by the harness.
+
+use std::{path::Path, process::Child};
+
+use tl_engine::{
+    Error,
+    collective::{Collective, Solo},
+    link::{Link, Notice, Row},
+    num::pool,
+    train::{self, Config},
+};
+use tl_proto::spec::JobSpec;
+
+use crate::{Options, harness::Harness, reduce};
+
+/// Steps that nobody counts.
+const WARM: usize = 3;
+
+/// Steps on generated pictures, all of the network trained, batch-norms with the statistics of the grain. Both ranks of
+/// a pair come here; only the first is told when to go on, the other waits for it in the reduction.
+pub fn images(options: &Options, harness: Harness) -> anyhow::Result<()> {
+    // Decoded pictures are kept, so a step begins with bytes. Few of them: they are part of the memory that is compared.
+    let job = format!(
+        r#"
+schema = 1
+job = {{ name = "bench", kind = "finetune", seed = 1 }}
+checkpoint = {{ every = 1000000 }}
+[data]
+format = "generated"
+train = "source"
+val = "source"
+batch = {}
+grains = {}
+params = {{ train_samples = 8, val_samples = 1 }}
+[model]
+backbone = "{}"
+[[stage]]
+name = "all"
+epochs = 100000
+train = ["*"]
+lr = 1e-4
+bn = "train"
+"#,
+        options.batch, options.grains, options.backbone
+    );
+    let first = options.join.is_none();
+    let mut link = Paced { harness: first.then_some(harness), warm: WARM, ..Paced::new(options.batch) };
+    let (mut group, peer): (Box<dyn Collective>, Option<Child>) = if options.world > 1 {
+        let (mesh, peer) = reduce::meet(options)?;
+        (Box::new(mesh), peer)
+    } else {
+        (Box::new(Solo), None)
+    };
+    let ended = run(&job, &mut *group, &mut link);
+    drop(group);
+    if let Some(mut peer) = peer {
+        peer.wait()?;
+    }
+    match ended {
+        Ok(()) | Err(Error::Stopped) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Ten epochs of a head on photos without augmentation, from nothing: decoding, the frozen part, training, evaluation after
+/// each epoch, export. The cache is cold each time, and thrown away.
+pub fn head_only(options: &Options, harness: &mut Harness) -> anyhow::Result<()> {
+    let data = options.data()?.display();
+    let job = format!(
+        r#"
+schema = 1
+job = {{ name = "bench", kind = "finetune", seed = 1 }}
+[data]
+format = "image_folder"
+train = "{data}/hymenoptera/train"
+val = "{data}/hymenoptera/val"
+batch = 32
+[model]
+backbone = "mobilenet_v2"
+weights = "{data}/mobilenetv2/model.safetensors"
+[[stage]]
+name = "head"
+epochs = 10
+train = ["head"]
+lr = 1e-3
+"#
+    );
+    harness.serve(|| Ok(run(&job, &mut Solo, &mut Paced::new(32))?))
+}
+
+fn run(job: &str, group: &mut dyn Collective, link: &mut dyn Link) -> tl_engine::Result<()> {
+    let spec = JobSpec::from_toml(job, &[]).map_err(|e| Error::Internal(e.to_string()))?;
+    tl_proto::spec::check(&spec, &tl_engine::catalog()).map_err(|e| Error::Internal(e.to_string()))?;
+    let folder = tempfile::tempdir().map_err(Error::disk("make a folder"))?;
+    let config = Config {
+        spec,
+        inputs: [].into(),
+        pushed: [].into(),
+        work: folder.path().join("work"),
+        cache: folder.path().join("cache"),
+        cache_bytes: 1 << 30,
+        resume: Vec::new(),
+    };
+    pool::run(|| train::run(&config, group, link)).map(|_| ())
+}
+
+/// A link that holds the run between two steps until the harness wants more of them. What a step takes is what the run
+/// itself reports; evaluations between epochs are not steps.
+struct Paced {
+    harness: Option<Harness>,
+    batch: f64,
+    warm: usize,
+    asked: usize,
+    left: usize,
+    spent: f64,
+    over: bool,
+}
+
+impl Paced {
+    fn new(batch: usize) -> Self {
+        Self { harness: None, batch: batch as f64, warm: 0, asked: 0, left: 0, spent: 0.0, over: false }
+    }
+}
+
+impl Link for Paced {
+    fn row(&mut self, row: &Row) {
+        let (Some(harness), Some(rate)) = (&self.harness, row.values.get("samples_per_s")) else { return };
+        if self.warm > 0 {
+            self.warm -= 1;
+            if self.warm > 0 {
+                return;
+            }
+            harness.ready();
+        } else {
+            self.spent += self.batch / rate;
+            self.left = self.left.saturating_sub(1);
+            if self.left > 0 {
+                return;
+            }
+            harness.answer(self.spent / self.asked.max(1) as f64);
+        }
+        match harness.next() {
+            Some(n) => (self.asked, self.left, self.spent) = (n, n, 0.0),
+            None => {
+                self.over = true;
+                self.harness = None;
+            }
+        }
+    }
+    fn activity(&mut self, _: &str, _: u64, _: u64) {}
+    fn checkpoint(&mut self, _: u64, _: &Path) {}
+    fn artifact(&mut self, _: &str, _: &Path) {}
+    fn notice(&mut self, _: Notice, text: &str) {
+        eprintln!("{text}");
+    }
+    fn stop_requested(&self) -> bool {
+        self.over
+    }
+}
