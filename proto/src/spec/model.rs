@@ -218,7 +218,7 @@ pub struct DataSection {
 pub struct ModelSection {
     /// A backbone of the catalog.
     pub backbone: String,
-    /// A file, a folder of ours, `step:ID`, or nothing for random weights.
+    /// A file, a folder of ours or of Hugging Face's layout, `step:ID`, or nothing for random weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
     /// The preprocessing that the weights want, where no `preprocess.json` lies beside them: `tf`, `torch`, `unit`.
@@ -227,7 +227,7 @@ pub struct ModelSection {
     /// Padding convention of the weights: `same` or `symmetric`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub padding: Option<String>,
-    /// Side of the square input in pixels.
+    /// Side of the square input in pixels; for text, the most tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<u32>,
     /// The classifier on top.

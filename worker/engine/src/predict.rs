@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use candle_core::Tensor;
 use tl_proto::spec::{AugmentSection, DataSection, ModelSection, Params};
 
 use crate::{
@@ -50,14 +51,20 @@ impl Model {
         &self.classes
     }
 
-    /// The probability of each class, in the order of [`Model::classes`].
+    /// The probability of each class for a file with an image, or with text if that is what the model reads; in the order
+    /// of [`Model::classes`].
     ///
     /// # Errors
-    /// Something that is no image.
+    /// Something that is no image, or no text.
     pub fn predict(&self, image: &Path) -> Result<Vec<f64>> {
         let shown = image.display();
         let bytes = std::fs::read(image)
             .map_err(|e| Error::user(format!("`{shown}` cannot be read: {e}"), "check the path"))?;
+        if self.net.contract.text.is_some() {
+            let text = String::from_utf8(bytes);
+            let text = text.map_err(|_| Error::user(format!("`{shown}` is not text in UTF-8"), ""))?;
+            return self.predict_text(text.trim());
+        }
         let decoded = image_folder::decode(&bytes)
             .map_err(|e| Error::user(format!("`{shown}` is not an image: {e}"), "JPEG and PNG can be read"))?;
         let contract = &self.net.contract;
@@ -65,7 +72,21 @@ impl Model {
         let square = pixels::square(&decoded, contract.resize_short_side as usize, side);
         let mut input = vec![0.0; pixels::values(contract)];
         pixels::input(&square, &View::PLAIN, contract, &mut input);
-        let batch = pixels::batch(input, 1, side)?;
+        self.probabilities(pixels::batch(input, 1, side)?)
+    }
+
+    /// The same for a text.
+    ///
+    /// # Errors
+    /// A model of images, a text without words.
+    pub fn predict_text(&self, text: &str) -> Result<Vec<f64>> {
+        let contract = &self.net.contract.text;
+        let contract = contract.as_ref().ok_or_else(|| Error::user("the model wants images, not text", ""))?;
+        let ids = contract.ids(text).map_err(|e| Error::user(format!("the text cannot be read: {e}"), ""))?;
+        self.probabilities(contract.batch(&[ids], false)?)
+    }
+
+    fn probabilities(&self, batch: Tensor) -> Result<Vec<f64>> {
         let units = self.net.network.units.len();
         let logits = net::rows(&self.net.forward(&self.net.network.initial, batch, 0, units)?)?;
         Ok(softmax(logits.first().map_or(&[], Vec::as_slice)))
@@ -90,6 +111,7 @@ impl Model {
             params,
         };
         let samples = Samples::open(&spec, "val", seed)?;
+        samples.fits(&self.net.contract)?;
         if samples.dataset.classes() != self.classes {
             return Err(Error::user(
                 format!("`{place}` has the classes {:?} and the model {:?}", samples.dataset.classes(), self.classes),

@@ -1,6 +1,10 @@
-//! Networks. A new one is a file here and a line in [`ALL`].
+//! Networks. A new one is a file here and a line in [`ALL`], or in [`TEXT`] if it reads text.
 
+mod bert;
+mod distilbert;
+mod embedding_lstm;
 mod head;
+mod minilm;
 mod mobilenet_v2;
 mod resnet;
 mod resnet101;
@@ -10,8 +14,12 @@ mod resnet20;
 mod resnet34;
 mod resnet50;
 mod small_cnn;
+mod text;
+mod transformer_small;
 
 use tl_proto::{catalog::Entry, spec::HeadSection};
+
+pub use text::Shape;
 
 use crate::{
     nn::{BatchNorm, Builder, Dropout, Layer, Padding, ParamId, Sequential, Store},
@@ -24,7 +32,7 @@ pub struct Backbone {
     pub name: &'static str,
     /// One sentence.
     pub doc: &'static str,
-    /// Side of the input it was designed for, in pixels.
+    /// Side of the input it was designed for, in pixels; for text, the most tokens.
     pub input: u32,
     /// Names of its classifier's tensors start with this.
     pub classifier: &'static str,
@@ -34,7 +42,7 @@ pub struct Backbone {
     pub build: fn(&mut Builder, Same) -> (Vec<Unit>, usize),
 }
 
-/// Every backbone.
+/// Every backbone for images.
 pub const ALL: &[Backbone] = &[
     mobilenet_v2::ENTRY,
     resnet18::ENTRY,
@@ -45,6 +53,22 @@ pub const ALL: &[Backbone] = &[
     resnet20::ENTRY,
     small_cnn::ENTRY,
 ];
+
+/// Every backbone for text: its first tensor is the table of tokens.
+pub const TEXT: &[Backbone] =
+    &[bert::ENTRY, distilbert::ENTRY, minilm::ENTRY, transformer_small::ENTRY, embedding_lstm::ENTRY];
+
+/// The backbone of a name.
+pub fn find(name: &str) -> Option<&'static Backbone> {
+    ALL.iter().chain(TEXT).find(|b| b.name == name)
+}
+
+impl Backbone {
+    /// Whether it reads text.
+    pub fn reads_text(&self) -> bool {
+        TEXT.iter().any(|b| b.name == self.name)
+    }
+}
 
 /// Whether strided layers pad as TensorFlow's "SAME" does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +111,7 @@ impl Network {
     /// Builds `backbone` with a head for `outputs` classes; padding and batch-norms are as `contract` says.
     pub fn build(backbone: &Backbone, contract: &Contract, head: &HeadSection, outputs: usize, seed: u32) -> Self {
         let mut b = Builder::new(seed).with_eps(contract.batch_norm_eps);
+        b.shape = contract.text.as_ref().and_then(|t| t.shape.clone());
         let (mut units, features) = (backbone.build)(&mut b, Same(contract.same()));
         let first = units.len();
         let mut width = features;
@@ -121,5 +146,5 @@ fn conv_norm(layers: Sequential, conv: impl Layer + 'static, norm: BatchNorm) ->
 
 /// What the catalog says of them.
 pub fn catalog() -> Vec<Entry> {
-    ALL.iter().map(|b| tl_proto::catalog::entry(b.name, b.doc)).collect()
+    ALL.iter().chain(TEXT).map(|b| tl_proto::catalog::entry(b.name, b.doc)).collect()
 }

@@ -8,6 +8,8 @@ pub mod image_folder;
 pub mod pixels;
 mod resize;
 pub mod sampler;
+mod text;
+pub mod tokens;
 
 use std::path::Path;
 
@@ -48,6 +50,11 @@ pub trait Dataset: Send + Sync {
     /// # Errors
     /// Says in words why it cannot be decoded.
     fn load(&self, index: usize) -> Result<Image, String>;
+
+    /// A sample that is text.
+    fn text(&self, _index: usize) -> Option<&str> {
+        None
+    }
 }
 
 /// Opens the samples at a place; the part is `train` or `val`.
@@ -62,7 +69,7 @@ pub struct Format {
 }
 
 /// Every format.
-pub const FORMATS: &[Format] = &[image_folder::FORMAT, idx::FORMAT, generated::FORMAT];
+pub const FORMATS: &[Format] = &[image_folder::FORMAT, idx::FORMAT, generated::FORMAT, text::FORMAT];
 
 /// Opens one part of a job's data.
 ///
@@ -145,6 +152,9 @@ impl Dataset for Subset {
     }
     fn load(&self, index: usize) -> Result<Image, String> {
         self.inner.load(self.keep[index])
+    }
+    fn text(&self, index: usize) -> Option<&str> {
+        self.inner.text(self.keep[index])
     }
 }
 

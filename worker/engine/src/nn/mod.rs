@@ -5,6 +5,7 @@
 //! last layer only, for losses.
 
 mod act;
+mod attention;
 mod average;
 mod border;
 mod container;
@@ -12,13 +13,19 @@ mod conv;
 mod depthwise;
 mod drop_path;
 mod dropout;
+mod embedding;
+mod encoder;
 mod gate;
 mod graph;
+mod lanes;
+mod layer_norm;
 mod linear;
+mod lstm;
 mod norm;
 mod pixelwise;
 mod pool;
 mod rows;
+mod sequence;
 mod store;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -28,6 +35,7 @@ use std::ops::Deref;
 use candle_core::{Device, Storage, Tensor};
 
 pub use act::{Act, Activation, Relu};
+pub use attention::SelfAttention;
 pub use average::AvgPool;
 pub use border::Border;
 pub use container::{Residual, Sequential, Shortcut};
@@ -35,12 +43,17 @@ pub use conv::{Conv2d, ConvSpec, Padding};
 pub use depthwise::Depthwise;
 pub use drop_path::DropPath;
 pub use dropout::Dropout;
+pub use embedding::Embedding;
+pub use encoder::EncoderBlock;
 pub use gate::Gate;
 pub use graph::{Graph, Value};
+pub use layer_norm::LayerNorm;
 pub use linear::Linear;
+pub use lstm::Lstm;
 pub use norm::{BatchNorm, update_running};
 pub use pixelwise::{FlattenChannels, Normalize, Scale};
 pub use pool::{Flatten, GlobalAvgPool, MaxPool};
+pub use sequence::{Pool, Ragged};
 pub use store::{BufferId, Builder, Entry, Gradients, Layout, ParamId, Store};
 
 use crate::{Error, Result, num::rng::Philox};

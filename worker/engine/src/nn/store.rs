@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::{Act, BatchNorm, Conv2d, ConvSpec, Depthwise, Linear, Normalize, Padding};
+use super::{
+    Act, BatchNorm, Conv2d, ConvSpec, Depthwise, Embedding, LayerNorm, Linear, Lstm, Normalize, Padding, SelfAttention,
+};
 use crate::num::rng::{Philox, name_id};
 
 /// A trainable tensor.
@@ -157,6 +159,8 @@ pub struct Builder {
     pub store: Store,
     rng: Philox,
     eps: f32,
+    /// The shape of a text encoder, where weights have said one.
+    pub(crate) shape: Option<crate::backbone::Shape>,
 }
 
 impl Builder {
@@ -165,7 +169,7 @@ impl Builder {
 
     /// Initial values are a pure function of seed and name, so ranks need no broadcast.
     pub fn new(seed: u32) -> Self {
-        Self { store: Store::default(), rng: Philox::new(seed, "init"), eps: Self::EPS }
+        Self { store: Store::default(), rng: Philox::new(seed, "init"), eps: Self::EPS, shape: None }
     }
 
     /// Batch-norms add this to a variance.
@@ -244,5 +248,51 @@ impl Builder {
             BufferId(id)
         };
         Normalize { mean: constant("mean", mean), variance: constant("variance", variance), after: after.to_vec() }
+    }
+
+    /// Layer normalisation over `c` channels.
+    pub fn layer_norm(&mut self, name: &str, c: usize, eps: f32) -> LayerNorm {
+        let gamma = self.param(format!("{name}.weight"), &[c], |_| 1.0);
+        let beta = self.param(format!("{name}.bias"), &[c], |_| 0.0);
+        LayerNorm { gamma, beta, c, eps }
+    }
+
+    /// Self-attention over `c` channels; names of query, key, value and output.
+    pub fn attention(&mut self, names: [&str; 4], c: usize, heads: usize, depth: usize) -> SelfAttention {
+        let [query, key, value] = [0, 1, 2].map(|i| self.linear(names[i], (c, heads * depth)));
+        let out = self.linear(names[3], (heads * depth, c));
+        SelfAttention { query, key, value, out, heads, depth }
+    }
+
+    /// Embeddings of `words` tokens in `c` channels, from N(0, 0.02²) as BERT's; `names` are those of the word, position
+    /// and kind tables, empty where there is none; with `eps` a `LayerNorm` follows.
+    pub fn embedding(
+        &mut self,
+        name: &str,
+        names: [&str; 3],
+        (words, c): (usize, usize),
+        positions: usize,
+        eps: Option<f32>,
+    ) -> Embedding {
+        let mut table = |what: &str, rows: usize| {
+            let full = format!("{name}.{what}.weight");
+            (!what.is_empty()).then(|| self.param(full, &[rows, c], |s| s.normal() * 0.02))
+        };
+        let word = table(names[0], words);
+        let position = table(names[1], positions).map(|p| (p, positions));
+        let kind = table(names[2], 2);
+        let word = word.expect("every embedding has words");
+        let norm = eps.map(|eps| self.layer_norm(&format!("{name}.LayerNorm"), c, eps));
+        Embedding { word, words, c, position, kind, norm }
+    }
+
+    /// An LSTM layer; uniform in ±1/√hidden, as PyTorch's.
+    pub fn lstm(&mut self, name: &str, input: usize, hidden: usize, last: bool) -> Lstm {
+        let bound = 1.0 / (hidden as f32).sqrt();
+        let mut table =
+            |what: &str, shape: &[usize]| self.param(format!("{name}.{what}_l0"), shape, |s| s.range(-bound, bound));
+        let (wi, wh) = (table("weight_ih", &[4 * hidden, input]), table("weight_hh", &[4 * hidden, hidden]));
+        let (bi, bh) = (table("bias_ih", &[4 * hidden]), table("bias_hh", &[4 * hidden]));
+        Lstm { wi, wh, bi, bh, input, hidden, last }
     }
 }

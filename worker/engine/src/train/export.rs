@@ -116,7 +116,7 @@ pub fn write(
 ) -> Result<Vec<(&'static str, PathBuf)>> {
     let internal = |e: serde_json::Error| Error::Internal(e.to_string());
     let labels = classes.join("\n") + "\n";
-    let files = [
+    let mut files = vec![
         ("model.safetensors", safetensors(net, store, classes, spec)?),
         ("labels.txt", labels.into_bytes()),
         ("preprocess.json", serde_json::to_vec_pretty(&net.contract).map_err(internal)?),
@@ -124,6 +124,9 @@ pub fn write(
         ("report.txt", report.evaluation.to_text().into_bytes()),
         ("report.json", serde_json::to_vec_pretty(report).map_err(internal)?),
     ];
+    if let Some(text) = &net.contract.text {
+        files.insert(3, ("tokenizer.json", text.tokenizer.clone().into_bytes()));
+    }
     files
         .into_iter()
         .map(|(name, bytes)| {

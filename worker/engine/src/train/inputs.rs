@@ -37,11 +37,14 @@ impl Inputs<'_> {
             return tensor(rows, &shape);
         }
         let contract = &self.net.contract;
-        let mut pixels = self.samples.inputs(&self.views(indices, turns), contract)?;
-        if let Some(mix) = mix {
-            pixels = mix.pictures(&pixels, contract.side());
-        }
-        let batch = crate::data::pixels::batch(pixels, indices.len(), contract.side())?;
+        let views = self.views(indices, turns);
+        let batch = match mix {
+            Some(mix) => {
+                let pixels = mix.pictures(&self.samples.inputs(&views, contract)?, contract.side());
+                crate::data::pixels::batch(pixels, indices.len(), contract.side())?
+            }
+            None => self.samples.batch(&views, contract, false)?,
+        };
         self.net.forward(store, batch, 0, self.cut)
     }
 

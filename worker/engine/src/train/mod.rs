@@ -78,9 +78,11 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     same_numbers(spec, group)?;
     let train = Samples::open(data, "train", spec.job.seed)?;
     let val = Samples::open(data, "val", spec.job.seed)?;
+    train.fits_job(spec)?;
+    val.fits_job(spec)?;
     same_samples([&*train.dataset, &*val.dataset], group)?;
     let classes = probe::same_classes(&*train.dataset, &*val.dataset)?;
-    let student = Net::build(model, &classes, false, spec.job.seed, &config.inputs)?;
+    let student = Net::build_for(model, &classes, false, spec.job.seed, &config.inputs, Some(&*train.dataset))?;
     let train = train.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     let val = val.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     let teacher = match local.nets.get("teacher").filter(|_| objective.has_teacher()) {

@@ -7,8 +7,8 @@ use tl_proto::spec::ModelSection;
 
 use crate::{
     Error, Result,
-    backbone::{ALL, Backbone, Network},
-    data::pixels,
+    backbone::{Backbone, Network, find},
+    data::{Dataset, pixels, tokens},
     nn::{Layer, Pass, Store, Tape, host},
     weights::{self, Contract},
 };
@@ -51,15 +51,29 @@ impl Net {
         seed: u32,
         inputs: &BTreeMap<String, PathBuf>,
     ) -> Result<Self> {
-        let backbone = ALL
-            .iter()
-            .find(|b| b.name == model.backbone)
+        Self::build_for(model, classes, keep_head, seed, inputs, None)
+    }
+
+    /// The same for training on `samples`: where no weights bring a tokenizer, their words make one.
+    ///
+    /// # Errors
+    /// As [`Net::build`].
+    pub fn build_for(
+        model: &ModelSection,
+        classes: &[String],
+        keep_head: bool,
+        seed: u32,
+        inputs: &BTreeMap<String, PathBuf>,
+        samples: Option<&dyn Dataset>,
+    ) -> Result<Self> {
+        let backbone = find(&model.backbone)
             .ok_or_else(|| Error::user(format!("there is no backbone `{}`", model.backbone), "see `tlctl catalog`"))?;
         let path = weights_path(model, inputs)?;
         let side = model.input.unwrap_or(backbone.input);
         let named =
             model.preprocess.as_deref().map(|p| Contract::named(p, side, model.padding.as_deref())).transpose()?;
-        let contract = match &path {
+        let mut contract = match &path {
+            _ if backbone.reads_text() => weights::text::contract(backbone, model, path.as_deref())?,
             None => named.map_or_else(|| Contract::named("tf", side, model.padding.as_deref()), Ok)?,
             Some(path) => {
                 let found = weights::contract_of(path)?;
@@ -77,6 +91,9 @@ impl Net {
                 format!("the contract of the weights wants the activation `{other}`, and {name} has `{own}`"),
                 "`model.backbone` must be the network that the weights were trained with",
             ));
+        }
+        if let Some(text) = &mut contract.text {
+            complete(text, &network, samples)?;
         }
         Ok(Self { backbone, network, contract })
     }
@@ -96,7 +113,10 @@ impl Net {
     /// An input that is too small for the network.
     pub fn shape_at(&self, store: &Store, cut: usize) -> Result<Vec<usize>> {
         let side = self.contract.side();
-        let blank = pixels::batch(vec![0.0; 3 * side * side], 1, side)?;
+        let blank = match &self.contract.text {
+            Some(text) => text.batch(&[vec![0.0]], true)?,
+            None => pixels::batch(vec![0.0; 3 * side * side], 1, side)?,
+        };
         Ok(self.forward(store, blank, 0, cut)?.dims()[1..].to_vec())
     }
 
@@ -122,6 +142,23 @@ impl Net {
         });
         hasher.finalize().to_hex().to_string()
     }
+}
+
+/// Makes a tokenizer of the samples' words where there is none, and checks that the network takes texts that long.
+fn complete(text: &mut tokens::Text, network: &Network, samples: Option<&dyn Dataset>) -> Result<()> {
+    let params = &network.initial.params;
+    let positions = params.iter().find(|e| e.name.ends_with("position_embeddings.weight"));
+    if let Some(most) = positions.map(|e| e.shape[0]).filter(|most| text.max_length > *most) {
+        return Err(Error::user(
+            format!("the network takes texts of {most} tokens, and `model.input` is {}", text.max_length),
+            "lower it: what follows is cut off",
+        ));
+    }
+    if text.tokenizer.is_empty() {
+        let texts = samples.into_iter().flat_map(|s| (0..s.labels().len()).filter_map(move |i| s.text(i)));
+        text.tokenizer = tokens::learn(texts, params.first().map_or(1, |e| e.shape[0]))?;
+    }
+    Ok(())
 }
 
 /// The contract of weights, from beside them, from the job, or from both if they say the same.

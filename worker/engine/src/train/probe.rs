@@ -82,6 +82,8 @@ pub fn probe(config: &Config) -> Result<Plan> {
     };
     let train = Samples::open(data, "train", spec.job.seed)?;
     let val = Samples::open(data, "val", spec.job.seed)?;
+    train.fits_job(spec)?;
+    val.fits_job(spec)?;
     let classes = same_classes(&*train.dataset, &*val.dataset)?;
     let later = |m: &tl_proto::spec::ModelSection| {
         let step = m.weights.as_deref().and_then(|w| w.strip_prefix("step:"));
@@ -91,7 +93,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     if later(&model) {
         model.weights = None;
     }
-    let net = Net::build(&model, &classes, false, spec.job.seed, &config.inputs)?;
+    let net = Net::build_for(&model, &classes, false, spec.job.seed, &config.inputs, Some(&*train.dataset))?;
     if Objective::find(&spec.job.kind).has_teacher()
         && let Some(teacher) = spec.nets.get("teacher").filter(|t| !later(t))
     {
@@ -123,12 +125,13 @@ pub fn probe(config: &Config) -> Result<Plan> {
         classes,
         samples: [n, val.dataset.labels().len()],
         manifest: manifest(&[&*train.dataset, &*val.dataset]).to_hex().to_string(),
-        preprocess: format!(
-            "{} pixels, {:?}, {} padding",
-            net.contract.side(),
-            net.contract.scale,
-            net.contract.padding
-        ),
+        preprocess: match &net.contract.text {
+            Some(text) => format!("texts of at most {} tokens", text.max_length),
+            None => {
+                let c = &net.contract;
+                format!("{} pixels, {:?}, {} padding", c.side(), c.scale, c.padding)
+            }
+        },
         steps_per_epoch: steps_per_epoch(n, data.batch as usize),
         grains: spec.grains(),
         grain_samples: largest_grain(n, data.batch as usize, spec.grains() as usize),

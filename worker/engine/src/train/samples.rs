@@ -6,15 +6,17 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use candle_core::Tensor;
 use rayon::prelude::*;
-use tl_proto::spec::{AugmentSection, DataSection, Views};
+use tl_proto::spec::{AugmentSection, DataSection, JobSpec, Views};
 
 use super::ahead::Ahead;
 use crate::{
-    Error, Result,
+    Error, Result, backbone,
     collective::{Collective, partition::partition},
-    data::{self, Dataset, Subset, augment::View, pixels},
+    data::{self, Dataset, Subset, augment::View, pixels, tokens::Text},
     link::{Link, Notice},
+    modifier,
     weights::Contract,
 };
 
@@ -90,9 +92,10 @@ impl Samples {
         group: &mut dyn Collective,
         link: &mut dyn Link,
     ) -> Result<Self> {
+        self.fits(contract)?;
         let share = partition(self.count(), group.world())[group.rank()].clone();
         let bad: Vec<(usize, String)> =
-            share.into_par_iter().filter_map(|i| self.square(i, contract).err().map(|why| (i, why))).collect();
+            share.into_par_iter().filter_map(|i| self.decodes(i, contract).err().map(|why| (i, why))).collect();
         let internal = |e: serde_json::Error| Error::Internal(e.to_string());
         let mut all: Vec<(usize, String)> = Vec::new();
         for bytes in group.all_gather(serde_json::to_vec(&bad).map_err(internal)?)? {
@@ -123,6 +126,65 @@ impl Samples {
         }
         // Indices move, so what is kept under them goes.
         Ok(Self { source: Source::new(Box::new(dataset)), ..self })
+    }
+
+    /// Whether a network of this contract can be fed with these samples.
+    ///
+    /// # Errors
+    /// Images for a network of text, or text for one of images.
+    pub fn fits(&self, contract: &Contract) -> Result<()> {
+        let part = self.part;
+        match (contract.text.is_some(), self.is_text()) {
+            (true, false) => Err(Error::user(
+                format!("the network reads text, and `data.{part}` has images"),
+                "use `format = \"text\"`, or a backbone for images; see `tlctl catalog`",
+            )),
+            (false, true) => Err(Error::user(
+                format!("the network wants images, and `data.{part}` has text"),
+                "use a backbone for text; see `tlctl catalog`",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a job's networks and transforms suit these samples.
+    ///
+    /// # Errors
+    /// Says what does not.
+    pub fn fits_job(&self, spec: &JobSpec) -> Result<()> {
+        let text = self.is_text();
+        for model in spec.model.iter().chain(spec.nets.values()) {
+            if let Some(backbone) = backbone::find(&model.backbone).filter(|b| b.reads_text() != text) {
+                let (name, part) = (backbone.name, self.part);
+                let (has, wants) = if text { ("text", "images") } else { ("images", "text") };
+                return Err(Error::user(
+                    format!("{name} wants {wants}, and `data.{part}` has {has}"),
+                    format!("use a backbone for {has}, or data of {wants}; see `tlctl catalog`"),
+                ));
+            }
+        }
+        if text && (self.augment != AugmentSection::default() || modifier::mixes(&spec.modifiers)) {
+            return Err(Error::user(
+                "`data.augment` and modifiers that mix pictures say nothing of text",
+                "remove them",
+            ));
+        }
+        Ok(())
+    }
+
+    fn is_text(&self) -> bool {
+        self.count() > 0 && self.dataset.text(0).is_some()
+    }
+
+    fn decodes(&self, index: usize, contract: &Contract) -> Result<(), String> {
+        match &contract.text {
+            Some(text) => self.ids(index, text).map(|_| ()),
+            None => self.square(index, contract).map(|_| ()),
+        }
+    }
+
+    fn ids(&self, index: usize, text: &Text) -> Result<Vec<f32>, String> {
+        text.ids(self.dataset.text(index).ok_or("it is no text")?)
     }
 
     /// How many samples there are.
@@ -166,9 +228,28 @@ impl Samples {
         })
     }
 
+    /// A batch as the network takes it: [`Samples::inputs`], or ids `[n, t]` of texts, with room for the longest of them,
+    /// or for the longest that the network takes if `whole`.
+    ///
+    /// # Errors
+    /// A file that has changed or gone since the start.
+    pub fn batch(&self, views: &[(usize, View)], contract: &Contract, whole: bool) -> Result<Tensor> {
+        let Some(text) = &contract.text else {
+            return pixels::batch(self.inputs(views, contract)?, views.len(), contract.side());
+        };
+        let gone = |index: usize, why: String| {
+            Error::user(format!("`{}` cannot be read ({why})", self.dataset.name(index)), "")
+        };
+        let ids = views.par_iter().map(|(index, _)| self.ids(*index, text).map_err(|why| gone(*index, why)));
+        text.batch(&ids.collect::<Result<Vec<_>>>()?, whole)
+    }
+
     /// Prepares what [`Samples::inputs`] will be asked for next on a thread of its own; it gives the same in any case.
     /// What was announced long ago and never asked for is forgotten.
     pub fn expect(&self, batches: Vec<Vec<(usize, View)>>, contract: &Contract) {
+        if contract.text.is_some() {
+            return;
+        }
         let wanted = batches.into_iter().map(|views| Wanted { views, contract: contract.clone() });
         let source = self.source.clone();
         self.ahead.expect(wanted.collect(), move |wanted| {

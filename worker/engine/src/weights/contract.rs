@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, nn::Builder};
+use crate::{Error, Result, data::tokens::Text, nn::Builder};
 
 /// How bytes become numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +53,9 @@ pub struct Contract {
     /// The network's rectifier, where the contract says which.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activation: Option<String>,
+    /// For text: how it becomes ids. What is said of images means nothing then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<Text>,
 }
 
 fn ones() -> [f32; 3] {
@@ -80,7 +83,7 @@ fn batch_norm_eps() -> f32 {
 }
 
 /// Largest `preprocess.json`, in bytes.
-const MAX_BYTES: u64 = 1 << 20;
+const MAX_BYTES: u64 = 64 << 20;
 
 /// Keys for people: nothing depends on them.
 const REMARKS: [&str; 7] = ["classes", "comment", "description", "license", "note", "origin", "source"];
@@ -114,6 +117,7 @@ impl Contract {
             crop: center(),
             batch_norm_eps: batch_norm_eps(),
             activation: None,
+            text: None,
         })
     }
 
@@ -179,6 +183,9 @@ impl Contract {
                 "it must be above 0 and at most 1; PyTorch's is 1e-5",
             ));
         }
+        if let Some(text) = &contract.text {
+            text.check(shown)?;
+        }
         Ok(contract)
     }
 
@@ -208,6 +215,9 @@ impl Contract {
 
     /// What changes pixels, as text: part of the key of cached features.
     pub fn describe(&self) -> String {
+        if let Some(text) = &self.text {
+            return text.describe();
+        }
         format!("{:?}", (self.input_size, self.resize_short_side, self.scale, self.mean, self.std, &self.color))
     }
 

@@ -4,6 +4,7 @@ mod contract;
 mod pth;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod text;
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -127,7 +128,10 @@ pub fn load(network: &mut Network, backbone: &Backbone, path: &Path, kept: Optio
     if let Some(classes) = kept {
         same_classes(path, classes)?;
     }
-    let file = read(path)?;
+    let mut file = read(path)?;
+    if backbone.reads_text() {
+        file = text::usual_names(file);
+    }
     let head = |name: &str| {
         name.starts_with("head.") || name.strip_prefix(backbone.classifier).is_some_and(|r| r.starts_with('.'))
     };

@@ -10,7 +10,7 @@ use crate::{
     Error, Result,
     cache::{self, Key, Space},
     collective::Collective,
-    data::{augment::View, pixels},
+    data::augment::View,
     link::{Link, Notice},
     nn::{Store, host},
     num::fingerprint::fingerprint,
@@ -71,9 +71,8 @@ pub fn encode(
             return Err(Error::Stopped);
         }
         let views = |chunk: &[usize]| -> Vec<_> { chunk.iter().map(|j| (wanted[*j].0, wanted[*j].1)).collect() };
-        let inputs = samples.inputs(&views(chunk), &net.contract)?;
+        let mut x = samples.batch(&views(chunk), &net.contract, true)?;
         samples.expect(chunks.peek().map(|next| views(next)).into_iter().collect(), &net.contract);
-        let mut x = pixels::batch(inputs, chunk.len(), net.contract.side())?;
         let (mut from, mut outputs) = (0, vec![Vec::new(); chunk.len()]);
         for cut in cuts {
             x = net.forward(store, x, from, *cut)?;

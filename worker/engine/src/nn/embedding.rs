@@ -1,0 +1,205 @@
+//! Token ids to rows: word, position and kind, added and normalised.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::{Gradients, Layer, LayerNorm, ParamId, Pass, Ragged, Saved, Tape, host, rows, tensor};
+use crate::{Error, Result};
+
+/// Looks up `[n, t]` ids (whole numbers as f32, −1 behind the end) and gives framed `[n, 1 + t, c]`.
+#[derive(Debug)]
+pub struct Embedding {
+    pub(super) word: ParamId,
+    pub(super) words: usize,
+    pub(super) c: usize,
+    pub(super) position: Option<(ParamId, usize)>,
+    pub(super) kind: Option<ParamId>,
+    pub(super) norm: Option<LayerNorm>,
+}
+
+impl Embedding {
+    /// Packed ids, and how they belong to samples.
+    fn ids(&self, x: &Tensor) -> Result<(Ragged, Vec<u32>)> {
+        let (_, room) = x.dims2()?;
+        let values = host(x)?;
+        let (mut lengths, mut ids) = (Vec::new(), Vec::new());
+        let most = self.position.map_or(usize::MAX, |p| p.1);
+        for row in values.chunks_exact(room.max(1)) {
+            let length = row.iter().position(|v| *v < 0.0).unwrap_or(room);
+            if length == 0 || length > most || row[length..].iter().any(|v| *v != -1.0) {
+                return Err(Error::Internal(format!("a text has {length} tokens, of at most {most}")));
+            }
+            for value in &row[..length] {
+                let id = *value as u32;
+                if id as f32 != *value || id as usize >= self.words {
+                    return Err(Error::user(
+                        format!("the tokenizer gives id {value}, and the network knows {} tokens", self.words),
+                        "`tokenizer.json` must be the one that the weights were trained with",
+                    ));
+                }
+                ids.push(id);
+            }
+            lengths.push(length);
+        }
+        Ok((Ragged { lengths, room }, ids))
+    }
+}
+
+/// Adds rows of `dy` to the rows of `table` that `of` names, each row's in the order of `dy`, in parallel over rows.
+fn scatter(table: &mut [f32], dy: &[f32], c: usize, of: &[u32]) {
+    let mut order: Vec<(u32, usize)> = of.iter().copied().zip(0..).collect();
+    order.sort_unstable();
+    let mut tasks = Vec::new();
+    let (mut rest, mut skipped) = (table, 0);
+    for group in order.chunk_by(|a, b| a.0 == b.0) {
+        let row = group[0].0 as usize;
+        let (own, behind) = std::mem::take(&mut rest)[(row - skipped) * c..].split_at_mut(c);
+        (rest, skipped) = (behind, row + 1);
+        tasks.push((own, group));
+    }
+    tasks.into_par_iter().with_min_len(16).for_each(|(own, group)| {
+        for (_, at) in group {
+            own.iter_mut().zip(&dy[at * c..(at + 1) * c]).for_each(|(o, g)| *o += g);
+        }
+    });
+}
+
+impl Layer for Embedding {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+        let (ragged, ids) = self.ids(x)?;
+        let c = self.c;
+        let mut out = Vec::with_capacity(ids.len() * c);
+        let word = pass.store.param(self.word);
+        ids.iter().for_each(|id| out.extend_from_slice(&word[*id as usize * c..(*id as usize + 1) * c]));
+        let add = |out: &mut [f32], row: &[f32]| out.iter_mut().zip(row).for_each(|(o, v)| *o += v);
+        if let Some(kind) = self.kind {
+            let first = &pass.store.param(kind)[..c];
+            out.par_chunks_mut(c).for_each(|row| add(row, first));
+        }
+        if let Some((position, _)) = self.position {
+            let table = pass.store.param(position);
+            let own = ragged.split(&mut out, c);
+            own.into_par_iter().for_each(|rows| {
+                rows.chunks_exact_mut(c).zip(table.chunks_exact(c)).for_each(|(row, place)| add(row, place));
+            });
+        }
+        let mut y = tensor(out, &[ids.len(), c])?;
+        ragged.save(pass, tape);
+        if pass.records() {
+            tape.push(Saved::Indices(ids));
+        }
+        if let Some(norm) = &self.norm {
+            y = norm.forward(&y, pass, tape)?;
+        }
+        ragged.frame(&y, true)
+    }
+
+    fn backward(
+        &self,
+        dy: &Tensor,
+        pass: &Pass<'_>,
+        tape: &mut Tape,
+        grads: &mut Gradients,
+        _: bool,
+    ) -> Result<Option<Tensor>> {
+        // The frame lies under what the normalisation has kept; its own gradient needs it first.
+        let c = self.c;
+        let kept = self.norm.as_ref().map(|_| Ok::<_, Error>((tape.pop_values()?, tape.pop_values()?))).transpose()?;
+        let ids = tape.take(|s| if let Saved::Indices(ids) = s { Some(ids) } else { None })?;
+        let ragged = Ragged::saved(tape)?;
+        let mut dx = ragged.pack(dy)?;
+        if let (Some(norm), Some((inverse, hat))) = (&self.norm, kept) {
+            tape.push(Saved::Values(hat));
+            tape.push(Saved::Values(inverse));
+            match norm.backward(&dx, pass, tape, grads, true)? {
+                Some(d) => dx = d,
+                None => return Err(Error::Internal("a layer gave no gradient".into())),
+            }
+        }
+        let g = host(&dx)?;
+        if let Some(table) = grads.slot(self.word) {
+            scatter(table, &g, c, &ids);
+        }
+        if let Some(table) = self.position.and_then(|p| grads.slot(p.0)) {
+            let places: Vec<u32> = ragged.lengths.iter().flat_map(|l| 0..*l as u32).collect();
+            scatter(table, &g, c, &places);
+        }
+        if let Some(table) = self.kind.and_then(|k| grads.slot(k)) {
+            rows::add_sums(&g, c, &mut table[..c]);
+        }
+        // Ids have no gradient.
+        Ok(None)
+    }
+
+    fn describe(&self, out: &mut String) {
+        out.push_str(&format!("embedding:{}:{};", self.words, self.position.is_some()));
+        self.norm.iter().for_each(|n| n.describe(out));
+    }
+
+    fn params(&self, out: &mut Vec<ParamId>) {
+        out.push(self.word);
+        out.extend(self.position.map(|p| p.0));
+        out.extend(self.kind);
+        self.norm.iter().for_each(|n| n.params(out));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{Builder, Layout, Store, testing};
+
+    const IDS: [f32; 12] = [4.0, 1.0, 4.0, -1.0, 0.0, -1.0, -1.0, -1.0, 2.0, 4.0, 0.0, 1.0];
+
+    fn layer(b: &mut Builder) -> Embedding {
+        b.embedding("e", ["word", "position", "kind"], (6, 5), 4, Some(1e-5))
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let mut b = Builder::new(1);
+        let layer = layer(&mut b);
+        b.store.values.iter_mut().enumerate().for_each(|(i, v)| *v = *v * 20.0 + (i % 3) as f32 / 3.0);
+        let mut params = Vec::new();
+        layer.params(&mut params);
+        assert_eq!(params.len(), b.store.params.len());
+        let layout = Layout::new(&b.store, &params, &[]);
+        let x = tensor(IDS.to_vec(), &[3, 4]).unwrap();
+        let run = |store: &Store, tape: &mut Tape| {
+            let pass = Pass { store, layout: Some(&layout), dropout: None };
+            layer.forward(&x, &pass, tape).unwrap()
+        };
+        let mut tape = Tape::default();
+        let y = run(&b.store, &mut tape);
+        let dy = testing::input(y.dims());
+        let pass = Pass { store: &b.store, layout: Some(&layout), dropout: None };
+        let mut grads = Gradients::new(&layout);
+        assert!(layer.backward(&dy, &pass, &mut tape, &mut grads, true).unwrap().is_none());
+        for i in 0..b.store.values.len() {
+            let moved = |by: f32| -> f64 {
+                let mut store = b.store.clone();
+                store.values[i] += by;
+                let y = run(&store, &mut Tape::default());
+                let (y, dy) = (host(&y).unwrap(), host(&dy).unwrap());
+                y.iter().zip(dy.iter()).map(|(y, g)| f64::from(*y) * f64::from(*g)).sum()
+            };
+            let numeric = (moved(5e-3) - moved(-5e-3)) / 1e-2;
+            let ours = f64::from(grads.flat[i]);
+            assert!((ours - numeric).abs() < 2e-2 * (1.0 + numeric.abs()), "{i}: {ours} against {numeric}");
+        }
+    }
+
+    #[test]
+    fn ids_that_the_table_does_not_have_and_empty_texts_are_refused() {
+        let mut b = Builder::new(1);
+        let layer = layer(&mut b);
+        let bad = |ids: [f32; 4]| {
+            let x = tensor(ids.to_vec(), &[1, 4]).unwrap();
+            layer.forward(&x, &Pass::eval(&b.store), &mut Tape::default()).is_err()
+        };
+        assert!(
+            bad([6.0, 0.0, 0.0, 0.0]) && bad([-1.0; 4]) && bad([0.5, 0.0, 0.0, 0.0]) && bad([1.0, -1.0, 1.0, -1.0])
+        );
+        assert!(bad([f32::NAN, 0.0, 0.0, 0.0]) && !bad([5.0, -1.0, -1.0, -1.0]));
+    }
+}

@@ -1,0 +1,159 @@
+//! Layer normalisation (Ba et al., 2016), on its own or of a sum.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::{Gradients, Layer, ParamId, Pass, Saved, Tape, host, lanes, rows, tensor};
+use crate::{Error, Result, num::simd::vectorised};
+
+/// `y = (x − mean) / √(var + ε) · γ + β` over the last dimension; the variance is the biased one.
+#[derive(Debug)]
+pub struct LayerNorm {
+    pub(super) gamma: ParamId,
+    pub(super) beta: ParamId,
+    pub(super) c: usize,
+    pub(super) eps: f32,
+}
+
+/// Rows of one task.
+const TASK: usize = 32;
+
+vectorised! {
+    /// Turns rows into normalised ones, and writes their `1/σ` and the result.
+    fn normalise(x: &mut [f32], y: &mut [f32], inverse: &mut [f32], gamma: &[f32], beta: &[f32], eps: f32) {
+        let c = gamma.len();
+        for ((x, y), inverse) in x.chunks_exact_mut(c).zip(y.chunks_exact_mut(c)).zip(inverse) {
+            let mean = lanes::sum(x) / c as f32;
+            let scale = 1.0 / (lanes::squares(x, mean) / c as f32 + eps).sqrt();
+            *inverse = scale;
+            for (((x, y), g), b) in x.iter_mut().zip(y).zip(gamma).zip(beta) {
+                *x = (*x - mean) * scale;
+                *y = *x * g + b;
+            }
+        }
+    }
+
+    /// `dx = (g − mean g − x̂·mean(g·x̂)) / σ` with `g = dy·γ`.
+    fn slopes(dx: &mut [f32], dy: &[f32], hat: &[f32], inverse: &[f32], gamma: &[f32]) {
+        let c = gamma.len();
+        let lines = dx.chunks_exact_mut(c).zip(dy.chunks_exact(c)).zip(hat.chunks_exact(c)).zip(inverse);
+        for (((dx, dy), hat), inverse) in lines {
+            dx.iter_mut().zip(dy).zip(gamma).for_each(|((d, g), gamma)| *d = g * gamma);
+            let mean = lanes::sum(dx) / c as f32;
+            let along = lanes::dot(dx, hat) / c as f32;
+            dx.iter_mut().zip(hat).for_each(|(d, h)| *d = (*d - mean - h * along) * inverse);
+        }
+    }
+
+    fn times(out: &mut [f32], a: &[f32], b: &[f32]) {
+        out.iter_mut().zip(a).zip(b).for_each(|((o, a), b)| *o = a * b);
+    }
+}
+
+/// `a + b`
+pub(super) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    tensor(sum(a, b)?, a.dims())
+}
+
+fn sum(a: &Tensor, b: &Tensor) -> Result<Vec<f32>> {
+    let (left, right) = (host(a)?, host(b)?);
+    if left.len() != right.len() {
+        return Err(Error::Internal(format!("{:?} cannot be added to {:?}", b.dims(), a.dims())));
+    }
+    let mut out = left.to_vec();
+    let right = &*right;
+    let task = 1 << 14;
+    out.par_chunks_mut(task)
+        .zip(right.par_chunks(task))
+        .for_each(|(o, b)| o.iter_mut().zip(b).for_each(|(o, b)| *o += b));
+    Ok(out)
+}
+
+impl LayerNorm {
+    fn run(&self, mut x: Vec<f32>, shape: &[usize], pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+        let c = self.c;
+        if shape.last() != Some(&c) {
+            return Err(Error::Internal(format!("{c} channels expected, given {shape:?}")));
+        }
+        let (gamma, beta) = (pass.store.param(self.gamma), pass.store.param(self.beta));
+        let (mut y, mut inverse) = (vec![0.0; x.len()], vec![0.0; x.len() / c]);
+        x.par_chunks_mut(TASK * c)
+            .zip(y.par_chunks_mut(TASK * c))
+            .zip(inverse.par_chunks_mut(TASK))
+            .for_each(|((x, y), inverse)| normalise(x, y, inverse, gamma, beta, self.eps));
+        if pass.records() {
+            tape.push(Saved::Values(x));
+            tape.push(Saved::Values(inverse));
+        }
+        tensor(y, shape)
+    }
+
+    /// The normalised sum of two tensors; its gradient is that of both.
+    ///
+    /// # Errors
+    /// A shape that does not fit.
+    pub fn of_sum(&self, a: &Tensor, b: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+        self.run(sum(a, b)?, a.dims(), pass, tape)
+    }
+}
+
+impl Layer for LayerNorm {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+        self.run(host(x)?.to_vec(), x.dims(), pass, tape)
+    }
+
+    fn backward(
+        &self,
+        dy: &Tensor,
+        pass: &Pass<'_>,
+        tape: &mut Tape,
+        grads: &mut Gradients,
+        need_dx: bool,
+    ) -> Result<Option<Tensor>> {
+        let (inverse, hat) = (tape.pop_values()?, tape.pop_values()?);
+        let (c, g) = (self.c, host(dy)?);
+        let g = &*g;
+        if let Some(db) = grads.slot(self.beta) {
+            rows::add_sums(g, c, db);
+        }
+        if let Some(dg) = grads.slot(self.gamma) {
+            let mut product = vec![0.0; g.len()];
+            let parts = product.par_chunks_mut(TASK * c).zip(g.par_chunks(TASK * c)).zip(hat.par_chunks(TASK * c));
+            parts.for_each(|((o, a), b)| times(o, a, b));
+            rows::add_sums(&product, c, dg);
+        }
+        if !need_dx {
+            return Ok(None);
+        }
+        let gamma = pass.store.param(self.gamma);
+        let mut dx = vec![0.0; g.len()];
+        dx.par_chunks_mut(TASK * c)
+            .zip(g.par_chunks(TASK * c))
+            .zip(hat.par_chunks(TASK * c))
+            .zip(inverse.par_chunks(TASK))
+            .for_each(|(((dx, g), hat), inverse)| slopes(dx, g, hat, inverse, gamma));
+        Ok(Some(tensor(dx, dy.dims())?))
+    }
+
+    fn describe(&self, out: &mut String) {
+        out.push_str(&format!("layernorm:{};", self.eps));
+    }
+
+    fn params(&self, out: &mut Vec<ParamId>) {
+        out.extend([self.gamma, self.beta]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::nn::{Builder, testing};
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let mut b = Builder::new(1);
+        let norm = b.layer_norm("n", 19, 1e-5);
+        b.store.values.iter_mut().enumerate().for_each(|(i, v)| *v += (i % 5) as f32 / 4.0 - 0.5);
+        testing::check_gradients(&norm, &b.store, &[70, 19]);
+        testing::check_gradients(&norm, &b.store, &[2, 3, 19]);
+    }
+}

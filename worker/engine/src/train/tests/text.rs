@@ -1,0 +1,142 @@
+//! Whole runs on text.
+
+use super::*;
+use crate::{
+    backbone::Shape,
+    data::tokens::{self, Text},
+    predict::Model,
+    weights::{Contract, testing::bare},
+};
+
+/// Sentences whose class is the kind of their last word.
+fn sentences(dir: &Path) {
+    let (good, bad) = (["fine", "great", "lovely", "nice"], ["awful", "dull", "poor", "weak"]);
+    let starts = ["the film was", "i think it is", "that song , for me , is rather", "we found the food"];
+    for (part, shift) in [("train", 0), ("val", 1)] {
+        let mut lines = String::new();
+        for i in 0..64 {
+            let (label, words) = if i % 2 == 0 { ("good", good) } else { ("bad", bad) };
+            lines += &format!("{label}\t{} {}\n", starts[(i / 2 + shift) % 4], words[(i / 8) % 4]);
+        }
+        std::fs::write(dir.join(format!("{part}.tsv")), lines).unwrap();
+    }
+}
+
+fn job(dir: &Path, model: &str, stages: &str) -> String {
+    let (train, val) = (dir.join("train.tsv"), dir.join("val.tsv"));
+    format!(
+        "schema = 1\njob = {{ name = \"t\", kind = \"finetune\", seed = 7 }}\nmodel = {model}\n\
+         data = {{ format = \"text\", train = \"{}\", val = \"{}\", batch = 15, grains = 3 }}\n{stages}",
+        train.display(),
+        val.display()
+    )
+}
+
+fn stage(name: &str, train: &str, epochs: u32, lr: f64) -> String {
+    format!("[[stage]]\nname = \"{name}\"\nepochs = {epochs}\ntrain = [{train}]\nlr = {lr}\n")
+}
+
+/// A tiny encoder with random weights, in a folder as Hugging Face has it.
+fn folder(backbone: &str, dir: &Path, config: &str) -> String {
+    let shape = Shape { layers: 2, hidden: 16, heads: 2, wide: 32, words: 60, positions: 20, eps: 1e-12 };
+    let text = std::fs::read_to_string(dir.join("train.tsv")).unwrap();
+    let learned = tokens::learn(text.lines().map(|l| l.split_once('\t').unwrap().1), 60).unwrap();
+    let text = Text::new(12, Some(shape), learned.clone());
+    let contract = Contract { text: Some(text), ..Contract::named("unit", 32, None).unwrap() };
+    let backbone = crate::backbone::find(backbone).unwrap();
+    let mut network = crate::backbone::Network::build(backbone, &contract, &Default::default(), 2, 1);
+    network
+        .initial
+        .params
+        .iter_mut()
+        .filter(|e| !e.name.starts_with("classifier"))
+        .for_each(|e| e.name.insert_str(0, "bert."));
+    let place = dir.join(backbone.name);
+    std::fs::create_dir_all(&place).unwrap();
+    bare(&Net { backbone, network, contract }, &place.join("model.safetensors"));
+    std::fs::write(place.join("tokenizer.json"), learned).unwrap();
+    std::fs::write(place.join("config.json"), config).unwrap();
+    place.display().to_string()
+}
+
+const CONFIG: &str = r#"{"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32,
+    "vocab_size": 60, "max_position_embeddings": 20}"#;
+
+#[test]
+fn an_encoder_is_fine_tuned_in_stages_and_any_number_of_ranks_gives_the_same_file() {
+    let data = tempfile::tempdir().unwrap();
+    sentences(data.path());
+    let model = |weights: &str| format!("{{ backbone = \"minilm\", weights = \"{weights}\", input = 16 }}");
+    let stages = stage("head", "\"head\"", 1, 0.01)
+        + &stage("top", "\"head\", \"encoder.layer.1\"", 2, 0.01)
+        + &stage("all", "\"*\"", 8, 0.01);
+    let job_text = job(data.path(), &model(&folder("minilm", data.path(), CONFIG)), &stages);
+    let mut wanted = None;
+    for (world, apart) in [(1, false), (3, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        for warm in [false, true] {
+            let report = train(&job_text, world, apart, dir.path(), &[], &Recorder::default()).unwrap();
+            let firsts: Vec<&str> = report.stages.iter().map(|s| s.first_unit.as_str()).collect();
+            assert_eq!(firsts, ["classifier", "encoder.layer.1", "embeddings"]);
+            assert_eq!(report.prefix.computed, if warm { 0 } else { report.prefix.computed });
+            assert!(report.evaluation.accuracy > 0.95, "{}", report.evaluation.accuracy);
+            let got = (model_of(dir.path()), report.evaluation);
+            assert_eq!(wanted.get_or_insert_with(|| got.clone()), &got, "{world} ranks, warm: {warm}");
+        }
+        // What was exported needs nothing else: not its folder, not the weights that it began with.
+        let alone = dir.path().join("alone.safetensors");
+        std::fs::copy(dir.path().join("work/model/model.safetensors"), &alone).unwrap();
+        let model = Model::open(&alone).unwrap();
+        let said = model.predict_text("the film was great").unwrap();
+        assert!(model.classes()[1] == "good" && said[1] > 0.5, "{said:?}");
+        let place = data.path().join("val.tsv").display().to_string();
+        let again = model.evaluate("text", &place, Default::default(), 0).unwrap();
+        assert_eq!(again, wanted.as_ref().unwrap().1);
+        assert!(dir.path().join("work/model/tokenizer.json").is_file());
+    }
+}
+
+#[test]
+fn every_kind_of_encoder_and_the_two_from_scratch_learn() {
+    let data = tempfile::tempdir().unwrap();
+    sentences(data.path());
+    let distil = r#"{"n_layers": 2, "dim": 16, "n_heads": 2, "hidden_dim": 32, "vocab_size": 60,
+        "max_position_embeddings": 20, "activation": "gelu"}"#;
+    let weighted = |name: &str, config: &str| {
+        let weights = folder(name, data.path(), config);
+        format!("{{ backbone = \"{name}\", weights = \"{weights}\", input = 12 }}")
+    };
+    let scratch = |name: &str| format!("{{ backbone = \"{name}\", input = 12, head = {{ hidden = [32] }} }}");
+    let models = [
+        (weighted("bert", CONFIG), 10, 0.01),
+        (weighted("distilbert", distil), 10, 0.01),
+        (scratch("transformer_small"), 5, 0.001),
+        (scratch("embedding_lstm"), 12, 0.01),
+    ];
+    for (model, epochs, lr) in models {
+        let dir = tempfile::tempdir().unwrap();
+        let job = job(data.path(), &model, &stage("all", "\"*\"", epochs, lr));
+        let report = train(&job, 2, false, dir.path(), &[], &Recorder::default()).unwrap();
+        assert!(report.evaluation.accuracy > 0.9, "{model}: {}", report.evaluation.accuracy);
+    }
+}
+
+#[test]
+fn text_and_images_are_not_mixed_up() {
+    let data = tempfile::tempdir().unwrap();
+    sentences(data.path());
+    let dir = tempfile::tempdir().unwrap();
+    let stages = stage("head", "\"head\"", 1, 0.01);
+    let images = job(data.path(), "{ backbone = \"small_cnn\" }", &stages);
+    let error = train(&images, 1, false, dir.path(), &[], &Recorder::default()).unwrap_err().to_string();
+    assert_eq!(error, "small_cnn wants images, and `data.train` has text");
+    let text = JOB.replace("backbone = \"small_cnn\"", "backbone = \"embedding_lstm\"");
+    let error = train(&text, 1, false, dir.path(), &[], &Recorder::default()).unwrap_err().to_string();
+    assert_eq!(error, "embedding_lstm wants text, and `data.train` has images");
+    let long = job(data.path(), "{ backbone = \"minilm\", input = 600 }", &stages);
+    let error = train(&long, 1, false, dir.path(), &[], &Recorder::default()).unwrap_err().to_string();
+    assert_eq!(error, "the network takes texts of 512 tokens, and `model.input` is 600");
+    let mixed = job(data.path(), "{ backbone = \"embedding_lstm\" }", &stages) + "[modifiers.mixup]\n";
+    let error = train(&mixed, 1, false, dir.path(), &[], &Recorder::default()).unwrap_err().to_string();
+    assert!(error.contains("say nothing of text"), "{error}");
+}
