@@ -135,7 +135,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
         steps_per_epoch: steps_per_epoch(n, data.batch as usize),
         grains: spec.grains(),
         grain_samples: largest_grain(n, data.batch as usize, spec.grains() as usize),
-        class_weights: weights::of_classes(data, &*train)?,
+        class_weights: weights::of_classes(data, &*train.dataset)?,
         split: split.iter().map(std::ops::Range::len).collect(),
         stages,
     })

@@ -89,7 +89,7 @@ fn shape(text: &str, shown: &str) -> Result<Shape> {
         && (1..=2_000_000).contains(&shape.words)
         && (1..=32_768).contains(&shape.positions)
         && (0.0..=1.0).contains(&shape.eps)
-        && shape.hidden % shape.heads == 0;
+        && shape.hidden.is_multiple_of(shape.heads);
     if sane { Ok(shape) } else { Err(bad(format!("{shape:?}"))) }
 }
 
