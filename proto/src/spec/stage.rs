@@ -204,7 +204,8 @@ pub struct LrFindSection {
     pub smooth: f64,
     /// The search ends where the smoothed loss is this many times its best.
     pub stop_factor: f64,
-    /// Train at the rate that was found: `valley` or `steepest`. Without it the rate is only shown.
+    /// Train at the rate that was found: `valley` or `steepest`; where none was, `lr` stands. Without it the rate is
+    /// only shown.
     #[serde(rename = "use", skip_serializing_if = "Option::is_none")]
     pub pick: Option<Pick>,
 }

@@ -36,6 +36,15 @@ pub struct Report {
     pub evaluation: Evaluation,
 }
 
+impl Report {
+    /// For people: the figures of the model, and what searches for a learning rate came to.
+    pub fn to_text(&self) -> String {
+        let found: String = self.lr_find.iter().map(|f| format!("{}\n", f.sentence())).collect();
+        let text = self.evaluation.to_text();
+        if found.is_empty() { text } else { format!("{text}\n{found}") }
+    }
+}
+
 /// How often a frozen prefix ran.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PrefixFigures {
@@ -121,7 +130,7 @@ pub fn write(
         ("labels.txt", labels.into_bytes()),
         ("preprocess.json", serde_json::to_vec_pretty(&net.contract).map_err(internal)?),
         ("job.toml", spec.to_toml().into_bytes()),
-        ("report.txt", report.evaluation.to_text().into_bytes()),
+        ("report.txt", report.to_text().into_bytes()),
         ("report.json", serde_json::to_vec_pretty(report).map_err(internal)?),
     ];
     if let Some(text) = &net.contract.text {

@@ -41,6 +41,20 @@ impl Found {
             Pick::Steepest => self.steepest,
         }
     }
+
+    /// In one sentence.
+    pub fn sentence(&self) -> String {
+        let Self { stage, rates, valley, steepest, .. } = self;
+        match (valley, steepest) {
+            (Some(valley), Some(steepest)) => {
+                format!("stage `{stage}`: suggested learning rate {valley:.2e} (valley), {steepest:.2e} (steepest)")
+            }
+            _ => format!(
+                "stage `{stage}`: no learning rate was found: the loss blew up after {} steps; lower `lr_find.start`",
+                rates.len()
+            ),
+        }
+    }
 }
 
 /// A search on its way.
@@ -179,27 +193,11 @@ impl Loop<'_> {
         self.state.progress.step = step;
         let found = sweep.end();
         if group.rank() == 0 {
-            link.notice(Notice::RateFound, &sentence(&found, find.pick));
+            link.notice(Notice::RateFound, &found.sentence());
         }
         self.state.progress.found.insert(index, found);
         Ok(())
     }
-}
-
-fn sentence(found: &Found, pick: Option<Pick>) -> String {
-    let (Some(valley), Some(steepest)) = (found.valley, found.steepest) else {
-        return format!(
-            "stage `{}`: no learning rate was found: the loss blew up after {} steps; lower `lr_find.start`",
-            found.stage,
-            found.rates.len()
-        );
-    };
-    let taken = match pick {
-        None => "",
-        Some(Pick::Valley) => "; the stage takes the first",
-        Some(Pick::Steepest) => "; the stage takes the second",
-    };
-    format!("stage `{}`: suggested learning rate {valley:.2e} (valley), {steepest:.2e} (steepest){taken}", found.stage)
 }
 
 #[cfg(test)]
@@ -249,6 +247,6 @@ mod tests {
         sweep.add(1e-7, 1.0);
         let found = sweep.end();
         assert_eq!((found.valley, found.steepest), (None, None));
-        assert!(sentence(&found, None).contains("no learning rate was found"));
+        assert!(found.sentence().contains("no learning rate was found"));
     }
 }

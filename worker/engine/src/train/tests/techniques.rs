@@ -130,6 +130,7 @@ fn a_search_for_a_rate_decides_alike_on_all_ranks_and_leaves_the_network_as_it_w
     let (valley, steepest) = (found.valley.unwrap(), found.steepest.unwrap());
     assert!((1e-6..1.0).contains(&valley) && (1e-6..1.0).contains(&steepest), "{found:?}");
     assert_eq!(rates(&link)[0], valley);
+    assert!(report.to_text().contains(&format!("suggested learning rate {valley:.2e} (valley)")));
     assert!(link.notices.lock().unwrap().contains(&Notice::RateFound));
     let swept = link.rows.lock().unwrap().iter().filter(|r| r.values.contains_key("lr_find.loss")).count();
     assert_eq!(swept, found.rates.len());
