@@ -2,10 +2,9 @@
 
 use tl_engine::{
     data::{self, augment::View, pixels},
-    num::pool,
     weights::Contract,
 };
-use tl_proto::spec::{DataSection, Views};
+use tl_proto::spec::DataSection;
 
 use crate::{Options, harness::Harness};
 
@@ -22,7 +21,6 @@ augment = {{ flip = true, rotate = 0.1, zoom = 0.1, crop = 0.1, views = "fresh" 
 "#
     );
     let section: DataSection = toml::from_str(&text)?;
-    assert_eq!(section.augment.views, Views::Fresh);
     let photos = data::open(&section, "train", 1)?;
     let contract = Contract { resize_short_side: 256, ..Contract::named("torch", 224, None)? };
     let (count, mut next) = (photos.labels().len(), 0);
@@ -37,7 +35,6 @@ augment = {{ flip = true, rotate = 0.1, zoom = 0.1, crop = 0.1, views = "fresh" 
         anyhow::ensure!(input[0].is_finite(), "no number");
         Ok(())
     };
-    pool::run(|| ());
     (0..32).try_for_each(|_| one())?;
     harness.serve(one)
 }

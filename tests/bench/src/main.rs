@@ -69,7 +69,7 @@ fn main() -> anyhow::Result<()> {
     if let Work::Step | Work::TextStep = options.work
         && !tl_engine::backbone::ALL.iter().any(|b| b.name == options.backbone)
     {
-        return harness.missing(&format!("there is no backbone `{}` yet", options.backbone));
+        return harness.missing(&format!("not built: there is no backbone `{}`", options.backbone));
     }
     match options.work {
         Work::Step => steps::images(&options, harness),

@@ -44,7 +44,7 @@ pub fn meet(options: &Options) -> anyhow::Result<(Mesh, Option<Child>)> {
 pub fn all_reduce(options: &Options, harness: &mut Harness) -> anyhow::Result<()> {
     let (mut mesh, peer) = meet(options)?;
     let (rank, len) = (mesh.rank(), options.elements);
-    let mut several = |mesh: &mut Mesh, n: usize| -> anyhow::Result<f64> {
+    let several = |mesh: &mut Mesh, n: usize| -> anyhow::Result<f64> {
         // The first rank says how many; none ends it.
         let count = mesh.broadcast((n as u64).to_le_bytes().to_vec(), 0)?;
         let n = count.try_into().map_or(0, u64::from_le_bytes) as usize;
