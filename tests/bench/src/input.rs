@@ -23,6 +23,7 @@ augment = {{ flip = true, rotate = 0.1, zoom = 0.1, crop = 0.1, views = "fresh" 
     let section: DataSection = toml::from_str(&text)?;
     let photos = data::open(&section, "train", 1)?;
     let contract = Contract { resize_short_side: 256, ..Contract::named("torch", 224, None)? };
+    let mut input = vec![0.0; pixels::values(&contract)];
     let (count, mut next) = (photos.labels().len(), 0);
     let mut one = || -> anyhow::Result<()> {
         let (index, view) = (next % count, next / count + 1);
@@ -30,8 +31,7 @@ augment = {{ flip = true, rotate = 0.1, zoom = 0.1, crop = 0.1, views = "fresh" 
         let image = photos.load(index).map_err(anyhow::Error::msg)?;
         let square = pixels::square(&image, contract.resize_short_side as usize, contract.side());
         let view = View::draw(&section.augment, 1, &photos.digest(index), view as u64);
-        let values = square.iter().map(|b| f32::from(*b)).collect();
-        let input = pixels::normalise(&view.apply(values, contract.side()), &contract);
+        pixels::input(&square, &view, &contract, &mut input);
         anyhow::ensure!(input[0].is_finite(), "no number");
         Ok(())
     };

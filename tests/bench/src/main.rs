@@ -7,7 +7,6 @@ mod harness;
 mod input;
 mod reduce;
 mod steps;
-mod text;
 
 use std::path::PathBuf;
 
@@ -19,10 +18,8 @@ use crate::harness::Harness;
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Work {
-    /// Training steps on pictures: forward, backward, AdamW.
+    /// Training steps: forward, backward, AdamW.
     Step,
-    /// Training steps on tokens.
-    TextStep,
     /// Ten epochs of a new head on photos, frozen MobileNetV2 below.
     HeadOnly,
     /// JPEG files to network inputs.
@@ -66,15 +63,12 @@ fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let mut harness = Harness::new();
     pool::init(options.threads);
-    if let Work::Step | Work::TextStep = options.work
-        && !tl_engine::backbone::ALL.iter().any(|b| b.name == options.backbone)
-    {
+    if options.work == Work::Step && tl_engine::backbone::find(&options.backbone).is_none() {
         return harness.missing(&format!("not built: there is no backbone `{}`", options.backbone));
     }
     match options.work {
-        Work::Step => steps::images(&options, harness),
+        Work::Step => steps::steps(&options, harness),
         Work::HeadOnly => steps::head_only(&options, &mut harness),
-        Work::TextStep => text::steps(&options, &mut harness),
         Work::Input => input::images(&options, &mut harness),
         Work::Allreduce => reduce::all_reduce(&options, &mut harness),
     }

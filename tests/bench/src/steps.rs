@@ -6,7 +6,7 @@ use tl_engine::{
     Error,
     collective::{Collective, Solo},
     link::{Link, Notice, Row},
-    num::pool,
+    num::{pool, rng::Philox},
     train::{self, Config},
 };
 use tl_proto::spec::JobSpec;
@@ -16,22 +16,33 @@ use crate::{Options, harness::Harness, reduce};
 /// Steps that nobody counts.
 const WARM: usize = 3;
 
-/// Steps on generated pictures, all of the network trained, batch-norms with the statistics of the grain. Both ranks of
-/// a pair come here; only the first is told when to go on, the other waits for it in the reduction.
-pub fn images(options: &Options, harness: Harness) -> anyhow::Result<()> {
+/// Tokens of a text; what a text has more is cut off.
+const LENGTH: usize = 128;
+
+/// Steps on generated samples, all of the network trained, batch-norms with the statistics of the grain. Both ranks of a
+/// pair come here; only the first is told when to go on, the other waits for it in the reduction.
+pub fn steps(options: &Options, harness: Harness) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let text = tl_engine::backbone::find(&options.backbone).is_some_and(|b| b.reads_text());
     // Decoded pictures are kept, so a step begins with bytes. Few of them: they are part of the memory that is compared.
+    let data = if text {
+        let file = folder.path().join("texts");
+        std::fs::write(&file, texts())?;
+        format!("format = \"text\"\ntrain = \"{0}\"\nval = \"{0}\"", file.display())
+    } else {
+        "format = \"generated\"\ntrain = \"source\"\nval = \"source\"\n\
+         params = { train_samples = 8, val_samples = 1 }"
+            .into()
+    };
     let job = format!(
         r#"
 schema = 1
 job = {{ name = "bench", kind = "finetune", seed = 1 }}
 checkpoint = {{ every = 1000000 }}
 [data]
-format = "generated"
-train = "source"
-val = "source"
+{data}
 batch = {}
 grains = {}
-params = {{ train_samples = 8, val_samples = 1 }}
 [model]
 backbone = "{}"
 [[stage]]
@@ -60,6 +71,13 @@ bn = "train"
         Ok(()) | Err(Error::Stopped) => Ok(()),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Eight classes of eight texts, of words drawn from 20 000, all longer than the network reads.
+fn texts() -> String {
+    let mut draw = Philox::new(1, "texts").stream(0, 0);
+    let mut word = || format!(" w{}", draw.range(0.0, 20_000.0) as u32);
+    (0..64).map(|i| format!("{}\t{}\n", i % 8, (0..LENGTH).map(|_| word()).collect::<String>().trim())).collect()
 }
 
 /// Ten epochs of a head on photos without augmentation, from nothing: decoding, the frozen part, training, evaluation after
