@@ -1,11 +1,19 @@
 //! Networks. A new one is a file here and a line in [`ALL`], or in [`TEXT`] if it reads text.
 
 mod bert;
+mod densenet121;
 mod distilbert;
+mod efficientnet;
+mod efficientnet_b0;
+mod efficientnet_b0_keras;
 mod embedding_lstm;
 mod head;
+mod inception;
+mod inception_resnet_v2;
+mod inception_v3;
 mod minilm;
 mod mobilenet_v2;
+mod nasnet_mobile;
 mod resnet;
 mod resnet101;
 mod resnet152;
@@ -13,9 +21,15 @@ mod resnet18;
 mod resnet20;
 mod resnet34;
 mod resnet50;
+mod resnet50_keras;
 mod small_cnn;
+#[cfg(test)]
+mod tests;
 mod text;
 mod transformer_small;
+mod vgg;
+mod vgg16;
+mod vgg19;
 
 use tl_proto::{catalog::Entry, spec::HeadSection};
 
@@ -51,6 +65,15 @@ pub const ALL: &[Backbone] = &[
     resnet101::ENTRY,
     resnet152::ENTRY,
     resnet20::ENTRY,
+    vgg16::ENTRY,
+    vgg19::ENTRY,
+    densenet121::ENTRY,
+    efficientnet_b0::ENTRY,
+    inception_v3::ENTRY,
+    inception_resnet_v2::ENTRY,
+    resnet50_keras::ENTRY,
+    efficientnet_b0_keras::ENTRY,
+    nasnet_mobile::ENTRY,
     small_cnn::ENTRY,
 ];
 
@@ -80,6 +103,9 @@ impl Same {
         if self.0 { Padding::Same } else { Padding::Symmetric(symmetric) }
     }
 }
+
+/// The first of the sites that name the random numbers of a backbone's own dropouts; those of a head are below.
+const SITE: u32 = 1 << 16;
 
 /// A piece of a network that is frozen or trained as a whole.
 pub struct Unit {

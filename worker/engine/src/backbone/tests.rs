@@ -1,0 +1,148 @@
+//! Every image backbone against its reference: all names and shapes, and a pass both ways.
+
+use tl_proto::spec::HeadSection;
+
+use super::{ALL, Network};
+use crate::{
+    nn::{BufferId, DropoutDraw, Entry, Gradients, Layer, Layout, ParamId, Pass, Tape, host, testing},
+    num::rng::Philox,
+    weights::Contract,
+};
+
+/// FNV-1a (Fowler, Noll and Vo) of the sorted lines `name [shape]` of all tensors.
+fn digest(network: &Network) -> u64 {
+    let line = |e: &Entry| format!("{} {:?}\n", e.name, e.shape);
+    let mut lines: Vec<String> = network.initial.params.iter().chain(&network.initial.buffers).map(line).collect();
+    lines.sort();
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    lines.concat().bytes().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+fn build(name: &str) -> Network {
+    let backbone = ALL.iter().find(|b| b.name == name).unwrap();
+    let contract = Contract::named("torch", backbone.input, None).unwrap();
+    Network::build(backbone, &contract, &HeadSection::default(), 1000, 1)
+}
+
+/// Elements of parameters and of buffers, and one tensor that a person can look up; then the digest of all, computed from
+/// the state dict of the reference (of Keras' layers: kernels in PyTorch's order, `gamma` as `weight`, `beta` as `bias`).
+fn has(network: &Network, elements: (usize, usize), example: (&str, &[usize]), all: u64) {
+    let store = &network.initial;
+    let found = store.params.iter().find(|p| p.name == example.0).unwrap_or_else(|| panic!("no {}", example.0));
+    assert_eq!(found.shape, example.1);
+    assert_eq!((store.values.len(), store.buffer_values.len()), elements);
+    assert_eq!(digest(network), all, "names or shapes differ from the reference");
+}
+
+/// Trains everything on three small images: all is finite, and backward reaches every parameter.
+fn learns(network: &Network, side: usize) {
+    let store = &network.initial;
+    let params: Vec<ParamId> = (0..store.params.len()).map(ParamId).collect();
+    let mut norms = Vec::new();
+    network.units.iter().filter(|u| u.name != "normalization").for_each(|u| u.layer.norms(&mut norms));
+    let norms: Vec<BufferId> = norms.iter().map(|n| n.0).collect();
+    let layout = Layout::new(store, &params, &norms);
+    let draw = DropoutDraw { rng: Philox::new(1, "dropout"), draws: &[4, 5, 6] };
+    let pass = Pass { store, layout: Some(&layout), dropout: Some(draw) };
+    let mut tape = Tape::default();
+    let forward = |x, unit: &super::Unit| unit.layer.forward(&x, &pass, &mut tape);
+    let y = network.units.iter().try_fold(testing::input(&[3, side, side, 3]), forward).unwrap();
+    assert_eq!(y.dims(), [3, 1000]);
+    let mut grads = Gradients::new(&layout);
+    let mut dy = testing::input(&[3, 1000]);
+    for (i, unit) in network.units.iter().enumerate().rev() {
+        let Some(dx) = unit.layer.backward(&dy, &pass, &mut tape, &mut grads, i > 0).unwrap() else {
+            assert!(i == 0, "{} gives no gradient", unit.name);
+            break;
+        };
+        dy = dx;
+    }
+    assert!(host(&y).unwrap().iter().chain(&grads.flat).all(|v| v.is_finite()));
+    for (id, slot) in layout.trained() {
+        let learnt = grads.touched[id.0] && grads.flat[slot].iter().any(|g| *g != 0.0);
+        assert!(learnt, "backward does not reach {}", store.params[id.0].name);
+    }
+    // Every unit between the first and the head has something to train, but for steps without parameters.
+    let bare: Vec<&str> = (0..network.head)
+        .filter(|u| network.unit_params(*u).is_empty())
+        .map(|u| network.units[u].name.as_str())
+        .collect();
+    assert!(bare.iter().all(|name| ["pool", "grid", "normalization"].contains(name)), "{bare:?}");
+}
+
+#[test]
+fn vgg16_is_torchvisions() {
+    let net = build("vgg16");
+    has(&net, (138_357_544, 0), ("features.28.weight", &[512, 512, 3, 3]), 0xc289_28e3_9d00_7d16);
+    learns(&net, 32);
+}
+
+#[test]
+fn vgg19_is_torchvisions() {
+    let net = build("vgg19");
+    has(&net, (143_667_240, 0), ("features.34.weight", &[512, 512, 3, 3]), 0x36d3_3bf2_95df_503e);
+}
+
+#[test]
+fn densenet121_is_torchvisions() {
+    let net = build("densenet121");
+    let example = ("features.denseblock4.denselayer16.norm1.weight", &[992][..]);
+    has(&net, (7_978_856, 83_648), example, 0xfb86_7ca5_94e7_9589);
+    learns(&net, 32);
+}
+
+#[test]
+fn efficientnet_b0_is_torchvisions() {
+    let net = build("efficientnet_b0");
+    let example = ("features.6.3.block.2.fc1.weight", &[48, 1152, 1, 1][..]);
+    has(&net, (5_288_548, 42_016), example, 0x5c24_6a99_fb3c_e69c);
+    learns(&net, 32);
+}
+
+#[test]
+fn inception_v3_is_torchvisions_without_its_auxiliary_head() {
+    let net = build("inception_v3");
+    let example = ("Mixed_6c.branch7x7dbl_3.conv.weight", &[160, 160, 1, 7][..]);
+    has(&net, (23_834_568, 34_432), example, 0x59b1_ee96_dc81_4f7f);
+    learns(&net, 75);
+}
+
+#[test]
+fn inception_resnet_v2_is_timms() {
+    let net = build("inception_resnet_v2");
+    let example = ("repeat_1.19.branch1.1.conv.weight", &[160, 128, 1, 7][..]);
+    has(&net, (55_843_464, 60_544), example, 0x07ab_3b53_f496_bde2);
+    learns(&net, 75);
+}
+
+#[test]
+fn resnet50_keras_has_biases_and_strides_first() {
+    let net = build("resnet50_keras");
+    let example = ("conv3_block1_1_conv.bias", &[128][..]);
+    has(&net, (25_583_592, 53_120), example, 0xb2b3_e9fd_373e_820e);
+    let mut said = String::new();
+    net.units.iter().find(|u| u.name == "conv3_block1").unwrap().layer.describe(&mut said);
+    assert!(said.contains("norm:0.00001001:relu;"), "{said}");
+    learns(&net, 32);
+}
+
+#[test]
+fn efficientnet_b0_keras_normalises_its_input() {
+    let net = build("efficientnet_b0_keras");
+    let example = ("block6d_se_reduce.weight", &[48, 1152, 1, 1][..]);
+    has(&net, (5_288_548, 42_022), example, 0x0970_aa7e_2c6d_88fc);
+    // The published weights' constants: the usual normalisation by ImageNet's means and deviations.
+    let x = crate::nn::tensor(vec![0.5, 0.5, 0.5], &[1, 1, 1, 3]).unwrap();
+    let y = net.units[0].layer.forward(&x, &Pass::eval(&net.initial), &mut Tape::default()).unwrap();
+    let usual = [(0.5 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225];
+    testing::assert_close(&y, &crate::nn::tensor(usual.to_vec(), &[1, 1, 1, 3]).unwrap(), 1e-6);
+    learns(&net, 32);
+}
+
+#[test]
+fn nasnet_mobile_is_keras() {
+    let net = build("nasnet_mobile");
+    let example = ("separable_conv_1_reduction_right1_reduce_8.depthwise.weight", &[176, 1, 7, 7][..]);
+    has(&net, (5_289_978, 36_738), example, 0x7d46_299b_3d3f_bff1);
+    learns(&net, 32);
+}
