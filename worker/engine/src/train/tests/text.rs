@@ -108,10 +108,10 @@ fn every_kind_of_encoder_and_the_two_from_scratch_learn() {
     };
     let scratch = |name: &str| format!("{{ backbone = \"{name}\", input = 12, head = {{ hidden = [32] }} }}");
     let models = [
-        (weighted("bert", CONFIG), 10, 0.01),
-        (weighted("distilbert", distil), 10, 0.01),
-        (scratch("transformer_small"), 5, 0.001),
-        (scratch("embedding_lstm"), 12, 0.01),
+        (weighted("bert", CONFIG), 30, 0.01),
+        (weighted("distilbert", distil), 30, 0.01),
+        (scratch("transformer_small"), 10, 0.002),
+        (scratch("embedding_lstm"), 20, 0.01),
     ];
     for (model, epochs, lr) in models {
         let dir = tempfile::tempdir().unwrap();
