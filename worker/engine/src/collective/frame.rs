@@ -1,7 +1,7 @@
 //! What travels between two ranks: a header of 16 bytes, then a body of bounded size. A message is one frame, or
 //! several of which all but the last say that more is to come.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 
 use crate::{Error, Result};
 
@@ -9,8 +9,8 @@ use crate::{Error, Result};
 const MAX_BODY: usize = 8 << 20;
 /// Largest message, in bytes: more than any state that fits a rank's memory.
 const MAX_MESSAGE: usize = 64 << 30;
-/// Bodies up to this size go out in one piece with their header: small messages are about latency.
-const TOGETHER: usize = 64 << 10;
+/// Memory is taken in such steps, as bytes arrive.
+const STEP: usize = 1 << 20;
 
 /// What the frames of a peer come to.
 #[derive(Debug, PartialEq)]
@@ -47,17 +47,27 @@ pub fn parse_header(h: &[u8; 16]) -> Result<(u8, u32, usize)> {
     Ok((kind, word(8), len))
 }
 
-fn frame(out: &mut impl Write, kind: u8, sequence: u32, body: &[u8]) -> io::Result<()> {
+/// Header and body go out in one piece, without a copy.
+fn frame(out: &mut impl Write, kind: u8, sequence: u32, body: &[&[u8]]) -> io::Result<()> {
+    let len: usize = body.iter().map(|part| part.len()).sum();
     let mut header = [0; 16];
     header[..4].copy_from_slice(&MAGIC.to_le_bytes());
     header[4] = kind;
     header[8..12].copy_from_slice(&sequence.to_le_bytes());
-    header[12..].copy_from_slice(&(body.len() as u32).to_le_bytes());
-    if body.len() <= TOGETHER {
-        return out.write_all(&[&header, body].concat());
+    header[12..].copy_from_slice(&(len as u32).to_le_bytes());
+    let mut all: Vec<IoSlice<'_>> =
+        std::iter::once(&header[..]).chain(body.iter().copied()).map(IoSlice::new).collect();
+    let mut rest = &mut all[..];
+    IoSlice::advance_slices(&mut rest, 0);
+    while !rest.is_empty() {
+        match out.write_vectored(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => IoSlice::advance_slices(&mut rest, n),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
     }
-    out.write_all(&header)?;
-    out.write_all(body)
+    Ok(())
 }
 
 /// Writes a sign of life.
@@ -67,45 +77,58 @@ pub(super) fn write_beat(out: &mut impl Write) -> io::Result<()> {
 
 /// Writes the last words.
 pub(super) fn write_abort(out: &mut impl Write, why: &str) -> io::Result<()> {
-    frame(out, ABORT, 0, &why.as_bytes()[..why.len().min(MAX_BODY)])
+    frame(out, ABORT, 0, &[&why.as_bytes()[..why.len().min(MAX_BODY)]])
 }
 
-/// Writes a message.
-pub(super) fn write_message(out: &mut impl Write, sequence: u32, body: &[u8]) -> io::Result<()> {
-    let mut rest = body;
-    while rest.len() > MAX_BODY {
-        let (first, more) = rest.split_at(MAX_BODY);
-        frame(out, MORE, sequence, first)?;
-        rest = more;
+/// Writes a message: its parts one after the other.
+pub(super) fn write_message(out: &mut impl Write, sequence: u32, parts: &[&[u8]]) -> io::Result<()> {
+    if parts.iter().map(|part| part.len()).sum::<usize>() <= MAX_BODY {
+        return frame(out, LAST, sequence, parts);
     }
-    frame(out, LAST, sequence, rest)
+    let mut frames = parts.iter().flat_map(|part| part.chunks(MAX_BODY)).peekable();
+    while let Some(body) = frames.next() {
+        frame(out, if frames.peek().is_some() { MORE } else { LAST }, sequence, &[body])?;
+    }
+    Ok(())
 }
 
-/// Reads what a peer says next. Memory is taken as bytes arrive, not as they are announced.
-pub(super) fn read(input: &mut impl Read) -> io::Result<Said> {
-    let mut body = Vec::new();
+/// Reads what a peer says next, into `spare` if that is a message. Memory is taken as bytes arrive, not as they are
+/// announced.
+pub(super) fn read(input: &mut impl Read, spare: &mut Vec<u8>) -> io::Result<Said> {
+    let mut len = 0;
     let bad = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
     let mut begun: Option<u32> = None;
     loop {
         let mut header = [0; 16];
         input.read_exact(&mut header)?;
-        let (kind, sequence, len) = parse_header(&header).map_err(|e| bad(&e.to_string()))?;
+        let (kind, sequence, more) = parse_header(&header).map_err(|e| bad(&e.to_string()))?;
         if begun.is_some_and(|s| s != sequence || !matches!(kind, LAST | MORE)) {
             return Err(bad("a peer broke off a message"));
         }
-        if body.len() + len > MAX_MESSAGE {
+        let whole = len + more;
+        if whole > MAX_MESSAGE {
             return Err(bad("a peer sent a message without an end"));
         }
-        body.reserve(len.min(1 << 20));
-        let got = input.take(len as u64).read_to_end(&mut body)?;
-        if got != len {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        while len < whole {
+            let next = whole.min(len + STEP);
+            // What is there already is not made zero first.
+            if spare.len() < next {
+                spare.resize(next, 0);
+            }
+            input.read_exact(&mut spare[len..next])?;
+            len = next;
         }
         match kind {
             BEAT => return Ok(Said::Beat),
-            LAST => return Ok(Said::Message { sequence, body }),
-            ABORT => return Ok(Said::Abort(String::from_utf8_lossy(&body).into_owned())),
-            _ => begun = Some(sequence),
+            MORE => begun = Some(sequence),
+            _ => {
+                let mut body = std::mem::take(spare);
+                body.truncate(len);
+                return Ok(match kind {
+                    LAST => Said::Message { sequence, body },
+                    _ => Said::Abort(String::from_utf8_lossy(&body).into_owned()),
+                });
+            }
         }
     }
 }
@@ -116,21 +139,26 @@ mod tests {
 
     #[test]
     fn messages_of_one_and_of_several_frames_come_back() {
-        for len in [0, 5, TOGETHER, TOGETHER + 1, MAX_BODY, 2 * MAX_BODY + 3] {
+        for len in [0, 5, STEP, STEP + 1, MAX_BODY, 2 * MAX_BODY + 3] {
             let sent: Vec<u8> = (0..len).map(|i| (i * 7) as u8).collect();
-            let mut bytes = Vec::new();
-            write_message(&mut bytes, 7, &sent).unwrap();
-            assert_eq!(read(&mut &bytes[..]).unwrap(), Said::Message { sequence: 7, body: sent });
-            assert!(read(&mut &bytes[..bytes.len() - 1]).is_err());
+            for cut in [0, len / 3, len] {
+                let mut bytes = Vec::new();
+                write_message(&mut bytes, 7, &[&sent[..cut], &sent[cut..]]).unwrap();
+                for spare in [0, 3, 3 * STEP] {
+                    let said = read(&mut &bytes[..], &mut vec![9; spare]).unwrap();
+                    assert_eq!(said, Said::Message { sequence: 7, body: sent.clone() });
+                }
+                assert!(read(&mut &bytes[..bytes.len() - 1], &mut Vec::new()).is_err());
+            }
         }
     }
 
     #[test]
     fn another_message_inside_a_message_is_refused() {
         let mut bytes = Vec::new();
-        frame(&mut bytes, MORE, 1, b"a").unwrap();
+        frame(&mut bytes, MORE, 1, &[b"a"]).unwrap();
         write_beat(&mut bytes).unwrap();
-        assert_eq!(read(&mut &bytes[..]).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(read(&mut &bytes[..], &mut Vec::new()).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     proptest::proptest! {
@@ -141,7 +169,7 @@ mod tests {
                 bytes[..4].copy_from_slice(&MAGIC.to_le_bytes());
                 (bytes[4], bytes[5], bytes[6], bytes[7]) = (bytes[4] % 4, 0, 0, 0);
             }
-            let _ = read(&mut &bytes[..]);
+            let _ = read(&mut &bytes[..], &mut Vec::new());
         }
     }
 }

@@ -9,7 +9,7 @@ mod solo;
 mod tcp;
 pub mod tree;
 
-use std::{ops::Range, sync::Arc};
+use std::ops::Range;
 
 pub use frame::parse_header;
 pub use reduce::reduce;
@@ -17,9 +17,6 @@ pub use solo::Solo;
 pub use tcp::{Mesh, MeshConfig};
 
 use crate::{Error, Result};
-
-/// Bytes on their way to one rank or to several.
-pub type Payload = Arc<Vec<u8>>;
 
 // Numbers travel as they lie in memory.
 const _: () = assert!(cfg!(target_endian = "little"), "ranks talk little-endian");
@@ -32,17 +29,29 @@ pub trait Collective: Send {
     /// How much each rank can do, relative to the others.
     fn weights(&self) -> &[u32];
 
-    /// Queues a message for another rank; it arrives after those queued before.
+    /// Sends another rank a message of several parts; it arrives as one, after those sent before. Every rank takes
+    /// messages off the wire whatever it does, so that ranks may send to each other at the same time.
     ///
     /// # Errors
     /// [`Error::LostPeer`] if the rank is known to be gone.
-    fn send(&mut self, to: usize, bytes: Payload) -> Result<()>;
+    fn send_parts(&mut self, to: usize, parts: &[&[u8]]) -> Result<()>;
 
     /// The next message of another rank.
     ///
     /// # Errors
     /// [`Error::LostPeer`] if it is gone or silent.
     fn receive(&mut self, from: usize) -> Result<Vec<u8>>;
+
+    /// Gives the memory of a message back, for the next ones of that rank.
+    fn reuse(&mut self, _from: usize, _bytes: Vec<u8>) {}
+
+    /// Sends another rank a message.
+    ///
+    /// # Errors
+    /// As [`Collective::send_parts`].
+    fn send(&mut self, to: usize, bytes: &[u8]) -> Result<()> {
+        self.send_parts(to, &[bytes])
+    }
 
     /// How many ranks there are.
     fn world(&self) -> usize {
@@ -60,16 +69,15 @@ pub trait Collective: Send {
     /// As [`Collective::receive`].
     fn all_gather(&mut self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>> {
         let (rank, world) = (self.rank(), self.world());
-        let bytes = Arc::new(bytes);
         for step in 1..world {
             // Each starts with its right neighbour, so that no one is the first target of all.
-            self.send((rank + step) % world, bytes.clone())?;
+            self.send((rank + step) % world, &bytes)?;
         }
         let mut all = Vec::with_capacity(world);
         for from in 0..world {
             all.push(if from == rank { Vec::new() } else { self.receive(from)? });
         }
-        all[rank] = Arc::unwrap_or_clone(bytes);
+        all[rank] = bytes;
         Ok(all)
     }
 
@@ -81,11 +89,10 @@ pub trait Collective: Send {
         if self.rank() != root {
             return self.receive(root);
         }
-        let bytes = Arc::new(bytes);
         for to in (0..self.world()).filter(|r| *r != root) {
-            self.send(to, bytes.clone())?;
+            self.send(to, &bytes)?;
         }
-        Ok(Arc::unwrap_or_clone(bytes))
+        Ok(bytes)
     }
 
     /// Returns when every rank has called it.

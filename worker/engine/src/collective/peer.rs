@@ -1,38 +1,58 @@
-//! One other rank: a thread that writes what is queued, one that reads what comes.
+//! One other rank: a thread that reads what comes, and one that says that we are alive when there is nothing else to say,
+//! even while we compute.
 //!
-//! The reader takes frames off the wire at once, so that a peer never waits for our arithmetic. The writer says that we
-//! are alive when there is nothing else to say, even while we compute. Neither ever makes the caller of
-//! [`Peer::send`] wait.
+//! The reader takes frames off the wire at once, so that a peer never waits for our arithmetic: that is why
+//! [`Peer::send`] may write in the caller's own thread, without a copy and without waking anyone.
 
 use std::{
     io::BufReader,
     net::{Shutdown, TcpStream},
-    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
-    time::Duration,
+    sync::{
+        Arc, Mutex, PoisonError, TryLockError,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
+    time::{Duration, Instant},
 };
 
-use super::{
-    Payload,
-    frame::{self, Said},
-};
+use super::frame::{self, Said};
 
-enum Outgoing {
-    Message(u32, Payload),
-    Abort(String),
+/// What is written to, and when that was last done.
+struct Output {
+    stream: TcpStream,
+    spoke: Instant,
+    /// A frame may have been written in part: nothing can follow it.
+    failed: bool,
+}
+
+impl Output {
+    fn write(&mut self, what: impl FnOnce(&mut TcpStream) -> std::io::Result<()>) -> std::io::Result<()> {
+        if self.failed {
+            return Err(std::io::ErrorKind::BrokenPipe.into());
+        }
+        let done = what(&mut self.stream);
+        self.failed = done.is_err();
+        self.spoke = Instant::now();
+        done
+    }
 }
 
 /// A connection to another rank.
 pub(super) struct Peer {
     stream: TcpStream,
-    out: Option<Sender<Outgoing>>,
+    output: Arc<Mutex<Output>>,
     heard: Receiver<Result<(u32, Vec<u8>), String>>,
+    /// Messages that were read, for the reader to use their memory again.
+    spare: Sender<Vec<u8>>,
     sent: u32,
     received: u32,
-    /// Ends when the writer has written everything, or failed.
-    written: Receiver<()>,
+    /// Ends the signs of life when it is dropped.
+    alive: Option<Sender<()>>,
     /// Ends when the peer says nothing more.
     read: Receiver<()>,
 }
+
+/// How long a failed write waits for the reader, who may know better why.
+const REASON: Duration = Duration::from_millis(300);
 
 impl Peer {
     /// Takes a connection over.
@@ -41,22 +61,20 @@ impl Peer {
         stream.set_read_timeout(Some(silence))?;
         // A peer that takes nothing off the wire for so long is stopped, not slow: its reader thread would.
         stream.set_write_timeout(Some(silence))?;
-        let (mut output, input) = (stream.try_clone()?, stream.try_clone()?);
-        let (out, queue) = mpsc::channel();
+        let output = Output { stream: stream.try_clone()?, spoke: Instant::now(), failed: false };
+        let (output, input) = (Arc::new(Mutex::new(output)), stream.try_clone()?);
         let (tell, heard) = mpsc::channel();
-        let (writing, written) = mpsc::channel::<()>();
+        let (spare, used) = mpsc::channel::<Vec<u8>>();
+        let (alive, over) = mpsc::channel::<()>();
         let (reading, read) = mpsc::channel::<()>();
-        let blame = tell.clone();
-        std::thread::Builder::new().name("peer-writer".into()).spawn(move || {
-            let _writing = writing;
-            loop {
-                let done = match queue.recv_timeout(beat) {
-                    Ok(Outgoing::Message(sequence, body)) => frame::write_message(&mut output, sequence, &body),
-                    Ok(Outgoing::Abort(why)) => frame::write_abort(&mut output, &why),
-                    Err(RecvTimeoutError::Timeout) => frame::write_beat(&mut output),
-                    Err(RecvTimeoutError::Disconnected) => return,
-                };
-                if let Err(e) = done {
+        let (blame, voice) = (tell.clone(), output.clone());
+        std::thread::Builder::new().name("peer-beat".into()).spawn(move || {
+            while over.recv_timeout(beat) == Err(RecvTimeoutError::Timeout) {
+                let mut output = voice.lock().unwrap_or_else(PoisonError::into_inner);
+                if output.spoke.elapsed() < beat {
+                    continue;
+                }
+                if let Err(e) = output.write(|o| frame::write_beat(o)) {
                     // Whoever waits for this peer hears of it; nobody may be waiting any more.
                     let _ = blame.send(Err(format!("cannot be written to: {e}")));
                     return;
@@ -66,8 +84,12 @@ impl Peer {
         std::thread::Builder::new().name("peer-reader".into()).spawn(move || {
             let _reading = reading;
             let mut input = BufReader::with_capacity(1 << 16, input);
+            let mut body = Vec::new();
             loop {
-                let said = match frame::read(&mut input) {
+                if body.is_empty() {
+                    body = used.try_recv().unwrap_or_default();
+                }
+                let said = match frame::read(&mut input, &mut body) {
                     Ok(Said::Beat) => continue,
                     Ok(Said::Message { sequence, body }) => Ok((sequence, body)),
                     Ok(Said::Abort(why)) => Err(format!("it gave up: {why}")),
@@ -83,21 +105,30 @@ impl Peer {
                 }
             }
         })?;
-        Ok(Self { stream, out: Some(out), heard, sent: 0, received: 0, written, read })
+        Ok(Self { stream, output, heard, spare, sent: 0, received: 0, alive: Some(alive), read })
     }
 
-    /// Queues a message.
+    /// Writes a message, whose parts go out one after the other.
     ///
     /// # Errors
     /// Why the peer is lost.
-    pub fn send(&mut self, body: Payload) -> Result<(), String> {
-        let queued = self.out.as_ref().map(|out| out.send(Outgoing::Message(self.sent, body)));
-        self.sent = self.sent.wrapping_add(1);
-        match queued {
-            Some(Ok(())) => Ok(()),
-            // The reader may know better than a failed write why.
-            _ => Err(self.heard.try_iter().find_map(Result::err).unwrap_or_else(|| "its connection was closed".into())),
-        }
+    pub fn send(&mut self, parts: &[&[u8]]) -> Result<(), String> {
+        let sequence = self.sent;
+        self.sent = sequence.wrapping_add(1);
+        let written = {
+            let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+            output.write(|o| frame::write_message(o, sequence, parts))
+        };
+        written.map_err(|e| {
+            let until = Instant::now() + REASON;
+            loop {
+                match self.heard.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(why)) => return why,
+                    Err(_) => return format!("cannot be written to: {e}"),
+                }
+            }
+        })
     }
 
     /// The next message. No deadline here: the reader reports silence by itself, and while it does not, the peer is
@@ -112,16 +143,33 @@ impl Peer {
         if sequence == wanted { Ok(body) } else { Err(format!("it is at message {sequence} instead of {wanted}")) }
     }
 
-    /// Queues the last words.
-    pub fn abort(&self, why: &str) {
-        let _ = self.out.as_ref().map(|out| out.send(Outgoing::Abort(why.to_owned())));
+    /// Takes a message back that is not needed any more.
+    pub fn reuse(&self, body: Vec<u8>) {
+        // A reader that has ended needs none.
+        let _ = self.spare.send(body);
     }
 
-    /// Says no more after what is queued has been written, or after `patience`.
-    pub fn finish(&mut self, patience: Duration) {
-        self.out = None;
-        // Nothing is ever sent: this ends with the writer.
-        let _ = self.written.recv_timeout(patience);
+    /// Says the last words, if that can be done within `patience`.
+    pub fn abort(&self, why: &str, patience: Duration) {
+        let until = Instant::now() + patience;
+        loop {
+            match self.output.try_lock() {
+                Ok(mut output) => {
+                    let _ = self.stream.set_write_timeout(Some(patience));
+                    let _ = output.write(|o| frame::write_abort(o, why));
+                    return;
+                }
+                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Says no more.
+    pub fn finish(&mut self) {
+        self.alive = None;
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 

@@ -1,14 +1,17 @@
-//! The sum over all grains, on every rank: a reduce-scatter and an all-gather, in chunks, so that one is added up while
-//! the next is on the wire.
+//! The sum over all grains, on every rank, in chunks, so that one is added up while the next is on the wire. Sums are
+//! made in place and chunks are sent from where they lie: a step's gradient is not copied, and nothing of its size is
+//! allocated.
+
+use std::ops::Range;
 
 use super::{
-    Collective, from_bytes, to_bytes,
+    Collective,
     tree::{self, Node},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, num::simd::vectorised};
 
-/// Elements of one chunk, of all ranks together.
-const CHUNK: usize = 1 << 19;
+/// Elements of one chunk where everyone sends everything.
+const CHUNK: usize = 1 << 17;
 /// Up to so many elements everybody sends everything to everybody: one way instead of two.
 const DIRECT: usize = 1 << 12;
 
@@ -20,84 +23,192 @@ const DIRECT: usize = 1 << 12;
 /// # Errors
 /// A lost peer, or pieces that do not tile the grains.
 pub fn reduce(group: &mut dyn Collective, pieces: Vec<Node>, grains: usize, len: usize) -> Result<Vec<f32>> {
+    if pieces.iter().any(|p| p.data.len() != len) {
+        return Err(Error::Internal("a grain has another length than its step".into()));
+    }
     let world = group.world();
     if world == 1 {
         return tree::finish(pieces, grains, len);
     }
-    if len <= DIRECT {
-        let mut nodes = Vec::new();
-        for bytes in group.all_gather(encode(&pieces, 0..len))? {
-            nodes.extend(decode(&bytes, len)?);
-        }
-        return tree::finish(nodes, grains, len);
-    }
     let rank = group.rank();
-    let others: Vec<usize> = (1..world).map(|step| (rank + step) % world).collect();
-    let chunks = (0..len.div_ceil(CHUNK)).map(|c| c * CHUNK..((c + 1) * CHUNK).min(len));
-    // Runs are multiples of 1024 elements, and a function of length and world only.
-    let runs = |chunk: &std::ops::Range<usize>| -> Vec<std::ops::Range<usize>> {
-        let each = chunk.len().div_ceil(world).next_multiple_of(1024);
-        let bound = |r: usize| (chunk.start + r * each).min(chunk.end);
-        (0..world).map(|r| bound(r)..bound(r + 1)).collect()
-    };
-    let runs: Vec<_> = chunks.map(|chunk| runs(&chunk)).collect();
-    for run in &runs {
-        for to in &others {
-            group.send(*to, encode(&pieces, run[*to].clone()).into())?;
-        }
+    let others = (1..world).map(|step| (rank + step) % world).collect();
+    // A rank without a grain has nothing of its own to add to.
+    let blank = if pieces.is_empty() { vec![0.0; len] } else { Vec::new() };
+    let mut all = Reduction { group, others, pieces, blank, grains };
+    // For two it costs the same bytes, and waits only once.
+    if len <= DIRECT || world == 2 {
+        all.exchange(len)?
+    } else {
+        all.scatter(len, rank)?
     }
-    let mut sum = vec![0.0; len];
-    for run in &runs {
-        let own = run[rank].clone();
-        let mut nodes: Vec<Node> = pieces.iter().map(|p| Node { data: p.data[own.clone()].to_vec(), ..*p }).collect();
-        for from in &others {
-            nodes.extend(decode(&group.receive(*from)?, own.len())?);
-        }
-        let reduced = tree::finish(nodes, grains, own.len())?;
-        let bytes = std::sync::Arc::new(to_bytes(&reduced));
-        for to in &others {
-            group.send(*to, bytes.clone())?;
-        }
-        sum[own].copy_from_slice(&reduced);
-    }
-    for run in &runs {
-        for from in &others {
-            let (place, part) = (run[*from].clone(), from_bytes(&group.receive(*from)?)?);
-            if part.len() != place.len() {
-                let text = format!("rank {from} sent {} elements instead of {}", part.len(), place.len());
-                return Err(Error::Internal(text));
-            }
-            sum[place].copy_from_slice(&part);
-        }
-    }
-    Ok(sum)
+    let Reduction { mut pieces, blank, .. } = all;
+    Ok(if pieces.is_empty() { blank } else { pieces.swap_remove(0).data })
 }
 
-/// Some elements of all pieces.
-fn encode(pieces: &[Node], elements: std::ops::Range<usize>) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(4 + pieces.len() * (12 + 4 * elements.len()));
+struct Reduction<'a> {
+    group: &'a mut dyn Collective,
+    others: Vec<usize>,
+    /// The sum comes into the first one.
+    pieces: Vec<Node>,
+    /// Or here, where there is none.
+    blank: Vec<f32>,
+    grains: usize,
+}
+
+impl Reduction<'_> {
+    /// Everyone sends everything to everyone, and adds it all up.
+    fn exchange(&mut self, len: usize) -> Result<()> {
+        let chunks: Vec<_> = (0..len.div_ceil(CHUNK)).map(|c| c * CHUNK..((c + 1) * CHUNK).min(len)).collect();
+        // One ahead: while it is on the wire, the one before is added up.
+        for ahead in 0..=chunks.len() {
+            if let Some(chunk) = chunks.get(ahead) {
+                for to in self.others.clone() {
+                    self.send(to, chunk)?;
+                }
+            }
+            if let Some(chunk) = ahead.checked_sub(1).and_then(|c| chunks.get(c)) {
+                self.add(chunk)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Each chunk is cut into a run for every rank, which adds it up and sends the sum to the others.
+    fn scatter(&mut self, len: usize, rank: usize) -> Result<()> {
+        let world = self.others.len() + 1;
+        let size = CHUNK * world;
+        // Runs are multiples of 1024 elements, and a function of length and world only.
+        let runs = |chunk: Range<usize>| -> Vec<Range<usize>> {
+            let each = chunk.len().div_ceil(world).next_multiple_of(1024);
+            let bound = |r: usize| (chunk.start + r * each).min(chunk.end);
+            (0..world).map(|r| bound(r)..bound(r + 1)).collect()
+        };
+        let chunks: Vec<_> = (0..len.div_ceil(size)).map(|c| runs(c * size..((c + 1) * size).min(len))).collect();
+        // Three chunks are under way: one goes out, one is added up, the sums of one come in. Whatever a rank sends, the
+        // others take in this order.
+        for ahead in 0..chunks.len() + 2 {
+            if let Some(runs) = chunks.get(ahead) {
+                for to in self.others.clone() {
+                    self.send(to, &runs[to])?;
+                }
+            }
+            if let Some(runs) = ahead.checked_sub(1).and_then(|c| chunks.get(c)) {
+                self.add(&runs[rank])?;
+                for to in self.others.clone() {
+                    let sum = bytemuck::cast_slice(&target(&mut self.pieces, &mut self.blank)[runs[rank].clone()]);
+                    self.group.send(to, sum)?;
+                }
+            }
+            if let Some(runs) = ahead.checked_sub(2).and_then(|c| chunks.get(c)) {
+                for from in self.others.clone() {
+                    let bytes = self.group.receive(from)?;
+                    let place = &mut target(&mut self.pieces, &mut self.blank)[runs[from].clone()];
+                    if bytes.len() != 4 * place.len() {
+                        let text = format!("rank {from} sent {} bytes instead of {}", bytes.len(), 4 * place.len());
+                        return Err(Error::Internal(text));
+                    }
+                    bytemuck::cast_slice_mut::<f32, u8>(place).copy_from_slice(&bytes);
+                    self.group.reuse(from, bytes);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends some elements of all pieces.
+    fn send(&mut self, to: usize, elements: &Range<usize>) -> Result<()> {
+        let head = head(&self.pieces);
+        let mut parts: Vec<&[u8]> = vec![&head];
+        parts.extend(self.pieces.iter().map(|p| bytemuck::cast_slice(&p.data[elements.clone()])));
+        self.group.send_parts(to, &parts)
+    }
+
+    /// Receives these elements of everyone's pieces, and makes the sum of all in their place.
+    fn add(&mut self, elements: &Range<usize>) -> Result<()> {
+        let mut received = Vec::with_capacity(self.others.len());
+        for from in &self.others {
+            received.push((*from, self.group.receive(*from)?));
+        }
+        let mut theirs = Vec::new();
+        for (_, bytes) in &received {
+            theirs.extend(decode(bytes, elements.len())?);
+        }
+        match (&mut self.pieces[..], &theirs[..]) {
+            ([own], [other]) => {
+                // Of two pieces there is one sum, whichever is on the left; that they tile is found out without elements.
+                let bare = |level, index| Node { level, index, data: Vec::new() };
+                tree::finish(vec![bare(own.level, own.index), bare(other.level, other.index)], self.grains, 0)?;
+                add(&mut own.data[elements.clone()], other.data);
+            }
+            _ => {
+                let cut = |p: &Node| Node { data: p.data[elements.clone()].to_vec(), ..*p };
+                let mut nodes: Vec<Node> = self.pieces.iter().map(cut).collect();
+                nodes.extend(theirs.iter().map(|t| Node {
+                    level: t.level,
+                    index: t.index,
+                    data: bytemuck::pod_collect_to_vec(t.data),
+                }));
+                let sum = tree::finish(nodes, self.grains, elements.len())?;
+                target(&mut self.pieces, &mut self.blank)[elements.clone()].copy_from_slice(&sum);
+            }
+        }
+        received.into_iter().for_each(|(from, bytes)| self.group.reuse(from, bytes));
+        Ok(())
+    }
+}
+
+/// Where the sum is made.
+fn target<'a>(pieces: &'a mut [Node], blank: &'a mut [f32]) -> &'a mut [f32] {
+    match pieces.first_mut() {
+        Some(first) => &mut first.data,
+        None => blank,
+    }
+}
+
+vectorised! {
+    fn add(sum: &mut [f32], bytes: &[u8]) {
+        for (s, b) in sum.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *s += f32::from_le_bytes(*b);
+        }
+    }
+}
+
+/// Some elements of a piece, as they came.
+struct Piece<'a> {
+    level: u32,
+    index: usize,
+    data: &'a [u8],
+}
+
+/// Bytes of a piece's line: level and index.
+const LINE: usize = 12;
+
+/// How many pieces follow, and which.
+fn head(pieces: &[Node]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(4 + pieces.len() * LINE);
     bytes.extend((pieces.len() as u32).to_le_bytes());
     for piece in pieces {
         bytes.extend(piece.level.to_le_bytes());
         bytes.extend((piece.index as u64).to_le_bytes());
-        bytes.extend_from_slice(bytemuck::cast_slice(&piece.data[elements.clone()]));
     }
     bytes
 }
 
-fn decode(bytes: &[u8], len: usize) -> Result<Vec<Node>> {
+fn decode(bytes: &[u8], len: usize) -> Result<Vec<Piece<'_>>> {
     let bad = || Error::Internal("a peer sent a piece that is cut off".into());
-    let (count, mut rest) = bytes.split_first_chunk::<4>().ok_or_else(bad)?;
-    let mut nodes = Vec::new();
-    for _ in 0..u32::from_le_bytes(*count) {
-        let (level, tail) = rest.split_first_chunk::<4>().ok_or_else(bad)?;
-        let (index, tail) = tail.split_first_chunk::<8>().ok_or_else(bad)?;
-        let data = tail.get(..4 * len).ok_or_else(bad)?;
-        rest = &tail[4 * len..];
-        let index = usize::try_from(u64::from_le_bytes(*index)).map_err(|_| bad())?;
-        nodes.push(Node { level: u32::from_le_bytes(*level), index, data: from_bytes(data)? });
+    let (count, rest) = bytes.split_first_chunk::<4>().ok_or_else(bad)?;
+    let count = u32::from_le_bytes(*count) as usize;
+    let (lines, data) = count.checked_mul(LINE).and_then(|n| rest.split_at_checked(n)).ok_or_else(bad)?;
+    if Some(data.len()) != count.checked_mul(4 * len) {
+        return Err(bad());
     }
-    if rest.is_empty() { Ok(nodes) } else { Err(bad()) }
+    let piece = |(i, line): (usize, &[u8; LINE])| {
+        let [level @ .., _, _, _, _, _, _, _, _] = *line;
+        let [_, _, _, _, index @ ..] = *line;
+        let index = usize::try_from(u64::from_le_bytes(index)).map_err(|_| bad())?;
+        Ok(Piece { level: u32::from_le_bytes(level), index, data: &data[4 * len * i..4 * len * (i + 1)] })
+    };
+    lines.as_chunks::<LINE>().0.iter().enumerate().map(piece).collect()
 }
 
 #[cfg(test)]
@@ -115,8 +226,11 @@ mod tests {
     fn pieces_come_back_by_run() {
         let node = |index, from: f32| Node { level: 1, index, data: (0..9).map(|i| from + i as f32).collect() };
         let pieces = [node(0, 0.5), node(3, 100.0)];
-        let back = decode(&encode(&pieces, 2..5), 3).unwrap();
-        assert_eq!(back[1], Node { level: 1, index: 3, data: vec![102.0, 103.0, 104.0] });
-        assert!(decode(&encode(&pieces, 2..5), 4).is_err());
+        let mut bytes = head(&pieces);
+        pieces.iter().for_each(|p| bytes.extend_from_slice(bytemuck::cast_slice(&p.data[2..5])));
+        let back = decode(&bytes, 3).unwrap();
+        assert_eq!((back.len(), back[1].level, back[1].index), (2, 1, 3));
+        assert_eq!(back[1].data, bytemuck::cast_slice::<f32, u8>(&[102.0, 103.0, 104.0]));
+        assert!(decode(&bytes, 4).is_err() && decode(&bytes[..bytes.len() - 1], 3).is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! A group of one.
 
-use super::{Collective, Payload};
+use super::Collective;
 use crate::{Error, Result};
 
 /// The group of a run with a single rank.
@@ -14,7 +14,7 @@ impl Collective for Solo {
     fn weights(&self) -> &[u32] {
         &[1]
     }
-    fn send(&mut self, to: usize, _: Payload) -> Result<()> {
+    fn send_parts(&mut self, to: usize, _: &[&[u8]]) -> Result<()> {
         Err(Error::Internal(format!("a rank alone sends to rank {to}")))
     }
     fn receive(&mut self, from: usize) -> Result<Vec<u8>> {

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Collective, Payload, peer::Peer};
+use super::{Collective, peer::Peer};
 use crate::{Error, Result};
 
 /// Who takes part, and how long to wait.
@@ -38,7 +38,7 @@ pub struct Mesh {
     weights: Vec<u32>,
     peers: Vec<Option<Peer>>,
     silence: Duration,
-    /// A peer was lost: what is queued for the others is of no use any more.
+    /// A peer was lost: what was sent to the others is of no use any more.
     broken: bool,
 }
 
@@ -93,7 +93,7 @@ impl Mesh {
 
     /// Tells the others that this rank gives up, and ends the connections.
     pub fn abort(&mut self, why: &str) {
-        self.peers.iter().flatten().for_each(|peer| peer.abort(why));
+        self.peers.iter().flatten().for_each(|peer| peer.abort(why, LAST_WORDS));
         self.end(LAST_WORDS);
     }
 }
@@ -154,18 +154,24 @@ impl Collective for Mesh {
         &self.weights
     }
 
-    fn send(&mut self, to: usize, bytes: Payload) -> Result<()> {
-        self.with(to, |peer| peer.send(bytes))
+    fn send_parts(&mut self, to: usize, parts: &[&[u8]]) -> Result<()> {
+        self.with(to, |peer| peer.send(parts))
     }
 
     fn receive(&mut self, from: usize) -> Result<Vec<u8>> {
         self.with(from, Peer::receive)
     }
+
+    fn reuse(&mut self, from: usize, bytes: Vec<u8>) {
+        if let Some(Some(peer)) = self.peers.get(from) {
+            peer.reuse(bytes);
+        }
+    }
 }
 
 impl Mesh {
     fn end(&mut self, patience: Duration) {
-        self.peers.iter_mut().flatten().for_each(|peer| peer.finish(patience));
+        self.peers.iter_mut().flatten().for_each(Peer::finish);
         self.peers.iter_mut().flatten().for_each(|peer| peer.close(patience));
     }
 
@@ -182,7 +188,7 @@ impl Mesh {
 
 impl Drop for Mesh {
     fn drop(&mut self) {
-        // What is queued for the others is their last message: it goes out first.
+        // What was written for the others may be their last message: they take it off the wire first.
         let patience = if self.broken { Duration::ZERO } else { self.silence };
         self.end(patience);
     }
@@ -209,8 +215,9 @@ mod tests {
     }
 
     #[test]
-    fn three_ranks_reduce_to_the_bits_of_one() {
-        for (grains, len) in [(8, 900), (8, 5000), (3, (1 << 20) + 77)] {
+    fn ranks_reduce_to_the_bits_of_one() {
+        let cases = [(3, 8, 900), (3, 8, 5000), (3, 3, (1 << 20) + 77), (2, 8, 300_001), (2, 5, 7000), (2, 1, 9000)];
+        for (world, grains, len) in cases {
             let leaf = |g: usize| (0..len).map(|i| ((g * 31 + i) as f32).sin()).collect::<Vec<f32>>();
             let run = |group: &mut dyn Collective| {
                 let own = group.shares(grains)[group.rank()].clone();
@@ -221,13 +228,13 @@ mod tests {
                 super::super::reduce(group, stack, grains, len).unwrap()
             };
             let alone = run(&mut super::super::Solo);
-            let (listeners, configs) = configs(3, 5000);
+            let (listeners, configs) = configs(world, 5000);
             std::thread::scope(|s| {
                 for (l, c) in listeners.iter().zip(&configs) {
                     s.spawn(|| {
                         let mut mesh = Mesh::connect(l, c).unwrap();
                         assert!(run(&mut mesh) == alone);
-                        assert_eq!(mesh.broadcast(vec![c.rank as u8], 2).unwrap(), [2]);
+                        assert_eq!(mesh.broadcast(vec![c.rank as u8], 1).unwrap(), [1]);
                         mesh.barrier().unwrap();
                     });
                 }
@@ -281,7 +288,7 @@ mod tests {
         let (listeners, configs) = configs(2, 5000);
         let big = vec![7u8; 24 << 20];
         std::thread::scope(|s| {
-            s.spawn(|| Mesh::connect(&listeners[1], &configs[1]).unwrap().send(0, big.clone().into()).unwrap());
+            s.spawn(|| Mesh::connect(&listeners[1], &configs[1]).unwrap().send(0, &big).unwrap());
             let mut mesh = Mesh::connect(&listeners[0], &configs[0]).unwrap();
             assert!(mesh.receive(1).unwrap() == big, "also while signs of life go the other way");
         });

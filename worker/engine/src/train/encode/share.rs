@@ -100,7 +100,7 @@ impl<'a> Holdings<'a> {
             for (to, list) in &outgoing {
                 if let Some(part) = list.chunks(per_round).nth(round) {
                     let values = part.iter().flat_map(|k| &records[k]);
-                    group.send(*to, values.flat_map(|v| collective::to_bytes(v)).collect::<Vec<u8>>().into())?;
+                    group.send_parts(*to, &values.map(|v| bytemuck::cast_slice(v)).collect::<Vec<&[u8]>>())?;
                 }
             }
             for (from, list) in &incoming {
