@@ -1,9 +1,10 @@
 //! What both variants of EfficientNet-B0 are made of (Tan and Le, 2019): inverted residual blocks with squeeze-and-excitation
 //! and stochastic depth. They differ in names, padding, the eps of batch-norms and what lies before the first layer.
 
-use super::{SITE, Unit, conv_norm};
+use super::{SITE, Same, Unit, conv_norm};
 use crate::nn::{
-    Act, Activation, Builder, ConvSpec, DropPath, Gate, GlobalAvgPool, Padding, Residual, Sequential, Shortcut,
+    Act, Activation, BatchNorm, Builder, ConvSpec, DropPath, Gate, GlobalAvgPool, Padding, Residual, Sequential,
+    Shortcut,
 };
 
 /// Expansion, kernel, first stride, channels, repeats: table 1 of the paper.
@@ -42,12 +43,12 @@ pub(super) struct Variant {
     pub top: [&'static str; 2],
     /// What batch-norms add to a variance, where it is the network's own.
     pub eps: Option<f32>,
-    /// The padding of a layer that PyTorch pads by so much.
-    pub pad: fn(usize) -> Padding,
+    /// How strided layers pad.
+    pub same: Same,
 }
 
 impl Variant {
-    fn norm(&self, b: &mut Builder, name: &str, c: usize, act: Act) -> crate::nn::BatchNorm {
+    fn norm(&self, b: &mut Builder, name: &str, c: usize, act: Act) -> BatchNorm {
         let norm = match self.eps {
             Some(eps) => b.norm_eps(name, c, eps),
             None => b.norm(name, c),
@@ -64,7 +65,7 @@ impl Variant {
         (k, stride): (usize, usize),
         act: Act,
     ) -> Sequential {
-        let conv = b.conv(names[0], io, k, stride, (self.pad)(k / 2));
+        let conv = b.conv(names[0], io, k, stride, self.same.or(k / 2));
         conv_norm(Sequential::default(), conv, self.norm(b, names[1], io.1, act))
     }
 
@@ -108,7 +109,7 @@ impl Variant {
         if expand > 1 {
             body = body.with(self.conv(b, pair(&names.expand), (cin, hidden), (1, 1), Act::Silu));
         }
-        let depthwise = b.depthwise(&names.depthwise[0], hidden, k, stride, (self.pad)(k / 2));
+        let depthwise = b.depthwise(&names.depthwise[0], hidden, k, stride, self.same.or(k / 2));
         body = conv_norm(body, depthwise, self.norm(b, &names.depthwise[1], hidden, Act::Silu));
         // A quarter of the block's input, not of what it was expanded to.
         let gate = gate(b, &names.gate, hidden, cin / 4);

@@ -1,10 +1,9 @@
 //! EfficientNet-B0 (Tan and Le, 2019), with torchvision's names, padding and normalisation.
 
 use super::{
-    Backbone,
+    Backbone, Same,
     efficientnet::{Names, Variant},
 };
-use crate::nn::Padding;
 
 pub(super) const ENTRY: Backbone = Backbone {
     name: "efficientnet_b0",
@@ -12,7 +11,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     input: 224,
     classifier: "classifier.1",
     activation: "silu",
-    build: |b, _| TORCHVISION.build(b, Vec::new()),
+    build: |b, same| Variant { same, ..TORCHVISION }.build(b, Vec::new()),
 };
 
 const TORCHVISION: Variant = Variant {
@@ -27,5 +26,5 @@ const TORCHVISION: Variant = Variant {
     },
     top: ["features.8.0", "features.8.1"],
     eps: None,
-    pad: Padding::Symmetric,
+    same: Same(false),
 };

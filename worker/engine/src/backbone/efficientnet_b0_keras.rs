@@ -6,10 +6,9 @@
 //! once more, and so does this network.
 
 use super::{
-    Backbone, Unit,
+    Backbone, Same, Unit,
     efficientnet::{Names, Variant},
 };
-use crate::nn::Padding;
 
 pub(super) const ENTRY: Backbone = Backbone {
     name: "efficientnet_b0_keras",
@@ -42,5 +41,5 @@ const KERAS: Variant = Variant {
     },
     top: ["top_conv", "top_bn"],
     eps: Some(1e-3),
-    pad: |_| Padding::Same,
+    same: Same(true),
 };
