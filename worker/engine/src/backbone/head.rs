@@ -72,7 +72,8 @@ mod tests {
             host(&y).unwrap().to_vec()
         };
         let plain = run(HeadAct::None);
-        let functions: [(HeadAct, fn(f64) -> f64); 5] = [
+        type Function = fn(f64) -> f64;
+        let functions: [(HeadAct, Function); 5] = [
             (HeadAct::Relu, |v| v.max(0.0)),
             (HeadAct::Silu, |v| v / (1.0 + (-v).exp())),
             (HeadAct::Tanh, f64::tanh),

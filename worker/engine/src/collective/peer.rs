@@ -74,7 +74,7 @@ impl Peer {
                 if output.spoke.elapsed() < beat {
                     continue;
                 }
-                if let Err(e) = output.write(|o| frame::write_beat(o)) {
+                if let Err(e) = output.write(frame::write_beat) {
                     // Whoever waits for this peer hears of it; nobody may be waiting any more.
                     let _ = blame.send(Err(format!("cannot be written to: {e}")));
                     return;

@@ -30,10 +30,13 @@ struct Expected<K, T> {
 /// How many announcements are held: two steps of a student and its teacher.
 const KEEP: u64 = 4;
 
+/// The way to the thread; none if it could not be started.
+type Thread<K, T> = Option<Sender<Weak<Place<K, T>>>>;
+
 /// Results by key, made before they are asked for. What the last [`KEEP`] announcements name is held, and no more.
 pub(super) struct Ahead<K, T> {
     expected: Mutex<Vec<Expected<K, T>>>,
-    thread: OnceLock<Option<Sender<Weak<Place<K, T>>>>>,
+    thread: OnceLock<Thread<K, T>>,
 }
 
 impl<K, T> Default for Ahead<K, T> {
@@ -75,7 +78,7 @@ impl<K: Clone + PartialEq + Send + 'static, T: Send + 'static> Ahead<K, T> {
 }
 
 /// The thread ends when the sender is dropped. Without one nothing is done ahead.
-fn start<K: Send + 'static, T: Send + 'static>() -> Option<Sender<Weak<Place<K, T>>>> {
+fn start<K: Send + 'static, T: Send + 'static>() -> Thread<K, T> {
     let (sender, places) = mpsc::channel::<Weak<Place<K, T>>>();
     let work = move || {
         for place in places {
