@@ -40,14 +40,6 @@ pub struct Golden {
     pub statistics: BTreeMap<String, [f64; 3]>,
 }
 
-impl Golden {
-    /// The trajectory runs on more than the single step.
-    pub fn of_twice_the_samples(mut self) -> Self {
-        self.shape[0] *= 2;
-        self
-    }
-}
-
 /// What comes out of the network.
 #[derive(Deserialize)]
 pub struct Outputs {
