@@ -29,14 +29,14 @@ vectorised! {
             for (from, tap) in reads {
                 let (x, w) = (&x[from + at..from + at + WIDE], &w[tap * c + at..tap * c + at + WIDE]);
                 for i in 0..WIDE {
-                    acc[i] += x[i] * w[i];
+                    acc[i] = x[i].mul_add(w[i], acc[i]);
                 }
             }
             block.copy_from_slice(&acc);
             at += WIDE;
         }
         for o in blocks.into_remainder() {
-            *o = reads.iter().fold(0.0, |acc, (from, tap)| acc + x[from + at] * w[tap * c + at]);
+            *o = reads.iter().fold(0.0, |acc, (from, tap)| x[from + at].mul_add(w[tap * c + at], acc));
             at += 1;
         }
     }
@@ -47,7 +47,7 @@ vectorised! {
         for (from, tap) in reads {
             let (x, sums) = (&x[*from..from + width], &mut sums[tap * width..(tap + 1) * width]);
             for i in 0..width {
-                sums[i] += dy[i] * x[i];
+                sums[i] = dy[i].mul_add(x[i], sums[i]);
             }
         }
     }

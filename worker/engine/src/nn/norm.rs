@@ -51,44 +51,46 @@ pub fn update_running(mean: &mut [f32], var: &mut [f32], sums: &[f32]) {
 const STATS: usize = 3;
 
 vectorised! {
-    /// The mean of each channel of a block of rows, then its Σ(x − mean)².
+    /// The mean of each channel of a block of rows, then its Σ(x − mean)²; in f64, since a few rows are all there is of a
+    /// small grain's last layers.
     fn moments(x: &[f32], line: &mut [f32]) {
         let c = line.len() / 2;
         let (mean, square) = line.split_at_mut(c);
-        let inverse = 1.0 / (x.len() / c) as f32;
-        mean.fill(0.0);
-        square.fill(0.0);
+        let mut sums = vec![0.0f64; c];
         for row in x.chunks_exact(c) {
-            mean.iter_mut().zip(row).for_each(|(m, v)| *m += v);
+            sums.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));
         }
-        mean.iter_mut().for_each(|m| *m *= inverse);
+        let inverse = 1.0 / (x.len() / c) as f64;
+        mean.iter_mut().zip(&sums).for_each(|(m, s)| *m = (s * inverse) as f32);
+        sums.fill(0.0);
         for row in x.chunks_exact(c) {
             for i in 0..c {
-                let d = row[i] - mean[i];
-                square[i] += d * d;
+                let d = f64::from(row[i] - mean[i]);
+                sums[i] += d * d;
             }
         }
+        square.iter_mut().zip(&sums).for_each(|(q, s)| *q = *s as f32);
     }
 
-    /// `act(x·scale + shift)`
-    fn normalise(act: Act, x: &[f32], scale: &[f32], shift: &[f32], out: &mut [f32]) {
+    /// `act((x − mean)·scale + beta)`; folding the mean into one shift would cancel where it is larger than the spread.
+    fn normalise(act: Act, x: &[f32], mean: &[f32], scale: &[f32], beta: &[f32], out: &mut [f32]) {
         let c = scale.len();
         for (out, x) in out.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
             for i in 0..c {
-                out[i] = x[i] * scale[i] + shift[i];
+                out[i] = (x[i] - mean[i]).mul_add(scale[i], beta[i]);
             }
             act.map(out);
         }
     }
 
     /// The gradient before the activation.
-    fn before(act: Act, x: &[f32], scale: &[f32], shift: &[f32], dy: &[f32], dz: &mut [f32]) {
+    fn before(act: Act, x: &[f32], mean: &[f32], scale: &[f32], beta: &[f32], dy: &[f32], dz: &mut [f32]) {
         let c = scale.len();
         macro_rules! rows {
             ($slope:expr) => {
                 for ((dz, dy), x) in dz.chunks_exact_mut(c).zip(dy.chunks_exact(c)).zip(x.chunks_exact(c)) {
                     for i in 0..c {
-                        let z = x[i] * scale[i] + shift[i];
+                        let z = (x[i] - mean[i]).mul_add(scale[i], beta[i]);
                         dz[i] = $slope(z, dy[i]);
                     }
                 }
@@ -175,13 +177,9 @@ impl BatchNorm {
         stats
     }
 
-    /// `γ·inv` and `β − mean·γ·inv`.
-    fn line(&self, pass: &Pass<'_>, stats: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let (gamma, beta) = (pass.store.param(self.gamma), pass.store.param(self.beta));
-        let (mean, inv) = (&stats[..self.c], &stats[self.c..2 * self.c]);
-        let scale: Vec<f32> = gamma.iter().zip(inv).map(|(g, i)| g * i).collect();
-        let shift = (0..self.c).map(|i| beta[i] - mean[i] * scale[i]).collect();
-        (scale, shift)
+    /// `γ / √(var + eps)`
+    fn scale(&self, pass: &Pass<'_>, inv: &[f32]) -> Vec<f32> {
+        pass.store.param(self.gamma).iter().zip(inv).map(|(g, i)| g * i).collect()
     }
 }
 
@@ -200,11 +198,12 @@ impl Layer for BatchNorm {
             let inverse = var.iter().map(|v| 1.0 / (v + self.eps).sqrt());
             mean.iter().copied().chain(inverse).chain(var.iter().copied()).collect()
         };
-        let (scale, shift) = self.line(pass, &stats);
+        let (scale, beta) = (self.scale(pass, &stats[c..2 * c]), pass.store.param(self.beta));
+        let mean = &stats[..c];
         let mut out = vec![0.0; input.len()];
         out.par_chunks_mut(TASK * c)
             .zip(input.par_chunks(TASK * c))
-            .for_each(|(out, x)| normalise(self.act, x, &scale, &shift, out));
+            .for_each(|(out, x)| normalise(self.act, x, mean, &scale, beta, out));
         if pass.records() {
             if training || pass.trains(self.gamma) || self.act != Act::None {
                 tape.push(Saved::Tensor(x.clone()));
@@ -231,7 +230,7 @@ impl Layer for BatchNorm {
         let x = if kept { Some(tape.pop_tensor()?) } else { None };
         let x = x.as_ref().map(host).transpose()?;
         let x = x.as_deref();
-        let (scale, shift) = self.line(pass, &stats);
+        let (scale, beta) = (self.scale(pass, inv), pass.store.param(self.beta));
         let g = host(dy)?;
         let g = &*g;
         let rows = g.len() / c;
@@ -241,7 +240,7 @@ impl Layer for BatchNorm {
         blocks.enumerate().for_each(|(i, ((dz, dy), line))| {
             let x = x.map(|x| &x[i * BLOCK * c..][..dy.len()]);
             match x {
-                Some(x) => before(self.act, x, &scale, &shift, dy, dz),
+                Some(x) => before(self.act, x, mean, &scale, beta, dy, dz),
                 None => dz.copy_from_slice(dy),
             }
             if learns {

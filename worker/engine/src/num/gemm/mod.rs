@@ -13,7 +13,7 @@ use kernel::tile;
 pub use panels::Packed;
 
 /// Terms that are summed before they are added to the output; a constant, since it is part of the result.
-pub const DEPTH: usize = 256;
+pub const DEPTH: usize = 128;
 
 /// A matrix inside a slice: element `(i, j)` lies at `i * row + j * col`.
 #[derive(Clone, Copy)]
@@ -187,7 +187,7 @@ pub fn rows_times(out: &mut [f32], x: &[f32], b: &Packed, n: usize, add: bool) {
 }
 
 /// Rows that are packed at a time for the gradient of weights: a multiple of [`DEPTH`], so that it is no part of the result.
-pub const STRIPE: usize = 8 * DEPTH;
+pub const STRIPE: usize = 16 * DEPTH;
 
 /// `dw[o, k] += dyᵀ·x` for `dy[rows, o]` and `x[rows, k]`, in parallel over rows of `dw`.
 pub fn outer(dw: &mut [f32], dy: &[f32], x: &[f32], (rows, o, k): (usize, usize, usize)) {
