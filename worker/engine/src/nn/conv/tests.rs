@@ -19,6 +19,9 @@ fn gradients_are_those_of_finite_differences() {
         ((1, 1), 2, by(0, 0), 5),
         ((1, 5), 1, by(0, 2), 5),
         ((3, 1), 3, by(1, 0), 7),
+        // As many outputs as inputs, and yet not the same pixels.
+        ((1, 1), 2, by(2, 2), 3),
+        ((1, 1), 1, by(1, 1), 3),
     ] {
         for cin in [3, 9] {
             let mut b = Builder::new(1);

@@ -110,7 +110,7 @@ fn every_kind_of_encoder_and_the_two_from_scratch_learn() {
     let models = [
         (weighted("bert", CONFIG), 30, 0.01),
         (weighted("distilbert", distil), 30, 0.01),
-        (scratch("transformer_small"), 10, 0.002),
+        (scratch("transformer_small"), 30, 0.0003),
         (scratch("embedding_lstm"), 20, 0.01),
     ];
     for (model, epochs, lr) in models {
