@@ -184,15 +184,21 @@ async fn a_truncated_checkpoint_is_passed_over_and_named() {
     let _alone = alone().await;
     undisturbed().await;
     let mut sandbox = Sandbox::start(PROGRAM, 1).await;
-    let job = sandbox.submit(&jobs::thorny("1")).await;
+    let mut spec = jobs::thorny("1");
+    spec.checkpoint.keep = 4;
+    let job = sandbox.submit(&spec).await;
     sandbox.passes(&job, 50).await;
     sandbox.kill_worker(0);
     std::fs::remove_dir_all(&sandbox.workers[0].data).expect("its folder goes");
-    // The newest of the blobs: they are checkpoints, for nothing else is there yet.
+    // The newest two of the blobs, which are checkpoints, for nothing else is there yet: the very newest may have arrived
+    // without the worker having lived to say so.
     let files = std::fs::read_dir(sandbox.blobs()).expect("blobs").flatten().filter(|e| e.path().is_file());
-    let newest = files.max_by_key(|e| e.metadata().and_then(|m| m.modified()).ok()).expect("a checkpoint").path();
-    let half = std::fs::metadata(&newest).expect("a file").len() / 2;
-    std::fs::OpenOptions::new().write(true).open(&newest).and_then(|f| f.set_len(half)).expect("a cut");
+    let mut files: Vec<_> = files.map(|e| (e.metadata().and_then(|m| m.modified()).ok(), e.path())).collect();
+    files.sort();
+    for (_, newest) in files.iter().rev().take(2) {
+        let half = std::fs::metadata(newest).expect("a file").len() / 2;
+        std::fs::OpenOptions::new().write(true).open(newest).and_then(|f| f.set_len(half)).expect("a cut");
+    }
     sandbox.restart_worker(0);
     let ended = same(&sandbox, &job).await;
     assert!(history(&ended).contains("is not whole; the one before it is used"), "{}", history(&ended));
