@@ -1,8 +1,10 @@
 //! AdamW (Loshchilov and Hutter, 2019), as in PyTorch: decay is applied to the value before the step.
 
+use rayon::prelude::*;
 use tl_proto::spec::OptimizerSection;
 
 use super::{Group, Moments, Optimizer, Rate, power};
+use crate::num::simd::vectorised;
 
 pub(super) const ENTRY: Optimizer = Optimizer { name: "adamw", doc: "Adam with decoupled weight decay", init, step };
 
@@ -28,11 +30,35 @@ fn step(o: &OptimizerSection, moments: &mut Moments, values: &mut [f32], mean: &
         let keep = if group.decays { (1.0 - lr * o.weight_decay) as f32 } else { 1.0 };
         let rate = (lr / c1) as f32;
         let at = group.values.clone();
-        let state = moments.first[at.clone()].iter_mut().zip(&mut moments.second[at.clone()]);
-        for ((value, g), (m, v)) in values[at].iter_mut().zip(&mean[group.gradient.clone()]).zip(state) {
-            *m = b1 * *m + n1 * g;
-            *v = b2 * *v + n2 * g * g;
-            *value = *value * keep - rate * *m / (v.sqrt() / c2 + eps);
+        let factors = Factors { b1, n1, b2, n2, eps, keep, rate, c2 };
+        let parts = values[at.clone()].par_chunks_mut(TASK).zip(mean[group.gradient.clone()].par_chunks(TASK));
+        let state = moments.first[at.clone()].par_chunks_mut(TASK).zip(moments.second[at].par_chunks_mut(TASK));
+        parts.zip(state).for_each(|((values, g), (m, v))| update(values, g, m, v, factors));
+    }
+}
+
+/// Numbers of one task; each is updated by itself.
+const TASK: usize = 1 << 14;
+
+/// What is the same for all numbers of a group in a step.
+#[derive(Clone, Copy)]
+struct Factors {
+    b1: f32,
+    n1: f32,
+    b2: f32,
+    n2: f32,
+    eps: f32,
+    keep: f32,
+    rate: f32,
+    c2: f32,
+}
+
+vectorised! {
+    fn update(values: &mut [f32], mean: &[f32], first: &mut [f32], second: &mut [f32], f: Factors) {
+        for (((value, g), m), v) in values.iter_mut().zip(mean).zip(first).zip(second) {
+            *m = f.b1 * *m + f.n1 * g;
+            *v = f.b2 * *v + f.n2 * g * g;
+            *value = *value * f.keep - f.rate * *m / (v.sqrt() / f.c2 + f.eps);
         }
     }
 }
