@@ -1,7 +1,14 @@
 //! What the Inception networks are made of (Szegedy et al., 2015): convolutions with a batch-norm and a rectifier, in branches
 //! that are joined by channels.
 
-use crate::nn::{Act, Builder, ConvSpec, Graph, Padding, Sequential, Value};
+use super::Unit;
+use crate::nn::{Act, Builder, ConvSpec, Graph, MaxPool, Padding, Sequential, Value};
+
+/// What every branch of a block begins with.
+pub(super) const IN: Value = Graph::INPUT;
+
+/// Half the size, by the largest of 3x3.
+pub(super) const HALVE: MaxPool = MaxPool { k: 3, stride: 2, pad: 0 };
 
 /// What batch-norms add to a variance in these networks.
 const EPS: f32 = 1e-3;
@@ -38,6 +45,22 @@ pub(super) fn conv(b: &mut Builder, name: &str, cin: usize, conv: Conv) -> Seque
     Sequential::default()
         .with(b.conv_spec(&format!("{name}.conv"), spec))
         .with(b.norm_eps(&format!("{name}.bn"), cout, EPS).act(Act::Relu))
+}
+
+/// The five convolutions that both networks begin with, 192 channels at an eighth of the size.
+pub(super) fn stem(b: &mut Builder, names: [&str; 5]) -> Vec<Unit> {
+    let convs = [
+        (3, valid(32, 2), false),
+        (32, valid(32, 1), false),
+        (32, square(64, 3), true),
+        (64, square(80, 1), false),
+        (80, valid(192, 1), true),
+    ];
+    let unit = |(name, (cin, spec, halve)): (&str, (usize, Conv, bool))| {
+        let layer = conv(b, name, cin, spec);
+        Unit { name: name.into(), layer: if halve { layer.with(HALVE) } else { layer } }
+    };
+    names.into_iter().zip(convs).map(unit).collect()
 }
 
 /// A block while it is being built: a graph whose layers' names begin alike.

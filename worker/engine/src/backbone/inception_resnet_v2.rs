@@ -2,9 +2,9 @@
 
 use super::{
     Backbone, Unit,
-    inception::{Block, Conv, conv, square, valid, wide},
+    inception::{Block, Conv, HALVE, IN, conv, square, stem, valid, wide},
 };
-use crate::nn::{Act, Activation, AvgPool, Builder, ConvSpec, GlobalAvgPool, Graph, MaxPool, Padding, Scale, Value};
+use crate::nn::{Act, Activation, AvgPool, Builder, ConvSpec, GlobalAvgPool, Graph, Padding, Scale, Value};
 
 pub(super) const ENTRY: Backbone = Backbone {
     name: "inception_resnet_v2",
@@ -15,21 +15,8 @@ pub(super) const ENTRY: Backbone = Backbone {
     build: |b, _| build(b),
 };
 
-const HALVE: MaxPool = MaxPool { k: 3, stride: 2, pad: 0 };
-const IN: Value = Graph::INPUT;
-
 fn build(b: &mut Builder) -> (Vec<Unit>, usize) {
-    let mut units = Vec::new();
-    for (name, cin, spec, halve) in [
-        ("conv2d_1a", 3, valid(32, 2), false),
-        ("conv2d_2a", 32, valid(32, 1), false),
-        ("conv2d_2b", 32, square(64, 3), true),
-        ("conv2d_3b", 64, square(80, 1), false),
-        ("conv2d_4a", 80, valid(192, 1), true),
-    ] {
-        let layer = conv(b, name, cin, spec);
-        units.push(Unit { name: name.into(), layer: if halve { layer.with(HALVE) } else { layer } });
-    }
+    let mut units = stem(b, ["conv2d_1a", "conv2d_2a", "conv2d_2b", "conv2d_3b", "conv2d_4a"]);
     units.push(Unit::new("mixed_5b", mixed_5b(Block::new(b, "mixed_5b"))));
     repeat(b, &mut units, "repeat", 10, BLOCK_35);
     units.push(Unit::new("mixed_6a", mixed_6a(Block::new(b, "mixed_6a"))));

@@ -6,9 +6,9 @@
 
 use super::{
     Backbone, Unit,
-    inception::{Block, Conv, conv, square, valid, wide},
+    inception::{Block, Conv, HALVE, IN, square, stem, valid, wide},
 };
-use crate::nn::{AvgPool, Builder, GlobalAvgPool, Graph, MaxPool, Padding, Value};
+use crate::nn::{AvgPool, Builder, GlobalAvgPool, Graph, Padding, Value};
 
 pub(super) const ENTRY: Backbone = Backbone {
     name: "inception_v3",
@@ -19,21 +19,8 @@ pub(super) const ENTRY: Backbone = Backbone {
     build: |b, _| build(b),
 };
 
-const HALVE: MaxPool = MaxPool { k: 3, stride: 2, pad: 0 };
-const IN: Value = Graph::INPUT;
-
 fn build(b: &mut Builder) -> (Vec<Unit>, usize) {
-    let mut units = Vec::new();
-    for (name, cin, spec, halve) in [
-        ("Conv2d_1a_3x3", 3, valid(32, 2), false),
-        ("Conv2d_2a_3x3", 32, valid(32, 1), false),
-        ("Conv2d_2b_3x3", 32, square(64, 3), true),
-        ("Conv2d_3b_1x1", 64, square(80, 1), false),
-        ("Conv2d_4a_3x3", 80, valid(192, 1), true),
-    ] {
-        let layer = conv(b, name, cin, spec);
-        units.push(Unit { name: name.into(), layer: if halve { layer.with(HALVE) } else { layer } });
-    }
+    let mut units = stem(b, ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3"]);
     let mut add = |name: &str, graph: Graph| units.push(Unit::new(name, graph));
     for (name, cin, pooled) in [("Mixed_5b", 192, 32), ("Mixed_5c", 256, 64), ("Mixed_5d", 288, 64)] {
         add(name, a(Block::new(b, name), cin, pooled));

@@ -45,7 +45,6 @@ impl Act {
     /// `f(x)` of each number. A NaN stays one: `max` would turn it into a zero and hide it.
     #[inline(always)]
     pub(super) fn map(self, x: &mut [f32]) {
-        let each = |x: &mut [f32], f: fn(f32) -> f32| x.iter_mut().for_each(|v| *v = f(*v));
         match self {
             Self::None => {}
             Self::Relu => x.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),
@@ -56,7 +55,7 @@ impl Act {
             Self::Silu => x.iter_mut().for_each(|v| *v *= math::sigmoid(*v)),
             Self::Gelu => x.iter_mut().for_each(|v| *v = math::gelu(*v)),
             Self::Tanh => x.iter_mut().for_each(|v| *v = math::tanh(*v)),
-            Self::Sigmoid => each(x, math::sigmoid),
+            Self::Sigmoid => x.iter_mut().for_each(|v| *v = math::sigmoid(*v)),
         }
     }
 

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, Linear, ParamId, Pass, Ragged, Saved, Tape, host, lanes, layer_norm::add, tensor};
+use super::{Act, Gradients, Layer, Linear, ParamId, Pass, Ragged, Saved, Tape, host, lanes, sum::add, tensor};
 use crate::{
     Result,
     num::{
@@ -152,7 +152,7 @@ impl SelfAttention {
         for (linear, slope) in [&self.query, &self.key, &self.value].into_iter().zip(slopes).rev() {
             let part = linear.backward(&tensor(slope, &[rows, w])?, pass, tape, grads, need_dx)?;
             dx = match (dx, part) {
-                (Some(a), Some(b)) => Some(add(&a, &b)?),
+                (Some(a), Some(b)) => Some(add(&a, &b, Act::None)?),
                 (None, part) => part,
                 (a, None) => a,
             };

@@ -1,13 +1,8 @@
 //! Layers made of layers.
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 
-use super::{
-    Act, BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape,
-    act::{TASK, apply, backward},
-    host, tensor,
-};
+use super::{Act, BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape, act::backward, host, sum::add, tensor};
 use crate::Result;
 
 /// One layer after the other.
@@ -110,18 +105,6 @@ fn subsample_backward(dy: &Tensor, shape: &[usize]) -> Result<Tensor> {
         dx[to..to + c].copy_from_slice(&dy[before..before + c]);
     }
     tensor(dx, shape)
-}
-
-/// `act(a + b)`
-fn add(a: &Tensor, b: &Tensor, act: Act) -> Result<Tensor> {
-    let (left, right) = (host(a)?, host(b)?);
-    let (left, right) = (&*left, &*right);
-    let mut out = vec![0.0; left.len()];
-    out.par_chunks_mut(TASK).zip(left.par_chunks(TASK)).zip(right.par_chunks(TASK)).for_each(|((out, a), b)| {
-        out.iter_mut().zip(a).zip(b).for_each(|((o, a), b)| *o = a + b);
-        apply(act, out);
-    });
-    tensor(out, a.dims())
 }
 
 impl Layer for Residual {

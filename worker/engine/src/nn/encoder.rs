@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::{
-    Activation, Gradients, Layer, LayerNorm, Linear, ParamId, Pass, Ragged, SelfAttention, Tape, layer_norm::add,
+    Act, Activation, Gradients, Layer, LayerNorm, Linear, ParamId, Pass, Ragged, SelfAttention, Tape, sum::add,
 };
 use crate::{Error, Result};
 
@@ -51,10 +51,10 @@ impl Layer for EncoderBlock {
         let sum = given(self.last.backward(&ragged.pack(dy)?, pass, tape, grads, true)?)?;
         let wide = given(self.down.backward(&sum, pass, tape, grads, true)?)?;
         let wide = given(self.act.backward(&wide, pass, tape, grads, true)?)?;
-        let h = add(&sum, &given(self.up.backward(&wide, pass, tape, grads, true)?)?)?;
+        let h = add(&sum, &given(self.up.backward(&wide, pass, tape, grads, true)?)?, Act::None)?;
         let sum = given(self.middle.backward(&h, pass, tape, grads, true)?)?;
         let dx = self.attention.backward(&sum, &ragged, pass, tape, grads, need_dx)?;
-        dx.map(|dx| ragged.frame(&add(&sum, &dx)?, false)).transpose()
+        dx.map(|dx| ragged.frame(&add(&sum, &dx, Act::None)?, false)).transpose()
     }
 
     fn leaves(&self) -> usize {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape, act::TASK, host, tensor};
+use super::{Act, BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape, host, sum::add, tensor};
 use crate::{Error, Result};
 
 /// A value inside a [`Graph`].
@@ -71,21 +71,6 @@ impl Graph {
     }
 }
 
-/// `a + b`
-fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if a.dims() != b.dims() {
-        return Err(Error::Internal(format!("values of {:?} and {:?} cannot be added", a.dims(), b.dims())));
-    }
-    let (left, right) = (host(a)?, host(b)?);
-    let (left, right) = (&*left, &*right);
-    let mut out = vec![0.0; left.len()];
-    out.par_chunks_mut(TASK)
-        .zip(left.par_chunks(TASK))
-        .zip(right.par_chunks(TASK))
-        .for_each(|((out, a), b)| out.iter_mut().zip(a).zip(b).for_each(|((o, a), b)| *o = a + b));
-    tensor(out, a.dims())
-}
-
 /// Channels of `x` that lie at `range`.
 fn cut(x: &Tensor, range: Range<usize>) -> Result<Tensor> {
     let (n, h, w, c) = x.dims4()?;
@@ -133,7 +118,7 @@ impl Layer for Graph {
                 node.from.iter().map(|v| values[*v].as_ref().ok_or_else(missing)).collect::<Result<_>>()?;
             let y = match &node.op {
                 Op::Layer(layer) => layer.forward(inputs[0], pass, tape)?,
-                Op::Sum => add(inputs[0], inputs[1])?,
+                Op::Sum => add(inputs[0], inputs[1], Act::None)?,
                 Op::Concat => {
                     let widths: Vec<usize> = inputs.iter().map(|t| t.dims().last().copied().unwrap_or(0)).collect();
                     let y = join(&inputs, 0, widths.iter().sum())?;
@@ -193,7 +178,7 @@ impl Layer for Graph {
             for (v, part) in node.from.iter().zip(parts) {
                 let Some(part) = part.filter(|_| wanted(*v)) else { continue };
                 of[*v] = Some(match of[*v].take() {
-                    Some(sum) => add(&sum, &part)?,
+                    Some(sum) => add(&sum, &part, Act::None)?,
                     None => part,
                 });
             }

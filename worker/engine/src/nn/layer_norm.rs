@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, ParamId, Pass, Saved, Tape, host, lanes, rows, tensor};
+use super::{Act, Gradients, Layer, ParamId, Pass, Saved, Tape, host, lanes, rows, sum::sum, tensor};
 use crate::{Error, Result, num::simd::vectorised};
 
 /// `y = (x − mean) / √(var + ε) · γ + β` over the last dimension; the variance is the biased one.
@@ -50,25 +50,6 @@ vectorised! {
     }
 }
 
-/// `a + b`
-pub(super) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    tensor(sum(a, b)?, a.dims())
-}
-
-fn sum(a: &Tensor, b: &Tensor) -> Result<Vec<f32>> {
-    let (left, right) = (host(a)?, host(b)?);
-    if left.len() != right.len() {
-        return Err(Error::Internal(format!("{:?} cannot be added to {:?}", b.dims(), a.dims())));
-    }
-    let mut out = left.to_vec();
-    let right = &*right;
-    let task = 1 << 14;
-    out.par_chunks_mut(task)
-        .zip(right.par_chunks(task))
-        .for_each(|(o, b)| o.iter_mut().zip(b).for_each(|(o, b)| *o += b));
-    Ok(out)
-}
-
 impl LayerNorm {
     fn run(&self, mut x: Vec<f32>, shape: &[usize], pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
         let c = self.c;
@@ -93,7 +74,7 @@ impl LayerNorm {
     /// # Errors
     /// A shape that does not fit.
     pub fn of_sum(&self, a: &Tensor, b: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
-        self.run(sum(a, b)?, a.dims(), pass, tape)
+        self.run(sum(a, b, Act::None)?, a.dims(), pass, tape)
     }
 }
 

@@ -27,6 +27,7 @@ mod pool;
 mod rows;
 mod sequence;
 mod store;
+mod sum;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -52,7 +53,7 @@ pub use linear::Linear;
 pub use lstm::Lstm;
 pub use norm::{BatchNorm, update_running};
 pub use pixelwise::{FlattenChannels, Normalize, Scale};
-pub use pool::{Flatten, GlobalAvgPool, MaxPool};
+pub use pool::{GlobalAvgPool, MaxPool};
 pub use sequence::{Pool, Ragged};
 pub use store::{BufferId, Builder, Entry, Gradients, Layout, ParamId, Store};
 

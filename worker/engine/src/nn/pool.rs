@@ -63,35 +63,6 @@ impl Layer for GlobalAvgPool {
     }
 }
 
-/// `[n, …]` to `[n, features]`.
-#[derive(Debug)]
-pub struct Flatten;
-
-impl Layer for Flatten {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
-        if pass.records() {
-            tape.push(Saved::Shape(x.dims().to_vec()));
-        }
-        Ok(x.flatten_from(1)?)
-    }
-
-    fn backward(
-        &self,
-        dy: &Tensor,
-        _: &Pass<'_>,
-        tape: &mut Tape,
-        _: &mut Gradients,
-        need_dx: bool,
-    ) -> Result<Option<Tensor>> {
-        let shape = tape.pop_shape()?;
-        if need_dx { Ok(Some(dy.reshape(shape)?)) } else { Ok(None) }
-    }
-
-    fn describe(&self, out: &mut String) {
-        out.push_str("flatten;");
-    }
-}
-
 /// The largest value of each window; the first one wins a tie, as in PyTorch.
 #[derive(Debug)]
 pub struct MaxPool {
@@ -182,7 +153,6 @@ mod tests {
     fn gradients_are_those_of_finite_differences() {
         let store = Builder::new(1).store;
         testing::check_gradients(&GlobalAvgPool, &store, &[2, 4, 5, 3]);
-        testing::check_gradients(&Flatten, &store, &[2, 3, 2, 2]);
         testing::check_gradients(&MaxPool { k: 3, stride: 2, pad: 1 }, &store, &[2, 6, 7, 2]);
         testing::check_gradients(&MaxPool { k: 2, stride: 2, pad: 0 }, &store, &[1, 4, 4, 2]);
     }

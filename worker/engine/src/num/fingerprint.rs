@@ -7,8 +7,8 @@ use super::{
     rng::Philox,
 };
 
-/// Digest of the release, and of what a few milliseconds of arithmetic come to here: products on both sides of the
-/// library's thresholds, and the functions that enter losses and schedules. Equal digests mean equal bits as far as
+/// Digest of the release, and of what a few milliseconds of arithmetic come to here: products below and
+/// above the depth of one chain, and the functions that enter losses and schedules. Equal digests mean equal bits as far as
 /// could be seen; different ones mean different bits.
 pub fn fingerprint() -> [u8; 32] {
     static FOUND: OnceLock<[u8; 32]> = OnceLock::new();

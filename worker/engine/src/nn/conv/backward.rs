@@ -109,7 +109,7 @@ impl Conv2d {
                     packed.fill_rows((from..from + count).map(pixel));
                     packed
                 };
-                let list: Vec<_> = self.taps_of().map(|(_, tap)| tap).collect();
+                let list: Vec<_> = self.tap_places().collect();
                 if taps == 1 && self.spec.stride == 1 && g.y.before + g.x.before == 0 {
                     // The patches are the input itself.
                     vec![Packed::of(View::rows(&x[from * cin..(from + count) * cin], cin), count, cin)]

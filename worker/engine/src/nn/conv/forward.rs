@@ -23,7 +23,7 @@ impl Conv2d {
     pub(super) fn gather(&self, g: &Geometry, x: &[f32], from: usize, out: &mut [f32]) {
         let (cin, taps) = (self.spec.cin, self.taps());
         for (i, patch) in out.chunks_exact_mut(taps * cin).enumerate() {
-            for ((_, tap), part) in self.taps_of().zip(patch.chunks_exact_mut(cin)) {
+            for (tap, part) in self.tap_places().zip(patch.chunks_exact_mut(cin)) {
                 match g.read(from + i, tap) {
                     Some(p) => part.copy_from_slice(&x[p * cin..(p + 1) * cin]),
                     None => part.fill(0.0),
@@ -49,7 +49,7 @@ impl Conv2d {
                 multiply(out, &at, &rows, depth, &weights, false);
             } else {
                 let mut rows = Vec::with_capacity(self.taps() * count);
-                for (_, tap) in self.taps_of() {
+                for tap in self.tap_places() {
                     rows.extend((from..from + count).map(|m| match g.read(m, tap) {
                         Some(p) => &x[p * cin..(p + 1) * cin],
                         None => &zeros[..],

@@ -51,10 +51,10 @@ impl Conv2d {
         self.spec.cin < FEW && self.taps() > 1
     }
 
-    /// The position of each tap's first weight in `w[o]`: slices of one tap are `taps` apart.
-    fn taps_of(&self) -> impl Iterator<Item = (usize, (usize, usize))> + '_ {
+    /// Rows and columns of the taps, in the order of the weights.
+    fn tap_places(&self) -> impl Iterator<Item = (usize, usize)> {
         let width = self.spec.kernel.1;
-        (0..self.taps()).map(move |t| (t, (t / width, t % width)))
+        (0..self.taps()).map(move |t| (t / width, t % width))
     }
 }
 

@@ -94,8 +94,6 @@ impl Columns {
                 if a.row == 1 && count == ROWS {
                     // A copy of known length is one move.
                     line.copy_from_slice(&a.data[from..from + ROWS]);
-                } else if a.row == 1 {
-                    line[..count].copy_from_slice(&a.data[from..from + count]);
                 } else {
                     line[..count].iter_mut().enumerate().for_each(|(i, v)| *v = a.data[from + i * a.row]);
                 }

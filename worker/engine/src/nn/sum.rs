@@ -1,0 +1,31 @@
+//! The sum of two tensors and the activation after it, in one pass.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::{
+    Act,
+    act::{TASK, apply},
+    host, tensor,
+};
+use crate::{Error, Result};
+
+/// `act(a + b)`
+pub(super) fn add(a: &Tensor, b: &Tensor, act: Act) -> Result<Tensor> {
+    tensor(sum(a, b, act)?, a.dims())
+}
+
+/// The elements of `act(a + b)`.
+pub(super) fn sum(a: &Tensor, b: &Tensor, act: Act) -> Result<Vec<f32>> {
+    if a.dims() != b.dims() {
+        return Err(Error::Internal(format!("values of {:?} and {:?} cannot be added", a.dims(), b.dims())));
+    }
+    let (left, right) = (host(a)?, host(b)?);
+    let (left, right) = (&*left, &*right);
+    let mut out = vec![0.0; left.len()];
+    out.par_chunks_mut(TASK).zip(left.par_chunks(TASK)).zip(right.par_chunks(TASK)).for_each(|((out, a), b)| {
+        out.iter_mut().zip(a).zip(b).for_each(|((o, a), b)| *o = a + b);
+        apply(act, out);
+    });
+    Ok(out)
+}
