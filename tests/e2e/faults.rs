@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use crate::PROGRAM;
 
 /// Steps of the job.
-const STEPS: u64 = 120;
+const STEPS: u64 = 240;
 
 /// What an undisturbed run of one rank comes to.
 pub async fn undisturbed() -> &'static (Series, String) {
@@ -132,9 +132,14 @@ async fn a_gang_shrinks_to_what_is_left_and_grows_again() {
     sandbox.passes(&job, 25).await;
     let ranks = async |job: &tl_client::Job| job.get().await.map(|j| j.phases[1].ranks.len()).unwrap_or_default();
     assert_eq!(ranks(&job).await, 2);
+    let before = sandbox.ranks(0)[0];
     sandbox.kill_worker(1);
-    eventually("one rank", async || (ranks(&job).await == 1).then_some(())).await;
+    // What is left is held still until it has been told to make room: however fast it is, it is not done before.
+    let left = eventually("one rank", async || sandbox.ranks(0).first().copied().filter(|left| *left != before)).await;
+    kill(Pid::from_raw(left), Signal::SIGSTOP).expect("a signal");
     sandbox.restart_worker(1);
+    eventually("the order to stop", async || sandbox.logs().contains(r#""event":"attempt_stopping""#).then_some(())).await;
+    kill(Pid::from_raw(left), Signal::SIGCONT).expect("a signal");
     eventually("two ranks again", async || (ranks(&job).await == 2).then_some(())).await;
     let ended = same(&sandbox, &job).await;
     assert!(history(&ended).contains("placed anew: 1 more slot is free"), "{}", history(&ended));

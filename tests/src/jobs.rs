@@ -37,7 +37,7 @@ name = "adamw"
 clip_norm = 1.0
 [[stage]]
 name = "first"
-epochs = 8
+epochs = 16
 train = ["*"]
 lr = 2e-3
 bn = "train"
@@ -45,7 +45,7 @@ schedule = "cosine"
 warmup = 5
 [[stage]]
 name = "second"
-epochs = 7
+epochs = 14
 train = ["head", "top:2"]
 lr = 1e-3
 bn = "affine_only"
