@@ -37,7 +37,7 @@ async fn what_the_job_file_says_wrong_is_refused_before_anything_starts() {
     let before = footprint(&sandbox).await;
     let file = sandbox.dir().join("job.toml");
     for (from, to, says, hint) in [
-        ("epochs = 8", "epocs = 8", "unknown key `epocs`", "did you mean `epochs`?"),
+        ("epochs = 16", "epocs = 16", "unknown key `epocs`", "did you mean `epochs`?"),
         ("small_cnn", "smal_cnn", "there is no backbone `smal_cnn`", "did you mean `small_cnn`?"),
         ("\"finetune\"", "\"finetun\"", "there is no job kind `finetun`", "did you mean `finetune`?"),
         ("lr = 0.002", "lr = -0.002", "lr cannot be -0.002", "a number from"),

@@ -6,6 +6,7 @@ use std::{
 };
 
 use fantoccini::{Client, ClientBuilder};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tl_tests::{Sandbox, alone, eventually, jobs};
 
@@ -96,6 +97,9 @@ async fn the_dashboard_plots_what_the_api_says_and_points_arrive_without_a_reloa
     spec.job.name = "<b id=\"injected\">bold</b>".into();
     let job = sandbox.submit(&spec).await;
     sandbox.passes(&job, 5).await;
+    // Training waits until the page is there: points are to arrive on it.
+    let rank = nix::unistd::Pid::from_raw(sandbox.ranks(0)[0]);
+    nix::sys::signal::kill(rank, Signal::SIGSTOP).unwrap();
     page.goto(&format!("http://{}/", sandbox.http)).await.unwrap();
     eventually("the job in the list", async || {
         let rows = page.execute("return document.querySelectorAll('#jobs tbody tr').length", vec![]).await.ok()?;
@@ -107,12 +111,13 @@ async fn the_dashboard_plots_what_the_api_says_and_points_arrive_without_a_reloa
     page.execute("window.marker = 'still the same page'", vec![]).await.unwrap();
     let count = async || plotted(page, "loss").await.get("main train.loss").map_or(0, Vec::len);
     let first = eventually("a first point", async || Some(count().await).filter(|n| *n > 0)).await;
+    nix::sys::signal::kill(rank, Signal::SIGCONT).unwrap();
     eventually("one more point", async || Some(count().await).filter(|n| *n > first)).await;
     sandbox.ends(&job).await;
     eventually("all points and the confusion matrix", async || {
         let done =
             page.execute("return document.querySelectorAll('#confusions .chart .hm').length > 0", vec![]).await.ok()?;
-        (count().await == 120 && done == true).then_some(())
+        (count().await as u64 == jobs::STEPS && done == true).then_some(())
     })
     .await;
     for chart in ["loss", "accuracy"] {

@@ -5,13 +5,14 @@ use nix::{
     unistd::Pid,
 };
 use tl_proto::{failure::FailureClass, v1};
-use tl_tests::{Sandbox, Series, alone, eventually, jobs, processes};
+use tl_tests::{
+    Sandbox, Series, alone, eventually,
+    jobs::{self, STEPS},
+    processes,
+};
 use tokio::sync::OnceCell;
 
 use crate::PROGRAM;
-
-/// Steps of the job.
-const STEPS: u64 = 240;
 
 /// What an undisturbed run of one rank comes to.
 pub async fn undisturbed() -> &'static (Series, String) {
@@ -138,7 +139,8 @@ async fn a_gang_shrinks_to_what_is_left_and_grows_again() {
     let left = eventually("one rank", async || sandbox.ranks(0).first().copied().filter(|left| *left != before)).await;
     kill(Pid::from_raw(left), Signal::SIGSTOP).expect("a signal");
     sandbox.restart_worker(1);
-    eventually("the order to stop", async || sandbox.logs().contains(r#""event":"attempt_stopping""#).then_some(())).await;
+    eventually("the order to stop", async || sandbox.logs().contains(r#""event":"attempt_stopping""#).then_some(()))
+        .await;
     kill(Pid::from_raw(left), Signal::SIGCONT).expect("a signal");
     eventually("two ranks again", async || (ranks(&job).await == 2).then_some(())).await;
     let ended = same(&sandbox, &job).await;

@@ -2,8 +2,11 @@
 
 use tl_proto::spec::{JobSpec, parse};
 
+/// Steps of [`thorny`].
+pub const STEPS: u64 = 240;
+
 /// A job with everything that could depend on who computes what: an odd batch, grain batch-norm, dropout, mixup,
-/// clipping, augmentation, two stages, frequent checkpoints. About 120 steps, a few seconds on one core.
+/// clipping, augmentation, two stages, frequent checkpoints. [`STEPS`] steps, a few seconds on one core.
 pub fn thorny(ranks: &str) -> JobSpec {
     parse(&format!(
         r#"
