@@ -40,6 +40,11 @@ pub struct Store {
 }
 
 impl Store {
+    /// The same names and shapes, without elements.
+    pub fn names(&self) -> Self {
+        Self { params: self.params.clone(), buffers: self.buffers.clone(), ..Self::default() }
+    }
+
     /// The elements of a parameter.
     pub fn param(&self, id: ParamId) -> &[f32] {
         &self.values[self.params[id.0].range.clone()]

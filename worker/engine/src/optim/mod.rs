@@ -95,7 +95,7 @@ pub fn clip(mean: &mut [f32], limit: Option<f64>) -> f64 {
     let norm = libm::sqrt(crate::num::squared_norm(mean));
     if let Some(limit) = limit.filter(|l| norm > *l) {
         let scale = (limit / norm) as f32;
-        mean.iter_mut().for_each(|g| *g *= scale);
+        crate::num::scale(mean, scale);
     }
     norm
 }

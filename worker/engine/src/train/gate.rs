@@ -123,7 +123,7 @@ mod tests {
         let mut b = Builder::new(1);
         b.linear("fc", (2, 1));
         let layout = Layout::new(&b.store, &[ParamId(1)], &[]);
-        let mut state = RunState::new(&b.store, crate::optim::Moments::default());
+        let mut state = RunState::new(b.store.clone(), crate::optim::Moments::default());
         let digest = |s: &RunState| frozen_digest(s, &b.store, &layout, &[]);
         let progress = Progress { frozen: digest(&state), ..Progress::default() };
         state.store.values[2] += 1.0;

@@ -158,7 +158,7 @@ impl Loop<'_> {
             let epoch = self.epoch();
             let step = Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch: &epoch };
             let reduced = step::compute(&step, taken % per_epoch, group, link.stop_requested());
-            let reduced = match reduced {
+            let mut reduced = match reduced {
                 // Beyond all numbers, on every rank alike: that is an end as good as any.
                 Err(Error::NotFinite(_)) => break,
                 other => other?,
@@ -170,7 +170,7 @@ impl Loop<'_> {
                 return Err(Error::Stopped);
             }
             let goes_on = sweep.add(rate, reduced.loss / reduced.samples as f64);
-            match self.apply(stage, optimizer, &reduced, rate.into(), 0) {
+            match self.apply(stage, optimizer, &mut reduced, rate.into(), 0) {
                 Err(Error::NotFinite(_)) => break,
                 other => other?,
             };

@@ -47,7 +47,7 @@ use crate::{
     collective::Collective,
     data::sampler::{Epoch, steps_per_epoch},
     link::{Link, Notice, Row},
-    modifier, nn,
+    modifier, nn, num,
     objective::Objective,
     optim,
 };
@@ -82,7 +82,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     val.fits_job(spec)?;
     same_samples([&*train.dataset, &*val.dataset], group)?;
     let classes = probe::same_classes(&*train.dataset, &*val.dataset)?;
-    let student = Net::build_for(model, &classes, false, spec.job.seed, &config.inputs, Some(&*train.dataset))?;
+    let mut student = Net::build_for(model, &classes, false, spec.job.seed, &config.inputs, Some(&*train.dataset))?;
     let train = train.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     let val = val.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     let teacher = match local.nets.get("teacher").filter(|_| objective.has_teacher()) {
@@ -93,7 +93,11 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let weights = weights.map(|w| nn::tensor(w, &[classes.len()])).transpose()?;
     let run = Run { spec, data, objective, weights };
     let optimizer = optim::find(&spec.optimizer.name);
-    let fresh = RunState::new(&student.network.initial, (optimizer.init)(student.network.initial.values.len()));
+    // From here on the numbers are the state's: the network keeps their names and shapes.
+    let names = student.network.initial.names();
+    let initial = std::mem::replace(&mut student.network.initial, names);
+    let moments = (optimizer.init)(initial.values.len());
+    let fresh = RunState::new(initial, moments);
     let state = resume(config, fresh, group, link)?;
     let mut looped = Loop {
         config,
@@ -215,11 +219,11 @@ impl Loop<'_> {
             for k in self.state.progress.step_in_epoch..per_epoch {
                 let started = Instant::now();
                 let step = Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch: &epoch };
-                let reduced = step::compute(&step, k, group, link.stop_requested())?;
+                let mut reduced = step::compute(&step, k, group, link.stop_requested())?;
                 self.publish(group, link);
                 let p = &self.state.progress;
                 let rate = optim::schedule::rate(section, top * p.plateau_factor, p.stage_step, total);
-                let norm = self.apply(stage, optimizer, &reduced, rate, k + 1)?;
+                let norm = self.apply(stage, optimizer, &mut reduced, rate, k + 1)?;
                 self.report(group, link, &reduced, (rate.lr, norm, started, per_epoch), total);
                 let every = u64::from(spec.checkpoint.every);
                 let due = every > 0 && self.state.progress.step.is_multiple_of(every);
@@ -293,16 +297,17 @@ impl Loop<'_> {
         &mut self,
         stage: &Stage,
         optimizer: &optim::Optimizer,
-        reduced: &step::Reduced,
+        reduced: &mut step::Reduced,
         rate: optim::Rate,
         next: usize,
     ) -> Result<f64> {
         let params = stage.layout.params_len();
         let n = reduced.samples as f32;
-        let mut mean: Vec<f32> = reduced.flat[..params].iter().map(|g| g / n).collect();
+        let (mean, sums) = reduced.flat.split_at_mut(params);
+        num::divide(mean, n);
         let names = &self.net.network.initial;
-        gate::check(&mut self.state.progress, names, &stage.layout, &reduced.touched, &mean)?;
-        let norm = optim::clip(&mut mean, self.run.spec.optimizer.clip_norm);
+        gate::check(&mut self.state.progress, names, &stage.layout, &reduced.touched, mean)?;
+        let norm = optim::clip(mean, self.run.spec.optimizer.clip_norm);
         if !norm.is_finite() {
             return Err(Error::NotFinite(format!(
                 "the gradient of step {} is not finite",
@@ -314,15 +319,15 @@ impl Loop<'_> {
             &self.run.spec.optimizer,
             &mut self.state.moments,
             &mut store.values,
-            &mean,
+            mean,
             &stage.groups,
             rate,
         );
         for (mean_id, var_id) in &stage.norms {
-            let Some(sums) = stage.layout.stats(*mean_id) else { continue };
+            let Some(at) = stage.layout.stats(*mean_id) else { continue };
             let mut mean = store.buffer(*mean_id).to_vec();
             let mut var = store.buffer(*var_id).to_vec();
-            nn::update_running(&mut mean, &mut var, &reduced.flat[sums]);
+            nn::update_running(&mut mean, &mut var, &sums[at.start - params..at.end - params]);
             store.buffer_values[store.buffers[mean_id.0].range.clone()].copy_from_slice(&mean);
             store.buffer_values[store.buffers[var_id.0].range.clone()].copy_from_slice(&var);
         }

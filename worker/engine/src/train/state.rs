@@ -110,10 +110,10 @@ const MAGIC: &[u8; 8] = b"tlckpt01";
 
 impl RunState {
     /// A run that has not begun.
-    pub fn new(store: &Store, moments: Moments) -> Self {
+    pub fn new(store: Store, moments: Moments) -> Self {
         let numbers = blake3::Hash::from_bytes(fingerprint()).to_hex().to_string();
         let progress = Progress { plateau_factor: 1.0, numbers, ..Progress::default() };
-        Self { store: store.clone(), moments, best: None, averages: None, progress }
+        Self { store, moments, best: None, averages: None, progress }
     }
 
     /// The state as bytes that know whether they are whole.
@@ -239,7 +239,7 @@ mod tests {
     fn state() -> (RunState, Store) {
         let store = Store { values: vec![1.0, f32::NAN, 3.0], buffer_values: vec![4.0], ..Store::default() };
         let mut state = RunState::new(
-            &store,
+            store.clone(),
             Moments {
                 first: vec![0.5; 3],
                 second: vec![0.25; 3],

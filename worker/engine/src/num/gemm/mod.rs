@@ -5,12 +5,14 @@
 
 mod kernel;
 mod panels;
+mod scratch;
 
 use rayon::prelude::*;
 
 pub use kernel::ROWS;
 use kernel::tile;
 pub use panels::Packed;
+use scratch::Scratch;
 
 /// Terms that are summed before they are added to the output; a constant, since it is part of the result.
 pub const DEPTH: usize = 128;
@@ -74,7 +76,7 @@ pub fn multiply(c: &mut [f32], at: &[usize], a: &[&[f32]], depth: usize, b: &Pac
 
 /// The left side of a product over long columns: tiles of eight columns of a row-major matrix.
 pub struct Columns {
-    data: Vec<f32>,
+    data: Scratch,
     k: usize,
     m: usize,
 }
@@ -86,7 +88,8 @@ impl Columns {
     /// If the view is too short.
     pub fn of(a: View<'_>, m: usize, k: usize) -> Self {
         assert!(a.holds(m, k), "matrix does not fit its slice");
-        let mut data = vec![0.0; m.div_ceil(ROWS) * ROWS * k];
+        let len = m.div_ceil(ROWS) * ROWS * k;
+        let mut data = Scratch::new(len);
         let pack = |(tile, out): (usize, &mut [f32])| {
             let (first, count) = (tile * ROWS, ROWS.min(m - tile * ROWS));
             for (p, line) in out.chunks_exact_mut(ROWS).enumerate() {
@@ -100,9 +103,9 @@ impl Columns {
             }
         };
         if m * k < 1 << 14 {
-            data.chunks_exact_mut(ROWS * k.max(1)).enumerate().for_each(pack);
+            data[..len].chunks_exact_mut(ROWS * k.max(1)).enumerate().for_each(pack);
         } else {
-            data.par_chunks_exact_mut(ROWS * k.max(1)).enumerate().for_each(pack);
+            data[..len].par_chunks_exact_mut(ROWS * k.max(1)).enumerate().for_each(pack);
         }
         Self { data, k, m }
     }

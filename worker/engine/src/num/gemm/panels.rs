@@ -1,10 +1,11 @@
-//! A right-hand matrix laid out for the innermost loop: panels of one to three vectors, row after row, padded with zeros.
+//! A right-hand matrix laid out for the innermost loop: panels of one to three vectors, row after row.
 
 use rayon::prelude::*;
 
 use super::{
     View,
     kernel::{VECTORS, lanes},
+    scratch::Scratch,
 };
 
 /// Columns `[first, first + cols)` of the matrix, `vectors` wide.
@@ -20,7 +21,7 @@ pub(super) struct Panel {
 /// A packed matrix of `k` rows.
 pub struct Packed {
     pub(super) panels: Vec<Panel>,
-    pub(super) data: Vec<f32>,
+    pub(super) data: Scratch,
     pub(super) k: usize,
 }
 
@@ -28,7 +29,8 @@ pub struct Packed {
 const BLOCK: usize = 64;
 
 impl Packed {
-    /// Space for `k` rows of `n` columns, all zero.
+    /// Space for `k` rows of `n` columns, which the caller fills. What is beside them may be anything: it is multiplied with
+    /// others, but no sum of it is stored.
     pub fn new(k: usize, n: usize) -> Self {
         let lanes = lanes();
         let vectors = n.div_ceil(lanes);
@@ -44,7 +46,7 @@ impl Packed {
             first += cols;
             start += k * wide * lanes;
         }
-        Self { panels, data: vec![0.0; start], k }
+        Self { panels, data: Scratch::new(start), k }
     }
 
     /// Packs a whole matrix.
