@@ -8,10 +8,10 @@ mod input;
 mod reduce;
 mod steps;
 
-use std::path::PathBuf;
+use std::{os::unix::process::CommandExt, path::PathBuf};
 
 use clap::{Parser, ValueEnum};
-use tl_engine::num::pool;
+use tl_engine::num::{memory, pool};
 
 use crate::harness::Harness;
 
@@ -61,6 +61,12 @@ struct Options {
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
+    if !memory::is_tuned() {
+        // A rank is started so by its agent.
+        let mut command = std::process::Command::new(std::env::current_exe()?);
+        memory::tune(command.args(std::env::args_os().skip(1)));
+        return Err(command.exec().into());
+    }
     let mut harness = Harness::new();
     pool::init(options.threads);
     if options.work == Work::Step && tl_engine::backbone::find(&options.backbone).is_none() {

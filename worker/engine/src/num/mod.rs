@@ -3,6 +3,7 @@
 pub mod fingerprint;
 pub mod gemm;
 pub mod math;
+pub mod memory;
 pub mod pool;
 pub mod rng;
 pub mod simd;
