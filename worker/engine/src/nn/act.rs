@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::{Gradients, Layer, Pass, Saved, Tape, host, tensor};
 use crate::{
     Result,
-    num::{math, simd::vectorised},
+    num::{fresh::Fresh, math, simd::vectorised},
 };
 
 /// A function of one number.
@@ -108,19 +108,23 @@ vectorised! {
 
 /// `f(x)`
 pub(super) fn forward(act: Act, x: &Tensor) -> Result<Tensor> {
-    let mut out = host(x)?.to_vec();
-    out.par_chunks_mut(TASK).for_each(|part| apply(act, part));
-    tensor(out, x.dims())
+    let input = host(x)?;
+    let mut out = Fresh::new(input.len());
+    out.parts(TASK).zip(input.par_chunks(TASK)).for_each(|(out, x)| {
+        out.copy_from_slice(x);
+        apply(act, out);
+    });
+    tensor(out.done(), x.dims())
 }
 
 /// `dy · f′(z)`. A rectifier may be given its output for `z`.
 pub(super) fn backward(act: Act, z: &Tensor, dy: &Tensor) -> Result<Tensor> {
     let (z, g) = (host(z)?, host(dy)?);
     let (z, g) = (&*z, &*g);
-    let mut dx = vec![0.0; g.len()];
-    let parts = dx.par_chunks_mut(TASK).zip(g.par_chunks(TASK)).zip(z.par_chunks(TASK));
+    let mut dx = Fresh::new(g.len());
+    let parts = dx.parts(TASK).zip(g.par_chunks(TASK)).zip(z.par_chunks(TASK));
     parts.for_each(|((dx, g), z)| slopes(act, z, g, dx));
-    tensor(dx, dy.dims())
+    tensor(dx.done(), dy.dims())
 }
 
 /// A layer that applies a function to each number.

@@ -5,7 +5,10 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::{Gradients, Layer, Padding, ParamId, Pass, Tape, conv::Axis, host, tensor};
-use crate::{Error, Result, num::simd::vectorised};
+use crate::{
+    Error, Result,
+    num::{fresh::Fresh, simd::vectorised},
+};
 
 /// Depthwise convolution, weights `[c, 1, k, k]` as in PyTorch, no bias; `[n, h, w, c]` to `[n, oh, ow, c]`.
 #[derive(Debug)]
@@ -88,11 +91,11 @@ impl Layer for Depthwise {
         if c != self.c || oh * ow == 0 {
             return Err(Error::Internal(format!("depthwise convolution of {} channels was given {h}x{w}x{c}", self.c)));
         }
-        let mut out = vec![0.0; n * oh * ow * c];
+        let mut out = Fresh::new(n * oh * ow * c);
         {
             let (input, weights) = (host(x)?, self.by_tap(pass.store.param(self.w)));
             let input = &*input;
-            out.par_chunks_exact_mut(ow * c).enumerate().for_each_init(Vec::new, |reads, (row, out)| {
+            out.parts(ow * c).enumerate().for_each_init(Vec::new, |reads, (row, out)| {
                 let image = &input[row / oh * h * w * c..][..h * w * c];
                 for (ox, out) in out.chunks_exact_mut(c).enumerate() {
                     reads.clear();
@@ -102,7 +105,7 @@ impl Layer for Depthwise {
             });
         }
         tape.push_input(x, pass, self.w);
-        tensor(out, &[n, oh, ow, c])
+        tensor(out.done(), &[n, oh, ow, c])
     }
 
     fn backward(
@@ -146,8 +149,8 @@ impl Layer for Depthwise {
             return Ok(None);
         }
         let weights = self.by_tap(pass.store.param(self.w));
-        let mut dx = vec![0.0; n * h * w * c];
-        dx.par_chunks_exact_mut(w * c).enumerate().for_each_init(Vec::new, |reads, (row, dx)| {
+        let mut dx = Fresh::new(n * h * w * c);
+        dx.parts(w * c).enumerate().for_each_init(Vec::new, |reads, (row, dx)| {
             let (image, y) = (&dy[row / h * oh * ow * c..][..oh * ow * c], row % h);
             for (x, dx) in dx.chunks_exact_mut(c).enumerate() {
                 reads.clear();
@@ -162,7 +165,7 @@ impl Layer for Depthwise {
                 pixel(dx, image, &weights, reads);
             }
         });
-        Ok(Some(tensor(dx, &shape)?))
+        Ok(Some(tensor(dx.done(), &shape)?))
     }
 
     fn describe(&self, out: &mut String) {

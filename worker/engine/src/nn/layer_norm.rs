@@ -4,7 +4,10 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::{Act, Gradients, Layer, ParamId, Pass, Saved, Tape, host, lanes, rows, sum::sum, tensor};
-use crate::{Error, Result, num::simd::vectorised};
+use crate::{
+    Error, Result,
+    num::{fresh::Fresh, simd::vectorised},
+};
 
 /// `y = (x − mean) / √(var + ε) · γ + β` over the last dimension; the variance is the biased one.
 #[derive(Debug)]
@@ -44,10 +47,6 @@ vectorised! {
             dx.iter_mut().zip(hat).for_each(|(d, h)| *d = (*d - mean - h * along) * inverse);
         }
     }
-
-    fn times(out: &mut [f32], a: &[f32], b: &[f32]) {
-        out.iter_mut().zip(a).zip(b).for_each(|((o, a), b)| *o = a * b);
-    }
 }
 
 impl LayerNorm {
@@ -57,16 +56,16 @@ impl LayerNorm {
             return Err(Error::Internal(format!("{c} channels expected, given {shape:?}")));
         }
         let (gamma, beta) = (pass.store.param(self.gamma), pass.store.param(self.beta));
-        let (mut y, mut inverse) = (vec![0.0; x.len()], vec![0.0; x.len() / c]);
+        let (mut y, mut inverse) = (Fresh::new(x.len()), vec![0.0; x.len() / c]);
         x.par_chunks_mut(TASK * c)
-            .zip(y.par_chunks_mut(TASK * c))
+            .zip(y.parts(TASK * c))
             .zip(inverse.par_chunks_mut(TASK))
             .for_each(|((x, y), inverse)| normalise(x, y, inverse, gamma, beta, self.eps));
         if pass.records() {
             tape.push(Saved::Values(x));
             tape.push(Saved::Values(inverse));
         }
-        tensor(y, shape)
+        tensor(y.done(), shape)
     }
 
     /// The normalised sum of two tensors; its gradient is that of both.
@@ -98,22 +97,19 @@ impl Layer for LayerNorm {
             rows::add_sums(g, c, db);
         }
         if let Some(dg) = grads.slot(self.gamma) {
-            let mut product = vec![0.0; g.len()];
-            let parts = product.par_chunks_mut(TASK * c).zip(g.par_chunks(TASK * c)).zip(hat.par_chunks(TASK * c));
-            parts.for_each(|((o, a), b)| times(o, a, b));
-            rows::add_sums(&product, c, dg);
+            rows::add_products(g, &hat, c, dg);
         }
         if !need_dx {
             return Ok(None);
         }
         let gamma = pass.store.param(self.gamma);
-        let mut dx = vec![0.0; g.len()];
-        dx.par_chunks_mut(TASK * c)
+        let mut dx = Fresh::new(g.len());
+        dx.parts(TASK * c)
             .zip(g.par_chunks(TASK * c))
             .zip(hat.par_chunks(TASK * c))
             .zip(inverse.par_chunks(TASK))
             .for_each(|(((dx, g), hat), inverse)| slopes(dx, g, hat, inverse, gamma));
-        Ok(Some(tensor(dx, dy.dims())?))
+        Ok(Some(tensor(dx.done(), dy.dims())?))
     }
 
     fn describe(&self, out: &mut String) {

@@ -55,9 +55,8 @@ impl Layer for Linear {
         if !need_dx {
             return Ok(None);
         }
-        let mut dx = vec![0.0; n * self.input];
         let w = Packed::of(View::rows(pass.store.param(self.w), self.input), self.output, self.input);
-        gemm::rows_times(&mut dx, &g, &w, self.input, false);
+        let dx = gemm::rows_product(&g, &w, self.input);
         Ok(Some(tensor(dx, &shape)?))
     }
 

@@ -206,9 +206,8 @@ impl Layer for Lstm {
         if !need_dx {
             return Ok(None);
         }
-        let mut dx = vec![0.0; total * self.input];
         let weights = Packed::of(View::rows(pass.store.param(self.wi), self.input), 4 * w, self.input);
-        gemm::rows_times(&mut dx, &gates, &weights, self.input, false);
+        let dx = gemm::rows_product(&gates, &weights, self.input);
         Ok(Some(ragged.frame(&tensor(dx, &[total, self.input])?, false)?))
     }
 

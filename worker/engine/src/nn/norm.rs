@@ -12,7 +12,10 @@ use super::{
     rows::{BLOCK, total},
     tensor,
 };
-use crate::{Error, Result, num::simd::vectorised};
+use crate::{
+    Error, Result,
+    num::{fresh::Fresh, simd::vectorised},
+};
 
 /// Batch-norm (Ioffe and Szegedy, 2015); momentum 0.1 and unbiased running variance as in PyTorch.
 #[derive(Debug)]
@@ -200,8 +203,8 @@ impl Layer for BatchNorm {
         };
         let (scale, beta) = (self.scale(pass, &stats[c..2 * c]), pass.store.param(self.beta));
         let mean = &stats[..c];
-        let mut out = vec![0.0; input.len()];
-        out.par_chunks_mut(TASK * c)
+        let mut out = Fresh::new(input.len());
+        out.parts(TASK * c)
             .zip(input.par_chunks(TASK * c))
             .for_each(|(out, x)| normalise(self.act, x, mean, &scale, beta, out));
         if pass.records() {
@@ -210,7 +213,7 @@ impl Layer for BatchNorm {
             }
             tape.push(Saved::Values(stats));
         }
-        tensor(out, x.dims())
+        tensor(out.done(), x.dims())
     }
 
     fn backward(
@@ -234,9 +237,9 @@ impl Layer for BatchNorm {
         let g = host(dy)?;
         let g = &*g;
         let rows = g.len() / c;
-        let mut dz = vec![0.0; g.len()];
+        let mut dz = Fresh::new(g.len());
         let mut lines = vec![0.0f32; rows.div_ceil(BLOCK) * 2 * c];
-        let blocks = dz.par_chunks_mut(BLOCK * c).zip(g.par_chunks(BLOCK * c)).zip(lines.par_chunks_exact_mut(2 * c));
+        let blocks = dz.parts(BLOCK * c).zip(g.par_chunks(BLOCK * c)).zip(lines.par_chunks_exact_mut(2 * c));
         blocks.enumerate().for_each(|(i, ((dz, dy), line))| {
             let x = x.map(|x| &x[i * BLOCK * c..][..dy.len()]);
             match x {
@@ -248,6 +251,7 @@ impl Layer for BatchNorm {
                 products(dz, x.unwrap_or(dz), mean, line);
             }
         });
+        let mut dz = dz.done();
         let mut sums = Vec::new();
         if learns {
             sums = total(&lines, 2 * c);

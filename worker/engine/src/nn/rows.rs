@@ -19,11 +19,25 @@ vectorised! {
         sums.iter_mut().zip(line).for_each(|(s, v)| *s += f64::from(*v));
     }
 
+    fn sum_products(x: &[f32], y: &[f32], sums: &mut [f32]) {
+        for (x, y) in x.chunks_exact(sums.len()).zip(y.chunks_exact(sums.len())) {
+            sums.iter_mut().zip(x).zip(y).for_each(|((s, x), y)| *s += x * y);
+        }
+    }
+
     fn sum_rows(x: &[f32], sums: &mut [f32]) {
         for row in x.chunks_exact(sums.len()) {
             sums.iter_mut().zip(row).for_each(|(s, v)| *s += v);
         }
     }
+}
+
+/// `sums[c] += Σ over rows of x[row, c]·y[row, c]`.
+pub fn add_products(x: &[f32], y: &[f32], c: usize, sums: &mut [f32]) {
+    let mut lines = vec![0.0; (x.len() / c).div_ceil(BLOCK) * c];
+    let parts = lines.par_chunks_exact_mut(c).zip(x.par_chunks(BLOCK * c)).zip(y.par_chunks(BLOCK * c));
+    parts.for_each(|((line, x), y)| sum_products(x, y, line));
+    sums.iter_mut().zip(total(&lines, c)).for_each(|(s, t)| *s += t as f32);
 }
 
 /// `sums[c] += Σ over rows of x[row, c]`.

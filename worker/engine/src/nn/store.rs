@@ -5,7 +5,10 @@ use std::ops::Range;
 use super::{
     Act, BatchNorm, Conv2d, ConvSpec, Depthwise, Embedding, LayerNorm, Linear, Lstm, Normalize, Padding, SelfAttention,
 };
-use crate::num::rng::{Philox, name_id};
+use crate::num::{
+    fresh::zeros,
+    rng::{Philox, name_id},
+};
 
 /// A trainable tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -142,7 +145,7 @@ pub struct Gradients<'a> {
 impl<'a> Gradients<'a> {
     /// Zeros.
     pub fn new(layout: &'a Layout) -> Self {
-        Self { layout, flat: vec![0.0; layout.total_len()], touched: vec![false; layout.slots.len()] }
+        Self { layout, flat: zeros(layout.total_len()), touched: vec![false; layout.slots.len()] }
     }
 
     /// Where to add the gradient of a parameter; `None` if it is frozen.

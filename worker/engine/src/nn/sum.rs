@@ -8,7 +8,7 @@ use super::{
     act::{TASK, apply},
     host, tensor,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, num::fresh::Fresh};
 
 /// `act(a + b)`
 pub(super) fn add(a: &Tensor, b: &Tensor, act: Act) -> Result<Tensor> {
@@ -22,10 +22,10 @@ pub(super) fn sum(a: &Tensor, b: &Tensor, act: Act) -> Result<Vec<f32>> {
     }
     let (left, right) = (host(a)?, host(b)?);
     let (left, right) = (&*left, &*right);
-    let mut out = vec![0.0; left.len()];
-    out.par_chunks_mut(TASK).zip(left.par_chunks(TASK)).zip(right.par_chunks(TASK)).for_each(|((out, a), b)| {
+    let mut out = Fresh::new(left.len());
+    out.parts(TASK).zip(left.par_chunks(TASK)).zip(right.par_chunks(TASK)).for_each(|((out, a), b)| {
         out.iter_mut().zip(a).zip(b).for_each(|((o, a), b)| *o = a + b);
         apply(act, out);
     });
-    Ok(out)
+    Ok(out.done())
 }

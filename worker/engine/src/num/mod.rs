@@ -1,6 +1,7 @@
 //! Arithmetic whose bits depend on its arguments alone: never on threads, batch size or the machine's cache.
 
 pub mod fingerprint;
+pub mod fresh;
 pub mod gemm;
 pub mod math;
 pub mod memory;

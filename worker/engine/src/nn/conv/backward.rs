@@ -3,7 +3,10 @@
 use rayon::prelude::*;
 
 use super::{Axis, Conv2d, Geometry};
-use crate::num::gemm::{Columns, Packed, STRIPE, View, multiply};
+use crate::num::{
+    fresh::{Fresh, zeros},
+    gemm::{Columns, Packed, STRIPE, View, multiply},
+};
 
 /// Input pixels of one task of the input's gradient, about; never part of the result.
 const TASK: usize = 96;
@@ -53,16 +56,14 @@ impl Conv2d {
         let phases = self.phases(g, w);
         let zeros = vec![0.0; cout];
         let (height, width) = (g.y.size, g.x.size);
-        let mut dx = vec![0.0; g.n * height * width * cin];
+        let mut dx = Fresh::new(g.n * height * width * cin);
         // Whole rows of phases, so that a task's rows start at remainder zero.
         let rows = (TASK * stride * stride).div_ceil(width).next_multiple_of(stride);
         let line = width * cin;
-        let tasks: Vec<(usize, usize, &mut [f32])> = dx
-            .chunks_exact_mut(height * line)
-            .enumerate()
-            .flat_map(|(i, image)| image.chunks_mut(rows * line).enumerate().map(move |(t, part)| (i, t * rows, part)))
-            .collect();
-        tasks.into_par_iter().for_each(|(image, y0, dx)| {
+        let tasks = (0..g.n).flat_map(|image| (0..height).step_by(rows).map(move |y| (image, y)));
+        let parts = dx.cut(tasks.clone().map(|(_, y)| rows.min(height - y) * line));
+        parts.into_par_iter().zip(tasks.collect::<Vec<_>>()).for_each(|(dx, (image, y0))| {
+            let dx = dx.zeros();
             let own = dx.len() / line;
             for phase in &phases {
                 let (py, px) = phase.offset;
@@ -84,7 +85,7 @@ impl Conv2d {
                 multiply(dx, &at, &sources, cout, &phase.weights, false);
             }
         });
-        dx
+        dx.done()
     }
 
     /// `dw += Σ over output pixels of dy · patch`, stripe by stripe.
@@ -94,12 +95,12 @@ impl Conv2d {
         let depth = cin * taps;
         // Sums are made as `[cout, tap, cin]`; with one tap, or one channel, that is how the weights lie.
         let direct = taps == 1 || cin == 1;
-        let mut sums = if direct { Vec::new() } else { vec![0.0; cout * depth] };
+        let mut sums = if direct { Vec::new() } else { zeros(cout * depth) };
         for from in (0..pixels).step_by(STRIPE) {
             let count = STRIPE.min(pixels - from);
             let left = Columns::of(View::transposed(&dy[from * cout..(from + count) * cout], cout), cout, count);
             let right = if self.gathers() {
-                let mut patches = vec![0.0; count * depth];
+                let mut patches = zeros(count * depth);
                 patches.par_chunks_mut(64 * depth).enumerate().for_each(|(i, p)| self.gather(g, x, from + i * 64, p));
                 vec![Packed::of(View::rows(&patches, depth), count, depth)]
             } else {

@@ -3,7 +3,10 @@
 use rayon::prelude::*;
 
 use super::{Conv2d, Geometry};
-use crate::num::gemm::{Packed, View, multiply};
+use crate::num::{
+    fresh::Fresh,
+    gemm::{Packed, View, multiply},
+};
 
 /// Output pixels of one task, about; never part of the result.
 const TASK: usize = 96;
@@ -36,9 +39,9 @@ impl Conv2d {
         let (cin, cout, pixels) = (self.spec.cin, self.spec.cout, g.outputs());
         let weights = self.forward_weights(w);
         let zeros = vec![0.0; cin];
-        let mut out = vec![0.0; pixels * cout];
+        let mut out = Fresh::new(pixels * cout);
         let task = pixels.div_ceil(pixels.div_ceil(TASK).next_multiple_of(rayon::current_num_threads())).max(1);
-        out.par_chunks_mut(task * cout).enumerate().for_each_init(Vec::new, |patches: &mut Vec<f32>, (i, out)| {
+        out.parts(task * cout).enumerate().for_each_init(Vec::new, |patches: &mut Vec<f32>, (i, out)| {
             let (from, count) = (i * task, out.len() / cout);
             let at: Vec<usize> = (0..count).map(|m| m * cout).collect();
             if self.gathers() {
@@ -61,6 +64,6 @@ impl Conv2d {
                 out.chunks_exact_mut(cout).for_each(|row| row.iter_mut().zip(bias).for_each(|(o, b)| *o += b));
             }
         });
-        out
+        out.done()
     }
 }

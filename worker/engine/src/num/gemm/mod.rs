@@ -14,6 +14,8 @@ use kernel::tile;
 pub use panels::Packed;
 use scratch::Scratch;
 
+use super::fresh::Fresh;
+
 /// Terms that are summed before they are added to the output; a constant, since it is part of the result.
 pub const DEPTH: usize = 128;
 
@@ -179,12 +181,21 @@ const TASK: usize = 64;
 /// `out[rows, n] (+)= x[rows, k] · b`, in parallel over blocks of rows: a row's bits do not depend on the other rows, nor
 /// on how many there are.
 pub fn rows_times(out: &mut [f32], x: &[f32], b: &Packed, n: usize, add: bool) {
-    let k = b.k;
-    out.par_chunks_mut(TASK * n).zip(x.par_chunks(TASK * k)).for_each(|(out, x)| {
-        let rows: Vec<&[f32]> = x.chunks_exact(k).collect();
-        let at: Vec<usize> = (0..rows.len()).map(|i| i * n).collect();
-        multiply(out, &at, &rows, k, b, add);
-    });
+    let tasks = out.par_chunks_mut(TASK * n).zip(x.par_chunks(TASK * b.k));
+    tasks.for_each(|(out, x)| block_times(out, x, b, n, add));
+}
+
+/// The same into new memory.
+pub fn rows_product(x: &[f32], b: &Packed, n: usize) -> Vec<f32> {
+    let mut out = Fresh::new(x.len() / b.k * n);
+    out.parts(TASK * n).zip(x.par_chunks(TASK * b.k)).for_each(|(out, x)| block_times(out, x, b, n, false));
+    out.done()
+}
+
+fn block_times(out: &mut [f32], x: &[f32], b: &Packed, n: usize, add: bool) {
+    let rows: Vec<&[f32]> = x.chunks_exact(b.k).collect();
+    let at: Vec<usize> = (0..rows.len()).map(|i| i * n).collect();
+    multiply(out, &at, &rows, b.k, b, add);
 }
 
 /// Rows that are packed at a time for the gradient of weights: a multiple of [`DEPTH`], so that it is no part of the result.
@@ -201,9 +212,7 @@ pub fn outer(dw: &mut [f32], dy: &[f32], x: &[f32], (rows, o, k): (usize, usize,
 
 /// `x[rows, k] · wᵀ` for `w[o, k]`: a row's bits do not depend on the other rows, nor on how many there are.
 pub fn linear(x: &[f32], w: &[f32], (rows, o, k): (usize, usize, usize)) -> Vec<f32> {
-    let mut out = vec![0.0; rows * o];
-    rows_times(&mut out, &x[..rows * k], &Packed::of(View::transposed(w, k), k, o), o, false);
-    out
+    rows_product(&x[..rows * k], &Packed::of(View::transposed(w, k), k, o), o)
 }
 
 #[cfg(test)]
