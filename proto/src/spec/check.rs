@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     BnMode, ClassWeights, JobSpec, Norm, Params, Pushed, Sampling, SpecError, Views,
+    check_model::check_model,
     check_stage::{check_stage, monitor},
 };
 use crate::catalog::{Catalog, Entry, ParamKind, nearest_hint};
@@ -155,14 +156,7 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     check_params("data.params", format, &data.params)?;
     let model = spec.model.as_ref().ok_or_else(|| missing("[model]"))?;
     for net in std::iter::once(model).chain(spec.nets.values()) {
-        found(Catalog::find(&catalog.backbones, "backbone", &net.backbone))?;
-        within("head.dropout", net.head.dropout, 0.0, 0.95)?;
-        require(net.head.hidden.iter().all(|w| (1..=65_536).contains(w)), || {
-            ("widths in `head.hidden` must be between 1 and 65536".into(), String::new())
-        })?;
-        if let Some(side) = net.input {
-            within("model.input", f64::from(side), 8.0, 1024.0)?;
-        }
+        check_model(net, catalog)?;
     }
     spec.places().try_for_each(|(_, place)| Pushed::parse(place).map(|_| ()))?;
     found(Catalog::find(&catalog.optimizers, "optimizer", &spec.optimizer.name))?;

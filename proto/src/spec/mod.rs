@@ -1,6 +1,7 @@
 //! The job file: its shape, how it is read, and the checks that need nothing but itself and the catalog.
 
 mod check;
+mod check_model;
 mod check_stage;
 mod model;
 mod parse;

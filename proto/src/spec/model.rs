@@ -213,7 +213,7 @@ pub struct DataSection {
 }
 
 /// `[model]` and `[nets.ROLE]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
     /// A backbone of the catalog.
@@ -230,6 +230,13 @@ pub struct ModelSection {
     /// Side of the square input in pixels; for text, the most tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<u32>,
+    /// Inside the blocks of a transformer: the probability to drop a number of a row while it trains. Else what
+    /// `config.json` beside the weights says (`hidden_dropout_prob`, `dropout`), and nothing where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
+    /// The same for the probabilities of its attention (`attention_probs_dropout_prob`, `attention_dropout`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attention_dropout: Option<f64>,
     /// The classifier on top.
     #[serde(default)]
     pub head: HeadSection,

@@ -13,6 +13,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     input: 128,
     classifier: "classifier",
     activation: "gelu",
+    blocks: true,
     build,
 };
 

@@ -2,16 +2,19 @@
 
 use super::{
     Backbone, Same, Unit,
-    text::{BASE, Names, Shape, encoder},
+    text::{DISTILBERT, Names, encoder},
 };
-use crate::nn::{Builder, Pool};
+use crate::nn::{Act, Activation, Builder, Pool, Sequential};
 
 pub(super) const ENTRY: Backbone = Backbone {
     name: "distilbert",
-    doc: "DistilBERT for text, 66 million parameters, 768 features; `input` is the most tokens of a text",
+    doc: "DistilBERT for text, 66 million parameters, 768 features; `input` is the most tokens of a text; weights of a \
+          classifier bring its dense layer in front of the output, and for others `head = { hidden = [768], dropout = \
+          0.2 }` is that of transformers",
     input: 128,
     classifier: "classifier",
     activation: "gelu",
+    blocks: true,
     build,
 };
 
@@ -22,10 +25,15 @@ const NAMES: Names = Names {
     dense: ["ffn.lin1", "ffn.lin2"],
     last: "output_layer_norm",
     tables: ["word_embeddings", "position_embeddings", ""],
+    drops_attention: false,
 };
 
 fn build(b: &mut Builder, _: Same) -> (Vec<Unit>, usize) {
-    let (mut units, shape) = encoder(b, &NAMES, Shape { layers: 6, ..BASE });
+    let (mut units, shape) = encoder(b, &NAMES, DISTILBERT);
     units.push(Unit::new("pool", Pool::First));
+    if shape.pre_classifier {
+        let dense = Sequential::default().with(b.linear("pre_classifier", (shape.hidden, shape.hidden)));
+        units.push(Unit { name: "pre_classifier".into(), layer: dense.with(Activation(Act::Relu)) });
+    }
     (units, shape.hidden)
 }

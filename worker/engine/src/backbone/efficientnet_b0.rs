@@ -11,6 +11,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     input: 224,
     classifier: "classifier.1",
     activation: "silu",
+    blocks: false,
     build: |b, same| Variant { same, ..TORCHVISION }.build(b, Vec::new()),
 };
 

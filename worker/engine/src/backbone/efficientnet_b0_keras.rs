@@ -16,6 +16,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     input: 224,
     classifier: "predictions",
     activation: "silu",
+    blocks: false,
     build: |b, _| {
         let roots = DEVIATIONS.map(|d| 1.0 / d.sqrt());
         let normalize = b.normalize("normalization", &[0.485, 0.456, 0.406], &DEVIATIONS, &roots);

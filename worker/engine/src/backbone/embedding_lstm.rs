@@ -1,7 +1,7 @@
 //! Word embeddings and two LSTM layers, to be trained from scratch, or from embeddings that are kept frozen.
 
 use super::{Backbone, Same, Unit};
-use crate::nn::Builder;
+use crate::nn::{Builder, Mask};
 
 pub(super) const ENTRY: Backbone = Backbone {
     name: "embedding_lstm",
@@ -10,11 +10,12 @@ pub(super) const ENTRY: Backbone = Backbone {
     input: 128,
     classifier: "classifier",
     activation: "tanh",
+    blocks: false,
     build,
 };
 
 fn build(b: &mut Builder, _: Same) -> (Vec<Unit>, usize) {
-    let embedding = b.embedding("embeddings", ["word_embeddings", "", ""], (10_000, 100), 0, None);
+    let embedding = b.embedding("embeddings", ["word_embeddings", "", ""], (10_000, 100), 0, None, Mask::NONE);
     let units = vec![
         Unit::new("embeddings", embedding),
         Unit::new("lstm1", b.lstm("lstm1", 100, 128, false)),

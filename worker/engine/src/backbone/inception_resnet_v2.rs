@@ -12,6 +12,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     input: 299,
     classifier: "classif",
     activation: "relu",
+    blocks: false,
     build: |b, _| build(b),
 };
 

@@ -16,6 +16,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     input: 299,
     classifier: "fc",
     activation: "relu",
+    blocks: false,
     build: |b, _| build(b),
 };
 

@@ -13,6 +13,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     input: 128,
     classifier: "classifier",
     activation: "gelu",
+    blocks: true,
     build,
 };
 
@@ -26,7 +27,7 @@ fn build(b: &mut Builder, _: Same) -> (Vec<Unit>, usize) {
 mod tests {
     use std::{path::PathBuf, process::Command};
 
-    use tl_proto::spec::{HeadSection, ModelSection};
+    use tl_proto::spec::ModelSection;
 
     use crate::{nn::host, train::net::Net};
 
@@ -76,10 +77,7 @@ mod tests {
         let model = ModelSection {
             backbone: "minilm".into(),
             weights: Some(folder.display().to_string()),
-            preprocess: None,
-            padding: None,
-            input: None,
-            head: HeadSection::default(),
+            ..ModelSection::default()
         };
         let net = Net::build(&model, &["a".into(), "b".into()], false, 1, &[].into()).unwrap();
         let text = net.contract.text.as_ref().unwrap();

@@ -9,6 +9,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     input: 224,
     classifier: "classifier.1",
     activation: "relu6",
+    blocks: false,
     build,
 };
 

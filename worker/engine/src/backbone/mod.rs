@@ -30,13 +30,18 @@ mod transformer_small;
 mod vgg;
 mod vgg16;
 mod vgg19;
+mod vit_s16;
 
-use tl_proto::{catalog::Entry, spec::HeadSection};
+use tl_proto::{
+    catalog::{Entry, entry, number},
+    spec::{HeadSection, ModelSection},
+};
 
-pub use text::Shape;
+pub(crate) use text::DISTILBERT;
+pub use text::{DenseAct, Shape};
 
 use crate::{
-    nn::{BatchNorm, Builder, Dropout, Layer, Padding, ParamId, Sequential, Store},
+    nn::{BatchNorm, Builder, Dropout, Given, Layer, Padding, ParamId, Sequential, Store},
     weights::Contract,
 };
 
@@ -52,6 +57,8 @@ pub struct Backbone {
     pub classifier: &'static str,
     /// Its rectifier, as contracts name it.
     pub activation: &'static str,
+    /// Whether it is made of a transformer's blocks, which have dropout inside.
+    pub blocks: bool,
     /// Builds the units up to the pooled features, and says how many features there are.
     pub build: fn(&mut Builder, Same) -> (Vec<Unit>, usize),
 }
@@ -74,6 +81,7 @@ pub const ALL: &[Backbone] = &[
     resnet50_keras::ENTRY,
     efficientnet_b0_keras::ENTRY,
     nasnet_mobile::ENTRY,
+    vit_s16::ENTRY,
     small_cnn::ENTRY,
 ];
 
@@ -105,7 +113,32 @@ impl Same {
 }
 
 /// The first of the sites that name the random numbers of a backbone's own dropouts; those of a head are below.
-const SITE: u32 = 1 << 16;
+pub(crate) const SITE: u32 = 1 << 16;
+
+/// What is dropped inside the blocks of a transformer while it is trained, where the job says it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Inside {
+    /// Probability to drop a number of a row.
+    pub hidden: Option<f32>,
+    /// Probability to drop one of the attention's.
+    pub attention: Option<f32>,
+}
+
+impl Inside {
+    /// What `[model]` of a job says.
+    pub fn of(model: &ModelSection) -> Self {
+        let narrow = |p: Option<f64>| p.map(|p| p as f32);
+        Self { hidden: narrow(model.dropout), attention: narrow(model.attention_dropout) }
+    }
+
+    fn hidden(self, usual: f32) -> f32 {
+        self.hidden.unwrap_or(usual)
+    }
+
+    fn attention(self, usual: f32) -> f32 {
+        self.attention.unwrap_or(usual)
+    }
+}
 
 /// A piece of a network that is frozen or trained as a whole.
 pub struct Unit {
@@ -136,8 +169,21 @@ pub struct Network {
 impl Network {
     /// Builds `backbone` with a head for `outputs` classes; padding and batch-norms are as `contract` says.
     pub fn build(backbone: &Backbone, contract: &Contract, head: &HeadSection, outputs: usize, seed: u32) -> Self {
+        Self::build_with(backbone, contract, head, Inside::default(), outputs, seed)
+    }
+
+    /// The same with other dropout inside the blocks than is usual.
+    pub fn build_with(
+        backbone: &Backbone,
+        contract: &Contract,
+        head: &HeadSection,
+        dropout: Inside,
+        outputs: usize,
+        seed: u32,
+    ) -> Self {
         let mut b = Builder::new(seed).with_eps(contract.batch_norm_eps);
-        b.shape = contract.text.as_ref().and_then(|t| t.shape.clone());
+        let shape = contract.text.as_ref().and_then(|t| t.shape.clone());
+        b.given = Given { side: contract.side(), shape, dropout };
         let (mut units, features) = (backbone.build)(&mut b, Same(contract.same()));
         let first = units.len();
         let mut width = features;
@@ -172,5 +218,14 @@ fn conv_norm(layers: Sequential, conv: impl Layer + 'static, norm: BatchNorm) ->
 
 /// What the catalog says of them.
 pub fn catalog() -> Vec<Entry> {
-    ALL.iter().chain(TEXT).map(|b| tl_proto::catalog::entry(b.name, b.doc)).collect()
+    let one = |b: &Backbone| {
+        let mut entry = entry(b.name, b.doc);
+        if b.blocks {
+            let doc = "Probability to drop a number inside a block while it trains; else what `config.json` says";
+            entry.params.push(number("dropout", 0.0, 0.0, 0.95, doc));
+            entry.params.push(number("attention_dropout", 0.0, 0.0, 0.95, "The same for what attention looks at"));
+        }
+        entry
+    };
+    ALL.iter().chain(TEXT).map(one).collect()
 }

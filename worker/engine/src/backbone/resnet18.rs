@@ -11,5 +11,6 @@ pub(super) const ENTRY: Backbone = Backbone {
     input: 224,
     classifier: "fc",
     activation: "relu",
+    blocks: false,
     build: |b, same| imagenet(b, same, Block::Basic, [2, 2, 2, 2]),
 };

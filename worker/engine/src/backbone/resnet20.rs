@@ -9,6 +9,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     input: 32,
     classifier: "linear",
     activation: "relu",
+    blocks: false,
     build,
 };
 

@@ -10,6 +10,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     input: 224,
     classifier: "predictions",
     activation: "relu",
+    blocks: false,
     build: |b, _| build(b),
 };
 

@@ -9,6 +9,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     input: 32,
     classifier: "fc",
     activation: "relu",
+    blocks: false,
     build,
 };
 

@@ -2,7 +2,7 @@
 
 use tl_proto::spec::HeadSection;
 
-use super::{ALL, Network};
+use super::{ALL, Inside, Network};
 use crate::{
     nn::{BufferId, DropoutDraw, Entry, Gradients, Layer, Layout, ParamId, Pass, Tape, host, testing},
     num::rng::Philox,
@@ -20,8 +20,13 @@ fn digest(network: &Network) -> u64 {
 
 fn build(name: &str) -> Network {
     let backbone = ALL.iter().find(|b| b.name == name).unwrap();
-    let contract = Contract::named("torch", backbone.input, None).unwrap();
-    Network::build(backbone, &contract, &HeadSection::default(), 1000, 1)
+    build_for(name, backbone.input, Inside::default())
+}
+
+fn build_for(name: &str, side: u32, dropout: Inside) -> Network {
+    let backbone = ALL.iter().find(|b| b.name == name).unwrap();
+    let contract = Contract::named("torch", side, None).unwrap();
+    Network::build_with(backbone, &contract, &HeadSection::default(), dropout, 1000, 1)
 }
 
 /// Elements of parameters and of buffers, and one tensor that a person can look up; then the digest of all, computed from
@@ -137,6 +142,19 @@ fn efficientnet_b0_keras_normalises_its_input() {
     let usual = [(0.5 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225];
     testing::assert_close(&y, &crate::nn::tensor(usual.to_vec(), &[1, 1, 1, 3]).unwrap(), 1e-6);
     learns(&net, 32);
+}
+
+#[test]
+fn vit_s16_is_timms() {
+    let net = build("vit_s16");
+    let example = ("blocks.11.attn.qkv.weight", &[1152, 384][..]);
+    has(&net, (22_050_664, 0), example, 0xf5e7_8326_e3f1_45bc);
+    let units: Vec<&str> = net.units.iter().map(|u| u.name.as_str()).collect();
+    assert_eq!(
+        (units.len(), units[0], units[1], units[13], units[14]),
+        (15, "patch_embed", "blocks.0", "norm", "head")
+    );
+    learns(&build_for("vit_s16", 32, Inside { hidden: Some(0.1), attention: Some(0.1) }), 32);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Unit;
-use crate::nn::{Act, Activation, Builder, EncoderBlock};
+use crate::nn::{Act, Activation, Builder, EncoderBlock, Order};
 
 /// The size of an encoder, as `config.json` beside its weights says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,11 +22,66 @@ pub struct Shape {
     pub positions: usize,
     /// What layer normalisation adds to a variance.
     pub eps: f32,
+    /// Between the two dense layers of a block.
+    #[serde(default)]
+    pub act: DenseAct,
+    /// Probability to drop a number of a row when the encoder is trained, where the job says nothing else.
+    #[serde(default)]
+    pub dropout: f32,
+    /// The same of the attention's probabilities.
+    #[serde(default)]
+    pub attention_dropout: f32,
+    /// Whether DistilBERT's dense layer in front of the classifier comes with the weights.
+    #[serde(default)]
+    pub pre_classifier: bool,
 }
 
-/// BERT's base shape.
-pub(super) const BASE: Shape =
-    Shape { layers: 12, hidden: 768, heads: 12, wide: 3072, words: 30_522, positions: 512, eps: 1e-12 };
+/// The activations that `config.json` may name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DenseAct {
+    /// With the exact Φ.
+    #[default]
+    #[serde(rename = "gelu")]
+    Gelu,
+    /// With Φ by a hyperbolic tangent.
+    #[serde(rename = "gelu_new", alias = "gelu_pytorch_tanh")]
+    GeluTanh,
+    /// The rectifier.
+    #[serde(rename = "relu")]
+    Relu,
+    /// Also called swish.
+    #[serde(rename = "silu", alias = "swish")]
+    Silu,
+}
+
+impl DenseAct {
+    fn act(self) -> Act {
+        match self {
+            Self::Gelu => Act::Gelu,
+            Self::GeluTanh => Act::GeluTanh,
+            Self::Relu => Act::Relu,
+            Self::Silu => Act::Silu,
+        }
+    }
+}
+
+/// BERT's base shape; from scratch nothing is dropped unless the job says so.
+pub(super) const BASE: Shape = Shape {
+    layers: 12,
+    hidden: 768,
+    heads: 12,
+    wide: 3072,
+    words: 30_522,
+    positions: 512,
+    eps: 1e-12,
+    act: DenseAct::Gelu,
+    dropout: 0.0,
+    attention_dropout: 0.0,
+    pre_classifier: false,
+};
+
+/// DistilBERT's.
+pub(crate) const DISTILBERT: Shape = Shape { layers: 6, ..BASE };
 
 /// Names of the tensors of one block, after the block's own.
 pub(super) struct Names {
@@ -42,6 +97,8 @@ pub(super) struct Names {
     pub last: &'static str,
     /// The embedding's tables: word, position, kind.
     pub tables: [&'static str; 3],
+    /// Whether the attention's output is dropped, as that of the dense layers is.
+    pub drops_attention: bool,
 }
 
 /// Hugging Face's names of BERT.
@@ -52,32 +109,39 @@ pub(super) const BERT: Names = Names {
     dense: ["intermediate.dense", "output.dense"],
     last: "output.LayerNorm",
     tables: ["word_embeddings", "position_embeddings", "token_type_embeddings"],
+    drops_attention: true,
 };
 
 /// One block; heads have `depth` columns each.
-pub(super) fn block(b: &mut Builder, name: &str, names: &Names, shape: &Shape, depth: usize, act: Act) -> EncoderBlock {
+pub(super) fn block(b: &mut Builder, name: &str, names: &Names, shape: &Shape, depth: usize) -> EncoderBlock {
     let full = |part: &str| format!("{name}.{part}");
     let [query, key, value, out] = names.attention.map(full);
     let (c, wide, eps) = (shape.hidden, shape.wide, shape.eps);
+    let inside = b.given.dropout;
+    let (hidden, attention) = (inside.hidden(shape.dropout), inside.attention(shape.attention_dropout));
+    let attention = b.mask(attention);
+    let drops = [if names.drops_attention { hidden } else { 0.0 }, 0.0, hidden].map(|p| b.mask(p));
     EncoderBlock {
-        attention: b.attention([&query, &key, &value, &out], c, shape.heads, depth),
-        middle: b.layer_norm(&full(names.middle), c, eps),
+        attention: b.attention([&query, &key, &value, &out], c, (shape.heads, depth), attention),
+        norms: [names.middle, names.last].map(|name| b.layer_norm(&full(name), c, eps)),
+        order: Order::After,
         up: b.linear(&full(names.dense[0]), (c, wide)),
-        act: Activation(act),
+        act: Activation(shape.act.act()),
         down: b.linear(&full(names.dense[1]), (wide, c)),
-        last: b.layer_norm(&full(names.last), c, eps),
+        drops,
     }
 }
 
 /// Embedding and blocks, a unit each, in the builder's shape where weights have said one.
 pub(super) fn encoder(b: &mut Builder, names: &Names, usual: Shape) -> (Vec<Unit>, Shape) {
-    let shape = b.shape.clone().unwrap_or(usual);
+    let shape = b.given.shape.clone().unwrap_or(usual);
     let size = (shape.words, shape.hidden);
-    let embedding = b.embedding("embeddings", names.tables, size, shape.positions, Some(shape.eps));
+    let drop = b.mask(b.given.dropout.hidden(shape.dropout));
+    let embedding = b.embedding("embeddings", names.tables, size, shape.positions, Some(shape.eps), drop);
     let mut units = vec![Unit::new("embeddings", embedding)];
     for i in 0..shape.layers {
         let name = format!("{}.{i}", names.block);
-        let layer = block(b, &name, names, &shape, shape.hidden / shape.heads, Act::Gelu);
+        let layer = block(b, &name, names, &shape, shape.hidden / shape.heads);
         units.push(Unit::new(name, layer));
     }
     (units, shape)

@@ -2,17 +2,18 @@
 
 use super::{
     Backbone, Same, Unit,
-    text::{BERT, Names, Shape, block},
+    text::{BASE, BERT, DenseAct, Names, Shape, block},
 };
-use crate::nn::{Act, Builder, Pool};
+use crate::nn::{Builder, Mask, Pool};
 
 pub(super) const ENTRY: Backbone = Backbone {
     name: "transformer_small",
     doc: "a small transformer for text, 2 layers, 128 features, 30 000 words of the training samples; `head.hidden = \
-          [32]` makes it the usual example",
+          [32]`, `dropout = 0.1` make it the usual example",
     input: 128,
     classifier: "classifier",
     activation: "relu",
+    blocks: true,
     build,
 };
 
@@ -21,13 +22,14 @@ const POSITIONS: usize = 512;
 
 fn build(b: &mut Builder, _: Same) -> (Vec<Unit>, usize) {
     let names = Names { tables: ["word_embeddings", "position_embeddings", ""], ..BERT };
-    let shape = Shape { layers: 2, hidden: 128, heads: 8, wide: 512, words: 30_000, positions: POSITIONS, eps: 1e-6 };
-    let embedding = b.embedding("embeddings", names.tables, (shape.words, shape.hidden), POSITIONS, None);
+    let shape = Shape { layers: 2, hidden: 128, heads: 8, wide: 512, words: 30_000, positions: POSITIONS, ..BASE };
+    let shape = Shape { eps: 1e-6, act: DenseAct::Relu, ..shape };
+    let embedding = b.embedding("embeddings", names.tables, (shape.words, shape.hidden), POSITIONS, None, Mask::NONE);
     let mut units = vec![Unit::new("embeddings", embedding)];
     for i in 0..shape.layers {
         let name = format!("{}.{i}", names.block);
         // Heads are as wide as a row, as those of Keras' `MultiHeadAttention(num_heads, key_dim = embed_dim)`.
-        let layer = block(b, &name, &names, &shape, shape.hidden, Act::Relu);
+        let layer = block(b, &name, &names, &shape, shape.hidden);
         units.push(Unit::new(name, layer));
     }
     units.push(Unit::new("pool", Pool::Mean));

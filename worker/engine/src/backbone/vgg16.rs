@@ -8,5 +8,6 @@ pub(super) const ENTRY: Backbone = Backbone {
     input: 224,
     classifier: "classifier.6",
     activation: "relu",
+    blocks: false,
     build: |b, _| build(b, [2, 2, 3, 3, 3]),
 };

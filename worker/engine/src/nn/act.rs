@@ -22,6 +22,8 @@ pub enum Act {
     Silu,
     /// x·Φ(x) (Hendrycks and Gimpel, 2016)
     Gelu,
+    /// The same with Φ by a hyperbolic tangent (section 2 of that paper): Hugging Face's `gelu_new`
+    GeluTanh,
     /// tanh x
     Tanh,
     /// σ(x)
@@ -37,6 +39,7 @@ impl Act {
             Self::Relu6 => "relu6",
             Self::Silu => "silu",
             Self::Gelu => "gelu",
+            Self::GeluTanh => "gelu_tanh",
             Self::Tanh => "tanh",
             Self::Sigmoid => "sigmoid",
         }
@@ -54,6 +57,7 @@ impl Act {
             }),
             Self::Silu => x.iter_mut().for_each(|v| *v *= math::sigmoid(*v)),
             Self::Gelu => x.iter_mut().for_each(|v| *v = math::gelu(*v)),
+            Self::GeluTanh => x.iter_mut().for_each(|v| *v = math::gelu_tanh(*v)),
             Self::Tanh => x.iter_mut().for_each(|v| *v = math::tanh(*v)),
             Self::Sigmoid => x.iter_mut().for_each(|v| *v = math::sigmoid(*v)),
         }
@@ -71,6 +75,7 @@ impl Act {
                 s * (1.0 + z * (1.0 - s))
             }
             Self::Gelu => math::gelu_grad(z),
+            Self::GeluTanh => math::gelu_tanh_grad(z),
             Self::Tanh => {
                 let t = math::tanh(z);
                 1.0 - t * t
@@ -100,6 +105,7 @@ vectorised! {
             Act::Relu6 => all.for_each(|((d, g), z)| *d = if *z > 0.0 && *z < 6.0 { *g } else { 0.0 }),
             Act::Silu => all.for_each(|((d, g), z)| *d = g * Act::Silu.slope(*z)),
             Act::Gelu => all.for_each(|((d, g), z)| *d = g * Act::Gelu.slope(*z)),
+            Act::GeluTanh => all.for_each(|((d, g), z)| *d = g * Act::GeluTanh.slope(*z)),
             Act::Tanh => all.for_each(|((d, g), z)| *d = g * Act::Tanh.slope(*z)),
             Act::Sigmoid => all.for_each(|((d, g), z)| *d = g * Act::Sigmoid.slope(*z)),
         }
@@ -172,7 +178,7 @@ mod tests {
     #[test]
     fn gradients_are_those_of_finite_differences_away_from_the_kinks() {
         let store = Builder::new(1).store;
-        for act in [Act::None, Act::Relu, Act::Relu6, Act::Silu, Act::Gelu, Act::Tanh, Act::Sigmoid] {
+        for act in [Act::None, Act::Relu, Act::Relu6, Act::Silu, Act::Gelu, Act::GeluTanh, Act::Tanh, Act::Sigmoid] {
             testing::check_gradients(&Activation(act), &store, &[3, 7]);
         }
     }

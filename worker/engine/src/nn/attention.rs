@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Act, Gradients, Layer, Linear, ParamId, Pass, Ragged, Saved, Tape, host, lanes, sum::add, tensor};
+use super::{Act, Gradients, Layer, Linear, Mask, ParamId, Pass, Ragged, Saved, Tape, host, lanes, sum::add, tensor};
 use crate::{
     Result,
     num::{
@@ -13,15 +13,15 @@ use crate::{
     },
 };
 
-/// `out(softmax(q·kᵀ / √d)·v)` by head, for rows `[Σ lengths, c]`.
+/// `out(softmax(q·kᵀ / √d)·v)` by head, for rows `[Σ lengths, c]`; with dropout of the probabilities.
 #[derive(Debug)]
 pub struct SelfAttention {
-    pub(super) query: Linear,
-    pub(super) key: Linear,
-    pub(super) value: Linear,
+    /// Query, key and value; or one layer whose outputs are these three side by side.
+    pub(super) projections: Vec<Linear>,
     pub(super) out: Linear,
     pub(super) heads: usize,
     pub(super) depth: usize,
+    pub(super) drop: Mask,
 }
 
 vectorised! {
@@ -54,18 +54,53 @@ vectorised! {
     }
 }
 
-/// Columns of one head of one sample: `t` rows, `width` apart.
-fn head(rows: &[f32], first: usize, width: usize) -> View<'_> {
-    View { data: &rows[first..], row: width, col: 1 }
+/// Which of the projections.
+const QUERY: usize = 0;
+const KEY: usize = 1;
+const VALUE: usize = 2;
+
+/// How three parts of `width` columns lie in one matrix each, or side by side in one.
+#[derive(Clone, Copy)]
+struct Parts {
+    width: usize,
+    stride: usize,
 }
 
-fn head_transposed(rows: &[f32], first: usize, width: usize) -> View<'_> {
-    View { data: &rows[first..], row: 1, col: width }
+impl Parts {
+    /// In which matrix a part is, and where its columns from `first` on begin.
+    fn place(self, part: usize, first: usize) -> (usize, usize) {
+        let columns = part * self.width + first;
+        if self.stride > self.width { (0, columns) } else { (part, first) }
+    }
+
+    /// Columns of a part, row by row.
+    fn view<'a>(self, from: &[&'a [f32]], part: usize, first: usize) -> View<'a> {
+        let (matrix, at) = self.place(part, first);
+        View { data: &from[matrix][at..], row: self.stride, col: 1 }
+    }
+
+    /// The same transposed.
+    fn turned<'a>(self, from: &[&'a [f32]], part: usize, first: usize) -> View<'a> {
+        let View { data, row, col } = self.view(from, part, first);
+        View { data, row: col, col: row }
+    }
+
+    /// Columns of a part, to be written `stride` apart.
+    fn write<'a>(self, to: &'a mut [&mut [f32]], part: usize, first: usize) -> &'a mut [f32] {
+        let (matrix, at) = self.place(part, first);
+        &mut to[matrix][at..]
+    }
+}
+
+/// One sample's rows of each matrix.
+fn rows_of<'a>(all: &[&'a [f32]], start: usize, t: usize, stride: usize) -> Vec<&'a [f32]> {
+    all.iter().map(|m| &m[start * stride..(start + t) * stride]).collect()
 }
 
 impl SelfAttention {
-    fn width(&self) -> usize {
-        self.heads * self.depth
+    fn parts(&self) -> Parts {
+        let width = self.heads * self.depth;
+        Parts { width, stride: 3 * width / self.projections.len() }
     }
 
     fn scale(&self) -> f32 {
@@ -75,32 +110,31 @@ impl SelfAttention {
     /// # Errors
     /// Rows that do not fit the lengths.
     pub fn forward(&self, x: &Tensor, ragged: &Ragged, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
-        let q = self.query.forward(x, pass, tape)?;
-        let k = self.key.forward(x, pass, tape)?;
-        let v = self.value.forward(x, pass, tape)?;
-        let (w, d, rows) = (self.width(), self.depth, ragged.rows());
+        let made = self.projections.iter().map(|l| l.forward(x, pass, tape)).collect::<Result<Vec<_>>>()?;
+        let (parts, d, rows) = (self.parts(), self.depth, ragged.rows());
+        let w = parts.width;
         let (mut out, mut notes) = (vec![0.0; rows * w], vec![0.0; rows * self.heads * 2]);
         {
-            let (q, k, v) = (host(&q)?, host(&k)?, host(&v)?);
-            let (q, k, v) = (&*q, &*k, &*v);
+            let guards = made.iter().map(host).collect::<Result<Vec<_>>>()?;
+            let all: Vec<&[f32]> = guards.iter().map(|g| &**g).collect();
             let own = ragged.split(&mut out, w).into_iter().zip(ragged.split(&mut notes, self.heads * 2));
+            let own = own.zip(self.drop.of(pass, ragged.lengths.len())?);
             let tasks: Vec<_> = own.zip(ragged.starts()).zip(&ragged.lengths).collect();
-            tasks.into_par_iter().for_each(|(((out, notes), start), &t)| {
-                let part = start * w..(start + t) * w;
-                let (q, k, v) = (&q[part.clone()], &k[part.clone()], &v[part]);
+            tasks.into_par_iter().for_each(|((((out, notes), mut drops), start), &t)| {
+                let own = rows_of(&all, start, t, parts.stride);
                 let mut s = vec![0.0; t * t];
                 for (h, notes) in notes.chunks_exact_mut(2 * t).enumerate() {
-                    gemm(&mut s, t, head(q, h * d, w), head_transposed(k, h * d, w), (t, t, d), false);
+                    let first = h * d;
+                    gemm(&mut s, t, parts.view(&own, QUERY, first), parts.turned(&own, KEY, first), (t, t, d), false);
                     softmax(&mut s, t, self.scale(), notes);
-                    gemm(&mut out[h * d..], w, View::rows(&s, t), head(v, h * d, w), (t, d, t), false);
+                    drops.iter_mut().for_each(|drops| drops.scale(&mut s));
+                    gemm(&mut out[first..], w, View::rows(&s, t), parts.view(&own, VALUE, first), (t, d, t), false);
                 }
             });
         }
         if pass.records() {
             // Probabilities are computed again from these: they would take more memory than all the rest.
-            for kept in [q, k, v] {
-                tape.push(Saved::Tensor(kept));
-            }
+            made.into_iter().for_each(|kept| tape.push(Saved::Tensor(kept)));
             tape.push(Saved::Values(notes));
         }
         self.out.forward(&tensor(out, &[rows, w])?, pass, tape)
@@ -120,37 +154,60 @@ impl SelfAttention {
         let dout = self.out.backward(dy, pass, tape, grads, true)?;
         let dout = dout.ok_or_else(|| crate::Error::Internal("a linear layer gave no gradient".into()))?;
         let notes = tape.pop_values()?;
-        let (v, k, q) = (tape.pop_tensor()?, tape.pop_tensor()?, tape.pop_tensor()?);
-        let (w, d, rows) = (self.width(), self.depth, ragged.rows());
-        let mut slopes = [vec![0.0; rows * w], vec![0.0; rows * w], vec![0.0; rows * w]];
+        let mut made = self.projections.iter().map(|_| tape.pop_tensor()).collect::<Result<Vec<_>>>()?;
+        made.reverse();
+        let (parts, d, rows) = (self.parts(), self.depth, ragged.rows());
+        let (w, stride) = (parts.width, parts.stride);
+        let mut slopes: Vec<Vec<f32>> = made.iter().map(|_| vec![0.0; rows * stride]).collect();
         {
-            let (q, k, v, g) = (host(&q)?, host(&k)?, host(&v)?, host(&dout)?);
-            let (q, k, v, g, notes) = (&*q, &*k, &*v, &*g, &notes);
-            let [dq, dk, dv] = &mut slopes;
-            let own = ragged.split(dq, w).into_iter().zip(ragged.split(dk, w)).zip(ragged.split(dv, w));
+            let guards = made.iter().map(host).collect::<Result<Vec<_>>>()?;
+            let all: Vec<&[f32]> = guards.iter().map(|g| &**g).collect();
+            let (g, notes) = (host(&dout)?, &notes);
+            let g = &*g;
+            let mut own: Vec<Vec<&mut [f32]>> = ragged.lengths.iter().map(|_| Vec::new()).collect();
+            for slope in &mut slopes {
+                own.iter_mut().zip(ragged.split(slope, stride)).for_each(|(own, part)| own.push(part));
+            }
+            let own = own.into_iter().zip(self.drop.of(pass, ragged.lengths.len())?);
             let tasks: Vec<_> = own.zip(ragged.starts()).zip(&ragged.lengths).collect();
-            tasks.into_par_iter().for_each(|((((dq, dk), dv), start), &t)| {
-                let part = start * w..(start + t) * w;
-                let (q, k, v, g) = (&q[part.clone()], &k[part.clone()], &v[part.clone()], &g[part]);
+            tasks.into_par_iter().for_each(|(((mut slopes, mut drops), start), &t)| {
+                let own = rows_of(&all, start, t, stride);
+                let g = &g[start * w..(start + t) * w];
                 let notes = &notes[start * self.heads * 2..(start + t) * self.heads * 2];
-                let (mut p, mut dp) = (vec![0.0; t * t], vec![0.0; t * t]);
+                let (mut p, mut dp, mut mask) = (vec![0.0; t * t], vec![0.0; t * t], Vec::new());
                 for (h, notes) in notes.chunks_exact(2 * t).enumerate() {
                     let first = h * d;
-                    gemm(&mut p, t, head(q, first, w), head_transposed(k, first, w), (t, t, d), false);
+                    let g = View { data: &g[first..], row: w, col: 1 };
+                    gemm(&mut p, t, parts.view(&own, QUERY, first), parts.turned(&own, KEY, first), (t, t, d), false);
                     again(&mut p, t, self.scale(), notes);
-                    gemm(&mut dv[first..], w, View::transposed(&p, t), head(g, first, w), (t, d, t), false);
-                    gemm(&mut dp, t, head(g, first, w), head_transposed(v, first, w), (t, t, d), false);
+                    gemm(&mut dp, t, g, parts.turned(&own, VALUE, first), (t, t, d), false);
+                    // What was dropped of the probabilities had no part in the output.
+                    let shown = match &mut drops {
+                        None => &p,
+                        Some(drops) => {
+                            mask.clear();
+                            mask.resize(t * t, 1.0);
+                            drops.scale(&mut mask);
+                            dp.iter_mut().zip(&mask).for_each(|(d, m)| *d *= m);
+                            mask.iter_mut().zip(&p).for_each(|(m, p)| *m *= p);
+                            &mask
+                        }
+                    };
+                    let dv = parts.write(&mut slopes, VALUE, first);
+                    gemm(dv, stride, View::transposed(shown, t), g, (t, d, t), false);
                     through(&mut dp, &p, t, self.scale());
-                    gemm(&mut dq[first..], w, View::rows(&dp, t), head(k, first, w), (t, d, t), false);
-                    gemm(&mut dk[first..], w, View::transposed(&dp, t), head(q, first, w), (t, d, t), false);
+                    let dq = parts.write(&mut slopes, QUERY, first);
+                    gemm(dq, stride, View::rows(&dp, t), parts.view(&own, KEY, first), (t, d, t), false);
+                    let dk = parts.write(&mut slopes, KEY, first);
+                    gemm(dk, stride, View::transposed(&dp, t), parts.view(&own, QUERY, first), (t, d, t), false);
                 }
             });
         }
-        drop((q, k, v));
+        drop(made);
         let mut dx: Option<Tensor> = None;
         // The tape goes backwards: value, key, query.
-        for (linear, slope) in [&self.query, &self.key, &self.value].into_iter().zip(slopes).rev() {
-            let part = linear.backward(&tensor(slope, &[rows, w])?, pass, tape, grads, need_dx)?;
+        for (linear, slope) in self.projections.iter().zip(slopes).rev() {
+            let part = linear.backward(&tensor(slope, &[rows, stride])?, pass, tape, grads, need_dx)?;
             dx = match (dx, part) {
                 (Some(a), Some(b)) => Some(add(&a, &b, Act::None)?),
                 (None, part) => part,
@@ -161,8 +218,6 @@ impl SelfAttention {
     }
 
     pub(super) fn params(&self, out: &mut Vec<ParamId>) {
-        for linear in [&self.query, &self.key, &self.value, &self.out] {
-            linear.params(out);
-        }
+        self.projections.iter().chain([&self.out]).for_each(|linear| linear.params(out));
     }
 }

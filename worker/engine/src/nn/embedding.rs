@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, LayerNorm, ParamId, Pass, Ragged, Saved, Tape, host, rows, tensor};
+use super::{Gradients, Layer, LayerNorm, Mask, ParamId, Pass, Ragged, Saved, Tape, host, rows, tensor};
 use crate::{Error, Result};
 
 /// Looks up `[n, t]` ids (whole numbers as f32, −1 behind the end) and gives framed `[n, 1 + t, c]`.
@@ -15,6 +15,7 @@ pub struct Embedding {
     pub(super) position: Option<(ParamId, usize)>,
     pub(super) kind: Option<ParamId>,
     pub(super) norm: Option<LayerNorm>,
+    pub(super) drop: Mask,
 }
 
 impl Embedding {
@@ -91,7 +92,7 @@ impl Layer for Embedding {
         if let Some(norm) = &self.norm {
             y = norm.forward(&y, pass, tape)?;
         }
-        ragged.frame(&y, true)
+        ragged.frame(&self.drop.rows(y, &ragged, pass)?, true)
     }
 
     fn backward(
@@ -107,7 +108,7 @@ impl Layer for Embedding {
         let kept = self.norm.as_ref().map(|_| Ok::<_, Error>((tape.pop_values()?, tape.pop_values()?))).transpose()?;
         let ids = tape.take(|s| if let Saved::Indices(ids) = s { Some(ids) } else { None })?;
         let ragged = Ragged::saved(tape)?;
-        let mut dx = ragged.pack(dy)?;
+        let mut dx = self.drop.rows(ragged.pack(dy)?, &ragged, pass)?;
         if let (Some(norm), Some((inverse, hat))) = (&self.norm, kept) {
             tape.push(Saved::Values(hat));
             tape.push(Saved::Values(inverse));
@@ -147,18 +148,26 @@ impl Layer for Embedding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::{Builder, Layout, Store, testing};
+    use crate::{
+        nn::{Builder, DropoutDraw, Layout, Store, testing},
+        num::rng::Philox,
+    };
 
     const IDS: [f32; 12] = [4.0, 1.0, 4.0, -1.0, 0.0, -1.0, -1.0, -1.0, 2.0, 4.0, 0.0, 1.0];
 
-    fn layer(b: &mut Builder) -> Embedding {
-        b.embedding("e", ["word", "position", "kind"], (6, 5), 4, Some(1e-5))
+    fn layer(b: &mut Builder, p: f32) -> Embedding {
+        b.embedding("e", ["word", "position", "kind"], (6, 5), 4, Some(1e-5), Mask { p, site: 1 })
     }
 
     #[test]
-    fn gradients_are_those_of_finite_differences() {
+    fn gradients_are_those_of_finite_differences_also_under_dropout() {
+        [0.0, 0.3].into_iter().for_each(check);
+    }
+
+    fn check(p: f32) {
         let mut b = Builder::new(1);
-        let layer = layer(&mut b);
+        let layer = layer(&mut b, p);
+        let draw = DropoutDraw { rng: Philox::new(5, "dropout"), draws: &[7, 8, 9] };
         b.store.values.iter_mut().enumerate().for_each(|(i, v)| *v = *v * 20.0 + (i % 3) as f32 / 3.0);
         let mut params = Vec::new();
         layer.params(&mut params);
@@ -166,13 +175,13 @@ mod tests {
         let layout = Layout::new(&b.store, &params, &[]);
         let x = tensor(IDS.to_vec(), &[3, 4]).unwrap();
         let run = |store: &Store, tape: &mut Tape| {
-            let pass = Pass { store, layout: Some(&layout), dropout: None };
+            let pass = Pass { store, layout: Some(&layout), dropout: Some(draw) };
             layer.forward(&x, &pass, tape).unwrap()
         };
         let mut tape = Tape::default();
         let y = run(&b.store, &mut tape);
         let dy = testing::input(y.dims());
-        let pass = Pass { store: &b.store, layout: Some(&layout), dropout: None };
+        let pass = Pass { store: &b.store, layout: Some(&layout), dropout: Some(draw) };
         let mut grads = Gradients::new(&layout);
         assert!(layer.backward(&dy, &pass, &mut tape, &mut grads, true).unwrap().is_none());
         for i in 0..b.store.values.len() {
@@ -192,7 +201,7 @@ mod tests {
     #[test]
     fn ids_that_the_table_does_not_have_and_empty_texts_are_refused() {
         let mut b = Builder::new(1);
-        let layer = layer(&mut b);
+        let layer = layer(&mut b, 0.0);
         let bad = |ids: [f32; 4]| {
             let x = tensor(ids.to_vec(), &[1, 4]).unwrap();
             layer.forward(&x, &Pass::eval(&b.store), &mut Tape::default()).is_err()

@@ -105,6 +105,7 @@ vectorised! {
             Act::Relu6 => rows!(|z: f32, g: f32| if z > 0.0 && z < 6.0 { g } else { 0.0 }),
             Act::Silu => rows!(|z: f32, g: f32| g * Act::Silu.slope(z)),
             Act::Gelu => rows!(|z: f32, g: f32| g * Act::Gelu.slope(z)),
+            Act::GeluTanh => rows!(|z: f32, g: f32| g * Act::GeluTanh.slope(z)),
             Act::Tanh => rows!(|z: f32, g: f32| g * Act::Tanh.slope(z)),
             Act::Sigmoid => rows!(|z: f32, g: f32| g * Act::Sigmoid.slope(z)),
         }

@@ -182,7 +182,7 @@ impl Layer for Pool {
 #[cfg(test)]
 pub(super) mod testing {
     use super::*;
-    use crate::nn::{ParamId, Store, testing};
+    use crate::nn::{DropoutDraw, Layout, ParamId, Store, testing};
 
     /// Lets a layer of frames be tested on plain `[n, t, c]`: it is given sequences of these lengths.
     pub struct Framed<'a>(pub &'a dyn Layer, pub &'a [usize]);
@@ -225,6 +225,38 @@ pub(super) mod testing {
         fn params(&self, out: &mut Vec<ParamId>) {
             self.0.params(out);
         }
+    }
+
+    /// Gradients under dropout, and that a sample has the same bits alone as beside others whatever is dropped.
+    pub fn check_dropped(layer: &dyn Layer, store: &Store, c: usize, draw: DropoutDraw<'_>) {
+        let lengths = [3, 1, 5, 4];
+        let mut params = Vec::new();
+        layer.params(&mut params);
+        let layout = Layout::new(store, &params, &[]);
+        testing::check_gradients_under(&Framed(layer, &lengths), store, &[4, 5, c], &layout, Some(draw));
+        let x = testing::input(&[4, 5, c]);
+        let run = |x: &Tensor, lengths: &[usize], draws: &[u64]| {
+            let pass = Pass { store, layout: None, dropout: Some(DropoutDraw { draws, ..draw }) };
+            let y = Framed(layer, lengths).forward(x, &pass, &mut Tape::default()).unwrap();
+            host(&y).unwrap().to_vec()
+        };
+        let all = run(&x, &lengths, draw.draws);
+        assert_ne!(all, run(&x, &lengths, &[1, 2, 3, 4]));
+        for (i, length) in lengths.into_iter().enumerate() {
+            let own = x.narrow(0, i, 1).unwrap().narrow(1, 0, length).unwrap().contiguous().unwrap();
+            let alone = run(&own, &[length], &draw.draws[i..=i]);
+            assert_eq!(alone[..], all[i * 6 * c..][..alone.len()]);
+        }
+    }
+
+    /// That two layers with parameters of their own compute the same to the last digits.
+    pub fn same(a: &dyn Layer, a_store: &Store, b: &dyn Layer, b_store: &Store, c: usize) {
+        let lengths = [3, 1, 5, 4];
+        let x = testing::input(&[4, 5, c]);
+        let run = |layer: &dyn Layer, store: &Store| {
+            Framed(layer, &lengths).forward(&x, &Pass::eval(store), &mut Tape::default()).unwrap()
+        };
+        testing::assert_close(&run(a, a_store), &run(b, b_store), 1e-5);
     }
 
     /// Gradients, and that a sample has the same bits alone, without padding, as beside longer ones.

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::{
-    Act, BatchNorm, Conv2d, ConvSpec, Depthwise, Embedding, LayerNorm, Linear, Lstm, Normalize, Padding, SelfAttention,
+    Act, BatchNorm, Conv2d, ConvSpec, Depthwise, Embedding, LayerNorm, Linear, Lstm, Mask, Normalize, Padding, Patches,
+    SelfAttention,
 };
 use crate::num::{
     fresh::zeros,
@@ -167,8 +168,20 @@ pub struct Builder {
     pub store: Store,
     rng: Philox,
     eps: f32,
+    /// What the network is built for.
+    pub(crate) given: Given,
+    sites: u32,
+}
+
+/// What a network is built for, besides its own design.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Given {
+    /// Side of the input in pixels.
+    pub side: usize,
     /// The shape of a text encoder, where weights have said one.
-    pub(crate) shape: Option<crate::backbone::Shape>,
+    pub shape: Option<crate::backbone::Shape>,
+    /// What is dropped inside blocks, where the job says it.
+    pub dropout: crate::backbone::Inside,
 }
 
 impl Builder {
@@ -177,7 +190,13 @@ impl Builder {
 
     /// Initial values are a pure function of seed and name, so ranks need no broadcast.
     pub fn new(seed: u32) -> Self {
-        Self { store: Store::default(), rng: Philox::new(seed, "init"), eps: Self::EPS, shape: None }
+        Self {
+            store: Store::default(),
+            rng: Philox::new(seed, "init"),
+            eps: Self::EPS,
+            given: Given::default(),
+            sites: 0,
+        }
     }
 
     /// Batch-norms add this to a variance.
@@ -265,11 +284,54 @@ impl Builder {
         LayerNorm { gamma, beta, c, eps }
     }
 
-    /// Self-attention over `c` channels; names of query, key, value and output.
-    pub fn attention(&mut self, names: [&str; 4], c: usize, heads: usize, depth: usize) -> SelfAttention {
+    /// Self-attention over `c` channels, by heads and columns of each; names of query, key, value and output.
+    pub fn attention(
+        &mut self,
+        names: [&str; 4],
+        c: usize,
+        (heads, depth): (usize, usize),
+        drop: Mask,
+    ) -> SelfAttention {
         let [query, key, value] = [0, 1, 2].map(|i| self.linear(names[i], (c, heads * depth)));
         let out = self.linear(names[3], (heads * depth, c));
-        SelfAttention { query, key, value, out, heads, depth }
+        SelfAttention { projections: vec![query, key, value], out, heads, depth, drop }
+    }
+
+    /// The same with query, key and value from one layer; its name, and that of the output.
+    pub fn attention_fused(
+        &mut self,
+        names: [&str; 2],
+        c: usize,
+        (heads, depth): (usize, usize),
+        drop: Mask,
+    ) -> SelfAttention {
+        let projections = vec![self.dense(names[0], (c, 3 * heads * depth))];
+        let out = self.dense(names[1], (heads * depth, c));
+        SelfAttention { projections, out, heads, depth, drop }
+    }
+
+    /// A fully connected layer as vision transformers begin: from N(0, 0.02²), without a bias.
+    pub fn dense(&mut self, name: &str, (input, output): (usize, usize)) -> Linear {
+        let w = self.param(format!("{name}.weight"), &[output, input], |s| s.normal() * 0.02);
+        let b = self.param(format!("{name}.bias"), &[output], |_| 0.0);
+        Linear { w, b, input, output }
+    }
+
+    /// The network's next dropout inside a block.
+    pub fn mask(&mut self, p: f32) -> Mask {
+        self.sites += 1;
+        Mask { p, site: crate::backbone::SITE + self.sites }
+    }
+
+    /// Patches of `size` pixels as rows of `c` numbers behind that of the class, for images of `side` pixels.
+    pub fn patches(&mut self, size: usize, c: usize, side: usize, drop: Mask) -> Patches {
+        let grid = side / size;
+        let class = self.param("cls_token".into(), &[1, 1, c], |s| s.normal() * 1e-6);
+        let position = self.param("pos_embed".into(), &[1, 1 + grid * grid, c], |s| s.normal() * 0.02);
+        let none = Padding::Symmetric(0);
+        let spec = ConvSpec { cin: 3, cout: c, kernel: (size, size), stride: size, pad: (none, none), bias: true };
+        let conv = self.conv_spec("patch_embed.proj", spec);
+        Patches { conv, class, position, grid, drop }
     }
 
     /// Embeddings of `words` tokens in `c` channels, from N(0, 0.02²) as BERT's; `names` are those of the word, position
@@ -281,6 +343,7 @@ impl Builder {
         (words, c): (usize, usize),
         positions: usize,
         eps: Option<f32>,
+        drop: Mask,
     ) -> Embedding {
         let mut table = |what: &str, rows: usize| {
             let full = format!("{name}.{what}.weight");
@@ -291,7 +354,7 @@ impl Builder {
         let kind = table(names[2], 2);
         let word = word.expect("every embedding has words");
         let norm = eps.map(|eps| self.layer_norm(&format!("{name}.LayerNorm"), c, eps));
-        Embedding { word, words, c, position, kind, norm }
+        Embedding { word, words, c, position, kind, norm, drop }
     }
 
     /// An LSTM layer; uniform in ±1/√hidden, as PyTorch's.

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{BufferId, Gradients, Layer, Layout, ParamId, Pass, Store, Tape, host, tensor};
+use super::{BufferId, DropoutDraw, Gradients, Layer, Layout, ParamId, Pass, Store, Tape, host, tensor};
 use crate::num::rng::Philox;
 
 /// Reproducible normal numbers.
@@ -40,9 +40,20 @@ pub fn check_gradients(layer: &dyn Layer, store: &Store, shape: &[usize]) {
 }
 
 pub fn check_gradients_of(layer: &dyn Layer, store: &Store, shape: &[usize], layout: &Layout) {
+    check_gradients_under(layer, store, shape, layout, None);
+}
+
+/// The same with dropout.
+pub fn check_gradients_under(
+    layer: &dyn Layer,
+    store: &Store,
+    shape: &[usize],
+    layout: &Layout,
+    dropout: Option<DropoutDraw<'_>>,
+) {
     let x = input(shape);
     let run = |store: &Store, x: &Tensor| {
-        let pass = Pass { store, layout: Some(layout), dropout: None };
+        let pass = Pass { store, layout: Some(layout), dropout };
         let mut tape = Tape::default();
         let y = layer.forward(x, &pass, &mut tape).unwrap();
         (y, tape)
@@ -53,7 +64,7 @@ pub fn check_gradients_of(layer: &dyn Layer, store: &Store, shape: &[usize], lay
         let (y, c) = (host(y).unwrap(), host(&c).unwrap());
         y.iter().zip(c.iter()).map(|(y, c)| f64::from(*y) * f64::from(*c)).sum()
     };
-    let pass = Pass { store, layout: Some(layout), dropout: None };
+    let pass = Pass { store, layout: Some(layout), dropout };
     let mut grads = Gradients::new(layout);
     let dx = layer.backward(&c, &pass, &mut tape, &mut grads, true).unwrap().unwrap();
     // Where two step sizes disagree the function has a kink between them, and no derivative to compare with.

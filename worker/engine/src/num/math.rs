@@ -81,6 +81,22 @@ pub fn gelu_grad(x: f32) -> f32 {
     cdf + x * 0.398_942_3 * exp(-0.5 * x * x)
 }
 
+/// √(2/π)
+const SLOPE: f32 = 0.797_884_6;
+
+/// x·Φ(x) with Φ by a hyperbolic tangent (Hendrycks and Gimpel, 2016): 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))).
+#[inline(always)]
+pub fn gelu_tanh(x: f32) -> f32 {
+    0.5 * x * (1.0 + tanh(SLOPE * (x + 0.044_715 * x * x * x)))
+}
+
+/// The derivative of [`gelu_tanh`].
+#[inline(always)]
+pub fn gelu_tanh_grad(x: f32) -> f32 {
+    let t = tanh(SLOPE * (x + 0.044_715 * x * x * x));
+    0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * SLOPE * (1.0 + 0.134_145 * x * x)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +117,16 @@ mod tests {
         let error = worst(erf, libm::erf, 6.0, false);
         assert!(error < 5e-7, "{error}");
         assert!(worst(gelu, |x| x * 0.5 * (1.0 + libm::erf(x / std::f64::consts::SQRT_2)), 6.0, false) < 2e-6);
+        fn inner(x: f64) -> f64 {
+            (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x)
+        }
+        assert!(worst(gelu_tanh, |x| 0.5 * x * (1.0 + libm::tanh(inner(x))), 6.0, false) < 2e-6);
+        let slope = |x: f64| {
+            let t = libm::tanh(inner(x));
+            0.5 * (1.0 + t)
+                + 0.5 * x * (1.0 - t * t) * (2.0 / std::f64::consts::PI).sqrt() * (1.0 + 3.0 * 0.044_715 * x * x)
+        };
+        assert!(worst(gelu_tanh_grad, slope, 6.0, false) < 2e-6);
         let grad = |x: f64| {
             0.5 * (1.0 + libm::erf(x / std::f64::consts::SQRT_2))
                 + x * libm::exp(-0.5 * x * x) / (2.0 * std::f64::consts::PI).sqrt()
@@ -110,7 +136,7 @@ mod tests {
 
     #[test]
     fn not_a_number_stays_visible() {
-        for f in [exp, sigmoid, tanh, erf, gelu, gelu_grad] {
+        for f in [exp, sigmoid, tanh, erf, gelu, gelu_grad, gelu_tanh, gelu_tanh_grad] {
             assert!(f(f32::NAN).is_nan());
         }
         assert!(exp(-1000.0) < 1e-37 && exp(1000.0) > 1e38 && tanh(1000.0) == 1.0 && tanh(-0.0) == 0.0);

@@ -7,7 +7,7 @@ use tl_proto::spec::ModelSection;
 
 use crate::{
     Error, Result,
-    backbone::{Backbone, Network, find},
+    backbone::{Backbone, Inside, Network, find},
     data::{Dataset, pixels, tokens},
     nn::{Layer, Pass, Store, Tape, host},
     weights::{self, Contract},
@@ -80,7 +80,8 @@ impl Net {
                 agree(found, named, model, &path.display().to_string())?
             }
         };
-        let mut network = Network::build(backbone, &contract, &model.head, classes.len(), seed);
+        let dropout = Inside::of(model);
+        let mut network = Network::build_with(backbone, &contract, &model.head, dropout, classes.len(), seed);
         if let Some(path) = &path {
             let kept = (keep_head || model.head.keep).then_some(classes);
             weights::load(&mut network, backbone, path, kept)?;
@@ -198,7 +199,6 @@ pub fn rows(t: &Tensor) -> Result<Vec<Vec<f32>>> {
 
 #[cfg(test)]
 mod tests {
-    use tl_proto::spec::HeadSection;
 
     use super::*;
 
@@ -206,14 +206,7 @@ mod tests {
     fn build(text: &str, input: Option<u32>) -> Result<Net> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("w.safetensors");
-        let mut model = ModelSection {
-            backbone: "small_cnn".into(),
-            weights: None,
-            preprocess: None,
-            padding: None,
-            input: None,
-            head: HeadSection::default(),
-        };
+        let mut model = ModelSection { backbone: "small_cnn".into(), weights: None, ..ModelSection::default() };
         let classes = ["a".to_owned(), "b".to_owned()];
         let net = Net::build(&model, &classes, false, 1, &BTreeMap::new())?;
         weights::testing::bare(&net, &path);

@@ -94,19 +94,12 @@ fn groups(store: &Store, layout: &Layout, scales: &[f64]) -> Vec<Group> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use tl_proto::spec::{HeadSection, ModelSection, Rates};
+    use tl_proto::spec::{ModelSection, Rates};
 
     use super::*;
 
     fn net(backbone: &str) -> Net {
-        let model = ModelSection {
-            backbone: backbone.into(),
-            weights: None,
-            preprocess: None,
-            padding: None,
-            input: None,
-            head: HeadSection::default(),
-        };
+        let model = ModelSection { backbone: backbone.into(), weights: None, ..ModelSection::default() };
         Net::build(&model, &["a".into(), "b".into()], false, 0, &BTreeMap::new()).unwrap()
     }
 

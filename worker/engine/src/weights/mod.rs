@@ -1,6 +1,7 @@
 //! Pretrained weights: read by name, checked by shape, refused with names.
 
 mod contract;
+mod positions;
 mod pth;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -132,6 +133,7 @@ pub fn load(network: &mut Network, backbone: &Backbone, path: &Path, kept: Optio
     if backbone.reads_text() {
         file = text::usual_names(file);
     }
+    positions::fit(&mut file, &network.initial)?;
     let head = |name: &str| {
         name.starts_with("head.") || name.strip_prefix(backbone.classifier).is_some_and(|r| r.starts_with('.'))
     };
@@ -185,39 +187,55 @@ pub fn contract_of(path: &Path) -> Result<Option<Contract>> {
 /// Largest header of a `.safetensors` file, in bytes.
 const MAX_HEADER: u64 = 100 << 20;
 
+/// The names of the tensors of a file.
+///
+/// # Errors
+/// See [`read`].
+pub fn names(path: &Path) -> Result<Vec<String>> {
+    if path.extension().is_some_and(|e| e == "safetensors") {
+        return Ok(header(path)?.into_keys().filter(|name| name != METADATA).collect());
+    }
+    Ok(read(path)?.into_keys().collect())
+}
+
+/// The key of a `.safetensors` header that is no tensor.
+const METADATA: &str = "__metadata__";
+
 /// What a `.safetensors` file says of itself.
 ///
 /// # Errors
 /// A file that is not whole.
 pub fn metadata(path: &Path) -> Result<BTreeMap<String, String>> {
+    let said = header(path)?.remove(METADATA).unwrap_or_default();
+    let said: Option<BTreeMap<String, String>> = serde_json::from_value(said).map_err(|e| not_whole(path, &e))?;
+    Ok(said.unwrap_or_default())
+}
+
+fn not_whole(path: &Path, e: &dyn std::fmt::Display) -> Error {
+    Error::user(format!("`{}` is not a whole file of weights: {e}", path.display()), "check `model.weights`")
+}
+
+fn header(path: &Path) -> Result<BTreeMap<String, serde_json::Value>> {
     use std::io::Read;
-    let shown = path.display();
-    let bad = |e: &dyn std::fmt::Display| {
-        Error::user(format!("`{shown}` is not a whole file of weights: {e}"), "check `model.weights`")
-    };
-    let mut file = std::fs::File::open(path)
-        .map_err(|e| Error::user(format!("weights `{shown}` cannot be read: {e}"), "check `model.weights`"))?;
+    let mut file = std::fs::File::open(path).map_err(|e| {
+        Error::user(format!("weights `{}` cannot be read: {e}", path.display()), "check `model.weights`")
+    })?;
     let mut len = [0; 8];
-    file.read_exact(&mut len).map_err(|e| bad(&e))?;
+    file.read_exact(&mut len).map_err(|e| not_whole(path, &e))?;
     let len = u64::from_le_bytes(len);
     if len > MAX_HEADER {
-        return Err(bad(&"its header is too long"));
+        return Err(not_whole(path, &"its header is too long"));
     }
     let mut header = Vec::new();
-    file.take(len).read_to_end(&mut header).map_err(|e| bad(&e))?;
-    #[derive(serde::Deserialize)]
-    struct Header {
-        #[serde(default, rename = "__metadata__")]
-        metadata: Option<BTreeMap<String, String>>,
-    }
-    serde_json::from_slice::<Header>(&header).map(|h| h.metadata.unwrap_or_default()).map_err(|e| bad(&e))
+    file.take(len).read_to_end(&mut header).map_err(|e| not_whole(path, &e))?;
+    serde_json::from_slice(&header).map_err(|e| not_whole(path, &e))
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
 
-    use tl_proto::spec::{HeadSection, JobSpec, ModelSection};
+    use tl_proto::spec::{JobSpec, ModelSection};
 
     use super::{testing::bare, *};
     use crate::{
@@ -229,10 +247,7 @@ mod tests {
         ModelSection {
             backbone: backbone.into(),
             weights: weights.map(|p| p.display().to_string()),
-            preprocess: None,
-            padding: None,
-            input: None,
-            head: HeadSection::default(),
+            ..ModelSection::default()
         }
     }
 

@@ -6,10 +6,10 @@ use candle_core::Tensor;
 use serde::Deserialize;
 use tl_proto::spec::ModelSection;
 
-use super::{Contract, contract_of};
+use super::{Contract, contract_of, names};
 use crate::{
     Error, Result,
-    backbone::{Backbone, Shape},
+    backbone::{Backbone, DISTILBERT, DenseAct, Shape},
     data::tokens::Text,
 };
 
@@ -46,11 +46,20 @@ struct Config {
     layer_norm_eps: f32,
     #[serde(alias = "activation")]
     hidden_act: Option<String>,
+    #[serde(default = "dropped", alias = "dropout")]
+    hidden_dropout_prob: f32,
+    #[serde(default = "dropped", alias = "attention_dropout")]
+    attention_probs_dropout_prob: f32,
     position_embedding_type: Option<String>,
 }
 
 fn eps() -> f32 {
     1e-12
+}
+
+/// What transformers takes where the file says nothing.
+fn dropped() -> f32 {
+    0.1
 }
 
 fn beside(weights: &Path, name: &str) -> Result<Option<String>> {
@@ -68,9 +77,15 @@ fn beside(weights: &Path, name: &str) -> Result<Option<String>> {
 fn shape(text: &str, shown: &str) -> Result<Shape> {
     let bad = |why: String| Error::user(format!("`{shown}` is of no encoder that is known: {why}"), "");
     let config: Config = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
-    let act = config.hidden_act.as_deref().unwrap_or("gelu");
-    if act != "gelu" || config.position_embedding_type.as_deref().is_some_and(|p| p != "absolute") {
-        return Err(bad(format!("activation `{act}`, positions `{:?}`", config.position_embedding_type)));
+    let named = config.hidden_act.as_deref().unwrap_or("gelu");
+    let act: DenseAct = serde_json::from_value(named.into()).map_err(|_| {
+        Error::user(
+            format!("`{shown}` wants the activation `{named}`, which is not known"),
+            "known: gelu, gelu_new (gelu_pytorch_tanh), relu, silu (swish)",
+        )
+    })?;
+    if let Some(positions) = config.position_embedding_type.as_deref().filter(|p| *p != "absolute") {
+        return Err(bad(format!("its positions are `{positions}`")));
     }
     let shape = Shape {
         layers: config.num_hidden_layers,
@@ -80,6 +95,10 @@ fn shape(text: &str, shown: &str) -> Result<Shape> {
         words: config.vocab_size,
         positions: config.max_position_embeddings,
         eps: config.layer_norm_eps,
+        act,
+        dropout: config.hidden_dropout_prob,
+        attention_dropout: config.attention_probs_dropout_prob,
+        pre_classifier: false,
     };
     // A shape is memory that will be taken: a damaged file must not ask for all of it.
     let sane = (1..=96).contains(&shape.layers)
@@ -89,6 +108,8 @@ fn shape(text: &str, shown: &str) -> Result<Shape> {
         && (1..=2_000_000).contains(&shape.words)
         && (1..=32_768).contains(&shape.positions)
         && (0.0..=1.0).contains(&shape.eps)
+        && (0.0..=0.95).contains(&shape.dropout)
+        && (0.0..=0.95).contains(&shape.attention_dropout)
         && shape.hidden.is_multiple_of(shape.heads);
     if sane { Ok(shape) } else { Err(bad(format!("{shape:?}"))) }
 }
@@ -129,7 +150,11 @@ pub fn contract(backbone: &Backbone, model: &ModelSection, path: Option<&Path>) 
         ));
     };
     let config = path.with_file_name("config.json").display().to_string();
-    let shape = beside(path, "config.json")?.map(|text| shape(&text, &config)).transpose()?;
+    let mut shape = beside(path, "config.json")?.map(|text| shape(&text, &config)).transpose()?;
+    // A classifier of DistilBERT's is two layers: without the first one the other means nothing.
+    if backbone.name == "distilbert" && names(path)?.iter().any(|name| name == "pre_classifier.weight") {
+        shape.get_or_insert(DISTILBERT).pre_classifier = true;
+    }
     let text = Text::new(usual, shape, tokenizer);
     text.check(&path.with_file_name("tokenizer.json").display().to_string())?;
     blank(text)
@@ -147,7 +172,30 @@ mod tests {
             "max_position_embeddings": 12, "activation": "gelu"}"#;
         let read = shape(bert, "c").unwrap();
         assert_eq!(Shape { eps: 1e-5, ..shape(distil, "c").unwrap() }, read);
-        for (from, to) in [("gelu", "relu"), ("\"hidden_size\": 8", "\"hidden_size\": 9"), ("12", "0"), ("{", "")] {
+        assert_eq!((read.dropout, read.attention_dropout, read.act), (0.1, 0.1, DenseAct::Gelu));
+        let said = |text: &str, from: &str, to: &str| shape(&text.replacen(from, to, 1), "c").unwrap();
+        let bert_says = r#""hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.0, "other""#;
+        let distil_says = r#"12, "dropout": 0.2, "attention_dropout": 0.0"#;
+        for read in [said(bert, "\"other\"", bert_says), said(distil, "12", distil_says)] {
+            assert_eq!((read.dropout, read.attention_dropout), (0.2, 0.0));
+        }
+        for (name, act) in [
+            ("gelu_new", DenseAct::GeluTanh),
+            ("gelu_pytorch_tanh", DenseAct::GeluTanh),
+            ("relu", DenseAct::Relu),
+            ("silu", DenseAct::Silu),
+        ] {
+            assert_eq!(said(bert, "\"gelu\"", &format!("{name:?}")).act, act);
+            assert_eq!(said(distil, "\"gelu\"", &format!("{name:?}")).act, act);
+        }
+        let error = shape(&bert.replacen("gelu", "mish", 1), "c").unwrap_err().to_string();
+        assert!(error.contains("the activation `mish`"), "{error}");
+        for (from, to) in [
+            ("12", "12, \"hidden_dropout_prob\": 1.0"),
+            ("\"hidden_size\": 8", "\"hidden_size\": 9"),
+            ("12", "0"),
+            ("{", ""),
+        ] {
             assert!(shape(&bert.replacen(from, to, 1), "c").is_err(), "{from}");
         }
     }

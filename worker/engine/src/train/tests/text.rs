@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    backbone::Shape,
+    backbone::{DISTILBERT, Shape},
     data::tokens::{self, Text},
     predict::Model,
     weights::{Contract, testing::bare},
@@ -38,7 +38,8 @@ fn stage(name: &str, train: &str, epochs: u32, lr: f64) -> String {
 
 /// A tiny encoder with random weights, in a folder as Hugging Face has it.
 fn folder(backbone: &str, dir: &Path, config: &str) -> String {
-    let shape = Shape { layers: 2, hidden: 16, heads: 2, wide: 32, words: 60, positions: 20, eps: 1e-12 };
+    let shape = Shape { layers: 2, hidden: 16, heads: 2, wide: 32, words: 60, positions: 20, ..DISTILBERT };
+    let shape = Shape { pre_classifier: config.contains("seq_classif_dropout"), ..shape };
     let text = std::fs::read_to_string(dir.join("train.tsv")).unwrap();
     let learned = tokens::learn(text.lines().map(|l| l.split_once('\t').unwrap().1), 60).unwrap();
     let text = Text::new(12, Some(shape), learned.clone());
@@ -49,7 +50,7 @@ fn folder(backbone: &str, dir: &Path, config: &str) -> String {
         .initial
         .params
         .iter_mut()
-        .filter(|e| !e.name.starts_with("classifier"))
+        .filter(|e| !e.name.contains("classifier"))
         .for_each(|e| e.name.insert_str(0, "bert."));
     let place = dir.join(backbone.name);
     std::fs::create_dir_all(&place).unwrap();
@@ -139,4 +140,48 @@ fn text_and_images_are_not_mixed_up() {
     let mixed = job(data.path(), "{ backbone = \"embedding_lstm\" }", &stages) + "[modifiers.mixup]\n";
     let error = train(&mixed, 1, false, dir.path(), &[], &Recorder::default()).unwrap_err().to_string();
     assert!(error.contains("say nothing of text"), "{error}");
+}
+
+#[test]
+fn dropout_inside_blocks_is_what_the_config_says_unless_the_job_says_another() {
+    let data = tempfile::tempdir().unwrap();
+    sentences(data.path());
+    let weights = folder("minilm", data.path(), &CONFIG.replacen('{', "{\"hidden_dropout_prob\": 0.2, ", 1));
+    let run = |said: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let model = format!("{{ backbone = \"minilm\", weights = \"{weights}\", input = 12{said} }}");
+        let job = job(data.path(), &model, &stage("all", "\"*\"", 1, 0.01));
+        train(&job, 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+        // What is written says what the blocks drop; what the weights are is another matter.
+        let net = Model::open(&dir.path().join("work/model/model.safetensors")).unwrap();
+        net.predict_text("the film was great").unwrap()
+    };
+    let usual = run("");
+    assert_eq!(usual, run(", dropout = 0.2, attention_dropout = 0.1"));
+    assert_ne!(usual, run(", dropout = 0.1"));
+    assert_ne!(usual, run(", attention_dropout = 0.0"));
+}
+
+#[test]
+fn a_classifier_of_distilbert_keeps_both_of_its_layers() {
+    let data = tempfile::tempdir().unwrap();
+    sentences(data.path());
+    let config = r#"{"n_layers": 2, "dim": 16, "n_heads": 2, "hidden_dim": 32, "vocab_size": 60,
+        "max_position_embeddings": 20, "seq_classif_dropout": 0.2}"#;
+    let model = |keep: bool| {
+        let weights = folder("distilbert", data.path(), config);
+        let head = tl_proto::spec::HeadSection { keep, ..Default::default() };
+        tl_proto::spec::ModelSection {
+            backbone: "distilbert".into(),
+            weights: Some(weights),
+            input: Some(12),
+            head,
+            ..Default::default()
+        }
+    };
+    let net = Net::build(&model(true), &["bad".into(), "good".into()], false, 9, &[].into()).unwrap();
+    let units: Vec<&str> = net.network.units.iter().map(|u| u.name.as_str()).collect();
+    assert_eq!(units[3..], ["pool", "pre_classifier", "classifier"]);
+    let other = Net::build(&model(true), &["bad".into(), "good".into()], false, 8, &[].into()).unwrap();
+    assert_eq!(net.network.initial.values, other.network.initial.values, "all of it came from the file");
 }

@@ -1,0 +1,53 @@
+//! Checks of a network: its name, its head, and what it makes of its own parameters.
+
+use super::{
+    ModelSection,
+    check::{Checked, found, require, within},
+};
+use crate::catalog::Catalog;
+
+/// Checks `[model]` or `[nets.ROLE]`.
+pub(super) fn check_model(net: &ModelSection, catalog: &Catalog) -> Checked {
+    let entry = found(Catalog::find(&catalog.backbones, "backbone", &net.backbone))?;
+    within("head.dropout", net.head.dropout, 0.0, 0.95)?;
+    require(net.head.hidden.iter().all(|w| (1..=65_536).contains(w)), || {
+        ("widths in `head.hidden` must be between 1 and 65536".into(), String::new())
+    })?;
+    if let Some(side) = net.input {
+        within("model.input", f64::from(side), 8.0, 1024.0)?;
+    }
+    for (key, value) in [("dropout", net.dropout), ("attention_dropout", net.attention_dropout)] {
+        let Some(p) = value else { continue };
+        require(entry.params.iter().any(|param| param.name == key), || {
+            (
+                format!(
+                    "`{}` has no blocks of a transformer, and `model.{key}` is for what is inside them",
+                    entry.name
+                ),
+                "remove it; `head.dropout` is that of the classifier".into(),
+            )
+        })?;
+        within(&format!("model.{key}"), p, 0.0, 0.95)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::{entry, number};
+
+    #[test]
+    fn dropout_inside_blocks_is_for_networks_that_have_blocks() {
+        let mut vit = entry("vit_s16", "");
+        vit.params.push(number("dropout", 0.0, 0.0, 0.95, ""));
+        let catalog = Catalog { backbones: vec![entry("resnet18", ""), vit], ..Catalog::default() };
+        let check = |backbone: &str, dropout| {
+            let net = ModelSection { backbone: backbone.into(), dropout: Some(dropout), ..ModelSection::default() };
+            check_model(&net, &catalog).map_err(|e| e.message)
+        };
+        assert_eq!(check("vit_s16", 0.1), Ok(()));
+        assert!(check("vit_s16", 1.0).unwrap_err().contains("model.dropout"));
+        assert!(check("resnet18", 0.1).unwrap_err().contains("no blocks of a transformer"));
+    }
+}

@@ -1,0 +1,100 @@
+//! ViT-S/16 (Dosovitskiy et al., 2020; Touvron et al., 2020): twelve blocks on patches of 16 pixels, with timm's names.
+
+use super::{Backbone, Same, Unit};
+use crate::nn::{Act, Activation, Builder, EncoderBlock, Order, Pool, Sequential};
+
+pub(super) const ENTRY: Backbone = Backbone {
+    name: "vit_s16",
+    doc: "ViT-S/16 as timm's vit_small_patch16_224, 22 million parameters, 384 features of the class token; other \
+          inputs than 224 must be multiples of 16, and weights' position embeddings are resampled; weights of timm's \
+          augreg want `preprocess = \"tf\"`",
+    input: 224,
+    classifier: "head",
+    activation: "gelu",
+    blocks: true,
+    build,
+};
+
+/// Pixels of a patch's side, width of a row, blocks, heads.
+const PATCH: usize = 16;
+const WIDTH: usize = 384;
+const BLOCKS: usize = 12;
+const HEADS: usize = 6;
+
+const EPS: f32 = 1e-6;
+
+fn block(b: &mut Builder, name: &str) -> EncoderBlock {
+    let full = |part: &str| format!("{name}.{part}");
+    let drop = b.given.dropout;
+    let attention = b.mask(drop.attention(0.0));
+    let drops = [drop.hidden(0.0); 3].map(|p| b.mask(p));
+    let first = b.layer_norm(&full("norm1"), WIDTH, EPS);
+    let attention =
+        b.attention_fused([&full("attn.qkv"), &full("attn.proj")], WIDTH, (HEADS, WIDTH / HEADS), attention);
+    let second = b.layer_norm(&full("norm2"), WIDTH, EPS);
+    EncoderBlock {
+        attention,
+        norms: [first, second],
+        order: Order::Before,
+        up: b.dense(&full("mlp.fc1"), (WIDTH, 4 * WIDTH)),
+        act: Activation(Act::Gelu),
+        down: b.dense(&full("mlp.fc2"), (4 * WIDTH, WIDTH)),
+        drops,
+    }
+}
+
+fn build(b: &mut Builder, _: Same) -> (Vec<Unit>, usize) {
+    let drop = b.mask(b.given.dropout.hidden(0.0));
+    let patches = b.patches(PATCH, WIDTH, b.given.side, drop);
+    let mut units = vec![Unit::new("patch_embed", patches)];
+    for i in 0..BLOCKS {
+        let name = format!("blocks.{i}");
+        let layer = block(b, &name);
+        units.push(Unit::new(name, layer));
+    }
+    // Rows are normalised one by one: only that of the class is needed.
+    let norm = Sequential::default().with(Pool::First).with(b.layer_norm("norm", WIDTH, EPS));
+    units.push(Unit { name: "norm".into(), layer: norm });
+    (units, WIDTH)
+}
+
+#[cfg(test)]
+mod tests {
+    use tl_proto::spec::ModelSection;
+
+    use crate::{train::net::Net, weights::testing::bare};
+
+    #[test]
+    fn weights_of_another_input_size_fit_and_a_size_that_patches_do_not_tile_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        let build = |input: u32, weights: bool| {
+            let model = ModelSection {
+                backbone: "vit_s16".into(),
+                weights: weights.then(|| path.display().to_string()),
+                preprocess: Some("tf".into()),
+                input: Some(input),
+                ..ModelSection::default()
+            };
+            Net::build(&model, &["a".into(), "b".into()], false, 1, &[].into()).unwrap()
+        };
+        let small = build(32, false);
+        bare(&small, &path);
+        let large = build(48, true);
+        let places = |net: &Net| {
+            let store = &net.network.initial;
+            let entry = store.params.iter().find(|e| e.name == "pos_embed").unwrap();
+            (entry.shape.clone(), store.values[entry.range.clone()].to_vec())
+        };
+        let ((small_shape, from), (large_shape, to)) = (places(&small), places(&large));
+        assert_eq!((small_shape, large_shape), (vec![1, 5, 384], vec![1, 10, 384]));
+        assert_eq!(from[..384], to[..384], "the class has no place to be moved");
+        // The middle of nine is the mean of four.
+        let middle: f32 = (1..5).map(|i| from[i * 384]).sum::<f32>() / 4.0;
+        assert!((to[5 * 384] - middle).abs() < 1e-6);
+        assert_eq!(large.shape_at(&large.network.initial, 1).unwrap(), [11, 384]);
+        let odd = build(40, true);
+        let error = odd.shape_at(&odd.network.initial, 1).unwrap_err().to_string();
+        assert!(error.contains("an input of 40x40"), "{error}");
+    }
+}

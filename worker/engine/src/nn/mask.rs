@@ -1,0 +1,107 @@
+//! Dropout inside blocks of sequences: what is dropped of a sample is a function of its draw, and of the place within it.
+//!
+//! A mask is drawn again in backward instead of being kept: it would take as much memory as what it is laid over.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::{Pass, Ragged, host, tensor};
+use crate::{Error, Result, num::rng::Stream};
+
+/// Zeroes a number with probability `p` and scales the others by `1/(1−p)` (Srivastava et al., 2014).
+#[derive(Clone, Copy, Debug)]
+pub struct Mask {
+    /// Probability.
+    pub p: f32,
+    /// Which dropout of the network this is.
+    pub site: u32,
+}
+
+/// The random numbers of one sample at one mask, from its first element on.
+pub(super) struct Drops {
+    stream: Stream,
+    p: f32,
+}
+
+impl Drops {
+    /// Multiplies the next numbers of the sample by theirs of the mask.
+    pub(super) fn scale(&mut self, values: &mut [f32]) {
+        let keep = 1.0 / (1.0 - self.p);
+        // A product, so that a NaN stays one.
+        values.iter_mut().for_each(|v| *v *= if self.stream.uniform() < self.p { 0.0 } else { keep });
+    }
+}
+
+impl Mask {
+    /// Drops nothing.
+    pub const NONE: Self = Self { p: 0.0, site: 0 };
+
+    /// Whether it drops anything in this pass.
+    pub(super) fn acts(&self, pass: &Pass<'_>) -> bool {
+        self.p > 0.0 && pass.dropout.is_some()
+    }
+
+    /// What is dropped of each of `samples`; `None` where nothing is.
+    ///
+    /// # Errors
+    /// A pass with draws for another number of samples.
+    pub(super) fn of(&self, pass: &Pass<'_>, samples: usize) -> Result<Vec<Option<Drops>>> {
+        let Some(draw) = pass.dropout.filter(|_| self.p > 0.0) else {
+            return Ok((0..samples).map(|_| None).collect());
+        };
+        if draw.draws.len() != samples {
+            return Err(Error::Internal("dropout was given another number of samples than draws".into()));
+        }
+        Ok(draw.draws.iter().map(|id| Some(Drops { stream: draw.rng.stream(*id, self.site), p: self.p })).collect())
+    }
+
+    /// Packed rows `[Σ lengths, c]` under the mask: values on the way forward, gradients on the way back.
+    ///
+    /// # Errors
+    /// As [`Mask::of`]; rows that do not fit the lengths.
+    pub(super) fn rows(&self, x: Tensor, ragged: &Ragged, pass: &Pass<'_>) -> Result<Tensor> {
+        if !self.acts(pass) {
+            return Ok(x);
+        }
+        let (rows, c) = x.dims2()?;
+        if rows != ragged.rows() {
+            return Err(Error::Internal(format!("{rows} rows given for sequences of {}", ragged.rows())));
+        }
+        let mut values = host(&x)?.to_vec();
+        let own = ragged.split(&mut values, c).into_iter().zip(self.of(pass, ragged.lengths.len())?);
+        own.collect::<Vec<_>>().into_par_iter().for_each(|(own, drops)| {
+            drops.into_iter().for_each(|mut drops| drops.scale(own));
+        });
+        tensor(values, &[rows, c])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        nn::{Builder, DropoutDraw, testing},
+        num::rng::Philox,
+    };
+
+    #[test]
+    fn what_is_dropped_of_a_sample_depends_on_its_draw_alone_and_the_mean_stays() {
+        let store = Builder::new(1).store;
+        let mask = Mask { p: 0.25, site: 3 };
+        let run = |lengths: &[usize], room: usize, draws: &[u64]| {
+            let draw = DropoutDraw { rng: Philox::new(1, "dropout"), draws };
+            let pass = Pass { store: &store, layout: None, dropout: Some(draw) };
+            let ragged = Ragged { lengths: lengths.to_vec(), room };
+            let ones = tensor(vec![1.0; ragged.rows() * 7], &[ragged.rows(), 7]).unwrap();
+            mask.rows(ones, &ragged, &pass)
+        };
+        let all = run(&[30, 200, 40], 200, &[8, 9, 10]).unwrap();
+        let alone = run(&[200], 250, &[9]).unwrap();
+        testing::assert_close(&alone, &all.narrow(0, 30, 200).unwrap(), 0.0);
+        let values = host(&all).unwrap().to_vec();
+        let zeros = values.iter().filter(|v| **v == 0.0).count() as f64 / values.len() as f64;
+        assert!((zeros - 0.25).abs() < 0.04, "{zeros}");
+        assert!(values.iter().all(|v| *v == 0.0 || *v == 1.0 / 0.75));
+        assert!(run(&[1, 2], 2, &[8]).is_err());
+    }
+}
