@@ -12,8 +12,9 @@ TEMPERATURE), and of
 the gradient of every parameter its norm and two projections on hashed signs. Then one step of AdamW with the gradients of
 the last mode, and of every parameter and running statistic the same three figures.
 
-The same in float32, computed in each way that PyTorch has on a CPU (oneDNN or not, channels last or not), gives PyTorch's
-own error; the largest of them is stored as `float32`. The error of a tensor is the largest error of its three figures over
+The same in float32, computed in each way that PyTorch has on a CPU (oneDNN or not, channels last or not) and on INPUTS
+batches, gives PyTorch's own error; the largest of them is stored as `float32`. One batch would be no measure: where many
+rectifiers have no batch-norm before them, which of them rounding flips is chance. The error of a tensor is the largest error of its three figures over
 its norm, which is taken to be no less than FLOOR of the whole network's, shared out by elements: gradients that are zero
 but for rounding have no digits to compare. Of a network's tensors the largest and the root mean square are stored.
 """
@@ -32,6 +33,8 @@ import rule
 import texts
 
 BATCH = 4
+# Batches on which PyTorch's own error is measured; the engine is run on the first.
+INPUTS = 3
 FLOOR = 1e-3
 # Networks filled by rule are too sure of themselves.
 TEMPERATURE = 8.0
@@ -85,13 +88,13 @@ def fill(net):
             move(tensor).copy_(torch.from_numpy(value))
 
 
-def batch(spec, count, dtype):
+def batch(spec, count, dtype, name="input"):
     """Images, or tokens with -1 behind the end; token 0 is PyTorch's padding and would learn nothing."""
     labels = torch.from_numpy(rule.classes("labels", count, networks.CLASSES))
     if "words" not in spec:
         shape = (count, 3, spec["side"], spec["side"])
-        return torch.from_numpy(rule.uniform("input", shape)).to(dtype), labels
-    ids = rule.classes("input", count * spec["side"], spec["words"] - 1).reshape(count, -1) + 1
+        return torch.from_numpy(rule.uniform(name, shape)).to(dtype), labels
+    ids = rule.classes(name, count * spec["side"], spec["words"] - 1).reshape(count, -1) + 1
     for row, length in zip(ids, spec["lengths"]):
         row[length:] = -1
     return torch.from_numpy(ids), labels
@@ -116,12 +119,12 @@ def groups(parameters):
     return [{"params": lists[True]}, {"params": lists[False], "weight_decay": 0.0}]
 
 
-def run(spec, dtype, signs, channels_last=False, onednn=True):
+def run(spec, dtype, signs, name="input", channels_last=False, onednn=True):
     """All figures of a network in one way of computing."""
     with torch.backends.mkldnn.flags(enabled=onednn):
         net = spec["build"](dtype, channels_last)
         fill(net)
-        x, y = batch(spec, BATCH, dtype)
+        x, y = batch(spec, BATCH, dtype, name)
         out = {"shape": list(x.shape)}
         for mode in ("eval", "train") if net.buffers() else ("eval",):
             logits, loss, parameters = passes(net, x, y, mode == "train")
@@ -179,7 +182,11 @@ def write(name, spec):
     ways = [{"channels_last": c, "onednn": o} for c, o in ((False, True), (True, True), (False, False), (True, False))]
     signs = Signs()
     want = run(spec, torch.float64, signs)
-    own = [compare(run(spec, torch.float32, signs, **way), want) for way in ways]
+    own = []
+    for i in range(INPUTS):
+        given = f"input/{i}" if i else "input"
+        reference = run(spec, torch.float64, signs, given) if i else want
+        own += [compare(run(spec, torch.float32, signs, given, **way), reference) for way in ways]
     libraries = ("torch", "torchvision", "timm", "keras", "transformers")
     golden = {
         "backbone": spec["backbone"] or name,

@@ -213,5 +213,5 @@ ALL = {
     "inception_resnet_v2": net(timm("inception_resnet_v2"), 128, eps=1e-3),
     "resnet50_keras": net(keras(keras_resnet, 96), 96),
     "nasnet_mobile": net(keras(keras_nasnet, 96), 96, eps=1e-3),
-    "vit_small_patch16": net(timm("vit_small_patch16_224"), 224),
+    "vit_s16": net(timm("vit_small_patch16_224", img_size=96), 96),
 }

@@ -18,7 +18,8 @@ class Text:
     def parameters(self):
         # What the pooled features do not depend on has no gradient, and the project does not build it.
         named = self.module.named_parameters()
-        return {name.removeprefix("encoder."): (p, lambda t: t) for name, p in named}
+        bare = lambda name: name.removeprefix("encoder.").removeprefix("model.").removeprefix("distilbert.")
+        return {bare(name): (p, lambda t: t) for name, p in named}
 
     def buffers(self):
         return {}
@@ -46,7 +47,7 @@ def mean(out, mask):
     return (out.last_hidden_state * mask).sum(1) / mask.sum(1)
 
 
-def bert(pool, pooler):
+def bert(pool, pooler, act="gelu"):
     def build(dtype, _):
         from transformers import BertConfig, BertModel
 
@@ -58,6 +59,7 @@ def bert(pool, pooler):
             intermediate_size=ENCODER["wide"],
             max_position_embeddings=ENCODER["positions"],
             layer_norm_eps=ENCODER["eps"],
+            hidden_act=act,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
             attn_implementation="eager",
@@ -67,10 +69,10 @@ def bert(pool, pooler):
     return build
 
 
-def distilbert(dtype, _):
-    from transformers import DistilBertConfig, DistilBertModel
+def distilbert_config():
+    from transformers import DistilBertConfig
 
-    config = DistilBertConfig(
+    return DistilBertConfig(
         vocab_size=ENCODER["words"],
         dim=ENCODER["hidden"],
         n_layers=ENCODER["layers"],
@@ -79,9 +81,33 @@ def distilbert(dtype, _):
         max_position_embeddings=ENCODER["positions"],
         dropout=0.0,
         attention_dropout=0.0,
+        seq_classif_dropout=0.0,
+        num_labels=CLASSES,
         attn_implementation="eager",
     )
-    return Text(Encoder(DistilBertModel(config), lambda out, _: out.last_hidden_state[:, 0]), dtype)
+
+
+def distilbert(dtype, _):
+    from transformers import DistilBertModel
+
+    return Text(Encoder(DistilBertModel(distilbert_config()), lambda out, _: out.last_hidden_state[:, 0]), dtype)
+
+
+class Classifier(nn.Module):
+    """A whole model of transformers, with the head that it brings."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids, mask):
+        return self.model(input_ids=ids, attention_mask=mask.long()).logits
+
+
+def distilbert_classifier(dtype, _):
+    from transformers import DistilBertForSequenceClassification
+
+    return Text(Classifier(DistilBertForSequenceClassification(distilbert_config())), dtype)
 
 
 class Lstm(nn.Module):
@@ -104,9 +130,9 @@ def lstm(dtype, _):
     return Text(Lstm(), dtype)
 
 
-def net(build, words, encoder=None):
+def net(build, words, encoder=None, backbone=None):
     """As in networks.py; `words` are the tokens that it knows."""
-    common = {"backbone": None, "padding": "symmetric", "eps": 1e-5, "trajectory": 0, "side": max(LENGTHS)}
+    common = {"backbone": backbone, "padding": "symmetric", "eps": 1e-5, "trajectory": 0, "side": max(LENGTHS)}
     return common | {"build": build, "words": words, "encoder": encoder, "lengths": LENGTHS}
 
 
@@ -114,5 +140,11 @@ ALL = {
     "bert": net(bert(lambda out, _: out.pooler_output, True), ENCODER["words"], ENCODER),
     "minilm": net(bert(mean, False), ENCODER["words"], ENCODER),
     "distilbert": net(distilbert, ENCODER["words"], ENCODER),
+    "distilbert_classifier": net(
+        distilbert_classifier, ENCODER["words"], ENCODER | {"pre_classifier": True}, "distilbert"
+    ),
+    "bert_gelu_new": net(
+        bert(lambda out, _: out.pooler_output, True, "gelu_new"), ENCODER["words"], ENCODER | {"act": "gelu_new"}, "bert"
+    ),
     "embedding_lstm": net(lstm, 10_000),
 }
