@@ -274,6 +274,9 @@ pub(super) async fn plan(client: &Client, a: &JobFile, output: &Output) -> Resul
                 "  gradients of the grains add up to the batch's; at most {} samples of it are in memory at a time\n",
                 plan["grain_samples"]
             );
+            for warning in plan["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+                text += &format!("  warning: {warning}\n");
+            }
             if let Some(weights) = plan["class_weights"].as_array() {
                 text += &format!("  classes count {}\n", Value::from(weights.clone()));
             }

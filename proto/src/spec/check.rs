@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::{
-    BnMode, ClassWeights, JobSpec, Norm, Params, Pushed, Sampling, SpecError, Views,
+    ClassWeights, JobSpec, Params, Pushed, Sampling, SpecError, Views,
     check_model::check_model,
-    check_stage::{check_stage, monitor},
+    check_stage::{check_norms, check_stage, monitor},
 };
 use crate::catalog::{Catalog, Entry, ParamKind, nearest_hint};
 
@@ -61,17 +61,7 @@ fn check_split(spec: &JobSpec) -> Checked {
     require(grains <= data.batch && grains <= 1024, || {
         (format!("{grains} grains do not fit a batch of {}", data.batch), "lower `data.grains`".into())
     })?;
-    let nets = spec.model.iter().chain(spec.nets.values());
-    let normed = nets.clone().any(|m| m.head.norm == Norm::Batch) || spec.stage.iter().any(|s| s.bn == BnMode::Train);
-    require(!normed || grains * 2 <= data.batch || data.batch == 1, || {
-        (
-            format!(
-                "{grains} grains of a batch of {} hold one sample each: batch-norm learns nothing from it",
-                data.batch
-            ),
-            format!("set `data.grains = {}` or less, or raise `data.batch`", (data.batch / 2).max(1)),
-        )
-    })?;
+    check_norms(spec, data.batch)?;
     require(data.batch >= ranks, || {
         (
             format!("a batch of {} is smaller than {ranks} ranks", data.batch),

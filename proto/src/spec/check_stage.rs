@@ -1,7 +1,7 @@
 //! Checks of one stage.
 
 use super::{
-    Rates, StageSection,
+    BnMode, BnScope, JobSpec, Norm, Rates, StageSection,
     check::{Checked, found, require, within},
     name_pattern,
 };
@@ -59,6 +59,23 @@ pub(super) fn check_stage(stage: &StageSection, catalog: &Catalog) -> Checked {
     Ok(())
 }
 
+/// Checks that batch-norms that learn have something to learn from.
+pub(super) fn check_norms(spec: &JobSpec, batch: u32) -> Checked {
+    let grains = spec.grains();
+    let in_head = spec.model.iter().chain(spec.nets.values()).any(|m| m.head.norm == Norm::Batch);
+    // Over the whole batch, grains of one sample are as good as others.
+    let learn = |s: &StageSection| s.bn_scope == BnScope::Grain && (in_head || s.bn == BnMode::Train);
+    require(!spec.stage.iter().any(learn) || grains * 2 <= batch || batch == 1, || {
+        (
+            format!("{grains} grains of a batch of {batch} hold one sample each: batch-norm learns nothing from it"),
+            format!(
+                "set `data.grains = {}` or less, raise `data.batch`, or write `bn_scope = \"batch\"` in the stage",
+                (batch / 2).max(1)
+            ),
+        )
+    })
+}
+
 fn check_rule(rule: &str, at: impl Fn(&str) -> String) -> Checked {
     if let Some(n) = rule.strip_prefix("top:") {
         require(n.parse::<u32>().is_ok(), || {
@@ -114,6 +131,19 @@ mod tests {
             let e = lr(text).unwrap_err();
             assert!(e.message.contains(part), "{text}: {e}");
         }
+    }
+
+    #[test]
+    fn grains_of_one_sample_need_the_statistics_of_the_batch() {
+        let head = "schema = 1\njob = { name = \"t\", kind = \"finetune\" }\n";
+        let data = "data = { format = \"g\", train = \"s\", val = \"s\", batch = 8, grains = 8 }\n";
+        let stage = "[[stage]]\nname = \"s\"\nepochs = 1\ntrain = [\"*\"]\nlr = 1\nbn = \"train\"\n";
+        let check = |more: &str| check_norms(&parse(&format!("{head}{data}{stage}{more}")).unwrap(), 8);
+        let e = check("").unwrap_err();
+        assert!(e.message.contains("one sample each") && e.hint.contains("bn_scope = \"batch\""), "{e} ({})", e.hint);
+        check("bn_scope = \"batch\"\n").unwrap();
+        let e = parse(&format!("{head}{stage}bn_scope = \"all\"\n")).unwrap_err();
+        assert!(e.message.contains("unknown variant `all`"), "{e}");
     }
 
     #[test]

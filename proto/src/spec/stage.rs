@@ -49,6 +49,9 @@ pub struct StageSection {
     /// What batch-norm layers do.
     #[serde(default)]
     pub bn: BnMode,
+    /// Whose statistics batch-norms in training take: those of the `grain`, or of the whole `batch` over all ranks.
+    #[serde(default)]
+    pub bn_scope: BnScope,
     /// Forget moments at the start of the stage.
     #[serde(default)]
     pub reset_optimizer: bool,
@@ -83,6 +86,7 @@ impl StageSection {
             layer_decay: 1.0,
             min_scale: 0.0,
             bn: BnMode::default(),
+            bn_scope: BnScope::default(),
             reset_optimizer: false,
         }
     }
@@ -235,8 +239,21 @@ pub enum BnMode {
     Frozen,
     /// Running statistics, trained scale and shift.
     AffineOnly,
-    /// Statistics of the grain, trained scale and shift.
+    /// Statistics of what is trained on (see `bn_scope`), trained scale and shift.
     Train,
+}
+
+/// Whose statistics the batch-norms take that learn in a stage: those of the head, and with `bn = "train"` those of the
+/// trained part of the backbone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BnScope {
+    /// Of the grain: no waiting, and one grain in memory at a time.
+    #[default]
+    Grain,
+    /// Of the step's whole batch, over all grains of all ranks. Ranks wait for each other at every batch-norm, forward and
+    /// backward, and all grains of a rank are in memory at once.
+    Batch,
 }
 
 /// The pattern of a rule `re:PATTERN`; nothing for another rule. Bounded in length and in what it compiles to, and

@@ -48,7 +48,7 @@ fn learns(network: &Network, side: usize) {
     let norms: Vec<BufferId> = norms.iter().map(|n| n.0).collect();
     let layout = Layout::new(store, &params, &norms);
     let draw = DropoutDraw { rng: Philox::new(1, "dropout"), draws: &[4, 5, 6] };
-    let pass = Pass { store, layout: Some(&layout), dropout: Some(draw) };
+    let pass = Pass { layout: Some(&layout), dropout: Some(draw), ..Pass::eval(store) };
     let mut tape = Tape::default();
     let forward = |x, unit: &super::Unit| unit.layer.forward(&x, &pass, &mut tape);
     let y = network.units.iter().try_fold(testing::input(&[3, side, side, 3]), forward).unwrap();

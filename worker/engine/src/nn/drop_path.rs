@@ -85,7 +85,7 @@ mod tests {
         let x = testing::input(&[200, 2, 1, 3]);
         let run = |x: &Tensor, draws: &[u64]| {
             let draw = DropoutDraw { rng: Philox::new(1, "dropout"), draws };
-            let pass = Pass { store: &store, layout: Some(&layout), dropout: Some(draw) };
+            let pass = Pass { layout: Some(&layout), dropout: Some(draw), ..Pass::eval(&store) };
             let mut tape = Tape::default();
             let y = layer.forward(x, &pass, &mut tape).unwrap();
             let dx = layer.backward(x, &pass, &mut tape, &mut Gradients::new(&layout), true).unwrap().unwrap();

@@ -76,7 +76,7 @@ mod tests {
         let x = testing::input(&[4, 50]);
         let run = |x: &Tensor, draws: &[u64]| {
             let draw = DropoutDraw { rng: Philox::new(1, "dropout"), draws };
-            let pass = Pass { store: &store, layout: None, dropout: Some(draw) };
+            let pass = Pass { dropout: Some(draw), ..Pass::eval(&store) };
             layer.forward(x, &pass, &mut Tape::default()).unwrap()
         };
         let all = run(&x, &[10, 11, 12, 13]);

@@ -175,13 +175,13 @@ mod tests {
         let layout = Layout::new(&b.store, &params, &[]);
         let x = tensor(IDS.to_vec(), &[3, 4]).unwrap();
         let run = |store: &Store, tape: &mut Tape| {
-            let pass = Pass { store, layout: Some(&layout), dropout: Some(draw) };
+            let pass = Pass { layout: Some(&layout), dropout: Some(draw), ..Pass::eval(store) };
             layer.forward(&x, &pass, tape).unwrap()
         };
         let mut tape = Tape::default();
         let y = run(&b.store, &mut tape);
         let dy = testing::input(y.dims());
-        let pass = Pass { store: &b.store, layout: Some(&layout), dropout: Some(draw) };
+        let pass = Pass { layout: Some(&layout), dropout: Some(draw), ..Pass::eval(&b.store) };
         let mut grads = Gradients::new(&layout);
         assert!(layer.backward(&dy, &pass, &mut tape, &mut grads, true).unwrap().is_none());
         for i in 0..b.store.values.len() {

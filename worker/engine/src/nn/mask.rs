@@ -90,7 +90,7 @@ mod tests {
         let mask = Mask { p: 0.25, site: 3 };
         let run = |lengths: &[usize], room: usize, draws: &[u64]| {
             let draw = DropoutDraw { rng: Philox::new(1, "dropout"), draws };
-            let pass = Pass { store: &store, layout: None, dropout: Some(draw) };
+            let pass = Pass { dropout: Some(draw), ..Pass::eval(&store) };
             let ragged = Ragged { lengths: lengths.to_vec(), room };
             let ones = tensor(vec![1.0; ragged.rows() * 7], &[ragged.rows(), 7]).unwrap();
             mask.rows(ones, &ragged, &pass)

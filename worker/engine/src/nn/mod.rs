@@ -16,6 +16,7 @@ mod dropout;
 mod embedding;
 mod encoder;
 mod gate;
+mod grains;
 mod graph;
 mod lanes;
 mod layer_norm;
@@ -49,6 +50,7 @@ pub use dropout::Dropout;
 pub use embedding::Embedding;
 pub use encoder::{EncoderBlock, Order};
 pub use gate::Gate;
+pub use grains::{Grains, Join};
 pub use graph::{Graph, Value};
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
@@ -72,12 +74,14 @@ pub struct Pass<'a> {
     pub layout: Option<&'a Layout>,
     /// Randomness of dropout; `None` drops nothing.
     pub dropout: Option<DropoutDraw<'a>>,
+    /// The other grains of the step, if batch-norms in training take the statistics of them all.
+    pub grains: Option<&'a dyn Grains>,
 }
 
 impl<'a> Pass<'a> {
     /// A pass that only evaluates.
     pub fn eval(store: &'a Store) -> Self {
-        Self { store, layout: None, dropout: None }
+        Self { store, layout: None, dropout: None, grains: None }
     }
 
     fn records(&self) -> bool {

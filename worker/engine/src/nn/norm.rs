@@ -1,5 +1,5 @@
-//! Batch-norm over the channels of a grain, or by running statistics, and the activation after it: one pass over the data
-//! to find the statistics, one to apply both.
+//! Batch-norm over the channels of a grain, of all grains of a step, or by running statistics, and the activation after
+//! it: one pass over the data to find the statistics, one to apply both.
 //!
 //! Forward has no side effect. In training mode backward deposits, per channel, Σ(x−r) and Σ(x−r)² around the running
 //! mean r: linear terms that any reduction can add up, from which one update per step is made after it.
@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::{
-    Act, BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape, host,
+    Act, BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape, grains, host,
     rows::{BLOCK, total},
     tensor,
 };
@@ -140,6 +140,25 @@ vectorised! {
     }
 }
 
+/// Adds moments to moments (Chan et al., 1979): a count, then the mean of each channel, then its Σ(x − mean)².
+fn join<T: Copy + Into<f64>>(all: &mut [f64], own: f64, mean: &[T], square: &[T]) {
+    let (count, rest) = all.split_at_mut(1);
+    let (means, squares) = rest.split_at_mut(mean.len());
+    let share = own / (count[0] + own);
+    for ch in 0..mean.len() {
+        let delta = mean[ch].into() - means[ch];
+        means[ch] += delta * share;
+        squares[ch] += square[ch].into() + delta * delta * count[0] * share;
+    }
+    count[0] += own;
+}
+
+/// The same for the moments of grains.
+fn join_grains(all: &mut [f64], next: &[f64]) {
+    let (mean, square) = next[1..].split_at(next.len() / 2);
+    join(all, next[0], mean, square);
+}
+
 impl BatchNorm {
     /// With an activation after it.
     pub fn act(self, act: Act) -> Self {
@@ -157,24 +176,23 @@ impl BatchNorm {
         pass.layout.is_some_and(|l| l.stats(self.mean).is_some())
     }
 
-    /// Statistics of the grain: those of blocks of rows, joined in order in f64 (Chan et al., 1979).
-    fn statistics(&self, x: &[f32]) -> Vec<f32> {
+    /// Moments of the grain: those of blocks of rows, joined in order in f64.
+    fn moments(&self, x: &[f32]) -> Vec<f64> {
         let c = self.c;
         let blocks = x.len().div_ceil(BLOCK * c);
         let mut lines = vec![0.0f32; blocks * 2 * c];
         lines.par_chunks_exact_mut(2 * c).zip(x.par_chunks(BLOCK * c)).for_each(|(line, x)| moments(x, line));
-        let (mut mean, mut square, mut count) = (vec![0.0f64; c], vec![0.0f64; c], 0.0f64);
+        let mut all = vec![0.0f64; 1 + 2 * c];
         for (i, line) in lines.chunks_exact(2 * c).enumerate() {
-            let own = (x.len() / c - i * BLOCK).min(BLOCK) as f64;
-            let share = own / (count + own);
-            for ch in 0..c {
-                let delta = f64::from(line[ch]) - mean[ch];
-                mean[ch] += delta * share;
-                square[ch] += f64::from(line[c + ch]) + delta * delta * count * share;
-            }
-            count += own;
+            join(&mut all, (x.len() / c - i * BLOCK).min(BLOCK) as f64, &line[..c], &line[c..]);
         }
-        let mut stats = Vec::with_capacity(STATS * c);
+        all
+    }
+
+    /// What the pass forward needs of the moments of all that the statistics are of.
+    fn statistics(&self, all: &[f64]) -> Vec<f32> {
+        let (count, (mean, square)) = (all[0], all[1..].split_at(self.c));
+        let mut stats = Vec::with_capacity(STATS * self.c);
         stats.extend(mean.iter().map(|m| *m as f32));
         stats.extend(square.iter().map(|q| (1.0 / (q / count + f64::from(self.eps)).sqrt()) as f32));
         stats.extend(square.iter().map(|q| (q / count) as f32));
@@ -196,7 +214,11 @@ impl Layer for BatchNorm {
         let (c, input, training) = (self.c, host(x)?, self.is_training(pass));
         let input = &*input;
         let stats = if training {
-            self.statistics(input)
+            let own = self.moments(input);
+            match pass.grains {
+                Some(grains) => self.statistics(&grains.joined(own, join_grains)?),
+                None => self.statistics(&own),
+            }
         } else {
             let (mean, var) = (pass.store.buffer(self.mean), pass.store.buffer(self.var));
             let inverse = var.iter().map(|v| 1.0 / (v + self.eps).sqrt());
@@ -278,6 +300,13 @@ impl Layer for BatchNorm {
         }
         match x {
             Some(x) if training => {
+                // What follows is the gradient through the statistics: over all that they are of.
+                let mut count = count;
+                if let Some(grains) = pass.grains {
+                    sums.push(count);
+                    sums = grains.joined(sums, grains::plus)?.to_vec();
+                    count = sums[2 * c];
+                }
                 // dx = scale·(dy − Σdy/n − x̂·Σ(dy·x̂)/n)
                 let slope = |i: usize| f64::from(inv[i]) * f64::from(inv[i]) * sums[c + i] / count;
                 let a: Vec<f32> = (0..c).map(|i| (-f64::from(scale[i]) * slope(i)) as f32).collect();

@@ -236,7 +236,7 @@ pub(super) mod testing {
         testing::check_gradients_under(&Framed(layer, &lengths), store, &[4, 5, c], &layout, Some(draw));
         let x = testing::input(&[4, 5, c]);
         let run = |x: &Tensor, lengths: &[usize], draws: &[u64]| {
-            let pass = Pass { store, layout: None, dropout: Some(DropoutDraw { draws, ..draw }) };
+            let pass = Pass { dropout: Some(DropoutDraw { draws, ..draw }), ..Pass::eval(store) };
             let y = Framed(layer, lengths).forward(x, &pass, &mut Tape::default()).unwrap();
             host(&y).unwrap().to_vec()
         };

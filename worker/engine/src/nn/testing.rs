@@ -53,7 +53,7 @@ pub fn check_gradients_under(
 ) {
     let x = input(shape);
     let run = |store: &Store, x: &Tensor| {
-        let pass = Pass { store, layout: Some(layout), dropout };
+        let pass = Pass { layout: Some(layout), dropout, ..Pass::eval(store) };
         let mut tape = Tape::default();
         let y = layer.forward(x, &pass, &mut tape).unwrap();
         (y, tape)
@@ -64,7 +64,7 @@ pub fn check_gradients_under(
         let (y, c) = (host(y).unwrap(), host(&c).unwrap());
         y.iter().zip(c.iter()).map(|(y, c)| f64::from(*y) * f64::from(*c)).sum()
     };
-    let pass = Pass { store, layout: Some(layout), dropout };
+    let pass = Pass { layout: Some(layout), dropout, ..Pass::eval(store) };
     let mut grads = Gradients::new(layout);
     let dx = layer.backward(&c, &pass, &mut tape, &mut grads, true).unwrap().unwrap();
     // Where two step sizes disagree the function has a kink between them, and no derivative to compare with.

@@ -21,3 +21,10 @@ fn build(threads: usize) -> rayon::ThreadPool {
 pub fn run<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     POOL.get_or_init(|| build(0)).install(work)
 }
+
+/// Lets threads outside a pool compute: rayon hands their work to its global pool, which becomes as large as the pool
+/// that this is called in. Whoever waits for those threads inside the pool leaves the cores to them.
+pub fn lend() {
+    // It may be there already.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(rayon::current_num_threads()).build_global();
+}

@@ -10,6 +10,7 @@ pub mod export;
 mod finish;
 mod gate;
 pub(crate) mod inputs;
+mod lockstep;
 mod lr_find;
 pub mod net;
 mod prepare;

@@ -1,6 +1,9 @@
 //! A look at a job before it runs: lists the data, builds the networks, says what would happen, or refuses with names.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
+use tl_proto::spec::BnScope;
 
 use super::{Config, begin::manifest, export::StageFigures, net::Net, samples::Samples, stage::Stage, weights};
 use crate::{
@@ -28,9 +31,13 @@ pub struct Plan {
     pub steps_per_epoch: usize,
     /// Grains of a full step.
     pub grains: u32,
-    /// Samples of the largest grain: what is in memory at a time. Gradients of grains add up to the batch's.
+    /// Samples that are in memory at a time: those of the largest grain, or of all grains of a rank where batch-norms take
+    /// the statistics of the batch. Gradients of grains add up to the batch's.
     #[serde(default)]
     pub grain_samples: usize,
+    /// What may be dearer than it looks, or does nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// What each class counts in the loss, where they do not all count the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class_weights: Option<Vec<f32>>,
@@ -61,12 +68,14 @@ pub fn same_classes(train: &dyn Dataset, val: &dyn Dataset) -> Result<Vec<String
     Ok(a.to_vec())
 }
 
-/// Samples of the largest grain of an epoch; the last step may be longer than the others by one.
-fn largest_grain(n: usize, batch: usize, grains: usize) -> usize {
+/// The most samples that are in memory at a time, by the runs of grains of a step that are there together; the last step
+/// may be longer than the others by one.
+fn at_a_time(n: usize, batch: usize, grains: usize, runs: impl Fn(usize) -> Vec<Range<usize>>) -> usize {
     let steps = [batch.min(n), n.saturating_sub((steps_per_epoch(n, batch).max(1) - 1) * batch)];
     let largest = |step: usize| {
         let count = grains_of(step, batch, grains);
-        (0..count).map(|s| grain(step, count, s).len()).max().unwrap_or(0)
+        let samples = |run: Range<usize>| run.map(|s| grain(step, count, s).len()).sum();
+        runs(count).into_iter().map(samples).max().unwrap_or(0)
     };
     steps.map(largest).into_iter().max().unwrap_or(0)
 }
@@ -107,8 +116,24 @@ pub fn probe(config: &Config) -> Result<Plan> {
     }
     let store = &net.network.initial;
     net.shape_at(store, net.network.units.len())?;
+    let n = train.dataset.labels().len();
+    let (batch, grains) = (data.batch as usize, spec.grains() as usize);
+    let grain_samples = at_a_time(n, batch, grains, |count| (0..count).map(|s| s..s + 1).collect());
+    let together = at_a_time(n, batch, grains, |count| partition(count, spec.cluster.ranks.min as usize));
+    let (mut warnings, mut lockstep) = (Vec::new(), false);
     let stages = spec.stage.iter().map(|s| {
         let stage = Stage::resolve(&net, store, s)?;
+        lockstep |= stage.lockstep;
+        if stage.lockstep {
+            warnings.push(format!(
+                "stage `{}` takes the statistics of {} batch-norms over the whole batch: up to {together} samples are in \
+                 memory at a time, and ranks wait for each other at each of them, forward and backward",
+                s.name,
+                stage.norms.len()
+            ));
+        } else if s.bn_scope == BnScope::Batch {
+            warnings.push(format!("no batch-norm learns in stage `{}`: its `bn_scope` changes nothing", s.name));
+        }
         let first_unit = net.network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default();
         Ok(StageFigures {
             name: s.name.clone(),
@@ -119,8 +144,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
         })
     });
     let stages = stages.collect::<Result<_>>()?;
-    let n = train.dataset.labels().len();
-    let split = partition(spec.grains() as usize, spec.cluster.ranks.max as usize);
+    let split = partition(grains, spec.cluster.ranks.max as usize);
     Ok(Plan {
         classes,
         samples: [n, val.dataset.labels().len()],
@@ -132,11 +156,12 @@ pub fn probe(config: &Config) -> Result<Plan> {
                 format!("{} pixels, {:?}, {} padding", c.side(), c.scale, c.padding)
             }
         },
-        steps_per_epoch: steps_per_epoch(n, data.batch as usize),
+        steps_per_epoch: steps_per_epoch(n, batch),
         grains: spec.grains(),
-        grain_samples: largest_grain(n, data.batch as usize, spec.grains() as usize),
+        grain_samples: if lockstep { together } else { grain_samples },
+        warnings,
         class_weights: weights::of_classes(data, &*train.dataset)?,
-        split: split.iter().map(std::ops::Range::len).collect(),
+        split: split.iter().map(Range::len).collect(),
         stages,
     })
 }

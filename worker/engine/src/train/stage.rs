@@ -1,6 +1,6 @@
 //! What a stage trains: rules from the job file resolved to parameters, batch-norms and groups.
 
-use tl_proto::spec::{BnMode, StageSection};
+use tl_proto::spec::{BnMode, BnScope, StageSection};
 
 use super::{net::Net, rates, rules};
 use crate::{
@@ -19,6 +19,8 @@ pub struct Stage {
     pub groups: Vec<Group>,
     /// Running means and variances that the stage updates.
     pub norms: Vec<(BufferId, BufferId)>,
+    /// Whether the batch-norms that learn take the statistics of the whole batch.
+    pub lockstep: bool,
     /// Trained parameters, elements.
     pub trained: usize,
 }
@@ -71,7 +73,8 @@ impl Stage {
         let scales = rates::scales(net, store, spec, &ids)?;
         let groups = groups(store, &layout, &scales);
         let count = layout.params_len();
-        Ok(Self { cut, layout, groups, norms, trained: count })
+        let lockstep = spec.bn_scope == BnScope::Batch && !norms.is_empty();
+        Ok(Self { cut, layout, groups, norms, lockstep, trained: count })
     }
 
     /// The lowest and the highest rate that anything is trained at, before schedules.

@@ -3,14 +3,14 @@
 use candle_core::Var;
 use tl_proto::spec::{Reduction, Sampling};
 
-use super::{Run, inputs::Inputs, stage::Stage, state::RunState};
+use super::{Run, inputs::Inputs, lockstep, stage::Stage, state::RunState};
 use crate::{
     Error, Result,
     collective::{self, Collective, tree},
     data::sampler::{Epoch, grain, grains_of},
     eval,
     modifier::{self, Mix},
-    nn::{DropoutDraw, Gradients, Layer, Pass, Tape, host, tensor},
+    nn::{DropoutDraw, Gradients, Grains, Layer, Pass, Tape, host, tensor},
     num::rng::Philox,
     objective::Batch,
 };
@@ -71,13 +71,12 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     let mut stack: Vec<tree::Node> = Vec::new();
     let mut tally = vec![u8::from(stop)];
     let mut touched = vec![own.is_empty(); state.store.params.len()];
-    for s in own {
-        let positions = grain(slots.len(), count, s);
-        let draws: Vec<(usize, u64)> = positions.map(|p| epoch.draw(slots.start + p)).collect();
-        let one = step.grain(&draws, s)?;
+    let draws =
+        |s: usize| -> Vec<(usize, u64)> { grain(slots.len(), count, s).map(|p| epoch.draw(slots.start + p)).collect() };
+    let mut add = |s: usize, one: GrainSums| {
         touched.iter_mut().zip(&one.touched).for_each(|(t, o)| *t |= o);
         tally.extend((s as u64).to_le_bytes());
-        tally.extend((draws.len() as u64).to_le_bytes());
+        tally.extend(one.samples.to_le_bytes());
         tally.extend(one.correct.to_le_bytes());
         tally.extend(one.loss.to_le_bytes());
         match (fast, stack.last_mut()) {
@@ -85,6 +84,14 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
             (true, Some(sum)) => sum.data.iter_mut().zip(&one.flat).for_each(|(a, b)| *a += b),
             (true, None) => stack.push(tree::Node::leaf(before, one.flat)),
             (false, _) => tree::push(&mut stack, tree::Node::leaf(s, one.flat), count),
+        }
+    };
+    if stage.lockstep {
+        let all = lockstep::run(&shares, group, |s, grains| step.grain(&draws(s), s, Some(grains)))?;
+        own.zip(all).for_each(|(s, one)| add(s, one));
+    } else {
+        for s in own {
+            add(s, step.grain(&draws(s), s, None)?);
         }
     }
     let flat = collective::reduce(group, stack, if fast { busy } else { count }, stage.layout.total_len())?;
@@ -131,6 +138,7 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
 }
 
 struct GrainSums {
+    samples: u64,
     flat: Vec<f32>,
     touched: Vec<bool>,
     loss: f64,
@@ -170,7 +178,7 @@ impl Step<'_> {
         modifier::mix(&spec.modifiers, spec.job.seed, self.state.progress.step, grain as u32, side)
     }
 
-    fn grain(&self, draws: &[(usize, u64)], grain: usize) -> Result<GrainSums> {
+    fn grain(&self, draws: &[(usize, u64)], grain: usize, grains: Option<&dyn Grains>) -> Result<GrainSums> {
         let (indices, ids): (Vec<usize>, Vec<u64>) = draws.iter().copied().unzip();
         let turns = self.turns(&ids);
         let mix = self.mix(grain);
@@ -192,7 +200,8 @@ impl Step<'_> {
 
         let x = self.inputs.batch(&self.state.store, &indices, &turns, mix.as_ref())?;
         let dropout = DropoutDraw { rng: Philox::new(self.run.spec.job.seed, "dropout"), draws: &ids };
-        let pass = Pass { store: &self.state.store, layout: Some(&self.stage.layout), dropout: Some(dropout) };
+        let layout = Some(&self.stage.layout);
+        let pass = Pass { store: &self.state.store, layout, dropout: Some(dropout), grains };
         let mut tape = Tape::default();
         let units = &self.inputs.net.network.units[self.stage.cut..];
         let logits = units.iter().try_fold(x, |x, unit| unit.layer.forward(&x, &pass, &mut tape))?;
@@ -217,6 +226,7 @@ impl Step<'_> {
         let values = host(&logits)?;
         let rows = values.chunks_exact(classes).zip(&labels);
         let correct = rows.filter(|(row, label)| eval::judge(row, **label).predicted == **label).count() as u64;
-        Ok(GrainSums { flat: grads.flat, touched: grads.touched, loss: value, correct })
+        let samples = draws.len() as u64;
+        Ok(GrainSums { samples, flat: grads.flat, touched: grads.touched, loss: value, correct })
     }
 }
