@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tl_proto::{
     MAX_SPEC_BYTES,
-    spec::{JobSpec, Pushed, StepSection},
+    spec::{JobSpec, StepSection},
 };
 
 use crate::Error;
@@ -63,8 +63,8 @@ fn fill(step: &mut StepSection, base: &Path) -> Result<(), Error> {
 }
 
 fn absolute(spec: &mut JobSpec, base: &Path) {
-    // What was pushed has the same name everywhere.
-    let plain = |place: &&mut String| matches!(Pushed::parse(place), Ok(None));
+    // What was pushed, or lies on the hub, has the same name everywhere. A name that is none is refused as it was meant.
+    let plain = |place: &&mut String| JobSpec::is_path(place);
     spec.places_mut().filter(plain).for_each(|place| resolve(place, base));
     for step in &mut spec.step {
         if let Some(inner) = &mut step.spec {

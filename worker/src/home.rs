@@ -85,6 +85,11 @@ impl Home {
         self.dir.join("data")
     }
 
+    /// Weights of the hub, where the environment names no cache of its own for them.
+    pub fn hub(&self) -> PathBuf {
+        self.dir.join("hub")
+    }
+
     /// Blobs that are here already.
     pub fn blobs(&self) -> PathBuf {
         self.dir.join("blobs")

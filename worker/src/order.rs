@@ -4,7 +4,10 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tl_proto::{failure::Failure, spec::JobSpec};
+use tl_proto::{
+    failure::Failure,
+    spec::{Fetched, JobSpec},
+};
 
 /// Longest line, in bytes.
 pub const MAX_LINE: usize = 16 << 20;
@@ -54,6 +57,10 @@ pub struct Order {
     pub inputs: BTreeMap<String, PathBuf>,
     /// Folders of pushed data sets, by digest.
     pub pushed: BTreeMap<String, PathBuf>,
+    /// Weights of the hub, by the names that the job gives them.
+    pub hub: BTreeMap<String, Fetched>,
+    /// The same where they were not to be downloaded: bytes that it would take.
+    pub absent: BTreeMap<String, u64>,
     /// Checkpoints, newest first.
     pub resume: Vec<PathBuf>,
 }

@@ -29,11 +29,13 @@ use crate::{
     courier::{self, Parcel},
     datasets::{DataSets, Lease},
     home::Home,
+    hub::Models,
     order::{FromRank, MAX_LINE, Order, ToRank},
     outbox::Outbox,
     report::{Key, LOG, Reporter},
     roots::Roots,
     spawner::Spawner,
+    weights,
 };
 
 /// What the processes of an agent share.
@@ -50,6 +52,8 @@ pub struct Context {
     pub blobs: Blobs,
     /// Pushed data sets.
     pub data: DataSets,
+    /// Weights of the hub.
+    pub models: Models,
     /// Messages for the coordinator.
     pub outbox: Outbox,
     /// Rows and lines for the coordinator.
@@ -206,6 +210,7 @@ async fn start(
         pushed.insert(blob.digest.clone(), lease.folder().to_owned());
         leases.push(lease);
     }
+    let (hub, absent) = weights::bring(context, key, &spec, launch.plan).await?;
     let mut resume = Vec::new();
     if key.rank == 0 {
         for checkpoint in &launch.checkpoints {
@@ -236,6 +241,8 @@ async fn start(
         cache_bytes: context.cache_bytes,
         inputs,
         pushed,
+        hub,
+        absent,
         resume,
     };
     let log = File::create(folder.join(LOG)).map_err(disk("open the rank's log"))?;

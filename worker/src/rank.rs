@@ -174,6 +174,8 @@ fn work(
         spec: order.spec.clone(),
         inputs: order.inputs.clone(),
         pushed: order.pushed.clone(),
+        hub: order.hub.clone(),
+        absent: order.absent.clone(),
         work: order.work.clone(),
         cache: order.cache.clone(),
         cache_bytes: order.cache_bytes,

@@ -2,10 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use tl_proto::{
-    failure::Failure,
-    spec::{JobSpec, Pushed},
-};
+use tl_proto::{failure::Failure, spec::JobSpec};
 
 /// Folders that jobs may read.
 #[derive(Clone, Debug, Default)]
@@ -29,8 +26,8 @@ impl Roots {
     /// # Errors
     /// Names the first path that is not.
     pub fn check(&self, spec: &JobSpec) -> Result<(), Failure> {
-        // Pushed data sets lie where the agent has put them.
-        let mut paths = spec.places().filter(|(_, place)| !matches!(Pushed::parse(place), Ok(Some(_))));
+        // Pushed data sets and what comes from the hub lie where the agent has put them.
+        let mut paths = spec.places().filter(|(_, place)| JobSpec::is_path(place));
         paths.try_for_each(|(key, path)| self.allows(key, path))
     }
 

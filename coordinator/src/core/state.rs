@@ -7,7 +7,7 @@ use tl_proto::{
     catalog::Catalog,
     failure::{Failure, FailureClass},
     ids::{JobId, NodeId, PhaseId},
-    spec::JobSpec,
+    spec::{JobSpec, Source},
 };
 
 /// Milliseconds since the epoch; never goes back.
@@ -280,6 +280,26 @@ impl Job {
     /// The job of a pipeline step.
     pub fn step_spec(&self, step: &str) -> Option<&JobSpec> {
         self.spec.steps().into_iter().find(|(id, _, _)| *id == step).map(|(_, spec, _)| spec)
+    }
+
+    /// The job of a pipeline step as its ranks are to run it: where its probe has found out which commit a revision of the
+    /// hub stands for, they all take that one, in every attempt.
+    pub fn pinned_spec(&self, step: &str) -> Option<JobSpec> {
+        let mut spec = self.step_spec(step)?.clone();
+        let sources = self.sources(step);
+        for place in spec.places_mut() {
+            if let Some(source) = sources.iter().find(|s| s.place == *place) {
+                place.clone_from(&source.pinned);
+            }
+        }
+        Some(spec)
+    }
+
+    /// What the probe of a step has found of weights on the hub.
+    pub fn sources(&self, step: &str) -> Vec<Source> {
+        let probe = self.phases.iter().find(|p| p.step == step && p.kind == PhaseKind::Probe);
+        let found = probe.and_then(|p| p.result.as_ref()).and_then(|r| r.get("sources"));
+        found.and_then(|s| serde_json::from_value(s.clone()).ok()).unwrap_or_default()
     }
 
     /// Every blob that it refers to.

@@ -14,6 +14,7 @@ use tl_proto::{
     catalog::Catalog,
     deadlines::Deadlines,
     ids::{JobId, NodeId, PhaseId},
+    spec::Source,
     v1::{self, agent_message, coordinator_message, node_api_server},
 };
 use tokio::sync::mpsc;
@@ -268,7 +269,7 @@ impl NodeService {
         rank: u32,
         slot: u32,
     ) -> Option<v1::Launch> {
-        let spec = job.step_spec(&phase.step)?;
+        let spec = &job.pinned_spec(&phase.step)?;
         let blob = |b: &Blob| v1::BlobRef { digest: b.digest.clone(), size: b.size };
         let data: Vec<v1::BlobRef> = spec
             .pushed()
@@ -282,7 +283,8 @@ impl NodeService {
         let inputs: BTreeMap<String, v1::BlobRef> = models.map(|a| (a.step.clone(), blob(&a.blob))).collect();
         // Whoever is ready first waits for those who still fetch.
         let newest = phase.checkpoints.first().map_or(0, |(_, b)| b.size);
-        let fetched: u64 = data.iter().chain(inputs.values()).map(|b| b.size).sum::<u64>() + newest;
+        let hub: u64 = job.sources(&phase.step).iter().map(Source::bytes).sum();
+        let fetched: u64 = data.iter().chain(inputs.values()).map(|b| b.size).sum::<u64>() + newest + hub;
         let rendezvous_ms = self.deadlines.rendezvous_ms + fetched * 1_000 / FETCHES;
         Some(v1::Launch {
             job_id: id.to_string(),
@@ -305,6 +307,7 @@ impl NodeService {
             silence_ms: self.deadlines.silence_ms,
             rendezvous_ms,
             beat_ms: self.deadlines.beat_ms,
+            plan: job.plan_only,
             stop_grace_ms: self.deadlines.stop_grace_ms,
         })
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    ClassWeights, JobSpec, Params, Pushed, Sampling, SpecError, Views,
+    ClassWeights, JobSpec, Params, Sampling, SpecError, Views,
     check_model::check_model,
     check_stage::{check_norms, check_stage, monitor},
 };
@@ -148,7 +148,7 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     for net in std::iter::once(model).chain(spec.nets.values()) {
         check_model(net, catalog)?;
     }
-    spec.places().try_for_each(|(_, place)| Pushed::parse(place).map(|_| ()))?;
+    spec.check_places()?;
     found(Catalog::find(&catalog.optimizers, "optimizer", &spec.optimizer.name))?;
     within("data.augment.rotate", data.augment.rotate, 0.0, 0.5)?;
     within("data.augment.zoom", data.augment.zoom, 0.0, 0.9)?;

@@ -3,6 +3,7 @@
 mod check;
 mod check_model;
 mod check_stage;
+mod hub;
 mod model;
 mod parse;
 mod paths;
@@ -12,6 +13,7 @@ mod schema;
 mod stage;
 
 pub use check::{check, check_shape};
+pub use hub::{Fetched, HUB_FILE, Hub, Source, SourceFile};
 pub use model::*;
 pub use parse::{SpecError, parse, set_override};
 pub use paths::Pushed;

@@ -218,7 +218,8 @@ pub struct DataSection {
 pub struct ModelSection {
     /// A backbone of the catalog.
     pub backbone: String,
-    /// A file, a folder of ours or of Hugging Face's layout, `step:ID`, or nothing for random weights.
+    /// A file, a folder of ours or of Hugging Face's layout, `hf://OWNER/REPO[@REVISION][#FILE]`, `data:DIGEST`,
+    /// `step:ID`, or nothing for random weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
     /// The preprocessing that the weights want, where no `preprocess.json` lies beside them: `tf`, `torch`, `unit`.

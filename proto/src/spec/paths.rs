@@ -1,6 +1,6 @@
-//! Places that a job names: paths on the nodes, or data sets that were pushed to the blob store.
+//! Places that a job names: paths on the nodes, data sets that were pushed to the blob store, weights on the hub.
 
-use super::{JobSpec, SpecError};
+use super::{Hub, JobSpec, SpecError};
 
 /// What the name of a pushed data set begins with.
 const SCHEME: &str = "data:";
@@ -58,6 +58,35 @@ impl JobSpec {
         let data = data.flat_map(|d| [&mut d.train, &mut d.val]);
         let nets = self.model.iter_mut().chain(self.nets.values_mut());
         data.chain(nets.filter_map(|m| m.weights.as_mut())).filter(|p| !is_step(p))
+    }
+
+    /// Whether every place that this job (not its steps) names can be one.
+    ///
+    /// # Errors
+    /// Names the first that cannot.
+    pub(super) fn check_places(&self) -> Result<(), SpecError> {
+        for (key, place) in self.places() {
+            Pushed::parse(place)?;
+            if Hub::parse(place)?.is_some() && key.starts_with("data.") {
+                let hint = "bring the samples yourself: `tlctl data push FOLDER` gives them a name for the job";
+                return Err(SpecError::new(format!("`{key}` names `{place}`: only weights come from the hub"), hint));
+            }
+        }
+        Ok(())
+    }
+
+    /// Places of weights on the hub, each once.
+    pub fn hub(&self) -> Vec<&str> {
+        let all = self.places().filter(|(_, place)| matches!(Hub::parse(place), Ok(Some(_))));
+        let mut places: Vec<&str> = all.map(|(_, place)| place.as_str()).collect();
+        places.sort_unstable();
+        places.dedup();
+        places
+    }
+
+    /// Whether a place is a path on the nodes.
+    pub fn is_path(place: &str) -> bool {
+        matches!((Pushed::parse(place), Hub::parse(place)), (Ok(None), Ok(None)))
     }
 
     /// Digests of the pushed data sets that this job (not its steps) needs, each once.

@@ -114,6 +114,8 @@ fn run(job: &str, group: &mut dyn Collective, link: &mut dyn Link) -> tl_engine:
         spec,
         inputs: [].into(),
         pushed: [].into(),
+        hub: Default::default(),
+        absent: Default::default(),
         work: folder.path().join("work"),
         cache: folder.path().join("cache"),
         cache_bytes: 1 << 30,

@@ -49,6 +49,20 @@ pub(super) fn same_samples(sets: [&dyn Dataset; 2], group: &mut dyn Collective) 
     Ok(())
 }
 
+/// Ranks on different nodes have fetched weights for themselves; they must be the same bytes.
+pub(super) fn same_sources(config: &Config, group: &mut dyn Collective) -> Result<()> {
+    let sources = config.sources();
+    let all: Vec<&str> = sources.iter().flat_map(|s| &s.files).map(|f| f.sha256.as_str()).collect();
+    let all = group.all_gather(blake3::hash(all.join(" ").as_bytes()).as_bytes().to_vec())?;
+    match all.iter().position(|digest| *digest != all[0]) {
+        None => Ok(()),
+        Some(odd) => Err(Error::user(
+            format!("rank {odd} has got other weights from the hub than rank 0"),
+            "name the commit in `model.weights`, and see that the nodes ask the same hub (`HF_ENDPOINT`)",
+        )),
+    }
+}
+
 /// Rank 0 reads the newest checkpoint that is whole and hands it to the others.
 pub(super) fn resume(
     config: &Config,

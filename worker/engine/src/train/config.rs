@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use tl_proto::spec::{JobSpec, Pushed};
+use tl_proto::spec::{Fetched, Hub, JobSpec, Pushed, Source};
 
 use crate::{Error, Result};
 
@@ -14,6 +14,10 @@ pub struct Config {
     pub inputs: BTreeMap<String, PathBuf>,
     /// Folders of pushed data sets, by digest.
     pub pushed: BTreeMap<String, PathBuf>,
+    /// Weights of the hub, by the names that the job gives them.
+    pub hub: BTreeMap<String, Fetched>,
+    /// For a look only: weights of the hub that are not here, and the bytes that it would take to download them.
+    pub absent: BTreeMap<String, u64>,
     /// A folder for checkpoints and the exported model.
     pub work: PathBuf,
     /// The machine's feature cache.
@@ -25,14 +29,22 @@ pub struct Config {
 }
 
 impl Config {
-    /// The job with paths of this machine in place of pushed data sets. What is exported keeps the names that hold
-    /// everywhere.
+    /// The job with paths of this machine in place of pushed data sets and of weights of the hub, but for those that are
+    /// absent. What is exported keeps the names that hold everywhere.
     ///
     /// # Errors
-    /// A data set that was not handed over.
+    /// A data set, or weights, that were not handed over.
     pub(super) fn local(&self) -> Result<JobSpec> {
         let mut spec = self.spec.clone();
         for place in spec.places_mut() {
+            if matches!(Hub::parse(place), Ok(Some(_))) {
+                match self.hub.get(place) {
+                    Some(fetched) => *place = fetched.path.display().to_string(),
+                    None if self.absent.contains_key(place) => {}
+                    None => return Err(Error::Internal(format!("`{place}` was not handed over"))),
+                }
+                continue;
+            }
             let parsed = Pushed::parse(place).map_err(|e| Error::user(e.message, e.hint))?;
             let Some(Pushed { digest, inside }) = parsed else { continue };
             let folder = self.pushed.get(digest);
@@ -40,5 +52,10 @@ impl Config {
             *place = folder.join(inside).display().to_string();
         }
         Ok(spec)
+    }
+
+    /// Where the weights of the hub came from.
+    pub(super) fn sources(&self) -> Vec<Source> {
+        self.hub.values().map(|fetched| fetched.source.clone()).collect()
     }
 }

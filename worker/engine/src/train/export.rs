@@ -7,7 +7,7 @@ use std::{
 
 use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::JobSpec;
+use tl_proto::spec::{JobSpec, Source};
 
 use super::{lr_find::Found, net::Net, state::EpochFigures};
 use crate::{Error, Result, collective::to_bytes, eval::Evaluation, files, nn::Store};
@@ -23,6 +23,9 @@ pub struct Report {
     pub steps: u64,
     /// Training samples and validation samples.
     pub samples: [usize; 2],
+    /// Where weights of the hub came from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<Source>,
     /// What the frozen prefix was run on.
     pub prefix: PrefixFigures,
     /// Stages, in order.

@@ -27,6 +27,7 @@ impl Loop<'_> {
             kind: spec.job.kind.clone(),
             steps: self.state.progress.step,
             samples: [self.train.count(), self.val.count()],
+            sources: self.config.sources(),
             prefix: self.prefix,
             stages: self.stages.clone(),
             lr_find: self.state.progress.found.values().cloned().collect(),

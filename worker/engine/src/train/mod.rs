@@ -33,7 +33,7 @@ use tl_proto::spec::{DataSection, JobSpec, Sampling};
 
 pub use self::config::Config;
 use self::{
-    begin::{resume, same_numbers, same_samples},
+    begin::{resume, same_numbers, same_samples, same_sources},
     export::{PrefixFigures, Report, StageFigures},
     inputs::Inputs,
     net::Net,
@@ -77,6 +77,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let model = local.model.as_ref().ok_or_else(|| missing("model"))?;
     let objective = Objective::find(&spec.job.kind);
     same_numbers(spec, group)?;
+    same_sources(config, group)?;
     let train = Samples::open(data, "train", spec.job.seed)?;
     let val = Samples::open(data, "val", spec.job.seed)?;
     train.fits_job(spec)?;

@@ -1,9 +1,9 @@
 //! A look at a job before it runs: lists the data, builds the networks, says what would happen, or refuses with names.
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::BnScope;
+use tl_proto::spec::{BnScope, Hub, ModelSection, Source};
 
 use super::{Config, begin::manifest, export::StageFigures, net::Net, samples::Samples, stage::Stage, weights};
 use crate::{
@@ -19,6 +19,12 @@ use crate::{
 /// What would happen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
+    /// Where weights of the hub came from, and what their revisions stood for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<Source>,
+    /// Weights of the hub that are not on the node, and the bytes that it would take to download them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub downloads: BTreeMap<String, u64>,
     /// Names of the classes.
     pub classes: Vec<String>,
     /// Training and validation samples.
@@ -80,7 +86,8 @@ fn at_a_time(n: usize, batch: usize, grains: usize, runs: impl Fn(usize) -> Vec<
     steps.map(largest).into_iter().max().unwrap_or(0)
 }
 
-/// Looks at a job. A model of an earlier step that is not there yet is taken on trust.
+/// Looks at a job. A model of an earlier step that is not there yet is taken on trust, and so is one of the hub that is
+/// not to be downloaded for a look.
 ///
 /// # Errors
 /// Everything that would stop the run at its start.
@@ -94,12 +101,14 @@ pub fn probe(config: &Config) -> Result<Plan> {
     train.fits_job(spec)?;
     val.fits_job(spec)?;
     let classes = same_classes(&*train.dataset, &*val.dataset)?;
-    let later = |m: &tl_proto::spec::ModelSection| {
-        let step = m.weights.as_deref().and_then(|w| w.strip_prefix("step:"));
-        step.is_some_and(|s| !config.inputs.contains_key(s))
+    let later = |m: &ModelSection| {
+        let weights = m.weights.as_deref().unwrap_or_default();
+        let step = weights.strip_prefix("step:");
+        step.is_some_and(|s| !config.inputs.contains_key(s)) || matches!(Hub::parse(weights), Ok(Some(_)))
     };
     let mut model = model.clone();
-    if later(&model) {
+    let on_trust = later(&model);
+    if on_trust {
         model.weights = None;
     }
     let net = Net::build_for(&model, &classes, false, spec.job.seed, &config.inputs, Some(&*train.dataset))?;
@@ -146,11 +155,14 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let stages = stages.collect::<Result<_>>()?;
     let split = partition(grains, spec.cluster.ranks.max as usize);
     Ok(Plan {
+        sources: config.sources(),
+        downloads: config.absent.clone(),
         classes,
         samples: [n, val.dataset.labels().len()],
         manifest: manifest(&[&*train.dataset, &*val.dataset]).to_hex().to_string(),
         preprocess: match &net.contract.text {
             Some(text) => format!("texts of at most {} tokens", text.max_length),
+            None if on_trust && model.preprocess.is_none() => "that of the weights, which are not here yet".into(),
             None => {
                 let c = &net.contract;
                 format!("{} pixels, {:?}, {} padding", c.side(), c.scale, c.padding)

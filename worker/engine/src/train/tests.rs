@@ -83,6 +83,8 @@ fn config(job: &str, dir: &Path, cache: &str, resume: Vec<PathBuf>) -> Config {
         spec,
         inputs: [].into(),
         pushed: [].into(),
+        hub: Default::default(),
+        absent: Default::default(),
         work: dir.join("work"),
         cache: dir.join(cache),
         cache_bytes: 1 << 30,
