@@ -27,6 +27,8 @@ pub enum ToRank {
 pub struct Order {
     /// Only look at the job.
     pub probe: bool,
+    /// A look that nothing comes after.
+    pub look: bool,
     /// The job of one pipeline step.
     pub spec: JobSpec,
     /// This rank.

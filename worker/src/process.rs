@@ -225,6 +225,7 @@ async fn start(
     }
     let order = Order {
         probe: launch.kind == "probe",
+        look: launch.plan,
         rank: launch.rank as usize,
         addresses: launch.addresses.clone(),
         // A coordinator that speaks of no weights means equal ones.

@@ -176,6 +176,7 @@ fn work(
         pushed: order.pushed.clone(),
         hub: order.hub.clone(),
         absent: order.absent.clone(),
+        look: order.look,
         work: order.work.clone(),
         cache: order.cache.clone(),
         cache_bytes: order.cache_bytes,

@@ -8,7 +8,7 @@ use tokio_stream::StreamExt;
 
 use super::{
     CANCELLED, FAILED, INTERRUPTED,
-    args::{Fetch, JobFile, Logs, Ls, Submit},
+    args::{Fetch, Logs, Ls, Submit},
     output::{Output, table},
 };
 use crate::{Client, Error, Event, Fetched, Job, metrics, spec_file};
@@ -250,52 +250,6 @@ pub(super) async fn fetch(client: &Client, a: &Fetch, output: &Output) -> Result
     }
     output.print(&json!({ "event": "fetched", "job": job.id(), "artifacts": files }), || {
         files.iter().map(|f| format!("{}\n", f.path.display())).collect()
-    });
-    Ok(0)
-}
-
-pub(super) async fn plan(client: &Client, a: &JobFile, output: &Output) -> Result<u8, Error> {
-    let spec = spec_file::load(&a.file, &a.set)?;
-    let plan = client.plan(&spec).await?;
-    output.print(&json!({ "event": "plan", "plan": plan }), || {
-        let mut text = String::new();
-        for (step, plan) in plan["steps"].as_object().into_iter().flatten() {
-            text += &format!("step `{step}`\n");
-            let names =
-                |v: &Value| v.as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
-            text += &format!("  classes: {}\n", names(&plan["classes"]));
-            text += &format!("  samples: {} to train, {} to validate\n", plan["samples"][0], plan["samples"][1]);
-            text += &format!("  preprocessing: {}\n", plan["preprocess"].as_str().unwrap_or_default());
-            text += &format!(
-                "  {} steps an epoch, {} grains a step, by rank {}\n",
-                plan["steps_per_epoch"], plan["grains"], plan["split"]
-            );
-            text += &format!(
-                "  gradients of the grains add up to the batch's; at most {} samples of it are in memory at a time\n",
-                plan["grain_samples"]
-            );
-            for warning in plan["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-                text += &format!("  warning: {warning}\n");
-            }
-            if let Some(weights) = plan["class_weights"].as_array() {
-                text += &format!("  classes count {}\n", Value::from(weights.clone()));
-            }
-            for stage in plan["stages"].as_array().into_iter().flatten() {
-                let (name, first) =
-                    (stage["name"].as_str().unwrap_or_default(), stage["first_unit"].as_str().unwrap_or_default());
-                let rates = [&stage["lr"][0], &stage["lr"][1]].map(|r| r.as_f64().unwrap_or_default());
-                let rates = if rates[0] == rates[1] {
-                    format!("rate {:e}", rates[1])
-                } else {
-                    format!("rates {:.1e} to {:e}", rates[0], rates[1])
-                };
-                text += &format!(
-                    "  stage `{name}`: {} of {} parameters trained, {rates}, cached in front of `{first}`\n",
-                    stage["trained"], stage["parameters"]
-                );
-            }
-        }
-        text
     });
     Ok(0)
 }

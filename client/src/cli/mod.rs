@@ -8,6 +8,7 @@ mod local;
 mod nodes;
 mod offline;
 mod output;
+mod plan;
 mod settings;
 
 use std::process::ExitCode;
@@ -68,7 +69,7 @@ async fn run(cli: Cli, output: &Output) -> Result<u8, Error> {
         Command::Retry(a) => jobs::retry(&connect().await?, &a.job, output).await,
         Command::Rm(a) => jobs::remove(&connect().await?, &a.job, output).await,
         Command::Fetch(a) => jobs::fetch(&connect().await?, &a, output).await,
-        Command::Plan(a) => jobs::plan(&connect().await?, &a, output).await,
+        Command::Plan(a) => plan::run(&connect().await?, &a, output).await,
         Command::Data(a) => data::run(&connect().await?, a, output).await,
         Command::Nodes => nodes::list(&connect().await?, output).await,
         Command::Drain(a) => nodes::drain(&connect().await?, &a, output).await,

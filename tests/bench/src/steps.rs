@@ -116,6 +116,7 @@ fn run(job: &str, group: &mut dyn Collective, link: &mut dyn Link) -> tl_engine:
         pushed: [].into(),
         hub: Default::default(),
         absent: Default::default(),
+        look: false,
         work: folder.path().join("work"),
         cache: folder.path().join("cache"),
         cache_bytes: 1 << 30,

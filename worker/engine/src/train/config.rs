@@ -18,6 +18,8 @@ pub struct Config {
     pub hub: BTreeMap<String, Fetched>,
     /// For a look only: weights of the hub that are not here, and the bytes that it would take to download them.
     pub absent: BTreeMap<String, u64>,
+    /// A look that nothing comes after: what the feature cache is worth is measured for it.
+    pub look: bool,
     /// A folder for checkpoints and the exported model.
     pub work: PathBuf,
     /// The machine's feature cache.

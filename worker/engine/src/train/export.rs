@@ -9,7 +9,7 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use tl_proto::spec::{JobSpec, Source};
 
-use super::{lr_find::Found, net::Net, state::EpochFigures};
+use super::{lr_find::Found, net::Net, saving::Saving, state::EpochFigures};
 use crate::{Error, Result, collective::to_bytes, eval::Evaluation, files, nn::Store};
 
 /// What `report.json` says.
@@ -71,6 +71,9 @@ pub struct StageFigures {
     pub lr: [f64; 2],
     /// The first unit that is not frozen.
     pub first_unit: String,
+    /// What the feature cache is worth; only a look at a job works it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saving: Option<Saving>,
 }
 
 /// Bytes of a `.safetensors` file with everything needed to run the model.

@@ -18,6 +18,7 @@ pub mod probe;
 mod rates;
 mod rules;
 pub(crate) mod samples;
+pub mod saving;
 mod stage;
 mod state;
 mod step;
@@ -162,6 +163,7 @@ impl Loop<'_> {
                 parameters: self.state.store.values.len(),
                 lr: stage.rates(stage_spec),
                 first_unit: self.net.network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default(),
+                saving: None,
             });
             if index < self.state.progress.stage {
                 continue;

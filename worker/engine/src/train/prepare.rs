@@ -1,6 +1,6 @@
 //! What a stage needs before its first step: features of the frozen prefix, logits of the teacher.
 
-use super::{Features, Loop, encode, encode::Encoded, net::Net, samples::Samples, stage::Stage};
+use super::{Features, Loop, encode, encode::Encoded, net::Net, samples::Samples, saving, stage::Stage};
 use crate::{Result, cache, collective::Collective, link::Link, modifier, nn};
 
 impl Loop<'_> {
@@ -50,23 +50,17 @@ impl Loop<'_> {
         if stage.cut == 0 || features.val.contains_key(&stage.cut) {
             return Ok(());
         }
-        let (mut cuts, mut lowest) = (vec![stage.cut], stage.cut);
+        let mut cuts = vec![stage.cut];
         for later in &self.run.spec.stage[index + 1..] {
-            let cut = Stage::resolve(self.net, &self.state.store, later)?.cut;
-            if cut <= lowest && cut > 0 {
-                cuts.push(cut);
-            }
-            lowest = lowest.min(cut);
+            cuts.push(Stage::resolve(self.net, &self.state.store, later)?.cut);
         }
-        cuts.sort_unstable();
-        cuts.dedup();
         let (net, store) = (self.net, &self.state.store);
         let bytes = |cut: usize, rows: usize| -> Result<usize> {
             Ok(net.shape_at(store, cut)?.iter().product::<usize>() * 4 * rows)
         };
         let rows = self.train.count() * self.train.views().unwrap_or(1) + self.val.count();
         let mut fitting = Vec::new();
-        for cut in cuts {
+        for cut in saving::together(&cuts) {
             if bytes(cut, rows)? <= encode::BUDGET {
                 fitting.push(cut);
             }

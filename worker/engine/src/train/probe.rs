@@ -5,7 +5,16 @@ use std::{collections::BTreeMap, ops::Range};
 use serde::{Deserialize, Serialize};
 use tl_proto::spec::{BnScope, Hub, ModelSection, Source};
 
-use super::{Config, begin::manifest, export::StageFigures, net::Net, samples::Samples, stage::Stage, weights};
+use super::{
+    Config,
+    begin::manifest,
+    export::StageFigures,
+    net::Net,
+    samples::Samples,
+    saving::{self, Load, Span},
+    stage::Stage,
+    weights,
+};
 use crate::{
     Error, Result,
     collective::partition::partition,
@@ -13,6 +22,7 @@ use crate::{
         Dataset,
         sampler::{grain, grains_of, steps_per_epoch},
     },
+    modifier,
     objective::Objective,
 };
 
@@ -130,8 +140,10 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let grain_samples = at_a_time(n, batch, grains, |count| (0..count).map(|s| s..s + 1).collect());
     let together = at_a_time(n, batch, grains, |count| partition(count, spec.cluster.ranks.min as usize));
     let (mut warnings, mut lockstep) = (Vec::new(), false);
+    let mut spans = Vec::new();
     let stages = spec.stage.iter().map(|s| {
         let stage = Stage::resolve(&net, store, s)?;
+        spans.push(Span { cut: stage.cut, epochs: s.epochs });
         lockstep |= stage.lockstep;
         if stage.lockstep {
             warnings.push(format!(
@@ -150,9 +162,17 @@ pub fn probe(config: &Config) -> Result<Plan> {
             parameters: store.values.len(),
             lr: stage.rates(s),
             first_unit,
+            saving: None,
         })
     });
-    let stages = stages.collect::<Result<_>>()?;
+    let mut stages = stages.collect::<Result<Vec<StageFigures>>>()?;
+    if config.look {
+        let kept = train.views().filter(|_| !modifier::mixes(&spec.modifiers)).unwrap_or(0);
+        let load = Load { train: n, views: kept, val: val.dataset.labels().len() };
+        let (seconds, width) = saving::measure(&net, store)?;
+        let all = saving::savings(&spans, load, &seconds, &width);
+        stages.iter_mut().zip(all).for_each(|(stage, saving)| stage.saving = Some(saving));
+    }
     let split = partition(grains, spec.cluster.ranks.max as usize);
     Ok(Plan {
         sources: config.sources(),

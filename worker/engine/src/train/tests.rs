@@ -85,6 +85,7 @@ fn config(job: &str, dir: &Path, cache: &str, resume: Vec<PathBuf>) -> Config {
         pushed: [].into(),
         hub: Default::default(),
         absent: Default::default(),
+        look: false,
         work: dir.join("work"),
         cache: dir.join(cache),
         cache_bytes: 1 << 30,

@@ -1,0 +1,141 @@
+//! `tlctl plan`: what a job would do, before it does it.
+
+use serde_json::{Value, json};
+
+use super::{args::JobFile, output::Output};
+use crate::{Client, Error, spec_file};
+
+pub(super) async fn run(client: &Client, a: &JobFile, output: &Output) -> Result<u8, Error> {
+    let spec = spec_file::load(&a.file, &a.set)?;
+    let plan = client.plan(&spec).await?;
+    output.print(&json!({ "event": "plan", "plan": plan }), || {
+        let steps = plan["steps"].as_object().into_iter().flatten();
+        steps.map(|(step, plan)| format!("step `{step}`\n{}", text(plan))).collect()
+    });
+    Ok(0)
+}
+
+/// The plan of one step.
+fn text(plan: &Value) -> String {
+    let names = |v: &Value| v.as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
+    let mut text = weights(plan);
+    text += &format!("  classes: {}\n", names(&plan["classes"]));
+    text += &format!("  samples: {} to train, {} to validate\n", plan["samples"][0], plan["samples"][1]);
+    text += &format!("  preprocessing: {}\n", plan["preprocess"].as_str().unwrap_or_default());
+    text += &format!(
+        "  {} steps an epoch, {} grains a step, by rank {}\n",
+        plan["steps_per_epoch"], plan["grains"], plan["split"]
+    );
+    text += &format!(
+        "  gradients of the grains add up to the batch's; at most {} samples of it are in memory at a time\n",
+        plan["grain_samples"]
+    );
+    for warning in plan["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        text += &format!("  warning: {warning}\n");
+    }
+    if let Some(weights) = plan["class_weights"].as_array() {
+        text += &format!("  classes count {}\n", Value::from(weights.clone()));
+    }
+    for stage in plan["stages"].as_array().into_iter().flatten() {
+        let (name, first) =
+            (stage["name"].as_str().unwrap_or_default(), stage["first_unit"].as_str().unwrap_or_default());
+        let rates = [&stage["lr"][0], &stage["lr"][1]].map(|r| r.as_f64().unwrap_or_default());
+        let rates = if rates[0] == rates[1] {
+            format!("rate {:e}", rates[1])
+        } else {
+            format!("rates {:.1e} to {:e}", rates[0], rates[1])
+        };
+        text += &format!(
+            "  stage `{name}`: {} of {} parameters trained, {rates}\n    {}\n",
+            stage["trained"],
+            stage["parameters"],
+            cached(first, &stage["saving"])
+        );
+    }
+    text
+}
+
+/// Weights of the hub: where they come from, and what would be downloaded.
+fn weights(plan: &Value) -> String {
+    let mut text = String::new();
+    for source in plan["sources"].as_array().into_iter().flatten() {
+        let bytes: u64 = source["files"].as_array().into_iter().flatten().filter_map(|f| f["bytes"].as_u64()).sum();
+        let pinned = source["pinned"].as_str().unwrap_or_default();
+        text += &format!("  weights: `{pinned}`, {} that are on the node\n", size(bytes));
+    }
+    for (place, bytes) in plan["downloads"].as_object().into_iter().flatten() {
+        let bytes = size(bytes.as_u64().unwrap_or_default());
+        text += &format!("  weights: `{place}`; the job would download {bytes} first\n");
+    }
+    text
+}
+
+/// Where features of a stage are kept, how much they take, and what they save.
+fn cached(first: &str, saving: &Value) -> String {
+    let number = |key: &str| saving[key].as_f64().unwrap_or_default();
+    let (bytes, seconds, all) = (saving["bytes"].as_u64().unwrap_or_default(), number("seconds"), number("of_seconds"));
+    if bytes == 0 {
+        return "nothing is cached: no frozen unit comes first, or its outputs would be too large".into();
+    }
+    let place = format!("cached in front of `{first}`: {}", size(bytes));
+    let share = 100.0 * number("share");
+    let of = format!("{} of {}", time(seconds.abs()), time(all));
+    if seconds < 0.0 {
+        return format!("{place}; filling it costs more than this stage saves: {of}");
+    }
+    let when = if saving["encoded"] == 0 { "which an earlier stage fills" } else { "if it is empty now" };
+    format!("{place}, {when}; saves {share:.0} % of the forward work, about {of} on one rank of that node")
+}
+
+/// A size for people.
+fn size(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib >= 1024.0 {
+        format!("{:.1} GiB", mib / 1024.0)
+    } else if mib >= 1.0 {
+        format!("{mib:.1} MiB")
+    } else {
+        format!("{:.1} KiB", bytes as f64 / 1024.0)
+    }
+}
+
+/// A time for people.
+fn time(seconds: f64) -> String {
+    match seconds {
+        s if s >= 5400.0 => format!("{:.1} h", s / 3600.0),
+        s if s >= 90.0 => format!("{:.1} min", s / 60.0),
+        s if s >= 1.0 => format!("{s:.1} s"),
+        s => format!("{:.0} ms", 1000.0 * s),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_says_where_it_caches_how_much_and_what_that_saves() {
+        let saving = |encoded: u64, seconds: f64| {
+            json!({ "bytes": 3 << 20, "passes": 70, "encoded": encoded, "share": seconds / 560.0, "seconds": seconds,
+                "of_seconds": 560.0 })
+        };
+        let said = cached("pool", &saving(14, 168.0));
+        assert_eq!(
+            said,
+            "cached in front of `pool`: 3.0 MiB, if it is empty now; saves 30 % of the forward work, about 2.8 min of \
+             9.3 min on one rank of that node"
+        );
+        assert!(cached("pool", &saving(0, 42.0)).contains("which an earlier stage fills; saves 8 %"));
+        assert!(cached("pool", &saving(14, -90.0)).ends_with("costs more than this stage saves: 1.5 min of 9.3 min"));
+        assert!(cached("stem", &json!({ "bytes": 0 })).starts_with("nothing is cached"));
+    }
+
+    #[test]
+    fn a_download_is_announced() {
+        let plan = json!({ "downloads": { "hf://a/b": 102_000_000 }, "sources": [{ "pinned": "hf://a/c@0#w.pth",
+            "files": [{ "bytes": 1000 }, { "bytes": 24 }] }] });
+        let said = weights(&plan);
+        assert!(said.contains("`hf://a/b`; the job would download 97.3 MiB first"), "{said}");
+        assert!(said.contains("`hf://a/c@0#w.pth`, 1.0 KiB that are on the node"), "{said}");
+    }
+}

@@ -1,0 +1,187 @@
+//! What the feature cache is worth: which outputs of frozen prefixes are kept, how large they are, and the forward work
+//! that they save. The work of units is measured on the node that looks at the job.
+
+use std::{collections::BTreeSet, time::Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::{encode, net::Net};
+use crate::{
+    Result,
+    data::pixels,
+    nn::{Layer, Pass, Store, Tape},
+};
+
+/// What the cache is worth in a stage, before anything is in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Saving {
+    /// Bytes of the features in front of the stage's first trained unit; 0 where none are kept.
+    pub bytes: u64,
+    /// Samples that run through the stage's frozen prefix without the cache: every one in every epoch.
+    pub passes: u64,
+    /// Samples, times views, that run through a prefix in this stage to fill the cache.
+    pub encoded: u64,
+    /// Part of the forward work of the stage that is saved; below 0 where filling the cache costs more than it saves here.
+    pub share: f64,
+    /// The same in seconds of one rank on the node that looked.
+    pub seconds: f64,
+    /// Seconds of all forward work of the stage without the cache.
+    pub of_seconds: f64,
+}
+
+/// What is known of a stage.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// Its first trained unit.
+    pub cut: usize,
+    /// Its epochs.
+    pub epochs: u32,
+}
+
+/// What is run through a network.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Training samples.
+    pub train: usize,
+    /// Fixed views of each whose features can be kept; 0 where every epoch sees new ones.
+    pub views: usize,
+    /// Validation samples.
+    pub val: usize,
+}
+
+impl Load {
+    /// Features of one cut.
+    fn rows(&self) -> u64 {
+        (self.train * self.views + self.val) as u64
+    }
+}
+
+/// Cuts that are encoded together with the first of `cuts`, ascending: those of later stages whose prefix will not have
+/// changed by then.
+pub(super) fn together(cuts: &[usize]) -> Vec<usize> {
+    let mut lowest = usize::MAX;
+    let kept = cuts.iter().copied().filter(|cut| {
+        let keep = *cut <= lowest && *cut > 0;
+        lowest = lowest.min(*cut);
+        keep
+    });
+    let mut kept: Vec<usize> = kept.collect();
+    kept.sort_unstable();
+    kept.dedup();
+    kept
+}
+
+/// The savings of stages, in order. `seconds[c]` is what one sample takes in units `0..c`, `width[c]` the numbers of one
+/// sample in front of unit `c`.
+pub fn savings(stages: &[Span], load: Load, seconds: &[f64], width: &[usize]) -> Vec<Saving> {
+    let whole = seconds.last().copied().unwrap_or_default();
+    let bytes = |cut: usize| 4 * width[cut] as u64 * load.rows();
+    let mut here: BTreeSet<usize> = BTreeSet::new();
+    let one = |i: usize| {
+        let Span { cut, epochs } = stages[i];
+        let each = (load.train + load.val) as u64;
+        let passes = u64::from(epochs) * each;
+        let of_seconds = passes as f64 * whole;
+        let mut saving = Saving { passes, of_seconds, ..Saving::default() };
+        let mut cost = 0.0;
+        if cut > 0 && !here.contains(&cut) {
+            let cuts: Vec<usize> = stages[i..].iter().map(|s| s.cut).collect();
+            let fits = |cut: &usize| bytes(*cut) <= encode::BUDGET as u64;
+            here = together(&cuts).into_iter().filter(fits).collect();
+            if let Some(deepest) = here.last() {
+                saving.encoded = load.rows();
+                cost = load.rows() as f64 * seconds[*deepest];
+            }
+        }
+        if here.contains(&cut) {
+            saving.bytes = bytes(cut);
+            // Training samples of which every epoch sees a new view run through the prefix all the same.
+            let kept = if load.views > 0 { each } else { load.val as u64 };
+            saving.seconds = (u64::from(epochs) * kept) as f64 * seconds[cut];
+        }
+        saving.seconds -= cost;
+        saving.share = if of_seconds > 0.0 { saving.seconds / of_seconds } else { 0.0 };
+        here.retain(|c| *c <= cut);
+        saving
+    };
+    (0..stages.len()).map(one).collect()
+}
+
+/// Samples of the measured pass.
+const SAMPLES: usize = 2;
+
+/// Seconds that one sample takes in units `0..c`, and the numbers of one sample in front of unit `c`, for every `c`.
+///
+/// # Errors
+/// An input that is too small for the network.
+pub fn measure(net: &Net, store: &Store) -> Result<(Vec<f64>, Vec<usize>)> {
+    let side = net.contract.side();
+    let blank = match &net.contract.text {
+        Some(text) => text.batch(&vec![vec![0.0; text.max_length]; SAMPLES], true)?,
+        None => pixels::batch(vec![0.0; SAMPLES * pixels::values(&net.contract)], SAMPLES, side)?,
+    };
+    let (mut seconds, mut width) = (Vec::new(), Vec::new());
+    // The first pass only warms up.
+    for _ in 0..2 {
+        let (mut x, mut total) = (blank.clone(), 0.0);
+        (seconds, width) = (vec![0.0], vec![x.elem_count() / SAMPLES]);
+        for unit in &net.network.units {
+            let (pass, mut tape) = (Pass::eval(store), Tape::default());
+            let started = Instant::now();
+            x = unit.layer.forward(&x, &pass, &mut tape)?;
+            total += started.elapsed().as_secs_f64() / SAMPLES as f64;
+            seconds.push(total);
+            width.push(x.elem_count() / SAMPLES);
+        }
+    }
+    Ok((seconds, width))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Units of 1, 2 and 5 seconds a sample, and of so many numbers in front of each.
+    const SECONDS: [f64; 4] = [0.0, 1.0, 3.0, 8.0];
+    const WIDTH: [usize; 4] = [30, 20, 10, 2];
+
+    fn stage(cut: usize, epochs: u32) -> Span {
+        Span { cut, epochs }
+    }
+
+    #[test]
+    fn a_head_on_frozen_units_saves_all_epochs_but_the_one_that_fills_the_cache() {
+        let load = Load { train: 10, views: 1, val: 4 };
+        // Without: 5 epochs of 14 samples, 8 s each. The first two units (3 s) run 14 times instead of 70.
+        let s = savings(&[stage(2, 5)], load, &SECONDS, &WIDTH)[0];
+        assert_eq!((s.passes, s.encoded, s.bytes), (70, 14, 4 * 10 * 14));
+        assert_eq!((s.of_seconds, s.seconds, s.share), (560.0, 168.0, 0.3));
+        // Four views are four times the training samples to encode, and of each epoch still one: 70 · 3 − 44 · 3.
+        let s = savings(&[stage(2, 5)], Load { views: 4, ..load }, &SECONDS, &WIDTH)[0];
+        assert_eq!((s.encoded, s.bytes, s.seconds), (44, 4 * 10 * 44, 78.0));
+        // One epoch of them costs more than it saves: 14 · 3 − 44 · 3.
+        assert_eq!(savings(&[stage(2, 1)], Load { views: 4, ..load }, &SECONDS, &WIDTH)[0].seconds, -90.0);
+        // Views that are new in each epoch leave the validation samples: 5 · 4 · 3 − 4 · 3.
+        let s = savings(&[stage(2, 5)], Load { views: 0, ..load }, &SECONDS, &WIDTH)[0];
+        assert_eq!((s.encoded, s.bytes, s.seconds), (4, 160, 48.0));
+    }
+
+    #[test]
+    fn stages_that_go_down_share_one_pass_and_a_trained_unit_ends_what_was_kept() {
+        let load = Load { train: 10, views: 1, val: 0 };
+        let stages = [stage(2, 2), stage(1, 3), stage(0, 4), stage(1, 1)];
+        let all = savings(&stages, load, &SECONDS, &WIDTH);
+        // The one pass goes to the deepest cut and leaves both on the way: 20 · 3 − 10 · 3, then 30 · 1.
+        let figures: Vec<_> = all.iter().map(|s| (s.encoded, s.bytes, s.seconds)).collect();
+        assert_eq!(figures, [(10, 400, 30.0), (0, 800, 30.0), (0, 0, 0.0), (10, 800, 0.0)]);
+        assert_eq!((all[2].share, all[2].of_seconds), (0.0, 320.0));
+        assert_eq!(together(&[3, 5, 2, 0, 1]), [2, 3], "what changes before a stage comes is no use to it");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_kept_and_saves_nothing() {
+        let load = Load { train: 1 << 20, views: 1, val: 0 };
+        let s = savings(&[stage(1, 2)], load, &SECONDS, &[1, 2048, 1, 1])[0];
+        assert_eq!((s.bytes, s.encoded, s.seconds), (0, 0, 0.0));
+    }
+}
