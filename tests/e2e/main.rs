@@ -9,6 +9,7 @@ mod dashboard;
 mod datasets;
 mod elastic;
 mod faults;
+mod hub;
 mod transfer;
 
 /// The program whose mains the sandbox runs.

@@ -77,6 +77,8 @@ pub struct Sandbox {
     /// The workers, in the order in which they were started.
     pub workers: Vec<Worker>,
     tokens: Option<(String, String)>,
+    /// What workers that are started from now on find in their environment.
+    pub environment: Vec<(&'static str, String)>,
     /// Whether jobs may read the sandbox's folder.
     roots: bool,
 }
@@ -125,6 +127,7 @@ impl Sandbox {
             http: any,
             workers: Vec::new(),
             tokens,
+            environment: Vec::new(),
             roots: true,
         };
         sandbox.start_coordinator();
@@ -241,6 +244,7 @@ impl Sandbox {
         if let Some((_, node)) = &self.tokens {
             command.env("TL_NODE_TOKEN", node);
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.spawn(command, &format!("worker-{n}.log"), false)
     }
 

@@ -222,7 +222,8 @@ pub struct ModelSection {
     /// `step:ID`, or nothing for random weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
-    /// The preprocessing that the weights want, where no `preprocess.json` lies beside them: `tf`, `torch`, `unit`.
+    /// The preprocessing that the weights want, where no `preprocess.json` or `config.json` of timm's lies beside them:
+    /// `tf`, `torch`, `unit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preprocess: Option<String>,
     /// Padding convention of the weights: `same` or `symmetric`.

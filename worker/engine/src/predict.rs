@@ -69,7 +69,7 @@ impl Model {
             .map_err(|e| Error::user(format!("`{shown}` is not an image: {e}"), "JPEG and PNG can be read"))?;
         let contract = &self.net.contract;
         let side = contract.side();
-        let square = pixels::square(&decoded, contract.resize_short_side as usize, side);
+        let square = pixels::square(&decoded, contract.filter(), contract.resize_short_side as usize, side);
         let mut input = vec![0.0; pixels::values(contract)];
         pixels::input(&square, &View::PLAIN, contract, &mut input);
         self.probabilities(pixels::batch(input, 1, side)?)

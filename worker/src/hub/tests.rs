@@ -136,6 +136,7 @@ async fn what_is_not_what_was_announced_is_refused_and_leaves_nothing() {
     for (faults, says) in [
         (Faults { damage: true, ..Faults::default() }, "other bytes than the hub had announced"),
         (Faults { lie: 20 << 30, ..Faults::default() }, "more than the limit"),
+        (Faults { lie: -5, ..Faults::default() }, "and the hub had announced 299995"),
     ] {
         hub.fail(faults);
         let failure = take(&models, PLACE, false).await.0.unwrap_err().to_failure(PLACE);

@@ -98,3 +98,27 @@ fn the_end_of_an_old_connection_says_nothing_and_who_has_left_cannot_leave_again
     assert_eq!((w.state.nodes[&node(1)].status, w.state.nodes[&node(1)].draining), (NodeStatus::Lost, false));
     assert!(decide(&w.state, Command::Leave { node: node(1) }, w.now).unwrap().is_empty());
 }
+
+#[test]
+fn what_a_revision_stood_for_when_it_was_probed_is_what_every_attempt_takes() {
+    let mut w = World::new();
+    w.join(1, "a", 1).unwrap();
+    let mut hub = spec("1", 0);
+    hub.model.as_mut().unwrap().weights = Some("hf://a/b".into());
+    w.submit_spec(1, hub);
+    let weights = |w: &World| w.state.jobs[&job(1)].pinned_spec("main").unwrap().model.unwrap().weights.unwrap();
+    assert_eq!(weights(&w), "hf://a/b", "nobody has looked yet");
+    let pinned = "hf://a/b@00112233445566778899aabbccddeeff00112233#model.safetensors";
+    let file = serde_json::json!({ "name": "model.safetensors", "bytes": 7, "sha256": "x" });
+    let found = serde_json::json!({ "sources": [{ "place": "hf://a/b", "pinned": pinned, "files": [file] }] });
+    let Command::Result { job: id, phase, generation, node, incarnation, .. } = w.result(1, "probe") else { panic!() };
+    w.command(Command::Result { job: id, phase, generation, result: found, node, incarnation }).unwrap();
+    w.plan();
+    assert_eq!(weights(&w), pinned);
+    w.exit(1, 0, FailureClass::LostNode).unwrap();
+    w.after(60_000);
+    assert_eq!(weights(&w), pinned);
+    let known = &w.state.jobs[&job(1)];
+    assert_eq!(known.spec.model.as_ref().unwrap().weights.as_deref(), Some("hf://a/b"), "the job stays as submitted");
+    assert_eq!(known.sources("main")[0].bytes(), 7);
+}

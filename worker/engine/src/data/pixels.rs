@@ -2,7 +2,7 @@
 //! channels, under a view.
 
 use super::augment::View;
-pub use super::resize::square;
+pub use super::resize::{Filter, square};
 use crate::{nn, weights::Contract};
 
 /// What every byte of every channel becomes. Two divisions a value would cost more than looking it up.

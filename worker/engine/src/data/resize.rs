@@ -9,6 +9,36 @@ use std::{array, ops::Range};
 use super::Image;
 use crate::num::simd::vectorised;
 
+/// How a value between pixels is made of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Filter {
+    /// A triangle over two pixels.
+    Bilinear,
+    /// A piecewise cubic over four, with a = -0.5 (Keys, 1981), as Pillow's.
+    Bicubic,
+}
+
+impl Filter {
+    /// Pixels on each side that count.
+    fn support(self) -> f32 {
+        match self {
+            Self::Bilinear => 1.0,
+            Self::Bicubic => 2.0,
+        }
+    }
+
+    /// What a pixel counts at a distance in pixels, before weights are made to add up to one.
+    fn weight(self, distance: f32) -> f32 {
+        let x = distance.abs();
+        match self {
+            Self::Bilinear => (1.0 - x).max(0.0),
+            Self::Bicubic if x < 1.0 => (1.5 * x - 2.5) * x * x + 1.0,
+            Self::Bicubic if x < 2.0 => ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0,
+            Self::Bicubic => 0.0,
+        }
+    }
+}
+
 /// What one axis of the output reads: `reach` neighbours from a start on, for every output.
 struct Axis {
     reach: usize,
@@ -19,19 +49,20 @@ struct Axis {
 
 impl Axis {
     /// `count` outputs from number `skip` on of `size` inputs resized to `resized`.
-    fn new(size: usize, resized: usize, skip: usize, count: usize) -> Self {
+    fn new(filter: Filter, size: usize, resized: usize, skip: usize, count: usize) -> Self {
         let scale = size as f32 / resized as f32;
-        // When shrinking, the triangle grows with the scale: that is the antialiasing.
-        let radius = scale.max(1.0);
+        // When shrinking, the filter grows with the scale: that is the antialiasing.
+        let stretch = scale.max(1.0);
+        let radius = stretch * filter.support();
         let centre = |o: usize| ((skip + o) as f32 + 0.5) * scale;
-        let weight = |i: usize, centre: f32| (1.0 - ((i as f32 + 0.5 - centre) / radius).abs()).max(0.0);
+        let weight = |i: usize, centre: f32| filter.weight((i as f32 + 0.5 - centre) / stretch);
         // Weights of zero at the ends cost time and change nothing.
         let runs = (0..count).map(|o| {
             let c = centre(o);
             let from = libm::floorf(c - radius).max(0.0) as usize;
             let to = (libm::ceilf(c + radius) as usize).min(size);
-            let first = (from..to).find(|i| weight(*i, c) > 0.0).unwrap_or(0);
-            first..(first..to).rfind(|i| weight(*i, c) > 0.0).unwrap_or(first) + 1
+            let first = (from..to).find(|i| weight(*i, c) != 0.0).unwrap_or(0);
+            first..(first..to).rfind(|i| weight(*i, c) != 0.0).unwrap_or(first) + 1
         });
         let runs: Vec<Range<usize>> = runs.collect();
         let reach = runs.iter().map(Range::len).max().unwrap_or(0);
@@ -58,13 +89,13 @@ impl Axis {
 
 /// Resizes the short side to `short` and cuts out the centre: `side · side · 3` bytes, interleaved.
 ///
-/// Bilinear with antialiasing, as Pillow's, but for its rounding between the two passes.
-pub fn square(image: &Image, short: usize, side: usize) -> Vec<u8> {
+/// With antialiasing, as Pillow's filters, but for its rounding between the two passes.
+pub fn square(image: &Image, filter: Filter, short: usize, side: usize) -> Vec<u8> {
     let (w, h) = (image.width, image.height);
     let least = w.min(h).max(1);
     let (rw, rh) = ((w * short).div_ceil(least).max(side), (h * short).div_ceil(least).max(side));
-    let columns = Axis::new(w, rw, (rw - side) / 2, side);
-    let rows = Axis::new(h, rh, (rh - side) / 2, side);
+    let columns = Axis::new(filter, w, rw, (rw - side) / 2, side);
+    let rows = Axis::new(filter, h, rh, (rh - side) / 2, side);
     let (left, right) = columns.span();
     // One value more than pixels, so that every pixel can be read and written as four values.
     let mut line = vec![0.0f32; (right - left) * 3 + 1];
@@ -75,6 +106,10 @@ pub fn square(image: &Image, short: usize, side: usize) -> Vec<u8> {
         let width = line.len() - 1;
         blend_rows(&mut line[..width], &image.bytes[(top * w + left) * 3..], w * 3, weights);
         blend_pixels(&mut sharp, &line, left, &columns);
+        if filter == Filter::Bicubic {
+            // Beside an edge a cubic goes past what a byte can hold.
+            sharp.iter_mut().for_each(|v| *v = v.clamp(0.0, 255.0));
+        }
         round(done, &sharp);
     }
     out
@@ -155,7 +190,9 @@ mod tests {
     fn a_square_of_the_right_size_is_unchanged() {
         let bytes: Vec<u8> = (0..4 * 4 * 3).map(|i| (i * 5) as u8).collect();
         let image = Image { width: 4, height: 4, bytes: bytes.clone() };
-        assert_eq!(square(&image, 4, 4), bytes);
+        for filter in [Filter::Bilinear, Filter::Bicubic] {
+            assert_eq!(square(&image, filter, 4, 4), bytes);
+        }
     }
 
     #[test]
@@ -163,21 +200,28 @@ mod tests {
         // Pillow's bilinear weights for 2:1 are 1/8 3/8 3/8 1/8; a ramp stays a ramp away from the border.
         let (w, h) = (16, 8);
         let bytes = (0..h).flat_map(|_| (0..w).flat_map(|x| [x as u8 * 10; 3])).collect();
-        let out = square(&Image { width: w, height: h, bytes }, 4, 4);
+        let out = square(&Image { width: w, height: h, bytes }, Filter::Bilinear, 4, 4);
         let row: Vec<u8> = out.chunks_exact(3).take(4).map(|p| p[0]).collect();
         assert_eq!(row, [45, 65, 85, 105]);
     }
 
-    /// Every output by its definition, in f64: the sum over all inputs of both triangles.
-    fn naive(image: &Image, short: usize, side: usize) -> Vec<f64> {
+    /// Every output by its definition, in f64: the sum over all inputs of both filters.
+    fn naive(image: &Image, filter: Filter, short: usize, side: usize) -> Vec<f64> {
         let (w, h) = (image.width, image.height);
         let least = w.min(h);
         let (rw, rh) = ((w * short).div_ceil(least).max(side), (h * short).div_ceil(least).max(side));
         let weights = |size: usize, resized: usize, o: usize| -> Vec<f64> {
             let scale = size as f64 / resized as f64;
             let centre = (o as f64 + 0.5) * scale;
-            let raw: Vec<f64> =
-                (0..size).map(|i| (1.0 - ((i as f64 + 0.5 - centre) / scale.max(1.0)).abs()).max(0.0)).collect();
+            let weight = |x: f64| match filter {
+                Filter::Bilinear => (1.0 - x).max(0.0),
+                // Keys' kernel, written out by powers.
+                Filter::Bicubic if x <= 1.0 => 1.5 * x.powi(3) - 2.5 * x.powi(2) + 1.0,
+                Filter::Bicubic if x <= 2.0 => -0.5 * x.powi(3) + 2.5 * x.powi(2) - 4.0 * x + 2.0,
+                Filter::Bicubic => 0.0,
+            };
+            let distance = |i: usize| ((i as f64 + 0.5 - centre) / scale.max(1.0)).abs();
+            let raw: Vec<f64> = (0..size).map(|i| weight(distance(i))).collect();
             let total: f64 = raw.iter().sum();
             raw.iter().map(|w| w / total).collect()
         };
@@ -198,12 +242,14 @@ mod tests {
     proptest::proptest! {
         #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
         #[test]
-        fn every_pixel_is_what_the_definition_says(w in 1usize..50, h in 1usize..50, side in 1usize..20, more in 0usize..9, seed: u64) {
+        fn every_pixel_is_what_the_definition_says(w in 1usize..50, h in 1usize..50, side in 1usize..20, more in 0usize..9, cubic: bool, seed: u64) {
             let mut s = crate::num::rng::Philox::new(7, "resize").stream(seed, 0);
             let bytes = (0..w * h * 3).map(|_| (s.uniform() * 256.0) as u8).collect();
             let image = Image { width: w, height: h, bytes };
-            let (ours, exact) = (square(&image, side + more, side), naive(&image, side + more, side));
+            let filter = if cubic { Filter::Bicubic } else { Filter::Bilinear };
+            let (ours, exact) = (square(&image, filter, side + more, side), naive(&image, filter, side + more, side));
             for (i, (o, e)) in ours.iter().zip(&exact).enumerate() {
+                let e = e.clamp(0.0, 255.0);
                 assert!((f64::from(*o) - e).abs() < 0.501, "value {i}: {o} instead of {e}");
             }
         }

@@ -76,7 +76,13 @@ impl Net {
             _ if backbone.reads_text() => weights::text::contract(backbone, model, path.as_deref())?,
             None => named.map_or_else(|| Contract::named("tf", side, model.padding.as_deref()), Ok)?,
             Some(path) => {
-                let found = weights::contract_of(path)?;
+                let mut found = weights::contract_of(path)?;
+                let mut named = named;
+                if found.is_none() && weights::keras::is_h5(path) {
+                    let padding = model.padding.is_some();
+                    found = weights::keras::agreed(backbone.name, backbone.input, named.as_ref(), padding)?;
+                    named = named.filter(|_| found.is_none());
+                }
                 agree(found, named, model, &path.display().to_string())?
             }
         };

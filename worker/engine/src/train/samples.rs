@@ -14,7 +14,12 @@ use super::ahead::Ahead;
 use crate::{
     Error, Result, backbone,
     collective::{Collective, partition::partition},
-    data::{self, Dataset, Subset, augment::View, pixels, tokens::Text},
+    data::{
+        self, Dataset, Subset,
+        augment::View,
+        pixels::{self, Filter},
+        tokens::Text,
+    },
     link::{Link, Notice},
     modifier,
     weights::Contract,
@@ -23,8 +28,9 @@ use crate::{
 /// Bytes of decoded images that are kept in memory.
 const KEEP_BYTES: usize = 1 << 30;
 
-/// Bytes kept, and the squares by short side, side and sample: a teacher may see more of an image than its student.
-type Kept = (usize, BTreeMap<(usize, usize, usize), Arc<Vec<u8>>>);
+/// Bytes kept, and the squares by filter, short side, side and sample: a teacher may see more of an image than its
+/// student.
+type Kept = (usize, BTreeMap<(Filter, usize, usize, usize), Arc<Vec<u8>>>);
 
 /// One part of a job's data.
 pub struct Samples {
@@ -281,17 +287,17 @@ impl Source {
 
     /// The decoded sample, cut to the network's square; kept while memory lasts.
     fn square(&self, index: usize, contract: &Contract) -> Result<Arc<Vec<u8>>, String> {
-        let (short, side) = (contract.resize_short_side as usize, contract.side());
+        let (filter, short, side) = (contract.filter(), contract.resize_short_side as usize, contract.side());
         let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(square) = lock().1.get(&(short, side, index)) {
+        if let Some(square) = lock().1.get(&(filter, short, side, index)) {
             return Ok(square.clone());
         }
         let image = self.dataset.load(index)?;
-        let square = Arc::new(pixels::square(&image, short, side));
+        let square = Arc::new(pixels::square(&image, filter, short, side));
         let mut kept = lock();
         if kept.0 + square.len() <= KEEP_BYTES {
             kept.0 += square.len();
-            kept.1.insert((short, side, index), square.clone());
+            kept.1.insert((filter, short, side, index), square.clone());
         }
         Ok(square)
     }

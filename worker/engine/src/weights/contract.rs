@@ -5,7 +5,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, data::tokens::Text, nn::Builder};
+use crate::{
+    Error, Result,
+    data::{pixels::Filter, tokens::Text},
+    nn::Builder,
+};
 
 /// How bytes become numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,7 +169,7 @@ impl Contract {
         let words: [(&str, &str, &[&str]); 4] = [
             ("padding", contract.padding.as_str(), &["tf_same", "symmetric"]),
             ("color", contract.color.as_str(), &["rgb", "bgr"]),
-            ("interpolation", contract.interpolation.as_str(), &["bilinear"]),
+            ("interpolation", contract.interpolation.as_str(), &["bilinear", "bicubic"]),
             ("crop", contract.crop.as_str(), &["center"]),
         ];
         if let Some((key, word, known)) = words.iter().find(|(_, word, known)| !known.contains(word)) {
@@ -208,6 +212,11 @@ impl Contract {
         self.color == "bgr"
     }
 
+    /// How an image is resized.
+    pub fn filter(&self) -> Filter {
+        if self.interpolation == "bicubic" { Filter::Bicubic } else { Filter::Bilinear }
+    }
+
     /// Side of the input in pixels.
     pub fn side(&self) -> usize {
         self.input_size[1] as usize
@@ -218,7 +227,13 @@ impl Contract {
         if let Some(text) = &self.text {
             return text.describe();
         }
-        format!("{:?}", (self.input_size, self.resize_short_side, self.scale, self.mean, self.std, &self.color))
+        let text =
+            format!("{:?}", (self.input_size, self.resize_short_side, self.scale, self.mean, self.std, &self.color));
+        // The usual one is not named: what was cached before there was another stays of use.
+        match self.filter() {
+            Filter::Bilinear => text,
+            other => format!("{text}{other:?}"),
+        }
     }
 
     /// One byte of channel `c` as the network wants it.
@@ -260,7 +275,7 @@ mod tests {
     #[test]
     fn what_we_do_not_do_is_refused_by_its_key() {
         for (from, to, says) in [
-            ("bilinear", "bicubic", "the interpolation `bicubic`"),
+            ("bilinear", "lanczos", "the interpolation `lanczos`"),
             ("\"center\"", "\"random\"", "the crop `random`"),
             ("\"rgb\"", "\"grey\"", "the color `grey`"),
             ("tf_same", "odd", "the padding `odd`"),

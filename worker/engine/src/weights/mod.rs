@@ -1,11 +1,13 @@
 //! Pretrained weights: read by name, checked by shape, refused with names.
 
 mod contract;
+pub mod keras;
 mod positions;
 mod pth;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod text;
+mod timm;
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -25,17 +27,24 @@ const MAX_BYTES: u64 = 16 << 30;
 /// Around a model that several devices have trained, PyTorch puts another one of this name.
 const WRAPPER: &str = "module.";
 
-/// Tensors of a `.safetensors` or `.pth` file, as f32.
-///
-/// # Errors
-/// A file that is not there, not whole, of another format, or without tensors.
-pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+/// Bytes of a file of weights.
+fn size(path: &Path) -> Result<u64> {
     let shown = path.display();
     let meta = std::fs::metadata(path)
         .map_err(|e| Error::user(format!("weights `{shown}` cannot be read: {e}"), "check `model.weights`"))?;
     if meta.len() > MAX_BYTES {
         return Err(Error::user(format!("weights `{shown}` are larger than 16 GiB"), ""));
     }
+    Ok(meta.len())
+}
+
+/// Tensors of a `.safetensors` or `.pth` file, as f32.
+///
+/// # Errors
+/// A file that is not there, not whole, of another format, or without tensors.
+pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let shown = path.display();
+    let size = size(path)?;
     let bad = |e: candle_core::Error| {
         let text = e.to_string();
         let first = text.lines().next().unwrap_or_default().to_owned();
@@ -51,7 +60,6 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
             ));
         }
         "pth" | "pt" | "th" | "bin" => {
-            let size = meta.len();
             // The reader indexes into what the file claims: a panic there is a bad file, not a bug of the run.
             let read = std::panic::catch_unwind(|| pth::read(path, size));
             read.unwrap_or_else(|_| Err(candle_core::Error::Msg("the archive contradicts itself".into())))
@@ -60,7 +68,7 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
         _ => {
             return Err(Error::user(
                 format!("weights `{shown}` are of no known format"),
-                "give a `.safetensors` or `.pth` file",
+                "give a `.safetensors`, `.pth` or `.h5` file",
             ));
         }
     };
@@ -129,10 +137,13 @@ pub fn load(network: &mut Network, backbone: &Backbone, path: &Path, kept: Optio
     if let Some(classes) = kept {
         same_classes(path, classes)?;
     }
-    let mut file = read(path)?;
-    if backbone.reads_text() {
-        file = text::usual_names(file);
-    }
+    let mut file = if keras::is_h5(path) {
+        keras::usual_names(backbone.name, keras::read(path, size(path)?)?, &network.initial)?
+    } else if backbone.reads_text() {
+        text::usual_names(read(path)?)
+    } else {
+        timm::usual_names(backbone.name, read(path)?)
+    };
     positions::fit(&mut file, &network.initial)?;
     let head = |name: &str| {
         name.starts_with("head.") || name.strip_prefix(backbone.classifier).is_some_and(|r| r.starts_with('.'))
@@ -164,7 +175,7 @@ fn about(path: &Path) -> Result<serde_json::Value> {
     Ok(serde_json::from_str(&text).unwrap_or_default())
 }
 
-/// The contract of a file of weights: inside it if it is ours, else beside it.
+/// The contract of a file of weights: inside it if it is ours, else beside it, in our words or in timm's.
 ///
 /// # Errors
 /// A file that is not whole, a contract that says something we cannot do, or two that differ.
@@ -180,6 +191,10 @@ pub fn contract_of(path: &Path) -> Result<Option<Contract>> {
             ),
             "what is inside was written with the weights: remove the file, or put the one back that belongs to them",
         )),
+        (None, None) => match text::beside(path, "config.json")? {
+            Some(text) => timm::contract(&text, &path.with_file_name("config.json").display().to_string()),
+            None => Ok(None),
+        },
         _ => Ok(inside.or(beside)),
     }
 }

@@ -62,7 +62,7 @@ fn dropped() -> f32 {
     0.1
 }
 
-fn beside(weights: &Path, name: &str) -> Result<Option<String>> {
+pub(super) fn beside(weights: &Path, name: &str) -> Result<Option<String>> {
     let path = weights.with_file_name(name);
     match std::fs::metadata(&path) {
         Err(_) => Ok(None),

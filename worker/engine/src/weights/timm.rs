@@ -1,0 +1,220 @@
+//! What timm keeps in `config.json` beside its weights: their preprocessing. And the names of two of its networks, which
+//! torchvision names otherwise.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use serde::Deserialize;
+
+use super::{Contract, Scale};
+use crate::{Error, Result};
+
+/// `config.json` of timm; whatever else lies under that name has no `pretrained_cfg`.
+#[derive(Deserialize)]
+struct Config {
+    #[serde(default)]
+    architecture: String,
+    pretrained_cfg: Option<Pretrained>,
+}
+
+#[derive(Deserialize)]
+struct Pretrained {
+    input_size: [u32; 3],
+    #[serde(default = "bicubic")]
+    interpolation: String,
+    #[serde(default = "crop_pct")]
+    crop_pct: f64,
+    #[serde(default = "center")]
+    crop_mode: String,
+    mean: [f32; 3],
+    std: [f32; 3],
+}
+
+fn bicubic() -> String {
+    "bicubic".into()
+}
+
+fn crop_pct() -> f64 {
+    0.875
+}
+
+fn center() -> String {
+    "center".into()
+}
+
+/// The contract that a `config.json` of timm's says; nothing for any other.
+///
+/// # Errors
+/// A `config.json` that is damaged, or asks for what we cannot do.
+pub fn contract(text: &str, shown: &str) -> Result<Option<Contract>> {
+    let bad = |why: &str| {
+        Error::user(
+            format!("`{shown}` asks for preprocessing that is not known: {why}"),
+            "write `preprocess` and `padding` in the job instead, and put the weights where that file is not",
+        )
+    };
+    // Text encoders keep other things under the same name; who reads them will say what is wrong.
+    let Ok(value) = serde_json::from_str::<serde_json::Value>(text) else { return Ok(None) };
+    if value.get("pretrained_cfg").is_none() {
+        return Ok(None);
+    }
+    let config: Config = serde_json::from_value(value).map_err(|e| bad(&e.to_string()))?;
+    let Some(said) = config.pretrained_cfg else { return Ok(None) };
+    let side = said.input_size[1];
+    if said.crop_mode != "center" || !(0.1..=1.0).contains(&said.crop_pct) {
+        return Err(bad(&format!("crop `{}` of {}", said.crop_mode, said.crop_pct)));
+    }
+    // Networks that were brought over from TensorFlow pad as it does.
+    let tensorflow = config.architecture.starts_with("tf_");
+    let contract = Contract {
+        input_size: said.input_size,
+        resize_short_side: (f64::from(side) / said.crop_pct).floor() as u32,
+        scale: Scale::Unit,
+        mean: said.mean,
+        std: said.std,
+        interpolation: said.interpolation,
+        padding: if tensorflow { "tf_same" } else { "symmetric" }.into(),
+        batch_norm_eps: if tensorflow { 1e-3 } else { crate::nn::Builder::EPS },
+        ..Contract::named("unit", side, None)?
+    };
+    // The same limits as for ours.
+    let text = serde_json::to_string(&contract).map_err(|e| bad(&e.to_string()))?;
+    Contract::parse(&text, shown).map(Some)
+}
+
+/// Blocks of each stage.
+const MOBILENET: [usize; 7] = [1, 2, 3, 4, 3, 3, 1];
+
+/// Tensors of timm's MobileNetV2 and EfficientNet-B0 under torchvision's names; other files as they are.
+pub fn usual_names(backbone: &str, file: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    if !file.contains_key("conv_stem.weight") {
+        return file;
+    }
+    let name: fn(&str, &str) -> Option<String> = match backbone {
+        "mobilenet_v2" => mobilenet,
+        "efficientnet_b0" => efficientnet,
+        _ => return file,
+    };
+    let usual = |whole: String| match whole.rsplit_once('.') {
+        Some((layer, kind)) => name(layer, kind).unwrap_or(whole),
+        None => whole,
+    };
+    file.into_iter().map(|(name, t)| (usual(name), t)).collect()
+}
+
+/// Stage, block in it, and layer of `blocks.S.I.LAYER`.
+fn place(layer: &str) -> Option<(usize, usize, &str)> {
+    let mut parts = layer.strip_prefix("blocks.")?.splitn(3, '.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?))
+}
+
+fn mobilenet(layer: &str, kind: &str) -> Option<String> {
+    let fixed = match layer {
+        "conv_stem" => "features.0.0",
+        "bn1" => "features.0.1",
+        "conv_head" => "features.18.0",
+        "bn2" => "features.18.1",
+        "classifier" => "classifier.1",
+        _ => "",
+    };
+    if !fixed.is_empty() {
+        return Some(format!("{fixed}.{kind}"));
+    }
+    let (stage, index, part) = place(layer)?;
+    let number = 1 + MOBILENET.get(..stage)?.iter().sum::<usize>() + index;
+    // The first block does not expand.
+    let part = match (stage, part) {
+        (0, "conv_dw") | (1.., "conv_pw") => "0.0",
+        (0, "bn1") | (1.., "bn1") => "0.1",
+        (0, "conv_pw") => "1",
+        (0, "bn2") => "2",
+        (_, "conv_dw") => "1.0",
+        (_, "bn2") => "1.1",
+        (_, "conv_pwl") => "2",
+        (_, "bn3") => "3",
+        _ => return None,
+    };
+    Some(format!("features.{number}.conv.{part}.{kind}"))
+}
+
+fn efficientnet(layer: &str, kind: &str) -> Option<String> {
+    let fixed = match layer {
+        "conv_stem" => "features.0.0",
+        "bn1" => "features.0.1",
+        "conv_head" => "features.8.0",
+        "bn2" => "features.8.1",
+        "classifier" => "classifier.1",
+        _ => "",
+    };
+    if !fixed.is_empty() {
+        return Some(format!("{fixed}.{kind}"));
+    }
+    let (stage, index, part) = place(layer)?;
+    let part = match (stage, part) {
+        (0, "conv_dw") | (1.., "conv_pw") => "0.0",
+        (_, "bn1") => "0.1",
+        (0, "se.conv_reduce") => "1.fc1",
+        (0, "se.conv_expand") => "1.fc2",
+        (0, "conv_pw") => "2.0",
+        (0, "bn2") => "2.1",
+        (_, "conv_dw") => "1.0",
+        (_, "bn2") => "1.1",
+        (_, "se.conv_reduce") => "2.fc1",
+        (_, "se.conv_expand") => "2.fc2",
+        (_, "conv_pwl") => "3.0",
+        (_, "bn3") => "3.1",
+        _ => return None,
+    };
+    Some(format!("features.{}.{index}.block.{part}.{kind}", stage + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As it lies beside `timm/resnet50.a1_in1k`, in part.
+    const CONFIG: &str = r#"{"architecture": "resnet50", "num_classes": 1000, "num_features": 2048,
+        "pretrained_cfg": {"tag": "a1_in1k", "custom_load": false, "input_size": [3, 224, 224],
+        "test_input_size": [3, 288, 288], "fixed_input_size": false, "interpolation": "bicubic", "crop_pct": 0.95,
+        "crop_mode": "center", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "num_classes": 1000,
+        "pool_size": [7, 7], "first_conv": "conv1", "classifier": "fc"}}"#;
+
+    #[test]
+    fn timms_config_is_a_contract_and_another_config_is_none() {
+        let c = contract(CONFIG, "c").unwrap().unwrap();
+        assert_eq!((c.side(), c.resize_short_side, c.interpolation.as_str()), (224, 235, "bicubic"));
+        assert_eq!((c.scale, c.mean[0], c.std[2], c.same()), (Scale::Unit, 0.485, 0.225, false));
+        let tf = contract(&CONFIG.replace("\"resnet50\"", "\"tf_mobilenetv2\""), "c").unwrap().unwrap();
+        assert!(tf.same() && tf.batch_norm_eps == 1e-3);
+        assert_eq!(contract(r#"{"hidden_size": 384}"#, "c").unwrap(), None);
+        assert_eq!(contract("not json", "c").unwrap(), None);
+        for (from, to) in
+            [("\"center\"", "\"squash\""), ("0.95", "0.01"), ("bicubic", "lanczos"), ("[3, 224, 224]", "[1, 9]")]
+        {
+            assert!(contract(&CONFIG.replacen(from, to, 1), "c").is_err(), "{to}");
+        }
+    }
+
+    #[test]
+    fn names_of_timms_mobilenet_and_efficientnet_are_torchvisions() {
+        for (theirs, ours) in [
+            ("blocks.0.0.conv_dw.weight", "features.1.conv.0.0.weight"),
+            ("blocks.0.0.bn2.bias", "features.1.conv.2.bias"),
+            ("blocks.2.1.conv_pwl.weight", "features.5.conv.2.weight"),
+            ("blocks.6.0.bn3.running_var", "features.17.conv.3.running_var"),
+            ("conv_head.weight", "features.18.0.weight"),
+        ] {
+            let (layer, kind) = theirs.rsplit_once('.').unwrap();
+            assert_eq!(mobilenet(layer, kind).unwrap(), ours);
+        }
+        for (theirs, ours) in [
+            ("blocks.0.0.se.conv_expand.bias", "features.1.0.block.1.fc2.bias"),
+            ("blocks.0.0.conv_pw.weight", "features.1.0.block.2.0.weight"),
+            ("blocks.4.2.conv_dw.weight", "features.5.2.block.1.0.weight"),
+            ("blocks.6.0.bn3.weight", "features.7.0.block.3.1.weight"),
+        ] {
+            let (layer, kind) = theirs.rsplit_once('.').unwrap();
+            assert_eq!(efficientnet(layer, kind).unwrap(), ours);
+        }
+    }
+}
