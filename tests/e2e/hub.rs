@@ -38,7 +38,9 @@ async fn weights_of_the_hub_are_planned_without_downloading_fetched_once_and_pin
     let hub = FakeHub::start(&[]);
     let home = sandbox.dir().join("hf").display().to_string();
     sandbox.environment = vec![("HF_ENDPOINT", hub.endpoint.clone()), ("HF_HOME", home)];
-    (0..2).for_each(|_| drop(sandbox.add_worker(&[])));
+    for _ in 0..2 {
+        sandbox.add_worker(&[]);
+    }
     sandbox.ready(2).await;
     let place = |name: &str| sandbox.dir().join(name).display().to_string();
 

@@ -173,7 +173,7 @@ impl Errand<'_> {
     }
 
     fn lock(&self, blob: &Path) -> Result<File, Error> {
-        let path = blob.with_added_extension("lock");
+        let path = beside(blob, ".lock");
         let file = File::create(&path).map_err(|e| disk(&path, e))?;
         loop {
             match file.try_lock() {
@@ -193,7 +193,7 @@ impl Errand<'_> {
         blob: &Path,
         (before, total): (u64, u64),
     ) -> Result<(), Error> {
-        let part = blob.with_added_extension("part");
+        let part = beside(blob, ".part");
         let old = fs::metadata(&part).is_ok_and(|m| m.len() > 0);
         match self.fill(hub, commit, (name, head), &part, (before, total)) {
             // What an earlier try had left may be the wrong part; it is gone now.
@@ -344,4 +344,11 @@ fn disk(path: &Path, e: std::io::Error) -> Error {
 pub(super) fn human(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
     if mib >= 1.0 { format!("{mib:.1} MiB") } else { format!("{:.1} KiB", bytes as f64 / 1024.0) }
+}
+
+/// A file beside a blob, for what is not whole yet.
+fn beside(blob: &Path, ending: &str) -> PathBuf {
+    let mut name = blob.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
 }
