@@ -59,6 +59,17 @@ fn the_coordinators_core_is_pure() {
 }
 
 #[test]
+fn only_the_rank_knows_the_engine() {
+    let mut files = Vec::new();
+    sources(&root().join("worker/src"), &mut files);
+    assert!(files.len() > 10, "{files:?}");
+    for file in files.iter().filter(|f| !f.ends_with("rank.rs")) {
+        let names = fs::read_to_string(file).unwrap().contains("tl_engine");
+        assert!(!names, "{} names the engine", file.display());
+    }
+}
+
+#[test]
 fn the_top_level_is_what_it_should_be_and_no_file_is_too_long() {
     let known = [
         "Cargo.toml",

@@ -41,7 +41,7 @@ impl RankCommand {
     pub fn to_command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.arg0(&self.name).args(&self.arguments);
-        tl_engine::num::memory::tune(command.as_std_mut());
+        crate::rank::tune(command.as_std_mut());
         command
     }
 }

@@ -3,6 +3,9 @@
 //! Standard input is the socket on which it listens for its peers, standard output the socket to its agent, standard
 //! error its log. It dies with its agent: by signal where the system offers that, else when the socket ends.
 
+/// Lets a rank be started with memory for training.
+pub use tl_engine::memory::tune;
+
 use std::{
     fs::{File, OpenOptions},
     io::{BufRead, BufReader, Read, Write},

@@ -11,7 +11,7 @@ mod steps;
 use std::{os::unix::process::CommandExt, path::PathBuf};
 
 use clap::{Parser, ValueEnum};
-use tl_engine::num::{memory, pool};
+use tl_engine::{memory, num::pool};
 
 use crate::harness::Harness;
 

@@ -12,6 +12,7 @@ mod error;
 pub mod eval;
 pub mod files;
 pub mod link;
+pub mod memory;
 pub mod modifier;
 pub mod nn;
 pub mod num;

@@ -25,7 +25,7 @@ pub(super) const ENTRY: Backbone = Backbone {
 };
 
 /// Standard deviations of ImageNet's channels.
-const DEVIATIONS: [f32; 3] = [0.229, 0.224, 0.225];
+pub(crate) const DEVIATIONS: [f32; 3] = [0.229, 0.224, 0.225];
 
 const KERAS: Variant = Variant {
     stem: ["stem_conv", "stem_bn"],

@@ -37,6 +37,7 @@ use tl_proto::{
     spec::{HeadSection, ModelSection},
 };
 
+pub(crate) use efficientnet_b0_keras::DEVIATIONS;
 pub(crate) use text::DISTILBERT;
 pub use text::{DenseAct, Shape};
 

@@ -28,6 +28,8 @@ pub struct Entry {
     pub shape: Vec<usize>,
     /// Where its elements lie.
     pub range: Range<usize>,
+    /// Whether weight decay applies to it: to matrices and kernels, not to what is added or scales.
+    pub decays: bool,
 }
 
 /// All tensors of one network.
@@ -63,7 +65,7 @@ impl Store {
         let start = values.len();
         let len: usize = shape.iter().product();
         values.resize(start + len, 0.0);
-        list.push(Entry { name, shape: shape.to_vec(), range: start..start + len });
+        list.push(Entry { name, shape: shape.to_vec(), range: start..start + len, decays: shape.len() > 1 });
         list.len() - 1
     }
 }
@@ -328,6 +330,8 @@ impl Builder {
         let grid = side / size;
         let class = self.param("cls_token".into(), &[1, 1, c], |s| s.normal() * 1e-6);
         let position = self.param("pos_embed".into(), &[1, 1 + grid * grid, c], |s| s.normal() * 0.02);
+        // What is added to every picture does not decay, as in timm.
+        [class, position].iter().for_each(|p| self.store.params[p.0].decays = false);
         let none = Padding::Symmetric(0);
         let spec = ConvSpec { cin: 3, cout: c, kernel: (size, size), stride: size, pad: (none, none), bias: true };
         let conv = self.conv_spec("patch_embed.proj", spec);

@@ -1,6 +1,6 @@
 //! New memory, cleared where it is used first.
 
-#![allow(unsafe_code, reason = "memory that was written on several threads becomes a vector")]
+#![expect(unsafe_code, reason = "memory that was written on several threads becomes a vector")]
 
 use std::{
     mem::MaybeUninit,
@@ -53,7 +53,8 @@ impl Fresh {
     /// If a part was not handed out.
     pub fn done(self) -> Vec<f32> {
         assert_eq!(self.given.into_inner(), self.data.len(), "a part of new memory was left out");
-        // SAFETY: parts are disjoint and were cleared when they were handed out; their lengths add up to all of it.
+        // SAFETY: since `parts` or `cut` last began to count, each part was handed out once at most, cleared; they are
+        // disjoint, and their lengths add up to all of it.
         unsafe { self.data.assume_init() }.into_vec()
     }
 }

@@ -4,7 +4,6 @@ pub mod fingerprint;
 pub mod fresh;
 pub mod gemm;
 pub mod math;
-pub mod memory;
 pub mod pool;
 pub mod rng;
 pub mod simd;

@@ -58,7 +58,8 @@ impl Loop<'_> {
         let bytes = |cut: usize, rows: usize| -> Result<usize> {
             Ok(net.shape_at(store, cut)?.iter().product::<usize>() * 4 * rows)
         };
-        let rows = self.train.count() * self.train.views().unwrap_or(1) + self.val.count();
+        let views = self.train.views().filter(|_| self.cacheable()).unwrap_or(0);
+        let rows = self.train.count() * views + self.val.count();
         let mut fitting = Vec::new();
         for cut in saving::together(&cuts) {
             if bytes(cut, rows)? <= encode::BUDGET {

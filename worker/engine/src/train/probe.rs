@@ -138,7 +138,9 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let n = train.dataset.labels().len();
     let (batch, grains) = (data.batch as usize, spec.grains() as usize);
     let grain_samples = at_a_time(n, batch, grains, |count| (0..count).map(|s| s..s + 1).collect());
-    let together = at_a_time(n, batch, grains, |count| partition(count, spec.cluster.ranks.min as usize));
+    let fewest = spec.cluster.ranks.min as usize;
+    let together = at_a_time(n, batch, grains, |count| partition(count, fewest));
+    let own = partition(grains, fewest).iter().map(Range::len).max().unwrap_or(0);
     let (mut warnings, mut lockstep) = (Vec::new(), false);
     let mut spans = Vec::new();
     let stages = spec.stage.iter().map(|s| {
@@ -147,13 +149,19 @@ pub fn probe(config: &Config) -> Result<Plan> {
         lockstep |= stage.lockstep;
         if stage.lockstep {
             warnings.push(format!(
-                "stage `{}` takes the statistics of {} batch-norms over the whole batch: up to {together} samples are in \
-                 memory at a time, and ranks wait for each other at each of them, forward and backward",
+                "stage `{}` takes the statistics of {} batch-norms over the whole batch: up to {together} samples (more where \
+                 slots are unequal) and {} MiB of gradients of {own} grains are in memory at a time, and ranks wait for each \
+                 other at each of them, forward and backward",
                 s.name,
-                stage.norms.len()
+                stage.norms.len(),
+                (4 * own * stage.layout.total_len()) >> 20
             ));
         } else if s.bn_scope == BnScope::Batch {
             warnings.push(format!("no batch-norm learns in stage `{}`: its `bn_scope` changes nothing", s.name));
+        }
+        let drops = |p: Option<f64>| p.is_some_and(|p| p > 0.0);
+        if stage.cut > 0 && (drops(model.dropout) || drops(model.attention_dropout)) {
+            warnings.push(format!("in stage `{}` only what it trains and lies above drops: what is frozen below runs once", s.name));
         }
         let first_unit = net.network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default();
         Ok(StageFigures {

@@ -88,7 +88,7 @@ impl Stage {
 fn groups(store: &Store, layout: &Layout, scales: &[f64]) -> Vec<Group> {
     let group = |((id, gradient), lr_scale): ((ParamId, std::ops::Range<usize>), &f64)| {
         let entry = &store.params[id.0];
-        Group { values: entry.range.clone(), gradient, lr_scale: *lr_scale, decays: entry.shape.len() > 1 }
+        Group { values: entry.range.clone(), gradient, lr_scale: *lr_scale, decays: entry.decays }
     };
     layout.trained().zip(scales).map(group).collect()
 }

@@ -9,7 +9,10 @@ pub(crate) mod testing;
 pub mod text;
 mod timm;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use candle_core::{DType, Device, Tensor};
 
@@ -18,7 +21,7 @@ pub use contract::{Contract, Scale};
 use crate::{
     Error, Result,
     backbone::{Backbone, Network},
-    nn::Store,
+    nn::{Entry, Store},
 };
 
 /// Largest file of weights that is read, in bytes.
@@ -108,7 +111,8 @@ pub fn fill(
             }
         }
     }
-    if missing.is_empty() && wrong.is_empty() {
+    let odd = strangers(params, file, &keep_head);
+    if missing.is_empty() && wrong.is_empty() && odd.is_empty() {
         return Ok(());
     }
     let some = |list: &[String]| {
@@ -123,10 +127,28 @@ pub fn fill(
     if !wrong.is_empty() {
         said.push(some(&wrong));
     }
+    if !odd.is_empty() {
+        said.push(format!("no place for {}", some(&odd)));
+    }
     Err(Error::user(
         format!("weights `{shown}` are of another network: {}", said.join("; ")),
         "`model.backbone` must be the network that the weights were trained with",
     ))
+}
+
+/// Weights of a file that lie inside a block of the network, which has none of that name: a network with more in its
+/// blocks would be loaded without it, and compute something else. What lies beside the network, such as a pooler, is
+/// nobody's.
+fn strangers(params: &[Entry], file: &BTreeMap<String, Tensor>, keep_head: impl Fn(&str) -> bool) -> Vec<String> {
+    fn above(name: &str) -> impl Iterator<Item = &str> {
+        let layer = name.rsplit_once('.').map_or("", |(layer, _)| layer);
+        layer.match_indices('.').map(|(at, _)| &layer[..at])
+    }
+    let own: BTreeSet<&str> = params.iter().map(|p| p.name.as_str()).collect();
+    let blocks: BTreeSet<&str> = params.iter().flat_map(|p| above(&p.name)).collect();
+    let weights = file.keys().filter(|name| name.ends_with(".weight") || name.ends_with(".bias"));
+    let odd = weights.filter(|n| keep_head(n) && !own.contains(n.as_str()) && above(n).any(|b| blocks.contains(b)));
+    odd.cloned().collect()
 }
 
 /// Fills a new network from a file: all but the head, or all of it where the head is `kept` for these classes.
@@ -293,6 +315,25 @@ mod tests {
         other.preprocess = Some("unit".into());
         let error = build(&other).err().unwrap().to_string();
         assert!(error.contains("are of another network: no conv1.weight"), "{error}");
+    }
+
+    #[test]
+    fn a_network_with_more_in_its_blocks_is_not_loaded_without_it() {
+        let mut net = build(&model("resnet20", None)).unwrap();
+        let store = &net.network.initial;
+        let named = |e: &Entry| (e.name.clone(), crate::nn::tensor(vec![0.5; e.range.len()], &e.shape).unwrap());
+        let mut file: BTreeMap<String, Tensor> = store.params.iter().chain(&store.buffers).map(named).collect();
+        let more = |name: &str| (name.to_owned(), crate::nn::tensor(vec![1.0], &[1]).unwrap());
+        // A counter, and what lies beside the network, are nobody's.
+        file.extend([
+            more("bn1.num_batches_tracked"),
+            more("pooler.dense.weight"),
+            more("AuxLogits.conv0.conv.weight"),
+        ]);
+        fill(&mut net.network.initial, &file, |_| true, "x").unwrap();
+        file.extend([more("layer1.0.se.fc1.weight")]);
+        let error = fill(&mut net.network.initial, &file, |_| true, "x").unwrap_err().to_string();
+        assert!(error.contains("no place for layer1.0.se.fc1.weight"), "{error}");
     }
 
     #[test]

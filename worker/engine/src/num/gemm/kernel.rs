@@ -1,6 +1,6 @@
 //! The innermost loop: up to eight rows times a panel of up to three vectors, all sums in registers.
 
-#![allow(unsafe_code, reason = "vector instructions and unchecked inner loops; `tile` checks every bound")]
+#![expect(unsafe_code, reason = "vector instructions and unchecked inner loops; `tile` checks every bound")]
 
 use crate::num::simd::{Level, level};
 

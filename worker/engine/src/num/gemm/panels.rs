@@ -29,8 +29,8 @@ pub struct Packed {
 const BLOCK: usize = 64;
 
 impl Packed {
-    /// Space for `k` rows of `n` columns, which the caller fills. What is beside them may be anything: it is multiplied with
-    /// others, but no sum of it is stored.
+    /// Space for `k` rows of `n` columns, which the caller fills. What is beside them is cleared with them: no sum of it is
+    /// stored, but odd numbers could make it slow.
     pub fn new(k: usize, n: usize) -> Self {
         let lanes = lanes();
         let vectors = n.div_ceil(lanes);
@@ -81,8 +81,12 @@ impl Packed {
                     for (r, line) in out.chunks_exact_mut(width).enumerate() {
                         let from = r * view.row + panel.first;
                         line[..panel.cols].copy_from_slice(&view.data[from..from + panel.cols]);
+                        line[panel.cols..].fill(0.0);
                     }
                     continue;
+                }
+                if panel.cols < width {
+                    out.fill(0.0);
                 }
                 for (block, out) in out.chunks_mut(BLOCK * width).enumerate() {
                     for c in 0..panel.cols {
@@ -113,9 +117,12 @@ impl Packed {
         for (r, row) in rows.enumerate() {
             for panel in &self.panels {
                 let width = panel.vectors * lanes;
-                let line = &mut self.data[panel.start + r * width..][..panel.cols];
+                let line = &mut self.data[panel.start + r * width..][..width];
                 match row {
-                    Some(row) => line.copy_from_slice(&row[panel.first..panel.first + panel.cols]),
+                    Some(row) => {
+                        line[..panel.cols].copy_from_slice(&row[panel.first..panel.first + panel.cols]);
+                        line[panel.cols..].fill(0.0);
+                    }
                     None => line.fill(0.0),
                 }
             }

@@ -13,7 +13,10 @@ const KEPT: usize = 16 << 20;
 static FREE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 
 /// Numbers with whatever was in them before; given back when dropped.
-pub(super) struct Scratch(Vec<f32>);
+pub(super) struct Scratch {
+    block: Vec<f32>,
+    len: usize,
+}
 
 impl Scratch {
     /// `len` numbers.
@@ -27,26 +30,26 @@ impl Scratch {
             block = vec![0.0; len];
         }
         // The excess is kept, so that the next one may be larger.
-        Self(block)
+        Self { block, len }
     }
 }
 
 impl Deref for Scratch {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.0
+        &self.block[..self.len]
     }
 }
 
 impl DerefMut for Scratch {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.0
+        &mut self.block[..self.len]
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let block = std::mem::take(&mut self.0);
+        let block = std::mem::take(&mut self.block);
         if block.is_empty() || block.len() > LARGEST {
             return;
         }

@@ -14,6 +14,9 @@ const DEPTH: usize = 12;
 /// Tensors of a file that are read.
 const MOST: usize = 100_000;
 
+/// How much smaller than its numbers a compressed file may be.
+const PACKED: u64 = 8;
+
 /// A tensor of a layer.
 pub struct Variable {
     /// The layer's name: that of the innermost group, or of the outermost.
@@ -35,13 +38,13 @@ pub fn read(path: &Path, size: u64) -> Result<Vec<Variable>, String> {
     let mut out = Vec::new();
     let old = root.groups().map_err(bad)?.iter().any(|g| g == "model_weights");
     let start = if old { root.group("model_weights").map_err(bad)? } else { root };
-    let mut reader = Reader { left: size, out: &mut out };
+    let mut reader = Reader { left: size.saturating_mul(PACKED), out: &mut out };
     reader.group(&start, &mut Vec::new())?;
     Ok(out)
 }
 
 struct Reader<'a> {
-    /// Bytes that tensors may still take: no more than the file has, whatever it claims.
+    /// Bytes that tensors may still take, whatever the file claims.
     left: u64,
     out: &'a mut Vec<Variable>,
 }
@@ -85,7 +88,7 @@ impl Reader<'_> {
         let shape = set.shape().map_err(bad)?;
         let bytes = shape.iter().try_fold(4u64, |n, d| n.checked_mul(*d));
         let rest = bytes.and_then(|bytes| self.left.checked_sub(bytes));
-        self.left = rest.ok_or("it claims more numbers than it has bytes")?;
+        self.left = rest.ok_or("it claims more numbers than its bytes could hold")?;
         let shape: Vec<usize> = shape.into_iter().map(|d| d as usize).collect();
         let values = set.read_f32().map_err(bad)?;
         Tensor::from_vec(values, shape, &Device::Cpu).map(Some).map_err(|e| e.to_string())

@@ -10,7 +10,7 @@ use candle_core::Tensor;
 pub use h5::Variable;
 
 use super::{Contract, Scale};
-use crate::{Error, Result, nn::Store};
+use crate::{Error, Result, backbone::DEVIATIONS, nn::Store};
 
 /// Whether a file is one of HDF5.
 pub fn is_h5(path: &Path) -> bool {
@@ -23,8 +23,9 @@ pub fn is_h5(path: &Path) -> bool {
 /// A file that is not whole, or holds no layers that Keras would name.
 pub fn read(path: &Path, size: u64) -> Result<Vec<Variable>> {
     let shown = path.display();
-    let hint =
-        "give a file that Keras has saved: `model.save_weights(\"NAME.weights.h5\")`, or `model.save(\"NAME.h5\")`";
+    // Before 3.6 Keras wrote the layers of `.weights.h5` by number alone.
+    let hint = "give a file that says which layer is which: `model.save(\"NAME.h5\")`, or from Keras 3.6 on \
+        `model.save_weights(\"NAME.weights.h5\")`";
     // The reader is somebody else's: a panic in it is a bad file, not a bug of the run.
     let read = std::panic::catch_unwind(|| h5::read(path, size));
     let read = read.unwrap_or_else(|_| Err("it contradicts itself".into()));
@@ -39,7 +40,7 @@ pub fn read(path: &Path, size: u64) -> Result<Vec<Variable>> {
 /// Tensors under the names of `backbone`, in PyTorch's order, for the shapes that `store` has.
 ///
 /// # Errors
-/// A tensor that cannot be turned.
+/// A tensor that cannot be turned, or a name that two layers have.
 pub fn usual_names(backbone: &str, variables: Vec<Variable>, store: &Store) -> Result<BTreeMap<String, Tensor>> {
     let entries = store.params.iter().chain(&store.buffers);
     let shapes: BTreeMap<&str, &[usize]> = entries.map(|e| (e.name.as_str(), e.shape.as_slice())).collect();
@@ -54,9 +55,31 @@ pub fn usual_names(backbone: &str, variables: Vec<Variable>, store: &Store) -> R
         let Some(full) = full.find(|name| shapes.contains_key(name.as_str())) else { continue };
         let entry = shapes.get(full.as_str()).copied();
         let value = turned(&value, name == "depthwise_kernel", entry)?;
-        out.insert(full, value);
+        if out.insert(full.clone(), value).is_some() {
+            return Err(Error::user(
+                format!("the weights hold `{full}` twice"),
+                "save the network alone, without others around it",
+            ));
+        }
+    }
+    if backbone == "efficientnet_b0_keras" {
+        plain_normalisation(&mut out)?;
     }
     Ok(out)
+}
+
+/// Keras normalises the input of an EfficientNet a second time if it was built with `weights = "imagenet"`, as ours always
+/// does. Of one that was built without, the variances are scaled so that the second time has no effect.
+fn plain_normalisation(file: &mut BTreeMap<String, Tensor>) -> Result<()> {
+    const NAME: &str = "normalization.variance";
+    let Some(variance) = file.get(NAME) else { return Ok(()) };
+    let variance: Vec<f32> = variance.flatten_all()?.to_vec1()?;
+    let published = variance.iter().zip(DEVIATIONS).all(|(v, d)| (v - d).abs() < 1e-3);
+    if variance.len() == DEVIATIONS.len() && !published {
+        let scaled = variance.iter().zip(DEVIATIONS).map(|(v, d)| v / d).collect();
+        file.insert(NAME.to_owned(), crate::nn::tensor(scaled, &[DEVIATIONS.len()])?);
+    }
+    Ok(())
 }
 
 /// What we may call a variable, below its layer.
@@ -151,4 +174,28 @@ pub fn contract(backbone: &str, side: u32) -> Result<Option<Contract>> {
         },
         _ => return Ok(None),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Keras' network without the second normalisation: (x − mean) / √variance is what ours must come to.
+    #[test]
+    fn an_efficientnet_that_was_built_without_imagenet_is_normalised_once() {
+        let normalised = |variance: [f32; 3]| {
+            let tensor = crate::nn::tensor(variance.to_vec(), &[3]).unwrap();
+            let mut file = BTreeMap::from([("normalization.variance".to_owned(), tensor)]);
+            plain_normalisation(&mut file).unwrap();
+            let ours: Vec<f32> = file["normalization.variance"].to_vec1().unwrap();
+            // What our layer makes of mean + 1.
+            std::array::from_fn::<f32, 3, _>(|i| 1.0 / ours[i].sqrt() / DEVIATIONS[i].sqrt())
+        };
+        for (found, wanted) in normalised([1.0, 4.0, 0.25]).into_iter().zip([1.0, 0.5, 2.0]) {
+            assert!((found - wanted).abs() < 1e-6, "{found} {wanted}");
+        }
+        for (found, deviation) in normalised(DEVIATIONS).into_iter().zip(DEVIATIONS) {
+            assert!((found - 1.0 / deviation).abs() < 1e-5, "published weights: twice");
+        }
+    }
 }

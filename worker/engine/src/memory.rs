@@ -6,12 +6,12 @@ use std::process::Command;
 ///
 /// A step takes and gives back some hundreds of megabytes in large blocks. By default each goes back to the kernel, which
 /// interrupts all threads for it, and is asked for again, page by page, each cleared anew: a quarter of the time of a step
-/// of MiniLM or ResNet-50 on two cores. So one arena keeps what it has, in huge pages where the kernel has them. What a
-/// rank holds it gives back when its phase ends, for then it ends.
+/// of MiniLM or ResNet-50 on two cores. So one arena keeps what it has, without a mapping of its own for a large block, in
+/// huge pages where the kernel has them (`hugetlb`, glibc 2.35). What a rank holds it gives back when its phase ends, for
+/// then it ends.
 const TUNABLES: (&str, &str) = (
     "GLIBC_TUNABLES",
-    "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=8589934592:\
-     glibc.malloc.trim_threshold=17179869184:glibc.malloc.hugetlb=1",
+    "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.hugetlb=1",
 );
 
 /// Whether this process was started with what is good for it, or with what somebody chose.
