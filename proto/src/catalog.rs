@@ -30,6 +30,8 @@ pub enum ParamKind {
         /// The words.
         of: Vec<String>,
     },
+    /// A list of names, each the end of a name from a dot on or `re:PATTERN`.
+    Names,
 }
 
 /// One parameter of an entry.
@@ -58,6 +60,10 @@ pub struct Entry {
     /// Roles of further networks that it needs (`[nets.ROLE]`).
     #[serde(default)]
     pub nets: Vec<String>,
+    /// It trains parts of its own in place of the weights of the network, which stay as they are unless a stage names
+    /// them.
+    #[serde(default)]
+    pub freezes: bool,
 }
 
 /// Everything that a build of the worker offers.
@@ -93,8 +99,28 @@ impl Catalog {
 impl Entry {
     /// The value of a parameter: what was given, else its default, else 0 for a name that this entry does not have.
     pub fn number(&self, given: &Params, name: &str) -> f64 {
+        self.value(given, name).and_then(serde_json::Value::as_f64).unwrap_or_default()
+    }
+
+    /// The same for a flag; else `false`.
+    pub fn flag(&self, given: &Params, name: &str) -> bool {
+        self.value(given, name).and_then(serde_json::Value::as_bool).unwrap_or_default()
+    }
+
+    /// The same for one of some words; else nothing.
+    pub fn word<'a>(&'a self, given: &'a Params, name: &str) -> &'a str {
+        self.value(given, name).and_then(serde_json::Value::as_str).unwrap_or_default()
+    }
+
+    /// The same for a list of names; else none.
+    pub fn names(&self, given: &Params, name: &str) -> Vec<String> {
+        let list = self.value(given, name).and_then(serde_json::Value::as_array);
+        list.into_iter().flatten().filter_map(|v| Some(v.as_str()?.to_owned())).collect()
+    }
+
+    fn value<'a>(&'a self, given: &'a Params, name: &str) -> Option<&'a serde_json::Value> {
         let default = || self.params.iter().find(|p| p.name == name).map(|p| &p.default);
-        given.get(name).or_else(default).and_then(serde_json::Value::as_f64).unwrap_or_default()
+        given.get(name).or_else(default)
     }
 }
 
@@ -117,9 +143,26 @@ pub fn integer(name: &str, default: i64, min: i64, max: i64, doc: &str) -> Param
     Param { name: name.into(), kind: ParamKind::Integer { min, max }, default: default.into(), doc: doc.into() }
 }
 
+/// A parameter that is true or false.
+pub fn flag(name: &str, default: bool, doc: &str) -> Param {
+    Param { name: name.into(), kind: ParamKind::Flag, default: default.into(), doc: doc.into() }
+}
+
+/// A parameter that is one of some words, the first of them if nothing is said.
+pub fn choice(name: &str, of: &[&str], doc: &str) -> Param {
+    let words: Vec<String> = of.iter().map(|w| (*w).into()).collect();
+    let default = words.first().cloned().unwrap_or_default();
+    Param { name: name.into(), kind: ParamKind::Choice { of: words }, default: default.into(), doc: doc.into() }
+}
+
+/// A parameter that is a list of names.
+pub fn names(name: &str, default: &[&str], doc: &str) -> Param {
+    Param { name: name.into(), kind: ParamKind::Names, default: default.into(), doc: doc.into() }
+}
+
 /// An entry without parameters.
 pub fn entry(name: &str, doc: &str) -> Entry {
-    Entry { name: name.into(), doc: doc.into(), params: Vec::new(), nets: Vec::new() }
+    Entry { name: name.into(), doc: doc.into(), ..Entry::default() }
 }
 
 #[cfg(test)]
@@ -131,6 +174,13 @@ mod tests {
         let entry = Entry { params: vec![number("t", 4.0, 0.0, 9.0, ""), integer("n", 7, 1, 9, "")], ..entry("e", "") };
         let given = [("t".to_owned(), 2.into())].into();
         assert_eq!((entry.number(&given, "t"), entry.number(&given, "n")), (2.0, 7.0));
+        let params = vec![flag("f", true, ""), choice("c", &["a", "b"], ""), names("l", &["x", "y"], "")];
+        let entry = Entry { params, ..super::entry("e", "") };
+        assert_eq!((entry.flag(&given, "f"), entry.word(&given, "c")), (true, "a"));
+        assert_eq!(
+            (entry.names(&given, "l"), entry.names(&given, "t")),
+            (vec!["x".into(), "y".into()], Vec::<String>::new())
+        );
     }
 
     #[test]

@@ -41,6 +41,11 @@ const RECIPES: &[Recipe] = &[
         files: &[("fine_tune.toml", include_str!("../../recipes/fine_tune.toml"))],
     },
     Recipe {
+        name: "lora",
+        doc: "fine-tune a text encoder with LoRA, and leave an adapter that peft loads",
+        files: &[("lora.toml", include_str!("../../recipes/lora.toml"))],
+    },
+    Recipe {
         name: "distill",
         doc: "train a small network on what a large one says",
         files: &[("distill.toml", include_str!("../../recipes/distill.toml"))],

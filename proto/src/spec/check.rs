@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::{
-    ClassWeights, JobSpec, Params, Sampling, SpecError, Views,
+    ClassWeights, JobSpec, Sampling, SpecError, Views,
+    check_adapter::check_adapters,
     check_model::check_model,
+    check_params::check_params,
     check_stage::{check_norms, check_stage, monitor},
 };
-use crate::catalog::{Catalog, Entry, ParamKind, nearest_hint};
+use crate::catalog::{Catalog, nearest_hint};
 
 pub(super) type Checked = Result<(), SpecError>;
 
@@ -141,6 +143,7 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
             params,
         )?;
     }
+    check_adapters(spec, catalog)?;
     let data = spec.data.as_ref().ok_or_else(|| missing("[data]"))?;
     let format = found(Catalog::find(&catalog.formats, "data format", &data.format))?;
     check_params("data.params", format, &data.params)?;
@@ -199,36 +202,6 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
         if let Some(factor) = stop.plateau_factor {
             within("stop.plateau_factor", factor, 1e-6, 0.999)?;
         }
-    }
-    Ok(())
-}
-
-fn check_params(at: &str, entry: &Entry, params: &Params) -> Checked {
-    for (key, value) in params {
-        let Some(param) = entry.params.iter().find(|p| p.name == *key) else {
-            let known: Vec<&str> = entry.params.iter().map(|p| p.name.as_str()).collect();
-            let hint = if known.is_empty() {
-                format!("`{}` takes no parameters", entry.name)
-            } else {
-                nearest_hint(key, &known)
-            };
-            return Err(SpecError::new(format!("unknown key `{at}.{key}`"), hint));
-        };
-        let (fits, wanted) = match &param.kind {
-            ParamKind::Number { min, max } => (
-                value.as_f64().is_some_and(|v| v.is_finite() && (*min..=*max).contains(&v)),
-                format!("a number from {min} to {max}"),
-            ),
-            ParamKind::Integer { min, max } => (
-                value.as_i64().is_some_and(|v| (*min..=*max).contains(&v)),
-                format!("a whole number from {min} to {max}"),
-            ),
-            ParamKind::Flag => (value.is_boolean(), "true or false".into()),
-            ParamKind::Choice { of } => {
-                (value.as_str().is_some_and(|v| of.iter().any(|o| o == v)), format!("one of {}", of.join(", ")))
-            }
-        };
-        require(fits, || (format!("`{at}.{key}` cannot be {value}"), format!("it takes {wanted}")))?;
     }
     Ok(())
 }
@@ -386,7 +359,7 @@ lr = 0.1
             id: (*id).into(),
             job: None,
             needs: needs.iter().map(|n| (*n).into()).collect(),
-            set: Params::new(),
+            set: crate::spec::Params::new(),
             spec: Some(Box::new(inner.clone())),
         };
         spec.step = steps.iter().map(step).collect();

@@ -1,7 +1,9 @@
 //! The job file: its shape, how it is read, and the checks that need nothing but itself and the catalog.
 
 mod check;
+mod check_adapter;
 mod check_model;
+mod check_params;
 mod check_stage;
 mod hub;
 mod model;

@@ -222,6 +222,10 @@ pub struct ModelSection {
     /// `step:ID`, or nothing for random weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
+    /// A folder with `adapter_config.json` and `adapter_model.safetensors`, as peft and jobs of ours write it for LoRA and
+    /// IA3. Its changes are worked into the weights; with `[modifiers.lora]` or `[modifiers.ia3]` they are trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
     /// The preprocessing that the weights want, where no `preprocess.json` or `config.json` of timm's lies beside them:
     /// `tf`, `torch`, `unit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -47,9 +47,10 @@ impl JobSpec {
     pub fn places(&self) -> impl Iterator<Item = (&'static str, &String)> {
         let data = self.data.iter().filter(|d| d.format != "generated");
         let data = data.flat_map(|d| [("data.train", &d.train), ("data.val", &d.val)]);
-        let nets = self.model.iter().map(|m| ("model.weights", m));
-        let nets = nets.chain(self.nets.values().map(|m| ("nets.*.weights", m)));
-        data.chain(nets.filter_map(|(key, m)| Some((key, m.weights.as_ref()?)))).filter(|(_, p)| !is_step(p))
+        let nets = self.model.iter().map(|m| (["model.weights", "model.adapter"], m));
+        let nets = nets.chain(self.nets.values().map(|m| (["nets.*.weights", "nets.*.adapter"], m)));
+        let files = nets.flat_map(|(keys, m)| keys.into_iter().zip([m.weights.as_ref(), m.adapter.as_ref()]));
+        data.chain(files.filter_map(|(key, place)| Some((key, place?)))).filter(|(_, p)| !is_step(p))
     }
 
     /// The same, to be changed.
@@ -57,7 +58,7 @@ impl JobSpec {
         let data = self.data.iter_mut().filter(|d| d.format != "generated");
         let data = data.flat_map(|d| [&mut d.train, &mut d.val]);
         let nets = self.model.iter_mut().chain(self.nets.values_mut());
-        data.chain(nets.filter_map(|m| m.weights.as_mut())).filter(|p| !is_step(p))
+        data.chain(nets.flat_map(|m| m.weights.iter_mut().chain(&mut m.adapter))).filter(|p| !is_step(p))
     }
 
     /// Whether every place that this job (not its steps) names can be one.
@@ -67,8 +68,10 @@ impl JobSpec {
     pub(super) fn check_places(&self) -> Result<(), SpecError> {
         for (key, place) in self.places() {
             Pushed::parse(place)?;
-            if Hub::parse(place)?.is_some() && key.starts_with("data.") {
-                let hint = "bring the samples yourself: `tlctl data push FOLDER` gives them a name for the job";
+            if Hub::parse(place)?.is_some() && !key.ends_with(".weights") {
+                let what = if key.starts_with("data.") { "samples" } else { "adapter" };
+                let hint =
+                    format!("bring the {what} yourself: `tlctl data push FOLDER` gives the folder a name for the job");
                 return Err(SpecError::new(format!("`{key}` names `{place}`: only weights come from the hub"), hint));
             }
         }
@@ -106,6 +109,17 @@ fn is_step(place: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_weights_come_from_the_hub() {
+        let check = |model: &str| {
+            let job = format!("schema = 1\njob = {{ name = \"t\", kind = \"finetune\" }}\nmodel = {{ {model} }}\n");
+            crate::spec::parse(&job).unwrap().check_places().map_err(|e| format!("{}; {}", e.message, e.hint))
+        };
+        check("backbone = \"bert\", weights = \"hf://a/b\"").unwrap();
+        let error = check("backbone = \"bert\", weights = \"w\", adapter = \"hf://a/b\"").unwrap_err();
+        assert!(error.contains("`model.adapter` names `hf://a/b`: only weights") && error.contains("adapter yourself"));
+    }
 
     #[test]
     fn a_pushed_place_has_a_digest_and_stays_inside() {

@@ -40,6 +40,8 @@ impl Model {
         };
         let mut model = ModelSection { backbone, weights: Some(shown), ..model };
         model.head.keep = true;
+        // Its changes are in the weights.
+        model.adapter = None;
         // The file has its own contract; what the job said of the weights it began with is in there.
         (model.preprocess, model.padding, model.input) = (None, None, None);
         let net = Net::build(&model, &classes, true, 0, &BTreeMap::new())?;

@@ -42,7 +42,7 @@ pub(crate) use text::DISTILBERT;
 pub use text::{DenseAct, Shape};
 
 use crate::{
-    nn::{BatchNorm, Builder, Dropout, Given, Layer, Padding, ParamId, Sequential, Store},
+    nn::{Adapters, BatchNorm, Builder, Dropout, Given, Layer, Padding, ParamId, Plan, Sequential, Store},
     weights::Contract,
 };
 
@@ -141,6 +141,15 @@ impl Inside {
     }
 }
 
+/// What a job wants of a network besides its head.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asked<'a> {
+    /// Other dropout inside the blocks than is usual.
+    pub dropout: Inside,
+    /// Parts on layers of the backbone.
+    pub plan: Option<&'a Plan>,
+}
+
 /// A piece of a network that is frozen or trained as a whole.
 pub struct Unit {
     /// Where it lies in the network.
@@ -165,28 +174,32 @@ pub struct Network {
     pub outputs: usize,
     /// The initial tensors.
     pub initial: Store,
+    /// Small parts that are trained in place of the backbone's weights.
+    pub adapters: Adapters,
 }
 
 impl Network {
     /// Builds `backbone` with a head for `outputs` classes; padding and batch-norms are as `contract` says.
     pub fn build(backbone: &Backbone, contract: &Contract, head: &HeadSection, outputs: usize, seed: u32) -> Self {
-        Self::build_with(backbone, contract, head, Inside::default(), outputs, seed)
+        Self::build_with(backbone, contract, head, outputs, seed, Asked::default())
     }
 
-    /// The same with other dropout inside the blocks than is usual.
+    /// The same as a job wants it.
     pub fn build_with(
         backbone: &Backbone,
         contract: &Contract,
         head: &HeadSection,
-        dropout: Inside,
         outputs: usize,
         seed: u32,
+        asked: Asked<'_>,
     ) -> Self {
         let mut b = Builder::new(seed).with_eps(contract.batch_norm_eps);
         let shape = contract.text.as_ref().and_then(|t| t.shape.clone());
-        b.given = Given { side: contract.side(), shape, dropout };
+        b.given = Given { side: contract.side(), shape, dropout: asked.dropout };
+        asked.plan.cloned().into_iter().for_each(|plan| b.adapt(plan));
         let (mut units, features) = (backbone.build)(&mut b, Same(contract.same()));
         let first = units.len();
+        let adapters = b.adapted();
         let mut width = features;
         let mut site = 0;
         let mut drop = |layers: Sequential| {
@@ -201,7 +214,21 @@ impl Network {
         let before = if head.hidden.is_empty() { drop(Sequential::default()) } else { Sequential::default() };
         let last = before.with(b.linear(backbone.classifier, (width, outputs)));
         units.push(Unit { name: backbone.classifier.into(), layer: last });
-        Self { units, head: first, outputs, initial: b.store }
+        Self { units, head: first, outputs, initial: b.store, adapters }
+    }
+
+    /// The network without the parts that can be worked into its weights: its tensors are those of [`Adapters::merged`].
+    pub fn merged(
+        self,
+        backbone: &Backbone,
+        contract: &Contract,
+        head: &HeadSection,
+        seed: u32,
+        dropout: Inside,
+    ) -> Self {
+        let initial = self.adapters.merged(&self.initial);
+        let asked = Asked { dropout, plan: None };
+        Self { initial, ..Self::build_with(backbone, contract, head, self.outputs, seed, asked) }
     }
 
     /// Parameters of a unit.

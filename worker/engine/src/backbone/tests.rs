@@ -26,7 +26,8 @@ fn build(name: &str) -> Network {
 fn build_for(name: &str, side: u32, dropout: Inside) -> Network {
     let backbone = ALL.iter().find(|b| b.name == name).unwrap();
     let contract = Contract::named("torch", side, None).unwrap();
-    Network::build_with(backbone, &contract, &HeadSection::default(), dropout, 1000, 1)
+    let asked = super::Asked { dropout, plan: None };
+    Network::build_with(backbone, &contract, &HeadSection::default(), 1000, 1, asked)
 }
 
 /// Elements of parameters and of buffers, and one tensor that a person can look up; then the digest of all, computed from

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Unit;
-use crate::nn::{Act, Activation, Builder, EncoderBlock, Order};
+use crate::nn::{Act, Activation, Builder, EncoderBlock, Order, Place};
 
 /// The size of an encoder, as `config.json` beside its weights says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -123,7 +123,10 @@ pub(super) fn block(b: &mut Builder, name: &str, names: &Names, shape: &Shape, d
     let drops = [if names.drops_attention { hidden } else { 0.0 }, 0.0, hidden].map(|p| b.mask(p));
     EncoderBlock {
         attention: b.attention([&query, &key, &value, &out], c, (shape.heads, depth), attention),
-        norms: [names.middle, names.last].map(|name| b.layer_norm(&full(name), c, eps)),
+        norms: [
+            b.add_norm(&full(names.middle), &full("attention_adapter"), Place::Attention, c, eps),
+            b.add_norm(&full(names.last), &full("output_adapter"), Place::Dense, c, eps),
+        ],
         order: Order::After,
         up: b.linear(&full(names.dense[0]), (c, wide)),
         act: Activation(shape.act.act()),

@@ -34,7 +34,7 @@ fn block(b: &mut Builder, name: &str) -> EncoderBlock {
     let second = b.layer_norm(&full("norm2"), WIDTH, EPS);
     EncoderBlock {
         attention,
-        norms: [first, second],
+        norms: [first, second].map(Into::into),
         order: Order::Before,
         up: b.dense(&full("mlp.fc1"), (WIDTH, 4 * WIDTH)),
         act: Activation(Act::Gelu),

@@ -14,6 +14,7 @@ fn describe() -> Entry {
 
 pub(super) const MODIFIER: Modifier = Modifier {
     entry: describe,
+    adapt: None,
     average: None,
     mix: Some(|params, rng, step, grain, side| {
         let (keep, mut draws) = beta(rng, step, grain, describe().number(params, "alpha"));

@@ -17,6 +17,7 @@ fn describe() -> Entry {
 
 pub(super) const MODIFIER: Modifier = Modifier {
     entry: describe,
+    adapt: None,
     mix: None,
     average: Some(|params, updates| {
         let entry = describe();

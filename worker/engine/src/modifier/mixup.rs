@@ -13,6 +13,7 @@ fn describe() -> Entry {
 
 pub(super) const MODIFIER: Modifier = Modifier {
     entry: describe,
+    adapt: None,
     average: None,
     mix: Some(|params, rng, step, grain, _| {
         let (keep, _) = beta(rng, step, grain, describe().number(params, "alpha"));

@@ -1,14 +1,17 @@
 //! Hooks on a run that are independent of its objective. A new one is a file here and a line in [`ALL`].
 
+mod adapter;
 mod cutmix;
 mod ema;
+mod ia3;
+mod lora;
 mod mixup;
 
 use std::{collections::BTreeMap, ops::Range};
 
 use tl_proto::{catalog::Entry, spec::Params};
 
-use crate::num::rng::Philox;
+use crate::{nn::Plan, num::rng::Philox};
 
 /// How the samples of a grain are mixed: each with its mirror image in the grain.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,10 +44,13 @@ pub struct Modifier {
     pub mix: Option<MixFn>,
     /// How much of an average of the weights is kept in a step, after so many updates of it, if it keeps one.
     pub average: Option<fn(&Params, updates: u64) -> f64>,
+    /// Which parts it puts on the network, to be trained in place of its weights, if it does.
+    pub adapt: Option<fn(&Params) -> Plan>,
 }
 
 /// Every modifier.
-pub const ALL: &[Modifier] = &[cutmix::MODIFIER, ema::MODIFIER, mixup::MODIFIER];
+pub const ALL: &[Modifier] =
+    &[adapter::MODIFIER, cutmix::MODIFIER, ema::MODIFIER, ia3::MODIFIER, lora::MODIFIER, mixup::MODIFIER];
 
 /// The modifier of a name.
 pub fn find(name: &str) -> Option<&'static Modifier> {
@@ -119,6 +125,11 @@ fn beta(rng: &Philox, step: u64, grain: u32, alpha: f64) -> (f64, crate::num::rn
     let mut s = rng.stream(step, grain);
     let (a, b) = (s.gamma(alpha), s.gamma(alpha));
     (if a + b > 0.0 { a / (a + b) } else { 0.5 }, s)
+}
+
+/// The modifier of a job that puts parts on its network, with its parameters, and what it puts where.
+pub fn adapt(modifiers: &BTreeMap<String, Params>) -> Option<(&str, &Params, Plan)> {
+    modifiers.iter().find_map(|(name, params)| Some((name.as_str(), params, (find(name)?.adapt?)(params))))
 }
 
 /// What the catalog says.

@@ -110,7 +110,9 @@ impl SelfAttention {
     /// # Errors
     /// Rows that do not fit the lengths.
     pub fn forward(&self, x: &Tensor, ragged: &Ragged, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
-        let made = self.projections.iter().map(|l| l.forward(x, pass, tape)).collect::<Result<Vec<_>>>()?;
+        let draws = ragged.draws(pass);
+        let by_row = &pass.with_draws(&draws);
+        let made = self.projections.iter().map(|l| l.forward(x, by_row, tape)).collect::<Result<Vec<_>>>()?;
         let (parts, d, rows) = (self.parts(), self.depth, ragged.rows());
         let w = parts.width;
         let (mut out, mut notes) = (vec![0.0; rows * w], vec![0.0; rows * self.heads * 2]);
@@ -137,7 +139,7 @@ impl SelfAttention {
             made.into_iter().for_each(|kept| tape.push(Saved::Tensor(kept)));
             tape.push(Saved::Values(notes));
         }
-        self.out.forward(&tensor(out, &[rows, w])?, pass, tape)
+        self.out.forward(&tensor(out, &[rows, w])?, by_row, tape)
     }
 
     /// # Errors
@@ -215,6 +217,11 @@ impl SelfAttention {
             };
         }
         Ok(dx)
+    }
+
+    /// What its layers carry.
+    pub(super) fn describe(&self, out: &mut String) {
+        self.projections.iter().chain([&self.out]).for_each(|linear| linear.describe_part(out));
     }
 
     pub(super) fn params(&self, out: &mut Vec<ParamId>) {

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::{
-    Act, Activation, Gradients, Layer, LayerNorm, Linear, Mask, ParamId, Pass, Ragged, SelfAttention, Tape, sum::add,
+    Act, Activation, AddNorm, Gradients, Layer, Linear, Mask, ParamId, Pass, Ragged, SelfAttention, Tape, sum::add,
 };
 use crate::{Error, Result};
 
@@ -22,8 +22,8 @@ pub enum Order {
 pub struct EncoderBlock {
     /// Looks at the other rows.
     pub attention: SelfAttention,
-    /// That of the attention, and that of the dense layers.
-    pub norms: [LayerNorm; 2],
+    /// That of the attention, and that of the dense layers. A bottleneck is for those that come after.
+    pub norms: [AddNorm; 2],
     /// Whether they come before or after.
     pub order: Order,
     /// To the wide layer.
@@ -44,7 +44,7 @@ impl EncoderBlock {
     /// What a part of the block is given.
     fn inner(&self, part: usize, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
         match self.order {
-            Order::Before => self.norms[part].forward(x, pass, tape),
+            Order::Before => self.norms[part].alone(x, pass, tape),
             Order::After => Ok(x.clone()),
         }
     }
@@ -53,7 +53,7 @@ impl EncoderBlock {
     fn outer(&self, part: usize, x: &Tensor, made: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
         match self.order {
             Order::Before => add(x, made, Act::None),
-            Order::After => self.norms[part].of_sum(x, made, pass, tape),
+            Order::After => self.norms[part].forward(x, made, pass, tape),
         }
     }
 }
@@ -61,11 +61,13 @@ impl EncoderBlock {
 impl Layer for EncoderBlock {
     fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
         let (ragged, x) = Ragged::unpack(x)?;
+        let draws = ragged.draws(pass);
+        let by_row = &pass.with_draws(&draws);
         let a = self.attention.forward(&self.inner(0, &x, pass, tape)?, &ragged, pass, tape)?;
         let h = self.outer(0, &x, &self.drops[0].rows(a, &ragged, pass)?, pass, tape)?;
-        let wide = self.up.forward(&self.inner(1, &h, pass, tape)?, pass, tape)?;
+        let wide = self.up.forward(&self.inner(1, &h, pass, tape)?, by_row, tape)?;
         let wide = self.drops[1].rows(self.act.forward(&wide, pass, tape)?, &ragged, pass)?;
-        let d = self.drops[2].rows(self.down.forward(&wide, pass, tape)?, &ragged, pass)?;
+        let d = self.drops[2].rows(self.down.forward(&wide, by_row, tape)?, &ragged, pass)?;
         let y = self.outer(1, &h, &d, pass, tape)?;
         ragged.save(pass, tape);
         ragged.frame(&y, true)
@@ -80,27 +82,24 @@ impl Layer for EncoderBlock {
         need_dx: bool,
     ) -> Result<Option<Tensor>> {
         let ragged = Ragged::saved(tape)?;
-        let (after, before) = (self.order == Order::After, self.order == Order::Before);
-        let mut sum = ragged.pack(dy)?;
-        if after {
-            sum = given(self.norms[1].backward(&sum, pass, tape, grads, true)?)?;
-        }
-        let wide = self.drops[2].rows(sum.clone(), &ragged, pass)?;
+        let before = self.order == Order::Before;
+        let [first, second] = &self.norms;
+        let sum = ragged.pack(dy)?;
+        let (sum, made) = if before { (sum.clone(), sum) } else { second.backward(&sum, pass, tape, grads)? };
+        let wide = self.drops[2].rows(made, &ragged, pass)?;
         let wide = given(self.down.backward(&wide, pass, tape, grads, true)?)?;
         let wide = self.drops[1].rows(wide, &ragged, pass)?;
         let wide = given(self.act.backward(&wide, pass, tape, grads, true)?)?;
         let mut inner = given(self.up.backward(&wide, pass, tape, grads, true)?)?;
         if before {
-            inner = given(self.norms[1].backward(&inner, pass, tape, grads, true)?)?;
+            inner = given(second.alone_backward(&inner, pass, tape, grads, true)?)?;
         }
-        let mut sum = add(&sum, &inner, Act::None)?;
-        if after {
-            sum = given(self.norms[0].backward(&sum, pass, tape, grads, true)?)?;
-        }
-        let a = self.drops[0].rows(sum.clone(), &ragged, pass)?;
+        let sum = add(&sum, &inner, Act::None)?;
+        let (sum, made) = if before { (sum.clone(), sum) } else { first.backward(&sum, pass, tape, grads)? };
+        let a = self.drops[0].rows(made, &ragged, pass)?;
         let mut inner = self.attention.backward(&a, &ragged, pass, tape, grads, need_dx || before)?;
         if before {
-            inner = self.norms[0].backward(&given(inner)?, pass, tape, grads, need_dx)?;
+            inner = first.alone_backward(&given(inner)?, pass, tape, grads, need_dx)?;
         }
         inner.map(|inner| ragged.frame(&add(&sum, &inner, Act::None)?, false)).transpose()
     }
@@ -113,9 +112,11 @@ impl Layer for EncoderBlock {
     fn describe(&self, out: &mut String) {
         let before = if self.order == Order::Before { "before:" } else { "" };
         out.push_str(&format!("encoder:{before}{}x{};", self.attention.heads, self.attention.depth));
+        self.attention.describe(out);
         self.norms[0].describe(out);
         self.up.describe(out);
         self.act.describe(out);
+        self.down.describe_part(out);
         self.norms[1].describe(out);
     }
 
@@ -132,7 +133,7 @@ impl Layer for EncoderBlock {
 mod tests {
     use super::*;
     use crate::{
-        nn::{Act, Builder, DropoutDraw, sequence::testing},
+        nn::{Act, Builder, DropoutDraw, Place, sequence::testing},
         num::rng::Philox,
     };
 
@@ -146,7 +147,12 @@ mod tests {
         };
         let block = EncoderBlock {
             attention,
-            norms: ["n1", "n2"].map(|name| b.layer_norm(name, 6, 1e-5)),
+            norms: if order == Order::Before {
+                ["n1", "n2"].map(|name| b.layer_norm(name, 6, 1e-5).into())
+            } else {
+                [("n1", "a1", Place::Attention), ("n2", "a2", Place::Dense)]
+                    .map(|(name, adapter, place)| b.add_norm(name, adapter, place, 6, 1e-5))
+            },
             order,
             up: b.linear("up", (6, 10)),
             act: Activation(act),

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, ParamId, Pass, Tape, host, rows, tensor};
+use super::{Gradients, Layer, ParamId, Pass, Tape, adapter::Adapter, host, rows, tensor};
 use crate::{
     Error, Result,
     num::gemm::{self, Packed, View},
@@ -13,13 +13,15 @@ use crate::{
 #[derive(Debug)]
 pub struct Linear {
     pub(super) w: ParamId,
-    pub(super) b: ParamId,
+    pub(super) b: Option<ParamId>,
     pub(super) input: usize,
     pub(super) output: usize,
+    pub(super) adapter: Option<Box<Adapter>>,
 }
 
-impl Layer for Linear {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+impl Linear {
+    /// What its own weights make of an input.
+    fn base(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
         let mut shape = x.dims().to_vec();
         match shape.last_mut() {
             Some(width) if *width == self.input => *width = self.output,
@@ -27,15 +29,16 @@ impl Layer for Linear {
         }
         let input = host(x)?;
         let n = input.len() / self.input;
-        let bias = pass.store.param(self.b);
         let mut out = gemm::linear(&input, pass.store.param(self.w), (n, self.output, self.input));
-        out.par_chunks_mut(self.output * 64)
-            .for_each(|rows| rows.chunks_exact_mut(self.output).for_each(|row| add(row, bias)));
+        if let Some(bias) = self.b.map(|b| pass.store.param(b)) {
+            out.par_chunks_mut(self.output * 64)
+                .for_each(|rows| rows.chunks_exact_mut(self.output).for_each(|row| add(row, bias)));
+        }
         tape.push_input(x, pass, self.w);
         tensor(out, &shape)
     }
 
-    fn backward(
+    fn base_backward(
         &self,
         dy: &Tensor,
         pass: &Pass<'_>,
@@ -49,7 +52,7 @@ impl Layer for Linear {
         if let (Some(x), Some(dw)) = (x, grads.slot(self.w)) {
             gemm::outer(dw, &g, &host(&x)?, (n, self.output, self.input));
         }
-        if let Some(db) = grads.slot(self.b) {
+        if let Some(db) = self.b.and_then(|b| grads.slot(b)) {
             rows::add_sums(&g, self.output, db);
         }
         if !need_dx {
@@ -59,13 +62,46 @@ impl Layer for Linear {
         let dx = gemm::rows_product(&g, &w, self.input);
         Ok(Some(tensor(dx, &shape)?))
     }
+}
+
+impl Layer for Linear {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+        match &self.adapter {
+            None => self.base(x, pass, tape),
+            Some(adapter) => adapter.forward(x, pass, tape, |x, tape| self.base(x, pass, tape)),
+        }
+    }
+
+    fn backward(
+        &self,
+        dy: &Tensor,
+        pass: &Pass<'_>,
+        tape: &mut Tape,
+        grads: &mut Gradients,
+        need_dx: bool,
+    ) -> Result<Option<Tensor>> {
+        let Some(adapter) = &self.adapter else { return self.base_backward(dy, pass, tape, grads, need_dx) };
+        adapter.backward(dy, pass, tape, grads, need_dx, |dy, tape, grads, need_dx| {
+            self.base_backward(dy, pass, tape, grads, need_dx)
+        })
+    }
 
     fn describe(&self, out: &mut String) {
         out.push_str(&format!("linear:{};", self.output));
+        self.describe_part(out);
     }
 
     fn params(&self, out: &mut Vec<ParamId>) {
-        out.extend([self.w, self.b]);
+        out.push(self.w);
+        out.extend(self.b);
+        self.adapter.iter().for_each(|a| a.params(out));
+    }
+}
+
+impl Linear {
+    /// What it carries; its widths follow from those around it.
+    pub(super) fn describe_part(&self, out: &mut String) {
+        self.adapter.iter().for_each(|a| a.describe(out));
     }
 }
 

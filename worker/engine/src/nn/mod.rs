@@ -5,6 +5,7 @@
 //! last layer only, for losses.
 
 mod act;
+mod adapter;
 mod attention;
 mod average;
 mod border;
@@ -39,6 +40,7 @@ use std::ops::Deref;
 use candle_core::{Device, Storage, Tensor};
 
 pub use act::{Act, Activation, Relu};
+pub use adapter::{Adapters, AddNorm, Kind, Part, Place, Plan, Site, Target};
 pub use attention::SelfAttention;
 pub use average::AvgPool;
 pub use border::Border;
@@ -67,6 +69,7 @@ pub use store::{BufferId, Builder, Entry, Gradients, Layout, ParamId, Store};
 use crate::{Error, Result, num::rng::Philox};
 
 /// What a pass over a network may read.
+#[derive(Clone, Copy)]
 pub struct Pass<'a> {
     /// Parameters and buffers.
     pub store: &'a Store,
@@ -82,6 +85,11 @@ impl<'a> Pass<'a> {
     /// A pass that only evaluates.
     pub fn eval(store: &'a Store) -> Self {
         Self { store, layout: None, dropout: None, grains: None }
+    }
+
+    /// The same with other draws, where there are any.
+    fn with_draws<'b>(&'b self, draws: &'b [u64]) -> Pass<'b> {
+        Pass { dropout: self.dropout.map(|d| DropoutDraw { draws, ..d }), ..*self }
     }
 
     fn records(&self) -> bool {

@@ -47,6 +47,13 @@ impl Ragged {
         self.lengths.iter().sum()
     }
 
+    /// A draw for each packed row, made of that of its sample and its place in it: for layers that take a row for a
+    /// sample, so that what they drop does not depend on what else is in the batch. Empty where nothing is dropped.
+    pub(super) fn draws(&self, pass: &Pass<'_>) -> Vec<u64> {
+        let draws = pass.dropout.map(|d| d.draws).unwrap_or_default();
+        draws.iter().zip(&self.lengths).flat_map(|(d, t)| (0..*t as u64).map(move |row| d << 16 | row)).collect()
+    }
+
     fn gather(&self, framed: &[f32], c: usize) -> Vec<f32> {
         let mut out = Vec::with_capacity(self.rows() * c);
         for (frame, length) in framed.chunks_exact((self.room + 1) * c).zip(&self.lengths) {

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::{
-    Act, BatchNorm, Conv2d, ConvSpec, Depthwise, Embedding, LayerNorm, Linear, Lstm, Mask, Normalize, Padding, Patches,
-    SelfAttention,
+    Act, Adapters, BatchNorm, Conv2d, ConvSpec, Depthwise, Embedding, LayerNorm, Linear, Lstm, Mask, Normalize,
+    Padding, Patches, SelfAttention,
 };
 use crate::num::{
     fresh::zeros,
@@ -59,6 +59,17 @@ impl Store {
     /// The elements of a buffer.
     pub fn buffer(&self, id: BufferId) -> &[f32] {
         &self.buffer_values[self.buffers[id.0].range.clone()]
+    }
+
+    /// All but some parameters.
+    pub fn without(&self, left_out: &[ParamId]) -> Self {
+        let mut out =
+            Self { buffers: self.buffers.clone(), buffer_values: self.buffer_values.clone(), ..Self::default() };
+        for (_, entry) in self.params.iter().enumerate().filter(|(i, _)| !left_out.contains(&ParamId(*i))) {
+            let id = Self::add(&mut out.params, &mut out.values, entry.name.clone(), &entry.shape);
+            out.values[out.params[id].range.clone()].copy_from_slice(&self.values[entry.range.clone()]);
+        }
+        out
     }
 
     fn add(list: &mut Vec<Entry>, values: &mut Vec<f32>, name: String, shape: &[usize]) -> usize {
@@ -173,6 +184,10 @@ pub struct Builder {
     /// What the network is built for.
     pub(crate) given: Given,
     sites: u32,
+    /// Parts of layers whose weights stay.
+    pub(super) adapters: Adapters,
+    /// Whether layers that are made now may carry one.
+    pub(super) adapting: bool,
 }
 
 /// What a network is built for, besides its own design.
@@ -198,6 +213,8 @@ impl Builder {
             eps: Self::EPS,
             given: Given::default(),
             sites: 0,
+            adapters: Adapters::default(),
+            adapting: false,
         }
     }
 
@@ -206,7 +223,7 @@ impl Builder {
         Self { eps, ..self }
     }
 
-    fn param(
+    pub(super) fn param(
         &mut self,
         name: String,
         shape: &[usize],
@@ -225,7 +242,8 @@ impl Builder {
         let std = (2.0 / (spec.cout * kh * kw) as f32).sqrt();
         let w = self.param(format!("{name}.weight"), &[spec.cout, spec.cin, kh, kw], |s| s.normal() * std);
         let b = spec.bias.then(|| self.param(format!("{name}.bias"), &[spec.cout], |_| 0.0));
-        Conv2d { w, b, spec }
+        let adapter = self.conv_adapter(name, (w, b), &spec);
+        Conv2d { w, b, spec, adapter }
     }
 
     /// A square convolution without bias.
@@ -263,8 +281,9 @@ impl Builder {
     pub fn linear(&mut self, name: &str, (input, output): (usize, usize)) -> Linear {
         let bound = 1.0 / (input as f32).sqrt();
         let w = self.param(format!("{name}.weight"), &[output, input], |s| s.range(-bound, bound));
-        let b = self.param(format!("{name}.bias"), &[output], |s| s.range(-bound, bound));
-        Linear { w, b, input, output }
+        let b = Some(self.param(format!("{name}.bias"), &[output], |s| s.range(-bound, bound)));
+        let adapter = self.linear_adapter(name, (w, b), (input, output));
+        Linear { w, b, input, output, adapter }
     }
 
     /// A normalisation of the input by constants, which are buffers; `after` is part of the network.
@@ -315,8 +334,9 @@ impl Builder {
     /// A fully connected layer as vision transformers begin: from N(0, 0.02²), without a bias.
     pub fn dense(&mut self, name: &str, (input, output): (usize, usize)) -> Linear {
         let w = self.param(format!("{name}.weight"), &[output, input], |s| s.normal() * 0.02);
-        let b = self.param(format!("{name}.bias"), &[output], |_| 0.0);
-        Linear { w, b, input, output }
+        let b = Some(self.param(format!("{name}.bias"), &[output], |_| 0.0));
+        let adapter = self.linear_adapter(name, (w, b), (input, output));
+        Linear { w, b, input, output, adapter }
     }
 
     /// The network's next dropout inside a block.

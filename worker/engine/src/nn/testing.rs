@@ -75,7 +75,9 @@ pub fn check_gradients_under(
         let close = |a: f64, b: f64| (a - b).abs() < 2e-2 * (1.0 + b.abs());
         if close(numeric, finer) {
             compared += 1;
-            assert!(close(f64::from(ours), numeric), "{what}: {ours} against {numeric}");
+            // A kink may be so near that both steps went over it; a short one stays on our side.
+            let ours = f64::from(ours);
+            assert!(close(ours, numeric) || close(ours, slope(1e-3)), "{what}: {ours} against {numeric}");
         } else {
             kinks += 1;
         }

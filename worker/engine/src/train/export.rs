@@ -1,16 +1,23 @@
 //! The finished model: weights under their usual names, labels, preprocessing, report, the job as it ran.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
 };
 
 use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::{JobSpec, Source};
+use tl_proto::spec::{JobSpec, Params, Source};
 
-use super::{lr_find::Found, net::Net, saving::Saving, state::EpochFigures};
-use crate::{Error, Result, collective::to_bytes, eval::Evaluation, files, nn::Store};
+use super::{lr_find::Found, net::Net, saving::Saving, stage::Stage, state::EpochFigures};
+use crate::{
+    Error, Result,
+    collective::to_bytes,
+    eval::Evaluation,
+    files,
+    nn::{Kind, ParamId, Store},
+    weights::peft,
+};
 
 /// What `report.json` says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,12 +83,14 @@ pub struct StageFigures {
     pub saving: Option<Saving>,
 }
 
-/// Bytes of a `.safetensors` file with everything needed to run the model.
+/// Bytes of a `.safetensors` file with everything needed to run the model. LoRA and IA3 are worked into the weights.
 ///
 /// # Errors
 /// None that can be caused from outside.
 pub fn safetensors(net: &Net, store: &Store, classes: &[String], spec: &JobSpec) -> Result<Vec<u8>> {
     let internal = |e: &dyn std::fmt::Display| Error::Internal(e.to_string());
+    let adapter = adapter(net, store, spec)?;
+    let store = &net.network.adapters.merged(store);
     let mut data: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
     for (list, values) in [(&store.params, &store.values), (&store.buffers, &store.buffer_values)] {
         data.extend(list.iter().map(|e| (e.name.clone(), e.shape.clone(), to_bytes(&values[e.range.clone()]))));
@@ -98,6 +107,8 @@ pub fn safetensors(net: &Net, store: &Store, classes: &[String], spec: &JobSpec)
         classes: classes.to_vec(),
         model: spec.model.clone(),
         contract: net.contract.clone(),
+        modifiers: bottlenecks(net),
+        merged: adapter.map(|[_, tensors]| blake3::hash(&tensors).to_hex().to_string()),
     };
     let text = serde_json::to_string(&about).map_err(|e| internal(&e))?;
     let metadata: HashMap<String, String> = [("tl".to_owned(), text)].into();
@@ -115,6 +126,43 @@ pub struct About {
     pub model: Option<tl_proto::spec::ModelSection>,
     /// Its preprocessing.
     pub contract: crate::weights::Contract,
+    /// Modifiers without which it is another network: bottleneck adapters.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub modifiers: BTreeMap<String, Params>,
+    /// Digest of the tensors of the adapter that is in its weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merged: Option<String>,
+}
+
+/// The modifier that makes a network with the same bottlenecks.
+fn bottlenecks(net: &Net) -> BTreeMap<String, Params> {
+    let Some(Kind::Bottleneck { twice, reduction }) = net.network.adapters.plan.as_ref().map(|p| &p.kind) else {
+        return BTreeMap::new();
+    };
+    let kind = if *twice { "houlsby" } else { "pfeiffer" };
+    let params = [("kind".to_owned(), kind.into()), ("reduction".to_owned(), (*reduction).into())];
+    [("adapter".to_owned(), params.into())].into()
+}
+
+/// The files of LoRA or IA3, with whatever else was trained: the head, and what stages named.
+fn adapter(net: &Net, store: &Store, spec: &JobSpec) -> Result<Option<[Vec<u8>; 2]>> {
+    let network = &net.network;
+    if network.adapters.sites.is_empty() {
+        return Ok(None);
+    }
+    let module = |name: &str| name.rsplit_once('.').map(|(module, _)| module.to_owned());
+    let mut saved = BTreeSet::new();
+    for unit in network.head..network.units.len() {
+        saved.extend(network.unit_params(unit).iter().filter_map(|p| module(&store.params[p.0].name)));
+    }
+    for section in &spec.stage {
+        let stage = Stage::resolve(net, store, section)?;
+        let trained = stage.layout.trained().map(|(p, _)| p).filter(|p| !network.adapters.params.contains(p));
+        saved.extend(trained.filter_map(|ParamId(p)| module(&store.params[p].name)));
+        saved.extend(stage.norms.iter().filter_map(|(mean, _)| module(&store.buffers[mean.0].name)));
+    }
+    let base = spec.model.as_ref().and_then(|m| m.weights.as_deref());
+    peft::files(network, net.backbone, store, &saved, base)
 }
 
 /// Writes the package into `dir`; the files in the order in which they should be handed over, the report last.
@@ -139,6 +187,9 @@ pub fn write(
         ("report.txt", report.to_text().into_bytes()),
         ("report.json", serde_json::to_vec_pretty(report).map_err(internal)?),
     ];
+    if let Some([config, tensors]) = adapter(net, store, spec)? {
+        files.splice(3..3, [(peft::FILES[0], config), (peft::FILES[1], tensors)]);
+    }
     if let Some(text) = &net.contract.text {
         files.insert(3, ("tokenizer.json", text.tokenizer.clone().into_bytes()));
     }

@@ -13,6 +13,7 @@ pub(crate) mod inputs;
 mod lockstep;
 mod lr_find;
 pub mod net;
+mod parts;
 mod prepare;
 pub mod probe;
 mod rates;
@@ -85,7 +86,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     val.fits_job(spec)?;
     same_samples([&*train.dataset, &*val.dataset], group)?;
     let classes = probe::same_classes(&*train.dataset, &*val.dataset)?;
-    let mut student = Net::build_for(model, &classes, false, spec.job.seed, &config.inputs, Some(&*train.dataset))?;
+    let mut student = Net::build_for(model, &classes, spec, &config.inputs, &*train.dataset)?;
     let train = train.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     let val = val.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     let teacher = match local.nets.get("teacher").filter(|_| objective.has_teacher()) {
@@ -254,7 +255,8 @@ impl Loop<'_> {
                 ),
             );
         }
-        gate::check_short(&self.state.progress, &self.net.network.initial, &stage.layout)?;
+        let network = &self.net.network;
+        gate::check_short(&self.state.progress, &network.initial, &stage.layout, &network.adapters.late)?;
         let digest = gate::frozen_digest(&self.state, &self.net.network.initial, &stage.layout, &norms);
         gate::check_frozen(&self.state.progress, &digest, &section.name)?;
         // What was judged is what goes on: the average where one is kept, and of those the best.

@@ -3,11 +3,12 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use candle_core::Tensor;
-use tl_proto::spec::ModelSection;
+use tl_proto::spec::{JobSpec, ModelSection, Params};
 
+use super::parts::Parts;
 use crate::{
     Error, Result,
-    backbone::{Backbone, Inside, Network, find},
+    backbone::{Asked, Backbone, Inside, Network, find},
     data::{Dataset, pixels, tokens},
     nn::{Layer, Pass, Store, Tape, host},
     weights::{self, Contract},
@@ -38,6 +39,14 @@ pub fn weights_path(model: &ModelSection, inputs: &BTreeMap<String, PathBuf>) ->
     found.map(Some).ok_or_else(|| Error::Internal(format!("the model of step `{step}` was not handed over")))
 }
 
+/// What a network is built for.
+struct Purpose<'a> {
+    keep_head: bool,
+    seed: u32,
+    modifiers: &'a BTreeMap<String, Params>,
+    samples: Option<&'a dyn Dataset>,
+}
+
 impl Net {
     /// Builds and fills the network of a job, with an output for each of `classes`.
     ///
@@ -51,20 +60,30 @@ impl Net {
         seed: u32,
         inputs: &BTreeMap<String, PathBuf>,
     ) -> Result<Self> {
-        Self::build_for(model, classes, keep_head, seed, inputs, None)
+        Self::make(model, classes, inputs, Purpose { keep_head, seed, modifiers: &BTreeMap::new(), samples: None })
     }
 
-    /// The same for training on `samples`: where no weights bring a tokenizer, their words make one.
+    /// The same for a job that trains on `samples`: where no weights bring a tokenizer, their words make one, and its
+    /// modifiers may put parts on layers.
     ///
     /// # Errors
-    /// As [`Net::build`].
+    /// As [`Net::build`]; modifiers that find no place for their parts.
     pub fn build_for(
         model: &ModelSection,
         classes: &[String],
-        keep_head: bool,
-        seed: u32,
+        spec: &JobSpec,
         inputs: &BTreeMap<String, PathBuf>,
-        samples: Option<&dyn Dataset>,
+        samples: &dyn Dataset,
+    ) -> Result<Self> {
+        let (seed, modifiers) = (spec.job.seed, &spec.modifiers);
+        Self::make(model, classes, inputs, Purpose { keep_head: false, seed, modifiers, samples: Some(samples) })
+    }
+
+    fn make(
+        model: &ModelSection,
+        classes: &[String],
+        inputs: &BTreeMap<String, PathBuf>,
+        purpose: Purpose<'_>,
     ) -> Result<Self> {
         let backbone = find(&model.backbone)
             .ok_or_else(|| Error::user(format!("there is no backbone `{}`", model.backbone), "see `tlctl catalog`"))?;
@@ -86,11 +105,18 @@ impl Net {
                 agree(found, named, model, &path.display().to_string())?
             }
         };
-        let dropout = Inside::of(model);
-        let mut network = Network::build_with(backbone, &contract, &model.head, dropout, classes.len(), seed);
+        let parts = Parts::of(model, backbone, purpose.modifiers, path.as_deref())?;
+        let (head, seed, dropout) = (&model.head, purpose.seed, Inside::of(model));
+        let asked = Asked { dropout, plan: parts.plan() };
+        let mut network = Network::build_with(backbone, &contract, head, classes.len(), seed, asked);
+        parts.are_placed(&network.adapters, backbone)?;
+        let kept = (purpose.keep_head || head.keep).then_some(classes);
         if let Some(path) = &path {
-            let kept = (keep_head || model.head.keep).then_some(classes);
-            weights::load(&mut network, backbone, path, kept)?;
+            weights::load(&mut network, backbone, path, kept.filter(|_| !parts.bring_a_head()))?;
+        }
+        parts.fill(&mut network, backbone, kept)?;
+        if parts.to_be_merged() {
+            network = network.merged(backbone, &contract, head, seed, dropout);
         }
         if let Some(other) = contract.activation.as_deref().filter(|a| *a != backbone.activation) {
             let (name, own) = (backbone.name, backbone.activation);
@@ -100,7 +126,7 @@ impl Net {
             ));
         }
         if let Some(text) = &mut contract.text {
-            complete(text, &network, samples)?;
+            complete(text, &network, purpose.samples)?;
         }
         Ok(Self { backbone, network, contract })
     }

@@ -119,9 +119,9 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let mut model = model.clone();
     let on_trust = later(&model);
     if on_trust {
-        model.weights = None;
+        (model.weights, model.adapter) = (None, None);
     }
-    let net = Net::build_for(&model, &classes, false, spec.job.seed, &config.inputs, Some(&*train.dataset))?;
+    let net = Net::build_for(&model, &classes, spec, &config.inputs, &*train.dataset)?;
     if Objective::find(&spec.job.kind).has_teacher()
         && let Some(teacher) = spec.nets.get("teacher").filter(|t| !later(t))
     {

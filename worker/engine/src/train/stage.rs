@@ -36,6 +36,8 @@ impl Stage {
         for rule in &spec.train {
             rules::named(net, store, &spec.name, rule)?.iter().for_each(|p| trained[p.0] = true);
         }
+        net.keeps_its_weights(store, &spec.name, &trained)?;
+        network.adapters.params.iter().for_each(|p| trained[p.0] = true);
         let mut norms: Vec<(BufferId, BufferId)> = Vec::new();
         let mut cut = network.units.len();
         for (u, unit) in network.units.iter().enumerate() {

@@ -2,6 +2,7 @@
 
 mod contract;
 pub mod keras;
+pub mod peft;
 mod positions;
 mod pth;
 #[cfg(test)]
@@ -21,7 +22,8 @@ pub use contract::{Contract, Scale};
 use crate::{
     Error, Result,
     backbone::{Backbone, Network},
-    nn::{Entry, Store},
+    modifier,
+    nn::{Entry, ParamId, Plan, Store},
 };
 
 /// Largest file of weights that is read, in bytes.
@@ -170,7 +172,11 @@ pub fn load(network: &mut Network, backbone: &Backbone, path: &Path, kept: Optio
     let head = |name: &str| {
         name.starts_with("head.") || name.strip_prefix(backbone.classifier).is_some_and(|r| r.starts_with('.'))
     };
-    fill(&mut network.initial, &file, |name| kept.is_some() || !head(name), &path.display().to_string())
+    // Parts are new unless the file has them.
+    let part = |id: &ParamId| network.initial.params[id.0].name.clone();
+    let parts: BTreeSet<String> = network.adapters.params.iter().map(part).collect();
+    let wanted = |name: &str| (kept.is_some() || !head(name)) && (!parts.contains(name) || file.contains_key(name));
+    fill(&mut network.initial, &file, wanted, &path.display().to_string())
 }
 
 /// Outputs of a head mean the classes that it was trained on, in their order.
@@ -195,6 +201,27 @@ fn about(path: &Path) -> Result<serde_json::Value> {
     }
     let text = metadata(path)?.remove("tl").unwrap_or_default();
     Ok(serde_json::from_str(&text).unwrap_or_default())
+}
+
+/// What a file of weights says of the small parts that were trained with it.
+#[derive(Default)]
+pub struct Inside {
+    /// Digest of the adapter that is worked into it.
+    pub merged: Option<String>,
+    /// Bottlenecks that it holds.
+    pub plan: Option<Plan>,
+}
+
+/// Reads what a file says of small parts; nothing where it is not ours.
+///
+/// # Errors
+/// A file that is not whole.
+pub fn inside(path: &Path) -> Result<Inside> {
+    let about = about(path)?;
+    let merged = about.get("merged").and_then(|m| m.as_str()).map(str::to_owned);
+    let modifiers = about.get("modifiers").and_then(|m| serde_json::from_value(m.clone()).ok());
+    let plan = modifiers.and_then(|m| modifier::adapt(&m).map(|(.., plan)| plan));
+    Ok(Inside { merged, plan })
 }
 
 /// The contract of a file of weights: inside it if it is ours, else beside it, in our words or in timm's.

@@ -19,10 +19,15 @@ const MAX_BYTES: u64 = 64 << 20;
 /// What models with a head of some task put in front of the names of their encoder.
 const PREFIXES: [&str; 2] = ["bert.", "distilbert."];
 
+/// A name without what stands before those of the encoder.
+pub(super) fn bare_name(name: &str) -> &str {
+    PREFIXES.iter().find_map(|p| name.strip_prefix(p)).unwrap_or(name)
+}
+
 /// Tensors under the names of the bare encoder; those of TensorFlow's time are mapped too.
 pub fn usual_names(file: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
     let usual = |name: String| {
-        let bare = PREFIXES.iter().find_map(|p| name.strip_prefix(p)).unwrap_or(&name);
+        let bare = bare_name(&name);
         let bare = bare.strip_suffix(".gamma").map(|b| format!("{b}.weight")).unwrap_or_else(|| bare.to_owned());
         bare.strip_suffix(".beta").map(|b| format!("{b}.bias")).unwrap_or(bare)
     };

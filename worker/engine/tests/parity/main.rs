@@ -8,6 +8,7 @@ mod golden;
 mod keras;
 mod network;
 mod rule;
+mod tuning;
 
 use golden::{Golden, Trajectory};
 use network::{Mode, Net};

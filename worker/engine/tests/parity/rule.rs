@@ -59,6 +59,7 @@ fn tensor(entry: &Entry, of_norm: bool, out: &mut [f32]) {
     let value: &dyn Fn(f64) -> f64 = match entry.name.rsplit('.').next() {
         Some("running_mean") => &|u| 0.1 * u,
         Some("running_var") => &|u| 1.0 + 0.1 * u.abs(),
+        Some("ia3_l") => &|u| 1.0 + 0.5 * u,
         _ if entry.shape.len() > 1 => &|u| u * bound,
         Some("weight") => &|u| 1.0 + 0.1 * u,
         _ if of_norm => &|u| 3.0 + 0.1 * u,

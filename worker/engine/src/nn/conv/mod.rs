@@ -11,7 +11,7 @@ use candle_core::Tensor;
 use geometry::Geometry;
 pub use geometry::{Axis, Padding};
 
-use super::{Gradients, Layer, ParamId, Pass, Tape, host, tensor};
+use super::{Gradients, Layer, ParamId, Pass, Tape, adapter::Adapter, host, tensor};
 use crate::Result;
 
 /// What a convolution is.
@@ -37,6 +37,7 @@ pub struct Conv2d {
     pub(super) w: ParamId,
     pub(super) b: Option<ParamId>,
     pub(super) spec: ConvSpec,
+    pub(super) adapter: Option<Box<Adapter>>,
 }
 
 /// Inputs of fewer channels are gathered into patches: their slices would be shorter than a vector.
@@ -56,10 +57,9 @@ impl Conv2d {
         let width = self.spec.kernel.1;
         (0..self.taps()).map(move |t| (t / width, t % width))
     }
-}
 
-impl Layer for Conv2d {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    /// What its own weights make of an input.
+    fn base(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
         let g = Geometry::new(&self.spec, x.dims())?;
         let bias = self.b.map(|b| pass.store.param(b));
         let out = self.compute(&g, &host(x)?, pass.store.param(self.w), bias);
@@ -67,7 +67,7 @@ impl Layer for Conv2d {
         tensor(out, &[g.n, g.y.outputs, g.x.outputs, self.spec.cout])
     }
 
-    fn backward(
+    fn base_backward(
         &self,
         dy: &Tensor,
         pass: &Pass<'_>,
@@ -89,15 +89,40 @@ impl Layer for Conv2d {
         }
         Ok(Some(tensor(self.input_gradient(&g, &dy, pass.store.param(self.w)), &shape)?))
     }
+}
+
+impl Layer for Conv2d {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+        match &self.adapter {
+            None => self.base(x, pass, tape),
+            Some(adapter) => adapter.forward(x, pass, tape, |x, tape| self.base(x, pass, tape)),
+        }
+    }
+
+    fn backward(
+        &self,
+        dy: &Tensor,
+        pass: &Pass<'_>,
+        tape: &mut Tape,
+        grads: &mut Gradients,
+        need_dx: bool,
+    ) -> Result<Option<Tensor>> {
+        let Some(adapter) = &self.adapter else { return self.base_backward(dy, pass, tape, grads, need_dx) };
+        adapter.backward(dy, pass, tape, grads, need_dx, |dy, tape, grads, need_dx| {
+            self.base_backward(dy, pass, tape, grads, need_dx)
+        })
+    }
 
     fn describe(&self, out: &mut String) {
         let ConvSpec { cout, kernel, stride, pad, bias, .. } = self.spec;
         out.push_str(&format!("conv:{cout}:{kernel:?}:{stride}:{pad:?}:{bias};"));
+        self.adapter.iter().for_each(|a| a.describe(out));
     }
 
     fn params(&self, out: &mut Vec<ParamId>) {
         out.push(self.w);
         out.extend(self.b);
+        self.adapter.iter().for_each(|a| a.params(out));
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Sentences whose class is the kind of their last word.
-fn sentences(dir: &Path) {
+pub(super) fn sentences(dir: &Path) {
     let (good, bad) = (["fine", "great", "lovely", "nice"], ["awful", "dull", "poor", "weak"]);
     let starts = ["the film was", "i think it is", "that song , for me , is rather", "we found the food"];
     for (part, shift) in [("train", 0), ("val", 1)] {
@@ -22,7 +22,7 @@ fn sentences(dir: &Path) {
     }
 }
 
-fn job(dir: &Path, model: &str, stages: &str) -> String {
+pub(super) fn job(dir: &Path, model: &str, stages: &str) -> String {
     let (train, val) = (dir.join("train.tsv"), dir.join("val.tsv"));
     format!(
         "schema = 1\njob = {{ name = \"t\", kind = \"finetune\", seed = 7 }}\nmodel = {model}\n\
@@ -32,12 +32,12 @@ fn job(dir: &Path, model: &str, stages: &str) -> String {
     )
 }
 
-fn stage(name: &str, train: &str, epochs: u32, lr: f64) -> String {
+pub(super) fn stage(name: &str, train: &str, epochs: u32, lr: f64) -> String {
     format!("[[stage]]\nname = \"{name}\"\nepochs = {epochs}\ntrain = [{train}]\nlr = {lr}\n")
 }
 
 /// A tiny encoder with random weights, in a folder as Hugging Face has it.
-fn folder(backbone: &str, dir: &Path, config: &str) -> String {
+pub(super) fn folder(backbone: &str, dir: &Path, config: &str) -> String {
     let shape = Shape { layers: 2, hidden: 16, heads: 2, wide: 32, words: 60, positions: 20, ..DISTILBERT };
     let shape = Shape { pre_classifier: config.contains("seq_classif_dropout"), ..shape };
     let text = std::fs::read_to_string(dir.join("train.tsv")).unwrap();
@@ -60,7 +60,7 @@ fn folder(backbone: &str, dir: &Path, config: &str) -> String {
     place.display().to_string()
 }
 
-const CONFIG: &str = r#"{"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32,
+pub(super) const CONFIG: &str = r#"{"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32,
     "vocab_size": 60, "max_position_embeddings": 20}"#;
 
 #[test]

@@ -1,0 +1,192 @@
+//! Which small parts a network gets in place of trained weights: those of the job, of an adapter's folder, or the
+//! bottlenecks that came with its weights.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use tl_proto::{
+    catalog::nearest_hint,
+    spec::{ModelSection, Params},
+};
+
+use super::net::Net;
+use crate::{
+    Error, Result,
+    backbone::{Backbone, Network},
+    modifier,
+    nn::{Adapters, Kind, Plan, Store},
+    weights::{self, peft::Folder},
+};
+
+/// The parts of a network that is to be built.
+pub struct Parts {
+    plan: Option<Plan>,
+    folder: Option<Folder>,
+    /// The modifier that trains them; without one they become a piece of the weights.
+    modifier: Option<String>,
+}
+
+impl Parts {
+    /// What a job's modifiers, `model.adapter` and the weights come to.
+    ///
+    /// # Errors
+    /// A folder that cannot be read, or that says something else than the job or the weights.
+    pub fn of(
+        model: &ModelSection,
+        backbone: &Backbone,
+        modifiers: &BTreeMap<String, Params>,
+        path: Option<&Path>,
+    ) -> Result<Self> {
+        let asked = modifier::adapt(modifiers);
+        let modifier = asked.as_ref().map(|(name, ..)| (*name).to_owned());
+        let folder = model.adapter.as_deref().map(|f| Folder::read(Path::new(f), backbone)).transpose()?;
+        let inside = path.map(weights::inside).transpose()?.unwrap_or_default();
+        if let Some(folder) = folder.as_ref().filter(|f| inside.merged.as_deref() == Some(f.digest.as_str())) {
+            return Err(Error::user(
+                format!("the adapter `{}` is in the weights already", folder.shown),
+                "a job leaves a model with its adapter in its weights: leave `model.adapter` out, or give the weights \
+                 that the job began with",
+            ));
+        }
+        let plan = match (asked, &folder, inside.plan) {
+            (None, None, own) => own,
+            (Some((.., plan)), None, own) if own.as_ref().is_none_or(|own| *own == plan) => Some(plan),
+            (asked, Some(folder), None) => Some(match asked {
+                Some((name, params, plan)) => continued(folder, name, params, plan)?,
+                None => folder.plan.clone(),
+            }),
+            _ => {
+                return Err(Error::user(
+                    "the weights come with bottleneck adapters of another kind than the job asks for",
+                    "leave the modifier and `model.adapter` out, or begin with other weights",
+                ));
+            }
+        };
+        Ok(Self { plan, folder, modifier })
+    }
+
+    /// What is put where.
+    pub fn plan(&self) -> Option<&Plan> {
+        self.plan.as_ref()
+    }
+
+    /// Whether every target was the name of a layer.
+    ///
+    /// # Errors
+    /// Names one that was not.
+    pub fn are_placed(&self, adapters: &Adapters, backbone: &Backbone) -> Result<()> {
+        let Some(plan) = &self.plan else { return Ok(()) };
+        let who = match (&self.folder, &self.modifier) {
+            (Some(folder), _) => format!("the adapter `{}`", folder.shown),
+            (None, Some(name)) => format!("`modifiers.{name}`"),
+            (None, None) => "the model".into(),
+        };
+        if let Kind::Bottleneck { .. } = plan.kind {
+            if !adapters.params.is_empty() {
+                return Ok(());
+            }
+            return Err(Error::user(
+                format!("{who} wants blocks that normalise sums, as BERT's do, and {} has none", backbone.name),
+                "use a backbone of BERT's family, or `[modifiers.lora]`",
+            ));
+        }
+        let ends: BTreeSet<&str> = adapters.layers.iter().filter_map(|l| l.rsplit('.').next()).collect();
+        let ends: Vec<&str> = ends.into_iter().collect();
+        let missed = plan.targets.iter().zip(&adapters.hits).find(|(_, hit)| !**hit).filter(|_| plan.strict);
+        if let Some((target, _)) = missed {
+            return Err(Error::user(
+                format!(
+                    "{who}: `{}` is the end of no name of a dense layer or convolution of {}",
+                    target.0, backbone.name
+                ),
+                nearest_hint(&target.0, &ends),
+            ));
+        }
+        if let Kind::Ia3 { feedforward, strict: true } = &plan.kind
+            && let Some(odd) = feedforward.iter().find(|t| !adapters.sites.iter().any(|s| t.names(&s.layer)))
+        {
+            return Err(Error::user(
+                format!("{who}: `{}` in `feedforward` is the end of no name of a layer in `targets`", odd.0),
+                "name some of the targets",
+            ));
+        }
+        if adapters.hits.contains(&true) {
+            return Ok(());
+        }
+        let usual: Vec<&str> = plan.targets.iter().map(|t| t.0.as_str()).collect();
+        Err(Error::user(
+            format!("{who}: {} has none of its usual targets ({})", backbone.name, usual.join(", ")),
+            format!("set `targets`; names of its layers end in {}", ends.join(", ")),
+        ))
+    }
+
+    /// Whether the folder holds a head.
+    pub fn bring_a_head(&self) -> bool {
+        self.folder.as_ref().is_some_and(Folder::has_head)
+    }
+
+    /// Fills the parts from the folder, and the head if it is kept for these classes.
+    ///
+    /// # Errors
+    /// Tensors without a place.
+    pub fn fill(&self, network: &mut Network, backbone: &Backbone, kept: Option<&[String]>) -> Result<()> {
+        if let Some(folder) = &self.folder {
+            folder.fill(network, backbone, kept)?;
+        }
+        if self.modifier.is_none() && self.folder.is_none() {
+            // Bottlenecks that nobody asked for are weights like others: trained if a stage names them.
+            network.adapters.params.clear();
+        }
+        Ok(())
+    }
+
+    /// Whether the parts become a piece of the weights.
+    pub fn to_be_merged(&self) -> bool {
+        self.folder.is_some() && self.modifier.is_none()
+    }
+}
+
+/// What a folder says, with the dropout of the job that trains it on.
+fn continued(folder: &Folder, name: &str, params: &Params, asked: Plan) -> Result<Plan> {
+    let shown = &folder.shown;
+    if std::mem::discriminant(&folder.plan.kind) != std::mem::discriminant(&asked.kind) {
+        return Err(Error::user(
+            format!("the adapter `{shown}` is not of the kind of `modifiers.{name}`"),
+            "use the modifier that it was made with, or none: then it is worked into the weights",
+        ));
+    }
+    if let Some(key) = params.keys().find(|key| *key != "dropout") {
+        return Err(Error::user(
+            format!("`modifiers.{name}.{key}` is said by the adapter `{shown}` too"),
+            "remove it: an adapter that is trained on stays what it is",
+        ));
+    }
+    let mut plan = folder.plan.clone();
+    if let (Kind::Lora { dropout, .. }, Kind::Lora { dropout: wanted, .. }) = (&mut plan.kind, asked.kind) {
+        *dropout = wanted;
+    }
+    Ok(plan)
+}
+
+impl Net {
+    /// Whether a stage leaves the weights alone that have parts.
+    ///
+    /// # Errors
+    /// Names one that it would train.
+    pub(super) fn keeps_its_weights(&self, store: &Store, stage: &str, trained: &[bool]) -> Result<()> {
+        for site in &self.network.adapters.sites {
+            if let Some(odd) = std::iter::once(site.weight).chain(site.bias).find(|p| trained[p.0]) {
+                return Err(Error::user(
+                    format!(
+                        "stage `{stage}` names `{}`, whose layer learns a change instead",
+                        store.params[odd.0].name
+                    ),
+                    "name what has no such change, like `head`: the changes are always trained; or remove the modifier",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
