@@ -97,7 +97,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         blobs: Blobs::new(home.blobs(), remote.clone()),
         cache: config.cache.clone().unwrap_or_else(|| home.cache()),
         data: DataSets::new(home.data()),
-        models: Models::from_env(home.hub()),
+        models: Models::from_env(home.hub()).map_err(|e| Error::Config(e.to_string()))?,
         home,
         roots,
         outbox: outbox.clone(),

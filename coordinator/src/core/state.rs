@@ -283,12 +283,12 @@ impl Job {
     }
 
     /// The job of a pipeline step as its ranks are to run it: where its probe has found out which commit a revision of the
-    /// hub stands for, they all take that one, in every attempt.
+    /// hub stands for, they all take that one, in every attempt. A node's word for it counts only where it is the same place.
     pub fn pinned_spec(&self, step: &str) -> Option<JobSpec> {
         let mut spec = self.step_spec(step)?.clone();
         let sources = self.sources(step);
         for place in spec.places_mut() {
-            if let Some(source) = sources.iter().find(|s| s.place == *place) {
+            if let Some(source) = sources.iter().find(|s| s.place == *place && s.is_sound()) {
                 place.clone_from(&source.pinned);
             }
         }

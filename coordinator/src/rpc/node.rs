@@ -283,9 +283,11 @@ impl NodeService {
         let inputs: BTreeMap<String, v1::BlobRef> = models.map(|a| (a.step.clone(), blob(&a.blob))).collect();
         // Whoever is ready first waits for those who still fetch.
         let newest = phase.checkpoints.first().map_or(0, |(_, b)| b.size);
-        let hub: u64 = job.sources(&phase.step).iter().map(Source::bytes).sum();
-        let fetched: u64 = data.iter().chain(inputs.values()).map(|b| b.size).sum::<u64>() + newest + hub;
-        let rendezvous_ms = self.deadlines.rendezvous_ms + fetched * 1_000 / FETCHES;
+        // The sizes of sources are what a node says.
+        let hub = job.sources(&phase.step).iter().map(Source::bytes).fold(0, u64::saturating_add);
+        let fetched = data.iter().chain(inputs.values()).map(|b| b.size).fold(newest, u64::saturating_add);
+        let fetched_ms = fetched.saturating_add(hub).saturating_mul(1_000) / FETCHES;
+        let rendezvous_ms = self.deadlines.rendezvous_ms.saturating_add(fetched_ms);
         Some(v1::Launch {
             job_id: id.to_string(),
             phase: phase.id.to_string(),

@@ -105,15 +105,47 @@ pub struct SourceFile {
 }
 
 impl Source {
-    /// Bytes of all its files.
+    /// Whether `pinned` is `place` at some commit, and nothing else.
+    pub fn is_sound(&self) -> bool {
+        let (Ok(Some(place)), Ok(Some(pinned))) = (Hub::parse(&self.place), Hub::parse(&self.pinned)) else {
+            return false;
+        };
+        let same = (place.repo, place.file) == (pinned.repo, pinned.file);
+        same && pinned.is_pinned() && (!place.is_pinned() || place.revision == pinned.revision)
+    }
+
+    /// Bytes of all its files; of sizes that cannot be, as many as there are.
     pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|f| f.bytes).sum()
+        self.files.iter().fold(0, |sum, f| sum.saturating_add(f.bytes))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_source_pins_its_own_place_and_its_size_never_overflows() {
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let file = |bytes| SourceFile { name: "w.pth".into(), bytes, sha256: String::new() };
+        let source =
+            |place: &str, pinned: String| Source { place: place.into(), pinned, files: vec![file(u64::MAX), file(2)] };
+        let sound = |place: &str, pinned: String| source(place, pinned).is_sound();
+        assert!(sound("hf://a/b@v1#w.pth", format!("hf://a/b@{commit}#w.pth")));
+        assert!(sound("hf://a/b", format!("hf://a/b@{commit}")));
+        let other = commit.replace('0', "1");
+        for (place, pinned) in [
+            ("hf://a/b", "hf://a/b@main".to_owned()),
+            ("hf://a/b", format!("hf://a/c@{commit}")),
+            ("hf://a/b", format!("hf://a/b@{commit}#w.pth")),
+            ("hf://a/b", "/etc/passwd".into()),
+            ("hf://a/b", "hf://".into()),
+            (&*format!("hf://a/b@{commit}"), format!("hf://a/b@{other}")),
+        ] {
+            assert!(!sound(place, pinned.clone()), "{place} {pinned}");
+        }
+        assert_eq!(source("", String::new()).bytes(), u64::MAX);
+    }
 
     #[test]
     fn a_name_has_an_owner_a_revision_and_a_file_and_says_nothing_about_folders() {

@@ -13,6 +13,7 @@ use tl_proto::spec::{Fetched, Hub, Source, SourceFile};
 
 use super::{
     Error, Found, Told,
+    patience::Patience,
     store::{self, Shelf},
     web::{Head, Web},
 };
@@ -23,10 +24,12 @@ const BESIDE: [&str; 3] = ["config.json", "preprocess.json", "tokenizer.json"];
 const MOST: u64 = 16 << 30;
 /// Largest file beside them, in bytes.
 const MOST_BESIDE: u64 = 64 << 20;
-/// How often in a row nothing may come of a request.
-const TRIES: u32 = 4;
-/// Pause after the first of them; it doubles.
-const PAUSE: Duration = Duration::from_millis(250);
+/// How often in a row nothing may come of a request: half a minute.
+const TRIES: u32 = 8;
+/// The same where there is a way without: two seconds.
+const FEW: u32 = 4;
+/// How often is looked whether another agent is done, or nobody wants it any more.
+const LOOK: Duration = Duration::from_millis(250);
 /// Bytes between two reports of progress.
 const REPORT: u64 = 4 << 20;
 
@@ -58,19 +61,19 @@ impl Errand<'_> {
         if !self.complete(&hub, &shelf, &commit) {
             let files = self.missing(&hub, &shelf, &commit, head)?;
             let bytes = files.iter().map(|(_, head)| head.bytes).sum();
-            if look {
+            if look && !files.is_empty() {
                 return Ok(Found::Absent { bytes });
             }
             self.download(&hub, &shelf, &commit, &files, bytes)?;
         }
-        match self.checked(&hub, &shelf, &commit) {
+        match self.checked(&hub, &shelf, &commit, look) {
             Err(Error::Wrong(why)) if !look => {
                 // What lies here may have been damaged since it came.
                 (self.tell)(Told::Notice(&format!("{why}; it is fetched again")));
                 let files = self.missing(&hub, &shelf, &commit, None)?;
                 let bytes = files.iter().map(|(_, head)| head.bytes).sum();
                 self.download(&hub, &shelf, &commit, &files, bytes)?;
-                self.checked(&hub, &shelf, &commit)
+                self.checked(&hub, &shelf, &commit, look)
             }
             other => other,
         }
@@ -81,13 +84,17 @@ impl Errand<'_> {
         if hub.is_pinned() {
             return Ok((hub.revision.to_owned(), None));
         }
-        match self.patiently(|| self.web.head(hub.repo, hub.revision, hub.file)) {
+        let known = shelf.known(hub.revision).filter(|commit| shelf.has(commit, hub.file));
+        let tries = if known.is_some() { FEW } else { TRIES };
+        match self.patiently(tries, || self.web.head(hub.repo, hub.revision, hub.file)) {
             Ok(head) => {
-                shelf.remember(hub.revision, &head.commit).map_err(|e| disk(shelf.dir(), e))?;
+                // Only later errands without the hub need it; a cache that is only to be read serves this one.
+                if let Err(e) = shelf.remember(hub.revision, &head.commit) {
+                    tracing::debug!("{}: {e}", shelf.dir().display());
+                }
                 Ok((head.commit.clone(), Some(head)))
             }
-            Err(e) if e.may_pass() => {
-                let known = shelf.known(hub.revision).filter(|commit| self.complete(hub, shelf, commit));
+            Err(e) if e.is_silence() => {
                 let commit = known.ok_or(e)?;
                 let text =
                     format!("`{}` is taken from the cache, at commit {commit}: the hub does not answer", self.place);
@@ -106,8 +113,7 @@ impl Errand<'_> {
 
     /// Whether everything of a commit that matters is here.
     fn complete(&self, hub: &Hub<'_>, shelf: &Shelf, commit: &str) -> bool {
-        let snapshot = shelf.snapshot(commit);
-        Self::names(hub).all(|(name, _)| snapshot.join(&name).is_file() || shelf.lacks(commit, &name))
+        Self::names(hub).all(|(name, _)| shelf.has(commit, &name) || shelf.lacks(commit, &name))
     }
 
     /// Files that are not here, with what the hub says of them.
@@ -118,24 +124,35 @@ impl Errand<'_> {
         commit: &str,
         mut known: Option<Head>,
     ) -> Result<Vec<(String, Head)>, Error> {
-        let snapshot = shelf.snapshot(commit);
+        // Other tools bring the weights and do not ask for everything that we do.
+        let here = shelf.has(commit, hub.file);
+        let tries = if here { FEW } else { TRIES };
         let mut files = Vec::new();
         for (name, limit) in Self::names(hub) {
-            if snapshot.join(&name).is_file() || shelf.lacks(commit, &name) {
+            if shelf.has(commit, &name) || shelf.lacks(commit, &name) {
                 continue;
             }
             let first = name == hub.file;
             let head = match known.take_if(|_| first) {
                 Some(head) => Ok(head),
-                None => self.patiently(|| self.web.head(hub.repo, commit, &name)),
+                None => self.patiently(tries, || self.web.head(hub.repo, commit, &name)),
             };
             match head {
                 Ok(head) if head.bytes > limit => {
                     return Err(Error::TooLarge { file: name, bytes: head.bytes, limit });
                 }
                 Ok(head) => files.push((name, head)),
-                Err(Error::Missing(_)) if !first => {
-                    shelf.note_lack(commit, &name).map_err(|e| disk(shelf.dir(), e))?;
+                Err(Error::NoFile(_)) if !first => {
+                    if let Err(e) = shelf.note_lack(commit, &name) {
+                        tracing::debug!("{}: {e}", shelf.dir().display());
+                    }
+                }
+                Err(e) if e.is_silence() && here => {
+                    let place = self.place;
+                    let text =
+                        format!("`{place}` goes without `{name}`: it is not in the cache, and the hub does not answer");
+                    (self.tell)(Told::Notice(&text));
+                    break;
                 }
                 Err(e) => return Err(e),
             }
@@ -152,19 +169,22 @@ impl Errand<'_> {
         total: u64,
     ) -> Result<(), Error> {
         let (mut done, mut announced) = (0, false);
-        for (name, head) in files {
+        // The weights last: where they are, what belongs to them is, too.
+        for (name, head) in files.iter().rev() {
             let blob = shelf.blob(&head.etag);
-            blob.parent().map_or(Ok(()), fs::create_dir_all).map_err(|e| disk(shelf.dir(), e))?;
-            // Other agents of this machine share the cache; whoever waits here finds the file there.
-            let _one = self.lock(&blob)?;
-            if !fs::metadata(&blob).is_ok_and(|m| m.len() == head.bytes) {
-                if !announced {
-                    announced = true;
-                    let (size, from) = (human(total), &self.web.endpoint);
-                    let text = format!("downloads `{}` from {from}, at commit {commit}: {size}", self.place);
-                    (self.tell)(Told::Notice(&text));
+            let whole = || fs::metadata(&blob).is_ok_and(|m| m.len() == head.bytes);
+            if !whole() {
+                // Other agents of this machine share the cache; whoever waits here finds the file there.
+                let _one = self.lock(shelf, &blob)?;
+                if !whole() {
+                    if !announced {
+                        announced = true;
+                        let (size, from) = (human(total), &self.web.endpoint);
+                        let text = format!("downloads `{}` from {from}, at commit {commit}: {size}", self.place);
+                        (self.tell)(Told::Notice(&text));
+                    }
+                    self.file(hub, commit, (name, head), &blob, (done, total))?;
                 }
-                self.file(hub, commit, (name, head), &blob, (done, total))?;
             }
             done += head.bytes;
             shelf.place(commit, name, &head.etag).map_err(|e| disk(&blob, e))?;
@@ -172,13 +192,14 @@ impl Errand<'_> {
         Ok(())
     }
 
-    fn lock(&self, blob: &Path) -> Result<File, Error> {
+    fn lock(&self, shelf: &Shelf, blob: &Path) -> Result<File, Error> {
+        fs::create_dir_all(shelf.blobs()).map_err(|e| disk(shelf.dir(), e))?;
         let path = beside(blob, ".lock");
         let file = File::create(&path).map_err(|e| disk(&path, e))?;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
-                Err(TryLockError::WouldBlock) => self.wait(PAUSE)?,
+                Err(TryLockError::WouldBlock) => self.wait(LOOK)?,
                 Err(TryLockError::Error(e)) => return Err(disk(&path, e)),
             }
         }
@@ -200,7 +221,9 @@ impl Errand<'_> {
             Err(Error::Wrong(_)) if old => self.fill(hub, commit, (name, head), &part, (before, total))?,
             other => other?,
         }
-        fs::rename(&part, blob).map_err(|e| disk(blob, e))
+        // A name that outlives a loss of power is one of bytes that do.
+        let kept = File::open(&part).and_then(|file| file.sync_all());
+        kept.and_then(|()| fs::rename(&part, blob)).map_err(|e| disk(blob, e))
     }
 
     /// Fills `part` up, and looks whether it is what was announced.
@@ -212,7 +235,7 @@ impl Errand<'_> {
         part: &Path,
         (before, total): (u64, u64),
     ) -> Result<(), Error> {
-        let (mut tries, mut pause) = (0, PAUSE);
+        let mut patience = Patience::new(TRIES, self.web.pause);
         loop {
             let had = fs::metadata(part).map(|m| m.len());
             if had.as_ref().is_ok_and(|had| *had >= head.bytes) {
@@ -221,20 +244,16 @@ impl Errand<'_> {
             let had = had.unwrap_or(0);
             let why = match self.transfer(hub, commit, (name, head), part, (before, total)) {
                 Ok(()) => break,
-                Err(e) if !e.may_pass() => return Err(e),
                 Err(e) => e,
             };
-            let has = fs::metadata(part).map_or(0, |m| m.len());
-            if has > had {
-                (tries, pause) = (0, PAUSE);
+            if fs::metadata(part).map_or(0, |m| m.len()) > had && why.is_silence() {
+                patience = Patience::new(TRIES, self.web.pause);
                 continue;
             }
-            tries += 1;
-            if tries >= TRIES {
-                return Err(why);
+            match patience.after(&why) {
+                Some(pause) => self.wait(pause)?,
+                None => return Err(why),
             }
-            self.wait(pause)?;
-            pause *= 2;
         }
         let (sha256, bytes) = store::digest(part).map_err(|e| disk(part, e))?;
         let wrong = if bytes != head.bytes {
@@ -293,20 +312,27 @@ impl Errand<'_> {
         if has < head.bytes { Err(self.web.away("the connection ended early")) } else { Ok(()) }
     }
 
-    /// What is here, with its digests, which are those of the tags where tags are digests.
-    fn checked(&self, hub: &Hub<'_>, shelf: &Shelf, commit: &str) -> Result<Found, Error> {
+    /// What is here, with its digests, which are those of the tags where tags are digests. What is damaged is thrown away,
+    /// unless this is only a look.
+    fn checked(&self, hub: &Hub<'_>, shelf: &Shelf, commit: &str, look: bool) -> Result<Found, Error> {
         let snapshot = shelf.snapshot(commit);
         let mut files = Vec::new();
         for (name, _) in Self::names(hub) {
             let path = snapshot.join(&name);
             if !path.is_file() {
+                // Another agent may just have found it damaged.
+                if name == hub.file || path.is_symlink() {
+                    return Err(Error::Wrong(format!("`{name}` is no longer in the cache")));
+                }
                 continue;
             }
             let (sha256, bytes) = store::digest(&path).map_err(|e| disk(&path, e))?;
             let real: PathBuf = path.canonicalize().map_err(|e| disk(&path, e))?;
             let tag = real.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if store::is_sha256(&tag) && tag != sha256 {
-                let _ = fs::remove_file(real);
+                if !look {
+                    self.discard(shelf, &real, &tag)?;
+                }
                 return Err(Error::Wrong(format!("`{name}` in the cache is damaged")));
             }
             files.push(SourceFile { name, bytes, sha256 });
@@ -315,24 +341,45 @@ impl Errand<'_> {
         Ok(Found::Here(Fetched { path: snapshot.join(hub.file), source }))
     }
 
+    /// Removes bytes that are not those of their tag: never what lies elsewhere, nor what another agent has mended.
+    fn discard(&self, shelf: &Shelf, real: &Path, tag: &str) -> Result<(), Error> {
+        let blobs = shelf.blobs().canonicalize();
+        if !blobs.is_ok_and(|blobs| real.parent() == Some(&*blobs)) {
+            return Ok(());
+        }
+        let _one = self.lock(shelf, &shelf.blob(tag))?;
+        match store::digest(real) {
+            Ok((sha256, _)) if sha256 != tag => fs::remove_file(real).map_err(|e| disk(real, e)),
+            _ => Ok(()),
+        }
+    }
+
     /// Tries again what may pass.
-    fn patiently<T>(&self, ask: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
-        let (mut tries, mut pause) = (1, PAUSE);
+    fn patiently<T>(&self, tries: u32, ask: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+        let mut patience = Patience::new(tries, self.web.pause);
         loop {
             match ask() {
-                Err(e) if e.may_pass() && tries < TRIES => {
-                    tries += 1;
-                    self.wait(pause)?;
-                    pause *= 2;
-                }
-                other => return other,
+                Ok(answer) => return Ok(answer),
+                Err(e) => match patience.after(&e) {
+                    Some(pause) => self.wait(pause)?,
+                    None => return Err(e),
+                },
             }
         }
     }
 
-    fn wait(&self, pause: Duration) -> Result<(), Error> {
-        std::thread::sleep(pause);
-        if self.stop.load(Ordering::Relaxed) { Err(Error::Stopped) } else { Ok(()) }
+    fn wait(&self, mut pause: Duration) -> Result<(), Error> {
+        loop {
+            let part = pause.min(LOOK);
+            std::thread::sleep(part);
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Stopped);
+            }
+            pause -= part;
+            if pause.is_zero() {
+                return Ok(());
+            }
+        }
     }
 }
 

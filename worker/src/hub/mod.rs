@@ -6,6 +6,7 @@
 
 mod bring;
 mod error;
+mod patience;
 mod store;
 #[cfg(test)]
 mod testing;
@@ -59,10 +60,12 @@ pub enum Told<'a> {
 
 impl Models {
     /// The hub and the cache that the environment names; a cache in `fallback` where it names none.
-    pub fn from_env(fallback: PathBuf) -> Self {
-        let cache = store::cache(fallback);
-        let web = Web::from_env(cache.token());
-        Self { web: Arc::new(web), cache, bringing: Keyed::default() }
+    ///
+    /// # Errors
+    /// `HF_ENDPOINT` is no address.
+    pub fn from_env(fallback: PathBuf) -> Result<Self, Error> {
+        let web = Web::from_env(store::token())?;
+        Ok(Self { web: Arc::new(web), cache: store::cache(fallback), bringing: Keyed::default() })
     }
 
     /// Weights, downloaded unless they are here; with `look`, never downloaded. The download ends when nobody waits for it.
@@ -81,7 +84,14 @@ impl Models {
         let stop = Arc::new(AtomicBool::new(false));
         let _guard = Stop(stop.clone());
         let work = move || Errand { web: &web, cache: &cache, place: &place, tell: &tell, stop: &stop }.run(look);
-        tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Stopped))
+        match tokio::task::spawn_blocking(work).await {
+            Ok(found) => found,
+            Err(e) => Err(e.try_into_panic().map_or(Error::Stopped, |panic| {
+                let said = panic.downcast_ref::<String>().map(String::as_str);
+                let said = said.or_else(|| panic.downcast_ref::<&str>().copied());
+                Error::Internal(said.unwrap_or("a panic").to_owned())
+            })),
+        }
     }
 }
 

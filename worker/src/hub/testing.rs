@@ -25,6 +25,12 @@ pub struct Faults {
     pub token: Option<String>,
     /// Connections are closed at once.
     pub away: bool,
+    /// The next requests, so many, are answered with "come again".
+    pub busy: u32,
+    /// What is not there is not there without a reason.
+    pub mute: bool,
+    /// It speaks of another commit than its own.
+    pub commit: Option<String>,
     /// Parts of files are not to be had.
     pub whole_only: bool,
 }
@@ -61,7 +67,6 @@ impl FakeHub {
     }
 
     /// One more file.
-    #[allow(dead_code, reason = "one of the two tests that share this needs it")]
     pub fn put(&self, name: &str, bytes: Vec<u8>) {
         self.inner.lock().expect("a hub").files.insert(name.to_owned(), bytes);
     }
@@ -99,6 +104,11 @@ fn answer(stream: &TcpStream, inner: &Mutex<Inner>) -> std::io::Result<()> {
     let mut refuse = |status: &str, code: &str| {
         write!(out, "HTTP/1.1 {status}\r\nx-error-code: {code}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
     };
+    if faults.busy > 0 {
+        inner.faults.busy -= 1;
+        return refuse("503 Service Unavailable\r\nretry-after: 0", "");
+    }
+    let commit = faults.commit.as_deref().unwrap_or(COMMIT);
     let authorized = faults.token.as_ref().is_none_or(|t| headers.get("authorization") == Some(&format!("Bearer {t}")));
     if !authorized {
         return refuse("401 Unauthorized", "GatedRepo");
@@ -112,7 +122,9 @@ fn answer(stream: &TcpStream, inner: &Mutex<Inner>) -> std::io::Result<()> {
         (None, [_, _, "resolve", ..]) => return refuse("404 Not Found", "RevisionNotFound"),
         _ => return refuse("404 Not Found", "RepoNotFound"),
     };
-    let Some(bytes) = inner.files.get(&name).cloned() else { return refuse("404 Not Found", "EntryNotFound") };
+    let Some(bytes) = inner.files.get(&name).cloned() else {
+        return refuse("404 Not Found", if faults.mute { "" } else { "EntryNotFound" });
+    };
     let size = bytes.len() as i64 + faults.lie;
     let sha256: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
     // As the real one: large files are described here and lie elsewhere, small ones have a tag that is no SHA-256.
@@ -121,7 +133,7 @@ fn answer(stream: &TcpStream, inner: &Mutex<Inner>) -> std::io::Result<()> {
         let host = headers.get("host").cloned().unwrap_or_default();
         return write!(
             out,
-            "HTTP/1.1 302 Found\r\nx-repo-commit: {COMMIT}\r\nx-linked-etag: \"{sha256}\"\r\nx-linked-size: {size}\r\n\
+            "HTTP/1.1 302 Found\r\nx-repo-commit: {commit}\r\nx-linked-etag: \"{sha256}\"\r\nx-linked-size: {size}\r\n\
              location: http://{host}/elsewhere/{name}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
         );
     }
@@ -140,13 +152,13 @@ fn answer(stream: &TcpStream, inner: &Mutex<Inner>) -> std::io::Result<()> {
     let tag = &sha256[..40];
     write!(
         out,
-        "HTTP/1.1 {status}\r\nx-repo-commit: {COMMIT}\r\netag: \"{tag}\"\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        "HTTP/1.1 {status}\r\nx-repo-commit: {commit}\r\netag: \"{tag}\"\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
         body.len()
     )?;
     if method == "GET" {
-        let most = inner.faults.cut.take().unwrap_or(usize::MAX);
+        let most = inner.faults.cut.take_if(|most| *most < body.len()).unwrap_or(body.len());
         drop(inner);
-        out.write_all(&body[..body.len().min(most)])?;
+        out.write_all(&body[..most])?;
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! The cache against a hub on this machine.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use super::{
@@ -21,8 +22,9 @@ fn hub() -> FakeHub {
 }
 
 fn models(hub: &FakeHub, cache: &Path, token: Option<&str>) -> Models {
-    let web = Arc::new(Web::new(&hub.endpoint, token.map(str::to_owned), false));
-    Models { web, cache: Cache::new(cache.join("hub")), bringing: Keyed::default() }
+    let mut web = Web::new(&hub.endpoint, token.map(str::to_owned), false).unwrap();
+    web.pause = Duration::from_millis(1);
+    Models { web: Arc::new(web), cache: Cache::new(cache.join("hub")), bringing: Keyed::default() }
 }
 
 /// What came of an errand, and the notices on its way.
@@ -185,9 +187,132 @@ async fn what_the_hub_does_not_have_or_does_not_give_is_said_with_a_hint() {
     hub.fail(Faults { away: true, ..Faults::default() });
     let failure = take(&models(&hub, elsewhere.path(), None), PLACE, false).await.0.unwrap_err().to_failure(PLACE);
     assert!(failure.message.contains("cannot be reached") && failure.hint.contains("tlctl data push"), "{failure}");
-    let web = Arc::new(Web::new(&hub.endpoint, None, true));
+    assert!(failure.class.retries() > 0, "it comes back");
+    let web = Arc::new(Web::new(&hub.endpoint, None, true).unwrap());
     let offline = Models { web, cache: Cache::new(elsewhere.path().into()), bringing: Keyed::default() };
     hub.asked();
     let failure = take(&offline, PLACE, false).await.0.unwrap_err().to_failure(PLACE);
     assert!(failure.message.contains("`HF_HUB_OFFLINE` is set") && hub.asked().is_empty(), "{failure}");
+    assert_eq!(failure.class.retries(), 0, "{failure}");
+}
+
+/// The cache's folder of the repository.
+fn shelf(cache: &Path) -> PathBuf {
+    cache.join("hub/models--timm--net")
+}
+
+/// The file in which the bytes of the weights lie.
+fn blob(cache: &Path) -> PathBuf {
+    shelf(cache).join(format!("snapshots/{COMMIT}/model.safetensors")).canonicalize().unwrap()
+}
+
+#[tokio::test]
+async fn a_hub_that_is_busy_for_a_while_is_asked_again() {
+    let (hub, dir) = (hub(), tempfile::tempdir().unwrap());
+    hub.fail(Faults { busy: 7, ..Faults::default() });
+    let (found, _) = take(&models(&hub, dir.path(), None), PLACE, false).await;
+    assert_eq!(std::fs::read(here(found).path).unwrap(), weights());
+    // With files in the cache, nobody waits for long.
+    hub.asked();
+    hub.fail(Faults { away: true, ..Faults::default() });
+    here(take(&models(&hub, dir.path(), None), PLACE, false).await.0);
+    assert!((2..6).contains(&hub.asked().len()));
+}
+
+#[tokio::test]
+async fn what_other_tools_have_brought_is_enough_without_the_hub() {
+    let (hub, dir) = (hub(), tempfile::tempdir().unwrap());
+    hub.put("timm/net/preprocess.json", b"{ }".to_vec());
+    let online = models(&hub, dir.path(), None);
+    here(take(&online, PLACE, false).await.0);
+    // Those tools have asked for the weights and their shape alone.
+    std::fs::remove_dir_all(shelf(dir.path()).join(".no_exist")).unwrap();
+    std::fs::remove_file(shelf(dir.path()).join(format!("snapshots/{COMMIT}/preprocess.json"))).unwrap();
+    let web = Arc::new(Web::new(&hub.endpoint, None, true).unwrap());
+    let offline = Models { web, ..online.clone() };
+    hub.fail(Faults { away: true, ..Faults::default() });
+    for models in [&offline, &online] {
+        for place in [PLACE, &format!("{PLACE}@{COMMIT}")] {
+            for look in [true, false] {
+                let (found, said) = take(models, place, look).await;
+                assert_eq!(here(found).source.files.len(), 2);
+                assert!(said.last().unwrap().contains("goes without `preprocess.json`"), "{said:?}");
+            }
+        }
+    }
+    // The weights themselves are never gone without.
+    std::fs::remove_file(blob(dir.path())).unwrap();
+    assert!(matches!(take(&offline, PLACE, false).await.0, Err(Error::Offline(_))));
+}
+
+#[tokio::test]
+async fn a_cache_that_has_everything_need_not_be_written() {
+    let (hub, dir) = (hub(), tempfile::tempdir().unwrap());
+    let models = models(&hub, dir.path(), None);
+    let first = here(take(&models, PLACE, false).await.0);
+    // What cannot be written, not even by root: there are files where folders should be, and the other way round.
+    for folder in [".no_exist", "refs"] {
+        let path = shelf(dir.path()).join(folder);
+        std::fs::remove_dir_all(&path).unwrap();
+        std::fs::write(&path, "").unwrap();
+    }
+    let lock = blob(dir.path()).with_extension("lock");
+    let _ = std::fs::remove_file(&lock);
+    std::fs::create_dir(&lock).unwrap();
+    std::fs::remove_file(&first.path).unwrap();
+    assert_eq!(here(take(&models, PLACE, false).await.0), first);
+}
+
+#[tokio::test]
+async fn only_the_hubs_own_word_that_a_file_is_not_there_is_remembered() {
+    let (hub, dir) = (hub(), tempfile::tempdir().unwrap());
+    let models = models(&hub, dir.path(), None);
+    hub.fail(Faults { mute: true, ..Faults::default() });
+    let failure = take(&models, PLACE, false).await.0.unwrap_err().to_failure(PLACE);
+    assert!(failure.message.contains("404 when asked for `preprocess.json`"), "{failure}");
+    assert!(!shelf(dir.path()).join(".no_exist").exists());
+}
+
+#[tokio::test]
+async fn a_hub_that_speaks_of_another_commit_is_not_believed() {
+    let (hub, dir) = (hub(), tempfile::tempdir().unwrap());
+    let models = models(&hub, dir.path(), None);
+    for (commit, place, says) in [
+        ("main", PLACE.to_owned(), "no commit, tag and size"),
+        (&"0".repeat(40), format!("{PLACE}@{COMMIT}"), "speaks of commit 000"),
+    ] {
+        hub.fail(Faults { commit: Some(commit.into()), ..Faults::default() });
+        let failure = take(&models, &place, false).await.0.unwrap_err().to_failure(PLACE);
+        assert!(failure.message.contains(says), "{failure}");
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn damaged_bytes_are_thrown_away_only_by_a_job_and_only_in_the_cache() {
+    let (hub, dir) = (hub(), tempfile::tempdir().unwrap());
+    let models = models(&hub, dir.path(), None);
+    here(take(&models, PLACE, false).await.0);
+    let inside = blob(dir.path());
+    std::fs::write(&inside, "rubbish").unwrap();
+    assert!(matches!(take(&models, PLACE, true).await.0, Err(Error::Wrong(_))));
+    assert_eq!(std::fs::read(&inside).unwrap(), b"rubbish", "a plan changes nothing");
+    // Somebody keeps large files elsewhere.
+    let outside = dir.path().join(inside.file_name().unwrap());
+    std::fs::rename(&inside, &outside).unwrap();
+    std::os::unix::fs::symlink(&outside, &inside).unwrap();
+    assert!(matches!(take(&models, PLACE, false).await.0, Err(Error::Wrong(_))));
+    assert_eq!(std::fs::read(&outside).unwrap(), b"rubbish");
+    std::fs::rename(&outside, &inside).unwrap();
+    here(take(&models, PLACE, false).await.0);
+    assert_eq!(std::fs::read(&inside).unwrap(), weights());
+}
+
+#[tokio::test]
+async fn a_mistake_of_ours_is_called_one() {
+    let (hub, dir) = (hub(), tempfile::tempdir().unwrap());
+    let found = models(&hub, dir.path(), None).take(PLACE, false, |_| panic!("no bytes for {PLACE}")).await;
+    let failure = found.unwrap_err().to_failure(PLACE);
+    assert_eq!(failure.class, tl_proto::failure::FailureClass::Crash);
+    assert!(failure.message.contains("no bytes for hf://timm/net"), "{failure}");
 }

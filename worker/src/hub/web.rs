@@ -3,9 +3,13 @@
 
 use std::{io::Read, time::Duration};
 
-use ureq::{Agent, Body, config::RedirectAuthHeaders, http::Response};
+use ureq::{
+    Agent, Body, Proxy,
+    config::RedirectAuthHeaders,
+    http::{Response, Uri},
+};
 
-use super::Error;
+use super::{Error, patience::PAUSE, store};
 
 /// How long a connection and an answer may take.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -25,6 +29,8 @@ pub struct Web {
     bearer: Option<String>,
     /// Set to make no request at all.
     offline: bool,
+    /// The first pause before it is asked again.
+    pub pause: Duration,
 }
 
 /// What the hub says of a file.
@@ -40,28 +46,38 @@ pub struct Head {
 
 impl Web {
     /// As `HF_ENDPOINT`, `HF_TOKEN` (or `token`, from a login) and `HF_HUB_OFFLINE` say.
-    pub fn from_env(token: Option<String>) -> Self {
+    ///
+    /// # Errors
+    /// As [`Web::new`].
+    pub fn from_env(token: Option<String>) -> Result<Self, Error> {
         let var = |name: &str| std::env::var(name).ok().filter(|v| !v.trim().is_empty());
         let offline = var("HF_HUB_OFFLINE").is_some_and(|v| !matches!(v.to_lowercase().as_str(), "0" | "false" | "no"));
         Self::new(&var("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into()), var("HF_TOKEN").or(token), offline)
     }
 
     /// A hub at an address.
-    pub fn new(endpoint: &str, token: Option<String>, offline: bool) -> Self {
+    ///
+    /// # Errors
+    /// It is none, or names a user.
+    pub fn new(endpoint: &str, token: Option<String>, offline: bool) -> Result<Self, Error> {
+        let endpoint = endpoint.trim().trim_end_matches('/').to_owned();
+        let (https, loopback) = read(&endpoint)?;
         let agent = Agent::config_builder()
             .user_agent(concat!("tl/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
             // Large files lie elsewhere, and whoever keeps them must not learn who we are.
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            // What has begun where nobody listens stays there.
+            .https_only(https)
+            .proxy(if loopback { None } else { Proxy::try_from_env() })
             .timeout_resolve(Some(ANSWER))
             .timeout_connect(Some(ANSWER))
             .timeout_recv_response(Some(ANSWER))
             .timeout_per_read(Some(STILL))
             .build()
             .new_agent();
-        let endpoint = endpoint.trim().trim_end_matches('/').to_owned();
-        let bearer = token.filter(|_| is_private(&endpoint)).map(|t| format!("Bearer {}", t.trim()));
-        Self { agent, endpoint, bearer, offline }
+        let bearer = token.filter(|_| https || loopback).map(|t| format!("Bearer {}", t.trim()));
+        Ok(Self { agent, endpoint, bearer, offline, pause: PAUSE })
     }
 
     fn url(&self, repo: &str, revision: &str, file: &str) -> String {
@@ -91,9 +107,12 @@ impl Web {
             }
         }
         let etag = etag.map(|e| e.trim_start_matches("W/").trim_matches('"').to_owned()).filter(|e| is_word(e));
-        let (Some(commit), Some(etag), Some(bytes)) = (commit.filter(|c| is_word(c)), etag, bytes) else {
+        let (Some(commit), Some(etag), Some(bytes)) = (commit.filter(|c| store::is_commit(c)), etag, bytes) else {
             return Err(Error::Wrong(format!("what the hub says of `{file}` is no commit, tag and size")));
         };
+        if store::is_commit(revision) && commit != revision {
+            return Err(Error::Wrong(format!("the hub speaks of commit {commit} when asked for {revision}")));
+        }
         let bytes = bytes.parse().map_err(|_| Error::Wrong(format!("the hub says no size of `{file}`")))?;
         Ok(Head { commit, etag, bytes })
     }
@@ -118,7 +137,7 @@ impl Web {
 
     fn request(&self, url: &str, head: bool, from: Option<u64>) -> Result<Response<Body>, Error> {
         if self.offline {
-            return Err(self.away("`HF_HUB_OFFLINE` is set"));
+            return Err(Error::Offline(self.endpoint.clone()));
         }
         let mut request = if head {
             self.agent.head(url).config().max_redirects(0).max_redirects_will_error(false).build()
@@ -133,34 +152,50 @@ impl Web {
         if let Some(bearer) = &self.bearer {
             request = request.header("authorization", bearer);
         }
-        let answer = request.call().map_err(|e| self.away(&e.to_string()))?;
+        let answer = request.call().map_err(|e| match e {
+            ureq::Error::RequireHttpsOnly(_) => Error::Wrong("the hub sends us where others listen".into()),
+            ureq::Error::TooManyRedirects => Error::Wrong("the hub sends us around for ever".into()),
+            e => self.away(&e.to_string()),
+        })?;
         let status = answer.status();
         if status.is_server_error() || matches!(status.as_u16(), 408 | 429) {
-            return Err(self.away(&format!("it answers {status}")));
+            let after = answer.headers().get("retry-after").and_then(|v| v.to_str().ok()?.trim().parse().ok());
+            let (endpoint, why) = (self.endpoint.clone(), format!("it answers {status}"));
+            return Err(Error::Away { endpoint, why, after: after.map(Duration::from_secs) });
         }
         Ok(answer)
     }
 
     pub(super) fn away(&self, why: &str) -> Error {
-        Error::Away { endpoint: self.endpoint.clone(), why: why.to_owned() }
+        Error::Away { endpoint: self.endpoint.clone(), why: why.to_owned(), after: None }
     }
 
     fn refused(&self, answer: &Response<Body>, revision: &str, file: &str) -> Error {
         let code = answer.headers().get("x-error-code").and_then(|v| v.to_str().ok()).unwrap_or_default();
         match (answer.status().as_u16(), code) {
             (401 | 403, _) | (404, "RepoNotFound") => Error::Denied,
-            (404, "RevisionNotFound") => Error::Missing(format!("revision `{revision}`")),
-            (404, _) => Error::Missing(format!("`{file}`")),
+            (404, "RevisionNotFound") => Error::NoRevision(revision.to_owned()),
+            // Any other 404 may be that of something on the way, and says nothing of the file.
+            (404, "EntryNotFound") => Error::NoFile(file.to_owned()),
             (status, _) => Error::Wrong(format!("the hub answers {status} when asked for `{file}`")),
         }
     }
 }
 
-/// Whether what is said to this address is heard by nobody else.
-fn is_private(endpoint: &str) -> bool {
-    let plain = endpoint.strip_prefix("http://");
-    let host = plain.map(|rest| rest.split(['/', ':']).next().unwrap_or_default());
-    endpoint.starts_with("https://") || matches!(host, Some("127.0.0.1" | "localhost"))
+/// Whether an address is that of HTTPS, and whether it is on this machine: in both cases nobody listens.
+fn read(endpoint: &str) -> Result<(bool, bool), Error> {
+    let uri: Uri = endpoint.parse().map_err(|_| Error::Endpoint("is no address"))?;
+    let https = match uri.scheme_str() {
+        Some("https") => true,
+        Some("http") => false,
+        _ => return Err(Error::Endpoint("is no address of HTTP or HTTPS")),
+    };
+    let authority = uri.authority().ok_or(Error::Endpoint("names no host"))?;
+    // Never repeated in a message: it may be a password.
+    if authority.as_str().contains('@') {
+        return Err(Error::Endpoint("names a user or a password, which do not belong there"));
+    }
+    Ok((https, matches!(authority.host(), "127.0.0.1" | "localhost" | "[::1]")))
 }
 
 /// Scheme and host of an address.
@@ -187,9 +222,16 @@ mod tests {
             ("http://localhost/hub", true),
             ("http://mirror.example", false),
             ("http://127.0.0.1.example", false),
+            ("http://[::1]:80", true),
         ] {
-            let web = Web::new(endpoint, Some("secret".into()), false);
+            let web = Web::new(endpoint, Some("secret".into()), false).unwrap();
             assert_eq!(web.bearer.is_some(), goes, "{endpoint}");
+            assert_eq!(web.agent.config().https_only(), endpoint.starts_with("https"), "{endpoint}");
+            assert!(endpoint.contains("example") || endpoint.contains(".co") || web.agent.config().proxy().is_none());
+        }
+        for bad in ["http://localhost:x@evil/", "https://me:pw@huggingface.co", "huggingface.co", "ftp://a", "/x", ""] {
+            let e = Web::new(bad, Some("secret".into()), false).err().unwrap();
+            assert!(matches!(e, Error::Endpoint(_)) && !e.to_string().contains("pw"), "{bad}: {e}");
         }
         assert_eq!(origin("http://a:1/b/c"), "http://a:1");
         assert_eq!(origin("https://a"), "https://a");

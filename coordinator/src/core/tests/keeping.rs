@@ -115,6 +115,14 @@ fn what_a_revision_stood_for_when_it_was_probed_is_what_every_attempt_takes() {
     w.command(Command::Result { job: id, phase, generation, result: found, node, incarnation }).unwrap();
     w.plan();
     assert_eq!(weights(&w), pinned);
+    // What is no commit of the same place is not taken for it.
+    for lie in ["hf://a/c@00112233445566778899aabbccddeeff00112233", "hf://a/b@main", "/etc/passwd"] {
+        let mut other = w.state.jobs[&job(1)].clone();
+        let result = other.phases.iter_mut().find_map(|p| p.result.as_mut()).unwrap();
+        result["sources"][0]["pinned"] = lie.into();
+        let spec = other.pinned_spec("main").unwrap();
+        assert_eq!(spec.model.unwrap().weights.as_deref(), Some("hf://a/b"), "{lie}");
+    }
     w.exit(1, 0, FailureClass::LostNode).unwrap();
     w.after(60_000);
     assert_eq!(weights(&w), pinned);
