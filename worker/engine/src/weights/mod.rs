@@ -23,7 +23,7 @@ use crate::{
     Error, Result,
     backbone::{Backbone, Network},
     modifier,
-    nn::{Entry, ParamId, Plan, Store},
+    nn::{Entry, Kind, ParamId, Plan, Store},
 };
 
 /// Largest file of weights that is read, in bytes.
@@ -219,9 +219,14 @@ pub struct Inside {
 pub fn inside(path: &Path) -> Result<Inside> {
     let about = about(path)?;
     let merged = about.get("merged").and_then(|m| m.as_str()).map(str::to_owned);
-    let modifiers = about.get("modifiers").and_then(|m| serde_json::from_value(m.clone()).ok());
-    let plan = modifiers.and_then(|m| modifier::adapt(&m).map(|(.., plan)| plan));
-    Ok(Inside { merged, plan })
+    let Some(said) = about.get("modifiers") else { return Ok(Inside { merged, plan: None }) };
+    let modifiers = serde_json::from_value(said.clone()).map_err(|e| not_whole(path, &e))?;
+    let plan = modifier::adapt(&modifiers).map(|(.., plan)| plan);
+    // A file may say anything; what we write is a bottleneck of a size that the job file may ask for.
+    match plan.as_ref().map(|plan| &plan.kind) {
+        None | Some(Kind::Bottleneck { reduction: 1..=4096, .. }) => Ok(Inside { merged, plan }),
+        Some(_) => Err(not_whole(path, &"its parts are none that a model can have")),
+    }
 }
 
 /// The contract of a file of weights: inside it if it is ours, else beside it, in our words or in timm's.
@@ -392,6 +397,26 @@ mod tests {
             if let Err(e) = build(&model("small_cnn", Some(&path))) {
                 assert!(!e.to_string().is_empty());
             }
+        }
+    }
+
+    #[test]
+    fn parts_that_no_model_of_ours_has_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        for (said, good) in [
+            (r#"{"adapter":{"reduction":8}}"#, true),
+            (r#"{"ema":{"decay":0.9}}"#, true),
+            (r#"{"adapter":{"reduction":0}}"#, false),
+            (r#"{"adapter":{"reduction":-1}}"#, false),
+            (r#"{"lora":{"rank":4000000000}}"#, false),
+            (r#"{"ia3":{}}"#, false),
+            ("3", false),
+        ] {
+            let tl = serde_json::json!({ "modifiers": serde_json::from_str::<serde_json::Value>(said).unwrap() });
+            let header = serde_json::json!({ METADATA: { "tl": tl.to_string() } }).to_string();
+            std::fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()).unwrap();
+            assert_eq!(inside(&path).is_ok(), good, "{said}");
         }
     }
 

@@ -149,6 +149,9 @@ impl Folder {
         if MOVING.iter().any(|kind| init.starts_with(kind)) {
             return Err(bad(format!("it began with `{init}`, which changes the base")));
         }
+        if tensors.exists() {
+            super::size(&tensors)?;
+        }
         let bytes = std::fs::read(&tensors).map_err(|e| bad(format!("{}: {e}", FILES[1])))?;
         let digest = blake3::hash(&bytes).to_hex().to_string();
         let mut named = BTreeMap::new();
@@ -222,7 +225,7 @@ impl Config {
             tensors.keys().filter_map(|name| Some(name.strip_suffix(end)?.to_owned())).collect()
         };
         let (kind, layers) = match self.peft_type.as_str() {
-            "LORA" if (1..=65_536).contains(&self.r) && self.lora_alpha.is_finite() => {
+            "LORA" if (1..=4096).contains(&self.r) && (self.lora_alpha as f32).is_finite() => {
                 let (rank, alpha, rslora) = (self.r, self.lora_alpha, self.use_rslora);
                 let layers = ending(".lora_A.weight");
                 let odd = layers.iter().find(|l| tensors[&format!("{l}.lora_A.weight")].dims().first() != Some(&rank));
