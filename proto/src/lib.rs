@@ -10,6 +10,7 @@ pub mod elastic;
 pub mod failure;
 pub mod ids;
 pub mod spec;
+pub mod words;
 
 /// Messages (and, with `grpc`, clients and servers) generated from `proto/tl/v1`.
 #[expect(missing_docs, reason = "generated; documented in the .proto files")]

@@ -1,6 +1,7 @@
 //! `tlctl plan`: what a job would do, before it does it.
 
 use serde_json::{Value, json};
+use tl_proto::words::size;
 
 use super::{args::JobFile, output::Output};
 use crate::{Client, Error, spec_file};
@@ -85,18 +86,6 @@ fn cached(first: &str, saving: &Value) -> String {
     }
     let when = if saving["encoded"] == 0 { "which an earlier stage fills" } else { "if it is empty now" };
     format!("{place}, {when}; saves {share:.0} % of the forward work, about {of} on one rank of that node")
-}
-
-/// A size for people.
-fn size(bytes: u64) -> String {
-    let mib = bytes as f64 / f64::from(1 << 20);
-    if mib >= 1024.0 {
-        format!("{:.1} GiB", mib / 1024.0)
-    } else if mib >= 1.0 {
-        format!("{mib:.1} MiB")
-    } else {
-        format!("{:.1} KiB", bytes as f64 / 1024.0)
-    }
 }
 
 /// A time for people.

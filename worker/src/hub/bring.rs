@@ -9,7 +9,10 @@ use std::{
 };
 
 use hf_hub::Cache;
-use tl_proto::spec::{Fetched, Hub, Source, SourceFile};
+use tl_proto::{
+    spec::{Fetched, Hub, Source, SourceFile},
+    words,
+};
 
 use super::{
     Error, Found, Told,
@@ -179,7 +182,7 @@ impl Errand<'_> {
                 if !whole() {
                     if !announced {
                         announced = true;
-                        let (size, from) = (human(total), &self.web.endpoint);
+                        let (size, from) = (words::size(total), &self.web.endpoint);
                         let text = format!("downloads `{}` from {from}, at commit {commit}: {size}", self.place);
                         (self.tell)(Told::Notice(&text));
                     }
@@ -385,12 +388,6 @@ impl Errand<'_> {
 
 fn disk(path: &Path, e: std::io::Error) -> Error {
     Error::Disk(path.display().to_string(), e)
-}
-
-/// A size for people.
-pub(super) fn human(bytes: u64) -> String {
-    let mib = bytes as f64 / f64::from(1 << 20);
-    if mib >= 1.0 { format!("{mib:.1} MiB") } else { format!("{:.1} KiB", bytes as f64 / 1024.0) }
 }
 
 /// A file beside a blob, for what is not whole yet.

@@ -79,6 +79,11 @@ mod tests {
             Net::build(&model, &["a".into(), "b".into()], false, 1, &[].into()).unwrap()
         };
         let small = build(32, false);
+        // As timm's `no_weight_decay` says: everything else of more than one dimension decays.
+        let store = &small.network.initial;
+        let still: Vec<&str> =
+            store.params.iter().filter(|p| p.shape.len() > 1 && !p.decays).map(|p| p.name.as_str()).collect();
+        assert_eq!(still, ["cls_token", "pos_embed"]);
         bare(&small, &path);
         let large = build(48, true);
         let places = |net: &Net| {

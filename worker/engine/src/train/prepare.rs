@@ -1,7 +1,7 @@
 //! What a stage needs before its first step: features of the frozen prefix, logits of the teacher.
 
-use super::{Features, Loop, encode, encode::Encoded, net::Net, samples::Samples, saving, stage::Stage};
-use crate::{Result, cache, collective::Collective, link::Link, modifier, nn};
+use super::{Features, Loop, encode, encode::Encoded, net::Net, samples::Samples, saving, saving::Load, stage::Stage};
+use crate::{Result, cache, collective::Collective, link::Link, nn};
 
 impl Loop<'_> {
     /// The teacher's logits, once per sample and view.
@@ -15,7 +15,11 @@ impl Loop<'_> {
 
     /// Whether what comes out of a frozen prefix on training samples can be used again.
     fn cacheable(&self) -> bool {
-        self.train.views().is_some() && !modifier::mixes(&self.run.spec.modifiers)
+        self.load().views > 0
+    }
+
+    fn load(&self) -> Load {
+        Load::of(self.train, self.val, self.run.spec)
     }
 
     fn encoded(
@@ -55,14 +59,12 @@ impl Loop<'_> {
             cuts.push(Stage::resolve(self.net, &self.state.store, later)?.cut);
         }
         let (net, store) = (self.net, &self.state.store);
-        let bytes = |cut: usize, rows: usize| -> Result<usize> {
-            Ok(net.shape_at(store, cut)?.iter().product::<usize>() * 4 * rows)
-        };
-        let views = self.train.views().filter(|_| self.cacheable()).unwrap_or(0);
-        let rows = self.train.count() * views + self.val.count();
+        let rows = self.load().rows() as usize;
+        let bytes =
+            |cut: usize| -> Result<usize> { Ok(net.shape_at(store, cut)?.iter().product::<usize>() * 4 * rows) };
         let mut fitting = Vec::new();
         for cut in saving::together(&cuts) {
-            if bytes(cut, rows)? <= encode::BUDGET {
+            if bytes(cut)? <= encode::BUDGET {
                 fitting.push(cut);
             }
         }

@@ -22,7 +22,6 @@ use crate::{
         Dataset,
         sampler::{grain, grains_of, steps_per_epoch},
     },
-    modifier,
     objective::Objective,
 };
 
@@ -175,8 +174,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     });
     let mut stages = stages.collect::<Result<Vec<StageFigures>>>()?;
     if config.look {
-        let kept = train.views().filter(|_| !modifier::mixes(&spec.modifiers)).unwrap_or(0);
-        let load = Load { train: n, views: kept, val: val.dataset.labels().len() };
+        let load = Load::of(&train, &val, spec);
         let (seconds, width) = saving::measure(&net, store)?;
         let all = saving::savings(&spans, load, &seconds, &width);
         stages.iter_mut().zip(all).for_each(|(stage, saving)| stage.saving = Some(saving));

@@ -4,11 +4,13 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use serde::{Deserialize, Serialize};
+use tl_proto::spec::JobSpec;
 
-use super::{encode, net::Net};
+use super::{encode, net::Net, samples::Samples};
 use crate::{
     Result,
     data::pixels,
+    modifier,
     nn::{Layer, Pass, Store, Tape},
 };
 
@@ -50,8 +52,14 @@ pub struct Load {
 }
 
 impl Load {
+    /// What a job runs through a network: what the plan says and what the run does come from here.
+    pub(super) fn of(train: &Samples, val: &Samples, spec: &JobSpec) -> Self {
+        let kept = train.views().filter(|_| !modifier::mixes(&spec.modifiers));
+        Self { train: train.count(), views: kept.unwrap_or(0), val: val.count() }
+    }
+
     /// Features of one cut.
-    fn rows(&self) -> u64 {
+    pub(super) fn rows(&self) -> u64 {
         (self.train * self.views + self.val) as u64
     }
 }
