@@ -1,11 +1,14 @@
 //! Takes what a rank has left to the blob store, and then says that it is there.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tl_proto::v1::{self, agent_message::Body};
 use tokio::sync::mpsc;
 
 use crate::{process::Context, report::Key};
+
+/// How long a checkpoint waits for the rows that lead to it.
+const ROWS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A file to be taken.
 pub enum Parcel {
@@ -49,6 +52,8 @@ async fn take(context: &Context, key: &Key, parcel: &Parcel) -> bool {
     let arrived = uploaded.is_ok();
     match (uploaded, parcel) {
         (Ok(blob), Parcel::Checkpoint(step, _)) => {
+            // Whoever goes on from here does not compute its rows again.
+            context.reporter.rows_arrived(key, ROWS_PATIENCE).await;
             let (step, blob) = (*step, Some(blob));
             context.outbox.push(Body::Checkpoint(v1::CheckpointReady { job_id, phase, generation, step, blob }));
         }

@@ -15,7 +15,7 @@ use tl_proto::{
     ids::{JobId, PhaseId},
     v1::{self, report::Body},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::Status;
 
@@ -56,6 +56,8 @@ pub struct Reporter {
 struct Inner {
     state: Mutex<Spool>,
     drained: watch::Sender<u64>,
+    /// Somebody waits: files are looked at before it is time.
+    hurry: Notify,
 }
 
 #[derive(Default)]
@@ -101,6 +103,18 @@ impl Reporter {
         let mut drained = self.inner.drained.subscribe();
         let gone = drained.wait_for(|_| !self.lock().tails.iter().any(|t| t.key == *key));
         tokio::time::timeout(patience, gone).await.is_ok()
+    }
+
+    /// Returns when every row that a rank has written by now has arrived, or after `patience`; says which. A checkpoint
+    /// that got ahead of its rows would outlive a node that takes them along.
+    pub async fn rows_arrived(&self, key: &Key, patience: Duration) -> bool {
+        let rows = |t: &Tail| t.key == *key && t.path.ends_with(ROWS);
+        let path = self.lock().tails.iter().find(|t| rows(t)).map(|t| t.path.clone());
+        let written = path.and_then(|p| std::fs::metadata(p).ok()).map_or(0, |m| m.len());
+        self.inner.hurry.notify_one();
+        let mut drained = self.inner.drained.subscribe();
+        let there = drained.wait_for(|_| !self.lock().tails.iter().any(|t| rows(t) && t.offset < written));
+        tokio::time::timeout(patience, there).await.is_ok()
     }
 
     /// Sends what a phase is doing; only the newest counts.
@@ -158,7 +172,7 @@ impl Reporter {
         loop {
             let (mut reports, marks) = self.gather();
             if reports.is_empty() {
-                tokio::time::sleep(PERIOD).await;
+                let _ = tokio::time::timeout(PERIOD, self.inner.hurry.notified()).await;
                 continue;
             }
             for report in &mut reports {
@@ -308,6 +322,24 @@ mod tests {
             other => format!("{other:?}"),
         };
         reports.iter().map(text).collect()
+    }
+
+    #[tokio::test]
+    async fn rows_have_arrived_when_they_are_acknowledged_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let reporter = Reporter::default();
+        reporter.follow(&key(), dir.path());
+        assert!(reporter.rows_arrived(&key(), Duration::ZERO).await, "there are none");
+        let row = r#"{"step":7,"stage":"s","epoch":1.0,"values":{}}"#.to_owned() + "\n";
+        std::fs::write(dir.path().join(ROWS), &row).unwrap();
+        assert!(!reporter.rows_arrived(&key(), Duration::ZERO).await);
+        let (_, marks) = reporter.gather();
+        assert!(!reporter.rows_arrived(&key(), Duration::ZERO).await, "on their way is not there");
+        assert!(reporter.rows_arrived(&Key { rank: 9, ..key() }, Duration::ZERO).await, "others do not wait for them");
+        let key = key();
+        let wait = reporter.rows_arrived(&key, Duration::from_secs(60));
+        let (arrived, ()) = tokio::join!(wait, async { reporter.advance(marks) });
+        assert!(arrived);
     }
 
     #[test]
