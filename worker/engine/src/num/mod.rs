@@ -23,11 +23,15 @@ const BLOCK: usize = 4096;
 const LANES: usize = 8;
 
 /// The squared norm, in f64: within blocks of 4096 elements eight sums of every eighth square, folded in order; the blocks
-/// folded in order.
+/// folded pairwise, neighbour with neighbour.
 pub fn squared_norm(values: &[f32]) -> f64 {
     let mut blocks = vec![0.0f64; values.len().div_ceil(BLOCK)];
     blocks.par_iter_mut().zip(values.par_chunks(BLOCK)).for_each(|(sum, block)| *sum = squares(block));
-    blocks.iter().fold(0.0, |acc, v| acc + v)
+    while blocks.len() > 1 {
+        // A last one without a neighbour goes up as it is.
+        blocks = blocks.chunks(2).map(|pair| pair.iter().copied().reduce(|a, b| a + b).unwrap_or_default()).collect();
+    }
+    blocks.first().copied().unwrap_or_default()
 }
 
 fn squares(block: &[f32]) -> f64 {
@@ -46,4 +50,27 @@ pub fn divide(values: &mut [f32], by: f32) {
 /// Every element times `factor`.
 pub fn scale(values: &mut [f32], factor: f32) {
     values.par_chunks_mut(TASK).for_each(|part| part.iter_mut().for_each(|v| *v *= factor));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_of_a_norm_are_folded_pairwise_for_any_number_of_threads() {
+        // Next to 2⁵⁴ a two is lost, and a four is not: the third and fourth block must meet before the first.
+        let mut values = vec![0.0; 5 * BLOCK - 7];
+        values[0] = (1u32 << 27) as f32;
+        for block in [2, 3] {
+            values[block * BLOCK..][..2].fill(1.0);
+        }
+        let large = 2f64.powi(54);
+        for threads in [1, 2, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            assert_eq!(pool.install(|| squared_norm(&values)), large + 4.0);
+        }
+        assert_eq!(large + 2.0 + 2.0, large);
+        assert_eq!(squared_norm(&[]), 0.0);
+        assert_eq!(squared_norm(&[3.0, 4.0]), 25.0);
+    }
 }
