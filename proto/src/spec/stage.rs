@@ -16,7 +16,7 @@ pub struct StageSection {
     /// Passes over the training samples; the most of them where `advance` is given. 0 only with `lr_find`.
     pub epochs: u32,
     /// What is trained: `head`, `top:20` (the last 20 layers of the backbone), `*`, `norms` (scale and shift of every
-    /// batch-norm of the backbone), a parameter name or the start of one up to a dot, or `re:PATTERN`, a regular
+    /// normalisation of the backbone), a parameter name or the start of one up to a dot, or `re:PATTERN`, a regular
     /// expression that is looked for in parameter names.
     pub train: Vec<String>,
     /// Learning rate: a number; `[low, high]`, geometric from the lowest trained block to the head; or a table from

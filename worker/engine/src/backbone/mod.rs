@@ -212,7 +212,8 @@ impl Network {
             width = hidden;
         }
         let before = if head.hidden.is_empty() { drop(Sequential::default()) } else { Sequential::default() };
-        let last = before.with(b.linear(backbone.classifier, (width, outputs)));
+        let output = b.output;
+        let last = before.with(output(&mut b, backbone.classifier, (width, outputs)));
         units.push(Unit { name: backbone.classifier.into(), layer: last });
         Self { units, head: first, outputs, initial: b.store, adapters }
     }

@@ -44,6 +44,7 @@ fn block(b: &mut Builder, name: &str) -> EncoderBlock {
 }
 
 fn build(b: &mut Builder, _: Same) -> (Vec<Unit>, usize) {
+    b.output = Builder::dense;
     let drop = b.mask(b.given.dropout.hidden(0.0));
     let patches = b.patches(PATCH, WIDTH, b.given.side, drop);
     let mut units = vec![Unit::new("patch_embed", patches)];
@@ -62,7 +63,50 @@ fn build(b: &mut Builder, _: Same) -> (Vec<Unit>, usize) {
 mod tests {
     use tl_proto::spec::ModelSection;
 
-    use crate::{train::net::Net, weights::testing::bare};
+    use crate::{
+        nn::{Entry, ParamId},
+        train::net::Net,
+        weights::testing::bare,
+    };
+
+    #[test]
+    fn initial_values_have_the_distributions_of_timms() {
+        let model = ModelSection {
+            backbone: "vit_s16".into(),
+            input: Some(32),
+            preprocess: Some("tf".into()),
+            ..ModelSection::default()
+        };
+        let classes: Vec<String> = (0..40).map(|c| c.to_string()).collect();
+        let net = Net::build(&model, &classes, false, 1, &[].into()).unwrap();
+        let store = &net.network.initial;
+        // Largest magnitude and standard deviation; of a uniform distribution they are √3 apart.
+        let seen = |name: &str| {
+            let entry = store.params.iter().find(|e| e.name == name).unwrap();
+            let v = &store.values[entry.range.clone()];
+            let most = v.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+            (most, (v.iter().map(|v| v * v).sum::<f32>() / v.len() as f32).sqrt())
+        };
+        let bound = 1.0 / 768f32.sqrt();
+        for name in ["patch_embed.proj.weight", "patch_embed.proj.bias"] {
+            let (most, std) = seen(name);
+            assert!(most <= bound && most > 0.98 * bound, "{name}: {most}");
+            assert!((std * 3f32.sqrt() / bound - 1.0).abs() < 0.05, "{name}: {std}");
+        }
+        for (name, wanted) in [
+            ("cls_token", 1e-6),
+            ("pos_embed", 0.02),
+            ("blocks.0.attn.qkv.weight", 0.02),
+            ("blocks.11.mlp.fc2.weight", 0.02),
+            ("head.weight", 0.02),
+        ] {
+            let (most, std) = seen(name);
+            assert!((std / wanted - 1.0).abs() < 0.1 && most > 2.5 * wanted, "{name}: {most}, {std}");
+        }
+        for name in ["blocks.0.attn.qkv.bias", "blocks.11.mlp.fc2.bias", "head.bias", "norm.bias"] {
+            assert_eq!(seen(name), (0.0, 0.0), "{name}");
+        }
+    }
 
     #[test]
     fn weights_of_another_input_size_fit_and_a_size_that_patches_do_not_tile_is_refused() {
@@ -84,6 +128,9 @@ mod tests {
         let still: Vec<&str> =
             store.params.iter().filter(|p| p.shape.len() > 1 && !p.decays).map(|p| p.name.as_str()).collect();
         assert_eq!(still, ["cls_token", "pos_embed"]);
+        let rest = store.without(&[ParamId(0)]);
+        let said = |e: &Entry| (e.name.clone(), e.decays, e.norm);
+        assert!(rest.params.iter().map(said).eq(store.params[1..].iter().map(said)), "what is left keeps its marks");
         bare(&small, &path);
         let large = build(48, true);
         let places = |net: &Net| {

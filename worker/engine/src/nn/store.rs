@@ -8,7 +8,7 @@ use super::{
 };
 use crate::num::{
     fresh::zeros,
-    rng::{Philox, name_id},
+    rng::{Philox, Stream, name_id},
 };
 
 /// A trainable tensor.
@@ -30,6 +30,8 @@ pub struct Entry {
     pub range: Range<usize>,
     /// Whether weight decay applies to it: to matrices and kernels, not to what is added or scales.
     pub decays: bool,
+    /// Whether it is the scale or the shift of a normalisation.
+    pub norm: bool,
 }
 
 /// All tensors of one network.
@@ -67,16 +69,23 @@ impl Store {
             Self { buffers: self.buffers.clone(), buffer_values: self.buffer_values.clone(), ..Self::default() };
         for (_, entry) in self.params.iter().enumerate().filter(|(i, _)| !left_out.contains(&ParamId(*i))) {
             let id = Self::add(&mut out.params, &mut out.values, entry.name.clone(), &entry.shape);
-            out.values[out.params[id].range.clone()].copy_from_slice(&self.values[entry.range.clone()]);
+            let range = out.params[id].range.clone();
+            out.values[range.clone()].copy_from_slice(&self.values[entry.range.clone()]);
+            out.params[id] = Entry { range, ..entry.clone() };
         }
         out
+    }
+
+    fn marked(&mut self, affine: [ParamId; 2]) {
+        affine.iter().for_each(|p| self.params[p.0].norm = true);
     }
 
     fn add(list: &mut Vec<Entry>, values: &mut Vec<f32>, name: String, shape: &[usize]) -> usize {
         let start = values.len();
         let len: usize = shape.iter().product();
         values.resize(start + len, 0.0);
-        list.push(Entry { name, shape: shape.to_vec(), range: start..start + len, decays: shape.len() > 1 });
+        let (shape, decays) = (shape.to_vec(), shape.len() > 1);
+        list.push(Entry { name, shape, range: start..start + len, decays, norm: false });
         list.len() - 1
     }
 }
@@ -184,6 +193,8 @@ pub struct Builder {
     /// What the network is built for.
     pub(crate) given: Given,
     sites: u32,
+    /// How the network's output layer begins: [`Builder::linear`], unless the backbone says otherwise.
+    pub(crate) output: fn(&mut Self, &str, (usize, usize)) -> Linear,
     /// Parts of layers whose weights stay.
     pub(super) adapters: Adapters,
     /// Whether layers that are made now may carry one.
@@ -213,6 +224,7 @@ impl Builder {
             eps: Self::EPS,
             given: Given::default(),
             sites: 0,
+            output: Self::linear,
             adapters: Adapters::default(),
             adapting: false,
         }
@@ -223,12 +235,7 @@ impl Builder {
         Self { eps, ..self }
     }
 
-    pub(super) fn param(
-        &mut self,
-        name: String,
-        shape: &[usize],
-        mut init: impl FnMut(&mut crate::num::rng::Stream) -> f32,
-    ) -> ParamId {
+    pub(super) fn param(&mut self, name: String, shape: &[usize], mut init: impl FnMut(&mut Stream) -> f32) -> ParamId {
         let id = Store::add(&mut self.store.params, &mut self.store.values, name, shape);
         let entry = &self.store.params[id];
         let mut stream = self.rng.stream(name_id(&entry.name), 0);
@@ -238,10 +245,21 @@ impl Builder {
 
     /// A convolution; weights are Kaiming-normal over the fan out, as torchvision's are, and a bias starts at zero.
     pub fn conv_spec(&mut self, name: &str, spec: ConvSpec) -> Conv2d {
+        let std = (2.0 / (spec.cout * spec.kernel.0 * spec.kernel.1) as f32).sqrt();
+        self.conv_from(name, spec, |s| s.normal() * std, |_| 0.0)
+    }
+
+    /// A convolution with these initial weights and bias.
+    fn conv_from(
+        &mut self,
+        name: &str,
+        spec: ConvSpec,
+        weight: impl FnMut(&mut Stream) -> f32,
+        bias: impl FnMut(&mut Stream) -> f32,
+    ) -> Conv2d {
         let (kh, kw) = spec.kernel;
-        let std = (2.0 / (spec.cout * kh * kw) as f32).sqrt();
-        let w = self.param(format!("{name}.weight"), &[spec.cout, spec.cin, kh, kw], |s| s.normal() * std);
-        let b = spec.bias.then(|| self.param(format!("{name}.bias"), &[spec.cout], |_| 0.0));
+        let w = self.param(format!("{name}.weight"), &[spec.cout, spec.cin, kh, kw], weight);
+        let b = spec.bias.then(|| self.param(format!("{name}.bias"), &[spec.cout], bias));
         let adapter = self.conv_adapter(name, (w, b), &spec);
         Conv2d { w, b, spec, adapter }
     }
@@ -267,6 +285,7 @@ impl Builder {
     pub fn norm_eps(&mut self, name: &str, c: usize, eps: f32) -> BatchNorm {
         let gamma = self.param(format!("{name}.weight"), &[c], |_| 1.0);
         let beta = self.param(format!("{name}.bias"), &[c], |_| 0.0);
+        self.store.marked([gamma, beta]);
         let mut buffer = |what: &str, value: f32| {
             let store = &mut self.store;
             let id = Store::add(&mut store.buffers, &mut store.buffer_values, format!("{name}.{what}"), &[c]);
@@ -302,6 +321,7 @@ impl Builder {
     pub fn layer_norm(&mut self, name: &str, c: usize, eps: f32) -> LayerNorm {
         let gamma = self.param(format!("{name}.weight"), &[c], |_| 1.0);
         let beta = self.param(format!("{name}.bias"), &[c], |_| 0.0);
+        self.store.marked([gamma, beta]);
         LayerNorm { gamma, beta, c, eps }
     }
 
@@ -345,7 +365,9 @@ impl Builder {
         Mask { p, site: crate::backbone::SITE + self.sites }
     }
 
-    /// Patches of `size` pixels as rows of `c` numbers behind that of the class, for images of `side` pixels.
+    /// Patches of `size` pixels as rows of `c` numbers behind that of the class, for images of `side` pixels. As in timm the
+    /// places begin from N(0, 0.02²), the class from next to nothing, and the dense layer as PyTorch's convolutions do:
+    /// uniform in ±1/√in, the bias too.
     pub fn patches(&mut self, size: usize, c: usize, side: usize, drop: Mask) -> Patches {
         let grid = side / size;
         let class = self.param("cls_token".into(), &[1, 1, c], |s| s.normal() * 1e-6);
@@ -354,7 +376,8 @@ impl Builder {
         [class, position].iter().for_each(|p| self.store.params[p.0].decays = false);
         let none = Padding::Symmetric(0);
         let spec = ConvSpec { cin: 3, cout: c, kernel: (size, size), stride: size, pad: (none, none), bias: true };
-        let conv = self.conv_spec("patch_embed.proj", spec);
+        let bound = 1.0 / ((3 * size * size) as f32).sqrt();
+        let conv = self.conv_from("patch_embed.proj", spec, |s| s.range(-bound, bound), |s| s.range(-bound, bound));
         Patches { conv, class, position, grid, drop }
     }
 

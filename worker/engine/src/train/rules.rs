@@ -15,11 +15,13 @@ use crate::{
 pub fn named(net: &Net, store: &Store, stage: &str, rule: &str) -> Result<Vec<ParamId>> {
     let pattern = name_pattern(rule).map_err(|e| Error::user(format!("stage `{stage}`: {}", e.message), e.hint))?;
     let mut named: Vec<ParamId> = units_of(net, rule).flat_map(|u| net.network.unit_params(u)).collect();
-    if named.is_empty() {
-        let norms = norms_of(net, store);
+    if rule == "norms" {
+        // Those of the head are trained with it.
+        let network = &net.network;
+        named = (0..network.head).flat_map(|u| network.unit_params(u)).filter(|p| store.params[p.0].norm).collect();
+    } else if named.is_empty() {
         let names = |name: &str| match &pattern {
             Some(pattern) => pattern.is_match(name.as_bytes()),
-            None if rule == "norms" => norms.iter().any(|n| name.starts_with(n.as_str())),
             None => name == rule || name.strip_prefix(rule).is_some_and(|r| r.starts_with('.')),
         };
         let all = store.params.iter().enumerate();
@@ -28,7 +30,11 @@ pub fn named(net: &Net, store: &Store, stage: &str, rule: &str) -> Result<Vec<Pa
     if named.is_empty() && !rule.starts_with("top:") {
         return Err(Error::user(
             format!("stage `{stage}`: `{rule}` names no parameters of {}", net.backbone.name),
-            "use `head`, `top:N`, `*`, `norms`, `re:PATTERN`, or the start of a parameter's name up to a dot",
+            format!(
+                "use `head`, `top:N`, `*`, `norms`, `re:PATTERN`, or the start of a parameter's name up to a dot: names \
+                 here start with {}",
+                starts(store)
+            ),
         ));
     }
     named.sort_unstable();
@@ -36,11 +42,16 @@ pub fn named(net: &Net, store: &Store, stage: &str, rule: &str) -> Result<Vec<Pa
     Ok(named)
 }
 
-/// The starts of the names of the backbone's batch-norms, with their dot.
-fn norms_of(net: &Net, store: &Store) -> Vec<String> {
-    let mut norms = Vec::new();
-    net.network.units[..net.network.head].iter().for_each(|u| u.layer.norms(&mut norms));
-    norms.iter().map(|(mean, _)| store.buffers[mean.0].name.replace(".running_mean", ".")).collect()
+/// How names of parameters start, up to their first dot; some networks have hundreds.
+fn starts(store: &Store) -> String {
+    const SHOWN: usize = 12;
+    let mut all: Vec<&str> = store.params.iter().filter_map(|e| e.name.split('.').next()).collect();
+    all.dedup();
+    let shown = all.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    match all.len().saturating_sub(SHOWN) {
+        0 => shown,
+        rest => format!("{shown} and {rest} more"),
+    }
 }
 
 /// The units that a rule names; none for a name of a parameter.

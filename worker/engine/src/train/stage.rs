@@ -205,8 +205,39 @@ mod tests {
         assert_eq!(trained(&["re:^block[23]\\.conv"], BnMode::Frozen), ["block2.conv.weight", "block3.conv.weight"]);
         let norms = trained(&["norms"], BnMode::Train);
         assert!(norms.len() == 8 && norms.iter().all(|n| n.contains(".norm.")), "{norms:?}");
+        for (backbone, ends) in [
+            ("vit_s16", &["norm.", "norm1.", "norm2."][..]),
+            ("minilm", &["LayerNorm."][..]),
+            ("distilbert", &["layer_norm.", "LayerNorm."][..]),
+        ] {
+            let net = self::net(backbone);
+            let store = &net.network.initial;
+            let named = rules::named(&net, store, "s", "norms").unwrap();
+            let names: Vec<&str> = named.iter().map(|p| store.params[p.0].name.as_str()).collect();
+            let norm = |n: &str| ends.iter().any(|e| n.contains(e));
+            assert_eq!(names, store.params.iter().map(|e| e.name.as_str()).filter(|n| norm(n)).collect::<Vec<_>>());
+            // A scale and a shift for two in each block, and one beside the blocks.
+            let blocks = if backbone == "vit_s16" { 12 } else { 6 };
+            assert_eq!(names.len(), 2 * (2 * blocks + 1), "{names:?}");
+        }
         let floor = StageSection { min_scale: 0.2, ..stage(&["*"], BnMode::Train) };
         assert_eq!((scale(&net, &floor, "block2.conv.weight"), scale(&net, &floor, "block0.conv.weight")), (0.25, 0.2));
+    }
+
+    #[test]
+    fn a_rule_that_names_nothing_is_told_what_there_is() {
+        for (backbone, rule, hint) in [
+            ("small_cnn", "blok", "start with `block0`, `block1`, `block2`, `block3`, `fc`"),
+            ("vit_s16", "re:layernorm", "`patch_embed`, `blocks`, `norm`, `head`"),
+            ("vgg16", "norms", "start with `features`, `classifier`"),
+            ("resnet50_keras", "conv6", " more"),
+        ] {
+            let net = net(backbone);
+            let resolved = Stage::resolve(&net, &net.network.initial, &stage(&[rule], BnMode::Train));
+            let Err(Error::User { message, hint: said }) = resolved else { panic!("{rule}") };
+            assert!(message.contains(&format!("`{rule}` names no parameters of {backbone}")), "{message}");
+            assert!(said.contains(hint), "{said}");
+        }
     }
 
     #[test]
