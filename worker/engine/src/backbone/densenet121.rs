@@ -9,6 +9,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     doc: "DenseNet-121, 8 million parameters, 1024 features; ImageNet weights at 224 pixels",
     input: 224,
     classifier: "classifier",
+    timm: &["densenet121"],
     activation: "relu",
     blocks: false,
     build,

@@ -13,6 +13,7 @@ pub(super) const ENTRY: Backbone = Backbone {
           0.2 }` is that of transformers",
     input: 128,
     classifier: "classifier",
+    timm: &[],
     activation: "gelu",
     blocks: true,
     build,

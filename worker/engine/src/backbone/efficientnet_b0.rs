@@ -10,6 +10,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     doc: "EfficientNet-B0 as in torchvision, 5 million parameters, 1280 features; ImageNet weights at 224 pixels",
     input: 224,
     classifier: "classifier.1",
+    timm: &["efficientnet_b0", "tf_efficientnet_b0"],
     activation: "silu",
     blocks: false,
     build: |b, same| Variant { same, ..TORCHVISION }.build(b, Vec::new()),

@@ -15,6 +15,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     doc: "EfficientNet-B0 as in Keras, 5 million parameters, 1280 features; ImageNet weights at 224 pixels, `preprocess = \"unit\"`",
     input: 224,
     classifier: "predictions",
+    timm: &[],
     activation: "silu",
     blocks: false,
     build: |b, _| {

@@ -9,6 +9,7 @@ pub(super) const ENTRY: Backbone = Backbone {
           usual example",
     input: 128,
     classifier: "classifier",
+    timm: &[],
     activation: "tanh",
     blocks: false,
     build,

@@ -11,6 +11,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     doc: "InceptionResNetV2 as in timm, 54 million parameters, 1536 features; ImageNet weights at 299 pixels, `preprocess = \"tf\"`",
     input: 299,
     classifier: "classif",
+    timm: &["inception_resnet_v2"],
     activation: "relu",
     blocks: false,
     build: |b, _| build(b),

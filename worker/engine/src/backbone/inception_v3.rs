@@ -15,6 +15,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     doc: "InceptionV3 as in torchvision, 22 million parameters without the auxiliary head, 2048 features; ImageNet weights at 299 pixels, `preprocess = \"tf\"`",
     input: 299,
     classifier: "fc",
+    timm: &["inception_v3"],
     activation: "relu",
     blocks: false,
     build: |b, _| build(b),

@@ -12,6 +12,7 @@ pub(super) const ENTRY: Backbone = Backbone {
           all-MiniLM-L6-v2; `input` is the most tokens of a text",
     input: 128,
     classifier: "classifier",
+    timm: &[],
     activation: "gelu",
     blocks: true,
     build,

@@ -8,6 +8,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     doc: "MobileNetV2 1.0, 2.2 million parameters, 1280 features; ImageNet weights at 224 pixels",
     input: 224,
     classifier: "classifier.1",
+    timm: &["mobilenetv2_100"],
     activation: "relu6",
     blocks: false,
     build,

@@ -56,6 +56,8 @@ pub struct Backbone {
     pub input: u32,
     /// Names of its classifier's tensors start with this.
     pub classifier: &'static str,
+    /// What timm calls it, in `config.json` beside its weights; more than one where they differ in what the weights bring.
+    pub timm: &'static [&'static str],
     /// Its rectifier, as contracts name it.
     pub activation: &'static str,
     /// Whether it is made of a transformer's blocks, which have dropout inside.

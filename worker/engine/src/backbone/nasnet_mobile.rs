@@ -15,6 +15,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     doc: "NASNet-A mobile as in Keras, 5 million parameters, 1056 features; ImageNet weights at 224 pixels, `preprocess = \"tf\"`",
     input: 224,
     classifier: "predictions",
+    timm: &[],
     activation: "relu",
     blocks: false,
     build: |b, _| build(b),

@@ -10,6 +10,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     doc: "ResNet-152, 60 million parameters, 2048 features; ImageNet weights at 224 pixels",
     input: 224,
     classifier: "fc",
+    timm: &["resnet152"],
     activation: "relu",
     blocks: false,
     build: |b, same| imagenet(b, same, Block::Bottleneck, [3, 8, 36, 3]),

@@ -10,6 +10,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     doc: "ResNet-18, 11 million parameters, 512 features; ImageNet weights at 224 pixels",
     input: 224,
     classifier: "fc",
+    timm: &["resnet18"],
     activation: "relu",
     blocks: false,
     build: |b, same| imagenet(b, same, Block::Basic, [2, 2, 2, 2]),

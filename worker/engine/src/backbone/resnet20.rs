@@ -8,6 +8,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     doc: "ResNet-20 for 32-pixel images, 0.27 million parameters, 64 features; CIFAR weights",
     input: 32,
     classifier: "linear",
+    timm: &[],
     activation: "relu",
     blocks: false,
     build,

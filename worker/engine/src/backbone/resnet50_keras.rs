@@ -9,6 +9,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     doc: "ResNet-50 as in Keras, 25 million parameters, 2048 features; ImageNet weights at 224 pixels, blue first",
     input: 224,
     classifier: "predictions",
+    timm: &[],
     activation: "relu",
     blocks: false,
     build: |b, _| build(b),

@@ -8,6 +8,7 @@ pub(super) const ENTRY: Backbone = Backbone {
     doc: "a small network for images of about 32 pixels, 0.1 million parameters, 128 features",
     input: 32,
     classifier: "fc",
+    timm: &[],
     activation: "relu",
     blocks: false,
     build,

@@ -12,6 +12,7 @@ pub(super) const ENTRY: Backbone = Backbone {
           [32]`, `dropout = 0.1` make it the usual example",
     input: 128,
     classifier: "classifier",
+    timm: &[],
     activation: "relu",
     blocks: true,
     build,

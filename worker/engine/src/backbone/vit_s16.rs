@@ -10,6 +10,7 @@ pub(super) const ENTRY: Backbone = Backbone {
           augreg want `preprocess = \"tf\"`",
     input: 224,
     classifier: "head",
+    timm: &["vit_small_patch16_224", "vit_small_patch16_384", "deit_small_patch16_224"],
     activation: "gelu",
     blocks: true,
     build,

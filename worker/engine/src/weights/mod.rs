@@ -161,6 +161,11 @@ pub fn load(network: &mut Network, backbone: &Backbone, path: &Path, kept: Optio
     if let Some(classes) = kept {
         same_classes(path, classes)?;
     }
+    if about(path)?.get("contract").is_none()
+        && let Some(text) = text::beside(path, "config.json")?
+    {
+        timm::same_network(backbone, &text, &path.with_file_name("config.json").display().to_string())?;
+    }
     let mut file = if keras::is_h5(path) {
         keras::usual_names(backbone.name, keras::read(path, size(path)?)?, &network.initial)?
     } else if backbone.reads_text() {
@@ -347,6 +352,24 @@ mod tests {
         other.preprocess = Some("unit".into());
         let error = build(&other).err().unwrap().to_string();
         assert!(error.contains("are of another network: no conv1.weight"), "{error}");
+    }
+
+    #[test]
+    fn weights_beside_timms_word_for_another_network_are_refused_though_they_fit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        let net = build(&model("small_cnn", None)).unwrap();
+        bare(&net, &path);
+        let mut other = model("small_cnn", Some(&path));
+        other.preprocess = Some("unit".into());
+        assert!(build(&other).is_ok());
+        std::fs::write(dir.path().join("config.json"), r#"{"architecture": "resnetblur50"}"#).unwrap();
+        let error = build(&other).err().unwrap().to_string();
+        assert!(error.contains("are of timm's `resnetblur50`, which is not small_cnn"), "{error}");
+        // A file of ours says itself what it is.
+        std::fs::remove_file(&path).unwrap();
+        let own = exported(&net, dir.path());
+        assert!(build(&model("small_cnn", Some(&own))).is_ok());
     }
 
     #[test]

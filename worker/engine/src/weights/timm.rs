@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use serde::Deserialize;
 
 use super::{Contract, Scale};
-use crate::{Error, Result};
+use crate::{Error, Result, backbone::Backbone};
 
 /// `config.json` of timm; whatever else lies under that name has no `pretrained_cfg`.
 #[derive(Deserialize)]
@@ -80,6 +80,29 @@ pub fn contract(text: &str, shown: &str) -> Result<Option<Contract>> {
     // The same limits as for ours.
     let text = serde_json::to_string(&contract).map_err(|e| bad(&e.to_string()))?;
     Contract::parse(&text, shown).map(Some)
+}
+
+/// Refuses weights that `config.json` beside them says are of another network than `backbone`: many share names and shapes
+/// of tensors, and compute something else (`resnetblur50` would load as `resnet50`). A file that names none is nobody's
+/// word. timm's tags, as in `resnet50.a1_in1k`, name weights of one network.
+///
+/// # Errors
+/// Names both networks.
+pub fn same_network(backbone: &Backbone, text: &str, shown: &str) -> Result<()> {
+    let value: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
+    let Some(said) = value.get("architecture").and_then(|a| a.as_str()) else { return Ok(()) };
+    let bare = said.split_once('.').map_or(said, |(name, _)| name);
+    if backbone.timm.contains(&bare) {
+        return Ok(());
+    }
+    let known: Vec<String> = backbone.timm.iter().map(|name| format!("`{name}`")).collect();
+    let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+    Err(Error::user(
+        format!("`{shown}` says that the weights beside it are of timm's `{said}`, which is not {}", backbone.name),
+        format!(
+            "`model.backbone` must be the network that the weights were trained with; of timm's, this one is {known}"
+        ),
+    ))
 }
 
 /// Blocks of each stage.
@@ -171,6 +194,7 @@ fn efficientnet(layer: &str, kind: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backbone::find;
 
     /// As it lies beside `timm/resnet50.a1_in1k`, in part.
     const CONFIG: &str = r#"{"architecture": "resnet50", "num_classes": 1000, "num_features": 2048,
@@ -192,6 +216,36 @@ mod tests {
             [("\"center\"", "\"squash\""), ("0.95", "0.01"), ("bicubic", "lanczos"), ("[3, 224, 224]", "[1, 9]")]
         {
             assert!(contract(&CONFIG.replacen(from, to, 1), "c").is_err(), "{to}");
+        }
+    }
+
+    #[test]
+    fn weights_of_a_network_that_only_looks_the_same_are_refused() {
+        let check = |backbone: &str, said: &str| {
+            let text = CONFIG.replacen("\"resnet50\"", &format!("{said:?}"), 1);
+            same_network(find(backbone).unwrap(), &text, "c").map_err(|e| e.to_string())
+        };
+        for (backbone, said) in [
+            ("resnet50", "resnet50"),
+            ("resnet50", "resnet50.a1_in1k"),
+            ("efficientnet_b0", "tf_efficientnet_b0"),
+            ("vit_s16", "deit_small_patch16_224.fb_in1k"),
+        ] {
+            check(backbone, said).unwrap();
+        }
+        for (backbone, said) in [
+            ("resnet50", "resnetblur50"),
+            ("resnet50", "seresnet50.a1_in1k"),
+            ("resnet50", "resnet50d"),
+            ("resnet50", "resnet18"),
+            ("vit_s16", "deit3_small_patch16_224"),
+            ("small_cnn", "resnet50"),
+        ] {
+            let error = check(backbone, said).unwrap_err();
+            assert!(error.contains(&format!("timm's `{said}`, which is not {backbone}")), "{error}");
+        }
+        for nobodys in ["{}", "not json", r#"{"architectures": ["BertModel"]}"#, r#"{"architecture": null}"#] {
+            same_network(find("resnet50").unwrap(), nobodys, "c").unwrap();
         }
     }
 
