@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{
     ClassWeights, JobSpec, Sampling, SpecError, Views,
     check_adapter::check_adapters,
-    check_model::check_model,
+    check_model::{check_model, check_untrained},
     check_params::check_params,
     check_stage::{check_norms, check_stage, monitor},
 };
@@ -150,6 +150,9 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     let model = spec.model.as_ref().ok_or_else(|| missing("[model]"))?;
     for net in std::iter::once(model).chain(spec.nets.values()) {
         check_model(net, catalog)?;
+    }
+    for (role, net) in &spec.nets {
+        check_untrained(role, net)?;
     }
     spec.check_places()?;
     found(Catalog::find(&catalog.optimizers, "optimizer", &spec.optimizer.name))?;

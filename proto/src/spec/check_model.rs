@@ -9,7 +9,7 @@ use crate::catalog::Catalog;
 /// Checks `[model]` or `[nets.ROLE]`.
 pub(super) fn check_model(net: &ModelSection, catalog: &Catalog) -> Checked {
     let entry = found(Catalog::find(&catalog.backbones, "backbone", &net.backbone))?;
-    within("head.dropout", net.head.dropout, 0.0, 0.95)?;
+    within("head.dropout", net.head.dropout.unwrap_or_default(), 0.0, 0.95)?;
     require(net.head.hidden.iter().all(|w| (1..=65_536).contains(w)), || {
         ("widths in `head.hidden` must be between 1 and 65536".into(), String::new())
     })?;
@@ -32,10 +32,34 @@ pub(super) fn check_model(net: &ModelSection, catalog: &Catalog) -> Checked {
     Ok(())
 }
 
+/// Checks what is said of `[nets.ROLE]`, a network that runs but is not trained: what only training would do is an error.
+pub(super) fn check_untrained(role: &str, net: &ModelSection) -> Checked {
+    for (key, value) in [("dropout", net.dropout), ("attention_dropout", net.attention_dropout)] {
+        require(value.is_none(), || {
+            (
+                format!("`nets.{role}` is not trained, and `nets.{role}.{key}` would do nothing"),
+                format!("remove it; `model.{key}` is for the network that learns"),
+            )
+        })?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::catalog::{entry, number};
+
+    #[test]
+    fn a_teacher_has_no_dropout() {
+        let teacher = |dropout, attention_dropout| {
+            let net = ModelSection { dropout, attention_dropout, ..ModelSection::default() };
+            check_untrained("teacher", &net).map_err(|e| e.message)
+        };
+        assert!(teacher(None, None).is_ok());
+        assert!(teacher(Some(0.1), None).unwrap_err().contains("`nets.teacher.dropout` would do nothing"));
+        assert!(teacher(None, Some(0.0)).unwrap_err().contains("`nets.teacher.attention_dropout`"));
+    }
 
     #[test]
     fn dropout_inside_blocks_is_for_networks_that_have_blocks() {

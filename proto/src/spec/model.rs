@@ -254,8 +254,11 @@ pub struct ModelSection {
 pub struct HeadSection {
     /// Widths of hidden layers.
     pub hidden: Vec<u32>,
-    /// Probability to drop a unit after each hidden layer (before the output where there is none).
-    pub dropout: f64,
+    /// Probability to drop a unit after each hidden layer (before the output where there is none). Where it is not said, a
+    /// head on BERT or DistilBERT takes what `config.json` beside the weights says of one, as in transformers
+    /// (`classifier_dropout`, else `hidden_dropout_prob`; `seq_classif_dropout`, else 0.2); any other drops nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
     /// `none` or `batch`, after each hidden layer.
     pub norm: Norm,
     /// After each hidden layer: `relu`, `gelu`, `silu`, `tanh`, `sigmoid` or `none`.

@@ -9,7 +9,8 @@ use crate::nn::{Act, Activation, Builder, Pool, Sequential};
 pub(super) const ENTRY: Backbone = Backbone {
     name: "bert",
     doc: "BERT for text, base by default (110 million parameters, 768 features); `config.json` beside the weights says \
-          its shape; `input` is the most tokens of a text",
+          its shape; `input` is the most tokens of a text; the head drops what `classifier_dropout` or `hidden_dropout_prob` \
+          in that file say",
     input: 128,
     classifier: "classifier",
     timm: &[],

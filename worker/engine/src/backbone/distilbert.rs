@@ -9,8 +9,8 @@ use crate::nn::{Act, Activation, Builder, Pool, Sequential};
 pub(super) const ENTRY: Backbone = Backbone {
     name: "distilbert",
     doc: "DistilBERT for text, 66 million parameters, 768 features; `input` is the most tokens of a text; weights of a \
-          classifier bring its dense layer in front of the output, and for others `head = { hidden = [768], dropout = \
-          0.2 }` is that of transformers",
+          classifier bring its dense layer in front of the output, and for others `head = { hidden = [768] }` is that of \
+          transformers; the head drops what `seq_classif_dropout` in `config.json` says, else 0.2",
     input: 128,
     classifier: "classifier",
     timm: &[],

@@ -197,6 +197,8 @@ impl Network {
     ) -> Self {
         let mut b = Builder::new(seed).with_eps(contract.batch_norm_eps);
         let shape = contract.text.as_ref().and_then(|t| t.shape.clone());
+        let usual = shape.as_ref().map_or(0.0, |s| s.head_dropout);
+        let p = head.dropout.map_or(usual, |p| p as f32);
         b.given = Given { side: contract.side(), shape, dropout: asked.dropout };
         asked.plan.cloned().into_iter().for_each(|plan| b.adapt(plan));
         let (mut units, features) = (backbone.build)(&mut b, Same(contract.same()));
@@ -206,7 +208,7 @@ impl Network {
         let mut site = 0;
         let mut drop = |layers: Sequential| {
             site += 1;
-            if head.dropout > 0.0 { layers.with(Dropout { p: head.dropout as f32, site }) } else { layers }
+            if p > 0.0 { layers.with(Dropout { p, site }) } else { layers }
         };
         for (i, hidden) in head.hidden.iter().map(|h| *h as usize).enumerate() {
             let layers = head::hidden(&mut b, head, &format!("head.{i}"), (width, hidden));

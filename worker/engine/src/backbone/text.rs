@@ -31,6 +31,9 @@ pub struct Shape {
     /// The same of the attention's probabilities.
     #[serde(default)]
     pub attention_dropout: f32,
+    /// Probability to drop a number in front of a classifier's output, where the job says nothing else.
+    #[serde(default)]
+    pub head_dropout: f32,
     /// Whether DistilBERT's dense layer in front of the classifier comes with the weights.
     #[serde(default)]
     pub pre_classifier: bool,
@@ -77,6 +80,7 @@ pub(super) const BASE: Shape = Shape {
     act: DenseAct::Gelu,
     dropout: 0.0,
     attention_dropout: 0.0,
+    head_dropout: 0.0,
     pre_classifier: false,
 };
 

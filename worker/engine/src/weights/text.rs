@@ -55,6 +55,8 @@ struct Config {
     hidden_dropout_prob: f32,
     #[serde(default = "dropped", alias = "attention_dropout")]
     attention_probs_dropout_prob: f32,
+    classifier_dropout: Option<f32>,
+    seq_classif_dropout: Option<f32>,
     position_embedding_type: Option<String>,
 }
 
@@ -65,6 +67,36 @@ fn eps() -> f32 {
 /// What transformers takes where the file says nothing.
 fn dropped() -> f32 {
     0.1
+}
+
+/// The most that may be dropped; more would leave nothing to learn from.
+const MOST_DROPPED: f32 = 0.95;
+
+/// A key as the file has it: DistilBERT has its own words.
+fn written(key: &'static str, text: &str) -> &'static str {
+    let other = match key {
+        "num_hidden_layers" => "n_layers",
+        "hidden_size" => "dim",
+        "num_attention_heads" => "n_heads",
+        "intermediate_size" => "hidden_dim",
+        "hidden_dropout_prob" => "dropout",
+        "attention_probs_dropout_prob" => "attention_dropout",
+        _ => key,
+    };
+    if text.contains(&format!("\"{key}\"")) { key } else { other }
+}
+
+impl Config {
+    /// What is dropped in front of a classifier's output, under which key it is said. As in transformers'
+    /// `BertForSequenceClassification` and `DistilBertForSequenceClassification`; on the mean of all rows it has no
+    /// classifier, so that there nothing is dropped that is not written.
+    fn head_dropout(&self, backbone: &str) -> (&'static str, f32) {
+        match backbone {
+            "distilbert" => ("seq_classif_dropout", self.seq_classif_dropout.unwrap_or(0.2)),
+            "bert" => ("classifier_dropout", self.classifier_dropout.unwrap_or(self.hidden_dropout_prob)),
+            _ => ("classifier_dropout", self.classifier_dropout.unwrap_or(0.0)),
+        }
+    }
 }
 
 pub(super) fn beside(weights: &Path, name: &str) -> Result<Option<String>> {
@@ -79,8 +111,13 @@ pub(super) fn beside(weights: &Path, name: &str) -> Result<Option<String>> {
     }
 }
 
-fn shape(text: &str, shown: &str) -> Result<Shape> {
-    let bad = |why: String| Error::user(format!("`{shown}` is of no encoder that is known: {why}"), "");
+fn shape(text: &str, shown: &str, backbone: &str) -> Result<Shape> {
+    let bad = |why: String| {
+        Error::user(
+            format!("`{shown}` is of no encoder that is known: {why}"),
+            "known: BERT, DistilBERT and what has their layout, such as MiniLM",
+        )
+    };
     let config: Config = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
     let named = config.hidden_act.as_deref().unwrap_or("gelu");
     let act: DenseAct = serde_json::from_value(named.into()).map_err(|_| {
@@ -92,6 +129,7 @@ fn shape(text: &str, shown: &str) -> Result<Shape> {
     if let Some(positions) = config.position_embedding_type.as_deref().filter(|p| *p != "absolute") {
         return Err(bad(format!("its positions are `{positions}`")));
     }
+    let (head_key, head_dropout) = config.head_dropout(backbone);
     let shape = Shape {
         layers: config.num_hidden_layers,
         hidden: config.hidden_size,
@@ -103,20 +141,41 @@ fn shape(text: &str, shown: &str) -> Result<Shape> {
         act,
         dropout: config.hidden_dropout_prob,
         attention_dropout: config.attention_probs_dropout_prob,
+        head_dropout,
         pre_classifier: false,
     };
     // A shape is memory that will be taken: a damaged file must not ask for all of it.
-    let sane = (1..=96).contains(&shape.layers)
-        && (1..=8192).contains(&shape.hidden)
-        && (1..=256).contains(&shape.heads)
-        && (1..=65_536).contains(&shape.wide)
-        && (1..=2_000_000).contains(&shape.words)
-        && (1..=32_768).contains(&shape.positions)
-        && (0.0..=1.0).contains(&shape.eps)
-        && (0.0..=0.95).contains(&shape.dropout)
-        && (0.0..=0.95).contains(&shape.attention_dropout)
-        && shape.hidden.is_multiple_of(shape.heads);
-    if sane { Ok(shape) } else { Err(bad(format!("{shape:?}"))) }
+    let sizes = [
+        ("num_hidden_layers", shape.layers, 96),
+        ("hidden_size", shape.hidden, 8192),
+        ("num_attention_heads", shape.heads, 256),
+        ("intermediate_size", shape.wide, 65_536),
+        ("vocab_size", shape.words, 2_000_000),
+        ("max_position_embeddings", shape.positions, 32_768),
+    ];
+    let parts = [
+        ("layer_norm_eps", shape.eps, 1.0),
+        ("hidden_dropout_prob", shape.dropout, MOST_DROPPED),
+        ("attention_probs_dropout_prob", shape.attention_dropout, MOST_DROPPED),
+        (head_key, shape.head_dropout, MOST_DROPPED),
+    ];
+    let outside = |key: &'static str, value: String, range: String| {
+        let key = written(key, text);
+        Error::user(
+            format!("`{shown}` says `{key}` = {value}, which must be between {range}"),
+            "the file is damaged or of another network: put the `config.json` that belongs to the weights beside them",
+        )
+    };
+    if let Some((key, value, most)) = sizes.into_iter().find(|(_, value, most)| !(1..=*most).contains(value)) {
+        return Err(outside(key, value.to_string(), format!("1 and {most}")));
+    }
+    if let Some((key, value, most)) = parts.into_iter().find(|(_, value, most)| !(0.0..=*most).contains(value)) {
+        return Err(outside(key, value.to_string(), format!("0 and {most}")));
+    }
+    if !shape.hidden.is_multiple_of(shape.heads) {
+        return Err(bad(format!("{} columns cannot be shared by {} heads", shape.hidden, shape.heads)));
+    }
+    Ok(shape)
 }
 
 /// How a text network's input is made: from inside its weights, from beside them, or still to be learned.
@@ -155,7 +214,7 @@ pub fn contract(backbone: &Backbone, model: &ModelSection, path: Option<&Path>) 
         ));
     };
     let config = path.with_file_name("config.json").display().to_string();
-    let mut shape = beside(path, "config.json")?.map(|text| shape(&text, &config)).transpose()?;
+    let mut shape = beside(path, "config.json")?.map(|text| shape(&text, &config, backbone.name)).transpose()?;
     // A classifier of DistilBERT's is two layers: without the first one the other means nothing.
     if backbone.name == "distilbert" && names(path)?.iter().any(|name| name == "pre_classifier.weight") {
         shape.get_or_insert(DISTILBERT).pre_classifier = true;
@@ -167,7 +226,17 @@ pub fn contract(backbone: &Backbone, model: &ModelSection, path: Option<&Path>) 
 
 #[cfg(test)]
 mod tests {
+    use tl_proto::spec::HeadSection;
+
     use super::*;
+    use crate::{
+        backbone::{Network, find},
+        nn::Layer,
+    };
+
+    fn shape(text: &str, shown: &str) -> Result<Shape> {
+        super::shape(text, shown, "minilm")
+    }
 
     #[test]
     fn a_config_says_the_shape_in_both_dialects_and_a_strange_one_is_refused() {
@@ -195,13 +264,63 @@ mod tests {
         }
         let error = shape(&bert.replacen("gelu", "mish", 1), "c").unwrap_err().to_string();
         assert!(error.contains("the activation `mish`"), "{error}");
-        for (from, to) in [
-            ("12", "12, \"hidden_dropout_prob\": 1.0"),
-            ("\"hidden_size\": 8", "\"hidden_size\": 9"),
-            ("12", "0"),
-            ("{", ""),
+    }
+
+    #[test]
+    fn a_head_drops_what_transformers_drops_unless_the_job_says_otherwise() {
+        let bert = r#"{"num_hidden_layers": 1, "hidden_size": 4, "num_attention_heads": 1, "intermediate_size": 4,
+            "vocab_size": 9, "max_position_embeddings": 12, "hidden_dropout_prob": 0.3"#;
+        let distil = r#"{"n_layers": 1, "dim": 4, "n_heads": 1, "hidden_dim": 4, "vocab_size": 9,
+            "max_position_embeddings": 12, "dropout": 0.3"#;
+        for (text, backbone, more, p) in [
+            (bert, "bert", "}", 0.3),
+            (bert, "bert", ", \"classifier_dropout\": null}", 0.3),
+            (bert, "bert", ", \"classifier_dropout\": 0.0}", 0.0),
+            (bert, "minilm", "}", 0.0),
+            (bert, "minilm", ", \"classifier_dropout\": 0.4}", 0.4),
+            (distil, "distilbert", "}", 0.2),
+            (distil, "distilbert", ", \"seq_classif_dropout\": 0.4}", 0.4),
         ] {
-            assert!(shape(&bert.replacen(from, to, 1), "c").is_err(), "{from}");
+            let shape = super::shape(&format!("{text}{more}"), "c", backbone).unwrap();
+            assert_eq!(shape.head_dropout, p, "{backbone}{more}");
+            let text = Some(Text::new(8, Some(shape), String::new()));
+            let contract = Contract { text, ..Contract::named("unit", 32, None).unwrap() };
+            let drops = |dropout| {
+                let head = HeadSection { dropout, ..HeadSection::default() };
+                let network = Network::build(find(backbone).unwrap(), &contract, &head, 2, 1);
+                let mut said = String::new();
+                network.units[network.head].layer.describe(&mut said);
+                said.contains("dropout")
+            };
+            assert_eq!((drops(None), drops(Some(0.0)), drops(Some(0.5))), (p > 0.0, false, true), "{backbone}{more}");
+        }
+        let error = super::shape(&format!("{distil}, \"seq_classif_dropout\": 1}}"), "c", "distilbert").unwrap_err();
+        assert!(error.to_string().contains("`seq_classif_dropout` = 1, which"), "{error}");
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_refused_by_its_key_with_a_hint() {
+        let bert = r#"{"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16,
+            "vocab_size": 9, "max_position_embeddings": 12}"#;
+        let distil = r#"{"n_layers": 2, "dim": 8, "n_heads": 2, "hidden_dim": 16, "vocab_size": 9,
+            "max_position_embeddings": 12}"#;
+        for (text, from, to, said) in [
+            (
+                bert,
+                "12",
+                "12, \"hidden_dropout_prob\": 1.0",
+                "`hidden_dropout_prob` = 1, which must be between 0 and 0.95",
+            ),
+            (distil, "12", "12, \"dropout\": -0.1", "`dropout` = -0.1, which must be between 0 and 0.95"),
+            (distil, "2", "200", "`n_layers` = 200, which must be between 1 and 96"),
+            (bert, "12", "0", "`max_position_embeddings` = 0, which must be between 1 and 32768"),
+            (bert, "8", "9", "9 columns cannot be shared by 2 heads"),
+            (bert, "12", "12, \"layer_norm_eps\": 1e400", "`c` is of no encoder that is known"),
+            (bert, "{", "", "`c` is of no encoder that is known"),
+        ] {
+            let error = shape(&text.replacen(from, to, 1), "c").unwrap_err();
+            assert!(error.to_string().contains(said), "{error}");
+            assert!(!error.to_string().contains("Shape {") && !error.to_failure().hint.is_empty(), "{error}");
         }
     }
 
