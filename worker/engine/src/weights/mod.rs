@@ -1,6 +1,7 @@
 //! Pretrained weights: read by name, checked by shape, refused with names.
 
 mod contract;
+mod header;
 pub mod keras;
 pub mod peft;
 mod positions;
@@ -18,6 +19,8 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 
 pub use contract::{Contract, Scale};
+pub use header::metadata;
+use header::{METADATA, header, not_whole};
 
 use crate::{
     Error, Result,
@@ -258,9 +261,6 @@ pub fn contract_of(path: &Path) -> Result<Option<Contract>> {
     }
 }
 
-/// Largest header of a `.safetensors` file, in bytes.
-const MAX_HEADER: u64 = 100 << 20;
-
 /// The names of the tensors of a file.
 ///
 /// # Errors
@@ -270,39 +270,6 @@ pub fn names(path: &Path) -> Result<Vec<String>> {
         return Ok(header(path)?.into_keys().filter(|name| name != METADATA).collect());
     }
     Ok(read(path)?.into_keys().collect())
-}
-
-/// The key of a `.safetensors` header that is no tensor.
-const METADATA: &str = "__metadata__";
-
-/// What a `.safetensors` file says of itself.
-///
-/// # Errors
-/// A file that is not whole.
-pub fn metadata(path: &Path) -> Result<BTreeMap<String, String>> {
-    let said = header(path)?.remove(METADATA).unwrap_or_default();
-    let said: Option<BTreeMap<String, String>> = serde_json::from_value(said).map_err(|e| not_whole(path, &e))?;
-    Ok(said.unwrap_or_default())
-}
-
-fn not_whole(path: &Path, e: &dyn std::fmt::Display) -> Error {
-    Error::user(format!("`{}` is not a whole file of weights: {e}", path.display()), "check `model.weights`")
-}
-
-fn header(path: &Path) -> Result<BTreeMap<String, serde_json::Value>> {
-    use std::io::Read;
-    let mut file = std::fs::File::open(path).map_err(|e| {
-        Error::user(format!("weights `{}` cannot be read: {e}", path.display()), "check `model.weights`")
-    })?;
-    let mut len = [0; 8];
-    file.read_exact(&mut len).map_err(|e| not_whole(path, &e))?;
-    let len = u64::from_le_bytes(len);
-    if len > MAX_HEADER {
-        return Err(not_whole(path, &"its header is too long"));
-    }
-    let mut header = Vec::new();
-    file.take(len).read_to_end(&mut header).map_err(|e| not_whole(path, &e))?;
-    serde_json::from_slice(&header).map_err(|e| not_whole(path, &e))
 }
 
 #[cfg(test)]

@@ -7,11 +7,11 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use hdf5_pure::{AttrValue, DType, Dataset, File, Group};
+use hdf5_pure::{AttrValue, DType, Dataset, Datatype, File, Group};
 
 /// Groups inside each other that are followed.
 const DEPTH: usize = 12;
-/// Tensors of a file that are read.
+/// Groups and data sets of a file that are looked at.
 const MOST: usize = 100_000;
 
 /// How much smaller than its numbers a compressed file may be.
@@ -27,18 +27,37 @@ pub struct Variable {
     pub value: Tensor,
 }
 
+/// Why a file cannot be read.
+#[derive(Debug)]
+pub enum Bad {
+    /// It is damaged, or claims what cannot be.
+    NotWhole(String),
+    /// A tensor of numbers that are not read.
+    Precision {
+        /// Where it is in the file.
+        name: String,
+        /// What is in it.
+        bits: u32,
+    },
+}
+
+impl<T: ToString> From<T> for Bad {
+    fn from(why: T) -> Self {
+        Self::NotWhole(why.to_string())
+    }
+}
+
 /// Every tensor of a file.
 ///
 /// # Errors
-/// A file that is not whole or not Keras'; the text completes "failed to read".
-pub fn read(path: &Path, size: u64) -> Result<Vec<Variable>, String> {
-    let bad = |e: hdf5_pure::Error| e.to_string();
-    let file = File::open(path).map_err(bad)?;
+/// A file that is not whole or not Keras', or of numbers in another precision.
+pub fn read(path: &Path, size: u64) -> Result<Vec<Variable>, Bad> {
+    let file = File::open(path)?;
     let root = file.root();
     let mut out = Vec::new();
-    let old = root.groups().map_err(bad)?.iter().any(|g| g == "model_weights");
-    let start = if old { root.group("model_weights").map_err(bad)? } else { root };
-    let mut reader = Reader { left: size.saturating_mul(PACKED), out: &mut out };
+    let old = root.groups()?.iter().any(|g| g == "model_weights");
+    let start = if old { root.group("model_weights")? } else { root };
+    let mut reader = Reader { left: size.saturating_mul(PACKED), things: MOST, out: &mut out };
     reader.group(&start, &mut Vec::new())?;
     Ok(out)
 }
@@ -46,32 +65,39 @@ pub fn read(path: &Path, size: u64) -> Result<Vec<Variable>, String> {
 struct Reader<'a> {
     /// Bytes that tensors may still take, whatever the file claims.
     left: u64,
+    /// Groups and data sets that may still be looked at: a file may have groups without end that hold nothing.
+    things: usize,
     out: &'a mut Vec<Variable>,
 }
 
 impl Reader<'_> {
-    fn group(&mut self, group: &Group, at: &mut Vec<String>) -> Result<(), String> {
-        let bad = |e: hdf5_pure::Error| e.to_string();
+    fn look(&mut self, things: usize) -> Result<(), Bad> {
+        self.things = self.things.checked_sub(things).ok_or("it holds too many groups and tensors")?;
+        Ok(())
+    }
+
+    fn group(&mut self, group: &Group, at: &mut Vec<String>) -> Result<(), Bad> {
         if at.len() > DEPTH {
             return Err("its groups never end".into());
         }
-        for name in group.datasets().map_err(bad)? {
+        let sets = group.datasets()?;
+        self.look(sets.len())?;
+        for name in sets {
             let named = || layer(group);
             let Some((layers, variable)) = place(at, &name, named) else { continue };
-            let set = group.dataset(&name).map_err(bad)?;
-            if let Some(value) = self.tensor(&set)? {
+            let set = group.dataset(&name)?;
+            if let Some(value) = self.tensor(&set, || format!("{}/{name}", at.join("/")))? {
                 self.out.push(Variable { layers, name: variable, value });
             }
-            if self.out.len() > MOST {
-                return Err("it holds too many tensors".into());
-            }
         }
-        for name in group.groups().map_err(bad)? {
+        let groups = group.groups()?;
+        self.look(groups.len())?;
+        for name in groups {
             // What an optimizer keeps has names of the same form.
             if at.is_empty() && (name == "optimizer" || name == "optimizer_weights") {
                 continue;
             }
-            let inner = group.group(&name).map_err(bad)?;
+            let inner = group.group(&name)?;
             at.push(name);
             self.group(&inner, at)?;
             at.pop();
@@ -79,19 +105,21 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// A tensor of 32-bit numbers; nothing for any other, which are counters and seeds.
-    fn tensor(&mut self, set: &Dataset) -> Result<Option<Tensor>, String> {
-        let bad = |e: hdf5_pure::Error| e.to_string();
-        if set.dtype().map_err(bad)? != DType::F32 {
-            return Ok(None);
+    /// A tensor of 32-bit numbers; nothing for integers, which are counters and seeds. Of numbers in another precision
+    /// weights would be missing without a word, so that the file is refused by the name of one.
+    fn tensor(&mut self, set: &Dataset, named: impl FnOnce() -> String) -> Result<Option<Tensor>, Bad> {
+        if set.dtype()? != DType::F32 {
+            return match set.datatype()? {
+                Datatype::FloatingPoint { size, .. } => Err(Bad::Precision { name: named(), bits: size * 8 }),
+                _ => Ok(None),
+            };
         }
-        let shape = set.shape().map_err(bad)?;
+        let shape = set.shape()?;
         let bytes = shape.iter().try_fold(4u64, |n, d| n.checked_mul(*d));
         let rest = bytes.and_then(|bytes| self.left.checked_sub(bytes));
         self.left = rest.ok_or("it claims more numbers than its bytes could hold")?;
         let shape: Vec<usize> = shape.into_iter().map(|d| d as usize).collect();
-        let values = set.read_f32().map_err(bad)?;
-        Tensor::from_vec(values, shape, &Device::Cpu).map(Some).map_err(|e| e.to_string())
+        Ok(Some(Tensor::from_vec(set.read_f32()?, shape, &Device::Cpu)?))
     }
 }
 
@@ -132,7 +160,71 @@ fn variables(class: &str) -> &'static [&'static str] {
 
 #[cfg(test)]
 mod tests {
+    use hdf5_pure::{DatatypeByteOrder, FileBuilder, FloatingPointLayout};
+
     use super::*;
+
+    /// A file with one layer, whose bias is of numbers of so many bits; 0 is a counter.
+    fn file(bits: u32, empty: usize) -> (tempfile::TempDir, std::path::PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.h5");
+        let mut file = FileBuilder::new();
+        let mut group = file.create_group("dense");
+        group.create_dataset("kernel:0").with_f32_data(&[1.0, 2.0]);
+        let bias = group.create_dataset("bias:0");
+        match bits {
+            0 => bias.with_i64_data(&[1, 2]),
+            32 => bias.with_f32_data(&[1.0, 2.0]),
+            64 => bias.with_f64_data(&[1.0, 2.0]),
+            _ => {
+                let layout = FloatingPointLayout {
+                    bit_precision: 16,
+                    exponent_location: 10,
+                    exponent_size: 5,
+                    mantissa_size: 10,
+                    exponent_bias: 15,
+                    ..FloatingPointLayout::IEEE754_BINARY32
+                };
+                let half = Datatype::FloatingPoint { size: 2, byte_order: DatatypeByteOrder::LittleEndian, layout };
+                bias.with_raw_data(half, vec![0, 60, 0, 64], 2)
+            }
+        };
+        file.add_group(group.finish());
+        (0..empty).for_each(|i| {
+            let group = file.create_group(&format!("empty{i}"));
+            file.add_group(group.finish());
+        });
+        file.write(&path).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn numbers_of_another_precision_are_refused_by_name_and_counters_left_out() {
+        let read = |bits| {
+            let (_dir, path) = file(bits, 0);
+            super::read(&path, 1 << 20)
+        };
+        assert_eq!((read(32).unwrap().len(), read(0).unwrap().len()), (2, 1));
+        for bits in [16, 64] {
+            let refused = read(bits).err().unwrap();
+            let Bad::Precision { name, bits: said } = refused else { panic!("{refused:?}") };
+            assert_eq!((name.as_str(), said), ("dense/bias:0", bits));
+        }
+    }
+
+    #[test]
+    fn groups_count_though_they_hold_nothing() {
+        let (_dir, path) = file(32, 4);
+        let file = File::open(&path).unwrap();
+        let look = |things| {
+            let mut out = Vec::new();
+            Reader { left: 1 << 20, things, out: &mut out }.group(&file.root(), &mut Vec::new())
+        };
+        // Five groups and two data sets.
+        look(7).unwrap();
+        let refused = look(6).unwrap_err();
+        assert!(matches!(&refused, Bad::NotWhole(why) if why.contains("too many groups")), "{refused:?}");
+    }
 
     #[test]
     fn every_layout_says_layer_and_variable() {

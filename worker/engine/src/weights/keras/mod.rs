@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use candle_core::Tensor;
 
+use h5::Bad;
 pub use h5::Variable;
 
 use super::{Contract, Scale};
@@ -29,7 +30,14 @@ pub fn read(path: &Path, size: u64) -> Result<Vec<Variable>> {
     // The reader is somebody else's: a panic in it is a bad file, not a bug of the run.
     let read = std::panic::catch_unwind(|| h5::read(path, size));
     let read = read.unwrap_or_else(|_| Err("it contradicts itself".into()));
-    let found = read.map_err(|why| Error::user(format!("weights `{shown}` are not a whole file: {why}"), hint))?;
+    let found = read.map_err(|bad| match bad {
+        Bad::NotWhole(why) => Error::user(format!("weights `{shown}` are not a whole file: {why}"), hint),
+        Bad::Precision { name, bits } => Error::user(
+            format!("`{name}` in the weights `{shown}` is of {bits}-bit numbers, and only 32-bit ones are read"),
+            "save them in single precision: build the network under `keras.config.set_floatx(\"float32\")`, load these \
+             weights into it, and save it",
+        ),
+    })?;
     if found.is_empty() {
         let why = "hold no tensors that belong to a layer by name";
         return Err(Error::user(format!("weights `{shown}` {why}"), hint));
