@@ -9,7 +9,8 @@ pub fn init(threads: usize) {
     let _ = POOL.get_or_init(|| build(threads));
 }
 
-fn build(threads: usize) -> rayon::ThreadPool {
+/// A pool of so many threads; 0 is as many as there are cores.
+pub(crate) fn build(threads: usize) -> rayon::ThreadPool {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|i| format!("compute-{i}"))

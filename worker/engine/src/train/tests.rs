@@ -124,11 +124,14 @@ fn train_each(jobs: &[&str], apart: bool, dir: &Path, resume: &[PathBuf], link: 
                         silence: Duration::from_secs(10),
                     };
                     let mut link = link.clone();
+                    // As a rank's process does: its run is inside the pool and holds one of its threads. Here one of
+                    // two, or the only one.
+                    let pool = crate::num::pool::build(1 + (world + rank) % 2);
                     if world == 1 {
-                        return run(&config, &mut Solo, &mut link);
+                        return pool.install(|| run(&config, &mut Solo, &mut link));
                     }
                     let mut group: Box<dyn Collective> = Box::new(Mesh::connect(listener, &mesh).unwrap());
-                    run(&config, &mut *group, &mut link)
+                    pool.install(|| run(&config, &mut *group, &mut link))
                 })
             })
             .collect();
