@@ -4,15 +4,19 @@ use std::{
     fs::{self, File},
     io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use sha2::{Digest, Sha256};
 use tl_proto::{BLOB_CHUNK_BYTES, v1};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Code, Status};
 
-use crate::{keyed::Keyed, remote::Remote};
+use crate::{
+    digests::{self, Digests, Sum},
+    keyed::Keyed,
+    remote::Remote,
+};
 
 /// Files that are kept.
 const KEEP: usize = 24;
@@ -45,12 +49,13 @@ pub struct Blobs {
     dir: PathBuf,
     remote: Remote,
     bringing: Keyed,
+    digests: Arc<Digests>,
 }
 
 impl Blobs {
     /// Blobs in `dir`, backed by the coordinator.
     pub fn new(dir: PathBuf, remote: Remote) -> Self {
-        Self { dir, remote, bringing: Keyed::default() }
+        Self { dir, remote, bringing: Keyed::default(), digests: Arc::default() }
     }
 
     /// Uploads a file; tries again until the coordinator has it, or says no. `slow` is told why from time to time.
@@ -59,7 +64,7 @@ impl Blobs {
     /// The file cannot be read, or is refused.
     pub async fn upload(&self, path: &Path, slow: impl Fn(&str)) -> Result<v1::BlobRef, Error> {
         let owned = path.to_owned();
-        let blob = blocking(move || digest(&owned)).await?;
+        let blob = blocking(move || digests::sha256(&owned).map(reference)).await?;
         self.keep(path, &blob);
         let (mut pause, mut wrong) = (Duration::from_millis(50), 0);
         let mut told = Instant::now();
@@ -126,9 +131,9 @@ impl Blobs {
         // One at a time brings a blob; the next one finds it here.
         let _one = self.bringing.lock(&blob.digest).await;
         let path = self.dir.join(&blob.digest);
-        let (kept, wanted) = (path.clone(), blob.clone());
+        let (kept, digests) = (path.clone(), self.digests.clone());
         // What lies here may have been damaged since; the coordinator's is as good.
-        if blocking(move || digest(&kept)).await.is_ok_and(|found| found == wanted) {
+        if blocking(move || digests.of(&kept).map(reference)).await.is_ok_and(|found| found == *blob) {
             return Ok(path);
         }
         let aside = self.dir.join(format!("{}.part", blob.digest));
@@ -152,8 +157,8 @@ impl Blobs {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE);
         }
-        let (here, wanted) = (aside.clone(), blob.clone());
-        let whole = blocking(move || digest(&here)).await? == wanted;
+        let here = aside.clone();
+        let whole = blocking(move || digests::sha256(&here).map(reference)).await? == *blob;
         fs::rename(&aside, &path)?;
         self.prune(&path);
         if whole { Ok(path) } else { Err(Error::Damaged(blob.digest.clone())) }
@@ -219,18 +224,6 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> +
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(std::io::Error::other(e)))
 }
 
-/// Digest and size of a file.
-fn digest(path: &Path) -> std::io::Result<v1::BlobRef> {
-    let mut file = File::open(path)?;
-    let (mut hasher, mut buffer, mut size) = (Sha256::new(), vec![0; 1 << 16], 0);
-    loop {
-        let n = file.read(&mut buffer)?;
-        if n == 0 {
-            break;
-        }
-        hasher.update(&buffer[..n]);
-        size += n as u64;
-    }
-    let digest = hasher.finalize().iter().map(|b| format!("{b:02x}")).collect();
-    Ok(v1::BlobRef { digest, size })
+fn reference((digest, size): Sum) -> v1::BlobRef {
+    v1::BlobRef { digest, size }
 }

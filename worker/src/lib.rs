@@ -10,6 +10,7 @@ pub mod cli;
 pub mod command;
 pub mod courier;
 pub mod datasets;
+pub mod digests;
 pub mod home;
 pub mod hub;
 pub mod keyed;

@@ -17,9 +17,10 @@ use tl_proto::{
 use super::{
     Error, Found, Told,
     patience::Patience,
-    store::{self, Shelf},
+    store::Shelf,
     web::{Head, Web},
 };
+use crate::digests::{self, Digests};
 
 /// What the engine reads beside weights, where it is there: shape and preprocessing, and how text becomes numbers.
 const BESIDE: [&str; 3] = ["config.json", "preprocess.json", "tokenizer.json"];
@@ -42,6 +43,8 @@ pub struct Errand<'a> {
     pub web: &'a Web,
     /// The cache.
     pub cache: &'a Cache,
+    /// What is known of the files in it.
+    pub digests: &'a Digests,
     /// The weights, as the job names them.
     pub place: &'a str,
     /// Told of what takes time.
@@ -258,10 +261,11 @@ impl Errand<'_> {
                 None => return Err(why),
             }
         }
-        let (sha256, bytes) = store::digest(part).map_err(|e| disk(part, e))?;
-        let wrong = if bytes != head.bytes {
-            Some(format!("`{name}` came with {bytes} bytes, and the hub had announced {}", head.bytes))
-        } else if store::is_sha256(&head.etag) && sha256 != head.etag {
+        let sum = digests::sha256(part).map_err(|e| disk(part, e))?;
+        let right = digests::is_tagged(part, &head.etag, &sum).map_err(|e| disk(part, e))?;
+        let wrong = if sum.1 != head.bytes {
+            Some(format!("`{name}` came with {} bytes, and the hub had announced {}", sum.1, head.bytes))
+        } else if !right {
             Some(format!("`{name}` came with other bytes than the hub had announced"))
         } else {
             None
@@ -329,15 +333,16 @@ impl Errand<'_> {
                 }
                 continue;
             }
-            let (sha256, bytes) = store::digest(&path).map_err(|e| disk(&path, e))?;
+            let sum = self.digests.of(&path).map_err(|e| disk(&path, e))?;
             let real: PathBuf = path.canonicalize().map_err(|e| disk(&path, e))?;
             let tag = real.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if store::is_sha256(&tag) && tag != sha256 {
+            if !digests::is_tagged(&real, &tag, &sum).map_err(|e| disk(&path, e))? {
                 if !look {
                     self.discard(shelf, &real, &tag)?;
                 }
                 return Err(Error::Wrong(format!("`{name}` in the cache is damaged")));
             }
+            let (sha256, bytes) = sum;
             files.push(SourceFile { name, bytes, sha256 });
         }
         let source = Source { place: self.place.to_owned(), pinned: hub.pinned(commit), files };
@@ -351,8 +356,8 @@ impl Errand<'_> {
             return Ok(());
         }
         let _one = self.lock(shelf, &shelf.blob(tag))?;
-        match store::digest(real) {
-            Ok((sha256, _)) if sha256 != tag => fs::remove_file(real).map_err(|e| disk(real, e)),
+        match digests::sha256(real).and_then(|sum| digests::is_tagged(real, tag, &sum)) {
+            Ok(false) => fs::remove_file(real).map_err(|e| disk(real, e)),
             _ => Ok(()),
         }
     }

@@ -27,7 +27,7 @@ use tl_proto::spec::Fetched;
 
 pub use self::error::Error;
 use self::{bring::Errand, web::Web};
-use crate::keyed::Keyed;
+use crate::{digests::Digests, keyed::Keyed};
 
 /// The hub, as a node sees it. Cheap to clone.
 #[derive(Clone)]
@@ -35,6 +35,7 @@ pub struct Models {
     web: Arc<Web>,
     cache: Cache,
     bringing: Keyed,
+    digests: Arc<Digests>,
 }
 
 /// Weights of the hub.
@@ -65,7 +66,8 @@ impl Models {
     /// `HF_ENDPOINT` is no address.
     pub fn from_env(fallback: PathBuf) -> Result<Self, Error> {
         let web = Web::from_env(store::token())?;
-        Ok(Self { web: Arc::new(web), cache: store::cache(fallback), bringing: Keyed::default() })
+        let (bringing, digests) = (Keyed::default(), Arc::default());
+        Ok(Self { web: Arc::new(web), cache: store::cache(fallback), bringing, digests })
     }
 
     /// Weights, downloaded unless they are here; with `look`, never downloaded. The download ends when nobody waits for it.
@@ -81,9 +83,13 @@ impl Models {
         // The next rank that wants the same finds it there.
         let _one = self.bringing.lock(place).await;
         let (web, cache, place) = (self.web.clone(), self.cache.clone(), place.to_owned());
+        let digests = self.digests.clone();
         let stop = Arc::new(AtomicBool::new(false));
         let _guard = Stop(stop.clone());
-        let work = move || Errand { web: &web, cache: &cache, place: &place, tell: &tell, stop: &stop }.run(look);
+        let work = move || {
+            let (web, cache, digests, place) = (&web, &cache, &digests, &place);
+            Errand { web, cache, digests, place, tell: &tell, stop: &stop }.run(look)
+        };
         match tokio::task::spawn_blocking(work).await {
             Ok(found) => found,
             Err(e) => Err(e.try_into_panic().map_or(Error::Stopped, |panic| {

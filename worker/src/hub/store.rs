@@ -3,13 +3,13 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
 };
 
+use crate::digests::is_sha1;
 use hf_hub::{Cache, Repo, RepoType};
-use sha2::{Digest, Sha256};
 
 /// The files of one repository.
 pub struct Shelf {
@@ -65,7 +65,7 @@ impl Shelf {
     /// The commit that a revision stood for when it was last asked for.
     pub fn known(&self, revision: &str) -> Option<String> {
         let commit = fs::read_to_string(self.dir.join("refs").join(revision)).ok()?;
-        Some(commit.trim().to_owned()).filter(|c| is_commit(c))
+        Some(commit.trim().to_owned()).filter(|c| is_sha1(c))
     }
 
     /// Remembers what a revision stands for, where that is news.
@@ -133,31 +133,6 @@ impl Shelf {
         #[cfg(not(unix))]
         self.put(&path, |new| fs::hard_link(self.blob(etag), new))
     }
-}
-
-/// SHA-256 of a file, hexadecimal, and its size.
-pub fn digest(path: &Path) -> io::Result<(String, u64)> {
-    let mut file = File::open(path)?;
-    let (mut hasher, mut buffer, mut size) = (Sha256::new(), vec![0; 1 << 16], 0);
-    loop {
-        let n = file.read(&mut buffer)?;
-        if n == 0 {
-            break;
-        }
-        hasher.update(&buffer[..n]);
-        size += n as u64;
-    }
-    Ok((hasher.finalize().iter().map(|b| format!("{b:02x}")).collect(), size))
-}
-
-/// Whether a tag is the SHA-256 of what it names, as those of large files are.
-pub fn is_sha256(etag: &str) -> bool {
-    etag.len() == 64 && etag.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-}
-
-/// Whether a text is a commit in full.
-pub fn is_commit(text: &str) -> bool {
-    text.len() == 40 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 #[cfg(test)]

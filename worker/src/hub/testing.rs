@@ -127,7 +127,7 @@ fn answer(stream: &TcpStream, inner: &Mutex<Inner>) -> std::io::Result<()> {
     };
     let size = bytes.len() as i64 + faults.lie;
     let sha256: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
-    // As the real one: large files are described here and lie elsewhere, small ones have a tag that is no SHA-256.
+    // As the real one: large files are described here and lie elsewhere, small ones have git's name for a tag.
     let large = !name.ends_with(".json");
     if large && elsewhere.is_none() {
         let host = headers.get("host").cloned().unwrap_or_default();
@@ -149,7 +149,8 @@ fn answer(stream: &TcpStream, inner: &Mutex<Inner>) -> std::io::Result<()> {
     if faults.damage && !body.is_empty() {
         body[0] ^= 1;
     }
-    let tag = &sha256[..40];
+    let git = sha1::Sha1::new_with_prefix(format!("blob {}\0", bytes.len())).chain_update(&bytes).finalize();
+    let tag: String = git.iter().map(|b| format!("{b:02x}")).collect();
     write!(
         out,
         "HTTP/1.1 {status}\r\nx-repo-commit: {commit}\r\netag: \"{tag}\"\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",

@@ -24,7 +24,12 @@ fn hub() -> FakeHub {
 fn models(hub: &FakeHub, cache: &Path, token: Option<&str>) -> Models {
     let mut web = Web::new(&hub.endpoint, token.map(str::to_owned), false).unwrap();
     web.pause = Duration::from_millis(1);
-    Models { web: Arc::new(web), cache: Cache::new(cache.join("hub")), bringing: Keyed::default() }
+    Models {
+        web: Arc::new(web),
+        cache: Cache::new(cache.join("hub")),
+        bringing: Keyed::default(),
+        digests: Arc::default(),
+    }
 }
 
 /// What came of an errand, and the notices on its way.
@@ -158,6 +163,12 @@ async fn what_is_not_what_was_announced_is_refused_and_leaves_nothing() {
     let (found, said) = take(&models, &first.source.pinned, false).await;
     assert_eq!(std::fs::read(here(found).path).unwrap(), weights());
     assert!(said[0].contains("is damaged; it is fetched again"), "{said:?}");
+    // Also a small file, of the same size.
+    let config = first.path.with_file_name("config.json");
+    std::fs::write(&config, b"[]").unwrap();
+    let (found, said) = take(&models, &first.source.pinned, false).await;
+    assert_eq!(std::fs::read(here(found).path.with_file_name("config.json")).unwrap(), b"{}");
+    assert!(said[0].contains("`config.json` in the cache is damaged"), "{said:?}");
 }
 
 #[tokio::test]
@@ -189,7 +200,8 @@ async fn what_the_hub_does_not_have_or_does_not_give_is_said_with_a_hint() {
     assert!(failure.message.contains("cannot be reached") && failure.hint.contains("tlctl data push"), "{failure}");
     assert!(failure.class.retries() > 0, "it comes back");
     let web = Arc::new(Web::new(&hub.endpoint, None, true).unwrap());
-    let offline = Models { web, cache: Cache::new(elsewhere.path().into()), bringing: Keyed::default() };
+    let offline =
+        Models { web, cache: Cache::new(elsewhere.path().into()), bringing: Keyed::default(), digests: Arc::default() };
     hub.asked();
     let failure = take(&offline, PLACE, false).await.0.unwrap_err().to_failure(PLACE);
     assert!(failure.message.contains("`HF_HUB_OFFLINE` is set") && hub.asked().is_empty(), "{failure}");

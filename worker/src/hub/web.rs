@@ -7,9 +7,11 @@ use ureq::{
     Agent, Body, Proxy,
     config::RedirectAuthHeaders,
     http::{Response, Uri},
+    tls::{Certificate, RootCerts, TlsConfig},
 };
 
-use super::{Error, patience::PAUSE, store};
+use super::{Error, patience::PAUSE};
+use crate::digests::is_sha1;
 
 /// How long a connection and an answer may take.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -38,7 +40,7 @@ pub struct Web {
 pub struct Head {
     /// The commit that the revision stands for.
     pub commit: String,
-    /// Name of its content: SHA-256 for large files, something else for small ones.
+    /// Name of its content: SHA-256 for large files, git's for small ones.
     pub etag: String,
     /// Its size.
     pub bytes: u64,
@@ -69,6 +71,7 @@ impl Web {
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
             // What has begun where nobody listens stays there.
             .https_only(https)
+            .tls_config(TlsConfig::builder().root_certs(roots()).build())
             .proxy(if loopback { None } else { Proxy::try_from_env() })
             .timeout_resolve(Some(ANSWER))
             .timeout_connect(Some(ANSWER))
@@ -107,10 +110,10 @@ impl Web {
             }
         }
         let etag = etag.map(|e| e.trim_start_matches("W/").trim_matches('"').to_owned()).filter(|e| is_word(e));
-        let (Some(commit), Some(etag), Some(bytes)) = (commit.filter(|c| store::is_commit(c)), etag, bytes) else {
+        let (Some(commit), Some(etag), Some(bytes)) = (commit.filter(|c| is_sha1(c)), etag, bytes) else {
             return Err(Error::Wrong(format!("what the hub says of `{file}` is no commit, tag and size")));
         };
-        if store::is_commit(revision) && commit != revision {
+        if is_sha1(revision) && commit != revision {
             return Err(Error::Wrong(format!("the hub speaks of commit {commit} when asked for {revision}")));
         }
         let bytes = bytes.parse().map_err(|_| Error::Wrong(format!("the hub says no size of `{file}`")))?;
@@ -182,6 +185,22 @@ impl Web {
     }
 }
 
+/// Who may vouch for the hub: whom this machine trusts (`SSL_CERT_FILE` and `SSL_CERT_DIR` say otherwise), so that a
+/// mirror or proxy of the house is believed where everything else believes it. A machine that trusts nobody, such as a bare
+/// container, takes Mozilla's list, which is built in.
+fn roots() -> RootCerts {
+    let found = rustls_native_certs::load_native_certs();
+    for e in &found.errors {
+        tracing::warn!("a certificate of this machine cannot be read: {e}");
+    }
+    trusted(found.certs.iter().map(|c| c.as_ref()))
+}
+
+fn trusted<'a>(found: impl Iterator<Item = &'a [u8]>) -> RootCerts {
+    let own: Vec<Certificate<'static>> = found.map(|der| Certificate::from_der(der).to_owned()).collect();
+    if own.is_empty() { RootCerts::WebPki } else { own.into() }
+}
+
 /// Whether an address is that of HTTPS, and whether it is on this machine: in both cases nobody listens.
 fn read(endpoint: &str) -> Result<(bool, bool), Error> {
     let uri: Uri = endpoint.parse().map_err(|_| Error::Endpoint("is no address"))?;
@@ -213,6 +232,13 @@ fn is_word(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_machines_own_roots_count_where_it_has_any() {
+        assert!(matches!(trusted(std::iter::empty()), RootCerts::WebPki));
+        let RootCerts::Specific(own) = trusted([&b"der"[..]].into_iter()) else { panic!("not the machine's") };
+        assert_eq!(own.iter().map(|c| c.der()).collect::<Vec<_>>(), [b"der"]);
+    }
 
     #[test]
     fn a_token_goes_only_where_nobody_listens() {
