@@ -3,7 +3,9 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Act, Gradients, Layer, Linear, Mask, ParamId, Pass, Ragged, Saved, Tape, host, lanes, sum::add, tensor};
+use super::{
+    Act, Gradients, Layer, Linear, Mask, ParamId, Pass, Ragged, Saved, Tape, host, lanes, mask::Drops, sum::add, tensor,
+};
 use crate::{
     Result,
     num::{
@@ -84,12 +86,28 @@ impl Parts {
         let View { data, row, col } = self.view(from, part, first);
         View { data, row: col, col: row }
     }
+}
 
-    /// Columns of a part, to be written `stride` apart.
-    fn write<'a>(self, to: &'a mut [&mut [f32]], part: usize, first: usize) -> &'a mut [f32] {
-        let (matrix, at) = self.place(part, first);
-        &mut to[matrix][at..]
-    }
+/// What heads have computed apart, `[head][row][depth]` of each sample one after the other, into the columns from `first`
+/// on of rows that are `stride` apart.
+fn side_by_side(heads: &[f32], depth: usize, ragged: &Ragged, out: &mut [f32], stride: usize, first: usize) {
+    let width = heads.len() / ragged.rows().max(1);
+    let tasks: Vec<_> = ragged.split(out, stride).into_iter().zip(ragged.starts()).zip(&ragged.lengths).collect();
+    tasks.into_par_iter().for_each(|((out, start), &t)| {
+        for (h, head) in heads[start * width..(start + t) * width].chunks_exact(t * depth).enumerate() {
+            let rows = out.chunks_exact_mut(stride).zip(head.chunks_exact(depth));
+            rows.for_each(|(row, own)| row[first + h * depth..][..depth].copy_from_slice(own));
+        }
+    });
+}
+
+/// One head of one sample.
+struct Task {
+    head: usize,
+    /// First row of the sample, and its rows.
+    start: usize,
+    t: usize,
+    drops: Option<Drops>,
 }
 
 /// One sample's rows of each matrix.
@@ -107,6 +125,32 @@ impl SelfAttention {
         1.0 / (self.depth as f32).sqrt()
     }
 
+    /// Every head of every sample: they are computed apart, so that few samples keep many threads busy too. Each has at
+    /// most three matrices of scores in memory while it is computed.
+    fn tasks(&self, ragged: &Ragged, pass: &Pass<'_>) -> Result<Vec<Task>> {
+        let drops = self.drop.of(pass, ragged.lengths.len())?;
+        let samples = ragged.starts().into_iter().zip(&ragged.lengths).zip(drops);
+        let heads = |((start, &t), drops): ((usize, &usize), Option<Drops>)| {
+            // A sample has one sequence of random numbers, which goes on from head to head.
+            (0..self.heads).map(move |head| {
+                let drops = drops.as_ref().map(|d| d.from(head * t * t));
+                Task { head, start, t, drops }
+            })
+        };
+        Ok(samples.flat_map(heads).collect())
+    }
+
+    /// A slice for each of [`SelfAttention::tasks`] of `width` numbers a row.
+    fn cut<'a>(&self, mut all: &'a mut [f32], ragged: &Ragged, width: usize) -> Vec<&'a mut [f32]> {
+        let heads = ragged.lengths.iter().flat_map(|t| std::iter::repeat_n(t * width, self.heads));
+        let cut = |len| {
+            let (own, rest) = std::mem::take(&mut all).split_at_mut(len);
+            all = rest;
+            own
+        };
+        heads.map(cut).collect()
+    }
+
     /// # Errors
     /// Rows that do not fit the lengths.
     pub fn forward(&self, x: &Tensor, ragged: &Ragged, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
@@ -115,25 +159,24 @@ impl SelfAttention {
         let made = self.projections.iter().map(|l| l.forward(x, by_row, tape)).collect::<Result<Vec<_>>>()?;
         let (parts, d, rows) = (self.parts(), self.depth, ragged.rows());
         let w = parts.width;
-        let (mut out, mut notes) = (vec![0.0; rows * w], vec![0.0; rows * self.heads * 2]);
+        let (mut heads, mut notes) = (vec![0.0; rows * w], vec![0.0; rows * self.heads * 2]);
         {
             let guards = made.iter().map(host).collect::<Result<Vec<_>>>()?;
             let all: Vec<&[f32]> = guards.iter().map(|g| &**g).collect();
-            let own = ragged.split(&mut out, w).into_iter().zip(ragged.split(&mut notes, self.heads * 2));
-            let own = own.zip(self.drop.of(pass, ragged.lengths.len())?);
-            let tasks: Vec<_> = own.zip(ragged.starts()).zip(&ragged.lengths).collect();
-            tasks.into_par_iter().for_each(|((((out, notes), mut drops), start), &t)| {
-                let own = rows_of(&all, start, t, parts.stride);
+            let own = self.cut(&mut heads, ragged, d).into_iter().zip(self.cut(&mut notes, ragged, 2));
+            let tasks: Vec<_> = self.tasks(ragged, pass)?.into_iter().zip(own).collect();
+            tasks.into_par_iter().for_each(|(Task { head, start, t, mut drops }, (out, notes))| {
+                let (own, first) = (rows_of(&all, start, t, parts.stride), head * d);
                 let mut s = vec![0.0; t * t];
-                for (h, notes) in notes.chunks_exact_mut(2 * t).enumerate() {
-                    let first = h * d;
-                    gemm(&mut s, t, parts.view(&own, QUERY, first), parts.turned(&own, KEY, first), (t, t, d), false);
-                    softmax(&mut s, t, self.scale(), notes);
-                    drops.iter_mut().for_each(|drops| drops.scale(&mut s));
-                    gemm(&mut out[first..], w, View::rows(&s, t), parts.view(&own, VALUE, first), (t, d, t), false);
-                }
+                gemm(&mut s, t, parts.view(&own, QUERY, first), parts.turned(&own, KEY, first), (t, t, d), false);
+                softmax(&mut s, t, self.scale(), notes);
+                drops.iter_mut().for_each(|drops| drops.scale(&mut s));
+                gemm(out, d, View::rows(&s, t), parts.view(&own, VALUE, first), (t, d, t), false);
             });
         }
+        let mut out = vec![0.0; rows * w];
+        side_by_side(&heads, d, ragged, &mut out, w, 0);
+        drop(heads);
         if pass.records() {
             // Probabilities are computed again from these: they would take more memory than all the rest.
             made.into_iter().for_each(|kept| tape.push(Saved::Tensor(kept)));
@@ -160,50 +203,44 @@ impl SelfAttention {
         made.reverse();
         let (parts, d, rows) = (self.parts(), self.depth, ragged.rows());
         let (w, stride) = (parts.width, parts.stride);
-        let mut slopes: Vec<Vec<f32>> = made.iter().map(|_| vec![0.0; rows * stride]).collect();
+        let mut heads: [Vec<f32>; 3] = std::array::from_fn(|_| vec![0.0; rows * w]);
         {
             let guards = made.iter().map(host).collect::<Result<Vec<_>>>()?;
             let all: Vec<&[f32]> = guards.iter().map(|g| &**g).collect();
             let (g, notes) = (host(&dout)?, &notes);
             let g = &*g;
-            let mut own: Vec<Vec<&mut [f32]>> = ragged.lengths.iter().map(|_| Vec::new()).collect();
-            for slope in &mut slopes {
-                own.iter_mut().zip(ragged.split(slope, stride)).for_each(|(own, part)| own.push(part));
-            }
-            let own = own.into_iter().zip(self.drop.of(pass, ragged.lengths.len())?);
-            let tasks: Vec<_> = own.zip(ragged.starts()).zip(&ragged.lengths).collect();
-            tasks.into_par_iter().for_each(|(((mut slopes, mut drops), start), &t)| {
-                let own = rows_of(&all, start, t, stride);
-                let g = &g[start * w..(start + t) * w];
-                let notes = &notes[start * self.heads * 2..(start + t) * self.heads * 2];
+            let [query, key, value] = heads.each_mut().map(|part| self.cut(part, ragged, d));
+            let own = query.into_iter().zip(key).zip(value);
+            let tasks: Vec<_> = self.tasks(ragged, pass)?.into_iter().zip(own).collect();
+            tasks.into_par_iter().for_each(|(Task { head, start, t, drops }, ((dq, dk), dv))| {
+                let (own, first) = (rows_of(&all, start, t, stride), head * d);
+                let g = View { data: &g[start * w..(start + t) * w][first..], row: w, col: 1 };
+                let notes = &notes[(start * self.heads + head * t) * 2..][..2 * t];
                 let (mut p, mut dp, mut mask) = (vec![0.0; t * t], vec![0.0; t * t], Vec::new());
-                for (h, notes) in notes.chunks_exact(2 * t).enumerate() {
-                    let first = h * d;
-                    let g = View { data: &g[first..], row: w, col: 1 };
-                    gemm(&mut p, t, parts.view(&own, QUERY, first), parts.turned(&own, KEY, first), (t, t, d), false);
-                    again(&mut p, t, self.scale(), notes);
-                    gemm(&mut dp, t, g, parts.turned(&own, VALUE, first), (t, t, d), false);
-                    // What was dropped of the probabilities had no part in the output.
-                    let shown = match &mut drops {
-                        None => &p,
-                        Some(drops) => {
-                            mask.clear();
-                            mask.resize(t * t, 1.0);
-                            drops.scale(&mut mask);
-                            dp.iter_mut().zip(&mask).for_each(|(d, m)| *d *= m);
-                            mask.iter_mut().zip(&p).for_each(|(m, p)| *m *= p);
-                            &mask
-                        }
-                    };
-                    let dv = parts.write(&mut slopes, VALUE, first);
-                    gemm(dv, stride, View::transposed(shown, t), g, (t, d, t), false);
-                    through(&mut dp, &p, t, self.scale());
-                    let dq = parts.write(&mut slopes, QUERY, first);
-                    gemm(dq, stride, View::rows(&dp, t), parts.view(&own, KEY, first), (t, d, t), false);
-                    let dk = parts.write(&mut slopes, KEY, first);
-                    gemm(dk, stride, View::transposed(&dp, t), parts.view(&own, QUERY, first), (t, d, t), false);
-                }
+                gemm(&mut p, t, parts.view(&own, QUERY, first), parts.turned(&own, KEY, first), (t, t, d), false);
+                again(&mut p, t, self.scale(), notes);
+                gemm(&mut dp, t, g, parts.turned(&own, VALUE, first), (t, t, d), false);
+                // What was dropped of the probabilities had no part in the output.
+                let shown = match drops {
+                    None => &p,
+                    Some(mut drops) => {
+                        mask.resize(t * t, 1.0);
+                        drops.scale(&mut mask);
+                        dp.iter_mut().zip(&mask).for_each(|(d, m)| *d *= m);
+                        mask.iter_mut().zip(&p).for_each(|(m, p)| *m *= p);
+                        &mask
+                    }
+                };
+                gemm(dv, d, View::transposed(shown, t), g, (t, d, t), false);
+                through(&mut dp, &p, t, self.scale());
+                gemm(dq, d, View::rows(&dp, t), parts.view(&own, KEY, first), (t, d, t), false);
+                gemm(dk, d, View::transposed(&dp, t), parts.view(&own, QUERY, first), (t, d, t), false);
             });
+        }
+        let mut slopes: Vec<Vec<f32>> = made.iter().map(|_| vec![0.0; rows * stride]).collect();
+        for (part, heads) in heads.into_iter().enumerate() {
+            let (matrix, first) = parts.place(part, 0);
+            side_by_side(&heads, d, ragged, &mut slopes[matrix], stride, first);
         }
         drop(made);
         let mut dx: Option<Tensor> = None;
@@ -226,5 +263,52 @@ impl SelfAttention {
 
     pub(super) fn params(&self, out: &mut Vec<ParamId>) {
         self.projections.iter().chain([&self.out]).for_each(|linear| linear.params(out));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        nn::{Builder, DropoutDraw, Layout, testing},
+        num::{pool, rng::Philox},
+    };
+
+    #[test]
+    fn bits_do_not_depend_on_threads_nor_on_other_samples() {
+        let drop = Mask { p: 0.3, site: 4 };
+        for fused in [false, true] {
+            let mut b = Builder::new(3);
+            let layer = match fused {
+                true => b.attention_fused(["qkv", "o"], 6, (3, 4), drop),
+                false => b.attention(["q", "k", "v", "o"], 6, (3, 4), drop),
+            };
+            b.store.values.iter_mut().for_each(|v| *v *= 3.0);
+            let mut params = Vec::new();
+            layer.params(&mut params);
+            let layout = Layout::new(&b.store, &params, &[]);
+            let lengths = [5, 150, 1, 33];
+            let x = testing::input(&[189, 6]);
+            let run = |samples: std::ops::Range<usize>, threads| {
+                let draws: Vec<u64> = samples.clone().map(|i| 11 + i as u64).collect();
+                let dropout = Some(DropoutDraw { rng: Philox::new(5, "dropout"), draws: &draws });
+                let pass = Pass { layout: Some(&layout), dropout, ..Pass::eval(&b.store) };
+                let ragged = Ragged { lengths: lengths[samples.clone()].to_vec(), room: 150 };
+                let first = lengths[..samples.start].iter().sum::<usize>();
+                let x = x.narrow(0, first, ragged.rows()).unwrap().copy().unwrap();
+                pool::build(threads).install(|| {
+                    let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
+                    let y = layer.forward(&x, &ragged, &pass, &mut tape).unwrap();
+                    let dx = layer.backward(&x, &ragged, &pass, &mut tape, &mut grads, true).unwrap().unwrap();
+                    [host(&y).unwrap().to_vec(), host(&dx).unwrap().to_vec(), grads.flat]
+                })
+            };
+            let whole = run(0..4, 1);
+            assert!(run(0..4, 2) == whole && run(0..4, 3) == whole, "fused: {fused}");
+            let alone = run(1..2, 2);
+            for (alone, all) in alone[..2].iter().zip(&whole) {
+                assert!(alone[..] == all[5 * 6..155 * 6], "fused: {fused}");
+            }
+        }
     }
 }

@@ -18,12 +18,18 @@ pub struct Mask {
 }
 
 /// The random numbers of one sample at one mask, from its first element on.
+#[derive(Clone)]
 pub(super) struct Drops {
     stream: Stream,
     p: f32,
 }
 
 impl Drops {
+    /// The same from the element `first` on.
+    pub(super) fn from(&self, first: usize) -> Self {
+        Self { stream: self.stream.clone().starting_at(first as u64), p: self.p }
+    }
+
     /// Multiplies the next numbers of the sample by theirs of the mask.
     pub(super) fn scale(&mut self, values: &mut [f32]) {
         let keep = 1.0 / (1.0 - self.p);

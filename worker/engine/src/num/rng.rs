@@ -59,6 +59,15 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// Leaves out the first `words` words of a sequence from which nothing was taken yet.
+    pub fn starting_at(mut self, words: u64) -> Self {
+        self.index = (words / 4) as u32;
+        for _ in 0..words % 4 {
+            self.next_u32();
+        }
+        self
+    }
+
     /// 32 random bits.
     pub fn next_u32(&mut self) -> u32 {
         if self.have == 0 {
@@ -127,6 +136,21 @@ mod tests {
         assert_eq!(zero.block([0; 4]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
         let ones = Philox { key: [u32::MAX; 2] };
         assert_eq!(ones.block([u32::MAX; 4]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+    }
+
+    #[test]
+    fn a_sequence_can_be_entered_anywhere() {
+        let stream = Philox::new(3, "test").stream(7, 2);
+        let all: Vec<u32> = std::iter::repeat_with({
+            let mut stream = stream.clone();
+            move || stream.next_u32()
+        })
+        .take(30)
+        .collect();
+        for first in 0..20 {
+            let mut later = stream.clone().starting_at(first as u64);
+            assert!((first..first + 9).all(|i| later.next_u32() == all[i]), "from {first}");
+        }
     }
 
     #[test]

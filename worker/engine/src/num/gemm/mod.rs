@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 pub use kernel::ROWS;
 use kernel::tile;
+use panels::PARALLEL;
 pub use panels::Packed;
 use scratch::Scratch;
 
@@ -89,6 +90,10 @@ impl Columns {
     /// # Panics
     /// If the view is too short.
     pub fn of(a: View<'_>, m: usize, k: usize) -> Self {
+        Self::pack(a, m, k, m * k >= PARALLEL)
+    }
+
+    fn pack(a: View<'_>, m: usize, k: usize, parallel: bool) -> Self {
         assert!(a.holds(m, k), "matrix does not fit its slice");
         let len = m.div_ceil(ROWS) * ROWS * k;
         let mut data = Scratch::new(len);
@@ -104,10 +109,10 @@ impl Columns {
                 }
             }
         };
-        if m * k < 1 << 14 {
-            data[..len].chunks_exact_mut(ROWS * k.max(1)).enumerate().for_each(pack);
-        } else {
+        if parallel {
             data[..len].par_chunks_exact_mut(ROWS * k.max(1)).enumerate().for_each(pack);
+        } else {
+            data[..len].chunks_exact_mut(ROWS * k.max(1)).enumerate().for_each(pack);
         }
         Self { data, k, m }
     }
@@ -149,7 +154,8 @@ impl Columns {
     }
 }
 
-/// `out[m, n] (+)= a[m, k] · b[k, n]`, rows of `out` `ldc` apart.
+/// `out[m, n] (+)= a[m, k] · b[k, n]`, rows of `out` `ldc` apart; on this thread alone, which is one of many that do the
+/// same: one that waited for others here would take up another of their products, and its memory, in between.
 ///
 /// # Panics
 /// If a slice is too short for its shape.
@@ -164,14 +170,14 @@ pub fn gemm(out: &mut [f32], ldc: usize, a: View<'_>, b: View<'_>, (m, n, k): (u
         }
         return;
     }
-    let packed = Packed::of(b, k, n);
+    let packed = Packed::alone(b, k, n);
     if a.col == 1 {
         assert!(a.holds(m, k), "matrix does not fit its slice");
         let rows: Vec<&[f32]> = (0..m).map(|i| &a.data[i * a.row..i * a.row + k]).collect();
         let at: Vec<usize> = (0..m).map(|i| i * ldc).collect();
         multiply(out, &at, &rows, k, &packed, add);
     } else {
-        Columns::of(a, m, k).product(out, ldc, 0..m, &packed, add);
+        Columns::pack(a, m, k, false).product(out, ldc, 0..m, &packed, add);
     }
 }
 

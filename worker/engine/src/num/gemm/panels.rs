@@ -28,6 +28,9 @@ pub struct Packed {
 /// Rows that are copied at a time when columns are far apart, so that what is written stays in the nearest cache.
 const BLOCK: usize = 64;
 
+/// Elements of a matrix that several threads pack.
+pub(super) const PARALLEL: usize = 1 << 14;
+
 impl Packed {
     /// Space for `k` rows of `n` columns, which the caller fills. What is beside them is cleared with them: no sum of it is
     /// stored, but odd numbers could make it slow.
@@ -56,11 +59,23 @@ impl Packed {
         packed
     }
 
+    /// The same on this thread.
+    pub(super) fn alone(b: View<'_>, k: usize, n: usize) -> Self {
+        let mut packed = Self::new(k, n);
+        packed.fill_by(&[(0, b, k)], false);
+        packed
+    }
+
     /// Packs matrices on top of each other: from row `.0` on `.2` rows of the view `.1`. In parallel over panels.
     ///
     /// # Panics
     /// If a view is too short.
     pub fn fill(&mut self, parts: &[(usize, View<'_>, usize)]) {
+        // A small matrix is packed sooner than it is handed to another thread.
+        self.fill_by(parts, self.k * self.columns() >= PARALLEL);
+    }
+
+    fn fill_by(&mut self, parts: &[(usize, View<'_>, usize)], parallel: bool) {
         let (k, lanes) = (self.k, lanes());
         let n = self.columns();
         for (at, view, rows) in parts {
@@ -98,11 +113,10 @@ impl Packed {
                 }
             }
         };
-        // A small matrix is packed sooner than it is handed to another thread.
-        if k * n < 1 << 14 {
-            tasks.into_iter().for_each(work);
-        } else {
+        if parallel {
             tasks.into_par_iter().for_each(work);
+        } else {
+            tasks.into_iter().for_each(work);
         }
     }
 
