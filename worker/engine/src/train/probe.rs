@@ -175,7 +175,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let mut stages = stages.collect::<Result<Vec<StageFigures>>>()?;
     if config.look {
         let load = Load::of(&train, &val, spec);
-        let (seconds, width) = saving::measure(&net, store)?;
+        let (seconds, width) = saving::measure(&net, store, &train)?;
         let all = saving::savings(&spans, load, &seconds, &width);
         stages.iter_mut().zip(all).for_each(|(stage, saving)| stage.saving = Some(saving));
     }

@@ -189,7 +189,7 @@ impl Samples {
         }
     }
 
-    fn ids(&self, index: usize, text: &Text) -> Result<Vec<f32>, String> {
+    pub(super) fn ids(&self, index: usize, text: &Text) -> Result<Vec<f32>, String> {
         text.ids(self.dataset.text(index).ok_or("it is no text")?)
     }
 

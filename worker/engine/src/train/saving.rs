@@ -9,7 +9,7 @@ use tl_proto::spec::JobSpec;
 use super::{encode, net::Net, samples::Samples};
 use crate::{
     Result,
-    data::pixels,
+    data::{pixels, tokens::Text},
     modifier,
     nn::{Layer, Pass, Store, Tape},
 };
@@ -118,14 +118,26 @@ pub fn savings(stages: &[Span], load: Load, seconds: &[f64], width: &[usize]) ->
 /// Samples of the measured pass.
 const SAMPLES: usize = 2;
 
-/// Seconds that one sample takes in units `0..c`, and the numbers of one sample in front of unit `c`, for every `c`.
+/// Texts, spread over all, that are looked at for their length.
+const TEXTS: usize = 256;
+
+/// Tokens of a text of `samples`, on average and rounded up; the most that there may be if none can be read.
+fn tokens(text: &Text, samples: &Samples) -> usize {
+    let every = samples.count().div_ceil(TEXTS).max(1);
+    let lengths = (0..samples.count()).step_by(every).filter_map(|i| samples.ids(i, text).ok());
+    let (n, all) = lengths.fold((0, 0), |(n, all), ids| (n + 1, all + ids.len()));
+    if n > 0 { all.div_ceil(n) } else { text.max_length }
+}
+
+/// Seconds that one sample takes in units `0..c`, and the numbers of one sample in front of unit `c`, for every `c`. Texts
+/// are as long as those of `samples` are on average: what they are padded with takes room, and no time.
 ///
 /// # Errors
 /// An input that is too small for the network.
-pub fn measure(net: &Net, store: &Store) -> Result<(Vec<f64>, Vec<usize>)> {
+pub fn measure(net: &Net, store: &Store, samples: &Samples) -> Result<(Vec<f64>, Vec<usize>)> {
     let side = net.contract.side();
     let blank = match &net.contract.text {
-        Some(text) => text.batch(&vec![vec![0.0; text.max_length]; SAMPLES], true)?,
+        Some(text) => text.batch(&vec![vec![0.0; tokens(text, samples)]; SAMPLES], true)?,
         None => pixels::batch(vec![0.0; SAMPLES * pixels::values(&net.contract)], SAMPLES, side)?,
     };
     let (mut seconds, mut width) = (Vec::new(), Vec::new());
@@ -184,6 +196,27 @@ mod tests {
         assert_eq!(figures, [(10, 400, 30.0), (0, 800, 30.0), (0, 0, 0.0), (10, 800, 0.0)]);
         assert_eq!((all[2].share, all[2].of_seconds), (0.0, 320.0));
         assert_eq!(together(&[3, 5, 2, 0, 1]), [2, 3], "what changes before a stage comes is no use to it");
+    }
+
+    #[test]
+    fn texts_are_measured_as_long_as_they_are_and_kept_in_frames_for_the_longest() {
+        let dir = tempfile::tempdir().unwrap();
+        let lines: String = (0..600).map(|i| format!("{}\t{}\n", i % 2, "word ".repeat(1 + i % 4))).collect();
+        std::fs::write(dir.path().join("train.tsv"), lines).unwrap();
+        let job = format!(
+            "schema = 1\njob = {{ name = \"t\", kind = \"finetune\" }}\n\
+             model = {{ backbone = \"transformer_small\", input = 100 }}\n\
+             data = {{ format = \"text\", train = \"{0}\", val = \"{0}\", batch = 4 }}\n",
+            dir.path().join("train.tsv").display()
+        );
+        let spec = JobSpec::from_toml(&job, &[]).unwrap();
+        let samples = Samples::open(spec.data.as_ref().unwrap(), "train", 1).unwrap();
+        let classes = ["0", "1"].map(str::to_owned);
+        let net = Net::build_for(spec.model.as_ref().unwrap(), &classes, &spec, &[].into(), &*samples.dataset).unwrap();
+        // One to four words: two and a half.
+        assert_eq!(tokens(net.contract.text.as_ref().unwrap(), &samples), 3);
+        let (_, width) = measure(&net, &net.network.initial, &samples).unwrap();
+        assert!(width[0] >= 100 && width[1] > 100 && width[1] % 101 == 0, "{width:?}");
     }
 
     #[test]
