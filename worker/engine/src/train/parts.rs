@@ -16,7 +16,7 @@ use crate::{
     Error, Result,
     backbone::{Backbone, Network},
     modifier,
-    nn::{Adapters, Kind, Plan, Store},
+    nn::{Adapters, Kind, Plan, Store, Target},
     weights::{self, peft::Folder},
 };
 
@@ -96,26 +96,30 @@ impl Parts {
         let ends: Vec<&str> = ends.into_iter().collect();
         let missed = plan.targets.iter().zip(&adapters.hits).find(|(_, hit)| !**hit).filter(|_| plan.strict);
         if let Some((target, _)) = missed {
-            return Err(Error::user(
-                format!(
-                    "{who}: `{}` is the end of no name of a dense layer or convolution of {}",
-                    target.0, backbone.name
+            let (text, name) = (target.text(), backbone.name);
+            return Err(match target {
+                Target::Like(_) => Error::user(
+                    format!("{who}: `{text}` is the end of no name of a dense layer or convolution of {name}"),
+                    nearest_hint(text, &ends),
                 ),
-                nearest_hint(&target.0, &ends),
-            ));
+                Target::Exact(_) => Error::user(
+                    format!("{who} changes `{text}`, which {name} does not have, or not as a layer that takes parts"),
+                    "`model.backbone` must be the network that the adapter was trained on",
+                ),
+            });
         }
         if let Kind::Ia3 { feedforward, strict: true } = &plan.kind
             && let Some(odd) = feedforward.iter().find(|t| !adapters.sites.iter().any(|s| t.names(&s.layer)))
         {
             return Err(Error::user(
-                format!("{who}: `{}` in `feedforward` is the end of no name of a layer in `targets`", odd.0),
+                format!("{who}: `{}` in `feedforward` is the end of no name of a layer in `targets`", odd.text()),
                 "name some of the targets",
             ));
         }
         if adapters.hits.contains(&true) {
             return Ok(());
         }
-        let usual: Vec<&str> = plan.targets.iter().map(|t| t.0.as_str()).collect();
+        let usual: Vec<&str> = plan.targets.iter().map(Target::text).collect();
         Err(Error::user(
             format!("{who}: {} has none of its usual targets ({})", backbone.name, usual.join(", ")),
             format!("set `targets`; names of its layers end in {}", ends.join(", ")),
@@ -148,7 +152,7 @@ impl Parts {
     }
 }
 
-/// What a folder says, with the dropout of the job that trains it on.
+/// What a folder says, with the dropout of the job that trains it on, if that says one.
 fn continued(folder: &Folder, name: &str, params: &Params, asked: Plan) -> Result<Plan> {
     let shown = &folder.shown;
     if std::mem::discriminant(&folder.plan.kind) != std::mem::discriminant(&asked.kind) {
@@ -164,7 +168,9 @@ fn continued(folder: &Folder, name: &str, params: &Params, asked: Plan) -> Resul
         ));
     }
     let mut plan = folder.plan.clone();
-    if let (Kind::Lora { dropout, .. }, Kind::Lora { dropout: wanted, .. }) = (&mut plan.kind, asked.kind) {
+    if let (Kind::Lora { dropout, .. }, Kind::Lora { dropout: wanted, .. }, true) =
+        (&mut plan.kind, asked.kind, params.contains_key("dropout"))
+    {
         *dropout = wanted;
     }
     Ok(plan)

@@ -55,22 +55,41 @@ impl Kind {
     }
 }
 
-/// Names layers as peft's `target_modules` do: a whole name or its end from a dot on; or `re:PATTERN`, which is looked for
-/// in it.
+/// Names layers.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Target(pub String);
+pub enum Target {
+    /// As peft's `target_modules` do: a whole name or its end from a dot on; or `re:PATTERN`, which is looked for in it.
+    Like(String),
+    /// One, by its whole name.
+    Exact(String),
+}
 
 impl Target {
-    /// A list of them.
+    /// A list of what people say.
     pub fn list(names: impl IntoIterator<Item = impl Into<String>>) -> Vec<Self> {
-        names.into_iter().map(|n| Self(n.into())).collect()
+        names.into_iter().map(|n| Self::Like(n.into())).collect()
+    }
+
+    /// A list of whole names.
+    pub fn exact(names: impl IntoIterator<Item = impl Into<String>>) -> Vec<Self> {
+        names.into_iter().map(|n| Self::Exact(n.into())).collect()
+    }
+
+    /// Its text.
+    pub fn text(&self) -> &str {
+        let (Self::Like(text) | Self::Exact(text)) = self;
+        text
     }
 
     /// Whether it names a layer. A pattern that cannot be read names none: the job's check has refused it.
     pub fn names(&self, layer: &str) -> bool {
-        match name_pattern(&self.0) {
+        let text = match self {
+            Self::Exact(name) => return name == layer,
+            Self::Like(text) => text.as_str(),
+        };
+        match name_pattern(text) {
             Ok(Some(pattern)) => pattern.is_match(layer.as_bytes()),
-            Ok(None) => layer.strip_suffix(self.0.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')),
+            Ok(None) => layer.strip_suffix(text).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')),
             Err(_) => false,
         }
     }
@@ -82,10 +101,12 @@ mod tests {
 
     #[test]
     fn targets_are_ends_of_names_and_patterns() {
-        let names = |target: &str, layer: &str| Target(target.into()).names(layer);
+        let names = |target: &str, layer: &str| Target::Like(target.into()).names(layer);
         assert!(names("query", "layer.0.query") && names("query", "query") && names("output.dense", "a.output.dense"));
         assert!(!names("uery", "layer.0.query") && !names("layer.0", "layer.0.query") && !names("dense", "dense.x"));
         assert!(names("re:[01]\\.query$", "layer.0.query") && !names("re:[01]\\.query$", "layer.2.query"));
+        let exact = &Target::exact(["query"])[0];
+        assert!(exact.names("query") && !exact.names("layer.0.query"));
     }
 
     #[test]

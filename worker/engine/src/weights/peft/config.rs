@@ -1,0 +1,192 @@
+//! `adapter_config.json`: what counts of peft's `LoraConfig` and `IA3Config`, and what is refused.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{FILES, pattern};
+use crate::nn::{Kind, Plan, Target};
+
+/// Why an adapter cannot be used, and what to do.
+pub(super) type Refused = (String, Option<&'static str>);
+
+#[derive(Deserialize)]
+pub(super) struct Config {
+    peft_type: String,
+    #[serde(default)]
+    r: usize,
+    #[serde(default)]
+    lora_alpha: f64,
+    #[serde(default)]
+    lora_dropout: f64,
+    #[serde(default)]
+    use_rslora: bool,
+    #[serde(default)]
+    feedforward_modules: Value,
+    #[serde(flatten)]
+    rest: BTreeMap<String, Value>,
+}
+
+/// Settings that change nothing of what a trained adapter computes: where it came from, which layers have parts (the
+/// tensors say), how the parts began, how they are loaded.
+const HARMLESS: [&str; 20] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "init_ia3_weights",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "modules_to_save",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+];
+
+/// Settings that we know and do not have, with what can be done about them.
+const KNOWN: [(&str, &str); 17] = [
+    ("alora_invocation_tokens", ""),
+    ("alpha_pattern", "every layer must have the same `lora_alpha`"),
+    ("arrow_config", ""),
+    ("ensure_weight_tying", ""),
+    (
+        "fan_in_fan_out",
+        "it is for layers of GPT-2's kind; where peft trained dense layers it meant nothing, and can be set to false",
+    ),
+    ("kasa_config", ""),
+    ("layer_replication", "the base would have more layers than its weights"),
+    ("lora_bias", ""),
+    ("megatron_config", ""),
+    ("monteclora_config", ""),
+    ("rank_pattern", "every layer must have the same `r`"),
+    ("target_parameters", "only dense layers and convolutions have parts"),
+    ("trainable_token_indices", "train the table of tokens as a whole, or not at all"),
+    ("use_bdlora", ""),
+    ("use_dora", "merge it with peft (`merge_and_unload`) and give the model as `model.weights`"),
+    ("use_qalora", ""),
+    ("velora_config", ""),
+];
+
+/// Initial values that are taken out of the weights of the base.
+const MOVING: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+
+/// Whether a setting is on.
+fn is_on(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Object(map) => !map.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::String(text) => !text.is_empty(),
+        _ => true,
+    }
+}
+
+impl Config {
+    pub(super) fn parse(text: &str) -> Result<Self, Refused> {
+        let config: Self = serde_json::from_str(text).map_err(|e| (format!("{}: {e}", FILES[0]), None))?;
+        let odd = config.rest.iter().find(|(key, value)| {
+            let fine = HARMLESS.contains(&key.as_str()) || *key == "bias";
+            !fine && is_on(value)
+        });
+        if let Some((key, value)) = odd {
+            return Err(match KNOWN.iter().find(|(known, _)| known == key) {
+                Some((_, hint)) => (format!("`{key}` is not supported"), Some(*hint).filter(|h| !h.is_empty())),
+                None => {
+                    let value: String = value.to_string().chars().take(80).collect();
+                    let hint =
+                        "if it changes nothing of what the adapter computes, remove it from `adapter_config.json`";
+                    (format!("`{key}` of {} is not known, and is {value}", FILES[0]), Some(hint))
+                }
+            });
+        }
+        if config.rest.get("bias").is_some_and(|b| is_on(b) && b != "none") {
+            return Err(("`bias` is not supported: its base has other biases".into(), None));
+        }
+        let init = config.rest.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
+        if MOVING.iter().any(|kind| init.starts_with(kind)) {
+            let hint = "save it with `path_initial_model_for_weight_conversion`: then it is one for the usual base";
+            return Err((format!("it began with `{init}`, which changes the base"), Some(hint)));
+        }
+        Ok(config)
+    }
+
+    /// Which layers have parts, the tensors say: names of the network, and their names in the file.
+    pub(super) fn plan(
+        &self,
+        tensors: &BTreeMap<String, Tensor>,
+        written: &BTreeMap<String, String>,
+    ) -> Result<Plan, Refused> {
+        let plain = |why: String| (why, None);
+        let ending = |end: &str| -> Vec<String> {
+            tensors.keys().filter_map(|name| Some(name.strip_suffix(end)?.to_owned())).collect()
+        };
+        let (kind, layers) = match self.peft_type.as_str() {
+            "LORA" if (1..=4096).contains(&self.r) && (self.lora_alpha as f32).is_finite() => {
+                if !(0.0..1.0).contains(&self.lora_dropout) {
+                    return Err(plain(format!("`lora_dropout` is {}", self.lora_dropout)));
+                }
+                let kind = Kind::Lora {
+                    rank: self.r,
+                    alpha: self.lora_alpha,
+                    rslora: self.use_rslora,
+                    dropout: self.lora_dropout as f32,
+                };
+                let [layers, others] = [".lora_A.weight", ".lora_B.weight"].map(ending);
+                if let Some(layer) = layers.iter().find(|l| !others.contains(l)) {
+                    return Err(plain(format!("the change of `{layer}` has a `lora_A` and no `lora_B`")));
+                }
+                if let Some(layer) = others.iter().find(|l| !layers.contains(l)) {
+                    return Err(plain(format!("the change of `{layer}` has a `lora_B` and no `lora_A`")));
+                }
+                let rank = |layer: &String| tensors[&format!("{layer}.lora_A.weight")].dims().first() == Some(&self.r);
+                if let Some(layer) = layers.iter().find(|l| !rank(l)) {
+                    return Err(plain(format!("the change of `{layer}` is not of rank {}", self.r)));
+                }
+                (kind, layers)
+            }
+            "LORA" => return Err(plain(format!("rank {} and alpha {}", self.r, self.lora_alpha))),
+            "IA3" => {
+                let layers = ending(".ia3_l");
+                let mut inner = Vec::new();
+                for layer in &layers {
+                    let name = format!("{layer}.ia3_l");
+                    // A factor of inputs is a line, one of outputs a column; only those of convolutions do not say.
+                    let of_inputs = match tensors[&name].dims() {
+                        [rows, _] => *rows == 1,
+                        _ => {
+                            let theirs = written.get(&name).unwrap_or(&name);
+                            self.is_feedforward(theirs.strip_suffix(".ia3_l").unwrap_or(theirs)).map_err(plain)?
+                        }
+                    };
+                    inner.extend(of_inputs.then_some(layer));
+                }
+                (Kind::Ia3 { feedforward: Target::exact(inner), strict: true }, layers)
+            }
+            other => return Err(plain(format!("its kind is `{other}`"))),
+        };
+        if layers.is_empty() {
+            return Err(plain(format!("{} holds no changes", FILES[1])));
+        }
+        Ok(Plan { kind, targets: Target::exact(layers), strict: true })
+    }
+
+    /// As peft asks: a text is a pattern for the whole name, those of a list are ends of it, wherever they begin.
+    fn is_feedforward(&self, layer: &str) -> Result<bool, String> {
+        match &self.feedforward_modules {
+            Value::String(text) => pattern::is_match(text, layer),
+            Value::Array(list) => Ok(list.iter().filter_map(Value::as_str).any(|end| layer.ends_with(end))),
+            _ => Err(format!("`feedforward_modules` does not say whether the factors of `{layer}` are of its inputs")),
+        }
+    }
+}
