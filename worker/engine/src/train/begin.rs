@@ -2,7 +2,7 @@
 
 use tl_proto::spec::{JobSpec, Reduction};
 
-use super::{Config, RunState};
+use super::{Config, RunState, net::Net};
 use crate::{
     Error, Result,
     collective::Collective,
@@ -63,6 +63,19 @@ pub(super) fn same_sources(config: &Config, group: &mut dyn Collective) -> Resul
     }
 }
 
+/// Ranks on different nodes have read the adapter for themselves; it must be the same one, in the same places.
+pub(super) fn same_parts(net: &Net, group: &mut dyn Collective) -> Result<()> {
+    let all = group.all_gather(net.parts.as_bytes().to_vec())?;
+    match all.iter().position(|digest| *digest != all[0]) {
+        None => Ok(()),
+        Some(odd) => Err(Error::user(
+            format!("rank {odd} has another adapter than rank 0, or has it elsewhere in the network"),
+            "`model.adapter` must be the same files on every node, and so must the weights below it; `tlctl data push` \
+             brings them to all",
+        )),
+    }
+}
+
 /// Rank 0 reads the newest checkpoint that is whole and hands it to the others.
 pub(super) fn resume(
     config: &Config,
@@ -71,10 +84,15 @@ pub(super) fn resume(
     link: &mut dyn Link,
 ) -> Result<RunState> {
     let mut bytes = Vec::new();
+    // States from before parts were compared say nothing.
+    let is_other =
+        |b: &Vec<u8>| RunState::parts_of(b).is_some_and(|parts| !parts.is_empty() && parts != fresh.progress.parts);
     if group.rank() == 0 {
         for path in &config.resume {
             let found = std::fs::read(path).ok();
-            if found.as_ref().is_some_and(|b| RunState::from_bytes(b.clone(), &fresh.store).is_some()) {
+            // A whole state of other parts has another size: that is for all ranks to say.
+            let usable = |b: &Vec<u8>| is_other(b) || RunState::from_bytes(b.clone(), &fresh.store).is_some();
+            if found.as_ref().is_some_and(usable) {
                 bytes = found.unwrap_or_default();
                 break;
             }
@@ -89,6 +107,12 @@ pub(super) fn resume(
     if bytes.is_empty() {
         return Ok(fresh);
     }
+    if is_other(&bytes) {
+        return Err(Error::user(
+            "the checkpoint is of a run with another adapter, or with the adapter elsewhere in the network",
+            "put the files back that the run began with, or submit the job anew",
+        ));
+    }
     let mut state = RunState::from_bytes(bytes, &fresh.store)
         .ok_or_else(|| Error::Internal("the state of rank 0 is not whole".into()))?;
     if group.rank() == 0 {
@@ -102,6 +126,6 @@ pub(super) fn resume(
             link.notice(Notice::OtherNumbers, text);
         }
     }
-    state.progress.numbers = fresh.progress.numbers;
+    (state.progress.numbers, state.progress.parts) = (fresh.progress.numbers, fresh.progress.parts);
     Ok(state)
 }

@@ -16,7 +16,7 @@ use crate::{
     eval::Evaluation,
     files,
     nn::{Kind, ParamId, Store},
-    weights::peft,
+    weights::{Merged, peft},
 };
 
 /// What `report.json` says.
@@ -108,7 +108,7 @@ pub fn safetensors(net: &Net, store: &Store, classes: &[String], spec: &JobSpec)
         model: spec.model.clone(),
         contract: net.contract.clone(),
         modifiers: bottlenecks(net),
-        merged: adapter.map(|[_, tensors]| blake3::hash(&tensors).to_hex().to_string()),
+        merged: net.merged.and(adapter.map(|[_, tensors]| blake3::hash(&tensors).to_hex().to_string())),
     };
     let text = serde_json::to_string(&about).map_err(|e| internal(&e))?;
     let metadata: HashMap<String, String> = [("tl".to_owned(), text)].into();
@@ -129,9 +129,9 @@ pub struct About {
     /// Modifiers without which it is another network: bottleneck adapters.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub modifiers: BTreeMap<String, Params>,
-    /// Digest of the tensors of the adapter that is in its weights.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub merged: Option<String>,
+    /// Adapters that are in its weights.
+    #[serde(default, skip_serializing_if = "Merged::is_empty")]
+    pub merged: Merged,
 }
 
 /// The modifier that makes a network with the same bottlenecks.
@@ -150,16 +150,17 @@ fn adapter(net: &Net, store: &Store, spec: &JobSpec) -> Result<Option<[Vec<u8>; 
     if network.adapters.sites.is_empty() {
         return Ok(None);
     }
-    let module = |name: &str| name.rsplit_once('.').map(|(module, _)| module.to_owned());
+    // What lies in no module, as ViT's `cls_token`, is saved by its own name.
+    let module = |name: &str| peft::module(name).unwrap_or(name).to_owned();
     let mut saved = BTreeSet::new();
     for unit in network.head..network.units.len() {
-        saved.extend(network.unit_params(unit).iter().filter_map(|p| module(&store.params[p.0].name)));
+        saved.extend(network.unit_params(unit).iter().map(|p| module(&store.params[p.0].name)));
     }
     for section in &spec.stage {
         let stage = Stage::resolve(net, store, section)?;
         let trained = stage.layout.trained().map(|(p, _)| p).filter(|p| !network.adapters.params.contains(p));
-        saved.extend(trained.filter_map(|ParamId(p)| module(&store.params[p].name)));
-        saved.extend(stage.norms.iter().filter_map(|(mean, _)| module(&store.buffers[mean.0].name)));
+        saved.extend(trained.map(|ParamId(p)| module(&store.params[p].name)));
+        saved.extend(stage.norms.iter().map(|(mean, _)| module(&store.buffers[mean.0].name)));
     }
     let base = spec.model.as_ref().and_then(|m| m.weights.as_deref());
     peft::files(network, net.backbone, store, &saved, base)
@@ -201,4 +202,29 @@ pub fn write(
             Ok((name, path))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::samples::Samples;
+
+    #[test]
+    fn a_tensor_in_no_module_is_in_the_adapter_too() {
+        let job = "schema = 1\njob = { name = \"t\", kind = \"finetune\" }\n\
+            data = { format = \"generated\", train = \"source\", val = \"source\", batch = 4 }\n\
+            model = { backbone = \"vit_s16\", input = 32 }\n[modifiers.lora]\n\
+            [[stage]]\nname = \"s\"\nepochs = 1\ntrain = [\"head\", \"cls_token\"]\nlr = 0.1\n";
+        let spec = JobSpec::from_toml(job, &[]).unwrap();
+        let samples = Samples::open(spec.data.as_ref().unwrap(), "train", 1).unwrap();
+        let classes = ["a".to_owned(), "b".to_owned()];
+        let net = Net::build_for(spec.model.as_ref().unwrap(), &classes, &spec, &BTreeMap::new(), &*samples.dataset);
+        let net = net.unwrap();
+        let [config, tensors] = adapter(&net, &net.network.initial, &spec).unwrap().unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&tensors).unwrap();
+        assert!(tensors.names().iter().any(|name| *name == "base_model.model.cls_token"), "{:?}", tensors.names());
+        assert!(tensors.names().iter().all(|name| !name.contains("pos_embed")));
+        let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+        assert_eq!(config["modules_to_save"], serde_json::json!(["head"]));
+    }
 }

@@ -35,7 +35,7 @@ use tl_proto::spec::{DataSection, JobSpec, Sampling};
 
 pub use self::config::Config;
 use self::{
-    begin::{resume, same_numbers, same_samples, same_sources},
+    begin::{resume, same_numbers, same_parts, same_samples, same_sources},
     export::{PrefixFigures, Report, StageFigures},
     inputs::Inputs,
     net::Net,
@@ -87,6 +87,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     same_samples([&*train.dataset, &*val.dataset], group)?;
     let classes = probe::same_classes(&*train.dataset, &*val.dataset)?;
     let mut student = Net::build_for(model, &classes, spec, &config.inputs, &*train.dataset)?;
+    same_parts(&student, group)?;
     let train = train.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     let val = val.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     let teacher = match local.nets.get("teacher").filter(|_| objective.has_teacher()) {
@@ -101,7 +102,8 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let names = student.network.initial.names();
     let initial = std::mem::replace(&mut student.network.initial, names);
     let moments = (optimizer.init)(initial.values.len());
-    let fresh = RunState::new(initial, moments);
+    let mut fresh = RunState::new(initial, moments);
+    fresh.progress.parts = student.parts.clone();
     let state = resume(config, fresh, group, link)?;
     let mut looped = Loop {
         config,

@@ -11,7 +11,7 @@ use crate::{
     backbone::{Asked, Backbone, Inside, Network, find},
     data::{Dataset, pixels, tokens},
     nn::{Layer, Pass, Store, Tape, host},
-    weights::{self, Contract},
+    weights::{self, Contract, Merged},
 };
 
 /// A network, where it came from and what it wants to see.
@@ -22,6 +22,10 @@ pub struct Net {
     pub network: Network,
     /// Its preprocessing.
     pub contract: Contract,
+    /// Adapters that are in its weights, or that its parts go on from.
+    pub merged: Merged,
+    /// Digest of its parts, and of where they come from.
+    pub parts: String,
 }
 
 /// Resolves `step:ID` to the file that the step has left.
@@ -109,12 +113,19 @@ impl Net {
         let (head, seed, dropout) = (&model.head, purpose.seed, Inside::of(model));
         let asked = Asked { dropout, plan: parts.plan() };
         let mut network = Network::build_with(backbone, &contract, head, classes.len(), seed, asked);
-        parts.are_placed(&network.adapters, backbone)?;
+        let (merged, digest) = (parts.merged().clone(), parts.digest(&network.adapters));
+        // Only a look at a job has an adapter and no weights, and it is they that say the shape of an encoder.
+        let sized = path.is_some() || !parts.have_a_folder() || !backbone.reads_text();
+        if sized {
+            parts.are_placed(&network.adapters, backbone)?;
+        }
         let kept = (purpose.keep_head || head.keep).then_some(classes);
         if let Some(path) = &path {
             weights::load(&mut network, backbone, path, kept.filter(|_| !parts.bring_a_head()))?;
         }
-        parts.fill(&mut network, backbone, kept)?;
+        if sized {
+            parts.fill(&mut network, backbone, kept)?;
+        }
         if parts.to_be_merged() {
             network = network.merged(backbone, &contract, head, seed, dropout);
         }
@@ -128,7 +139,7 @@ impl Net {
         if let Some(text) = &mut contract.text {
             complete(text, &network, purpose.samples)?;
         }
-        Ok(Self { backbone, network, contract })
+        Ok(Self { backbone, network, contract, merged, parts: digest })
     }
 
     /// Runs units `from..to` on a batch without keeping anything for a backward.

@@ -16,8 +16,11 @@ use crate::{
     Error, Result,
     backbone::{Backbone, Network},
     modifier,
-    nn::{Adapters, Kind, Plan, Store, Target},
-    weights::{self, peft::Folder},
+    nn::{Adapters, Kind, ParamId, Part, Plan, Store, Target},
+    weights::{
+        self, Merged,
+        peft::{self, Folder},
+    },
 };
 
 /// The parts of a network that is to be built.
@@ -26,6 +29,8 @@ pub struct Parts {
     folder: Option<Folder>,
     /// The modifier that trains them; without one they become a piece of the weights.
     modifier: Option<String>,
+    /// Adapters that are in the weights, that of the folder with them.
+    merged: Merged,
 }
 
 impl Parts {
@@ -43,13 +48,14 @@ impl Parts {
         let modifier = asked.as_ref().map(|(name, ..)| (*name).to_owned());
         let folder = model.adapter.as_deref().map(|f| Folder::read(Path::new(f), backbone)).transpose()?;
         let inside = path.map(weights::inside).transpose()?.unwrap_or_default();
-        if let Some(folder) = folder.as_ref().filter(|f| inside.merged.as_deref() == Some(f.digest.as_str())) {
+        if let Some(folder) = folder.as_ref().filter(|f| inside.merged.0.contains(&f.digest)) {
             return Err(Error::user(
                 format!("the adapter `{}` is in the weights already", folder.shown),
-                "a job leaves a model with its adapter in its weights: leave `model.adapter` out, or give the weights \
-                 that the job began with",
+                "a job leaves a model with its adapter in its weights, and so do those that begin with that model: leave \
+                 `model.adapter` out, or give the weights that the first job began with",
             ));
         }
+        let merged = inside.merged.and(folder.as_ref().map(|f| f.digest.clone()));
         let plan = match (asked, &folder, inside.plan) {
             (None, None, own) => own,
             (Some((.., plan)), None, own) if own.as_ref().is_none_or(|own| *own == plan) => Some(plan),
@@ -64,7 +70,7 @@ impl Parts {
                 ));
             }
         };
-        Ok(Self { plan, folder, modifier })
+        Ok(Self { plan, folder, modifier, merged })
     }
 
     /// What is put where.
@@ -124,6 +130,29 @@ impl Parts {
             format!("{who}: {} has none of its usual targets ({})", backbone.name, usual.join(", ")),
             format!("set `targets`; names of its layers end in {}", ends.join(", ")),
         ))
+    }
+
+    /// Adapters that will be in the weights when the parts are.
+    pub fn merged(&self) -> &Merged {
+        &self.merged
+    }
+
+    /// Digest of which parts are where, and of the adapters that they and the weights come from. Ranks must agree on it,
+    /// and so must a run that goes on.
+    pub fn digest(&self, adapters: &Adapters) -> String {
+        let mut text = String::from("parts/1;");
+        text.extend(self.plan.as_ref().map(|p| p.kind.describe()));
+        for site in &adapters.sites {
+            let inner = matches!(site.part, Part::Ia3 { input: true, .. });
+            text.push_str(&format!("{}:{inner};", site.layer));
+        }
+        text.push_str(&self.merged.0.join(","));
+        blake3::hash(text.as_bytes()).to_hex().to_string()
+    }
+
+    /// Whether they come from a folder.
+    pub fn have_a_folder(&self) -> bool {
+        self.folder.is_some()
     }
 
     /// Whether the folder holds a head.
@@ -190,6 +219,27 @@ impl Net {
                         store.params[odd.0].name
                     ),
                     "name what has no such change, like `head`: the changes are always trained; or remove the modifier",
+                ));
+            }
+        }
+        self.hides_no_part(store, stage, trained)
+    }
+
+    /// Whether peft will find the layers that have parts beside the modules that are saved as they are.
+    fn hides_no_part(&self, store: &Store, stage: &str, trained: &[bool]) -> Result<()> {
+        let network = &self.network;
+        let first = if peft::has_their_head(network, self.backbone) { network.head } else { network.units.len() };
+        let head = (first..network.units.len()).flat_map(|unit| network.unit_params(unit));
+        let own = (0..trained.len()).filter(|p| trained[*p]).map(ParamId).chain(head);
+        let own = own.filter(|p| !network.adapters.params.contains(p));
+        for module in own.filter_map(|p| peft::module(&store.params[p.0].name)).collect::<BTreeSet<_>>() {
+            if let Some(site) = network.adapters.sites.iter().find(|s| peft::hides(module, &s.layer)) {
+                return Err(Error::user(
+                    format!(
+                        "stage `{stage}` trains `{module}`, and peft takes that name for `{}` too, which learns a change",
+                        site.layer
+                    ),
+                    "leave that layer out of `targets`, or do not train what is called as its end",
                 ));
             }
         }

@@ -23,6 +23,7 @@ use crate::{
         sampler::{grain, grains_of, steps_per_epoch},
     },
     objective::Objective,
+    weights::peft,
 };
 
 /// What would happen.
@@ -96,7 +97,7 @@ fn at_a_time(n: usize, batch: usize, grains: usize, runs: impl Fn(usize) -> Vec<
 }
 
 /// Looks at a job. A model of an earlier step that is not there yet is taken on trust, and so is one of the hub that is
-/// not to be downloaded for a look.
+/// not to be downloaded for a look; an adapter on top of it is read.
 ///
 /// # Errors
 /// Everything that would stop the run at its start.
@@ -118,7 +119,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let mut model = model.clone();
     let on_trust = later(&model);
     if on_trust {
-        (model.weights, model.adapter) = (None, None);
+        model.weights = None;
     }
     let net = Net::build_for(&model, &classes, spec, &config.inputs, &*train.dataset)?;
     if Objective::find(&spec.job.kind).has_teacher()
@@ -141,6 +142,12 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let together = at_a_time(n, batch, grains, |count| partition(count, fewest));
     let own = partition(grains, fewest).iter().map(Range::len).max().unwrap_or(0);
     let (mut warnings, mut lockstep) = (Vec::new(), false);
+    if !net.network.adapters.sites.is_empty() && !peft::has_their_head(&net.network, net.backbone) {
+        warnings.push(
+            "the head is not that of the model that peft wraps: peft loads the adapter and leaves the head out"
+                .to_owned(),
+        );
+    }
     let mut spans = Vec::new();
     let stages = spec.stage.iter().map(|s| {
         let stage = Stage::resolve(&net, store, s)?;

@@ -63,6 +63,9 @@ pub struct Progress {
     /// Which numbers the machines of the run compute.
     #[serde(default)]
     pub numbers: String,
+    /// Digest of the small parts that are trained, and of where they come from.
+    #[serde(default)]
+    pub parts: String,
     /// Sums of the current epoch.
     pub sums: Sums,
     /// Finished epochs.
@@ -146,6 +149,19 @@ impl RunState {
             out.extend(collective::to_bytes(part));
         }
         Ok(files::seal(out))
+    }
+
+    /// What a whole state, for a network of any size, says of its parts.
+    pub fn parts_of(bytes: &[u8]) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Said {
+            #[serde(default)]
+            parts: String,
+        }
+        let bytes = files::unseal(bytes.to_vec())?;
+        let (len, rest) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<8>()?;
+        let json = rest.get(..usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
+        serde_json::from_slice::<Said>(json).ok().map(|said| said.parts)
     }
 
     /// Reads what [`RunState::to_bytes`] wrote; `None` if it is not whole or not for a network of this size.

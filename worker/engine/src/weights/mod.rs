@@ -2,6 +2,7 @@
 
 mod contract;
 mod header;
+mod inside;
 pub mod keras;
 pub mod peft;
 mod positions;
@@ -21,12 +22,12 @@ use candle_core::{DType, Device, Tensor};
 pub use contract::{Contract, Scale};
 pub use header::metadata;
 use header::{METADATA, header, not_whole};
+pub use inside::{Inside, Merged, inside};
 
 use crate::{
     Error, Result,
     backbone::{Backbone, Network},
-    modifier,
-    nn::{Entry, Kind, ParamId, Plan, Store},
+    nn::{Entry, ParamId, Store},
 };
 
 /// Largest file of weights that is read, in bytes.
@@ -180,10 +181,11 @@ pub fn load(network: &mut Network, backbone: &Backbone, path: &Path, kept: Optio
     let head = |name: &str| {
         name.starts_with("head.") || name.strip_prefix(backbone.classifier).is_some_and(|r| r.starts_with('.'))
     };
-    // Parts are new unless the file has them.
+    // Parts are new, or the file has all of them.
     let part = |id: &ParamId| network.initial.params[id.0].name.clone();
     let parts: BTreeSet<String> = network.adapters.params.iter().map(part).collect();
-    let wanted = |name: &str| (kept.is_some() || !head(name)) && (!parts.contains(name) || file.contains_key(name));
+    let has_parts = inside(path)?.plan.is_some() || parts.iter().any(|name| file.contains_key(name));
+    let wanted = |name: &str| (kept.is_some() || !head(name)) && (has_parts || !parts.contains(name));
     fill(&mut network.initial, &file, wanted, &path.display().to_string())
 }
 
@@ -209,32 +211,6 @@ fn about(path: &Path) -> Result<serde_json::Value> {
     }
     let text = metadata(path)?.remove("tl").unwrap_or_default();
     Ok(serde_json::from_str(&text).unwrap_or_default())
-}
-
-/// What a file of weights says of the small parts that were trained with it.
-#[derive(Default)]
-pub struct Inside {
-    /// Digest of the adapter that is worked into it.
-    pub merged: Option<String>,
-    /// Bottlenecks that it holds.
-    pub plan: Option<Plan>,
-}
-
-/// Reads what a file says of small parts; nothing where it is not ours.
-///
-/// # Errors
-/// A file that is not whole.
-pub fn inside(path: &Path) -> Result<Inside> {
-    let about = about(path)?;
-    let merged = about.get("merged").and_then(|m| m.as_str()).map(str::to_owned);
-    let Some(said) = about.get("modifiers") else { return Ok(Inside { merged, plan: None }) };
-    let modifiers = serde_json::from_value(said.clone()).map_err(|e| not_whole(path, &e))?;
-    let plan = modifier::adapt(&modifiers).map(|(.., plan)| plan);
-    // A file may say anything; what we write is a bottleneck of a size that the job file may ask for.
-    match plan.as_ref().map(|plan| &plan.kind) {
-        None | Some(Kind::Bottleneck { reduction: 1..=4096, .. }) => Ok(Inside { merged, plan }),
-        Some(_) => Err(not_whole(path, &"its parts are none that a model can have")),
-    }
 }
 
 /// The contract of a file of weights: inside it if it is ours, else beside it, in our words or in timm's.

@@ -45,6 +45,15 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Its settings, in words that stay the same from release to release.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Lora { rank, alpha, rslora, dropout } => format!("lora:{rank}:{alpha}:{rslora}:{dropout};"),
+            Self::Ia3 { .. } => "ia3;".into(),
+            Self::Bottleneck { twice, reduction } => format!("bottleneck:{twice}:{reduction};"),
+        }
+    }
+
     /// What LoRA's change is multiplied by.
     pub fn scale(&self) -> f32 {
         match self {

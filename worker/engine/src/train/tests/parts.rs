@@ -55,6 +55,7 @@ fn lora_gives_the_same_model_and_adapter_for_any_number_of_ranks() {
     let lora = "[modifiers.lora]\nrank = 4\ndropout = 0.1\n[modifiers.ema]\ndecay = 0.5\n";
     let job = text_job(data.path(), "", &stages, lora);
     let plan = probe::probe(&config(&job, data.path(), "cache", Vec::new())).unwrap();
+    assert!(plan.warnings.iter().all(|w| !w.contains("leaves the head out")), "{:?}", plan.warnings);
     let mut wanted = None;
     for (world, apart) in [(1, false), (2, false), (3, true)] {
         let dir = tempfile::tempdir().unwrap();
@@ -121,12 +122,23 @@ fn an_adapter_is_worked_into_its_base_or_trained_on() {
     other.unwrap();
     let config = std::fs::read_to_string(dir.path().join("work/model").join(FILES[0])).unwrap();
     assert!(config.contains("\"lora_dropout\": 0.5"), "{config}");
+    let dir = tempfile::tempdir().unwrap();
     let merged = train(&more(&from, ""), 1, false, dir.path(), &[], &Recorder::default()).unwrap();
     assert!(merged.stages[0].trained == 2 * 16 + 2 && merged.stages[0].first_unit == "classifier");
     assert!((merged.evaluation.loss - report.evaluation.loss).abs() < 1e-3);
 
     let twice = more(&from, "").replace(&folder("bert", data.path(), CONFIG), &place);
     assert!(refused(&twice).contains("is in the weights already"));
+    // However many jobs lie in between.
+    let base = folder("bert", data.path(), CONFIG);
+    let second = dir.path().join("work/model").display().to_string();
+    let third = tempfile::tempdir().unwrap();
+    let on = more("", "").replace(&base, &second);
+    train(&on, 1, false, third.path(), &[], &Recorder::default()).unwrap();
+    for from in [second, third.path().join("work/model").display().to_string()] {
+        let again = more(&format!(", adapter = \"{place}\""), "").replace(&base, &from);
+        assert!(refused(&again).contains("is in the weights already"), "{from}");
+    }
     assert!(
         refused(&more(&from, "[modifiers.lora]\nrank = 8")).contains("`modifiers.lora.rank` is said by the adapter")
     );
@@ -161,6 +173,11 @@ fn contradictions_and_targets_that_name_nothing_are_refused() {
     let before =
         JOB.replace("small_cnn\"", "vit_s16\", input = 32").replace("\"*\"", "\"head\"") + "[modifiers.adapter]\n";
     assert!(refused(&before).contains("blocks that normalise sums, as BERT's do, and vit_s16 has none"));
+    let resnet = JOB.replace("small_cnn\"", "resnet18\", input = 32").replace("\"*\"", "\"head\", \"conv1\"");
+    let error = refused(
+        &format!("{resnet}[modifiers.lora]\ntargets = [\"layer1.0.conv1\"]\n").replace("\"block3\"", "\"layer4\""),
+    );
+    assert!(error.contains("trains `conv1`, and peft takes that name for `layer1.0.conv1` too"), "{error}");
     let error = images("[modifiers.lora]\n");
     assert!(
         error.contains("small_cnn has none of its usual targets (query, ") && error.contains("end in conv"),
@@ -206,6 +223,8 @@ fn parts_of_every_kind_learn_what_a_head_cannot_and_what_they_leave_is_whole() {
     let stages = stage("s", HEAD, 60, 0.04);
     let dir = tempfile::tempdir().unwrap();
     let alone = train(&job(&stages, ""), 2, false, dir.path(), &[], &Recorder::default()).unwrap().evaluation;
+    let looked = probe::probe(&config(&job(&stages, "[modifiers.lora]\n"), dir.path(), "cache", Vec::new())).unwrap();
+    assert!(looked.warnings.iter().any(|w| w.contains("peft loads the adapter and leaves the head out")));
     let kind = |kind: &str| format!("[modifiers.adapter]\nreduction = 4\nkind = \"{kind}\"\n");
     // Two layers; bottlenecks are 4 wide.
     let one = 4 * 16 + 4 + 16 * 4 + 16;
@@ -248,6 +267,18 @@ fn parts_of_every_kind_learn_what_a_head_cannot_and_what_they_leave_is_whole() {
             assert_eq!(kept.evaluate("text", &place, Default::default(), 0).unwrap(), next.evaluation);
             let error = refused(&start(&stage("s", HEAD, 1, 0.1), "[modifiers.lora]\n"));
             assert!(error.contains("bottleneck adapters of another kind"), "{error}");
+            // A file that says it has them must have them all, whoever asks.
+            let whole = std::fs::read(file.join("model.safetensors")).unwrap();
+            let said = crate::weights::metadata(&file.join("model.safetensors")).unwrap().into_iter().collect();
+            let read = safetensors::SafeTensors::deserialize(&whole).unwrap();
+            let gone = "encoder.layer.1.output_adapter.up.bias";
+            let kept: Vec<_> = read.tensors().into_iter().filter(|(name, _)| name != gone).collect();
+            assert!(kept.len() + 1 == read.len());
+            std::fs::write(file.join("model.safetensors"), safetensors::serialize(kept, Some(said)).unwrap()).unwrap();
+            for modifiers in ["", &modifiers] {
+                let error = refused(&start(&stage("s", HEAD, 1, 0.1), modifiers));
+                assert!(error.contains(&format!("no {gone}")), "{error}");
+            }
         }
     }
 }
@@ -265,7 +296,9 @@ fn convolutions_learn_changes_too_and_one_step_is_enough_to_be_judged() {
         assert_eq!(wanted.get_or_insert_with(|| left(dir.path())), &left(dir.path()), "{world} ranks");
         assert_eq!(report.stages[0].first_unit, "block0");
         let saved = tensors(&dir.path().join("work/model").join(FILES[1]));
-        for name in ["block1.norm.running_mean", "block3.conv.lora_B.weight", "fc.bias", "head.0.norm.weight"] {
+        for name in
+            ["block1.norm.running_mean", "block3.conv.lora_B.weight", "own_head.fc.bias", "own_head.head.0.norm.weight"]
+        {
             assert!(saved.contains_key(&format!("base_model.model.{name}")), "{name}");
         }
     }
@@ -273,4 +306,60 @@ fn convolutions_learn_changes_too_and_one_step_is_enough_to_be_judged() {
     let short = job.replace("batch = 23", "batch = 64").replace("epochs = 2", "epochs = 1");
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(train(&short, 1, false, dir.path(), &[], &Recorder::default()).unwrap().steps, 1);
+}
+
+#[test]
+fn ranks_and_runs_that_go_on_have_the_same_adapter() {
+    let data = tempfile::tempdir().unwrap();
+    sentences(data.path());
+    let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let job = |from: &str, lora: &str| {
+        text_job(data.path(), from, &stage("s", HEAD, 2, 0.02), &format!("[modifiers.lora]\n{lora}"))
+    };
+    let left = |dir: &tempfile::TempDir| format!(", adapter = \"{}\"", dir.path().join("work/model").display());
+    train(&job("", ""), 1, false, dirs[0].path(), &[], &Recorder::default()).unwrap();
+    let first = job(&left(&dirs[0]), "");
+    train(&first, 1, false, dirs[1].path(), &[], &Recorder::default()).unwrap();
+    let second = job(&left(&dirs[1]), "");
+    let said = |result: Result<Report>| match result {
+        Err(Error::User { message, .. }) => message,
+        other => panic!("{other:?}"),
+    };
+    let apart = train_each(&[first.as_str(), &second], false, dirs[2].path(), &[], &Recorder::default());
+    assert!(said(apart).contains("rank 1 has another adapter than rank 0"));
+    let dropped = job(&left(&dirs[0]), "dropout = 0.5");
+    let apart = train_each(&[first.as_str(), &dropped], false, dirs[2].path(), &[], &Recorder::default());
+    assert!(said(apart).contains("rank 1 has another adapter than rank 0"));
+
+    let link = Recorder { stop_after: Some(1), ..Recorder::default() };
+    train(&first, 2, false, dirs[2].path(), &[], &link).unwrap_err();
+    let resume = link.checkpoints.lock().unwrap().clone();
+    assert!(!resume.is_empty());
+    for other in [&second, &dropped, &job("", "rank = 4")] {
+        let on = train(other, 2, false, dirs[2].path(), &resume, &Recorder::default());
+        assert!(said(on).contains("the checkpoint is of a run with another adapter"), "{other}");
+    }
+    train(&first, 1, false, dirs[2].path(), &resume, &Recorder::default()).unwrap();
+}
+
+#[test]
+fn a_look_reads_the_adapter_even_where_the_weights_are_not_here_yet() {
+    let dir = tempfile::tempdir().unwrap();
+    let lora = "[modifiers.lora]\nrank = 2\ntargets = [\"conv\"]\n";
+    let head = JOB.split("[[stage]]").next().unwrap();
+    let stage = "[[stage]]\nname = \"s\"\nepochs = 1\ntrain = [\"head\"]\nlr = 0.01\n";
+    let trained = train(&format!("{head}{lora}{stage}"), 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+    let look = |adapter: &str, modifiers: &str| {
+        let more = format!("small_cnn\", weights = \"hf://a/b\", adapter = \"{adapter}\"");
+        let mut config =
+            config(&format!("{}{modifiers}{stage}", head.replace("small_cnn\"", &more)), dir.path(), "c", Vec::new());
+        config.absent = [("hf://a/b".to_owned(), 1)].into();
+        probe::probe(&config)
+    };
+    let place = dir.path().join("work/model").display().to_string();
+    let on = look(&place, "[modifiers.lora]\n").unwrap();
+    assert_eq!(on.stages[0].trained, trained.stages[0].trained);
+    assert!(look(&place, "").unwrap().stages[0].trained < on.stages[0].trained);
+    let error = look("/nowhere", "").unwrap_err().to_string();
+    assert!(error.contains("the adapter `/nowhere` cannot be used"), "{error}");
 }
