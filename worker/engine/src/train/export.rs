@@ -222,7 +222,7 @@ mod tests {
         let net = net.unwrap();
         let [config, tensors] = adapter(&net, &net.network.initial, &spec).unwrap().unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&tensors).unwrap();
-        assert!(tensors.names().iter().any(|name| *name == "base_model.model.cls_token"), "{:?}", tensors.names());
+        assert!(tensors.names().contains(&"base_model.model.cls_token"), "{:?}", tensors.names());
         assert!(tensors.names().iter().all(|name| !name.contains("pos_embed")));
         let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
         assert_eq!(config["modules_to_save"], serde_json::json!(["head"]));

@@ -359,7 +359,7 @@ fn folders_that_mean_something_else_are_refused() {
         ("\"use_dora\": false", "\"use_dora\": true", "`use_dora` is not supported"),
         ("\"bias\": \"none\"", "\"bias\": \"all\"", "`bias` is not supported"),
         ("\"rank_pattern\": {}", "\"rank_pattern\": {\"query\": 2}", "`rank_pattern` is not supported"),
-        ("\"LORA\"", "\"LOHA\"", "its kind is `LOHA`"),
+        ("\"LORA\"", "\"LOHA\", \"rank_dropout\": 0.5", "its kind is `LOHA`"),
         ("\"r\": 4", "\"r\": 0", "rank 0"),
         ("\"r\": 4", "\"r\": 5", "is not of rank 5"),
         ("\"init_lora_weights\": true", "\"init_lora_weights\": \"pissa\"", "changes the base"),

@@ -95,6 +95,10 @@ fn is_on(value: &Value) -> bool {
 impl Config {
     pub(super) fn parse(text: &str) -> Result<Self, Refused> {
         let config: Self = serde_json::from_str(text).map_err(|e| (format!("{}: {e}", FILES[0]), None))?;
+        // First, for others have other settings.
+        if !["LORA", "IA3"].contains(&config.peft_type.as_str()) {
+            return Err((format!("its kind is `{}`", config.peft_type), None));
+        }
         let odd = config.rest.iter().find(|(key, value)| {
             let fine = HARMLESS.contains(&key.as_str()) || *key == "bias";
             !fine && is_on(value)
@@ -156,7 +160,7 @@ impl Config {
                 (kind, layers)
             }
             "LORA" => return Err(plain(format!("rank {} and alpha {}", self.r, self.lora_alpha))),
-            "IA3" => {
+            _ => {
                 let layers = ending(".ia3_l");
                 let mut inner = Vec::new();
                 for layer in &layers {
@@ -173,7 +177,6 @@ impl Config {
                 }
                 (Kind::Ia3 { feedforward: Target::exact(inner), strict: true }, layers)
             }
-            other => return Err(plain(format!("its kind is `{other}`"))),
         };
         if layers.is_empty() {
             return Err(plain(format!("{} holds no changes", FILES[1])));
