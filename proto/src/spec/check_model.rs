@@ -48,7 +48,10 @@ pub(super) fn check_untrained(role: &str, net: &ModelSection) -> Checked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{entry, number};
+    use crate::{
+        catalog::{entry, number},
+        spec::{Precision, parse},
+    };
 
     #[test]
     fn a_teacher_has_no_dropout() {
@@ -73,5 +76,20 @@ mod tests {
         assert_eq!(check("vit_s16", 0.1), Ok(()));
         assert!(check("vit_s16", 1.0).unwrap_err().contains("model.dropout"));
         assert!(check("resnet18", 0.1).unwrap_err().contains("no blocks of a transformer"));
+    }
+
+    #[test]
+    fn a_precision_is_one_of_two_and_only_written_out_where_it_is_not_the_usual_one() {
+        let job =
+            |model: &str| parse(&format!("schema = 1\njob = {{ name = \"t\", kind = \"f\" }}\nmodel = {{ {model} }}"));
+        let e = job("backbone = \"b\", precision = \"fp16\"").unwrap_err();
+        assert_eq!(e.to_string(), "line 3, column 38: unknown variant `fp16`, expected `f32` or `bf16`");
+        assert_eq!(e.hint, "did you mean `bf16`?");
+        assert_eq!(job("backbone = \"b\", precision = \"double\"").unwrap_err().hint, "known: f32, bf16");
+        let model = |text| job(text).unwrap().model.unwrap();
+        assert_eq!(model("backbone = \"b\", precision = \"bf16\"").precision, Precision::Bf16);
+        let usual = model("backbone = \"b\"");
+        assert_eq!(usual.precision, Precision::F32);
+        assert!(!serde_json::to_string(&usual).unwrap().contains("precision"));
     }
 }

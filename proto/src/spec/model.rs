@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AugmentSection, ClassWeights, RecipeSection, Sampling, StageSection};
+use super::{AugmentSection, ClassWeights, Precision, RecipeSection, Sampling, StageSection};
 
 /// Free parameters of a catalog entry.
 pub type Params = BTreeMap<String, serde_json::Value>;
@@ -243,6 +243,9 @@ pub struct ModelSection {
     /// The same for the probabilities of its attention (`attention_probs_dropout_prob`, `attention_dropout`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attention_dropout: Option<f64>,
+    /// What its products compute with: `f32` or `bf16`. Parameters, checkpoints and exported files are f32 with either.
+    #[serde(default, skip_serializing_if = "Precision::is_f32")]
+    pub precision: Precision,
     /// The classifier on top.
     #[serde(default)]
     pub head: HeadSection,

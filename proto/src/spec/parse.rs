@@ -131,15 +131,20 @@ fn located(text: &str, error: &toml::de::Error) -> SpecError {
         (line, column)
     });
     let mut hint = String::new();
-    // serde says: unknown field `bach`, expected one of `a`, `b`
-    if let Some(rest) = message.strip_prefix("unknown field `") {
+    // serde says: unknown field `bach`, expected one of `a`, `b`; and the same of a variant
+    let nearest = |rest: &str| {
         let mut quoted = rest.split('`');
-        let got = quoted.next().unwrap_or_default();
+        let got = quoted.next().unwrap_or_default().to_owned();
         let known: Vec<&str> = quoted.skip(1).step_by(2).collect();
-        if !known.is_empty() {
-            hint = nearest_hint(got, &known);
-        }
+        let hint = if known.is_empty() { String::new() } else { nearest_hint(&got, &known) };
+        (got, hint)
+    };
+    if let Some(rest) = message.strip_prefix("unknown field `") {
+        let (got, hint) = nearest(rest);
         return SpecError { message: format!("unknown key `{got}`"), hint, at };
+    }
+    if let Some(rest) = message.strip_prefix("unknown variant `") {
+        hint = nearest(rest).1;
     }
     if let Some(rest) = message.strip_prefix("missing field `") {
         let _ = write!(hint, "add `{} = …`", rest.trim_end_matches('`'));

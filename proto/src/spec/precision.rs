@@ -1,0 +1,35 @@
+//! What a network computes with.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the products of a network compute with: convolutions, dense layers, attention, LSTM, adapters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// f32 throughout.
+    #[default]
+    F32,
+    /// Mixed, as PyTorch's `autocast` with `bfloat16`: operands and outputs of products, and gradients of their inputs, are
+    /// rounded to bf16; sums are f32. Norms, softmax, losses, gradients of parameters, the optimizer and averages are f32,
+    /// and updates go to f32 parameters. bf16 has the range of f32: losses are not scaled.
+    Bf16,
+}
+
+impl Precision {
+    /// Whether nothing is rounded.
+    pub fn is_f32(&self) -> bool {
+        *self == Self::F32
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
