@@ -23,6 +23,11 @@ fn text(plan: &Value) -> String {
     text += &format!("  classes: {}\n", names(&plan["classes"]));
     text += &format!("  samples: {} to train, {} to validate\n", plan["samples"][0], plan["samples"][1]);
     text += &format!("  preprocessing: {}\n", plan["preprocess"].as_str().unwrap_or_default());
+    for (net, precision) in plan["precision"].as_object().into_iter().flatten() {
+        let precision = precision.as_str().unwrap_or_default();
+        text +=
+            &format!("  precision: products of `{net}` in {precision}; its parameters and their gradients in f32\n");
+    }
     text += &format!(
         "  {} steps an epoch, {} grains a step, by rank {}\n",
         plan["steps_per_epoch"], plan["grains"], plan["split"]
@@ -117,6 +122,14 @@ mod tests {
         assert!(cached("pool", &saving(0, 42.0)).contains("which an earlier stage fills; saves 8 %"));
         assert!(cached("pool", &saving(14, -90.0)).ends_with("costs more than this stage saves: 1.5 min of 9.3 min"));
         assert!(cached("stem", &json!({ "bytes": 0 })).starts_with("nothing is cached"));
+    }
+
+    #[test]
+    fn a_precision_is_said_where_it_is_not_the_usual_one() {
+        let said = text(&json!({ "precision": { "model": "bf16", "nets.teacher": "bf16" } }));
+        assert!(said.contains("  precision: products of `model` in bf16; its parameters"), "{said}");
+        assert!(said.contains("products of `nets.teacher` in bf16"), "{said}");
+        assert!(!text(&json!({})).contains("precision"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use candle_core::Tensor;
-use tl_proto::spec::{AugmentSection, DataSection, ModelSection, Params};
+use tl_proto::spec::{AugmentSection, DataSection, ModelSection, Params, Precision};
 
 use crate::{
     Error, Result,
@@ -17,7 +17,7 @@ use crate::{
     weights,
 };
 
-/// A model that was exported, ready to run.
+/// A model that was exported, ready to run; in f32, also if it was trained with another `model.precision`.
 pub struct Model {
     net: Net,
     classes: Vec<String>,
@@ -44,6 +44,8 @@ impl Model {
         model.adapter = None;
         // The file has its own contract; what the job said of the weights it began with is in there.
         (model.preprocess, model.padding, model.input) = (None, None, None);
+        // What is exported are f32 parameters, whatever they were trained with: products of a finished model are f32 too.
+        model.precision = Precision::F32;
         let net = Net::build(&model, &classes, true, 0, &BTreeMap::new())?;
         Ok(Self { net, classes })
     }

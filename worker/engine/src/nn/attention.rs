@@ -4,7 +4,8 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::{
-    Act, Gradients, Layer, Linear, Mask, ParamId, Pass, Ragged, Saved, Tape, host, lanes, mask::Drops, sum::add, tensor,
+    Act, Gradients, Layer, Linear, Mask, ParamId, Pass, Ragged, Saved, Tape, host, lanes, mask::Drops,
+    precision::Rounds, sum::add, tensor,
 };
 use crate::{
     Result,
@@ -28,7 +29,7 @@ pub struct SelfAttention {
 
 vectorised! {
     /// `p = exp((s − max)·scale)`, and each row's largest score and inverse sum; rows are then scaled by it.
-    fn softmax(s: &mut [f32], t: usize, scale: f32, notes: &mut [f32]) {
+    pub(super) fn softmax(s: &mut [f32], t: usize, scale: f32, notes: &mut [f32]) {
         for (row, note) in s.chunks_exact_mut(t).zip(notes.chunks_exact_mut(2)) {
             let mut most = row[0];
             row.iter().for_each(|v| most = if *v > most { *v } else { most });
@@ -48,7 +49,7 @@ vectorised! {
     }
 
     /// `ds = p·(dp − Σ dp·p)·scale`, in place of `dp`.
-    fn through(dp: &mut [f32], p: &[f32], t: usize, scale: f32) {
+    pub(super) fn through(dp: &mut [f32], p: &[f32], t: usize, scale: f32) {
         for (dp, p) in dp.chunks_exact_mut(t).zip(p.chunks_exact(t)) {
             let along = lanes::dot(dp, p);
             dp.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - along) * scale);
@@ -160,17 +161,21 @@ impl SelfAttention {
         let (parts, d, rows) = (self.parts(), self.depth, ragged.rows());
         let w = parts.width;
         let (mut heads, mut notes) = (vec![0.0; rows * w], vec![0.0; rows * self.heads * 2]);
+        let precision = pass.precision();
         {
             let guards = made.iter().map(host).collect::<Result<Vec<_>>>()?;
-            let all: Vec<&[f32]> = guards.iter().map(|g| &**g).collect();
+            let operands: Vec<_> = guards.iter().map(|g| precision.operand(g)).collect();
+            let all: Vec<&[f32]> = operands.iter().map(|o| &**o).collect();
             let own = self.cut(&mut heads, ragged, d).into_iter().zip(self.cut(&mut notes, ragged, 2));
             let tasks: Vec<_> = self.tasks(ragged, pass)?.into_iter().zip(own).collect();
             tasks.into_par_iter().for_each(|(Task { head, start, t, mut drops }, (out, notes))| {
                 let (own, first) = (rows_of(&all, start, t, parts.stride), head * d);
                 let mut s = vec![0.0; t * t];
                 gemm(&mut s, t, parts.view(&own, QUERY, first), parts.turned(&own, KEY, first), (t, t, d), false);
+                precision.round(&mut s);
                 softmax(&mut s, t, self.scale(), notes);
                 drops.iter_mut().for_each(|drops| drops.scale(&mut s));
+                precision.round(&mut s);
                 gemm(out, d, View::rows(&s, t), parts.view(&own, VALUE, first), (t, d, t), false);
             });
         }
@@ -182,7 +187,7 @@ impl SelfAttention {
             made.into_iter().for_each(|kept| tape.push(Saved::Tensor(kept)));
             tape.push(Saved::Values(notes));
         }
-        self.out.forward(&tensor(out, &[rows, w])?, by_row, tape)
+        self.out.forward(&tensor(precision.product(out), &[rows, w])?, by_row, tape)
     }
 
     /// # Errors
@@ -203,11 +208,14 @@ impl SelfAttention {
         made.reverse();
         let (parts, d, rows) = (self.parts(), self.depth, ragged.rows());
         let (w, stride) = (parts.width, parts.stride);
+        let precision = pass.precision();
         let mut heads: [Vec<f32>; 3] = std::array::from_fn(|_| vec![0.0; rows * w]);
         {
             let guards = made.iter().map(host).collect::<Result<Vec<_>>>()?;
-            let all: Vec<&[f32]> = guards.iter().map(|g| &**g).collect();
+            let operands: Vec<_> = guards.iter().map(|g| precision.operand(g)).collect();
+            let all: Vec<&[f32]> = operands.iter().map(|o| &**o).collect();
             let (g, notes) = (host(&dout)?, &notes);
+            let g = precision.operand(&g);
             let g = &*g;
             let [query, key, value] = heads.each_mut().map(|part| self.cut(part, ragged, d));
             let own = query.into_iter().zip(key).zip(value);
@@ -218,8 +226,10 @@ impl SelfAttention {
                 let notes = &notes[(start * self.heads + head * t) * 2..][..2 * t];
                 let (mut p, mut dp, mut mask) = (vec![0.0; t * t], vec![0.0; t * t], Vec::new());
                 gemm(&mut p, t, parts.view(&own, QUERY, first), parts.turned(&own, KEY, first), (t, t, d), false);
+                precision.round(&mut p);
                 again(&mut p, t, self.scale(), notes);
                 gemm(&mut dp, t, g, parts.turned(&own, VALUE, first), (t, t, d), false);
+                precision.round(&mut dp);
                 // What was dropped of the probabilities had no part in the output.
                 let shown = match drops {
                     None => &p,
@@ -231,8 +241,9 @@ impl SelfAttention {
                         &mask
                     }
                 };
-                gemm(dv, d, View::transposed(shown, t), g, (t, d, t), false);
+                gemm(dv, d, View::transposed(&precision.operand(shown), t), g, (t, d, t), false);
                 through(&mut dp, &p, t, self.scale());
+                precision.round(&mut dp);
                 gemm(dq, d, View::rows(&dp, t), parts.view(&own, KEY, first), (t, d, t), false);
                 gemm(dk, d, View::transposed(&dp, t), parts.view(&own, QUERY, first), (t, d, t), false);
             });
@@ -246,7 +257,8 @@ impl SelfAttention {
         let mut dx: Option<Tensor> = None;
         // The tape goes backwards: value, key, query.
         for (linear, slope) in self.projections.iter().zip(slopes).rev() {
-            let part = linear.backward(&tensor(slope, &[rows, stride])?, pass, tape, grads, need_dx)?;
+            let part =
+                linear.backward(&tensor(precision.product(slope), &[rows, stride])?, pass, tape, grads, need_dx)?;
             dx = match (dx, part) {
                 (Some(a), Some(b)) => Some(add(&a, &b, Act::None)?),
                 (None, part) => part,

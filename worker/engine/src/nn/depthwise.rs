@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, Padding, ParamId, Pass, Tape, conv::Axis, host, tensor};
+use super::{Gradients, Layer, Padding, ParamId, Pass, Tape, conv::Axis, host, precision::Rounds, tensor};
 use crate::{
     Error, Result,
     num::{fresh::Fresh, simd::vectorised},
@@ -93,7 +93,8 @@ impl Layer for Depthwise {
         }
         let mut out = Fresh::new(n * oh * ow * c);
         {
-            let (input, weights) = (host(x)?, self.by_tap(pass.store.param(self.w)));
+            let (input, weights) = (host(x)?, self.by_tap(&pass.weight(self.w)));
+            let input = pass.precision().operand(&input);
             let input = &*input;
             out.parts(ow * c).enumerate().for_each_init(Vec::new, |reads, (row, out)| {
                 let image = &input[row / oh * h * w * c..][..h * w * c];
@@ -105,7 +106,7 @@ impl Layer for Depthwise {
             });
         }
         tape.push_input(x, pass, self.w);
-        tensor(out.done(), &[n, oh, ow, c])
+        tensor(pass.precision().product(out.done()), &[n, oh, ow, c])
     }
 
     fn backward(
@@ -120,10 +121,12 @@ impl Layer for Depthwise {
         let (n, h, w, c, taps) = (shape[0], shape[1], shape[2], shape[3], self.k * self.k);
         let (y_axis, x_axis) = self.axes((h, w));
         let (oh, ow) = (y_axis.outputs, x_axis.outputs);
-        let dy = host(dy)?;
+        let (precision, dy) = (pass.precision(), host(dy)?);
+        let dy = precision.operand(&dy);
         let dy = &*dy;
         if let (Some(x), Some(dw)) = (x, grads.slot(self.w)) {
             let x = host(&x)?;
+            let x = precision.operand(&x);
             let x = &*x;
             dw.par_chunks_mut(CHANNELS * taps).enumerate().for_each(|(block, dw)| {
                 let (first, width) = (block * CHANNELS, dw.len() / taps);
@@ -148,7 +151,7 @@ impl Layer for Depthwise {
         if !need_dx {
             return Ok(None);
         }
-        let weights = self.by_tap(pass.store.param(self.w));
+        let weights = self.by_tap(&pass.weight(self.w));
         let mut dx = Fresh::new(n * h * w * c);
         dx.parts(w * c).enumerate().for_each_init(Vec::new, |reads, (row, dx)| {
             let (image, y) = (&dy[row / h * oh * ow * c..][..oh * ow * c], row % h);
@@ -165,7 +168,7 @@ impl Layer for Depthwise {
                 pixel(dx, image, &weights, reads);
             }
         });
-        Ok(Some(tensor(dx.done(), &shape)?))
+        Ok(Some(tensor(precision.product(dx.done()), &shape)?))
     }
 
     fn describe(&self, out: &mut String) {

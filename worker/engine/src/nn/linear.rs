@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, ParamId, Pass, Tape, adapter::Adapter, host, rows, tensor};
+use super::{Gradients, Layer, ParamId, Pass, Tape, adapter::Adapter, host, precision::Rounds, rows, tensor};
 use crate::{
     Error, Result,
     num::gemm::{self, Packed, View},
@@ -27,15 +27,17 @@ impl Linear {
             Some(width) if *width == self.input => *width = self.output,
             _ => return Err(Error::Internal(format!("{} inputs expected, given {:?}", self.input, x.dims()))),
         }
+        let precision = pass.precision();
         let input = host(x)?;
         let n = input.len() / self.input;
-        let mut out = gemm::linear(&input, pass.store.param(self.w), (n, self.output, self.input));
-        if let Some(bias) = self.b.map(|b| pass.store.param(b)) {
+        let (operand, w) = (precision.operand(&input), pass.weight(self.w));
+        let mut out = gemm::linear(&operand, &w, (n, self.output, self.input));
+        if let Some(bias) = self.b.map(|b| pass.weight(b)) {
             out.par_chunks_mut(self.output * 64)
-                .for_each(|rows| rows.chunks_exact_mut(self.output).for_each(|row| add(row, bias)));
+                .for_each(|rows| rows.chunks_exact_mut(self.output).for_each(|row| add(row, &bias)));
         }
         tape.push_input(x, pass, self.w);
-        tensor(out, &shape)
+        tensor(precision.product(out), &shape)
     }
 
     fn base_backward(
@@ -47,10 +49,11 @@ impl Linear {
         need_dx: bool,
     ) -> Result<Option<Tensor>> {
         let (shape, x) = tape.pop_input()?;
-        let g = host(dy)?;
+        let (precision, g) = (pass.precision(), host(dy)?);
+        let g = precision.operand(&g);
         let n = g.len() / self.output;
         if let (Some(x), Some(dw)) = (x, grads.slot(self.w)) {
-            gemm::outer(dw, &g, &host(&x)?, (n, self.output, self.input));
+            gemm::outer(dw, &g, &precision.operand(&host(&x)?), (n, self.output, self.input));
         }
         if let Some(db) = self.b.and_then(|b| grads.slot(b)) {
             rows::add_sums(&g, self.output, db);
@@ -58,9 +61,9 @@ impl Linear {
         if !need_dx {
             return Ok(None);
         }
-        let w = Packed::of(View::rows(pass.store.param(self.w), self.input), self.output, self.input);
+        let w = Packed::of(View::rows(&pass.weight(self.w), self.input), self.output, self.input);
         let dx = gemm::rows_product(&g, &w, self.input);
-        Ok(Some(tensor(dx, &shape)?))
+        Ok(Some(tensor(precision.product(dx), &shape)?))
     }
 }
 

@@ -2,8 +2,9 @@
 
 use candle_core::Tensor;
 use rayon::prelude::*;
+use tl_proto::spec::Precision;
 
-use super::{Gradients, Layer, ParamId, Pass, Ragged, Saved, Tape, host, rows, tensor};
+use super::{Gradients, Layer, ParamId, Pass, Ragged, Saved, Tape, host, precision::Rounds, rows, tensor};
 use crate::{
     Error, Result,
     num::{
@@ -28,7 +29,7 @@ pub struct Lstm {
 
 vectorised! {
     /// One time step of one sample: `gates` (4h) become activated ones, `c` and `h` the new memory and state.
-    fn step(gates: &mut [f32], c: &mut [f32], h: &mut [f32]) {
+    pub(super) fn step(gates: &mut [f32], c: &mut [f32], h: &mut [f32]) {
         let w = c.len();
         let (i, rest) = gates.split_at_mut(w);
         let (f, rest) = rest.split_at_mut(w);
@@ -44,7 +45,7 @@ vectorised! {
     }
 
     /// The same backwards: `gates` become slopes of what the gates were given, `dc` that of the memory before.
-    fn back(gates: &mut [f32], c: &[f32], before: &[f32], dh: &[f32], dc: &mut [f32]) {
+    pub(super) fn back(gates: &mut [f32], c: &[f32], before: &[f32], dh: &[f32], dc: &mut [f32]) {
         let w = c.len();
         let (i, rest) = gates.split_at_mut(w);
         let (f, rest) = rest.split_at_mut(w);
@@ -60,6 +61,15 @@ vectorised! {
             dc[j] = d * vf;
         }
     }
+}
+
+/// `now += state · recurrent`, for rows of `n` numbers. What is rounded is the product alone, before it is added.
+fn add_product(now: &mut [f32], state: &[f32], recurrent: &Packed, n: usize, precision: Precision) {
+    if precision.is_f32() {
+        return gemm::rows_times(now, state, recurrent, n, true);
+    }
+    let product = precision.product(gemm::rows_product(&precision.operand(state), recurrent, n));
+    now.iter_mut().zip(&product).for_each(|(v, p)| *v += p);
 }
 
 /// Packed rows by time: at each step the samples that still go on, longest first, so that those are the first ones.
@@ -109,11 +119,14 @@ impl Layer for Lstm {
         if packed.dim(1)? != self.input {
             return Err(Error::Internal(format!("{} inputs expected, given {:?}", self.input, x.dims())));
         }
-        let store = pass.store;
-        let mut gates = gemm::linear(&host(&packed)?, store.param(self.wi), (total, 4 * w, self.input));
-        let bias: Vec<f32> = store.param(self.bi).iter().zip(store.param(self.bh)).map(|(a, b)| a + b).collect();
+        let precision = pass.precision();
+        let mut gates =
+            gemm::linear(&precision.operand(&host(&packed)?), &pass.weight(self.wi), (total, 4 * w, self.input));
+        let (bi, bh) = (pass.weight(self.bi), pass.weight(self.bh));
+        let bias: Vec<f32> = bi.iter().zip(bh.iter()).map(|(a, b)| a + b).collect();
         gates.par_chunks_mut(4 * w).for_each(|row| row.iter_mut().zip(&bias).for_each(|(g, b)| *g += b));
-        let recurrent = Packed::of(View::transposed(store.param(self.wh), w), w, 4 * w);
+        precision.round(&mut gates);
+        let recurrent = Packed::of(View::transposed(&pass.weight(self.wh), w), w, 4 * w);
         let times = Times::of(&ragged);
         let n = ragged.lengths.len();
         let (mut state, mut memory) = (vec![0.0; n * w], vec![0.0; n * w]);
@@ -126,7 +139,7 @@ impl Layer for Lstm {
             for (now, row) in now.chunks_exact_mut(4 * w).zip(&rows) {
                 now.copy_from_slice(&gates[row * 4 * w..(row + 1) * 4 * w]);
             }
-            gemm::rows_times(now, &state[..m * w], &recurrent, 4 * w, true);
+            add_product(now, &state[..m * w], &recurrent, 4 * w, precision);
             let all = now.chunks_exact_mut(4 * w).zip(memory.chunks_exact_mut(w)).zip(state.chunks_exact_mut(w));
             for (((now, memory), state), row) in all.zip(&rows) {
                 step(now, memory, state);
@@ -174,7 +187,8 @@ impl Layer for Lstm {
         } else {
             outer.copy_from_slice(&host(&ragged.pack(dy)?)?);
         }
-        let recurrent = Packed::of(View::rows(pass.store.param(self.wh), w), 4 * w, w);
+        let precision = pass.precision();
+        let recurrent = Packed::of(View::rows(&pass.weight(self.wh), w), 4 * w, w);
         let times = Times::of(&ragged);
         let (before, earlier) = (Self::before(&ragged, &states, w), Self::before(&ragged, &memories, w));
         let (mut dh, mut dc) = (vec![0.0; n * w], vec![0.0; n * w]);
@@ -187,16 +201,19 @@ impl Layer for Lstm {
                 dh.iter_mut().zip(&outer[part.clone()]).for_each(|(d, g)| *d += g);
                 let own = &mut gates[row * 4 * w..(row + 1) * 4 * w];
                 back(own, &memories[part.clone()], &earlier[part], dh, &mut dc[i * w..(i + 1) * w]);
+                // From here on slopes are what products take.
+                precision.round(own);
                 now[i * 4 * w..(i + 1) * 4 * w].copy_from_slice(own);
             }
             gemm::rows_times(&mut dh[..m * w], &now[..m * 4 * w], &recurrent, w, false);
+            precision.round(&mut dh[..m * w]);
         }
         let x = host(&packed)?;
         if let Some(dw) = grads.slot(self.wi) {
-            gemm::outer(dw, &gates, &x, (total, 4 * w, self.input));
+            gemm::outer(dw, &gates, &precision.operand(&x), (total, 4 * w, self.input));
         }
         if let Some(dw) = grads.slot(self.wh) {
-            gemm::outer(dw, &gates, &before, (total, 4 * w, w));
+            gemm::outer(dw, &gates, &precision.operand(&before), (total, 4 * w, w));
         }
         for bias in [self.bi, self.bh] {
             if let Some(db) = grads.slot(bias) {
@@ -206,8 +223,8 @@ impl Layer for Lstm {
         if !need_dx {
             return Ok(None);
         }
-        let weights = Packed::of(View::rows(pass.store.param(self.wi), self.input), 4 * w, self.input);
-        let dx = gemm::rows_product(&gates, &weights, self.input);
+        let weights = Packed::of(View::rows(&pass.weight(self.wi), self.input), 4 * w, self.input);
+        let dx = precision.product(gemm::rows_product(&gates, &weights, self.input));
         Ok(Some(ragged.frame(&tensor(dx, &[total, self.input])?, false)?))
     }
 

@@ -28,6 +28,7 @@ mod norm;
 mod patches;
 mod pixelwise;
 mod pool;
+mod precision;
 mod rows;
 mod sequence;
 mod store;

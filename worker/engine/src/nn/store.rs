@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use tl_proto::spec::Precision;
+
 use super::{
     Act, Adapters, BatchNorm, Conv2d, ConvSpec, Depthwise, Embedding, LayerNorm, Linear, Lstm, Mask, Normalize,
     Padding, Patches, SelfAttention,
@@ -45,12 +47,15 @@ pub struct Store {
     pub values: Vec<f32>,
     /// Elements of the buffers.
     pub buffer_values: Vec<f32>,
+    /// What products make of them; the elements themselves are f32 with any.
+    pub precision: Precision,
 }
 
 impl Store {
     /// The same names and shapes, without elements.
     pub fn names(&self) -> Self {
-        Self { params: self.params.clone(), buffers: self.buffers.clone(), ..Self::default() }
+        let (params, buffers) = (self.params.clone(), self.buffers.clone());
+        Self { params, buffers, precision: self.precision, ..Self::default() }
     }
 
     /// The elements of a parameter.
@@ -65,8 +70,8 @@ impl Store {
 
     /// All but some parameters.
     pub fn without(&self, left_out: &[ParamId]) -> Self {
-        let mut out =
-            Self { buffers: self.buffers.clone(), buffer_values: self.buffer_values.clone(), ..Self::default() };
+        let (buffers, buffer_values) = (self.buffers.clone(), self.buffer_values.clone());
+        let mut out = Self { buffers, buffer_values, precision: self.precision, ..Self::default() };
         for (_, entry) in self.params.iter().enumerate().filter(|(i, _)| !left_out.contains(&ParamId(*i))) {
             let id = Self::add(&mut out.params, &mut out.values, entry.name.clone(), &entry.shape);
             let range = out.params[id].range.clone();

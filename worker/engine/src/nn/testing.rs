@@ -1,9 +1,10 @@
 //! Finite differences and comparisons, for the tests of layers.
 
 use candle_core::Tensor;
+use tl_proto::spec::Precision;
 
 use super::{BufferId, DropoutDraw, Gradients, Layer, Layout, ParamId, Pass, Store, Tape, host, tensor};
-use crate::num::rng::Philox;
+use crate::num::{bf16, rng::Philox};
 
 /// Reproducible normal numbers.
 pub fn input(shape: &[usize]) -> Tensor {
@@ -102,4 +103,29 @@ pub fn check_gradients_under(
         assert!(grads.touched[p]);
     }
     assert!(kinks * 4 <= compared, "{kinks} kinks, {compared} compared");
+    check_matrices_are_rounded(layer, store, &x, layout, dropout);
+}
+
+/// That in bf16 a layer sees of a matrix what bf16 has of it, forward and backward: one that reads the store past its
+/// [`Pass`] would also see the rest.
+fn check_matrices_are_rounded(
+    layer: &dyn Layer,
+    store: &Store,
+    x: &Tensor,
+    layout: &Layout,
+    dropout: Option<DropoutDraw<'_>>,
+) {
+    let run = |rest: f32| {
+        let mut store = Store { precision: Precision::Bf16, ..store.clone() };
+        for entry in store.params.iter().filter(|e| e.decays) {
+            store.values[entry.range.clone()].iter_mut().for_each(|v| *v = bf16::rounded(*v) * rest);
+        }
+        let pass = Pass { layout: Some(layout), dropout, ..Pass::eval(&store) };
+        let (mut tape, mut grads) = (Tape::default(), Gradients::new(layout));
+        let y = layer.forward(x, &pass, &mut tape).unwrap();
+        let dx = layer.backward(&input(y.dims()), &pass, &mut tape, &mut grads, true).unwrap().unwrap();
+        [y, dx].map(|t| host(&t).unwrap().to_vec())
+    };
+    // A quarter of the smallest step relative to a number.
+    assert!(run(1.0) == run(1.0 + 1.0 / 1024.0), "a matrix is read past the pass: `Pass::weight` is how products ask");
 }

@@ -1,5 +1,6 @@
 //! Arithmetic whose bits depend on its arguments alone: never on threads, batch size or the machine's cache.
 
+pub mod bf16;
 pub mod fingerprint;
 pub mod fresh;
 pub mod gemm;

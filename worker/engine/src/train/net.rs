@@ -129,6 +129,7 @@ impl Net {
         if parts.to_be_merged() {
             network = network.merged(backbone, &contract, head, seed, dropout);
         }
+        network.initial.precision = model.precision;
         if let Some(other) = contract.activation.as_deref().filter(|a| *a != backbone.activation) {
             let (name, own) = (backbone.name, backbone.activation);
             return Err(Error::user(
@@ -168,7 +169,7 @@ impl Net {
     pub fn prefix_digest(&self, store: &Store, cut: usize) -> String {
         let mut hasher = blake3::Hasher::new();
         // The number is that of decoding and preprocessing: another one where the same bytes become other pixels.
-        let mut text = format!("features/3;f32;{};", self.contract.describe());
+        let mut text = format!("features/3;{};{};", store.precision, self.contract.describe());
         self.network.units[..cut].iter().for_each(|u| u.layer.describe(&mut text));
         hasher.update(text.as_bytes());
         let (mut params, mut norms) = (Vec::new(), Vec::new());

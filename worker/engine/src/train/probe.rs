@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::{BnScope, Hub, ModelSection, Source};
+use tl_proto::spec::{BnScope, Hub, JobSpec, ModelSection, Precision, Source};
 
 use super::{
     Config,
@@ -43,6 +43,9 @@ pub struct Plan {
     pub manifest: String,
     /// Side of the input in pixels, scale and padding.
     pub preprocess: String,
+    /// Networks, by their section of the job, whose products compute with another precision than f32.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub precision: BTreeMap<String, Precision>,
     /// Steps of an epoch.
     pub steps_per_epoch: usize,
     /// Grains of a full step.
@@ -94,6 +97,13 @@ fn at_a_time(n: usize, batch: usize, grains: usize, runs: impl Fn(usize) -> Vec<
         runs(count).into_iter().map(samples).max().unwrap_or(0)
     };
     steps.map(largest).into_iter().max().unwrap_or(0)
+}
+
+/// What is not f32.
+fn precisions(spec: &JobSpec) -> BTreeMap<String, Precision> {
+    let nets = spec.nets.iter().map(|(role, net)| (format!("nets.{role}"), net.precision));
+    let all = spec.model.iter().map(|model| ("model".to_owned(), model.precision)).chain(nets);
+    all.filter(|(_, precision)| !precision.is_f32()).collect()
 }
 
 /// Looks at a job. A model of an earlier step that is not there yet is taken on trust, and so is one of the hub that is
@@ -201,6 +211,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
                 format!("{} pixels, {:?}, {} padding", c.side(), c.scale, c.padding)
             }
         },
+        precision: precisions(spec),
         steps_per_epoch: steps_per_epoch(n, batch),
         grains: spec.grains(),
         grain_samples: if lockstep { together } else { grain_samples },

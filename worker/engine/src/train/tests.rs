@@ -2,6 +2,7 @@
 
 mod lockstep;
 mod parts;
+mod precision;
 mod techniques;
 mod text;
 

@@ -105,7 +105,7 @@ pub fn fill(
     shown: &str,
 ) -> Result<()> {
     let (mut missing, mut wrong) = (Vec::new(), Vec::new());
-    let Store { params, buffers, values, buffer_values } = store;
+    let Store { params, buffers, values, buffer_values, .. } = store;
     for (list, values) in [(&*params, values), (&*buffers, buffer_values)] {
         for entry in list.iter().filter(|e| keep_head(&e.name)) {
             match file.get(&entry.name) {

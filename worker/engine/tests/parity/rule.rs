@@ -43,7 +43,7 @@ pub fn classes(name: &str, count: usize) -> impl Iterator<Item = usize> {
 
 /// Fills every parameter and running statistic of a network; constants stay as they are.
 pub fn fill(store: &mut Store) {
-    let Store { params, buffers, values, buffer_values } = store;
+    let Store { params, buffers, values, buffer_values, .. } = store;
     let layer = |name: &str| name.rsplit_once('.').map(|(layer, _)| layer.to_owned());
     let running = |e: &&Entry| e.name.ends_with(".running_mean") || e.name.ends_with(".running_var");
     let norms: BTreeSet<_> = buffers.iter().filter(running).map(|e| layer(&e.name)).collect();

@@ -11,7 +11,7 @@ use candle_core::Tensor;
 use geometry::Geometry;
 pub use geometry::{Axis, Padding};
 
-use super::{Gradients, Layer, ParamId, Pass, Tape, adapter::Adapter, host, tensor};
+use super::{Gradients, Layer, ParamId, Pass, Tape, adapter::Adapter, host, precision::Rounds, tensor};
 use crate::Result;
 
 /// What a convolution is.
@@ -61,10 +61,11 @@ impl Conv2d {
     /// What its own weights make of an input.
     fn base(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
         let g = Geometry::new(&self.spec, x.dims())?;
-        let bias = self.b.map(|b| pass.store.param(b));
-        let out = self.compute(&g, &host(x)?, pass.store.param(self.w), bias);
+        let precision = pass.precision();
+        let bias = self.b.map(|b| pass.weight(b));
+        let out = self.compute(&g, &precision.operand(&host(x)?), &pass.weight(self.w), bias.as_deref());
         tape.push_input(x, pass, self.w);
-        tensor(out, &[g.n, g.y.outputs, g.x.outputs, self.spec.cout])
+        tensor(precision.product(out), &[g.n, g.y.outputs, g.x.outputs, self.spec.cout])
     }
 
     fn base_backward(
@@ -77,9 +78,10 @@ impl Conv2d {
     ) -> Result<Option<Tensor>> {
         let (shape, x) = tape.pop_input()?;
         let g = Geometry::new(&self.spec, &shape)?;
-        let dy = host(dy)?;
+        let (precision, dy) = (pass.precision(), host(dy)?);
+        let dy = precision.operand(&dy);
         if let (Some(x), Some(dw)) = (x, grads.slot(self.w)) {
-            self.weight_gradient(&g, &host(&x)?, &dy, dw);
+            self.weight_gradient(&g, &precision.operand(&host(&x)?), &dy, dw);
         }
         if let Some(db) = self.b.and_then(|b| grads.slot(b)) {
             super::rows::add_sums(&dy, self.spec.cout, db);
@@ -87,7 +89,8 @@ impl Conv2d {
         if !need_dx {
             return Ok(None);
         }
-        Ok(Some(tensor(self.input_gradient(&g, &dy, pass.store.param(self.w)), &shape)?))
+        let dx = self.input_gradient(&g, &dy, &pass.weight(self.w));
+        Ok(Some(tensor(precision.product(dx), &shape)?))
     }
 }
 

@@ -121,7 +121,7 @@ impl Folder {
         let named: BTreeMap<String, &Tensor> = self.tensors.iter().map(|(name, t)| (own(name), t)).collect();
         let wanted = |name: &str| kept.is_some() || !is_head(backbone, name);
         self.is_whole(&named, &network.initial, backbone, wanted)?;
-        let Store { params, buffers, values, buffer_values } = &mut network.initial;
+        let Store { params, buffers, values, buffer_values, .. } = &mut network.initial;
         for (name, tensor) in named.iter().filter(|(name, _)| wanted(name)) {
             let found =
                 |list: &[Entry]| list.iter().find(|e| e.name == *name).map(|e| (e.shape.clone(), e.range.clone()));

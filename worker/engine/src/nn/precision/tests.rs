@@ -1,0 +1,274 @@
+//! Each product in bf16 is that in f32 of rounded numbers, rounded: bit by bit.
+
+use candle_core::Tensor;
+
+use super::*;
+use crate::{
+    Result,
+    nn::{
+        Builder, ConvSpec, Gradients, Kind, Layer, Layout, Linear, Mask, Padding, Part, Plan, Ragged, Store, Tape,
+        Target, attention, host, lstm, tensor, testing,
+    },
+    num::gemm::{self, Packed, View, gemm},
+};
+
+fn rounded(x: &Tensor) -> Tensor {
+    tensor(Precision::Bf16.product(values(x)), x.dims()).unwrap()
+}
+
+fn values(x: &Tensor) -> Vec<f32> {
+    host(x).unwrap().to_vec()
+}
+
+fn in_bf16(store: &Store) -> Store {
+    Store { precision: Precision::Bf16, ..store.clone() }
+}
+
+/// Every parameter, rounded.
+fn coarse(store: &Store) -> Store {
+    Store { values: Precision::Bf16.product(store.values.clone()), ..store.clone() }
+}
+
+fn all(store: &Store) -> Layout {
+    Layout::new(store, &(0..store.params.len()).map(ParamId).collect::<Vec<_>>(), &[])
+}
+
+/// What a layer gives, the gradient of its input, and those of its parameters.
+fn run(layer: &dyn Layer, store: &Store, x: &Tensor, dy: impl Fn(&[usize]) -> Tensor) -> (Tensor, Tensor, Vec<f32>) {
+    let layout = all(store);
+    let pass = Pass { layout: Some(&layout), ..Pass::eval(store) };
+    let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
+    let y = layer.forward(x, &pass, &mut tape).unwrap();
+    let dx = layer.backward(&dy(y.dims()), &pass, &mut tape, &mut grads, true).unwrap().unwrap();
+    (y, dx, grads.flat)
+}
+
+fn check(layer: &dyn Layer, store: &Store, shape: &[usize]) {
+    let x = testing::input(shape);
+    let (y, dx, dw) = run(layer, &in_bf16(store), &x, testing::input);
+    let (wy, wdx, wdw) = run(layer, &coarse(store), &rounded(&x), |s| rounded(&testing::input(s)));
+    assert_eq!(values(&y), values(&rounded(&wy)), "outputs");
+    assert_eq!(values(&dx), values(&rounded(&wdx)), "gradient of the input");
+    assert_eq!(dw, wdw, "gradients of parameters are f32");
+    let (exact, ..) = run(layer, store, &x, testing::input);
+    assert_ne!(values(&y), values(&exact));
+    testing::assert_close(&y, &exact, 3e-2);
+    assert_ne!(Precision::Bf16.product(dw.clone()), dw);
+}
+
+/// Parameters that are nowhere zero.
+fn shaken(mut b: Builder) -> Store {
+    b.store.values.iter_mut().enumerate().for_each(|(i, v)| *v += 0.1 + (i % 7) as f32 / 31.0);
+    b.store
+}
+
+#[test]
+fn dense_layers_and_convolutions_round_what_they_take_and_give() {
+    let mut b = Builder::new(1);
+    let linear = b.linear("l", (37, 5));
+    let store = shaken(b);
+    check(&linear, &store, &[9, 37]);
+    check(&linear, &store, &[2, 3, 37]);
+    // Gathered, by taps, and of single pixels; with bias.
+    for (cin, k, stride) in [(3, 3, 2), (9, 3, 1), (9, 1, 1), (9, 3, 2)] {
+        let mut b = Builder::new(1);
+        let pad = Padding::Symmetric(k / 2);
+        let spec = ConvSpec { cin, cout: 6, kernel: (k, k), stride, pad: (pad, pad), bias: true };
+        let conv = b.conv_spec("c", spec);
+        check(&conv, &shaken(b), &[2, 7, 6, cin]);
+    }
+    for (c, k, stride) in [(5, 3, 1), (40, 5, 2)] {
+        let mut b = Builder::new(1);
+        let conv = b.depthwise("d", c, k, stride, Padding::Same);
+        check(&conv, &shaken(b), &[2, 7, 6, c]);
+    }
+}
+
+#[test]
+fn attention_rounds_scores_probabilities_and_what_they_pick() {
+    let (heads, d, c, lengths) = (2, 5, 6, [3, 1, 4]);
+    let w = heads * d;
+    let mut b = Builder::new(2);
+    let layer = b.attention(["q", "k", "v", "o"], c, (heads, d), Mask::NONE);
+    let store = in_bf16(&b.store);
+    let layout = all(&store);
+    let pass = Pass { layout: Some(&layout), ..Pass::eval(&store) };
+    let ragged = Ragged { lengths: lengths.to_vec(), room: 4 };
+    let x = testing::input(&[ragged.rows(), c]);
+    let dy = testing::input(&[ragged.rows(), c]);
+    let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
+    let y = layer.forward(&x, &ragged, &pass, &mut tape).unwrap();
+    let dx = layer.backward(&dy, &ragged, &pass, &mut tape, &mut grads, true).unwrap().unwrap();
+
+    // By its layers, and products of one head of one sample at a time.
+    let (mut tape, mut expected) = (Tape::default(), Gradients::new(&layout));
+    let made: Vec<Tensor> = layer.projections.iter().map(|l| l.forward(&x, &pass, &mut tape).unwrap()).collect();
+    let kept: Vec<Vec<f32>> = made.iter().map(values).collect();
+    let product = |a: View<'_>, b: View<'_>, (m, n, k)| {
+        let mut out = vec![0.0; m * n];
+        gemm(&mut out, n, a, b, (m, n, k), false);
+        Precision::Bf16.product(out)
+    };
+    let scale = 1.0 / (d as f32).sqrt();
+    let part = |all: &[f32], start: usize, t: usize, h: usize| -> Vec<f32> {
+        all[start * w..(start + t) * w].chunks_exact(w).flat_map(|r| r[h * d..(h + 1) * d].to_vec()).collect()
+    };
+    let place = |all: &mut [f32], start: usize, h: usize, own: &[f32]| {
+        let rows = all[start * w..].chunks_exact_mut(w).zip(own.chunks_exact(d));
+        rows.for_each(|(row, own)| row[h * d..(h + 1) * d].copy_from_slice(own));
+    };
+    let mut out = vec![0.0; ragged.rows() * w];
+    let mut chances = Vec::new();
+    for (start, t) in ragged.starts().into_iter().zip(lengths) {
+        for h in 0..heads {
+            let [q, k, v] = [0, 1, 2].map(|i| part(&kept[i], start, t, h));
+            let mut p = product(View::rows(&q, d), View::transposed(&k, d), (t, t, d));
+            attention::softmax(&mut p, t, scale, &mut vec![0.0; 2 * t]);
+            let coarse = Precision::Bf16.operand(&p).into_owned();
+            place(&mut out, start, h, &product(View::rows(&coarse, t), View::rows(&v, d), (t, d, t)));
+            chances.push(p);
+        }
+    }
+    let last = layer.out.forward(&tensor(out, &[ragged.rows(), w]).unwrap(), &pass, &mut tape).unwrap();
+    assert_eq!(values(&y), values(&last));
+    let g = layer.out.backward(&dy, &pass, &mut tape, &mut expected, true).unwrap().unwrap();
+    let g = values(&g);
+    let mut slopes = vec![vec![0.0; ragged.rows() * w]; 3];
+    let mut chances = chances.into_iter();
+    for (start, t) in ragged.starts().into_iter().zip(lengths) {
+        for h in 0..heads {
+            let ([q, k, v], p) = ([0, 1, 2].map(|i| part(&kept[i], start, t, h)), chances.next().unwrap());
+            let g = part(&g, start, t, h);
+            let coarse = Precision::Bf16.operand(&p).into_owned();
+            place(&mut slopes[2], start, h, &product(View::transposed(&coarse, t), View::rows(&g, d), (t, d, t)));
+            let mut ds = product(View::rows(&g, d), View::transposed(&v, d), (t, t, d));
+            attention::through(&mut ds, &p, t, scale);
+            Precision::Bf16.round(&mut ds);
+            place(&mut slopes[0], start, h, &product(View::rows(&ds, t), View::rows(&k, d), (t, d, t)));
+            place(&mut slopes[1], start, h, &product(View::transposed(&ds, t), View::rows(&q, d), (t, d, t)));
+        }
+    }
+    let mut sum: Option<Tensor> = None;
+    for (l, slope) in layer.projections.iter().zip(slopes).rev() {
+        let slope = tensor(slope, &[ragged.rows(), w]).unwrap();
+        let part = l.backward(&slope, &pass, &mut tape, &mut expected, true).unwrap().unwrap();
+        sum = Some(sum.map_or(part.clone(), |s| (s + part).unwrap()));
+    }
+    assert_eq!(values(&dx), values(&sum.unwrap()));
+    assert_eq!(grads.flat, expected.flat);
+}
+
+#[test]
+fn lstm_rounds_both_products_and_keeps_state_and_memory() {
+    let (c, w, lengths) = (3, 5, [3, 1, 2]);
+    let mut b = Builder::new(5);
+    let layer = b.lstm("l", c, w, false);
+    let (store, low) = (in_bf16(&b.store), coarse(&b.store));
+    let ragged = Ragged { lengths: lengths.to_vec(), room: 3 };
+    let rows = ragged.rows();
+    let packed = testing::input(&[rows, c]);
+    let x = ragged.frame(&packed, true).unwrap();
+    let outer = testing::input(&[rows, w]);
+    let (y, dx, dw) = run(&layer, &store, &x, |_| ragged.frame(&outer, false).unwrap());
+
+    let round = |v: Vec<f32>| Precision::Bf16.product(v);
+    let x = values(&rounded(&packed));
+    let mut gates = gemm::linear(&x, low.param(layer.wi), (rows, 4 * w, c));
+    let bias = low.param(layer.bi).iter().zip(low.param(layer.bh)).map(|(a, b)| a + b);
+    let bias: Vec<f32> = bias.collect();
+    gates.chunks_exact_mut(4 * w).for_each(|g| g.iter_mut().zip(&bias).for_each(|(g, b)| *g += b));
+    let mut gates = round(gates);
+    let (mut states, mut memories, mut before) = (vec![0.0; rows * w], vec![0.0; rows * w], vec![0.0; rows * w]);
+    let outer = values(&outer);
+    let mut slopes = vec![0.0; rows * 4 * w];
+    for (start, t) in ragged.starts().into_iter().zip(lengths) {
+        let (mut h, mut memory) = (vec![0.0; w], vec![0.0; w]);
+        for row in start..start + t {
+            before[row * w..(row + 1) * w].copy_from_slice(&h);
+            let product = round(gemm::linear(&round(h.clone()), low.param(layer.wh), (1, 4 * w, w)));
+            let own = &mut gates[row * 4 * w..(row + 1) * 4 * w];
+            own.iter_mut().zip(&product).for_each(|(g, p)| *g += p);
+            lstm::step(own, &mut memory, &mut h);
+            states[row * w..(row + 1) * w].copy_from_slice(&h);
+            memories[row * w..(row + 1) * w].copy_from_slice(&memory);
+        }
+        let (mut dh, mut dc) = (vec![0.0; w], vec![0.0; w]);
+        let recurrent = Packed::of(View::rows(low.param(layer.wh), w), 4 * w, w);
+        for row in (start..start + t).rev() {
+            let at = row * w..(row + 1) * w;
+            dh.iter_mut().zip(&outer[at.clone()]).for_each(|(d, g)| *d += g);
+            let earlier = if row > start { memories[at.start - w..at.start].to_vec() } else { vec![0.0; w] };
+            let own = &mut gates[row * 4 * w..(row + 1) * 4 * w];
+            lstm::back(own, &memories[at], &earlier, &dh, &mut dc);
+            let own = round(own.to_vec());
+            dh = round(gemm::rows_product(&own, &recurrent, w));
+            slopes[row * 4 * w..(row + 1) * 4 * w].copy_from_slice(&own);
+        }
+    }
+    assert_eq!(values(&ragged.pack(&y).unwrap()), states);
+    let weights = Packed::of(View::rows(low.param(layer.wi), c), 4 * w, c);
+    assert_eq!(values(&ragged.pack(&dx).unwrap()), round(gemm::rows_product(&slopes, &weights, c)));
+    let mut wanted = Vec::new();
+    for (x, k) in [(&x, c), (&round(before), w)] {
+        let mut dw = vec![0.0; 4 * w * k];
+        gemm::outer(&mut dw, &slopes, x, (rows, 4 * w, k));
+        wanted.extend(dw);
+    }
+    assert_eq!(dw[..wanted.len()], wanted);
+}
+
+#[test]
+fn lora_is_three_rounded_products_and_f32_between_them() {
+    let kind = Kind::Lora { rank: 3, alpha: 4.5, rslora: false, dropout: 0.0 };
+    let mut b = Builder::new(5);
+    b.adapt(Plan { kind, targets: Target::list(["l"]), strict: true });
+    let layer = b.linear("l", (7, 4));
+    let Part::Lora { a, b: up, scale } = b.adapters.sites[0].part else { panic!("no LoRA") };
+    let store = in_bf16(&shaken(b));
+    let x = testing::input(&[5, 7]);
+    let (y, ..) = run(&layer, &store, &x, testing::input);
+    let plain = |w, b, input, output| Linear { w, b, input, output, adapter: None };
+    let forward = |l: Linear, x: &Tensor| l.forward(x, &Pass::eval(&store), &mut Tape::default()).unwrap();
+    let low = forward(plain(a, None, 7, 3), &x);
+    let low = tensor(values(&low).iter().map(|v| v * scale).collect(), &[5, 3]).unwrap();
+    let sum = (forward(plain(layer.w, layer.b, 7, 4), &x) + forward(plain(up, None, 3, 4), &low)).unwrap();
+    assert_eq!(values(&y), values(&sum));
+}
+
+/// A layer whose author read the store.
+#[derive(Debug)]
+struct Forgetful(Linear);
+
+impl Layer for Forgetful {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+        let Linear { w, input, output, .. } = self.0;
+        tape.push_input(x, pass, w);
+        let out = gemm::linear(&host(x)?, pass.store.param(w), (x.dim(0)?, output, input));
+        tensor(out, &[x.dim(0)?, output])
+    }
+
+    fn backward(
+        &self,
+        dy: &Tensor,
+        pass: &Pass<'_>,
+        tape: &mut Tape,
+        grads: &mut Gradients,
+        need_dx: bool,
+    ) -> Result<Option<Tensor>> {
+        self.0.backward(dy, pass, tape, grads, need_dx)
+    }
+
+    fn describe(&self, _: &mut String) {}
+
+    fn params(&self, out: &mut Vec<ParamId>) {
+        out.push(self.0.w);
+    }
+}
+
+#[test]
+#[should_panic(expected = "a matrix is read past the pass")]
+fn a_layer_that_forgets_to_ask_for_its_weights_fails_the_check_of_its_gradients() {
+    let mut b = Builder::new(1);
+    let Linear { w, input, output, adapter, .. } = b.linear("l", (7, 4));
+    testing::check_gradients(&Forgetful(Linear { w, b: None, input, output, adapter }), &b.store, &[5, 7]);
+}
