@@ -4,6 +4,7 @@
 //! PyTorch in float32, which is stored beside them.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
 
+mod bf16;
 mod golden;
 mod keras;
 mod network;

@@ -1,5 +1,7 @@
 //! A network of the catalog filled by rule, and one batch to run it on.
 
+use std::collections::BTreeMap;
+
 use candle_core::Tensor;
 use tl_engine::{
     backbone::{Network, find},
@@ -9,7 +11,7 @@ use tl_engine::{
     optim::{self, Group, Moments, Rate},
     weights::Contract,
 };
-use tl_proto::spec::{HeadSection, OptimizerSection, StageSection};
+use tl_proto::spec::{HeadSection, OptimizerSection, Precision, StageSection};
 
 use crate::{
     golden::{Figures, Golden},
@@ -70,6 +72,11 @@ impl Net {
         Self { network, store, norms, input, labels, moments }
     }
 
+    /// From here on products are in bf16.
+    pub fn use_bf16(&mut self) {
+        self.store.precision = Precision::Bf16;
+    }
+
     /// Forward and backward with every parameter trained, without dropout.
     pub fn pass(&self, mode: Mode) -> Found {
         let trained: Vec<ParamId> = (0..self.store.params.len()).map(ParamId).collect();
@@ -121,6 +128,12 @@ impl Net {
                 self.store.buffer_values.get_disjoint_mut([range(mean), range(var)]).expect("two buffers");
             nn::update_running(mean, var, &found.flat[sums]);
         }
+    }
+
+    /// Each parameter's gradient.
+    pub fn flat_gradients<'a>(&self, found: &'a Found) -> BTreeMap<String, &'a [f32]> {
+        let one = |(id, slot): (ParamId, _)| (self.store.params[id.0].name.clone(), &found.flat[slot]);
+        found.layout.trained().map(one).collect()
     }
 
     /// Figures of each parameter's gradient.
