@@ -60,6 +60,12 @@ pub struct Entry {
     /// Roles of further networks that it needs (`[nets.ROLE]`).
     #[serde(default)]
     pub nets: Vec<String>,
+    /// Roles of further data that it learns from (`[data.ROLE]`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<String>,
+    /// Ways of doing it, of which a job names one as `method`; the first if it names none. Each has parameters of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<Entry>,
     /// It trains parts of its own in place of the weights of the network, which stay as they are unless a stage names
     /// them.
     #[serde(default)]
@@ -118,11 +124,29 @@ impl Entry {
         list.into_iter().flatten().filter_map(|v| Some(v.as_str()?.to_owned())).collect()
     }
 
+    /// The way of doing it that was asked for; the entry itself where there is only one.
+    pub fn method(&self, given: &Params) -> &Self {
+        let named = given.get(METHOD).and_then(serde_json::Value::as_str);
+        let named = named.and_then(|name| self.methods.iter().find(|m| m.name == name));
+        named.or(self.methods.first()).unwrap_or(self)
+    }
+
+    /// Every parameter that a job may give, with those of all ways of doing it.
+    pub fn all_params(&self) -> Vec<Param> {
+        let words: Vec<&str> = self.methods.iter().map(|m| m.name.as_str()).collect();
+        let method = (!words.is_empty()).then(|| choice(METHOD, &words, "how it is done"));
+        let own = self.methods.iter().flat_map(|m| m.params.iter().cloned());
+        self.params.iter().cloned().chain(method).chain(own).collect()
+    }
+
     fn value<'a>(&'a self, given: &'a Params, name: &str) -> Option<&'a serde_json::Value> {
         let default = || self.params.iter().find(|p| p.name == name).map(|p| &p.default);
         given.get(name).or_else(default)
     }
 }
+
+/// The key that names one of an entry's methods.
+pub const METHOD: &str = "method";
 
 /// "did you mean `x`?", or the whole list where nothing is near.
 pub fn nearest_hint(got: &str, known: &[&str]) -> String {

@@ -52,6 +52,30 @@ pub fn numbers() -> String {
 /// A finished model at work, for `tlctl predict` and `tlctl evaluate`.
 pub use tl_engine::{eval::Evaluation, predict::Model};
 
+/// How a comparison of ranks came out, for `tlctl verify`.
+pub use tl_engine::train::verify::{Compared, Difference, ROOM};
+
+/// Compares the first steps of a job's stages on one, two and three ranks inside this process; `folder` is for what is
+/// written on the way.
+///
+/// # Errors
+/// Whatever would stop the job at its start.
+pub fn verify(spec: &spec::JobSpec, folder: &Path, steps: u64) -> Result<Vec<Compared>, Failure> {
+    let config = train::Config {
+        spec: spec.clone(),
+        inputs: Default::default(),
+        pushed: Default::default(),
+        hub: Default::default(),
+        absent: Default::default(),
+        look: false,
+        work: folder.to_owned(),
+        cache: folder.join("cache"),
+        cache_bytes: u64::MAX,
+        resume: Vec::new(),
+    };
+    train::verify::verify(&config, steps).map_err(|e| e.to_failure())
+}
+
 /// Runs the rank that an agent has started this process for.
 pub fn main() -> ExitCode {
     crate::parent::die_with_parent();

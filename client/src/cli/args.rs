@@ -85,6 +85,9 @@ pub enum Command {
     /// Score a finished model on a data set
     #[cfg(feature = "local")]
     Evaluate(Evaluate),
+    /// Run the first steps of a job here on one, two and three ranks, and compare them
+    #[cfg(feature = "local")]
+    Verify(Verify),
     /// Run a whole cluster on this machine
     #[cfg(feature = "local")]
     Local(Local),
@@ -211,6 +214,16 @@ pub struct Predict {
     /// Most classes to print per image
     #[arg(long, default_value_t = 3)]
     pub top: usize,
+}
+
+#[cfg(feature = "local")]
+#[derive(Args)]
+pub struct Verify {
+    #[command(flatten)]
+    pub job: JobFile,
+    /// Steps of each stage
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub steps: u32,
 }
 
 #[cfg(feature = "local")]

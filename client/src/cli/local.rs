@@ -111,7 +111,7 @@ async fn asked_to_end() {
 }
 
 /// A folder that goes when the command ends.
-struct Scratch(Option<PathBuf>);
+pub(super) struct Scratch(pub(super) Option<PathBuf>);
 
 impl Drop for Scratch {
     fn drop(&mut self) {
@@ -153,7 +153,7 @@ fn default_cache() -> PathBuf {
     folder("XDG_CACHE_HOME", ".cache").map_or_else(|| std::env::temp_dir().join("tl-cache"), |f| f.join("tl/features"))
 }
 
-fn refused(e: &Failure) -> Error {
+pub(super) fn refused(e: &Failure) -> Error {
     Error::input(&e.message, &e.hint)
 }
 

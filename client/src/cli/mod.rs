@@ -10,6 +10,8 @@ mod offline;
 mod output;
 mod plan;
 mod settings;
+#[cfg(feature = "local")]
+mod verify;
 
 use std::process::ExitCode;
 
@@ -82,6 +84,8 @@ async fn run(cli: Cli, output: &Output) -> Result<u8, Error> {
         Command::Predict(a) => local::predict(&a, output),
         #[cfg(feature = "local")]
         Command::Evaluate(a) => local::evaluate(&a, output),
+        #[cfg(feature = "local")]
+        Command::Verify(a) => verify::run(&a, output),
         #[cfg(feature = "local")]
         Command::Local(a) => local::run(a.command, output).await,
         #[cfg(feature = "local")]

@@ -3,7 +3,7 @@
 use clap::CommandFactory;
 use serde_json::json;
 use tl_proto::{
-    catalog::{Catalog, Entry, nearest_hint},
+    catalog::{Catalog, Entry, METHOD, Param, nearest_hint},
     spec,
 };
 
@@ -14,14 +14,14 @@ use super::{
 use crate::{Error, spec_file};
 
 /// A job file to start from.
-struct Recipe {
-    name: &'static str,
+pub(super) struct Recipe {
+    pub(super) name: &'static str,
     doc: &'static str,
     /// Names and contents; the first one is the job.
-    files: &'static [(&'static str, &'static str)],
+    pub(super) files: &'static [(&'static str, &'static str)],
 }
 
-const RECIPES: &[Recipe] = &[
+pub(super) const RECIPES: &[Recipe] = &[
     Recipe {
         name: "quickstart",
         doc: "pretrain, transfer and compare with training from scratch; needs no data",
@@ -49,6 +49,11 @@ const RECIPES: &[Recipe] = &[
         name: "distill",
         doc: "train a small network on what a large one says",
         files: &[("distill.toml", include_str!("../../recipes/distill.toml"))],
+    },
+    Recipe {
+        name: "adapt",
+        doc: "bring a network to another domain, of which there are samples without labels",
+        files: &[("adapt.toml", include_str!("../../recipes/adapt.toml"))],
     },
 ];
 
@@ -81,8 +86,13 @@ pub(super) fn catalog(catalog: Catalog, output: &Output) -> Result<u8, Error> {
 }
 
 fn entry(e: &Entry) -> String {
-    let params = e.params.iter().map(|p| format!("    {} = {}: {}\n", p.name, p.default, p.doc));
-    format!("  {}: {}\n{}", e.name, e.doc, params.collect::<String>())
+    let params = |e: &Entry, indent: &str| {
+        let one = |p: &Param| format!("{indent}{} = {}: {}\n", p.name, p.default, p.doc);
+        e.params.iter().map(one).collect::<String>()
+    };
+    let method = |m: &Entry| format!("    {METHOD} = \"{}\": {}\n{}", m.name, m.doc, params(m, "      "));
+    let methods: String = e.methods.iter().map(method).collect();
+    format!("  {}: {}\n{}{methods}", e.name, e.doc, params(e, "    "))
 }
 
 pub(super) fn init(a: &Init, output: &Output) -> Result<u8, Error> {

@@ -9,7 +9,7 @@ use super::{
     check_params::check_params,
     check_stage::{check_norms, check_stage, monitor},
 };
-use crate::catalog::{Catalog, nearest_hint};
+use crate::catalog::{Catalog, Entry, nearest_hint};
 
 pub(super) type Checked = Result<(), SpecError>;
 
@@ -147,6 +147,7 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     let data = spec.data.as_ref().ok_or_else(|| missing("[data]"))?;
     let format = found(Catalog::find(&catalog.formats, "data format", &data.format))?;
     check_params("data.params", format, &data.params)?;
+    check_target(spec, objective, catalog)?;
     let model = spec.model.as_ref().ok_or_else(|| missing("[model]"))?;
     for net in std::iter::once(model).chain(spec.nets.values()) {
         check_model(net, catalog)?;
@@ -207,6 +208,35 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
         }
     }
     Ok(())
+}
+
+/// Checks the data of another domain: there if the kind of job learns from it, and only then.
+fn check_target(spec: &JobSpec, objective: &Entry, catalog: &Catalog) -> Checked {
+    let target = spec.data.as_ref().and_then(|d| d.of_target());
+    let wanted = objective.data.iter().any(|role| role == "target");
+    require(wanted || target.is_none(), || {
+        (format!("`{}` has no use for `data.target`", spec.job.kind), "`kind = \"adapt\"` learns from it".into())
+    })?;
+    let stages = spec
+        .stage
+        .iter()
+        .flat_map(|s| s.plateau.iter().map(|p| &p.monitor).chain(s.advance.iter().map(|a| &a.monitor)));
+    let mut monitors = spec.stop.iter().map(|s| &s.monitor).chain(stages);
+    require(target.is_some() || !monitors.any(|m| m.starts_with("target.")), || {
+        (
+            "`target.entropy` is watched, and there is no `data.target`".into(),
+            "watch `val.accuracy` or `val.loss`".into(),
+        )
+    })?;
+    let Some(target) = target else {
+        return require(!wanted, || {
+            let hint =
+                "add `[data.target]` with `train`, a folder of samples without labels, and `val` if some have them";
+            (format!("`{}` needs `[data.target]`", spec.job.kind), hint.into())
+        });
+    };
+    let format = found(Catalog::find(&catalog.formats, "data format", &target.format))?;
+    check_params("data.target.params", format, &target.params)
 }
 
 pub(super) fn require(holds: bool, otherwise: impl FnOnce() -> (String, String)) -> Checked {

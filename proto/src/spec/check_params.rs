@@ -5,13 +5,28 @@ use super::{
     check::{Checked, require},
     name_pattern,
 };
-use crate::catalog::{Entry, ParamKind, nearest_hint};
+use crate::catalog::{Entry, METHOD, Param, ParamKind, nearest_hint};
 
 /// Every key is known to the entry, and has a value that it takes.
 pub(super) fn check_params(at: &str, entry: &Entry, params: &Params) -> Checked {
-    for (key, value) in params {
-        let Some(param) = entry.params.iter().find(|p| p.name == *key) else {
-            let known: Vec<&str> = entry.params.iter().map(|p| p.name.as_str()).collect();
+    if let Some(named) = params.get(METHOD).filter(|_| !entry.methods.is_empty()) {
+        let known: Vec<&str> = entry.methods.iter().map(|m| m.name.as_str()).collect();
+        require(named.as_str().is_some_and(|name| known.contains(&name)), || {
+            (format!("`{at}.{METHOD}` cannot be {named}"), nearest_hint(named.as_str().unwrap_or_default(), &known))
+        })?;
+    }
+    let method = entry.method(params);
+    let own = method.params.iter().filter(|_| !entry.methods.is_empty());
+    let known: Vec<&Param> = entry.params.iter().chain(own).collect();
+    for (key, value) in params.iter().filter(|(key, _)| *key != METHOD || entry.methods.is_empty()) {
+        let Some(param) = known.iter().find(|p| p.name == *key) else {
+            if let Some(other) = entry.methods.iter().find(|m| m.params.iter().any(|p| p.name == *key)) {
+                return Err(SpecError::new(
+                    format!("`{at}.{key}` says nothing to the method `{}`", method.name),
+                    format!("remove it, or write `{METHOD} = \"{}\"`", other.name),
+                ));
+            }
+            let known: Vec<&str> = known.iter().map(|p| p.name.as_str()).collect();
             let hint = if known.is_empty() {
                 format!("`{}` takes no parameters", entry.name)
             } else {
@@ -52,7 +67,28 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::catalog::{entry, names};
+    use crate::catalog::{entry, names, number};
+
+    #[test]
+    fn a_method_brings_its_own_parameters_and_no_others() {
+        let method =
+            |name: &str, param: &str| Entry { params: vec![number(param, 1.0, 0.0, 2.0, "")], ..entry(name, "") };
+        let entry = Entry {
+            params: vec![number("weight", 1.0, 0.0, 9.0, "")],
+            methods: vec![method("coral", "mean"), method("dann", "alpha")],
+            ..entry("adapt", "")
+        };
+        let check = |given: Value| check_params("objective", &entry, &serde_json::from_value(given).unwrap());
+        check(json!({ "weight": 3, "mean": 0.5 })).unwrap();
+        check(json!({ "method": "dann", "alpha": 2, "weight": 3 })).unwrap();
+        let error = check(json!({ "method": "dann", "mean": 0.5 })).unwrap_err();
+        assert_eq!(error.message, "`objective.mean` says nothing to the method `dann`");
+        assert!(error.hint.contains("method = \"coral\""), "{}", error.hint);
+        let error = check(json!({ "method": "dan" })).unwrap_err();
+        assert!(error.message.contains("cannot be \"dan\"") && error.hint.contains("`dann`"), "{error}");
+        assert!(check(json!({ "method": "dann", "alpha": 3 })).is_err());
+        assert!(check(json!({ "method": 1 })).is_err());
+    }
 
     #[test]
     fn names_are_a_list_of_ends_and_patterns() {

@@ -1,6 +1,9 @@
 //! Places that a job names: paths on the nodes, data sets that were pushed to the blob store, weights on the hub.
 
-use super::{Hub, JobSpec, SpecError};
+use super::{DataSection, Hub, JobSpec, SpecError};
+
+/// The format whose places are names of tasks.
+const GENERATED: &str = "generated";
 
 /// What the name of a pushed data set begins with.
 const SCHEME: &str = "data:";
@@ -45,8 +48,14 @@ impl<'a> Pushed<'a> {
 impl JobSpec {
     /// Places that this job (not its steps) names, with their keys. Models of other steps are none.
     pub fn places(&self) -> impl Iterator<Item = (&'static str, &String)> {
-        let data = self.data.iter().filter(|d| d.format != "generated");
-        let data = data.flat_map(|d| [("data.train", &d.train), ("data.val", &d.val)]);
+        let own = self.data.iter().filter(|d| d.format != GENERATED);
+        let own = own.flat_map(|d| [("data.train", &d.train), ("data.val", &d.val)]);
+        let target = self.data.iter().filter_map(|d| Some((d, d.target.as_ref()?)));
+        let target = target.filter(|(d, t)| t.format.as_ref().unwrap_or(&d.format) != GENERATED);
+        let target = target.flat_map(|(_, t)| {
+            std::iter::once(("data.target.train", &t.train)).chain(t.val.as_ref().map(|v| ("data.target.val", v)))
+        });
+        let data = own.chain(target);
         let nets = self.model.iter().map(|m| (["model.weights", "model.adapter"], m));
         let nets = nets.chain(self.nets.values().map(|m| (["nets.*.weights", "nets.*.adapter"], m)));
         let files = nets.flat_map(|(keys, m)| keys.into_iter().zip([m.weights.as_ref(), m.adapter.as_ref()]));
@@ -55,8 +64,14 @@ impl JobSpec {
 
     /// The same, to be changed.
     pub fn places_mut(&mut self) -> impl Iterator<Item = &mut String> {
-        let data = self.data.iter_mut().filter(|d| d.format != "generated");
-        let data = data.flat_map(|d| [&mut d.train, &mut d.val]);
+        let data = self.data.iter_mut().flat_map(|d| {
+            let DataSection { format, train, val, target, .. } = d;
+            let target = target.iter_mut().filter(|t| t.format.as_ref().unwrap_or(format) != GENERATED);
+            let target: Vec<&mut String> =
+                target.flat_map(|t| std::iter::once(&mut t.train).chain(t.val.as_mut())).collect();
+            let own = if format == GENERATED { Vec::new() } else { vec![train, val] };
+            own.into_iter().chain(target)
+        });
         let nets = self.model.iter_mut().chain(self.nets.values_mut());
         data.chain(nets.flat_map(|m| m.weights.iter_mut().chain(&mut m.adapter))).filter(|p| !is_step(p))
     }

@@ -22,13 +22,13 @@ pub fn schema(catalog: &Catalog) -> Value {
             entries.iter().map(|e| json!({ "const": e.name, "description": e.doc })).collect();
     }
     // Parameters of the objective and the data format depend on which one it is; all of them are listed.
-    schema["properties"]["objective"] = table(catalog.objectives.iter().flat_map(|e| &e.params));
-    schema["$defs"]["DataSection"]["properties"]["params"] = table(catalog.formats.iter().flat_map(|e| &e.params));
+    schema["properties"]["objective"] = table(catalog.objectives.iter().flat_map(Entry::all_params));
+    schema["$defs"]["DataSection"]["properties"]["params"] = table(catalog.formats.iter().flat_map(Entry::all_params));
     let modifiers: Map<String, Value> = catalog
         .modifiers
         .iter()
         .map(|e| {
-            let mut known = table(e.params.iter());
+            let mut known = table(e.all_params().into_iter());
             known["description"] = e.doc.clone().into();
             (e.name.clone(), known)
         })
@@ -38,8 +38,8 @@ pub fn schema(catalog: &Catalog) -> Value {
     schema
 }
 
-fn table<'a>(params: impl Iterator<Item = &'a Param>) -> Value {
-    let known: Map<String, Value> = params.map(|p| (p.name.clone(), param(p))).collect();
+fn table(params: impl Iterator<Item = Param>) -> Value {
+    let known: Map<String, Value> = params.map(|p| (p.name.clone(), param(&p))).collect();
     json!({ "type": "object", "properties": known, "additionalProperties": false })
 }
 

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::nn::{Layout, Store};
+
 /// What is worth keeping in the history of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -41,6 +43,27 @@ pub struct Row {
     pub values: std::collections::BTreeMap<String, f64>,
 }
 
+/// The gradient of a step: sums over its samples, then those of batch-norms that learn.
+pub struct Gradient<'a> {
+    /// Step of the run, from 1.
+    pub step: u64,
+    /// Names of the tensors.
+    pub names: &'a Store,
+    /// Where each of them lies.
+    pub layout: &'a Layout,
+    /// The elements.
+    pub flat: &'a [f32],
+}
+
+impl Gradient<'_> {
+    /// Name and elements of each tensor.
+    pub fn tensors(&self) -> impl Iterator<Item = (String, &[f32])> {
+        let params = self.layout.trained().map(|(id, at)| (self.names.params[id.0].name.clone(), at));
+        let norms = self.layout.norms().map(|(id, at)| (self.names.buffers[id.0].name.clone(), at));
+        params.chain(norms).map(|(name, at)| (name, &self.flat[at]))
+    }
+}
+
 /// Where a rank reports to.
 pub trait Link: Send {
     /// A row of the series.
@@ -53,6 +76,8 @@ pub trait Link: Send {
     fn artifact(&mut self, name: &str, path: &Path);
     /// Something worth keeping.
     fn notice(&mut self, notice: Notice, text: &str);
+    /// The reduced gradient of a step, before it is used.
+    fn gradient(&mut self, _: &Gradient<'_>) {}
     /// Whether the rank should stop at the next step.
     fn stop_requested(&self) -> bool;
 }

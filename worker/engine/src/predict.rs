@@ -113,6 +113,7 @@ impl Model {
             sampling: tl_proto::spec::Sampling::default(),
             augment: AugmentSection::default(),
             params,
+            target: None,
         };
         let samples = Samples::open(&spec, "val", seed)?;
         samples.fits(&self.net.contract)?;

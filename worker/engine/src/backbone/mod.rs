@@ -42,7 +42,7 @@ pub(crate) use text::DISTILBERT;
 pub use text::{DenseAct, Shape};
 
 use crate::{
-    nn::{Adapters, BatchNorm, Builder, Dropout, Given, Layer, Padding, ParamId, Plan, Sequential, Store},
+    nn::{Adapters, BatchNorm, Builder, Dropout, Given, Layer, Own, Padding, ParamId, Plan, Sequential, Store},
     weights::Contract,
 };
 
@@ -178,6 +178,10 @@ pub struct Network {
     pub initial: Store,
     /// Small parts that are trained in place of the backbone's weights.
     pub adapters: Adapters,
+    /// How many features its last layer takes.
+    pub width: usize,
+    /// What the objective trains beside it.
+    pub own: Vec<ParamId>,
 }
 
 impl Network {
@@ -219,7 +223,7 @@ impl Network {
         let output = b.output;
         let last = before.with(output(&mut b, backbone.classifier, (width, outputs)));
         units.push(Unit { name: backbone.classifier.into(), layer: last });
-        Self { units, head: first, outputs, initial: b.store, adapters }
+        Self { units, head: first, outputs, initial: b.store, adapters, width, own: Vec::new() }
     }
 
     /// The network without the parts that can be worked into its weights: its tensors are those of [`Adapters::merged`].
@@ -234,6 +238,15 @@ impl Network {
         let initial = self.adapters.merged(&self.initial);
         let asked = Asked { dropout, plan: None };
         Self { initial, ..Self::build_with(backbone, contract, head, self.outputs, seed, asked) }
+    }
+
+    /// Adds what an objective trains beside the network.
+    pub fn with_own(mut self, own: &[Own], seed: u32) -> Self {
+        let mut b = Builder::new(seed);
+        b.store = self.initial;
+        self.own = own.iter().map(|own| b.own(own)).collect();
+        self.initial = b.store;
+        self
     }
 
     /// Parameters of a unit.

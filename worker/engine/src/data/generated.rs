@@ -14,7 +14,7 @@ use crate::{
     num::rng::{Philox, Stream},
 };
 
-pub(super) const FORMAT: Format = Format { entry: describe, open };
+pub(super) const FORMAT: Format = Format { entry: describe, open, bare: open };
 
 const SIDE: usize = 32;
 
@@ -25,7 +25,11 @@ fn describe() -> Entry {
             integer("val_samples", 50, 1, 100_000, "validation samples per class"),
             number("noise", 0.25, 0.0, 1.0, "standard deviation of the noise, as a part of the range"),
         ],
-        ..entry("generated", "32-pixel images of shapes; `train` and `val` name the task: `source` or `target`")
+        ..entry(
+            "generated",
+            "32-pixel images of shapes; `train` and `val` name the task: `source`, `target` with other shapes, or \
+             `shifted`, the source's shapes in another domain",
+        )
     }
 }
 
@@ -67,14 +71,18 @@ struct Generated {
     labels: Vec<usize>,
     rng: Philox,
     noise: f32,
+    /// Shapes of one colour on stripes.
+    shifted: bool,
     key: String,
 }
 
 fn open(place: &str, part: &str, params: &Params, seed: u32) -> Result<Box<dyn Dataset>> {
     let shapes: &'static [Shape] = match place {
-        "source" => &SOURCE,
+        "source" | "shifted" => &SOURCE,
         "target" => &TARGET,
-        _ => return Err(Error::user(format!("there is no generated task `{place}`"), "known: source, target")),
+        _ => {
+            return Err(Error::user(format!("there is no generated task `{place}`"), "known: source, target, shifted"));
+        }
     };
     let number = |name: &str| describe().number(params, name);
     let each = number(if part == "train" { "train_samples" } else { "val_samples" }) as usize;
@@ -86,17 +94,21 @@ fn open(place: &str, part: &str, params: &Params, seed: u32) -> Result<Box<dyn D
         labels: (0..shapes.len() * each).map(|i| i % shapes.len()).collect(),
         rng: Philox::new(seed, &key),
         noise,
+        shifted: place == "shifted",
         key,
     }))
 }
 
-fn draw(shape: &Shape, s: &mut Stream, noise: f32) -> Image {
+fn draw(shape: &Shape, s: &mut Stream, noise: f32, shifted: bool) -> Image {
     let (cx, cy) = (s.range(11.0, 21.0), s.range(11.0, 21.0));
     let (size, turn) = (s.range(7.0, 11.0), s.range(0.0, std::f32::consts::TAU));
     let back = [s.range(40.0, 215.0), s.range(40.0, 215.0), s.range(40.0, 215.0)];
     // The shape is lighter or darker than its ground, by chance, in every channel.
     let sign = if s.uniform() < 0.5 { -1.0 } else { 1.0 };
     let front = back.map(|b| b + sign * s.range(50.0, 110.0));
+    // In the other domain the ground is striped, and no line of a shape has less contrast than a stripe.
+    let [slope, phase, depth] = if shifted { [s.range(-1.0, 1.0), s.range(0.0, 6.0), 35.0] } else { [0.0; 3] };
+    let stripe = |x: usize, y: usize| depth * libm::sinf(0.9 * (x as f32 + slope * y as f32) + phase);
     let mut bytes = Vec::with_capacity(SIDE * SIDE * 3);
     for y in 0..SIDE {
         for x in 0..SIDE {
@@ -109,7 +121,8 @@ fn draw(shape: &Shape, s: &mut Stream, noise: f32) -> Image {
             let inside = edge.clamp(-0.5, 0.5) + 0.5;
             let cover = if shape.2 { inside - ((edge - 2.5).clamp(-0.5, 0.5) + 0.5) } else { inside };
             for c in 0..3 {
-                let clean = back[c] + cover * (front[c] - back[c]);
+                let ground = back[c] + stripe(x, y);
+                let clean = ground + cover * (front[c] - ground);
                 bytes.push((clean + 255.0 * noise * s.normal()).clamp(0.0, 255.0) as u8);
             }
         }
@@ -131,6 +144,6 @@ impl Dataset for Generated {
         *blake3::hash(format!("{}/{index}", self.key).as_bytes()).as_bytes()
     }
     fn load(&self, index: usize) -> Result<Image, String> {
-        Ok(draw(&self.shapes[self.labels[index]], &mut self.rng.stream(index as u64, 0), self.noise))
+        Ok(draw(&self.shapes[self.labels[index]], &mut self.rng.stream(index as u64, 0), self.noise, self.shifted))
     }
 }

@@ -3,22 +3,26 @@
 use std::{io::Read, path::Path};
 
 use tl_proto::{
-    catalog::{Entry, entry},
+    catalog::{Entry, choice, entry},
     spec::Params,
 };
 
-use super::{Dataset, Format, Image, read_file};
+use super::{Dataset, Format, Image, read_file, texture};
 use crate::{Error, Result};
 
-pub(super) const FORMAT: Format = Format {
-    entry: || -> Entry {
-        entry(
+pub(super) const FORMAT: Format = Format { entry: describe, open, bare };
+
+fn describe() -> Entry {
+    let doc = "`texture`: on drawn textures in colour, by the recipe of MNIST-M";
+    Entry {
+        params: vec![choice("ground", &["plain", "texture"], doc)],
+        ..entry(
             "idx",
-            "MNIST-style files: give the images (…images-idx3-ubyte[.gz]); the labels lie beside them (…labels-idx1-ubyte[.gz])",
+            "MNIST-style files: give the images (…images-idx3-ubyte[.gz]); the labels lie beside them \
+             (…labels-idx1-ubyte[.gz]), and are not needed where none are wanted",
         )
-    },
-    open,
-};
+    }
+}
 
 /// Most bytes that one file may unpack to.
 const MAX_BYTES: u64 = 4 << 30;
@@ -28,9 +32,11 @@ struct Idx {
     labels: Vec<usize>,
     size: (usize, usize),
     pixels: Vec<u8>,
+    textured: bool,
 }
 
-fn open(place: &str, _part: &str, _params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
+/// A file of images: where it lies, its name, their shape and pixels.
+fn images(place: &str) -> Result<(&Path, String, [usize; 3], Vec<u8>)> {
     let images = Path::new(place);
     let name = images.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     if !name.contains("images") {
@@ -39,12 +45,28 @@ fn open(place: &str, _part: &str, _params: &Params, _seed: u32) -> Result<Box<dy
             "give a file such as `train-images-idx3-ubyte.gz`",
         ));
     }
-    let labels = images.with_file_name(name.replace("images", "labels").replace("idx3", "idx1"));
     let (shape, pixels) = parse(&unpack(images)?, place)?;
+    match shape[..] {
+        [n, height, width] => Ok((images, name, [n, height, width], pixels)),
+        _ => Err(Error::user(format!("`{place}` has {} dimensions instead of 3", shape.len()), "")),
+    }
+}
+
+fn textured(params: &Params) -> bool {
+    describe().word(params, "ground") == "texture"
+}
+
+/// The images alone.
+fn bare(place: &str, _part: &str, params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
+    let (_, _, [n, height, width], pixels) = images(place)?;
+    let (classes, labels, textured) = (Vec::new(), vec![0; n], textured(params));
+    Ok(Box::new(Idx { classes, labels, size: (height, width), pixels, textured }))
+}
+
+fn open(place: &str, _part: &str, params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
+    let (images, name, [n, height, width], pixels) = images(place)?;
+    let labels = images.with_file_name(name.replace("images", "labels").replace("idx3", "idx1"));
     let (count, values) = parse(&unpack(&labels)?, &labels.display().to_string())?;
-    let [n, height, width] = shape[..] else {
-        return Err(Error::user(format!("`{place}` has {} dimensions instead of 3", shape.len()), ""));
-    };
     if count != [n] {
         return Err(Error::user(
             format!("`{place}` has {n} images and {count:?} labels"),
@@ -62,6 +84,7 @@ fn open(place: &str, _part: &str, _params: &Params, _seed: u32) -> Result<Box<dy
         labels: values.iter().map(|label| class_of[usize::from(*label)]).collect(),
         size: (height, width),
         pixels,
+        textured: textured(params),
     }))
 }
 
@@ -110,12 +133,18 @@ impl Dataset for Idx {
     }
     fn digest(&self, index: usize) -> [u8; 32] {
         let area = self.size.0 * self.size.1;
-        *blake3::hash(&self.pixels[index * area..(index + 1) * area]).as_bytes()
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.pixels[index * area..(index + 1) * area]);
+        if self.textured {
+            hasher.update(&(index as u64).to_le_bytes()).update(b"texture/1");
+        }
+        *hasher.finalize().as_bytes()
     }
     fn load(&self, index: usize) -> Result<Image, String> {
         let (height, width) = self.size;
         let gray = &self.pixels[index * height * width..(index + 1) * height * width];
-        Ok(Image { width, height, bytes: gray.iter().flat_map(|v| [*v; 3]).collect() })
+        let image = Image { width, height, bytes: gray.iter().flat_map(|v| [*v; 3]).collect() };
+        Ok(if self.textured { texture::blend(&image, index as u64) } else { image })
     }
 }
 

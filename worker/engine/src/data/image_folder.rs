@@ -11,8 +11,16 @@ use tl_proto::{
 use super::{Dataset, Format, Image, read_file};
 use crate::{Error, Result};
 
-pub(super) const FORMAT: Format =
-    Format { entry: || -> Entry { entry("image_folder", "a folder per class with JPEG or PNG images in it") }, open };
+pub(super) const FORMAT: Format = Format {
+    entry: || -> Entry {
+        entry(
+            "image_folder",
+            "a folder per class with JPEG or PNG images in it; where no labels are wanted, any folder with images",
+        )
+    },
+    open,
+    bare,
+};
 
 /// Largest image file, in bytes.
 const MAX_FILE: u64 = 256 << 20;
@@ -48,9 +56,22 @@ fn open(place: &str, _part: &str, _params: &Params, _seed: u32) -> Result<Box<dy
             "put the images of each class into a folder named after it",
         ));
     }
-    let digests =
-        files.iter().map(|(_, p)| Ok(*blake3::hash(&read_file(p, MAX_FILE)?).as_bytes())).collect::<Result<_>>()?;
+    let digests = digests(&files)?;
     Ok(Box::new(ImageFolder { classes, labels, files, digests }))
+}
+
+/// Every file at any depth, whatever its folder is called.
+fn bare(place: &str, _part: &str, _params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
+    let mut files = Vec::new();
+    walk(Path::new(place), "", 1, &mut files)?;
+    files.iter_mut().for_each(|(name, _)| *name = name.trim_start_matches('/').to_owned());
+    files.sort();
+    let digests = digests(&files)?;
+    Ok(Box::new(ImageFolder { classes: Vec::new(), labels: vec![0; files.len()], files, digests }))
+}
+
+fn digests(files: &[(String, PathBuf)]) -> Result<Vec<[u8; 32]>> {
+    files.iter().map(|(_, p)| Ok(*blake3::hash(&read_file(p, MAX_FILE)?).as_bytes())).collect()
 }
 
 /// What lies in a folder, by name, but for what is hidden: bytewise, so that the order is the same on every machine.

@@ -2,6 +2,7 @@
 //! and a line in [`FORMATS`].
 
 pub mod augment;
+mod bare;
 mod generated;
 mod idx;
 pub mod image_folder;
@@ -9,6 +10,7 @@ pub mod pixels;
 mod resize;
 pub mod sampler;
 mod text;
+mod texture;
 pub mod tokens;
 
 use std::path::Path;
@@ -66,6 +68,8 @@ pub struct Format {
     pub entry: fn() -> Entry,
     /// Opens it.
     pub open: OpenFn,
+    /// Opens samples whose labels are not looked at and need not be there.
+    pub bare: OpenFn,
 }
 
 /// Every format.
@@ -76,10 +80,7 @@ pub const FORMATS: &[Format] = &[image_folder::FORMAT, idx::FORMAT, generated::F
 /// # Errors
 /// Data that is not there, or that nothing can be learned from.
 pub fn open(data: &DataSection, part: &str, seed: u32) -> Result<Box<dyn Dataset>> {
-    let format = FORMATS
-        .iter()
-        .find(|f| (f.entry)().name == data.format)
-        .ok_or_else(|| Error::user(format!("there is no data format `{}`", data.format), "see `tlctl catalog`"))?;
+    let format = format(data)?;
     let place = if part == "train" { &data.train } else { &data.val };
     let opened = (format.open)(place, part, &data.params, seed)?;
     let classes = opened.classes();
@@ -98,10 +99,31 @@ pub fn open(data: &DataSection, part: &str, seed: u32) -> Result<Box<dyn Dataset
     Ok(opened)
 }
 
+/// Opens the training samples of a domain, without their labels.
+///
+/// # Errors
+/// Data that is not there.
+pub fn open_bare(data: &DataSection, seed: u32) -> Result<Box<dyn Dataset>> {
+    let opened = (format(data)?.bare)(&data.train, "train", &data.params, seed)?;
+    if opened.labels().is_empty() {
+        return Err(Error::user(format!("`{}` has no samples", data.train), "check `data.target.train`"));
+    }
+    Ok(Box::new(bare::Bare::new(opened)))
+}
+
+fn format(data: &DataSection) -> Result<&'static Format> {
+    let found = FORMATS.iter().find(|f| (f.entry)().name == data.format);
+    found.ok_or_else(|| Error::user(format!("there is no data format `{}`", data.format), "see `tlctl catalog`"))
+}
+
 /// The first class without samples: nothing could be learned of it.
 pub fn empty_class(dataset: &dyn Dataset) -> Option<&str> {
     let mut counts = vec![0usize; dataset.classes().len()];
-    dataset.labels().iter().for_each(|l| counts[*l] += 1);
+    for label in dataset.labels() {
+        if let Some(count) = counts.get_mut(*label) {
+            *count += 1;
+        }
+    }
     let empty = counts.iter().position(|c| *c == 0)?;
     Some(&dataset.classes()[empty])
 }

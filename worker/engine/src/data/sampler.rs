@@ -1,6 +1,9 @@
 //! Which samples form a step, and which of them form a grain: functions of (seed, step) alone.
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    sync::{Mutex, PoisonError},
+};
 
 use crate::num::rng::Philox;
 
@@ -55,6 +58,32 @@ impl Epoch {
     }
 }
 
+/// Samples that are drawn without end, beside those of an epoch: each once, in a new order, and again.
+pub struct Endless {
+    rng: Philox,
+    n: usize,
+    /// The order of the round that was asked for last.
+    last: Mutex<(u64, Vec<usize>)>,
+}
+
+impl Endless {
+    /// The order of `n` samples.
+    pub fn new(seed: u32, n: usize) -> Self {
+        let rng = Philox::new(seed, "target-order");
+        Self { last: Mutex::new((0, rng.permutation(n, 0))), rng, n }
+    }
+
+    /// The sample of draw `t` of the run, and how often all of them had been drawn before.
+    pub fn draw(&self, t: u64) -> (usize, u64) {
+        let (round, at) = (t / self.n as u64, (t % self.n as u64) as usize);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.0 != round {
+            *last = (round, self.rng.permutation(self.n, round));
+        }
+        (last.1[at], round)
+    }
+}
+
 /// Grains of a step with `n` samples, where a full step has `grains` for `batch`.
 pub fn grains_of(n: usize, batch: usize, grains: usize) -> usize {
     grains.min((n * grains).div_ceil(batch)).max(1).min(n.max(1))
@@ -94,6 +123,20 @@ mod tests {
         assert_eq!(rare.len(), 9, "each of them is drawn");
         assert_eq!(drawn(2, 64), drawn(2, 7), "the batch changes nothing");
         assert_ne!(drawn(2, 64), drawn(3, 64));
+    }
+
+    #[test]
+    fn an_endless_order_draws_each_once_a_round_and_depends_on_the_draw_alone() {
+        let endless = Endless::new(3, 7);
+        let drawn: Vec<usize> = (0..21).map(|t| endless.draw(t).0).collect();
+        for round in drawn.chunks(7) {
+            let mut sorted = round.to_vec();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..7).collect::<Vec<_>>());
+        }
+        assert_ne!(drawn[..7], drawn[7..14]);
+        assert_eq!((endless.draw(2), endless.draw(20)), ((drawn[2], 0), (drawn[20], 2)));
+        assert_eq!(Endless::new(3, 7).draw(13).0, drawn[13], "without the draws before it");
     }
 
     proptest::proptest! {

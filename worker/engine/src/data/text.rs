@@ -2,16 +2,21 @@
 
 use std::{io::Read, path::Path};
 
-use tl_proto::{
-    catalog::{Entry, entry},
-    spec::Params,
-};
+use tl_proto::catalog::{Entry, entry};
 
 use super::{Dataset, Format, Image, read_file};
 use crate::{Error, Result};
 
-pub(super) const FORMAT: Format =
-    Format { entry: || -> Entry { entry("text", "a file of lines `label<TAB>text` in UTF-8, plain or gzip") }, open };
+pub(super) const FORMAT: Format = Format {
+    entry: || -> Entry {
+        entry(
+            "text",
+            "a file of lines `label<TAB>text` in UTF-8, plain or gzip; where no labels are wanted, `text` alone will do",
+        )
+    },
+    open: |place, _, _, _| Ok(Box::new(parse(&unpack(place)?, place, true)?)),
+    bare: |place, _, _, _| Ok(Box::new(parse(&unpack(place)?, place, false)?)),
+};
 
 /// Most bytes that a file may unpack to.
 const MAX_BYTES: u64 = 1 << 30;
@@ -28,7 +33,7 @@ struct Lines {
     numbers: Vec<usize>,
 }
 
-fn open(place: &str, _part: &str, _params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
+fn unpack(place: &str) -> Result<Vec<u8>> {
     let mut bytes = read_file(Path::new(place), MAX_BYTES)?;
     if bytes.starts_with(&[0x1f, 0x8b]) {
         let mut out = Vec::new();
@@ -39,11 +44,11 @@ fn open(place: &str, _part: &str, _params: &Params, _seed: u32) -> Result<Box<dy
         }
         bytes = out;
     }
-    Ok(Box::new(parse(&bytes, place)?))
+    Ok(bytes)
 }
 
-/// Reads lines; empty ones are passed over.
-fn parse(bytes: &[u8], place: &str) -> Result<Lines> {
+/// Reads lines; empty ones are passed over. Without labels, what stands in front of a tab is not looked at.
+fn parse(bytes: &[u8], place: &str, labelled: bool) -> Result<Lines> {
     let mut rows: Vec<(&str, &str, usize)> = Vec::new();
     for (number, line) in (1..).zip(bytes.split(|b| *b == b'\n')) {
         let bad = |why: &str| {
@@ -58,8 +63,12 @@ fn parse(bytes: &[u8], place: &str) -> Result<Lines> {
         if line.trim().is_empty() {
             continue;
         }
-        let (label, text) = line.split_once('\t').ok_or_else(|| bad("has no tab between label and text"))?;
-        let (label, text) = (label.trim(), text.trim());
+        let split = line.split_once('\t');
+        let (label, text) = match split {
+            Some((label, text)) if labelled => (label.trim(), text.trim()),
+            None if labelled => return Err(bad("has no tab between label and text")),
+            _ => ("-", split.map_or(line, |(_, text)| text).trim()),
+        };
         if label.is_empty() || text.is_empty() {
             return Err(bad(if label.is_empty() { "has no label" } else { "has no text" }));
         }
@@ -108,7 +117,7 @@ mod tests {
 
     #[test]
     fn lines_become_samples_and_classes_are_sorted() {
-        let set = parse("\u{feff}b\tone two\r\n\n a \t three\tfour\nb\tfive".as_bytes(), "x").unwrap();
+        let set = parse("\u{feff}b\tone two\r\n\n a \t three\tfour\nb\tfive".as_bytes(), "x", true).unwrap();
         assert_eq!(set.classes, ["a", "b"]);
         assert_eq!(set.labels, [1, 0, 1]);
         assert_eq!(set.texts, ["one two", "three\tfour", "five"]);
@@ -124,17 +133,17 @@ mod tests {
             (&b"a\tb\xff"[..], "line 1 of `x` is not UTF-8"),
             (&b"\n \n"[..], "`x` has no samples"),
         ] {
-            let error = parse(bytes, "x").unwrap_err().to_string();
+            let error = parse(bytes, "x", true).unwrap_err().to_string();
             assert!(error.starts_with(says), "{error}");
         }
         let long = [b"a\t".to_vec(), vec![b'x'; MAX_LINE]].concat();
-        assert!(parse(&long, "x").unwrap_err().to_string().contains("has more than"));
+        assert!(parse(&long, "x", true).unwrap_err().to_string().contains("has more than"));
     }
 
     proptest::proptest! {
         #[test]
         fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(proptest::sample::select(b"a\t\n\r \xc3\xa4".to_vec()), 0..40)) {
-            let _ = parse(&bytes, "x");
+            let _ = parse(&bytes, "x", true);
         }
     }
 }

@@ -11,8 +11,10 @@ pub struct Outcome {
     pub label: usize,
     /// The class with the largest logit.
     pub predicted: usize,
-    /// Cross-entropy with the label.
+    /// Cross-entropy with the label; 0 where there is none.
     pub loss: f64,
+    /// Of the prediction, in nats.
+    pub entropy: f64,
 }
 
 /// Figures of one class.
@@ -96,7 +98,7 @@ impl Evaluation {
     }
 }
 
-/// Class and loss of one row of logits.
+/// Class, loss and entropy of one row of logits.
 pub fn judge(logits: &[f32], label: usize) -> Outcome {
     let mut predicted = 0;
     for (i, v) in logits.iter().enumerate() {
@@ -105,8 +107,16 @@ pub fn judge(logits: &[f32], label: usize) -> Outcome {
         }
     }
     let largest = f64::from(logits[predicted]);
-    let total: f64 = logits.iter().map(|v| libm::exp(f64::from(*v) - largest)).sum();
-    Outcome { label, predicted, loss: libm::log(total) + largest - f64::from(logits[label]) }
+    let (mut total, mut weighed) = (0.0, 0.0);
+    for v in logits {
+        let below = f64::from(*v) - largest;
+        let e = libm::exp(below);
+        total += e;
+        weighed += if e > 0.0 { e * below } else { 0.0 };
+    }
+    let log_total = libm::log(total);
+    let loss = logits.get(label).map_or(0.0, |v| log_total + largest - f64::from(*v));
+    Outcome { label, predicted, loss, entropy: log_total - weighed / total }
 }
 
 /// Probabilities of one row of logits.
@@ -125,7 +135,7 @@ mod tests {
     fn figures_are_those_of_scikit_learn() {
         // sklearn.metrics.classification_report([0,0,0,1,1,2], [0,0,1,1,2,2])
         let pairs = [(0, 0), (0, 0), (0, 1), (1, 1), (1, 2), (2, 2)];
-        let outcomes = pairs.map(|(label, predicted)| Outcome { label, predicted, loss: 0.5 });
+        let outcomes = pairs.map(|(label, predicted)| Outcome { label, predicted, loss: 0.5, entropy: 0.0 });
         let e = Evaluation::new(&["a", "b", "c"].map(String::from), &outcomes);
         assert_eq!((e.accuracy, e.loss), (4.0 / 6.0, 0.5));
         let rows: Vec<_> = e.classes.iter().map(|c| (c.precision, c.recall, c.support)).collect();
@@ -139,6 +149,8 @@ mod tests {
         let o = judge(&[0.0, 2.0, 1.0], 2);
         assert_eq!(o.predicted, 1);
         let p = softmax(&[0.0, 2.0, 1.0]);
+        let entropy: f64 = p.iter().map(|p| -p * p.ln()).sum();
+        assert!((o.entropy - entropy).abs() < 1e-12 && judge(&[0.0, 2.0], usize::MAX).loss == 0.0);
         assert!((o.loss + p[2].ln()).abs() < 1e-12 && (p.iter().sum::<f64>() - 1.0).abs() < 1e-12);
     }
 }

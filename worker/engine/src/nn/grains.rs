@@ -4,13 +4,19 @@ use std::sync::Arc;
 
 use crate::Result;
 
-/// Adds the numbers of one grain to those of the grains before it.
-pub type Join = fn(&mut [f64], &[f64]);
+/// What becomes of the numbers of all grains, in their order.
+#[derive(Clone, Copy)]
+pub enum Join {
+    /// All grains hand in as many; those of a grain are added to what came of the grains before it.
+    Fold(fn(&mut [f64], &[f64])),
+    /// One after the other.
+    Append,
+}
 
 /// A place among the grains of one step, over all ranks. Every grain calls it at the same layers in the same order.
 pub trait Grains: Sync {
-    /// Hands in this grain's numbers and waits for those of all others; the outcome is `join` over all in the order of
-    /// grains, whoever computed them.
+    /// Hands in this grain's numbers and waits for those of all others; the outcome is what `join` makes of
+    /// them in the order of grains, whoever computed them.
     ///
     /// # Errors
     /// Another grain has failed, or a rank is lost: there will be no sum.
@@ -18,6 +24,8 @@ pub trait Grains: Sync {
 }
 
 /// Plain sums.
-pub(super) fn plus(sums: &mut [f64], next: &[f64]) {
+pub(super) const PLUS: Join = Join::Fold(plus);
+
+fn plus(sums: &mut [f64], next: &[f64]) {
     sums.iter_mut().zip(next).for_each(|(s, n)| *s += n);
 }

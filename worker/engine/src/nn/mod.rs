@@ -65,7 +65,7 @@ pub use pixelwise::{FlattenChannels, Normalize, Scale};
 pub use pool::{GlobalAvgPool, MaxPool};
 pub use sequence::{Pool, Ragged};
 pub(crate) use store::Given;
-pub use store::{BufferId, Builder, Entry, Gradients, Layout, ParamId, Store};
+pub use store::{BufferId, Builder, Entry, Fill, Gradients, Layout, OWN, Own, ParamId, Store};
 
 use crate::{Error, Result, num::rng::Philox};
 

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::{
-    Act, BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape, grains, host,
+    Act, BufferId, Gradients, Join, Layer, ParamId, Pass, Saved, Tape, grains, host,
     rows::{BLOCK, total},
     tensor,
 };
@@ -216,7 +216,7 @@ impl Layer for BatchNorm {
         let stats = if training {
             let own = self.moments(input);
             match pass.grains {
-                Some(grains) => self.statistics(&grains.joined(own, join_grains)?),
+                Some(grains) => self.statistics(&grains.joined(own, Join::Fold(join_grains))?),
                 None => self.statistics(&own),
             }
         } else {
@@ -304,7 +304,7 @@ impl Layer for BatchNorm {
                 let mut count = count;
                 if let Some(grains) = pass.grains {
                     sums.push(count);
-                    sums = grains.joined(sums, grains::plus)?.to_vec();
+                    sums = grains.joined(sums, grains::PLUS)?.to_vec();
                     count = sums[2 * c];
                 }
                 // dx = scale·(dy − Σdy/n − x̂·Σ(dy·x̂)/n)

@@ -189,6 +189,29 @@ impl<'a> Gradients<'a> {
     }
 }
 
+/// A tensor that an objective trains beside the network.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Own {
+    /// Its name, without the part that all of them begin with.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its first values.
+    pub fill: Fill,
+}
+
+/// First values of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fill {
+    /// All the same.
+    Constant(f32),
+    /// Uniform in ± this.
+    Uniform(f32),
+}
+
+/// What the names of an objective's own tensors begin with.
+pub const OWN: &str = "objective.";
+
 /// Creates layers, names their tensors and fills them with their initial values.
 pub struct Builder {
     /// What has been created so far.
@@ -246,6 +269,14 @@ impl Builder {
         let mut stream = self.rng.stream(name_id(&entry.name), 0);
         self.store.values[entry.range.clone()].iter_mut().for_each(|v| *v = init(&mut stream));
         ParamId(id)
+    }
+
+    /// A tensor of an objective's own.
+    pub fn own(&mut self, own: &Own) -> ParamId {
+        self.param(format!("{OWN}{}", own.name), &own.shape, |s| match own.fill {
+            Fill::Constant(value) => value,
+            Fill::Uniform(bound) => s.range(-bound, bound),
+        })
     }
 
     /// A convolution; weights are Kaiming-normal over the fan out, as torchvision's are, and a bias starts at zero.

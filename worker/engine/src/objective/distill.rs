@@ -5,7 +5,7 @@ use tl_proto::{
     spec::Params,
 };
 
-use super::{Batch, Objective, cross_entropy, exp, log_softmax};
+use super::{Batch, Objective, cross_entropy, exp, log_softmax, nothing_own};
 use crate::Error;
 
 fn describe() -> Entry {
@@ -22,6 +22,9 @@ fn describe() -> Entry {
 
 pub(super) const OBJECTIVE: Objective = Objective {
     entry: describe,
+    coupled: false,
+    looks: |_| false,
+    own: nothing_own,
     loss: |params: &Params, batch: &Batch<'_>| {
         let number = |name: &str| describe().number(params, name);
         let (t, soft, hard) = (number("temperature"), number("soft_weight"), number("hard_weight"));

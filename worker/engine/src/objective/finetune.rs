@@ -5,7 +5,7 @@ use tl_proto::{
     spec::Params,
 };
 
-use super::{Batch, Objective, cross_entropy};
+use super::{Batch, Objective, cross_entropy, nothing_own};
 
 fn describe() -> Entry {
     Entry {
@@ -16,6 +16,9 @@ fn describe() -> Entry {
 
 pub(super) const OBJECTIVE: Objective = Objective {
     entry: describe,
+    coupled: false,
+    looks: |_| false,
+    own: nothing_own,
     loss: |params: &Params, batch: &Batch<'_>| {
         let smoothing = describe().number(params, "label_smoothing");
         if smoothing == 0.0 {

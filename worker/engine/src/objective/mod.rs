@@ -1,41 +1,99 @@
 //! What a run minimises. A new objective is a file here and a line in [`ALL`].
 //!
-//! An objective sees the logits of one grain as a candle variable and returns the *sum* of its loss over the samples;
-//! candle differentiates it. Targets are probabilities, so that smoothing and mixing need nothing special.
+//! An objective sees features and logits as candle variables and returns the *sum* of its loss over the samples; candle
+//! differentiates it. It sees one grain, or, if its loss couples samples, the whole batch of the step, whoever computed
+//! it: every rank works out the same loss from the same numbers, so no gradient has to be corrected for the number of
+//! ranks. Targets are probabilities, so that smoothing and mixing need nothing special.
 
+mod adapt;
 mod distill;
 mod finetune;
+mod ops;
 
-use candle_core::{CpuStorage, CustomOp1, D, Layout, Shape, Tensor};
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
 use tl_proto::{catalog::Entry, spec::Params};
 
-use crate::{
-    Result,
-    nn::{host, tensor},
-};
+pub use ops::{exp, log_softmax};
 
-/// One grain as an objective sees it.
+use crate::{Error, Result, nn::Own};
+
+/// What an objective sees of one grain, or of all grains of a step. Samples with labels come first, then those of
+/// another domain, which have none.
 pub struct Batch<'a> {
-    /// `[n, classes]`: of the student; a variable.
+    /// `[n + m, d]`: what the last layer of the network takes; a variable.
+    pub features: &'a Tensor,
+    /// `[n + m, classes]`: of the network that is trained; a variable.
     pub logits: &'a Tensor,
     /// `[n, classes]`: target probabilities.
     pub targets: &'a Tensor,
     /// `[n, classes]`: of the teacher, where the objective has one.
     pub teacher: Option<&'a Tensor>,
+    /// `[m, classes]`: logits by the average of the weights on the samples without labels, where the job keeps one.
+    pub averaged: Option<&'a Tensor>,
     /// `[classes]`: what a class counts, where they do not all count the same.
     pub weights: Option<&'a Tensor>,
+    /// The objective's own tensors, by name; variables.
+    pub own: &'a BTreeMap<String, Tensor>,
+    /// Steps done, as a part of all steps of the run.
+    pub progress: f64,
+}
+
+impl Batch<'_> {
+    /// Samples with labels.
+    pub fn samples(&self) -> Result<usize> {
+        Ok(self.targets.dim(0)?)
+    }
+
+    /// The rows of samples with labels, and those of the others.
+    ///
+    /// # Errors
+    /// A tensor with other rows.
+    pub fn split(&self, rows: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (n, all) = (self.samples()?, rows.dim(0)?);
+        Ok((rows.narrow(0, 0, n)?, rows.narrow(0, n, all - n)?))
+    }
+
+    /// A tensor of the objective's own.
+    ///
+    /// # Errors
+    /// One that it has not declared.
+    pub fn own(&self, name: &str) -> Result<&Tensor> {
+        self.own.get(name).ok_or_else(|| Error::Internal(format!("the objective has no tensor `{name}`")))
+    }
+}
+
+/// How wide the tensors are that an objective sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Widths {
+    /// Of features.
+    pub features: usize,
+    /// Of logits.
+    pub classes: usize,
 }
 
 /// One objective.
 pub struct Objective {
     /// What the catalog says.
     pub entry: fn() -> Entry,
-    /// The sum of the loss over the samples of a grain.
+    /// Whether the loss is one of the whole batch, and no sum over grains.
+    pub coupled: bool,
+    /// Whether a step looks at samples of another domain.
+    pub looks: fn(&Params) -> bool,
+    /// Tensors of its own that it trains with the network; the finished model goes without them.
+    pub own: fn(&Params, Widths) -> Result<Vec<Own>>,
+    /// The sum of the loss over the samples.
     pub loss: fn(&Params, &Batch<'_>) -> Result<Tensor>,
 }
 
 /// Every objective.
-pub const ALL: &[Objective] = &[finetune::OBJECTIVE, distill::OBJECTIVE];
+pub const ALL: &[Objective] = &[finetune::OBJECTIVE, distill::OBJECTIVE, adapt::OBJECTIVE];
+
+/// For objectives without tensors of their own.
+fn nothing_own(_: &Params, _: Widths) -> Result<Vec<Own>> {
+    Ok(Vec::new())
+}
 
 impl Objective {
     /// The objective of a name that the check has let through; the first one otherwise.
@@ -43,57 +101,14 @@ impl Objective {
         ALL.iter().find(|o| (o.entry)().name == name).unwrap_or(&ALL[0])
     }
 
+    /// Whether it learns from samples of another domain that have no labels.
+    pub fn has_target(&self) -> bool {
+        (self.entry)().data.iter().any(|role| role == "target")
+    }
+
     /// Whether it looks at a teacher.
     pub fn has_teacher(&self) -> bool {
         (self.entry)().nets.iter().any(|n| n == "teacher")
-    }
-}
-
-/// log softmax over the classes of `[n, classes]`.
-///
-/// An operation of our own: candle's `exp` and `log` are those of the system's C library, which picks them by the model
-/// of the CPU; these give the same bits on each.
-pub fn log_softmax(logits: &Tensor) -> Result<Tensor> {
-    Ok(logits.contiguous()?.apply_op1(LogSoftmax)?)
-}
-
-/// exp of every element, of a tensor through which nothing is differentiated.
-pub fn exp(t: &Tensor) -> Result<Tensor> {
-    tensor(host(t)?.iter().map(|v| libm::expf(*v)).collect(), t.dims())
-}
-
-struct LogSoftmax;
-
-impl CustomOp1 for LogSoftmax {
-    fn name(&self) -> &'static str {
-        "log-softmax"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (from, to) = layout
-            .contiguous_offsets()
-            .ok_or_else(|| candle_core::Error::Msg("log-softmax takes contiguous logits".into()))?;
-        let classes = layout.dims().last().copied().unwrap_or(1).max(1);
-        let mut out = storage.as_slice::<f32>()?[from..to].to_vec();
-        for row in out.chunks_exact_mut(classes) {
-            let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let total = row.iter().map(|v| libm::expf(v - largest)).fold(0.0f32, |sum, e| sum + e);
-            let shift = largest + libm::logf(total);
-            row.iter_mut().for_each(|v| *v -= shift);
-        }
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
-    }
-
-    /// dx = dy − softmax(x)·Σ dy
-    fn bwd(&self, _: &Tensor, result: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let classes = result.dim(D::Minus1)?.max(1);
-        let y: Vec<f32> = result.flatten_all()?.to_vec1()?;
-        let mut dx: Vec<f32> = grad.flatten_all()?.to_vec1()?;
-        for (row, y) in dx.chunks_exact_mut(classes).zip(y.chunks_exact(classes)) {
-            let total = row.iter().fold(0.0f32, |sum, g| sum + g);
-            row.iter_mut().zip(y).for_each(|(g, y)| *g -= libm::expf(*y) * total);
-        }
-        Ok(Some(Tensor::from_vec(dx, result.shape(), result.device())?))
     }
 }
 
@@ -115,11 +130,17 @@ pub fn catalog() -> Vec<Entry> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Var;
+    use candle_core::{D, Var};
     use tl_proto::spec::Params;
 
     use super::*;
-    use crate::nn::testing;
+    use crate::nn::{host, tensor, testing};
+
+    /// A batch of samples with labels.
+    fn batch<'a>(logits: &'a Tensor, targets: &'a Tensor, own: &'a BTreeMap<String, Tensor>) -> Batch<'a> {
+        let (teacher, averaged, weights) = (None, None, None);
+        Batch { features: logits, logits, targets, teacher, averaged, weights, own, progress: 0.0 }
+    }
 
     /// The gradient by candle and by the formula (softmax − target), and for distillation T·(p_s − p_t).
     #[test]
@@ -127,7 +148,8 @@ mod tests {
         let logits = Var::from_tensor(&testing::input(&[3, 4])).unwrap();
         let teacher = (testing::input(&[3, 4]) * 2.0).unwrap();
         let targets = crate::nn::tensor(vec![1., 0., 0., 0., 0., 0.5, 0.5, 0., 0.1, 0.2, 0.3, 0.4], &[3, 4]).unwrap();
-        let batch = Batch { logits: logits.as_tensor(), targets: &targets, teacher: Some(&teacher), weights: None };
+        let own = BTreeMap::new();
+        let batch = Batch { teacher: Some(&teacher), ..batch(logits.as_tensor(), &targets, &own) };
         // By candle's own functions, as a second opinion.
         let softmax =
             |t: &Tensor, temperature: f64| candle_nn::ops::softmax(&(t / temperature).unwrap(), D::Minus1).unwrap();
@@ -164,7 +186,8 @@ mod tests {
         let logits = tensor(z.concat(), &[2, 3]).unwrap();
         let targets = tensor(vec![1.0, 0.0, 0.0, 0.0, 0.0, 1.0], &[2, 3]).unwrap();
         let weights = tensor(w.to_vec(), &[3]).unwrap();
-        let batch = Batch { logits: &logits, targets: &targets, teacher: None, weights: Some(&weights) };
+        let own = BTreeMap::new();
+        let batch = Batch { weights: Some(&weights), ..batch(&logits, &targets, &own) };
         let params = [("label_smoothing".to_owned(), 0.1.into())].into();
         let got = (Objective::find("finetune").loss)(&params, &batch).unwrap();
         assert!((f64::from(host(&got).unwrap()[0]) - want).abs() < 1e-5, "{want}");

@@ -2,7 +2,7 @@
 
 use tl_proto::spec::{JobSpec, Reduction};
 
-use super::{Config, RunState, net::Net};
+use super::{Config, RunState, net::Net, samples::Samples};
 use crate::{
     Error, Result,
     collective::Collective,
@@ -36,12 +36,12 @@ pub(super) fn manifest(sets: &[&dyn Dataset]) -> blake3::Hash {
 }
 
 /// Ranks on different nodes read their own copies; they must be copies of the same.
-pub(super) fn same_samples(sets: [&dyn Dataset; 2], group: &mut dyn Collective) -> Result<()> {
-    for (part, set) in ["train", "val"].into_iter().zip(sets) {
-        let all = group.all_gather(manifest(&[set]).as_bytes().to_vec())?;
+pub(super) fn same_samples<'a>(parts: impl Iterator<Item = &'a Samples>, group: &mut dyn Collective) -> Result<()> {
+    for samples in parts {
+        let all = group.all_gather(manifest(&[&*samples.dataset]).as_bytes().to_vec())?;
         if let Some(odd) = all.iter().position(|m| *m != all[0]) {
             return Err(Error::user(
-                format!("rank {odd} sees other samples in `data.{part}` than rank 0"),
+                format!("rank {odd} sees other samples in `data.{}` than rank 0", samples.part),
                 "the same path must hold the same files on every node; `tlctl data push` brings them to all",
             ));
         }

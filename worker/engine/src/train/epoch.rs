@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use tl_proto::spec::StageSection;
 
 use super::{
-    Loop, evaluate,
+    Loop,
+    domain::Shifted,
+    evaluate,
     inputs::Inputs,
     state::{EpochFigures, Sums},
     watch::{Watch, monitored},
@@ -24,24 +26,25 @@ impl Loop<'_> {
         section: &StageSection,
         top: f64,
         val: &Inputs<'_>,
+        shifted: Option<&Vec<Vec<f32>>>,
         group: &mut dyn Collective,
         link: &mut dyn Link,
     ) -> Result<bool> {
         // Where averages are kept, they are what is judged.
         self.state.swap_averages();
-        let judged = self.judge(section, val, group, link);
-        if matches!(&judged, Ok((_, true))) && self.run.spec.stop.as_ref().is_some_and(|s| s.restore_best) {
+        let judged = self.judge(section, val, shifted, group, link);
+        if matches!(&judged, Ok((.., true))) && self.run.spec.stop.as_ref().is_some_and(|s| s.restore_best) {
             self.state.best = Some((self.state.store.values.clone(), self.state.store.buffer_values.clone()));
         }
         self.state.swap_averages();
-        let (evaluation, better) = judged?;
+        let (evaluation, entropy, better) = judged?;
         let p = &mut self.state.progress;
         if let Some(plateau) = section.plateau() {
-            let value = monitored(&plateau.monitor, &evaluation);
+            let value = monitored(&plateau.monitor, &evaluation, entropy);
             p.plateau_factor = p.plateau.lowered(value, top * p.plateau_factor, &plateau) / top;
         }
         let mut over = section.advance.as_ref().is_some_and(|a| {
-            let value = monitored(&a.monitor, &evaluation);
+            let value = monitored(&a.monitor, &evaluation, entropy);
             p.advance.exhausted(value, a.min_delta, a.patience)
         });
         let Some(stop) = self.run.spec.stop.as_ref().filter(|_| !better) else { return Ok(over) };
@@ -56,15 +59,19 @@ impl Loop<'_> {
         Ok(over)
     }
 
-    /// Evaluates; says what it came to and whether it is the best of the stage by the metric of `[stop]`.
+    /// Evaluates; says what it came to, the entropy of predictions in another domain, and whether it is the best of the
+    /// stage by the metric of `[stop]`.
     fn judge(
         &mut self,
         section: &StageSection,
         val: &Inputs<'_>,
+        features: Option<&Vec<Vec<f32>>>,
         group: &mut dyn Collective,
         link: &mut dyn Link,
-    ) -> Result<(Evaluation, bool)> {
+    ) -> Result<(Evaluation, Option<f64>, bool)> {
         let outcomes = evaluate::evaluate(&self.state.store, val, group)?;
+        let shifted = self.shifted(val.cut, features, group)?;
+        let entropy = shifted.as_ref().map(|s| s.entropy);
         let evaluation = Evaluation::new(self.classes, &outcomes);
         let p = &mut self.state.progress;
         if !evaluation.loss.is_finite() {
@@ -78,7 +85,7 @@ impl Loop<'_> {
         p.epoch += 1;
         p.step_in_epoch = 0;
         let Sums { samples, loss, correct } = sums;
-        let values: BTreeMap<String, f64> = [
+        let mut values: BTreeMap<String, f64> = [
             ("train.loss", loss / samples.max(1) as f64),
             ("train.accuracy", correct as f64 / samples.max(1) as f64),
             ("val.loss", evaluation.loss),
@@ -86,18 +93,19 @@ impl Loop<'_> {
         ]
         .map(|(k, v)| (k.to_owned(), v))
         .into();
+        values.extend(shifted.iter().flat_map(Shifted::values));
         p.history.push(EpochFigures { stage: section.name.clone(), epoch: p.epoch, values: values.clone() });
         if group.rank() == 0 {
-            let only_val = values.into_iter().filter(|(k, _)| k.starts_with("val.")).collect();
+            let only_val = values.into_iter().filter(|(k, _)| !k.starts_with("train.")).collect();
             link.row(&Row { step: p.step, stage: section.name.clone(), epoch: f64::from(p.epoch), values: only_val });
         }
-        let Some(stop) = &self.run.spec.stop else { return Ok((evaluation, false)) };
+        let Some(stop) = &self.run.spec.stop else { return Ok((evaluation, entropy, false)) };
         let mut watch = Watch { best: p.best, ..Watch::default() };
-        let better = watch.improves(monitored(&stop.monitor, &evaluation), stop.min_delta);
+        let better = watch.improves(monitored(&stop.monitor, &evaluation, entropy), stop.min_delta);
         p.best = watch.best;
         if better {
             (p.stop_wait, p.plateau_wait) = (0, 0);
         }
-        Ok((evaluation, better))
+        Ok((evaluation, entropy, better))
     }
 }

@@ -10,6 +10,8 @@ use crate::{
 
 /// Samples of one evaluation batch.
 const BATCH: usize = 32;
+/// Bytes of one sample's line: index, class, loss, entropy.
+const LINE: usize = 32;
 
 /// Judges every sample of `inputs`, in index order, on every rank.
 ///
@@ -33,17 +35,19 @@ pub fn evaluate(store: &Store, inputs: &Inputs<'_>, group: &mut dyn Collective) 
             said.extend((*i as u64).to_le_bytes());
             said.extend((outcome.predicted as u64).to_le_bytes());
             said.extend(outcome.loss.to_le_bytes());
+            said.extend(outcome.entropy.to_le_bytes());
         }
     }
     let mut outcomes: Vec<Option<Outcome>> = vec![None; n];
     for bytes in group.all_gather(said)? {
-        for line in bytes.chunks_exact(24) {
+        for line in bytes.chunks_exact(LINE) {
             let word = |at: usize| u64::from_le_bytes(line[at..at + 8].try_into().expect("eight bytes"));
             let index = word(0) as usize;
             let slot = outcomes.get_mut(index).filter(|s| s.is_none());
             let slot = slot.ok_or_else(|| Error::Internal(format!("sample {index} was evaluated twice")))?;
             let predicted = (word(8) as usize).min(inputs.net.network.outputs - 1);
-            *slot = Some(Outcome { label: labels[index], predicted, loss: f64::from_bits(word(16)) });
+            let (loss, entropy) = (f64::from_bits(word(16)), f64::from_bits(word(24)));
+            *slot = Some(Outcome { label: labels[index], predicted, loss, entropy });
         }
     }
     let all: Option<Vec<Outcome>> = outcomes.into_iter().collect();

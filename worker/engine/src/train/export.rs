@@ -15,7 +15,7 @@ use crate::{
     collective::to_bytes,
     eval::Evaluation,
     files,
-    nn::{Kind, ParamId, Store},
+    nn::{Kind, OWN, ParamId, Store},
     weights::{Merged, peft},
 };
 
@@ -44,13 +44,19 @@ pub struct Report {
     pub history: Vec<EpochFigures>,
     /// On the validation samples.
     pub evaluation: Evaluation,
+    /// On those of the domain that the network was brought to, by labels that it did not learn from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Evaluation>,
 }
 
 impl Report {
     /// For people: the figures of the model, and what searches for a learning rate came to.
     pub fn to_text(&self) -> String {
         let found: String = self.lr_find.iter().map(|f| format!("{}\n", f.sentence())).collect();
-        let text = self.evaluation.to_text();
+        let mut text = self.evaluation.to_text();
+        if let Some(target) = &self.target {
+            text = format!("{text}\nin the other domain, by labels that were not learned from:\n{}", target.to_text());
+        }
         if found.is_empty() { text } else { format!("{text}\n{found}") }
     }
 }
@@ -93,7 +99,8 @@ pub fn safetensors(net: &Net, store: &Store, classes: &[String], spec: &JobSpec)
     let store = &net.network.adapters.merged(store);
     let mut data: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
     for (list, values) in [(&store.params, &store.values), (&store.buffers, &store.buffer_values)] {
-        data.extend(list.iter().map(|e| (e.name.clone(), e.shape.clone(), to_bytes(&values[e.range.clone()]))));
+        let kept = list.iter().filter(|e| !e.name.starts_with(OWN));
+        data.extend(kept.map(|e| (e.name.clone(), e.shape.clone(), to_bytes(&values[e.range.clone()]))));
     }
     let views = data
         .iter()

@@ -7,7 +7,7 @@ use crate::{
     Result,
     data::augment::View,
     modifier::Mix,
-    nn::{Store, tensor},
+    nn::{Store, host, tensor},
 };
 
 /// The inputs of one network in one stage.
@@ -46,6 +46,26 @@ impl Inputs<'_> {
             None => self.samples.batch(&views, contract, false)?,
         };
         self.net.forward(store, batch, 0, self.cut)
+    }
+
+    /// Two batches in front of the cut as one; where texts are of different lengths, the shorter get more room.
+    ///
+    /// # Errors
+    /// Batches of other shapes.
+    pub fn together(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        if self.net.contract.text.is_none() || self.cut > 0 || a.dims()[1..] == b.dims()[1..] {
+            return Ok(Tensor::cat(&[a, b], 0)?.contiguous()?);
+        }
+        let room = a.dim(1)?.max(b.dim(1)?);
+        let mut ids = Vec::with_capacity(room * (a.dim(0)? + b.dim(0)?));
+        for t in [a, b] {
+            let width = t.dim(1)?;
+            for row in host(t)?.chunks_exact(width) {
+                ids.extend(row);
+                ids.extend(std::iter::repeat_n(-1.0, room - width));
+            }
+        }
+        tensor(ids, &[a.dim(0)? + b.dim(0)?, room])
     }
 
     /// Has the pixels of batches prepared that come next, samples and turns, while this rank computes.

@@ -4,12 +4,7 @@
 use serde::{Deserialize, Serialize};
 use tl_proto::spec::{LrFindSection, Pick};
 
-use super::{
-    Loop,
-    inputs::Inputs,
-    stage::Stage,
-    step::{self, Step},
-};
+use super::{Fed, Loop, stage::Stage, step};
 use crate::{
     Error, Result,
     collective::Collective,
@@ -136,7 +131,7 @@ impl Loop<'_> {
         &mut self,
         index: usize,
         stage: &Stage,
-        (inputs, teacher): (&Inputs<'_>, Option<&Inputs<'_>>),
+        fed: Fed<'_>,
         optimizer: &Optimizer,
         group: &mut dyn Collective,
         link: &mut dyn Link,
@@ -156,7 +151,7 @@ impl Loop<'_> {
             let taken = sweep.found.rates.len();
             self.state.progress.epoch = (taken / per_epoch) as u32;
             let epoch = self.epoch();
-            let step = Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch: &epoch };
+            let step = self.step(stage, fed, &epoch);
             let reduced = step::compute(&step, taken % per_epoch, group, link.stop_requested());
             let mut reduced = match reduced {
                 // Beyond all numbers, on every rank alike: that is an end as good as any.

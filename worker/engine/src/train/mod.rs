@@ -3,13 +3,16 @@
 mod ahead;
 mod begin;
 mod config;
+mod domain;
 mod encode;
 mod epoch;
 pub(crate) mod evaluate;
 pub mod export;
 mod finish;
 mod gate;
+mod grain;
 pub(crate) mod inputs;
+mod judge;
 mod lockstep;
 mod lr_find;
 pub mod net;
@@ -25,6 +28,7 @@ mod state;
 mod step;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 mod watch;
 mod weights;
 
@@ -36,20 +40,21 @@ use tl_proto::spec::{DataSection, JobSpec, Sampling};
 pub use self::config::Config;
 use self::{
     begin::{resume, same_numbers, same_parts, same_samples, same_sources},
+    domain::Domain,
     export::{PrefixFigures, Report, StageFigures},
     inputs::Inputs,
     net::Net,
     samples::Samples,
     stage::Stage,
     state::RunState,
-    step::Step,
+    step::{Other, Step},
     watch::Watch,
 };
 use crate::{
     Error, Result,
     collective::Collective,
     data::sampler::{Epoch, steps_per_epoch},
-    link::{Link, Notice, Row},
+    link::{Gradient, Link, Notice, Row},
     modifier, nn, num,
     objective::Objective,
     optim,
@@ -84,12 +89,18 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let val = Samples::open(data, "val", spec.job.seed)?;
     train.fits_job(spec)?;
     val.fits_job(spec)?;
-    same_samples([&*train.dataset, &*val.dataset], group)?;
     let classes = probe::same_classes(&*train.dataset, &*val.dataset)?;
+    let mut other = Domain::open(data, &classes, spec.job.seed)?.filter(|_| objective.has_target());
+    let theirs = || other.iter().flat_map(Domain::parts);
+    theirs().try_for_each(|samples| samples.fits_job(spec))?;
+    same_samples([&train, &val].into_iter().chain(theirs()), group)?;
     let mut student = Net::build_for(model, &classes, spec, &config.inputs, &*train.dataset)?;
     same_parts(&student, group)?;
     let train = train.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     let val = val.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
+    if let Some(domain) = other.take() {
+        other = Some(domain.leave_out_bad(&student.contract, data.skip_bad, spec.job.seed, group, link)?);
+    }
     let teacher = match local.nets.get("teacher").filter(|_| objective.has_teacher()) {
         Some(section) => Some(Net::build(section, &classes, true, spec.job.seed, &config.inputs)?),
         None => None,
@@ -112,6 +123,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
         teacher: teacher.as_ref(),
         train: &train,
         val: &val,
+        other: other.as_ref(),
         classes: &classes,
         state,
         prefix: PrefixFigures::default(),
@@ -129,6 +141,8 @@ struct Loop<'a> {
     teacher: Option<&'a Net>,
     train: &'a Samples,
     val: &'a Samples,
+    /// Where the run adapts to another domain.
+    other: Option<&'a Domain>,
     classes: &'a [String],
     state: RunState,
     prefix: PrefixFigures,
@@ -138,18 +152,31 @@ struct Loop<'a> {
     failed_checkpoints: u32,
 }
 
-/// Features of both parts, by cut.
+/// What the network is fed in a stage.
+#[derive(Clone, Copy)]
+struct Fed<'a> {
+    inputs: &'a Inputs<'a>,
+    val: &'a Inputs<'a>,
+    teacher: Option<&'a Inputs<'a>>,
+    other: Option<Other<'a>>,
+    /// Features of the other domain's samples that are judged.
+    shifted: Option<&'a Vec<Vec<f32>>>,
+}
+
+/// Features of all parts, by cut.
 #[derive(Default)]
 struct Features {
     train: BTreeMap<usize, Vec<Vec<f32>>>,
     val: BTreeMap<usize, Vec<Vec<f32>>>,
+    /// Of the other domain: what is learned from, and what is judged.
+    other: [BTreeMap<usize, Vec<Vec<f32>>>; 2],
 }
 
 impl Features {
     /// Once a stage has trained units from `cut` on, what came out of them before is out of date.
     fn forget_above(&mut self, cut: usize) {
-        self.train.retain(|c, _| *c <= cut);
-        self.val.retain(|c, _| *c <= cut);
+        let [learned, judged] = &mut self.other;
+        [&mut self.train, &mut self.val, learned, judged].into_iter().for_each(|kept| kept.retain(|c, _| *c <= cut));
     }
 }
 
@@ -178,7 +205,18 @@ impl Loop<'_> {
                 Some(net) => Some(self.inputs(net, self.train, net.network.units.len(), teacher_logits.as_ref())?),
                 None => None,
             };
-            self.stage(index, &stage, (&inputs, &val, teacher.as_ref()), optimizer, group, link)?;
+            let looks = (self.run.objective.looks)(&spec.objective);
+            let theirs = match self.other.filter(|_| looks) {
+                Some(domain) => {
+                    let features = features.other[0].get(&stage.cut);
+                    Some((self.inputs(self.net, &domain.train, stage.cut, features)?, &domain.order))
+                }
+                None => None,
+            };
+            let other = theirs.as_ref().map(|(inputs, order)| Other { inputs, order });
+            let shifted = features.other[1].get(&stage.cut);
+            let fed = Fed { inputs: &inputs, val: &val, teacher: teacher.as_ref(), other, shifted };
+            self.stage(index, &stage, fed, optimizer, group, link)?;
             features.forget_above(stage.cut);
         }
         // The empty reduction that proves that everyone has the last state.
@@ -202,7 +240,7 @@ impl Loop<'_> {
         &mut self,
         index: usize,
         stage: &Stage,
-        (inputs, val, teacher): (&Inputs<'_>, &Inputs<'_>, Option<&Inputs<'_>>),
+        fed: Fed<'_>,
         optimizer: &optim::Optimizer,
         group: &mut dyn Collective,
         link: &mut dyn Link,
@@ -210,9 +248,8 @@ impl Loop<'_> {
         let spec = self.run.spec;
         let section = &spec.stage[index];
         let norms: Vec<usize> = stage.norms.iter().flat_map(|(m, v)| [m.0, v.0]).collect();
-        let before = (inputs, teacher);
         if !self.state.progress.stage_open {
-            self.find_rate(index, stage, before, optimizer, group, link)?;
+            self.find_rate(index, stage, fed, optimizer, group, link)?;
             self.open(index, stage, &norms, optimizer);
         }
         let found = self.state.progress.found.get(&index);
@@ -225,10 +262,12 @@ impl Loop<'_> {
             let epoch = self.epoch();
             for k in self.state.progress.step_in_epoch..per_epoch {
                 let started = Instant::now();
-                let step = Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch: &epoch };
+                let step = self.step(stage, fed, &epoch);
                 let mut reduced = step::compute(&step, k, group, link.stop_requested())?;
                 self.publish(group, link);
                 let p = &self.state.progress;
+                let (names, layout) = (&self.net.network.initial, &stage.layout);
+                link.gradient(&Gradient { step: p.step + 1, names, layout, flat: &reduced.flat });
                 let rate = optim::schedule::rate(section, top * p.plateau_factor, p.stage_step, total);
                 let norm = self.apply(stage, optimizer, &mut reduced, rate, k + 1)?;
                 self.report(group, link, &reduced, (rate.lr, norm, started, per_epoch), total);
@@ -243,7 +282,7 @@ impl Loop<'_> {
                     return Err(Error::Stopped);
                 }
             }
-            stopped = self.end_epoch(section, top, val, group, link)?;
+            stopped = self.end_epoch(section, top, fed.val, fed.shifted, group, link)?;
             if spec.checkpoint.every == 0 {
                 self.checkpoint(group, link)?;
             }
@@ -270,6 +309,11 @@ impl Loop<'_> {
         p.epochs_before += u64::from(p.epoch);
         (p.stage, p.epoch, p.step_in_epoch, p.stage_step, p.stage_open) = (index + 1, 0, 0, 0, false);
         self.checkpoint(group, link)
+    }
+
+    fn step<'s>(&'s self, stage: &'s Stage, fed: Fed<'s>, epoch: &'s Epoch) -> Step<'s> {
+        let Fed { inputs, teacher, other, .. } = fed;
+        Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch, other }
     }
 
     /// The order of the epoch that is on.

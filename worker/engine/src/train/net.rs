@@ -11,6 +11,7 @@ use crate::{
     backbone::{Asked, Backbone, Inside, Network, find},
     data::{Dataset, pixels, tokens},
     nn::{Layer, Pass, Store, Tape, host},
+    objective::{Objective, Widths},
     weights::{self, Contract, Merged},
 };
 
@@ -80,7 +81,12 @@ impl Net {
         samples: &dyn Dataset,
     ) -> Result<Self> {
         let (seed, modifiers) = (spec.job.seed, &spec.modifiers);
-        Self::make(model, classes, inputs, Purpose { keep_head: false, seed, modifiers, samples: Some(samples) })
+        let mut net =
+            Self::make(model, classes, inputs, Purpose { keep_head: false, seed, modifiers, samples: Some(samples) })?;
+        let widths = Widths { features: net.network.width, classes: net.network.outputs };
+        let own = (Objective::find(&spec.job.kind).own)(&spec.objective, widths)?;
+        net.network = net.network.with_own(&own, seed);
+        Ok(net)
     }
 
     fn make(

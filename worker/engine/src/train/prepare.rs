@@ -9,7 +9,8 @@ impl Loop<'_> {
         let (Some(net), true) = (self.teacher, self.cacheable()) else { return Ok(None) };
         let cut = net.network.units.len();
         let mut done = self.encoded(net, &net.network.initial, &[cut], self.train, group, link)?;
-        self.count(&done);
+        self.prefix.computed += done.computed;
+        self.prefix.needed += done.needed;
         Ok(done.by_cut.remove(&cut))
     }
 
@@ -34,11 +35,6 @@ impl Loop<'_> {
         let root = &self.config.cache;
         cache::trim(root, self.config.cache_bytes);
         encode::encode(net, store, cuts, samples, root, group, link)
-    }
-
-    fn count(&mut self, done: &Encoded) {
-        self.prefix.computed += done.computed;
-        self.prefix.needed += done.needed;
     }
 
     /// Makes sure that the features of this stage are there; with them those of every later stage whose prefix will not
@@ -74,8 +70,23 @@ impl Loop<'_> {
         let train =
             if self.cacheable() { Some(self.encoded(net, store, &fitting, self.train, group, link)?) } else { None };
         let val = self.encoded(net, store, &fitting, self.val, group, link)?;
-        train.iter().chain([&val]).for_each(|done| self.count(done));
-        *features = Features { train: train.map(|t| t.by_cut).unwrap_or_default(), val: val.by_cut };
+        let mut other = [None, None];
+        if let Some(domain) = self.other {
+            if self.cacheable() && (self.run.objective.looks)(&self.run.spec.objective) {
+                other[0] = Some(self.encoded(net, store, &fitting, &domain.train, group, link)?);
+            }
+            // Judged in their plain view: of what is learned from, that is the first of several.
+            if let Some(val) = &domain.val {
+                other[1] = Some(self.encoded(net, store, &fitting, val, group, link)?);
+            }
+        }
+        let done = train.iter().chain([&val]).chain(other.iter().flatten());
+        done.for_each(|done| {
+            self.prefix.computed += done.computed;
+            self.prefix.needed += done.needed;
+        });
+        let by_cut = |done: Option<Encoded>| done.map(|d| d.by_cut).unwrap_or_default();
+        *features = Features { train: by_cut(train), val: val.by_cut, other: other.map(by_cut) };
         Ok(())
     }
 }

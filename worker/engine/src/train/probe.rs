@@ -8,6 +8,7 @@ use tl_proto::spec::{BnScope, Hub, JobSpec, ModelSection, Precision, Source};
 use super::{
     Config,
     begin::manifest,
+    domain::Domain,
     export::StageFigures,
     net::Net,
     samples::Samples,
@@ -120,19 +121,22 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let val = Samples::open(data, "val", spec.job.seed)?;
     train.fits_job(spec)?;
     val.fits_job(spec)?;
+    let objective = Objective::find(&spec.job.kind);
     let classes = same_classes(&*train.dataset, &*val.dataset)?;
     let later = |m: &ModelSection| {
         let weights = m.weights.as_deref().unwrap_or_default();
         let step = weights.strip_prefix("step:");
         step.is_some_and(|s| !config.inputs.contains_key(s)) || matches!(Hub::parse(weights), Ok(Some(_)))
     };
+    let other = Domain::open(data, &classes, spec.job.seed)?.filter(|_| objective.has_target());
+    other.iter().flat_map(Domain::parts).try_for_each(|samples| samples.fits_job(spec))?;
     let mut model = model.clone();
     let on_trust = later(&model);
     if on_trust {
         model.weights = None;
     }
     let net = Net::build_for(&model, &classes, spec, &config.inputs, &*train.dataset)?;
-    if Objective::find(&spec.job.kind).has_teacher()
+    if objective.has_teacher()
         && let Some(teacher) = spec.nets.get("teacher").filter(|t| !later(t))
     {
         if teacher.weights.is_none() {
@@ -151,7 +155,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let fewest = spec.cluster.ranks.min as usize;
     let together = at_a_time(n, batch, grains, |count| partition(count, fewest));
     let own = partition(grains, fewest).iter().map(Range::len).max().unwrap_or(0);
-    let (mut warnings, mut lockstep) = (Vec::new(), false);
+    let (mut warnings, mut lockstep) = (Vec::new(), objective.coupled);
     if !net.network.adapters.sites.is_empty() && !peft::has_their_head(&net.network, net.backbone) {
         warnings.push(
             "the head is not that of the model that peft wraps: peft loads the adapter and leaves the head out"
@@ -196,13 +200,15 @@ pub fn probe(config: &Config) -> Result<Plan> {
         let all = saving::savings(&spans, load, &seconds, &width);
         stages.iter_mut().zip(all).for_each(|(stage, saving)| stage.saving = Some(saving));
     }
+    let parts = [&train, &val].into_iter().chain(other.iter().flat_map(Domain::parts));
+    let all: Vec<&dyn Dataset> = parts.map(|samples| &*samples.dataset).collect();
     let split = partition(grains, spec.cluster.ranks.max as usize);
     Ok(Plan {
         sources: config.sources(),
         downloads: config.absent.clone(),
         classes,
         samples: [n, val.dataset.labels().len()],
-        manifest: manifest(&[&*train.dataset, &*val.dataset]).to_hex().to_string(),
+        manifest: manifest(&all).to_hex().to_string(),
         preprocess: match &net.contract.text {
             Some(text) => format!("texts of at most {} tokens", text.max_length),
             None if on_trust && model.preprocess.is_none() => "that of the weights, which are not here yet".into(),

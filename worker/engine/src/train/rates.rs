@@ -55,6 +55,10 @@ fn by_rule(
     // The narrowest rule counts.
     named.sort_by_key(|(params, ..)| params.len());
     let rate = |p: &ParamId| {
+        // What an objective trains for itself is new, as a head is.
+        if net.network.own.contains(p) {
+            return Ok(1.0);
+        }
         let mut fitting = named.iter().filter(|(params, ..)| params.binary_search(p).is_ok());
         let name = &store.params[p.0].name;
         let Some((params, rule, lr)) = fitting.next() else {

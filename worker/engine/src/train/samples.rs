@@ -36,7 +36,8 @@ type Kept = (usize, BTreeMap<(Filter, usize, usize, usize), Arc<Vec<u8>>>);
 pub struct Samples {
     source: Arc<Source>,
     ahead: Ahead<Wanted, Vec<f32>>,
-    part: &'static str,
+    /// What it is called below `data.`.
+    pub part: &'static str,
     augment: AugmentSection,
     seed: u32,
 }
@@ -84,6 +85,21 @@ impl Samples {
             }
         }
         Ok(Self { source: Source::new(dataset), ahead: Ahead::default(), part, augment, seed })
+    }
+
+    /// Opens samples of another domain that are learned from without labels; `spec` is that domain's section.
+    ///
+    /// # Errors
+    /// Data that is not there.
+    pub fn open_bare(spec: &DataSection, seed: u32) -> Result<Self> {
+        let source = Source::new(data::open_bare(spec, seed)?);
+        let (augment, part) = (spec.augment.clone(), "target.train");
+        Ok(Self { source, ahead: Ahead::default(), part, augment, seed })
+    }
+
+    /// The same samples under the name of another part, in errors.
+    pub fn called(self, part: &'static str) -> Self {
+        Self { part, ..self }
     }
 
     /// Has every rank decode its share, for the network that will see it, and leaves out what will not decode, up to
@@ -338,6 +354,7 @@ mod tests {
             sampling: tl_proto::spec::Sampling::default(),
             augment: AugmentSection::default(),
             params: Params::new(),
+            target: None,
         }
     }
 

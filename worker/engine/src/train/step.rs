@@ -1,18 +1,14 @@
 //! One step: own grains forward and backward, one reduction, one update.
 
-use candle_core::Var;
 use tl_proto::spec::{Reduction, Sampling};
 
-use super::{Run, inputs::Inputs, lockstep, stage::Stage, state::RunState};
+use super::{Run, grain::GrainSums, inputs::Inputs, judge::Judge, lockstep, stage::Stage, state::RunState};
 use crate::{
     Error, Result,
     collective::{self, Collective, tree},
-    data::sampler::{Epoch, grain, grains_of},
-    eval,
-    modifier::{self, Mix},
-    nn::{DropoutDraw, Gradients, Grains, Layer, Pass, Tape, host, tensor},
-    num::rng::Philox,
-    objective::Batch,
+    data::sampler::{Endless, Epoch, grain, grains_of},
+    modifier,
+    nn::Store,
 };
 
 /// What all ranks know of a step once it is reduced.
@@ -49,6 +45,17 @@ pub struct Step<'a> {
     pub teacher: Option<&'a Inputs<'a>>,
     /// The order of samples.
     pub epoch: &'a Epoch,
+    /// Samples of another domain, where the objective learns from them.
+    pub other: Option<Other<'a>>,
+}
+
+/// Samples without labels beside those of the epoch: one for each.
+#[derive(Clone, Copy)]
+pub struct Other<'a> {
+    /// What the network sees of them.
+    pub inputs: &'a Inputs<'a>,
+    /// Their order.
+    pub order: &'a Endless,
 }
 
 /// Computes and reduces step `k` of an epoch. Nothing of `state` changes.
@@ -86,12 +93,16 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
             (false, _) => tree::push(&mut stack, tree::Node::leaf(s, one.flat), count),
         }
     };
-    if stage.lockstep {
-        let all = lockstep::run(&shares, group, |s, grains| step.grain(&draws(s), s, Some(grains)))?;
+    let judge = Judge::new(run, step.inputs.net, &state.store, step.progress());
+    let averaged = step.averaged();
+    if stage.lockstep || run.objective.coupled {
+        let all = lockstep::run(&shares, group, |s, grains| {
+            step.grain(&draws(s), s, &judge, averaged.as_ref(), Some(grains))
+        })?;
         own.zip(all).for_each(|(s, one)| add(s, one));
     } else {
         for s in own {
-            add(s, step.grain(&draws(s), s, None)?);
+            add(s, step.grain(&draws(s), s, &judge, averaged.as_ref(), None)?);
         }
     }
     let flat = collective::reduce(group, stack, if fast { busy } else { count }, stage.layout.total_len())?;
@@ -137,96 +148,45 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     Ok(reduced)
 }
 
-struct GrainSums {
-    samples: u64,
-    flat: Vec<f32>,
-    touched: Vec<bool>,
-    loss: f64,
-    correct: u64,
-}
-
 impl Step<'_> {
+    /// Steps done, as a part of all steps that the job asks for.
+    fn progress(&self) -> f64 {
+        let epochs: u64 = self.run.spec.stage.iter().map(|s| u64::from(s.epochs)).sum();
+        let total = epochs * self.epoch.steps() as u64;
+        (self.state.progress.step as f64 / total.max(1) as f64).min(1.0)
+    }
+
+    /// The averages of the weights, where the objective lets them speak and they are kept.
+    fn averaged(&self) -> Option<Store> {
+        self.other.as_ref()?;
+        let (values, buffer_values) = self.state.averages.clone()?;
+        Some(Store { values, buffer_values, ..self.state.store.names() })
+    }
+
     /// Has the samples of this rank's grains of step `k` prepared, while it computes the step before.
     fn expect(&self, k: usize, group: &dyn Collective) {
         let slots = self.epoch.step(k);
         let count = grains_of(slots.len(), self.run.data.batch as usize, self.run.spec.grains() as usize);
         let own = group.shares(count)[group.rank()].clone();
-        let batches: Vec<(Vec<usize>, Vec<u64>)> = own
-            .map(|s| {
-                let draws = grain(slots.len(), count, s).map(|p| self.epoch.draw(slots.start + p));
-                let (indices, ids): (Vec<usize>, Vec<u64>) = draws.unzip();
-                let turns = self.turns(&ids);
-                (indices, turns)
-            })
-            .collect();
+        let draws = |s| grain(slots.len(), count, s).map(|p| self.epoch.draw(slots.start + p)).unzip();
+        let drawn: Vec<(Vec<usize>, Vec<u64>)> = own.map(draws).collect();
+        let batches: Vec<_> = drawn.iter().map(|(indices, ids)| (indices.clone(), self.turns(ids))).collect();
+        if let Some(other) = &self.other {
+            let theirs = |(_, ids): &(Vec<usize>, Vec<u64>)| ids.iter().map(|id| other.order.draw(*id)).unzip();
+            let ids: Vec<(Vec<usize>, Vec<u64>)> = drawn.iter().map(theirs).collect();
+            other.inputs.expect(&ids, false);
+        }
         let mixes = modifier::mixes(&self.run.spec.modifiers);
         [Some(self.inputs), self.teacher].into_iter().flatten().for_each(|i| i.expect(&batches, mixes));
     }
 
     /// Which view of its sample each draw sees. What may be drawn twice in an epoch must not look the same twice.
-    fn turns(&self, ids: &[u64]) -> Vec<u64> {
+    pub(super) fn turns(&self, ids: &[u64]) -> Vec<u64> {
         match self.run.data.sampling {
             Sampling::Shuffled => {
                 vec![self.state.progress.epochs_before + u64::from(self.state.progress.epoch); ids.len()]
             }
             Sampling::Balanced => ids.to_vec(),
         }
-    }
-
-    fn mix(&self, grain: usize) -> Option<Mix> {
-        let (spec, side) = (self.run.spec, self.inputs.net.contract.side());
-        modifier::mix(&spec.modifiers, spec.job.seed, self.state.progress.step, grain as u32, side)
-    }
-
-    fn grain(&self, draws: &[(usize, u64)], grain: usize, grains: Option<&dyn Grains>) -> Result<GrainSums> {
-        let (indices, ids): (Vec<usize>, Vec<u64>) = draws.iter().copied().unzip();
-        let turns = self.turns(&ids);
-        let mix = self.mix(grain);
-        let labels: Vec<usize> = indices.iter().map(|i| self.inputs.samples.dataset.labels()[*i]).collect();
-        let classes = self.inputs.net.network.outputs;
-        let mut targets = vec![0.0; labels.len() * classes];
-        labels.iter().enumerate().for_each(|(i, l)| targets[i * classes + l] = 1.0);
-        if let Some(mix) = &mix {
-            targets = mix.targets(&targets, classes);
-        }
-        let targets = tensor(targets, &[labels.len(), classes])?;
-        let teacher = match self.teacher {
-            Some(inputs) => {
-                let store = &inputs.net.network.initial;
-                Some(inputs.batch(store, &indices, &turns, mix.as_ref())?)
-            }
-            None => None,
-        };
-
-        let x = self.inputs.batch(&self.state.store, &indices, &turns, mix.as_ref())?;
-        let dropout = DropoutDraw { rng: Philox::new(self.run.spec.job.seed, "dropout"), draws: &ids };
-        let layout = Some(&self.stage.layout);
-        let pass = Pass { store: &self.state.store, layout, dropout: Some(dropout), grains };
-        let mut tape = Tape::default();
-        let units = &self.inputs.net.network.units[self.stage.cut..];
-        let logits = units.iter().try_fold(x, |x, unit| unit.layer.forward(&x, &pass, &mut tape))?;
-
-        // The cut: candle differentiates the loss, our layers everything below.
-        let leaf = Var::from_tensor(&logits)?;
-        let weights = self.run.weights.as_ref();
-        let batch = Batch { logits: leaf.as_tensor(), targets: &targets, teacher: teacher.as_ref(), weights };
-        let loss = (self.run.objective.loss)(&self.run.spec.objective, &batch)?;
-        let value = f64::from(loss.to_scalar::<f32>()?);
-        let store = loss.backward()?;
-        let mut dy = match store.get(&leaf) {
-            Some(g) => Some(g.contiguous()?),
-            None => return Err(Error::Internal("the loss does not depend on the network".into())),
-        };
-        let mut grads = Gradients::new(&self.stage.layout);
-        for (i, unit) in units.iter().enumerate().rev() {
-            if let Some(g) = dy.take() {
-                dy = unit.layer.backward(&g, &pass, &mut tape, &mut grads, i > 0)?;
-            }
-        }
-        let values = host(&logits)?;
-        let rows = values.chunks_exact(classes).zip(&labels);
-        let correct = rows.filter(|(row, label)| eval::judge(row, **label).predicted == **label).count() as u64;
-        let samples = draws.len() as u64;
-        Ok(GrainSums { samples, flat: grads.flat, touched: grads.touched, loss: value, correct })
     }
 }

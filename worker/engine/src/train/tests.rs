@@ -1,5 +1,6 @@
 //! Whole runs: the same bits for any number of ranks, cold or warm cache, interrupted or not.
 
+mod adapt;
 mod lockstep;
 mod parts;
 mod precision;

@@ -17,9 +17,14 @@ pub struct Watch {
     pub cooldown: u32,
 }
 
-/// The value of a metric by name, and whether more of it is better.
-pub fn monitored(monitor: &str, evaluation: &Evaluation) -> (f64, bool) {
-    if monitor == "val.loss" { (evaluation.loss, false) } else { (evaluation.accuracy, true) }
+/// The value of a metric by name, and whether more of it is better. `entropy` is that of the predictions in another
+/// domain, where there is one.
+pub fn monitored(monitor: &str, evaluation: &Evaluation, entropy: Option<f64>) -> (f64, bool) {
+    match (monitor, entropy) {
+        ("target.entropy", Some(entropy)) => (entropy, false),
+        ("val.loss", _) => (evaluation.loss, false),
+        _ => (evaluation.accuracy, true),
+    }
 }
 
 impl Watch {

@@ -117,9 +117,16 @@ impl Meeting {
             let all = group.all_gather(message)?;
             let Some(pieces) = pieces(shares, &all)? else { return Ok(()) };
             let Some(join) = join else { continue };
-            let mut pieces = pieces.into_iter();
-            let mut sums = pieces.next().unwrap_or_default();
-            pieces.for_each(|next| join(&mut sums, &next));
+            let sums = match join {
+                Join::Append => pieces.concat(),
+                Join::Fold(_) if pieces.iter().any(|p| p.len() != pieces[0].len()) => return Err(apart()),
+                Join::Fold(add) => {
+                    let mut pieces = pieces.into_iter();
+                    let mut sums = pieces.next().unwrap_or_default();
+                    pieces.for_each(|next| add(&mut sums, &next));
+                    sums
+                }
+            };
             let mut state = self.lock();
             state.places.iter_mut().for_each(|p| *p = Place::Computes);
             (state.sums, state.round) = (sums.into(), state.round + 1);
@@ -140,6 +147,7 @@ impl Meeting {
         for place in &state.places {
             if let Place::Waits(own, with) = place {
                 join = Some(*with);
+                numbers.extend((own.len() as u64).to_le_bytes());
                 numbers.extend(own.iter().flat_map(|v| v.to_le_bytes()));
             }
         }
@@ -165,20 +173,23 @@ fn pieces(shares: &[Range<usize>], all: &[Vec<u8>]) -> Result<Option<Vec<Vec<f64
     let mut pieces: Vec<Vec<f64>> = Vec::new();
     let (mut waiting, mut done) = (false, false);
     for (share, message) in shares.iter().zip(all) {
-        let (word, numbers) = message.split_first().ok_or_else(apart)?;
+        let (word, mut numbers) = message.split_first().ok_or_else(apart)?;
         waiting |= *word == Word::Waiting as u8;
         done |= *word == Word::Done as u8;
-        let numbers: Vec<f64> = numbers.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
-        if numbers.is_empty() {
-            continue;
+        let waiting_here = if *word == Word::Waiting as u8 { share.len() } else { 0 };
+        for _ in 0..waiting_here {
+            let (len, rest) = numbers.split_first_chunk::<8>().ok_or_else(apart)?;
+            let len = usize::try_from(u64::from_le_bytes(*len)).ok().and_then(|n| n.checked_mul(8));
+            let (own, rest) = len.and_then(|len| rest.split_at_checked(len)).ok_or_else(apart)?;
+            pieces.push(own.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect());
+            numbers = rest;
         }
-        if share.is_empty() || !numbers.len().is_multiple_of(share.len()) {
+        if !numbers.is_empty() {
             return Err(apart());
         }
-        pieces.extend(numbers.chunks_exact(numbers.len() / share.len()).map(<[f64]>::to_vec));
     }
     let grains: usize = shares.iter().map(Range::len).sum();
-    let whole = pieces.len() == grains && pieces.iter().all(|p| p.len() == pieces[0].len());
+    let whole = pieces.len() == grains;
     match (waiting, done) {
         (true, false) if whole => Ok(Some(pieces)),
         (false, _) => Ok(None),

@@ -154,9 +154,21 @@ fn add(sums: &mut [f64], next: &[f64]) {
 #[test]
 fn numbers_are_joined_in_the_order_of_grains_as_often_as_grains_ask() {
     let all = run(std::slice::from_ref(&(0..4)), &mut Solo, |i, grains| {
-        (0..3).map(|round| Ok(grains.joined(vec![(i + round) as f64], add)?[0])).collect::<Result<Vec<_>>>()
+        (0..3).map(|round| Ok(grains.joined(vec![(i + round) as f64], Join::Fold(add))?[0])).collect::<Result<Vec<_>>>()
     });
     assert_eq!(all.unwrap(), vec![vec![123.0, 1234.0, 2345.0]; 4]);
+}
+
+#[test]
+fn grains_hand_in_what_they_have_one_after_the_other() {
+    let all = run(std::slice::from_ref(&(0..3)), &mut Solo, |i, grains| {
+        Ok(grains.joined(vec![i as f64; i], Join::Append)?.to_vec())
+    });
+    assert_eq!(all.unwrap(), vec![vec![1.0, 2.0, 2.0]; 3]);
+    let odd = run(std::slice::from_ref(&(1..3)), &mut Solo, |i, grains| {
+        grains.joined(vec![0.0; i], Join::Fold(add)).map(|_| ())
+    });
+    assert!(odd.unwrap_err().to_string().contains("same layers"));
 }
 
 #[test]
@@ -164,11 +176,11 @@ fn a_grain_that_fails_or_breaks_down_ends_the_others() {
     for at in 0..4 {
         let work = |how: &(dyn Fn() -> Result<()> + Sync)| {
             run(std::slice::from_ref(&(0..4)), &mut Solo, |i, grains| {
-                grains.joined(vec![0.0], add)?;
+                grains.joined(vec![0.0], Join::Fold(add))?;
                 if i == at {
                     how()?;
                 }
-                grains.joined(vec![0.0], add).map(|_| ())
+                grains.joined(vec![0.0], Join::Fold(add)).map(|_| ())
             })
         };
         let error = work(&|| Err(Error::NotFinite("the loss is gone".into()))).unwrap_err();
@@ -178,7 +190,7 @@ fn a_grain_that_fails_or_breaks_down_ends_the_others() {
     }
     let uneven = run(std::slice::from_ref(&(0..2)), &mut Solo, |i, grains| match i {
         0 => Ok(()),
-        _ => grains.joined(vec![0.0], add).map(|_| ()),
+        _ => grains.joined(vec![0.0], Join::Fold(add)).map(|_| ()),
     });
     assert!(uneven.unwrap_err().to_string().contains("do not wait at the same layers"));
 }
@@ -198,7 +210,7 @@ impl Collective for Lost {
     }
     fn receive(&mut self, from: usize) -> Result<Vec<u8>> {
         self.0 = self.0.checked_sub(1).ok_or(Error::LostPeer { peer: from, cause: "gone".into() })?;
-        Ok([&[Word::Waiting as u8][..], &2.0f64.to_le_bytes()].concat())
+        Ok([&[Word::Waiting as u8][..], &1u64.to_le_bytes(), &2.0f64.to_le_bytes()].concat())
     }
 }
 
@@ -208,7 +220,7 @@ fn a_lost_peer_releases_every_grain() {
         let shares = [0..3, 3..4];
         let outcome = run(&shares, &mut Lost(messages), |_, grains| {
             loop {
-                assert_eq!(grains.joined(vec![1.0], add)?[0], 1112.0);
+                assert_eq!(grains.joined(vec![1.0], Join::Fold(add))?[0], 1112.0);
             }
         });
         let error: Result<Vec<()>> = outcome;
@@ -217,6 +229,6 @@ fn a_lost_peer_releases_every_grain() {
     // Also where this rank has none, and when the other says what cannot be.
     let none = run(&[0..0, 0..1], &mut Lost(2), |_, _| Ok(()));
     assert!(matches!(none.unwrap_err(), Error::LostPeer { .. }));
-    let odd = run(&[0..1, 1..3], &mut Lost(2), |_, grains| grains.joined(vec![1.0], add).map(|_| ()));
+    let odd = run(&[0..1, 1..3], &mut Lost(2), |_, grains| grains.joined(vec![1.0], Join::Fold(add)).map(|_| ()));
     assert!(odd.unwrap_err().to_string().contains("same layers"));
 }

@@ -1,0 +1,143 @@
+//! `tlctl verify`: does a job give the same on one, two and three ranks? Run here, on a few steps of each stage.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+use tl_proto::spec::{self, JobSpec};
+use tl_worker::rank::{self, Compared, ROOM};
+
+use super::{
+    FAILED,
+    args::Verify,
+    local::{Scratch, refused},
+    output::Output,
+};
+use crate::{Error, spec_file};
+
+pub(super) fn run(a: &Verify, output: &Output) -> Result<u8, Error> {
+    let spec = spec_file::load(&a.job.file, &a.job.set)?;
+    spec::check(&spec, &rank::catalog()).map_err(|e| Error::input(format!("{}: {e}", a.job.file.display()), e.hint))?;
+    let folder = std::env::temp_dir().join(format!("tl-verify-{}", ulid::Ulid::new()));
+    std::fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
+    let scratch = Scratch(Some(folder.clone()));
+    let mut holds = true;
+    for (step, inner, _) in spec.steps() {
+        let compared = verify(inner, folder.join(step), u64::from(a.steps))?;
+        holds &= compared.iter().all(Compared::holds);
+        let several = spec.job.kind == JobSpec::PIPELINE;
+        for c in &compared {
+            output.print(&json!({ "event": "verified", "step": step, "holds": c.holds(), "compared": c }), || {
+                line(if several { Some(step) } else { None }, c)
+            });
+        }
+    }
+    drop(scratch);
+    Ok(if holds { 0 } else { FAILED })
+}
+
+fn verify(spec: &JobSpec, folder: PathBuf, steps: u64) -> Result<Vec<Compared>, Error> {
+    let mut spec = spec.clone();
+    for model in spec.model.iter_mut().chain(spec.nets.values_mut()) {
+        // What an earlier step would leave is not there; any weights do.
+        if model.weights.as_deref().is_some_and(|w| w.starts_with("step:")) {
+            (model.weights, model.head.keep) = (None, false);
+        }
+    }
+    if let Some((key, place)) = spec.places().find(|(_, place)| !JobSpec::is_path(place)) {
+        return Err(Error::input(
+            format!("`{key}` is `{place}`, which is not on this machine"),
+            "`tlctl verify` runs here, without a cluster: name a path (`--set`)",
+        ));
+    }
+    rank::verify(&spec, &folder, steps).map_err(|e| refused(&e))
+}
+
+fn line(step: Option<&str>, c: &Compared) -> String {
+    let at = step.map(|s| format!("step `{s}`, ")).unwrap_or_default();
+    let head = format!("{at}stage `{}`, {} ranks, {} steps", c.stage, c.ranks, c.steps);
+    let ordered = match &c.ordered {
+        None => "ordered: the same bits".to_owned(),
+        Some(d) => format!("ordered: DIFFERS first at step {} in `{}`", d.step, d.tensor),
+    };
+    let fast = match &c.apart {
+        None => format!("fast: within {:.1e}", c.fast),
+        Some(d) => format!(
+            "fast: APART by {:.1e}, more than {ROOM:.0e}, first at step {}, most in `{}`",
+            c.fast, d.step, d.tensor
+        ),
+    };
+    format!("{head}: {ordered}; {fast}")
+}
+
+#[cfg(test)]
+mod tests {
+    use tl_proto::spec::ModelSection;
+
+    use super::{super::offline::RECIPES, *};
+
+    /// The same job on drawn samples or a few words, with a small network without weights.
+    fn small(mut spec: JobSpec, words: &std::path::Path) -> JobSpec {
+        let data = spec.data.as_mut().unwrap();
+        let text = data.format == "text";
+        if text {
+            (data.train, data.val) = (words.display().to_string(), words.display().to_string());
+        } else {
+            data.format = "generated".into();
+            (data.train, data.val) = ("source".into(), "source".into());
+            data.params = [("train_samples", 8), ("val_samples", 2)].map(|(k, v)| (k.to_owned(), v.into())).into();
+            data.train_per_class = None;
+            if let Some(target) = &mut data.target {
+                (target.train, target.val) = ("shifted".into(), None);
+            }
+        }
+        for model in spec.model.iter_mut().chain(spec.nets.values_mut()) {
+            let backbone = if text { "minilm" } else { "small_cnn" };
+            *model = ModelSection { backbone: backbone.into(), head: model.head.clone(), ..ModelSection::default() };
+        }
+        spec
+    }
+
+    #[test]
+    fn every_recipe_gives_the_same_on_more_ranks() {
+        let dir = tempfile::tempdir().unwrap();
+        let words = dir.path().join("words.tsv");
+        let text =
+            |i: usize| format!("{}\t{} a lot of word{i}\n", i % 2, if i.is_multiple_of(2) { "good" } else { "bad" });
+        std::fs::write(&words, (0..40).map(text).collect::<String>()).unwrap();
+        let mut kinds = std::collections::BTreeSet::new();
+        for (name, files) in RECIPES.iter().map(|r| (r.name, r.files)) {
+            files.iter().for_each(|(file, text)| std::fs::write(dir.path().join(file), text).unwrap());
+            let spec = spec_file::load(&dir.path().join(files[0].0), &[]).unwrap();
+            for (step, inner, _) in spec.steps() {
+                let inner = small(inner.clone(), &words);
+                kinds.insert(inner.job.kind.clone());
+                let compared = verify(&inner, dir.path().join(name).join(step), 2).unwrap();
+                assert!(!compared.is_empty(), "{name}");
+                for c in compared {
+                    assert!(c.holds(), "{name}: {}", line(None, &c));
+                }
+            }
+        }
+        let all: Vec<String> = rank::catalog().objectives.into_iter().map(|e| e.name).collect();
+        assert!(all.iter().all(|kind| kinds.contains(kind)), "a kind of job without a recipe: {all:?}, {kinds:?}");
+    }
+
+    #[test]
+    fn a_difference_is_named() {
+        let difference = || rank::Difference { step: 3, tensor: "head.weight".into() };
+        let c = Compared {
+            stage: "all".into(),
+            ranks: 2,
+            steps: 3,
+            ordered: Some(difference()),
+            fast: 2e-5,
+            apart: Some(difference()),
+        };
+        assert_eq!(
+            line(None, &c),
+            "stage `all`, 2 ranks, 3 steps: ordered: DIFFERS first at step 3 in `head.weight`; \
+             fast: APART by 2.0e-5, more than 1e-6, first at step 3, most in `head.weight`"
+        );
+        assert!(!c.holds());
+    }
+}

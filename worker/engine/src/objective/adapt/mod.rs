@@ -1,0 +1,69 @@
+//! Domain adaptation: labels of one domain, samples without labels of another. The network learns the labels, and a
+//! method brings the two domains together. A new method is a file here and a line in [`METHODS`].
+//!
+//! All methods look at the whole batch: `Σ CE(source) + n · trade_off · L(method)` for n source samples.
+
+mod cdan;
+mod coral;
+mod dann;
+mod direct;
+mod domain;
+mod mcc;
+mod mmd;
+mod self_training;
+#[cfg(test)]
+mod tests;
+
+use candle_core::Tensor;
+use tl_proto::{
+    catalog::{Entry, entry, number},
+    spec::Params,
+};
+
+use super::{Batch, Objective, Widths, cross_entropy};
+use crate::{Result, nn::Own};
+
+/// One way of bringing two domains together.
+struct Method {
+    /// What the catalog says.
+    entry: fn() -> Entry,
+    /// Whether it looks at samples of the other domain: what passes through the network changes its batch-norms.
+    looks: bool,
+    /// Tensors of its own.
+    own: fn(&Params, Widths) -> Result<Vec<Own>>,
+    /// Its loss, a mean over the batch; nothing where it adds none.
+    loss: fn(&Params, &Batch<'_>) -> Result<Option<Tensor>>,
+}
+
+/// Every method.
+const METHODS: &[Method] =
+    &[dann::METHOD, cdan::METHOD, mmd::METHOD, coral::METHOD, mcc::METHOD, self_training::METHOD, direct::METHOD];
+
+fn describe() -> Entry {
+    Entry {
+        params: vec![number("trade_off", 1.0, 0.0, 1e4, "weight of the method's loss beside that of the labels")],
+        methods: METHODS.iter().map(|m| (m.entry)()).collect(),
+        data: vec!["target".into()],
+        ..entry("adapt", "a network with labels of one domain is brought to another domain that has none")
+    }
+}
+
+/// The method of a job that the check has let through; the first one otherwise.
+fn method(params: &Params) -> &'static Method {
+    let name = describe().method(params).name.clone();
+    METHODS.iter().find(|m| (m.entry)().name == name).unwrap_or(&METHODS[0])
+}
+
+pub(super) const OBJECTIVE: Objective = Objective {
+    entry: describe,
+    coupled: true,
+    looks: |params| method(params).looks,
+    own: |params, widths| (method(params).own)(params, widths),
+    loss: |params, batch| {
+        let (labelled, _) = batch.split(batch.logits)?;
+        let labels = cross_entropy(&labelled, batch.targets, batch.weights)?;
+        let Some(method) = (method(params).loss)(params, batch)? else { return Ok(labels) };
+        let weight = describe().number(params, "trade_off") * batch.samples()? as f64;
+        Ok((labels + (method * weight)?)?)
+    },
+};

@@ -1,0 +1,247 @@
+//! Methods against their formulas written out in f64, with gradients by finite differences.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Tensor, Var};
+use tl_proto::spec::Params;
+
+use super::{super::Batch, METHODS, Widths, method};
+use crate::nn::{Fill, host, tensor, testing};
+
+const N: usize = 4;
+const D: usize = 3;
+const CLASSES: usize = 3;
+
+fn params(text: &str) -> Params {
+    serde_json::from_str(text).unwrap()
+}
+
+/// Features and logits of `N` samples of each domain; the second is shifted.
+fn given() -> (Tensor, Tensor) {
+    let shifted = |width: usize, by: f32| {
+        let mut values = host(&testing::input(&[2 * N, width])).unwrap().to_vec();
+        values[N * width..].iter_mut().for_each(|v| *v = *v * 1.5 + by);
+        tensor(values, &[2 * N, width]).unwrap()
+    };
+    (shifted(D, 0.7), shifted(CLASSES, -0.4))
+}
+
+/// The method's own tensors, with constants moved off their trivial values.
+fn own(given: &Params) -> BTreeMap<String, Tensor> {
+    let own = (method(given).own)(given, Widths { features: D, classes: CLASSES }).unwrap();
+    let value = |o: crate::nn::Own| {
+        let noise = host(&testing::input(&o.shape)).unwrap().to_vec();
+        let values = noise.iter().map(|v| match o.fill {
+            Fill::Constant(c) => c + 0.3 * v,
+            Fill::Uniform(bound) => bound * v,
+        });
+        (o.name, tensor(values.collect(), &o.shape).unwrap())
+    };
+    own.into_iter().map(value).collect()
+}
+
+fn loss(given: &Params, features: &Tensor, logits: &Tensor, own: &BTreeMap<String, Tensor>, progress: f64) -> Tensor {
+    let targets = Tensor::zeros((N, CLASSES), candle_core::DType::F32, logits.device()).unwrap();
+    let (teacher, averaged, weights) = (None, None, None);
+    let batch = Batch { features, logits, targets: &targets, teacher, averaged, weights, own, progress };
+    (method(given).loss)(given, &batch).unwrap().unwrap()
+}
+
+fn value(t: &Tensor) -> f64 {
+    f64::from(host(t).unwrap()[0])
+}
+
+fn rows(t: &Tensor) -> Vec<Vec<f64>> {
+    let width = t.dims()[1];
+    host(t).unwrap().chunks(width).map(|r| r.iter().map(|v| f64::from(*v)).collect()).collect()
+}
+
+fn softmax(row: &[f64], t: f64) -> Vec<f64> {
+    let e: Vec<f64> = row.iter().map(|v| (v / t).exp()).collect();
+    let sum: f64 = e.iter().sum();
+    e.iter().map(|v| v / sum).collect()
+}
+
+fn certainty(p: &[Vec<f64>]) -> Vec<f64> {
+    let w: Vec<f64> = p.iter().map(|p| 1.0 + p.iter().map(|p| p * p.ln()).sum::<f64>().exp()).collect();
+    let mean = w.iter().sum::<f64>() / w.len() as f64;
+    w.iter().map(|w| w / mean).collect()
+}
+
+#[test]
+fn coral_is_the_distance_of_covariances() {
+    let (features, logits) = given();
+    let rows = rows(&features);
+    let moments = |rows: &[Vec<f64>]| {
+        let mean: Vec<f64> = (0..D).map(|i| rows.iter().map(|r| r[i]).sum::<f64>() / N as f64).collect();
+        let cov = |i: usize, j: usize| {
+            rows.iter().map(|r| (r[i] - mean[i]) * (r[j] - mean[j])).sum::<f64>() / (N as f64 - 1.0)
+        };
+        let cov: Vec<f64> = (0..D * D).map(|k| cov(k / D, k % D)).collect();
+        (mean, cov)
+    };
+    let ((ms, cs), (mt, ct)) = (moments(&rows[..N]), moments(&rows[N..]));
+    let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
+    let paper = apart(&cs, &ct) / (4.0 * (D * D) as f64);
+    let domainbed = apart(&ms, &mt) / D as f64 + apart(&cs, &ct) / (D * D) as f64;
+    for (variant, want) in [("paper", paper), ("domainbed", domainbed)] {
+        let given = params(&format!(r#"{{"method": "coral", "variant": "{variant}"}}"#));
+        let got = value(&loss(&given, &features, &logits, &own(&given), 0.0));
+        assert!((got - want).abs() < 1e-5 * want, "{variant}: {got} {want}");
+    }
+}
+
+#[test]
+fn mmd_is_the_sum_over_pairs_of_five_kernels() {
+    let (features, logits) = given();
+    let rows = rows(&features);
+    let d2 = |i: usize, j: usize| rows[i].iter().zip(&rows[j]).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
+    let all = 2 * N;
+    let mean = (0..all * all).map(|k| d2(k / all, k % all)).sum::<f64>() / (all * all) as f64;
+    let kernel = |i: usize, j: usize| (-3..=1).map(|u| (-d2(i, j) / (2.0 * 2f64.powi(u) * mean)).exp()).sum::<f64>();
+    let n = N as f64;
+    let mut quadratic = 2.0 / (n - 1.0);
+    let mut linear = 2.0 / (n - 1.0);
+    for i in 0..N {
+        let next = (i + 1) % N;
+        linear += (kernel(i, next) + kernel(N + i, N + next) - kernel(i, N + next) - kernel(next, N + i)) / n;
+        for j in 0..N {
+            if i != j {
+                quadratic += (kernel(i, j) + kernel(N + i, N + j)) / (n * (n - 1.0));
+            }
+            quadratic -= 2.0 * kernel(i, N + j) / (n * n);
+        }
+    }
+    for (estimator, want) in [("linear", linear), ("quadratic", quadratic)] {
+        let given = params(&format!(r#"{{"method": "mmd", "estimator": "{estimator}"}}"#));
+        let got = value(&loss(&given, &features, &logits, &own(&given), 0.0));
+        assert!((got - want).abs() < 1e-5, "{estimator}: {got} {want}");
+    }
+}
+
+#[test]
+fn mcc_is_what_lies_off_the_diagonal() {
+    let (features, logits) = given();
+    let p: Vec<Vec<f64>> = rows(&logits)[N..].iter().map(|r| softmax(r, 2.5)).collect();
+    let w = certainty(&p);
+    let mut want = 0.0;
+    for i in 0..CLASSES {
+        let row: Vec<f64> = (0..CLASSES).map(|j| (0..N).map(|s| w[s] * p[s][i] * p[s][j]).sum()).collect();
+        want += (row.iter().sum::<f64>() - row[i]) / row.iter().sum::<f64>() / CLASSES as f64;
+    }
+    let given = params(r#"{"method": "mcc"}"#);
+    let got = value(&loss(&given, &features, &logits, &own(&given), 0.0));
+    assert!((got - want).abs() < 1e-6, "{got} {want}");
+}
+
+/// The discriminator in f64: two hidden layers with batch-norm, one number.
+fn judged(x: &[Vec<f64>], own: &BTreeMap<String, Tensor>) -> Vec<f64> {
+    let vector = |name: &str| host(&own[name]).unwrap().iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
+    let times = |x: &[Vec<f64>], w: &[Vec<f64>]| -> Vec<Vec<f64>> {
+        let out = |r: &Vec<f64>| (0..w[0].len()).map(|j| r.iter().zip(w).map(|(v, w)| v * w[j]).sum()).collect();
+        x.iter().map(out).collect()
+    };
+    let mut x = x.to_vec();
+    for layer in ["0", "1"] {
+        x = times(&x, &rows(&own[&format!("domain.{layer}.weight")]));
+        let (scale, shift) = (vector(&format!("domain.{layer}.scale")), vector(&format!("domain.{layer}.shift")));
+        let n = x.len() as f64;
+        for j in 0..scale.len() {
+            let mean = x.iter().map(|r| r[j]).sum::<f64>() / n;
+            let var = x.iter().map(|r| (r[j] - mean) * (r[j] - mean)).sum::<f64>() / n;
+            x.iter_mut().for_each(|r| r[j] = ((r[j] - mean) / (var + 1e-5).sqrt() * scale[j] + shift[j]).max(0.0));
+        }
+    }
+    let bias = vector("domain.2.bias")[0];
+    times(&x, &rows(&own["domain.2.weight"])).into_iter().map(|r| r[0] + bias).collect()
+}
+
+#[test]
+fn adversaries_lose_what_their_discriminator_loses() {
+    let (features, logits) = given();
+    let bce = |z: &[f64]| -> Vec<f64> {
+        let one = |(i, z): (usize, &f64)| (1.0 + (if i < N { -z } else { *z }).exp()).ln();
+        z.iter().enumerate().map(one).collect()
+    };
+    let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
+    let given = params(r#"{"method": "dann", "hidden": 5}"#);
+    let tensors = own(&given);
+    let got = value(&loss(&given, &features, &logits, &tensors, 0.5));
+    let want = mean(&bce(&judged(&rows(&features), &tensors)));
+    assert!((got - want).abs() < 1e-5, "{got} {want}");
+    let p: Vec<Vec<f64>> = rows(&logits).iter().map(|r| softmax(r, 1.0)).collect();
+    let outer = |(f, p): (Vec<f64>, &Vec<f64>)| p.iter().flat_map(|p| f.iter().map(move |f| p * f)).collect();
+    let x: Vec<Vec<f64>> = rows(&features).into_iter().zip(&p).map(|(f, p)| outer((f, p))).collect();
+    for (entropy, weights) in [(true, certainty(&p)), (false, vec![1.0; 2 * N])] {
+        let given = params(&format!(r#"{{"method": "cdan", "hidden": 5, "entropy": {entropy}}}"#));
+        let tensors = own(&given);
+        let got = value(&loss(&given, &features, &logits, &tensors, 0.5));
+        let each: Vec<f64> = bce(&judged(&x, &tensors)).iter().zip(&weights).map(|(l, w)| l * w).collect();
+        assert!((got - mean(&each)).abs() < 1e-5, "{got} {}", mean(&each));
+    }
+}
+
+#[test]
+fn certain_predictions_are_labels_and_the_mean_goes_over_all() {
+    let (features, logits) = given();
+    let p: Vec<Vec<f64>> = rows(&logits)[N..].iter().map(|r| softmax(r, 1.0)).collect();
+    let best: Vec<f64> = p.iter().map(|p| p.iter().copied().fold(0.0, f64::max)).collect();
+    let mut sorted = best.clone();
+    sorted.sort_by(f64::total_cmp);
+    let threshold = (sorted[1] + sorted[2]) / 2.0;
+    let given = params(&format!(r#"{{"method": "self_training", "threshold": {threshold}}}"#));
+    let got = value(&loss(&given, &features, &logits, &own(&given), 0.0));
+    let want = best.iter().filter(|p| **p > threshold).map(|p| -p.ln()).sum::<f64>() / N as f64;
+    assert!((got - want).abs() < 1e-6 && want > 0.0, "{got} {want}");
+}
+
+/// What flows back is the slope of the loss; through a reversal, −λ times the slope.
+#[test]
+fn gradients_are_those_of_finite_differences() {
+    for given in [
+        r#"{"method": "coral"}"#,
+        r#"{"method": "coral", "variant": "domainbed"}"#,
+        r#"{"method": "mcc"}"#,
+        r#"{"method": "dann", "hidden": 5}"#,
+        r#"{"method": "cdan", "hidden": 5}"#,
+    ] {
+        let adversary = given.contains("hidden");
+        let (name, given) = (given, params(given));
+        let (features, logits) = self::given();
+        let tensors = own(&given);
+        let on_features = name.contains("coral") || adversary;
+        let at = if on_features { &features } else { &logits };
+        let var = Var::from_tensor(at).unwrap();
+        let of = |x: &Tensor, progress: f64| match on_features {
+            true => loss(&given, x, &logits, &tensors, progress),
+            false => loss(&given, &features, x, &tensors, progress),
+        };
+        let progress = 0.1;
+        let grads = of(var.as_tensor(), progress).backward().unwrap();
+        let got = host(&grads.get(&var).unwrap().contiguous().unwrap()).unwrap().to_vec();
+        let lambda = 2.0 / (1.0 + (-10.0 * progress).exp()) - 1.0;
+        let sign = if adversary { -lambda } else { 1.0 };
+        let values = host(at).unwrap().to_vec();
+        let largest = got.iter().fold(0.0f64, |a, g| a.max(f64::from(g.abs())));
+        assert!(largest > 1e-4, "{name}");
+        for i in 0..values.len() {
+            let moved = |by: f32| {
+                let mut values = values.clone();
+                values[i] += by;
+                value(&of(&tensor(values, at.dims()).unwrap(), progress))
+            };
+            let want = sign * (moved(4e-3) - moved(-4e-3)) / 8e-3;
+            let error = (f64::from(got[i]) - want).abs();
+            // A certainty is no function of the logits to the gradient, and it is to the differences.
+            let room = if name.contains("mcc") { 0.15 } else { 0.02 };
+            assert!(error < room * largest, "{name}[{i}]: {} {want}", got[i]);
+        }
+    }
+}
+
+#[test]
+fn methods_have_names_of_their_own_and_documents() {
+    let names: std::collections::BTreeSet<String> = METHODS.iter().map(|m| (m.entry)().name).collect();
+    assert_eq!(names.len(), METHODS.len());
+    assert!(METHODS.iter().all(|m| !(m.entry)().doc.is_empty()));
+}

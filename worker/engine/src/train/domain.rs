@@ -1,0 +1,115 @@
+//! The other domain of a run that adapts: samples that it learns from without their labels, and, where there are some
+//! with labels, what the network comes to on them. Those figures are told, and nothing is decided by them.
+
+use std::collections::BTreeMap;
+
+use tl_proto::spec::DataSection;
+
+use super::{Loop, evaluate, inputs::Inputs, samples::Samples};
+use crate::{
+    Error, Result, collective::Collective, data::sampler::Endless, eval::Evaluation, link::Link, weights::Contract,
+};
+
+/// The samples of another domain.
+pub(super) struct Domain {
+    /// What is learned from.
+    pub train: Samples,
+    /// What is judged by its labels, for people.
+    pub val: Option<Samples>,
+    /// The order in which the former are drawn.
+    pub order: Endless,
+}
+
+impl Domain {
+    /// Opens the target of a job's data, if it has one.
+    ///
+    /// # Errors
+    /// Data that is not there, or labels of other classes.
+    pub fn open(data: &DataSection, classes: &[String], seed: u32) -> Result<Option<Self>> {
+        let (Some(section), Some(target)) = (data.of_target(), &data.target) else { return Ok(None) };
+        let train = Samples::open_bare(&section, seed)?;
+        let val = match &target.val {
+            Some(_) => Some(Samples::open(&section, "val", seed)?.called("target.val")),
+            None => None,
+        };
+        if let Some(odd) = val.iter().flat_map(|v| v.dataset.classes()).find(|c| !classes.contains(c)) {
+            return Err(Error::user(
+                format!("class `{odd}` is in `data.target.val` but not in `data.train`"),
+                "both domains need the same classes",
+            ));
+        }
+        if val.as_ref().is_some_and(|v| v.dataset.classes() != classes) {
+            return Err(Error::user(
+                "`data.target.val` lacks some of the classes of `data.train`",
+                "both domains need the same classes",
+            ));
+        }
+        let order = Endless::new(seed, train.count());
+        Ok(Some(Self { train, val, order }))
+    }
+
+    /// All samples of the domain.
+    pub fn parts(&self) -> impl Iterator<Item = &Samples> {
+        std::iter::once(&self.train).chain(&self.val)
+    }
+
+    /// The same without samples that will not decode, up to `limit` in each part.
+    ///
+    /// # Errors
+    /// See [`Samples::leave_out_bad`].
+    pub fn leave_out_bad(
+        self,
+        contract: &Contract,
+        limit: u32,
+        seed: u32,
+        group: &mut dyn Collective,
+        link: &mut dyn Link,
+    ) -> Result<Self> {
+        let train = self.train.leave_out_bad(contract, limit, group, link)?;
+        let val = match self.val {
+            Some(val) => Some(val.leave_out_bad(contract, limit, group, link)?),
+            None => None,
+        };
+        let order = Endless::new(seed, train.count());
+        Ok(Self { train, val, order })
+    }
+}
+
+/// What a network comes to in another domain.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shifted {
+    /// Mean entropy of the predictions, in nats: what can be known without labels.
+    pub entropy: f64,
+    /// By the labels, where there are some.
+    pub evaluation: Option<Evaluation>,
+}
+
+impl Shifted {
+    /// As values of a series.
+    pub fn values(&self) -> BTreeMap<String, f64> {
+        let mut values = BTreeMap::from([("target.entropy".to_owned(), self.entropy)]);
+        if let Some(evaluation) = &self.evaluation {
+            values.insert("target.accuracy".into(), evaluation.accuracy);
+            values.insert("target.loss".into(), evaluation.loss);
+        }
+        values
+    }
+}
+
+impl Loop<'_> {
+    /// Judges the network in the other domain, from features in front of `cut` where they are kept.
+    pub(super) fn shifted(
+        &self,
+        cut: usize,
+        features: Option<&Vec<Vec<f32>>>,
+        group: &mut dyn Collective,
+    ) -> Result<Option<Shifted>> {
+        let Some(domain) = self.other else { return Ok(None) };
+        let samples = domain.val.as_ref().unwrap_or(&domain.train);
+        let inputs: Inputs<'_> = self.inputs(self.net, samples, cut, features)?;
+        let outcomes = evaluate::evaluate(&self.state.store, &inputs, group)?;
+        let entropy = outcomes.iter().map(|o| o.entropy).sum::<f64>() / outcomes.len().max(1) as f64;
+        let evaluation = domain.val.is_some().then(|| Evaluation::new(self.classes, &outcomes));
+        Ok(Some(Shifted { entropy, evaluation }))
+    }
+}

@@ -1,0 +1,264 @@
+//! Holds a job to its promise: the first steps of every stage on one, two and three ranks give the same bits in the
+//! ordered reduction, and in the fast one gradients that agree to [`ROOM`] from every common state.
+
+use std::{
+    collections::BTreeMap,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tl_proto::spec::{JobSpec, Reduction};
+
+use super::{Config, run, state};
+use crate::{
+    Error, Result,
+    collective::{Collective, Mesh, MeshConfig, Solo},
+    link::{Gradient, Link, Notice, Row},
+};
+
+/// The largest difference of a step's gradient in the fast reduction, relative to its norm.
+pub const ROOM: f64 = 1e-6;
+
+/// What a comparison with one rank came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Compared {
+    /// Stage of the job.
+    pub stage: String,
+    /// Ranks that were compared with one.
+    pub ranks: usize,
+    /// Steps that were compared.
+    pub steps: usize,
+    /// The first step and tensor whose bits differ in the ordered reduction.
+    pub ordered: Option<Difference>,
+    /// The largest difference of a gradient in the fast reduction, relative to its norm.
+    pub fast: f64,
+    /// Where that is more than [`ROOM`]: the step, and the tensor that differs most.
+    pub apart: Option<Difference>,
+}
+
+impl Compared {
+    /// Whether the promise is kept.
+    pub fn holds(&self) -> bool {
+        self.ordered.is_none() && self.apart.is_none()
+    }
+}
+
+/// Where two runs differ.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Step of the stage, from 1.
+    pub step: u64,
+    /// Name of the tensor.
+    pub tensor: String,
+}
+
+/// The gradients of a run's steps: name and elements of each tensor.
+type Seen = BTreeMap<u64, Vec<(String, Vec<f32>)>>;
+
+/// Takes gradients down, and stops after some steps.
+struct Recorder {
+    limit: u64,
+    taken: u64,
+    seen: Seen,
+}
+
+impl Link for Recorder {
+    fn row(&mut self, _: &Row) {}
+    fn activity(&mut self, _: &str, _: u64, _: u64) {}
+    fn checkpoint(&mut self, _: u64, _: &Path) {}
+    fn artifact(&mut self, _: &str, _: &Path) {}
+    fn notice(&mut self, _: Notice, _: &str) {}
+    fn stop_requested(&self) -> bool {
+        self.taken + 1 >= self.limit
+    }
+    fn gradient(&mut self, gradient: &Gradient<'_>) {
+        self.taken += 1;
+        let tensors = gradient.tensors().map(|(name, values)| (name, values.to_vec()));
+        self.seen.insert(gradient.step, tensors.collect());
+    }
+}
+
+/// One stage of a job, with ranks that begin from a state.
+struct Trial<'a> {
+    config: &'a Config,
+    spec: JobSpec,
+    folder: PathBuf,
+    limit: u64,
+}
+
+impl Trial<'_> {
+    fn config(&self, rank: usize, reduction: Reduction, resume: Option<PathBuf>) -> Config {
+        let mut spec = self.spec.clone();
+        spec.cluster.reduction = reduction;
+        let work = if rank == 0 { self.folder.clone() } else { self.folder.join(format!("rank-{rank}")) };
+        let c = self.config;
+        Config {
+            spec,
+            inputs: c.inputs.clone(),
+            pushed: c.pushed.clone(),
+            hub: c.hub.clone(),
+            absent: c.absent.clone(),
+            look: false,
+            work,
+            cache: c.cache.clone(),
+            cache_bytes: c.cache_bytes,
+            resume: resume.into_iter().collect(),
+        }
+    }
+
+    /// What rank 0 of so many saw.
+    fn go(&self, world: usize, reduction: Reduction, resume: Option<&Path>, limit: u64) -> Result<Seen> {
+        let listeners = (0..world).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<Vec<_>>>();
+        let listeners = listeners.map_err(|e| Error::Internal(format!("no socket for a rank: {e}")))?;
+        let addresses: Vec<String> = listeners.iter().filter_map(|l| Some(l.local_addr().ok()?.to_string())).collect();
+        let one = |rank: usize| -> (Result<()>, Seen) {
+            let mut link = Recorder { limit, taken: 0, seen: Seen::new() };
+            let config = self.config(rank, reduction, resume.map(Path::to_owned));
+            let outcome = std::fs::create_dir_all(&config.work).map_err(Error::disk("make a folder")).and_then(|()| {
+                let mut group: Box<dyn Collective> = match world {
+                    1 => Box::new(Solo),
+                    _ => Box::new(Mesh::connect(&listeners[rank], &mesh(rank, &addresses))?),
+                };
+                run(&config, &mut *group, &mut link).map(|_| ())
+            });
+            (outcome, link.seen)
+        };
+        let outcomes = std::thread::scope(|scope| {
+            let one = &one;
+            let threads: Vec<_> = (0..world).map(|rank| scope.spawn(move || one(rank))).collect();
+            let join = |t: std::thread::ScopedJoinHandle<'_, _>| {
+                t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().map(join).collect::<Vec<(Result<()>, Seen)>>()
+        });
+        // A peer that is lost is the consequence of what happened to it.
+        let mut failed: Vec<Error> = Vec::new();
+        let mut first = None;
+        for (outcome, seen) in outcomes {
+            match outcome {
+                Ok(()) | Err(Error::Stopped) => {}
+                Err(e) => failed.push(e),
+            }
+            first.get_or_insert(seen);
+        }
+        failed.sort_by_key(|e| matches!(e, Error::LostPeer { .. }));
+        match failed.into_iter().next() {
+            Some(e) => Err(e),
+            None => Ok(first.unwrap_or_default()),
+        }
+    }
+}
+
+fn mesh(rank: usize, addresses: &[String]) -> MeshConfig {
+    MeshConfig {
+        rank,
+        weights: vec![1; addresses.len()],
+        addresses: addresses.to_vec(),
+        attempt: "verify".into(),
+        secret: "verify".into(),
+        rendezvous: Duration::from_secs(60),
+        beat: Duration::from_millis(500),
+        silence: Duration::from_secs(120),
+    }
+}
+
+/// Compares the first `steps` steps of every stage on one rank with those on two and three, as far as the job has grains
+/// for so many. `config.work` holds what is written on the way.
+///
+/// # Errors
+/// Whatever would stop the job at its start.
+pub fn verify(config: &Config, steps: u64) -> Result<Vec<Compared>> {
+    let mut all = Vec::new();
+    for (i, stage) in config.spec.stage.iter().enumerate().filter(|(_, s)| s.epochs > 0) {
+        let mut spec = config.spec.clone();
+        spec.stage = vec![stage.clone()];
+        (spec.stage[0].lr_find, spec.stop) = (None, None);
+        (spec.checkpoint.every, spec.checkpoint.tolerate) = (1, 0);
+        let folder = config.work.join(format!("stage-{i}"));
+        let trial = Trial { config, spec, folder: folder.join("one"), limit: steps };
+        let wanted = trial.go(1, Reduction::Ordered, None, trial.limit)?;
+        for world in 2..=3usize.min(config.spec.grains() as usize) {
+            let many = Trial { spec: trial.spec.clone(), folder: folder.join(format!("{world}")), ..trial };
+            let ordered = first_difference(&wanted, &many.go(world, Reduction::Ordered, None, steps)?);
+            let (mut fast, mut apart) = (0.0f64, None);
+            for step in wanted.keys() {
+                let before = (*step > 1).then(|| trial.folder.join(state::file_name(step - 1)));
+                // Two steps, so that nothing stops before the first; it is the one that begins from the same state.
+                let seen = many.go(world, Reduction::Fast, before.as_deref(), 2)?;
+                let (far, tensor) = distance(&wanted[step], seen.get(step))?;
+                if far > ROOM {
+                    apart.get_or_insert(Difference { step: *step, tensor });
+                }
+                fast = fast.max(far);
+            }
+            let (stage, steps) = (stage.name.clone(), wanted.len());
+            all.push(Compared { stage, ranks: world, steps, ordered, fast, apart });
+        }
+    }
+    Ok(all)
+}
+
+/// The first tensor of the first step whose bits differ.
+fn first_difference(wanted: &Seen, got: &Seen) -> Option<Difference> {
+    for (step, tensors) in wanted {
+        let theirs = got.get(step);
+        for (i, (name, values)) in tensors.iter().enumerate() {
+            let theirs = theirs.and_then(|t| t.get(i)).map(|(_, values)| values);
+            let same = theirs.is_some_and(|t| {
+                t.len() == values.len() && t.iter().zip(values).all(|(a, b)| a.to_bits() == b.to_bits())
+            });
+            if !same {
+                return Some(Difference { step: *step, tensor: name.clone() });
+            }
+        }
+    }
+    None
+}
+
+/// How far a gradient is from the wanted one, relative to the norm of that; and the tensor that is farthest.
+fn distance(wanted: &[(String, Vec<f32>)], got: Option<&Vec<(String, Vec<f32>)>>) -> Result<(f64, String)> {
+    let got = got.ok_or_else(|| Error::Internal("a step was not made again from its state".into()))?;
+    let (mut whole, mut apart, mut worst) = (0.0f64, 0.0f64, (-1.0f64, String::new()));
+    for ((name, wanted), (_, got)) in wanted.iter().zip(got) {
+        let mut own = 0.0;
+        for (w, g) in wanted.iter().zip(got) {
+            whole += f64::from(*w) * f64::from(*w);
+            own += (f64::from(*w) - f64::from(*g)) * (f64::from(*w) - f64::from(*g));
+        }
+        apart += own;
+        if own > worst.0 {
+            worst = (own, name.clone());
+        }
+    }
+    let far = if apart == 0.0 { 0.0 } else { (apart / whole).sqrt() };
+    Ok((far, worst.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(values: &[f32]) -> Seen {
+        [(1, vec![("a".into(), vec![3.0]), ("b".into(), values.to_vec())])].into()
+    }
+
+    #[test]
+    fn the_first_bit_that_differs_is_named() {
+        let wanted = seen(&[4.0, 0.0]);
+        assert_eq!(first_difference(&wanted, &wanted), None);
+        let named = |got: &Seen| first_difference(&wanted, got).map(|d| (d.step, d.tensor));
+        assert_eq!(named(&seen(&[4.0, -0.0])), Some((1, "b".into())));
+        assert_eq!(named(&seen(&[4.0])), Some((1, "b".into())));
+        assert_eq!(named(&Seen::new()), Some((1, "a".into())));
+    }
+
+    #[test]
+    fn a_distance_is_relative_to_the_whole_gradient() {
+        let (wanted, got) = (seen(&[4.0]), seen(&[4.05]));
+        let (far, tensor) = distance(&wanted[&1], got.get(&1)).unwrap();
+        assert!((far - 0.01).abs() < 1e-6 && tensor == "b", "{far} {tensor}");
+        assert!(distance(&wanted[&1], None).is_err());
+    }
+}
