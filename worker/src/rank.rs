@@ -253,8 +253,12 @@ fn summary(report: &Report) -> serde_json::Value {
     let e = &report.evaluation;
     let k = e.classes.len().max(1) as f64;
     let f1 = e.classes.iter().map(|c| c.f1).sum::<f64>() / k;
+    let mut metrics = json!({ "val.accuracy": e.accuracy, "val.loss": e.loss, "val.macro_f1": f1 });
+    if let Some(target) = &report.target {
+        (metrics["target.accuracy"], metrics["target.loss"]) = (target.accuracy.into(), target.loss.into());
+    }
     json!({
-        "metrics": { "val.accuracy": e.accuracy, "val.loss": e.loss, "val.macro_f1": f1 },
+        "metrics": metrics,
         "steps": report.steps,
         "samples": report.samples,
         "prefix": report.prefix,

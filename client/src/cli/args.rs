@@ -221,8 +221,8 @@ pub struct Predict {
 pub struct Verify {
     #[command(flatten)]
     pub job: JobFile,
-    /// Steps of each stage
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    /// Steps of each stage; each is run seven times, and of one rank a checkpoint of each is kept meanwhile
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=100))]
     pub steps: u32,
 }
 

@@ -194,10 +194,16 @@ impl Progress<'_> {
         }
         if let (Some(loss), Some(accuracy)) = (get("val.loss"), get("val.accuracy")) {
             let (phase, stage, epoch, figures) = (&row.phase, &row.stage, row.epoch, &known.figures);
-            let text = format!(
+            let mut text = format!(
                 "{phase}: stage `{stage}`, epoch {epoch:.0}: {figures}; validation loss {loss:.4}, accuracy {:.1} %",
                 100.0 * accuracy
             );
+            if let Some(entropy) = get("target.entropy") {
+                text += &format!("; other domain: entropy {entropy:.3}");
+            }
+            if let Some(accuracy) = get("target.accuracy") {
+                text += &format!(", accuracy {:.1} %", 100.0 * accuracy);
+            }
             self.line(&text);
         }
     }

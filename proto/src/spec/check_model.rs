@@ -83,7 +83,7 @@ mod tests {
         let job =
             |model: &str| parse(&format!("schema = 1\njob = {{ name = \"t\", kind = \"f\" }}\nmodel = {{ {model} }}"));
         let e = job("backbone = \"b\", precision = \"fp16\"").unwrap_err();
-        assert_eq!(e.to_string(), "line 3, column 38: unknown variant `fp16`, expected `f32` or `bf16`");
+        assert_eq!(e.to_string(), "line 3, column 39: unknown variant `fp16`, expected `f32` or `bf16`");
         assert_eq!(e.hint, "did you mean `bf16`?");
         assert_eq!(job("backbone = \"b\", precision = \"double\"").unwrap_err().hint, "known: f32, bf16");
         let model = |text| job(text).unwrap().model.unwrap();

@@ -15,6 +15,7 @@ pub fn schema(catalog: &Catalog) -> Value {
         ("JobSection", "kind", &kinds),
         ("ModelSection", "backbone", &catalog.backbones),
         ("DataSection", "format", &catalog.formats),
+        ("TargetSection", "format", &catalog.formats),
         ("OptimizerSection", "name", &catalog.optimizers),
         ("StageSection", "schedule", &catalog.schedules),
     ] {
@@ -24,6 +25,8 @@ pub fn schema(catalog: &Catalog) -> Value {
     // Parameters of the objective and the data format depend on which one it is; all of them are listed.
     schema["properties"]["objective"] = table(catalog.objectives.iter().flat_map(Entry::all_params));
     schema["$defs"]["DataSection"]["properties"]["params"] = table(catalog.formats.iter().flat_map(Entry::all_params));
+    schema["$defs"]["TargetSection"]["properties"]["params"] =
+        table(catalog.formats.iter().flat_map(Entry::all_params));
     let modifiers: Map<String, Value> = catalog
         .modifiers
         .iter()
@@ -39,7 +42,11 @@ pub fn schema(catalog: &Catalog) -> Value {
 }
 
 fn table(params: impl Iterator<Item = Param>) -> Value {
-    let known: Map<String, Value> = params.map(|p| (p.name.clone(), param(&p))).collect();
+    let mut known: Map<String, Value> = Map::new();
+    for p in params {
+        // Several kinds of job may have a parameter of the same name: the first says what it is.
+        known.entry(p.name.clone()).or_insert_with(|| param(&p));
+    }
     json!({ "type": "object", "properties": known, "additionalProperties": false })
 }
 

@@ -53,14 +53,19 @@ pub struct Gradient<'a> {
     pub layout: &'a Layout,
     /// The elements.
     pub flat: &'a [f32],
+    /// Norms of what each grain added, added up; 0 unless [`Link::compares`].
+    pub norms: f64,
 }
 
 impl Gradient<'_> {
-    /// Name and elements of each tensor.
+    /// Name and gradient of each tensor.
     pub fn tensors(&self) -> impl Iterator<Item = (String, &[f32])> {
-        let params = self.layout.trained().map(|(id, at)| (self.names.params[id.0].name.clone(), at));
-        let norms = self.layout.norms().map(|(id, at)| (self.names.buffers[id.0].name.clone(), at));
-        params.chain(norms).map(|(name, at)| (name, &self.flat[at]))
+        self.layout.trained().map(|(id, at)| (self.names.params[id.0].name.clone(), &self.flat[at]))
+    }
+
+    /// Name and sums of each batch-norm that learns.
+    pub fn statistics(&self) -> impl Iterator<Item = (String, &[f32])> {
+        self.layout.norms().map(|(id, at)| (self.names.buffers[id.0].name.clone(), &self.flat[at]))
     }
 }
 
@@ -76,6 +81,10 @@ pub trait Link: Send {
     fn artifact(&mut self, name: &str, path: &Path);
     /// Something worth keeping.
     fn notice(&mut self, notice: Notice, text: &str);
+    /// Whether gradients are compared: then the norms of grains are worked out too.
+    fn compares(&self) -> bool {
+        false
+    }
     /// The reduced gradient of a step, before it is used.
     fn gradient(&mut self, _: &Gradient<'_>) {}
     /// Whether the rank should stop at the next step.

@@ -125,7 +125,7 @@ impl Model {
         }
         let store = &self.net.network.initial;
         let shape = self.net.shape_at(store, 0)?;
-        let inputs = Inputs { net: &self.net, samples: &samples, cut: 0, features: None, shape };
+        let inputs = Inputs { net: &self.net, samples: &samples, cut: 0, features: None, shape, whole: false };
         let outcomes = evaluate::evaluate(store, &inputs, &mut Solo)?;
         Ok(Evaluation::new(&self.classes, &outcomes))
     }

@@ -67,11 +67,11 @@ function layout() {
 
 // One trace per phase and metric; points are appended as they arrive.
 function plot(chart, row) {
-  for (const metric of [`train.${chart}`, `val.${chart}`]) {
+  for (const metric of [`train.${chart}`, `val.${chart}`, `target.${chart}`]) {
     if (!(metric in row.values)) continue;
     const name = `${row.phase.split("/")[0]} ${metric}`;
     const key = `${chart} ${name}`;
-    const mode = metric.startsWith("val.") ? "lines+markers" : "lines";
+    const mode = metric.startsWith("train.") ? "lines" : "lines+markers";
     const trace = seen.traces.get(key) ?? { chart, name, mode, x: [], y: [] };
     // A step that was done again replaces what it was.
     const last = trace.x.length - 1;

@@ -79,7 +79,7 @@ fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let fail = |e: std::io::Error| {
         Error::user(
             format!("`{}` cannot be listed: {e}", dir.display()),
-            "`data.train` and `data.val` are folders with one folder per class",
+            "give a folder: with one folder per class, or, where no labels are wanted, with images",
         )
     };
     let mut found = Vec::new();

@@ -62,7 +62,7 @@ fn patch(width: usize, height: usize, s: &mut Stream) -> Vec<u8> {
 
 /// The image on the texture of this number.
 pub(super) fn blend(image: &Image, number: u64) -> Image {
-    // Which texture belongs to which sample is part of the data set, not of a job: no seed of a job changes it.
+    // Which texture belongs to which image is part of the data set, not of a job: no seed of a job changes it.
     let texture = patch(image.width, image.height, &mut Philox::new(0, "texture/1").stream(number, 0));
     let bytes = texture.iter().zip(&image.bytes).map(|(t, v)| t.abs_diff(*v)).collect();
     Image { bytes, ..*image }

@@ -5,7 +5,7 @@ use tl_proto::{
     spec::Params,
 };
 
-use super::{Batch, Objective, cross_entropy, nothing_own};
+use super::{Batch, Objective, PLAIN, cross_entropy};
 
 fn describe() -> Entry {
     Entry {
@@ -16,9 +16,6 @@ fn describe() -> Entry {
 
 pub(super) const OBJECTIVE: Objective = Objective {
     entry: describe,
-    coupled: false,
-    looks: |_| false,
-    own: nothing_own,
     loss: |params: &Params, batch: &Batch<'_>| {
         let smoothing = describe().number(params, "label_smoothing");
         if smoothing == 0.0 {
@@ -28,4 +25,5 @@ pub(super) const OBJECTIVE: Objective = Objective {
         let smoothed = batch.targets.affine(1.0 - smoothing, smoothing / classes)?;
         cross_entropy(batch.logits, &smoothed, batch.weights)
     },
+    ..PLAIN
 };

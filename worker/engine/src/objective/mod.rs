@@ -28,8 +28,8 @@ pub struct Batch<'a> {
     pub logits: &'a Tensor,
     /// `[n, classes]`: target probabilities.
     pub targets: &'a Tensor,
-    /// `[n, classes]`: of the teacher, where the objective has one.
-    pub teacher: Option<&'a Tensor>,
+    /// What the teacher makes of the samples, where the objective has one.
+    pub teacher: Option<Taught<'a>>,
     /// `[m, classes]`: logits by the average of the weights on the samples without labels, where the job keeps one.
     pub averaged: Option<&'a Tensor>,
     /// `[classes]`: what a class counts, where they do not all count the same.
@@ -38,6 +38,15 @@ pub struct Batch<'a> {
     pub own: &'a BTreeMap<String, Tensor>,
     /// Steps done, as a part of all steps of the run.
     pub progress: f64,
+}
+
+/// What a teacher says; nothing is learned through it.
+#[derive(Clone, Copy)]
+pub struct Taught<'a> {
+    /// `[n, classes]`
+    pub logits: &'a Tensor,
+    /// `[n, d]`: what its last layer takes, if the objective looks at it.
+    pub features: Option<&'a Tensor>,
 }
 
 impl Batch<'_> {
@@ -53,6 +62,14 @@ impl Batch<'_> {
     pub fn split(&self, rows: &Tensor) -> Result<(Tensor, Tensor)> {
         let (n, all) = (self.samples()?, rows.dim(0)?);
         Ok((rows.narrow(0, 0, n)?, rows.narrow(0, n, all - n)?))
+    }
+
+    /// What the teacher says.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn taught(&self) -> Result<Taught<'_>> {
+        self.teacher.ok_or_else(|| Error::Internal("distillation without a teacher".into()))
     }
 
     /// A tensor of the objective's own.
@@ -71,6 +88,8 @@ pub struct Widths {
     pub features: usize,
     /// Of logits.
     pub classes: usize,
+    /// Of the teacher's features; 0 without a teacher.
+    pub teacher: usize,
 }
 
 /// One objective.
@@ -78,7 +97,13 @@ pub struct Objective {
     /// What the catalog says.
     pub entry: fn() -> Entry,
     /// Whether the loss is one of the whole batch, and no sum over grains.
-    pub coupled: bool,
+    pub coupled: fn(&Params) -> bool,
+    /// Whether it works through the features: then it is of little use where what makes them is frozen.
+    pub features: fn(&Params) -> bool,
+    /// Whether it lets the average of the weights speak, where the job keeps one.
+    pub averages: fn(&Params) -> bool,
+    /// Whether it looks at the teacher's features.
+    pub looks_inside: fn(&Params) -> bool,
     /// Whether a step looks at samples of another domain.
     pub looks: fn(&Params) -> bool,
     /// Tensors of its own that it trains with the network; the finished model goes without them.
@@ -94,6 +119,18 @@ pub const ALL: &[Objective] = &[finetune::OBJECTIVE, distill::OBJECTIVE, adapt::
 fn nothing_own(_: &Params, _: Widths) -> Result<Vec<Own>> {
     Ok(Vec::new())
 }
+
+/// What most objectives are: a sum over grains, of samples with labels alone.
+const PLAIN: Objective = Objective {
+    entry: Entry::default,
+    coupled: |_| false,
+    looks: |_| false,
+    features: |_| false,
+    averages: |_| false,
+    looks_inside: |_| false,
+    own: nothing_own,
+    loss: |_, batch| cross_entropy(batch.logits, batch.targets, batch.weights),
+};
 
 impl Objective {
     /// The objective of a name that the check has let through; the first one otherwise.
@@ -149,7 +186,8 @@ mod tests {
         let teacher = (testing::input(&[3, 4]) * 2.0).unwrap();
         let targets = crate::nn::tensor(vec![1., 0., 0., 0., 0., 0.5, 0.5, 0., 0.1, 0.2, 0.3, 0.4], &[3, 4]).unwrap();
         let own = BTreeMap::new();
-        let batch = Batch { teacher: Some(&teacher), ..batch(logits.as_tensor(), &targets, &own) };
+        let teacher_says = Some(Taught { logits: &teacher, features: None });
+        let batch = Batch { teacher: teacher_says, ..batch(logits.as_tensor(), &targets, &own) };
         // By candle's own functions, as a second opinion.
         let softmax =
             |t: &Tensor, temperature: f64| candle_nn::ops::softmax(&(t / temperature).unwrap(), D::Minus1).unwrap();

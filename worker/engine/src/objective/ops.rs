@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::{
     Result,
+    nn::{host, tensor},
     num::gemm::{View, gemm},
 };
 
@@ -36,12 +37,22 @@ pub fn product_t(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// Squared Euclidean distances between all rows of `x[n, d]`: `[n, n]`.
 pub fn squared_distances(x: &Tensor) -> Result<Tensor> {
-    Ok(x.contiguous()?.apply_op1(Distances)?)
+    Ok(x.contiguous()?.apply_op1(Distances { squared: true })?)
+}
+
+/// Euclidean distances between all rows of `x[n, d]`: `[n, n]`. Where two rows are the same, nothing flows back.
+pub fn distances(x: &Tensor) -> Result<Tensor> {
+    Ok(x.contiguous()?.apply_op1(Distances { squared: false })?)
 }
 
 /// The same numbers, whose gradient comes back times −`factor`: Ganin and Lempitsky's gradient reversal.
 pub fn reverse(t: &Tensor, factor: f64) -> Result<Tensor> {
     Ok(t.contiguous()?.apply_op1(Reverse(factor))?)
+}
+
+/// ln of every element, of a tensor through which nothing is differentiated.
+pub fn ln(t: &Tensor) -> Result<Tensor> {
+    tensor(host(t)?.iter().map(|v| libm::logf(*v)).collect(), t.dims())
 }
 
 type Forward = candle_core::Result<(CpuStorage, Shape)>;
@@ -181,11 +192,13 @@ impl CustomOp2 for Product {
     }
 }
 
-struct Distances;
+struct Distances {
+    squared: bool,
+}
 
 impl CustomOp1 for Distances {
     fn name(&self) -> &'static str {
-        "squared-distances"
+        "distances"
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Forward {
@@ -199,20 +212,25 @@ impl CustomOp1 for Distances {
                     let by = f64::from(a - b);
                     sum + by * by
                 });
-                *out = sum as f32;
+                *out = if self.squared { sum } else { sum.sqrt() } as f32;
             }
         });
         Ok((CpuStorage::F32(out), Shape::from((n, n))))
     }
 
-    /// dxᵢ = Σⱼ 2·(gᵢⱼ + gⱼᵢ)·(xᵢ − xⱼ)
-    fn bwd(&self, arg: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+    /// dxᵢ = Σⱼ 2·(gᵢⱼ + gⱼᵢ)·(xᵢ − xⱼ) for squares; without, over twice the distance.
+    fn bwd(&self, arg: &Tensor, result: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let (n, d) = arg.dims2()?;
-        let (x, g) = (values(arg)?, values(grad)?);
+        let (x, y, g) = (values(arg)?, values(result)?, values(grad)?);
+        let slope = |at: usize| match (self.squared, y[at] > 0.0) {
+            (true, _) => 2.0,
+            (false, true) => 1.0 / y[at],
+            (false, false) => 0.0,
+        };
         let mut dx = vec![0.0f32; n * d];
         dx.par_chunks_mut(d.max(1)).enumerate().for_each(|(i, out)| {
             for j in 0..n {
-                let weight = 2.0 * (g[i * n + j] + g[j * n + i]);
+                let weight = slope(i * n + j) * (g[i * n + j] + g[j * n + i]);
                 let (a, b) = (&x[i * d..(i + 1) * d], &x[j * d..(j + 1) * d]);
                 out.iter_mut().zip(a.iter().zip(b)).for_each(|(o, (a, b))| *o += weight * (a - b));
             }
@@ -226,7 +244,7 @@ mod tests {
     use candle_core::Var;
 
     use super::*;
-    use crate::nn::{host, tensor, testing};
+    use crate::nn::testing;
 
     /// The gradient of a sum over an operation's outputs times fixed numbers, against finite differences.
     fn check(name: &str, shape: &[usize], f: impl Fn(&Tensor) -> Result<Tensor>) {
@@ -260,7 +278,8 @@ mod tests {
         check("left", &[2, 4], |x| product(x, &other));
         check("right", &[3, 5], |x| product(&other, x));
         check("transposed", &[4, 2], |x| product_t(x, &other));
-        check("distances", &[4, 3], squared_distances);
+        check("squared distances", &[4, 3], squared_distances);
+        check("distances", &[4, 3], distances);
         check("of itself", &[3, 3], |x| product_t(x, x));
     }
 

@@ -14,6 +14,8 @@ use crate::{
 pub(super) struct Domain {
     /// What is learned from.
     pub train: Samples,
+    /// The same as they are, where every epoch sees other views of them.
+    pub plain: Option<Samples>,
     /// What is judged by its labels, for people.
     pub val: Option<Samples>,
     /// The order in which the former are drawn.
@@ -45,7 +47,7 @@ impl Domain {
             ));
         }
         let order = Endless::new(seed, train.count());
-        Ok(Some(Self { train, val, order }))
+        Ok(Some(Self { train, plain: None, val, order }))
     }
 
     /// All samples of the domain.
@@ -71,7 +73,9 @@ impl Domain {
             None => None,
         };
         let order = Endless::new(seed, train.count());
-        Ok(Self { train, val, order })
+        // Of fixed views the first is the sample as it is.
+        let plain = train.views().is_none().then(|| train.plain());
+        Ok(Self { train, plain, val, order })
     }
 }
 
@@ -97,19 +101,29 @@ impl Shifted {
 }
 
 impl Loop<'_> {
-    /// Judges the network in the other domain, from features in front of `cut` where they are kept.
+    /// Judges the network in the other domain, from features in front of `cut` where they are kept: by how certain it is on
+    /// what it learns from, and, for people, by labels on what it does not.
     pub(super) fn shifted(
         &self,
         cut: usize,
-        features: Option<&Vec<Vec<f32>>>,
+        features: &[BTreeMap<usize, Vec<Vec<f32>>>; 3],
         group: &mut dyn Collective,
     ) -> Result<Option<Shifted>> {
         let Some(domain) = self.other else { return Ok(None) };
-        let samples = domain.val.as_ref().unwrap_or(&domain.train);
-        let inputs: Inputs<'_> = self.inputs(self.net, samples, cut, features)?;
-        let outcomes = evaluate::evaluate(&self.state.store, &inputs, group)?;
+        let mut judge = |samples: &Samples, features: &BTreeMap<usize, Vec<Vec<f32>>>| {
+            let inputs: Inputs<'_> = self.inputs(self.net, samples, cut, features.get(&cut))?;
+            evaluate::evaluate(&self.state.store, &inputs, group)
+        };
+        let (samples, known) = match &domain.plain {
+            Some(plain) => (plain, &features[1]),
+            None => (&domain.train, &features[0]),
+        };
+        let outcomes = judge(samples, known)?;
         let entropy = outcomes.iter().map(|o| o.entropy).sum::<f64>() / outcomes.len().max(1) as f64;
-        let evaluation = domain.val.is_some().then(|| Evaluation::new(self.classes, &outcomes));
+        let evaluation = match &domain.val {
+            Some(val) => Some(Evaluation::new(self.classes, &judge(val, &features[2])?)),
+            None => None,
+        };
         Ok(Some(Shifted { entropy, evaluation }))
     }
 }

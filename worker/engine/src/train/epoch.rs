@@ -26,7 +26,7 @@ impl Loop<'_> {
         section: &StageSection,
         top: f64,
         val: &Inputs<'_>,
-        shifted: Option<&Vec<Vec<f32>>>,
+        shifted: &[BTreeMap<usize, Vec<Vec<f32>>>; 3],
         group: &mut dyn Collective,
         link: &mut dyn Link,
     ) -> Result<bool> {
@@ -65,7 +65,7 @@ impl Loop<'_> {
         &mut self,
         section: &StageSection,
         val: &Inputs<'_>,
-        features: Option<&Vec<Vec<f32>>>,
+        features: &[BTreeMap<usize, Vec<Vec<f32>>>; 3],
         group: &mut dyn Collective,
         link: &mut dyn Link,
     ) -> Result<(Evaluation, Option<f64>, bool)> {

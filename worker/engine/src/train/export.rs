@@ -165,7 +165,8 @@ fn adapter(net: &Net, store: &Store, spec: &JobSpec) -> Result<Option<[Vec<u8>; 
     }
     for section in &spec.stage {
         let stage = Stage::resolve(net, store, section)?;
-        let trained = stage.layout.trained().map(|(p, _)| p).filter(|p| !network.adapters.params.contains(p));
+        let aside = |p: &ParamId| network.adapters.params.contains(p) || network.own.contains(p);
+        let trained = stage.layout.trained().map(|(p, _)| p).filter(|p| !aside(p));
         saved.extend(trained.map(|ParamId(p)| module(&store.params[p].name)));
         saved.extend(stage.norms.iter().map(|(mean, _)| module(&store.buffers[mean.0].name)));
     }

@@ -33,7 +33,7 @@ impl Loop<'_> {
             lr_find: self.state.progress.found.values().cloned().collect(),
             history: self.state.progress.history.clone(),
             evaluation: Evaluation::new(self.classes, &outcomes),
-            target: self.shifted(cut, features.other[1].get(&cut), group)?.and_then(|s| s.evaluation),
+            target: self.shifted(cut, &features.other, group)?.and_then(|s| s.evaluation),
         };
         if group.rank() == 0 {
             link.activity("export", 0, 1);

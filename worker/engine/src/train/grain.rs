@@ -58,8 +58,13 @@ impl Step<'_> {
         let (targets, labels) = self.targets(&indices, mix.as_ref())?;
         let teacher = match self.teacher {
             Some(inputs) => {
-                let store = &inputs.net.network.initial;
-                Some(inputs.batch(store, &indices, &turns, mix.as_ref())?)
+                let (net, store) = (inputs.net, &inputs.net.network.initial);
+                let said = inputs.batch(store, &indices, &turns, mix.as_ref())?;
+                let all = net.network.units.len();
+                Some(match inputs.cut == all {
+                    true => (said, None),
+                    false => (net.forward(store, said.clone(), inputs.cut, all)?, Some(said)),
+                })
             }
             None => None,
         };
@@ -72,7 +77,7 @@ impl Step<'_> {
                 let (net, cut) = (self.inputs.net, self.stage.cut);
                 second = Some(net.forward(store, theirs.clone(), cut, net.network.units.len())?);
             }
-            x = self.inputs.together(&x, &theirs)?;
+            x = Tensor::cat(&[&x, &theirs], 0)?.contiguous()?;
             // Their own draws of dropout: counted from the other end.
             ids.extend(ids.clone().iter().map(|id| !id));
         }
@@ -102,8 +107,6 @@ impl Step<'_> {
                 dy = unit.layer.backward(&g, &pass, &mut tape, &mut grads, i > 0)?;
             }
         }
-        // A coupled loss is counted once; the other grains reach the objective's tensors all the same.
-        self.inputs.net.network.own.iter().for_each(|id| grads.touched[id.0] = true);
         for (id, gradient) in &judged.own {
             let gradient = host(gradient)?;
             if let Some(slot) = grads.slot(*id) {

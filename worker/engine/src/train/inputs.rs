@@ -7,7 +7,7 @@ use crate::{
     Result,
     data::augment::View,
     modifier::Mix,
-    nn::{Store, host, tensor},
+    nn::{Store, tensor},
 };
 
 /// The inputs of one network in one stage.
@@ -22,6 +22,8 @@ pub struct Inputs<'a> {
     pub features: Option<&'a [Vec<f32>]>,
     /// Shape of one sample at the cut.
     pub shape: Vec<usize>,
+    /// Texts get as much room as the longest that the network takes, so that batches fit together.
+    pub whole: bool,
 }
 
 impl Inputs<'_> {
@@ -43,29 +45,9 @@ impl Inputs<'_> {
                 let pixels = mix.pictures(&self.samples.inputs(&views, contract)?, contract.side());
                 crate::data::pixels::batch(pixels, indices.len(), contract.side())?
             }
-            None => self.samples.batch(&views, contract, false)?,
+            None => self.samples.batch(&views, contract, self.whole)?,
         };
         self.net.forward(store, batch, 0, self.cut)
-    }
-
-    /// Two batches in front of the cut as one; where texts are of different lengths, the shorter get more room.
-    ///
-    /// # Errors
-    /// Batches of other shapes.
-    pub fn together(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        if self.net.contract.text.is_none() || self.cut > 0 || a.dims()[1..] == b.dims()[1..] {
-            return Ok(Tensor::cat(&[a, b], 0)?.contiguous()?);
-        }
-        let room = a.dim(1)?.max(b.dim(1)?);
-        let mut ids = Vec::with_capacity(room * (a.dim(0)? + b.dim(0)?));
-        for t in [a, b] {
-            let width = t.dim(1)?;
-            for row in host(t)?.chunks_exact(width) {
-                ids.extend(row);
-                ids.extend(std::iter::repeat_n(-1.0, room - width));
-            }
-        }
-        tensor(ids, &[a.dim(0)? + b.dim(0)?, room])
     }
 
     /// Has the pixels of batches prepared that come next, samples and turns, while this rank computes.

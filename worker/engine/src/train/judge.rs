@@ -16,7 +16,7 @@ use super::{Run, net::Net};
 use crate::{
     Error, Result,
     nn::{Grains, Join, OWN, ParamId, Store, host, tensor},
-    objective::Batch,
+    objective::{Batch, Taught},
 };
 
 /// What a network made of the samples of a grain, those with labels first.
@@ -27,8 +27,8 @@ pub(super) struct Seen {
     pub logits: Tensor,
     /// `[n, classes]`
     pub targets: Tensor,
-    /// `[n, classes]`
-    pub teacher: Option<Tensor>,
+    /// The teacher's logits `[n, classes]`, and features `[n, d]` if the objective looks at them.
+    pub teacher: Option<(Tensor, Option<Tensor>)>,
     /// `[m, classes]`
     pub averaged: Option<Tensor>,
 }
@@ -74,7 +74,9 @@ impl<'a> Judge<'a> {
     /// # Errors
     /// A loss that does not depend on the network, a grain that failed elsewhere, a lost peer.
     pub(super) fn judge(&self, seen: &Seen, grain: usize, grains: Option<&dyn Grains>) -> Result<Judged> {
-        let Some(grains) = grains.filter(|_| self.run.objective.coupled) else { return self.alone(seen) };
+        let Some(grains) = grains.filter(|_| (self.run.objective.coupled)(&self.run.spec.objective)) else {
+            return self.alone(seen);
+        };
         let all = grains.joined(handed_in(seen)?, Join::Append)?;
         let mut known = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
         let whole = match &*known {
@@ -86,7 +88,7 @@ impl<'a> Judge<'a> {
     }
 
     fn whole(&self, all: &[f64]) -> Result<Whole> {
-        let (counts, seen) = put_together(all, self.net.network.width, self.net.network.outputs)?;
+        let (counts, seen) = put_together(all)?;
         Ok(Whole { judged: self.alone(&seen)?, counts })
     }
 
@@ -104,7 +106,7 @@ impl<'a> Judge<'a> {
             features: features.as_tensor(),
             logits: logits.as_tensor(),
             targets: &seen.targets,
-            teacher: seen.teacher.as_ref(),
+            teacher: seen.teacher.as_ref().map(|(logits, features)| Taught { logits, features: features.as_ref() }),
             averaged: seen.averaged.as_ref(),
             weights: self.run.weights.as_ref(),
             own: &own,
@@ -142,53 +144,66 @@ impl Whole {
     }
 }
 
-/// One grain as numbers: how many samples it has with and without labels, whether an average speaks for the latter; then
-/// features, logits, targets, and what the average says.
+/// Tensors that a grain hands in, in this order: features, logits, targets, the teacher's logits and features, what the
+/// average says. Each has rows of samples with labels, of the others, or of both.
+const ROWS: [[bool; 2]; 6] = [[true, true], [true, true], [true, false], [true, false], [true, false], [false, true]];
+
+/// One grain as numbers: how many samples it has with and without labels; how wide each tensor is, with 0 for what is not
+/// there; then the tensors.
 fn handed_in(seen: &Seen) -> Result<Vec<f64>> {
     let (all, n) = (seen.logits.dim(0)?, seen.targets.dim(0)?);
-    let mut out = vec![n as f64, (all - n) as f64, f64::from(u8::from(seen.averaged.is_some()))];
-    for t in [&seen.features, &seen.logits, &seen.targets].into_iter().chain(&seen.averaged) {
+    let (taught, inside) = match &seen.teacher {
+        Some((logits, features)) => (Some(logits), features.as_ref()),
+        None => (None, None),
+    };
+    let tensors =
+        [Some(&seen.features), Some(&seen.logits), Some(&seen.targets), taught, inside, seen.averaged.as_ref()];
+    let mut out = vec![n as f64, (all - n) as f64];
+    for t in tensors {
+        out.push(t.map_or(Ok(0), |t| t.dim(1))? as f64);
+    }
+    for t in tensors.into_iter().flatten() {
         out.extend(host(t)?.iter().map(|v| f64::from(*v)));
     }
     Ok(out)
 }
 
-/// The grains of a step as one, for `width` features and so many `classes`.
-fn put_together(mut all: &[f64], width: usize, classes: usize) -> Result<(Vec<[usize; 2]>, Seen)> {
+/// The grains of a step as one: samples with and without labels of each, and what was seen of all.
+fn put_together(mut all: &[f64]) -> Result<(Vec<[usize; 2]>, Seen)> {
     let odd = || Error::Internal("the grains of a step do not fit together".into());
-    let mut counts = Vec::new();
-    // Features, logits, averages: of samples with labels, and of the others. Then targets.
-    let mut parts: [[Vec<f32>; 2]; 3] = Default::default();
-    let mut targets: Vec<f32> = Vec::new();
-    while let [n, m, average, rest @ ..] = all {
-        let (n, m) = (*n as usize, *m as usize);
+    let mut counts: Vec<[usize; 2]> = Vec::new();
+    // Of each tensor, rows of samples with labels and of the others.
+    let mut parts: [[Vec<f32>; 2]; ROWS.len()] = Default::default();
+    let mut widths = [0; ROWS.len()];
+    while !all.is_empty() {
+        let (head, rest) = all.split_first_chunk::<{ 2 + ROWS.len() }>().ok_or_else(odd)?;
+        let own = head.map(|v| v as usize);
         all = rest;
-        let mut take = |rows: usize, width: usize| {
-            let (head, tail) = rows.checked_mul(width).and_then(|len| all.split_at_checked(len)).ok_or_else(odd)?;
-            all = tail;
-            Ok::<_, Error>(head.iter().map(|v| *v as f32))
-        };
-        for (part, width) in parts.iter_mut().zip([width, classes]) {
-            part[0].extend(take(n, width)?);
-            part[1].extend(take(m, width)?);
+        counts.push([own[0], own[1]]);
+        for (t, part) in parts.iter_mut().enumerate() {
+            widths[t] = own[2 + t];
+            for kind in (0..2).filter(|kind| ROWS[t][*kind]) {
+                let len = own[kind].checked_mul(widths[t]);
+                let (head, tail) = len.and_then(|len| all.split_at_checked(len)).ok_or_else(odd)?;
+                part[kind].extend(head.iter().map(|v| *v as f32));
+                all = tail;
+            }
         }
-        targets.extend(take(n, classes)?);
-        if *average != 0.0 {
-            parts[2][1].extend(take(m, classes)?);
-        }
-        counts.push([n, m]);
     }
-    if !all.is_empty() {
-        return Err(odd());
-    }
-    let (n, m): (usize, usize) = (counts.iter().map(|c| c[0]).sum(), counts.iter().map(|c| c[1]).sum());
-    let [features, logits, [_, averaged]] = parts;
-    let averaged = (!averaged.is_empty()).then(|| tensor(averaged, &[m, classes])).transpose()?;
+    let rows = |kind: usize| counts.iter().map(|c| c[kind]).sum::<usize>();
+    let rows = [rows(0), rows(1)];
+    let mut tensors = parts.into_iter().enumerate().map(|(t, part)| {
+        let rows = (0..2).filter(|kind| ROWS[t][*kind]).map(|kind| rows[kind]).sum();
+        (widths[t] > 0).then(|| tensor(part.concat(), &[rows, widths[t]])).transpose()
+    });
+    let mut next = || tensors.next().unwrap_or(Ok(None));
+    let (features, logits, targets) = (next()?, next()?, next()?);
+    let (taught, inside, averaged) = (next()?, next()?, next()?);
     let seen = Seen {
-        features: tensor(features.concat(), &[n + m, width])?,
-        logits: tensor(logits.concat(), &[n + m, classes])?,
-        targets: tensor(targets, &[n, classes])?,
-        teacher: None,
+        features: features.ok_or_else(odd)?,
+        logits: logits.ok_or_else(odd)?,
+        targets: targets.ok_or_else(odd)?,
+        teacher: taught.map(|logits| (logits, inside)),
         averaged,
     };
     Ok((counts, seen))

@@ -151,7 +151,7 @@ impl Loop<'_> {
             let taken = sweep.found.rates.len();
             self.state.progress.epoch = (taken / per_epoch) as u32;
             let epoch = self.epoch();
-            let step = self.step(stage, fed, &epoch);
+            let step = self.step(stage, fed, &epoch, false);
             let reduced = step::compute(&step, taken % per_epoch, group, link.stop_requested());
             let mut reduced = match reduced {
                 // Beyond all numbers, on every rank alike: that is an end as good as any.

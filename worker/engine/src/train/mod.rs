@@ -94,7 +94,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let theirs = || other.iter().flat_map(Domain::parts);
     theirs().try_for_each(|samples| samples.fits_job(spec))?;
     same_samples([&train, &val].into_iter().chain(theirs()), group)?;
-    let mut student = Net::build_for(model, &classes, spec, &config.inputs, &*train.dataset)?;
+    let student = Net::build_for(model, &classes, spec, &config.inputs, &*train.dataset)?;
     same_parts(&student, group)?;
     let train = train.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     let val = val.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
@@ -105,6 +105,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
         Some(section) => Some(Net::build(section, &classes, true, spec.job.seed, &config.inputs)?),
         None => None,
     };
+    let mut student = student.with_own(spec, teacher.as_ref())?;
     let weights = weights::of_classes(data, &*train.dataset)?;
     let weights = weights.map(|w| nn::tensor(w, &[classes.len()])).transpose()?;
     let run = Run { spec, data, objective, weights };
@@ -159,8 +160,8 @@ struct Fed<'a> {
     val: &'a Inputs<'a>,
     teacher: Option<&'a Inputs<'a>>,
     other: Option<Other<'a>>,
-    /// Features of the other domain's samples that are judged.
-    shifted: Option<&'a Vec<Vec<f32>>>,
+    /// Features of the other domain.
+    shifted: &'a [BTreeMap<usize, Vec<Vec<f32>>>; 3],
 }
 
 /// Features of all parts, by cut.
@@ -168,22 +169,22 @@ struct Fed<'a> {
 struct Features {
     train: BTreeMap<usize, Vec<Vec<f32>>>,
     val: BTreeMap<usize, Vec<Vec<f32>>>,
-    /// Of the other domain: what is learned from, and what is judged.
-    other: [BTreeMap<usize, Vec<Vec<f32>>>; 2],
+    /// Of the other domain: what is learned from, the same as it is, and what is judged by its labels.
+    other: [BTreeMap<usize, Vec<Vec<f32>>>; 3],
 }
 
 impl Features {
     /// Once a stage has trained units from `cut` on, what came out of them before is out of date.
     fn forget_above(&mut self, cut: usize) {
-        let [learned, judged] = &mut self.other;
-        [&mut self.train, &mut self.val, learned, judged].into_iter().for_each(|kept| kept.retain(|c, _| *c <= cut));
+        let all = [&mut self.train, &mut self.val].into_iter().chain(&mut self.other);
+        all.for_each(|kept| kept.retain(|c, _| *c <= cut));
     }
 }
 
 impl Loop<'_> {
     fn run(&mut self, optimizer: &optim::Optimizer, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Report> {
         let spec = self.run.spec;
-        let teacher_logits = self.teach(group, link)?;
+        let taught = self.teach(group, link)?;
         let mut features = Features::default();
         for (index, stage_spec) in spec.stage.iter().enumerate() {
             let stage = Stage::resolve(self.net, &self.state.store, stage_spec)?;
@@ -202,7 +203,7 @@ impl Loop<'_> {
             let inputs = self.inputs(self.net, self.train, stage.cut, features.train.get(&stage.cut))?;
             let val = self.inputs(self.net, self.val, stage.cut, features.val.get(&stage.cut))?;
             let teacher = match self.teacher {
-                Some(net) => Some(self.inputs(net, self.train, net.network.units.len(), teacher_logits.as_ref())?),
+                Some(net) => Some(self.inputs(net, self.train, self.taught(net), taught.as_ref())?),
                 None => None,
             };
             let looks = (self.run.objective.looks)(&spec.objective);
@@ -214,7 +215,7 @@ impl Loop<'_> {
                 None => None,
             };
             let other = theirs.as_ref().map(|(inputs, order)| Other { inputs, order });
-            let shifted = features.other[1].get(&stage.cut);
+            let shifted = &features.other;
             let fed = Fed { inputs: &inputs, val: &val, teacher: teacher.as_ref(), other, shifted };
             self.stage(index, &stage, fed, optimizer, group, link)?;
             features.forget_above(stage.cut);
@@ -233,7 +234,14 @@ impl Loop<'_> {
         features: Option<&'n Vec<Vec<f32>>>,
     ) -> Result<Inputs<'n>> {
         let store = if std::ptr::eq(net, self.net) { &self.state.store } else { &net.network.initial };
-        Ok(Inputs { net, samples, cut, features: features.map(Vec::as_slice), shape: net.shape_at(store, cut)? })
+        Ok(Inputs {
+            net,
+            samples,
+            cut,
+            features: features.map(Vec::as_slice),
+            shape: net.shape_at(store, cut)?,
+            whole: self.other.is_some(),
+        })
     }
 
     fn stage(
@@ -262,12 +270,13 @@ impl Loop<'_> {
             let epoch = self.epoch();
             for k in self.state.progress.step_in_epoch..per_epoch {
                 let started = Instant::now();
-                let step = self.step(stage, fed, &epoch);
+                let step = self.step(stage, fed, &epoch, link.compares());
                 let mut reduced = step::compute(&step, k, group, link.stop_requested())?;
                 self.publish(group, link);
                 let p = &self.state.progress;
                 let (names, layout) = (&self.net.network.initial, &stage.layout);
-                link.gradient(&Gradient { step: p.step + 1, names, layout, flat: &reduced.flat });
+                let (flat, norms) = (&reduced.flat, reduced.norms);
+                link.gradient(&Gradient { step: p.step + 1, names, layout, flat, norms });
                 let rate = optim::schedule::rate(section, top * p.plateau_factor, p.stage_step, total);
                 let norm = self.apply(stage, optimizer, &mut reduced, rate, k + 1)?;
                 self.report(group, link, &reduced, (rate.lr, norm, started, per_epoch), total);
@@ -311,9 +320,9 @@ impl Loop<'_> {
         self.checkpoint(group, link)
     }
 
-    fn step<'s>(&'s self, stage: &'s Stage, fed: Fed<'s>, epoch: &'s Epoch) -> Step<'s> {
+    fn step<'s>(&'s self, stage: &'s Stage, fed: Fed<'s>, epoch: &'s Epoch, measures: bool) -> Step<'s> {
         let Fed { inputs, teacher, other, .. } = fed;
-        Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch, other }
+        Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch, measures, other }
     }
 
     /// The order of the epoch that is on.

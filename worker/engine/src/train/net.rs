@@ -81,12 +81,20 @@ impl Net {
         samples: &dyn Dataset,
     ) -> Result<Self> {
         let (seed, modifiers) = (spec.job.seed, &spec.modifiers);
-        let mut net =
-            Self::make(model, classes, inputs, Purpose { keep_head: false, seed, modifiers, samples: Some(samples) })?;
-        let widths = Widths { features: net.network.width, classes: net.network.outputs };
+        Self::make(model, classes, inputs, Purpose { keep_head: false, seed, modifiers, samples: Some(samples) })
+    }
+
+    /// The network with what a job's objective trains beside it.
+    ///
+    /// # Errors
+    /// A network that is too wide for the objective.
+    pub fn with_own(mut self, spec: &JobSpec, teacher: Option<&Self>) -> Result<Self> {
+        let Network { width, outputs, .. } = self.network;
+        let teacher = teacher.map_or(0, |t| t.network.width);
+        let widths = Widths { features: width, classes: outputs, teacher };
         let own = (Objective::find(&spec.job.kind).own)(&spec.objective, widths)?;
-        net.network = net.network.with_own(&own, seed);
-        Ok(net)
+        self.network = self.network.with_own(&own, spec.job.seed);
+        Ok(self)
     }
 
     fn make(

@@ -4,10 +4,17 @@ use super::{Features, Loop, encode, encode::Encoded, net::Net, samples::Samples,
 use crate::{Result, cache, collective::Collective, link::Link, nn};
 
 impl Loop<'_> {
-    /// The teacher's logits, once per sample and view.
+    /// How many of the teacher's units run once: all of them, or all but the last where the objective looks at what that
+    /// one takes.
+    pub(super) fn taught(&self, teacher: &Net) -> usize {
+        let inside = (self.run.objective.looks_inside)(&self.run.spec.objective);
+        teacher.network.units.len() - usize::from(inside)
+    }
+
+    /// What the teacher says, once per sample and view.
     pub(super) fn teach(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Option<Vec<Vec<f32>>>> {
         let (Some(net), true) = (self.teacher, self.cacheable()) else { return Ok(None) };
-        let cut = net.network.units.len();
+        let cut = self.taught(net);
         let mut done = self.encoded(net, &net.network.initial, &[cut], self.train, group, link)?;
         self.prefix.computed += done.computed;
         self.prefix.needed += done.needed;
@@ -20,7 +27,7 @@ impl Loop<'_> {
     }
 
     fn load(&self) -> Load {
-        Load::of(self.train, self.val, self.run.spec)
+        Load::of(self.train, self.val, self.other, self.run.spec)
     }
 
     fn encoded(
@@ -70,14 +77,13 @@ impl Loop<'_> {
         let train =
             if self.cacheable() { Some(self.encoded(net, store, &fitting, self.train, group, link)?) } else { None };
         let val = self.encoded(net, store, &fitting, self.val, group, link)?;
-        let mut other = [None, None];
+        let mut other = [None, None, None];
         if let Some(domain) = self.other {
-            if self.cacheable() && (self.run.objective.looks)(&self.run.spec.objective) {
-                other[0] = Some(self.encoded(net, store, &fitting, &domain.train, group, link)?);
-            }
-            // Judged in their plain view: of what is learned from, that is the first of several.
-            if let Some(val) = &domain.val {
-                other[1] = Some(self.encoded(net, store, &fitting, val, group, link)?);
+            let parts = [Some(&domain.train).filter(|_| self.cacheable()), domain.plain.as_ref(), domain.val.as_ref()];
+            for (done, samples) in other.iter_mut().zip(parts) {
+                if let Some(samples) = samples {
+                    *done = Some(self.encoded(net, store, &fitting, samples, group, link)?);
+                }
             }
         }
         let done = train.iter().chain([&val]).chain(other.iter().flatten());

@@ -136,26 +136,32 @@ pub fn probe(config: &Config) -> Result<Plan> {
         model.weights = None;
     }
     let net = Net::build_for(&model, &classes, spec, &config.inputs, &*train.dataset)?;
-    if objective.has_teacher()
-        && let Some(teacher) = spec.nets.get("teacher").filter(|t| !later(t))
-    {
-        if teacher.weights.is_none() {
+    let mut teacher = None;
+    if let Some(section) = spec.nets.get("teacher").filter(|_| objective.has_teacher()) {
+        if section.weights.is_none() {
             return Err(Error::user(
                 "the teacher has no weights",
                 "set `nets.teacher.weights`: a random teacher teaches nothing",
             ));
         }
-        Net::build(teacher, &classes, true, spec.job.seed, &config.inputs)?;
+        let mut section = section.clone();
+        if later(&section) {
+            (section.weights, section.adapter) = (None, None);
+        }
+        teacher = Some(Net::build(&section, &classes, true, spec.job.seed, &config.inputs)?);
     }
+    let net = net.with_own(spec, teacher.as_ref())?;
     let store = &net.network.initial;
     net.shape_at(store, net.network.units.len())?;
     let n = train.dataset.labels().len();
     let (batch, grains) = (data.batch as usize, spec.grains() as usize);
-    let grain_samples = at_a_time(n, batch, grains, |count| (0..count).map(|s| s..s + 1).collect());
+    // Of another domain there are as many beside them.
+    let sides = if (objective.looks)(&spec.objective) { 2 } else { 1 };
+    let grain_samples = sides * at_a_time(n, batch, grains, |count| (0..count).map(|s| s..s + 1).collect());
     let fewest = spec.cluster.ranks.min as usize;
-    let together = at_a_time(n, batch, grains, |count| partition(count, fewest));
+    let together = sides * at_a_time(n, batch, grains, |count| partition(count, fewest));
     let own = partition(grains, fewest).iter().map(Range::len).max().unwrap_or(0);
-    let (mut warnings, mut lockstep) = (Vec::new(), objective.coupled);
+    let (mut warnings, mut lockstep) = (Vec::new(), (objective.coupled)(&spec.objective));
     if !net.network.adapters.sites.is_empty() && !peft::has_their_head(&net.network, net.backbone) {
         warnings.push(
             "the head is not that of the model that peft wraps: peft loads the adapter and leaves the head out"
@@ -179,6 +185,21 @@ pub fn probe(config: &Config) -> Result<Plan> {
         } else if s.bn_scope == BnScope::Batch {
             warnings.push(format!("no batch-norm learns in stage `{}`: its `bn_scope` changes nothing", s.name));
         }
+        if (objective.coupled)(&spec.objective) {
+            warnings.push(format!(
+                "the loss of stage `{}` is one of the whole batch: up to {together} samples and {} MiB of gradients of {own} \
+                 grains are in memory at a time",
+                s.name,
+                (4 * own * stage.layout.total_len()) >> 20
+            ));
+        }
+        if stage.cut + 1 == net.network.units.len() && (objective.features)(&spec.objective) {
+            warnings.push(format!(
+                "stage `{}` trains the last layer alone: what the objective does to features changes nothing there; train \
+                 more, or set `model.head.hidden`",
+                s.name
+            ));
+        }
         let drops = |p: Option<f64>| p.is_some_and(|p| p > 0.0);
         if stage.cut > 0 && (drops(model.dropout) || drops(model.attention_dropout)) {
             warnings.push(format!("in stage `{}` only what it trains and lies above drops: what is frozen below runs once", s.name));
@@ -195,7 +216,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     });
     let mut stages = stages.collect::<Result<Vec<StageFigures>>>()?;
     if config.look {
-        let load = Load::of(&train, &val, spec);
+        let load = Load::of(&train, &val, other.as_ref(), spec);
         let (seconds, width) = saving::measure(&net, store, &train)?;
         let all = saving::savings(&spans, load, &seconds, &width);
         stages.iter_mut().zip(all).for_each(|(stage, saving)| stage.saving = Some(saving));

@@ -97,6 +97,12 @@ impl Samples {
         Ok(Self { source, ahead: Ahead::default(), part, augment, seed })
     }
 
+    /// The same samples as they are, without transforms.
+    pub fn plain(&self) -> Self {
+        let (source, augment) = (self.source.clone(), AugmentSection::default());
+        Self { source, ahead: Ahead::default(), part: self.part, augment, seed: self.seed }
+    }
+
     /// The same samples under the name of another part, in errors.
     pub fn called(self, part: &'static str) -> Self {
         Self { part, ..self }
@@ -131,7 +137,13 @@ impl Samples {
                 format!("remove them, or set `data.skip_bad = {}`", all.len()),
             ));
         }
-        let keep = (0..self.count()).filter(|i| all.iter().all(|(b, _)| b != i)).collect();
+        let keep: Vec<usize> = (0..self.count()).filter(|i| all.iter().all(|(b, _)| b != i)).collect();
+        if keep.is_empty() {
+            return Err(Error::user(
+                format!("none of the samples in `data.{part}` can be decoded, first `{name}` ({why})"),
+                "give a folder with images",
+            ));
+        }
         let Some(source) = Arc::into_inner(self.source) else {
             return Err(Error::Internal("samples were asked for before they were checked".into()));
         };

@@ -6,12 +6,13 @@ use std::{collections::BTreeSet, time::Instant};
 use serde::{Deserialize, Serialize};
 use tl_proto::spec::JobSpec;
 
-use super::{encode, net::Net, samples::Samples};
+use super::{domain::Domain, encode, net::Net, samples::Samples};
 use crate::{
     Result,
     data::{pixels, tokens::Text},
     modifier,
     nn::{Layer, Pass, Store, Tape},
+    objective::Objective,
 };
 
 /// What the cache is worth in a stage, before anything is in it.
@@ -49,18 +50,36 @@ pub struct Load {
     pub views: usize,
     /// Validation samples.
     pub val: usize,
+    /// Samples of another domain that are learned from.
+    pub other: usize,
+    /// How many of them an epoch sees.
+    pub beside: usize,
+    /// Samples of another domain that are judged: those that are learned from, as they are, and those with labels.
+    pub judged: usize,
 }
 
 impl Load {
     /// What a job runs through a network: what the plan says and what the run does come from here.
-    pub(super) fn of(train: &Samples, val: &Samples, spec: &JobSpec) -> Self {
+    pub(super) fn of(train: &Samples, val: &Samples, domain: Option<&Domain>, spec: &JobSpec) -> Self {
         let kept = train.views().filter(|_| !modifier::mixes(&spec.modifiers));
-        Self { train: train.count(), views: kept.unwrap_or(0), val: val.count() }
+        let other = domain.map_or(0, |d| d.train.count());
+        let labelled = domain.and_then(|d| d.val.as_ref()).map_or(0, Samples::count);
+        let (train, val) = (train.count(), val.count());
+        let looks = (Objective::find(&spec.job.kind).looks)(&spec.objective);
+        let beside = if domain.is_some() && looks { train } else { 0 };
+        Self { train, views: kept.unwrap_or(0), val, other, beside, judged: other + labelled }
     }
 
     /// Features of one cut.
     pub(super) fn rows(&self) -> u64 {
-        (self.train * self.views + self.val) as u64
+        // Of fixed views, what is judged of the samples that are learned from is one.
+        let plain = if self.views > 0 { self.other } else { 0 };
+        ((self.train + self.other) * self.views + self.val + self.judged - plain) as u64
+    }
+
+    /// Samples that pass the network in an epoch: in training, and when it is judged.
+    fn passes(&self) -> (u64, u64) {
+        ((self.train + self.beside) as u64, (self.val + self.judged) as u64)
     }
 }
 
@@ -87,7 +106,8 @@ pub fn savings(stages: &[Span], load: Load, seconds: &[f64], width: &[usize]) ->
     let mut here: BTreeSet<usize> = BTreeSet::new();
     let one = |i: usize| {
         let Span { cut, epochs } = stages[i];
-        let each = (load.train + load.val) as u64;
+        let (trained, judged) = load.passes();
+        let each = trained + judged;
         let passes = u64::from(epochs) * each;
         let of_seconds = passes as f64 * whole;
         let mut saving = Saving { passes, of_seconds, ..Saving::default() };
@@ -104,7 +124,7 @@ pub fn savings(stages: &[Span], load: Load, seconds: &[f64], width: &[usize]) ->
         if here.contains(&cut) {
             saving.bytes = bytes(cut);
             // Training samples of which every epoch sees a new view run through the prefix all the same.
-            let kept = if load.views > 0 { each } else { load.val as u64 };
+            let kept = if load.views > 0 { each } else { judged };
             saving.seconds = (u64::from(epochs) * kept) as f64 * seconds[cut];
         }
         saving.seconds -= cost;
@@ -171,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_head_on_frozen_units_saves_all_epochs_but_the_one_that_fills_the_cache() {
-        let load = Load { train: 10, views: 1, val: 4 };
+        let load = Load { train: 10, views: 1, val: 4, other: 0, beside: 0, judged: 0 };
         // Without: 5 epochs of 14 samples, 8 s each. The first two units (3 s) run 14 times instead of 70.
         let s = savings(&[stage(2, 5)], load, &SECONDS, &WIDTH)[0];
         assert_eq!((s.passes, s.encoded, s.bytes), (70, 14, 4 * 10 * 14));
@@ -188,7 +208,7 @@ mod tests {
 
     #[test]
     fn stages_that_go_down_share_one_pass_and_a_trained_unit_ends_what_was_kept() {
-        let load = Load { train: 10, views: 1, val: 0 };
+        let load = Load { train: 10, views: 1, val: 0, other: 0, beside: 0, judged: 0 };
         let stages = [stage(2, 2), stage(1, 3), stage(0, 4), stage(1, 1)];
         let all = savings(&stages, load, &SECONDS, &WIDTH);
         // The one pass goes to the deepest cut and leaves both on the way: 20 · 3 − 10 · 3, then 30 · 1.
@@ -220,8 +240,19 @@ mod tests {
     }
 
     #[test]
+    fn another_domain_counts_in_training_and_where_it_is_judged() {
+        // Ten samples beside ten of sixteen, the sixteen judged as they are, and three with labels.
+        let load = Load { train: 10, views: 1, val: 4, other: 16, beside: 10, judged: 19 };
+        let s = savings(&[stage(2, 5)], load, &SECONDS, &WIDTH)[0];
+        // The view that is judged is the one that is learned from.
+        assert_eq!((s.passes, s.encoded), (5 * (20 + 23), 10 + 16 + 4 + 3));
+        let s = savings(&[stage(2, 5)], Load { views: 0, ..load }, &SECONDS, &WIDTH)[0];
+        assert_eq!((s.encoded, s.seconds), (23, (5.0 * 23.0 - 23.0) * 3.0));
+    }
+
+    #[test]
     fn what_does_not_fit_is_not_kept_and_saves_nothing() {
-        let load = Load { train: 1 << 20, views: 1, val: 0 };
+        let load = Load { train: 1 << 20, views: 1, val: 0, other: 0, beside: 0, judged: 0 };
         let s = savings(&[stage(1, 2)], load, &SECONDS, &[1, 2048, 1, 1])[0];
         assert_eq!((s.bytes, s.encoded, s.seconds), (0, 0, 0.0));
     }

@@ -9,6 +9,7 @@ use crate::{
     data::sampler::{Endless, Epoch, grain, grains_of},
     modifier,
     nn::Store,
+    num,
 };
 
 /// What all ranks know of a step once it is reduced.
@@ -21,14 +22,16 @@ pub struct Reduced {
     pub loss: f64,
     /// Right predictions.
     pub correct: u64,
+    /// Norms of the gradients of grains, added up; 0 where nobody asked for them.
+    pub norms: f64,
     /// Which parameters backward reached, here.
     pub touched: Vec<bool>,
     /// Whether any rank wants to stop.
     pub stop: bool,
 }
 
-/// Bytes of one grain's line in the tally: index, samples, right ones, Σ loss.
-const LINE: usize = 32;
+/// Bytes of one grain's line in the tally: index, samples, right ones, Σ loss, norm of its gradient.
+const LINE: usize = 40;
 
 /// Everything that a step reads.
 #[derive(Clone, Copy)]
@@ -45,6 +48,8 @@ pub struct Step<'a> {
     pub teacher: Option<&'a Inputs<'a>>,
     /// The order of samples.
     pub epoch: &'a Epoch,
+    /// Whether the norm of each grain's gradient is wanted.
+    pub measures: bool,
     /// Samples of another domain, where the objective learns from them.
     pub other: Option<Other<'a>>,
 }
@@ -80,12 +85,18 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     let mut touched = vec![own.is_empty(); state.store.params.len()];
     let draws =
         |s: usize| -> Vec<(usize, u64)> { grain(slots.len(), count, s).map(|p| epoch.draw(slots.start + p)).collect() };
+    if (run.objective.coupled)(&run.spec.objective) && own.start > 0 {
+        // A loss of the whole batch is counted where its first grain is.
+        step.inputs.net.network.own.iter().for_each(|id| touched[id.0] = true);
+    }
     let mut add = |s: usize, one: GrainSums| {
         touched.iter_mut().zip(&one.touched).for_each(|(t, o)| *t |= o);
         tally.extend((s as u64).to_le_bytes());
         tally.extend(one.samples.to_le_bytes());
         tally.extend(one.correct.to_le_bytes());
         tally.extend(one.loss.to_le_bytes());
+        let norm = if step.measures { num::squared_norm(&one.flat[..stage.layout.params_len()]).sqrt() } else { 0.0 };
+        tally.extend(norm.to_le_bytes());
         match (fast, stack.last_mut()) {
             // A rank adds its grains as they come.
             (true, Some(sum)) => sum.data.iter_mut().zip(&one.flat).for_each(|(a, b)| *a += b),
@@ -95,7 +106,7 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     };
     let judge = Judge::new(run, step.inputs.net, &state.store, step.progress());
     let averaged = step.averaged();
-    if stage.lockstep || run.objective.coupled {
+    if stage.lockstep || (run.objective.coupled)(&run.spec.objective) {
         let all = lockstep::run(&shares, group, |s, grains| {
             step.grain(&draws(s), s, &judge, averaged.as_ref(), Some(grains))
         })?;
@@ -106,14 +117,14 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
         }
     }
     let flat = collective::reduce(group, stack, if fast { busy } else { count }, stage.layout.total_len())?;
-    let mut reduced = Reduced { flat, samples: 0, loss: 0.0, correct: 0, touched, stop: false };
+    let mut reduced = Reduced { flat, samples: 0, loss: 0.0, correct: 0, norms: 0.0, touched, stop: false };
     let mut lines = Vec::new();
     for bytes in group.all_gather(tally)? {
         let (stop, rest) = bytes.split_first().ok_or_else(|| Error::Internal("a peer sent no tally".into()))?;
         reduced.stop |= *stop != 0;
         lines.extend(rest.chunks_exact(LINE).map(|l| {
             let word = |at: usize| u64::from_le_bytes(l[at..at + 8].try_into().expect("eight bytes"));
-            (word(0), word(8), word(16), f64::from_bits(word(24)))
+            (word(0), word(8), word(16), f64::from_bits(word(24)), f64::from_bits(word(32)))
         }));
     }
     lines.sort_by_key(|l| l.0);
@@ -124,7 +135,8 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
             lines.len()
         )));
     }
-    for (_, samples, correct, loss) in lines {
+    for (_, samples, correct, loss, norm) in lines {
+        reduced.norms += norm;
         reduced.samples += samples;
         reduced.correct += correct;
         reduced.loss += loss;
@@ -152,13 +164,14 @@ impl Step<'_> {
     /// Steps done, as a part of all steps that the job asks for.
     fn progress(&self) -> f64 {
         let epochs: u64 = self.run.spec.stage.iter().map(|s| u64::from(s.epochs)).sum();
-        let total = epochs * self.epoch.steps() as u64;
-        (self.state.progress.step as f64 / total.max(1) as f64).min(1.0)
+        // Not the steps that were counted: those of searches for a rate are no part of the run.
+        let (p, each) = (&self.state.progress, self.epoch.steps() as u64);
+        ((p.epochs_before * each + p.stage_step) as f64 / (epochs * each).max(1) as f64).min(1.0)
     }
 
     /// The averages of the weights, where the objective lets them speak and they are kept.
     fn averaged(&self) -> Option<Store> {
-        self.other.as_ref()?;
+        self.other.as_ref().filter(|_| (self.run.objective.averages)(&self.run.spec.objective))?;
         let (values, buffer_values) = self.state.averages.clone()?;
         Some(Store { values, buffer_values, ..self.state.store.names() })
     }

@@ -1,5 +1,7 @@
 //! Holds a job to its promise: the first steps of every stage on one, two and three ranks give the same bits in the
-//! ordered reduction, and in the fast one gradients that agree to [`ROOM`] from every common state.
+//! ordered reduction, and in the fast one gradients that agree to [`ROOM`] from every common state. What is added up in
+//! another order differs by roundings of what is added, so the measure is the sum of the norms of the grains' gradients,
+//! not the norm of a sum in which they may cancel; for the sums of a batch-norm it is their own norm.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +20,7 @@ use crate::{
     link::{Gradient, Link, Notice, Row},
 };
 
-/// The largest difference of a step's gradient in the fast reduction, relative to its norm.
+/// The largest difference of a step's gradient in the fast reduction, relative to the norms of the grains' gradients.
 pub const ROOM: f64 = 1e-6;
 
 /// What a comparison with one rank came to.
@@ -32,7 +34,7 @@ pub struct Compared {
     pub steps: usize,
     /// The first step and tensor whose bits differ in the ordered reduction.
     pub ordered: Option<Difference>,
-    /// The largest difference of a gradient in the fast reduction, relative to its norm.
+    /// The largest difference in the fast reduction, relative to the norms of the grains' gradients.
     pub fast: f64,
     /// Where that is more than [`ROOM`]: the step, and the tensor that differs most.
     pub apart: Option<Difference>,
@@ -54,11 +56,23 @@ pub struct Difference {
     pub tensor: String,
 }
 
-/// The gradients of a run's steps: name and elements of each tensor.
-type Seen = BTreeMap<u64, Vec<(String, Vec<f32>)>>;
+/// What a step came to.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Sums {
+    /// Name and gradient of each tensor.
+    tensors: Vec<(String, Vec<f32>)>,
+    /// Name and sums of each batch-norm that learns.
+    statistics: Vec<(String, Vec<f32>)>,
+    /// Norms of the grains' gradients, added up.
+    norms: f64,
+}
 
-/// Takes gradients down, and stops after some steps.
+/// The steps of a run.
+type Seen = BTreeMap<u64, Sums>;
+
+/// Takes gradients down on rank 0, and stops after some steps.
 struct Recorder {
+    rank: usize,
     limit: u64,
     taken: u64,
     seen: Seen,
@@ -75,8 +89,15 @@ impl Link for Recorder {
     }
     fn gradient(&mut self, gradient: &Gradient<'_>) {
         self.taken += 1;
-        let tensors = gradient.tensors().map(|(name, values)| (name, values.to_vec()));
-        self.seen.insert(gradient.step, tensors.collect());
+        if self.rank == 0 {
+            let taken = |(name, values): (String, &[f32])| (name, values.to_vec());
+            let tensors = gradient.tensors().map(taken).collect();
+            let statistics = gradient.statistics().map(taken).collect();
+            self.seen.insert(gradient.step, Sums { tensors, statistics, norms: gradient.norms });
+        }
+    }
+    fn compares(&self) -> bool {
+        true
     }
 }
 
@@ -102,7 +123,7 @@ impl Trial<'_> {
             absent: c.absent.clone(),
             look: false,
             work,
-            cache: c.cache.clone(),
+            cache: self.folder.join("cache"),
             cache_bytes: c.cache_bytes,
             resume: resume.into_iter().collect(),
         }
@@ -114,7 +135,7 @@ impl Trial<'_> {
         let listeners = listeners.map_err(|e| Error::Internal(format!("no socket for a rank: {e}")))?;
         let addresses: Vec<String> = listeners.iter().filter_map(|l| Some(l.local_addr().ok()?.to_string())).collect();
         let one = |rank: usize| -> (Result<()>, Seen) {
-            let mut link = Recorder { limit, taken: 0, seen: Seen::new() };
+            let mut link = Recorder { rank, limit, taken: 0, seen: Seen::new() };
             let config = self.config(rank, reduction, resume.map(Path::to_owned));
             let outcome = std::fs::create_dir_all(&config.work).map_err(Error::disk("make a folder")).and_then(|()| {
                 let mut group: Box<dyn Collective> = match world {
@@ -171,6 +192,12 @@ fn mesh(rank: usize, addresses: &[String]) -> MeshConfig {
 /// Whatever would stop the job at its start.
 pub fn verify(config: &Config, steps: u64) -> Result<Vec<Compared>> {
     let mut all = Vec::new();
+    if config.spec.grains() < 2 || config.spec.stage.iter().all(|s| s.epochs == 0) {
+        return Err(Error::user(
+            "there is nothing to compare: the job trains nothing, or has one grain, which no two ranks can share",
+            "set `data.grains = 2` or more",
+        ));
+    }
     for (i, stage) in config.spec.stage.iter().enumerate().filter(|(_, s)| s.epochs > 0) {
         let mut spec = config.spec.clone();
         spec.stage = vec![stage.clone()];
@@ -196,17 +223,20 @@ pub fn verify(config: &Config, steps: u64) -> Result<Vec<Compared>> {
             let (stage, steps) = (stage.name.clone(), wanted.len());
             all.push(Compared { stage, ranks: world, steps, ordered, fast, apart });
         }
+        // Checkpoints of every step add up.
+        std::fs::remove_dir_all(&folder).map_err(Error::disk("remove a folder"))?;
     }
     Ok(all)
 }
 
 /// The first tensor of the first step whose bits differ.
 fn first_difference(wanted: &Seen, got: &Seen) -> Option<Difference> {
-    for (step, tensors) in wanted {
+    for (step, wanted) in wanted {
         let theirs = got.get(step);
-        for (i, (name, values)) in tensors.iter().enumerate() {
-            let theirs = theirs.and_then(|t| t.get(i)).map(|(_, values)| values);
-            let same = theirs.is_some_and(|t| {
+        let theirs = theirs.into_iter().flat_map(|t| t.tensors.iter().chain(&t.statistics));
+        let mut theirs = theirs.map(|(_, values)| values);
+        for (name, values) in wanted.tensors.iter().chain(&wanted.statistics) {
+            let same = theirs.next().is_some_and(|t| {
                 t.len() == values.len() && t.iter().zip(values).all(|(a, b)| a.to_bits() == b.to_bits())
             });
             if !same {
@@ -217,48 +247,60 @@ fn first_difference(wanted: &Seen, got: &Seen) -> Option<Difference> {
     None
 }
 
-/// How far a gradient is from the wanted one, relative to the norm of that; and the tensor that is farthest.
-fn distance(wanted: &[(String, Vec<f32>)], got: Option<&Vec<(String, Vec<f32>)>>) -> Result<(f64, String)> {
+/// How far a step is from the wanted one, and the tensor that is farthest.
+fn distance(wanted: &Sums, got: Option<&Sums>) -> Result<(f64, String)> {
     let got = got.ok_or_else(|| Error::Internal("a step was not made again from its state".into()))?;
-    let (mut whole, mut apart, mut worst) = (0.0f64, 0.0f64, (-1.0f64, String::new()));
-    for ((name, wanted), (_, got)) in wanted.iter().zip(got) {
-        let mut own = 0.0;
-        for (w, g) in wanted.iter().zip(got) {
-            whole += f64::from(*w) * f64::from(*w);
-            own += (f64::from(*w) - f64::from(*g)) * (f64::from(*w) - f64::from(*g));
-        }
+    let squares = |a: &[f32], b: &[f32]| {
+        a.iter()
+            .zip(b)
+            .fold(0.0f64, |sum, (a, b)| sum + (f64::from(*a) - f64::from(*b)) * (f64::from(*a) - f64::from(*b)))
+    };
+    let ratio = |apart: f64, whole: f64| if apart == 0.0 { 0.0 } else { apart / whole };
+    let (mut apart, mut worst) = (0.0f64, (-1.0f64, String::new()));
+    for ((name, wanted), (_, got)) in wanted.tensors.iter().zip(&got.tensors) {
+        let own = squares(wanted, got);
         apart += own;
         if own > worst.0 {
             worst = (own, name.clone());
         }
     }
-    let far = if apart == 0.0 { 0.0 } else { (apart / whole).sqrt() };
-    Ok((far, worst.1))
+    let mut far = (ratio(apart.sqrt(), wanted.norms), worst.1);
+    for ((name, wanted), (_, got)) in wanted.statistics.iter().zip(&got.statistics) {
+        let own = ratio(squares(wanted, got).sqrt(), squares(wanted, &vec![0.0; wanted.len()]).sqrt());
+        if own > far.0 {
+            far = (own, name.clone());
+        }
+    }
+    Ok(far)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn seen(values: &[f32]) -> Seen {
-        [(1, vec![("a".into(), vec![3.0]), ("b".into(), values.to_vec())])].into()
+    fn seen(values: &[f32], statistics: &[f32]) -> Seen {
+        let tensors = vec![("a".into(), vec![3.0]), ("b".into(), values.to_vec())];
+        [(1, Sums { tensors, statistics: vec![("n".into(), statistics.to_vec())], norms: 10.0 })].into()
     }
 
     #[test]
     fn the_first_bit_that_differs_is_named() {
-        let wanted = seen(&[4.0, 0.0]);
+        let wanted = seen(&[4.0, 0.0], &[1.0]);
         assert_eq!(first_difference(&wanted, &wanted), None);
         let named = |got: &Seen| first_difference(&wanted, got).map(|d| (d.step, d.tensor));
-        assert_eq!(named(&seen(&[4.0, -0.0])), Some((1, "b".into())));
-        assert_eq!(named(&seen(&[4.0])), Some((1, "b".into())));
+        assert_eq!(named(&seen(&[4.0, -0.0], &[1.0])), Some((1, "b".into())));
+        assert_eq!(named(&seen(&[4.0], &[1.0])), Some((1, "b".into())));
+        assert_eq!(named(&seen(&[4.0, 0.0], &[2.0])), Some((1, "n".into())));
         assert_eq!(named(&Seen::new()), Some((1, "a".into())));
     }
 
     #[test]
-    fn a_distance_is_relative_to_the_whole_gradient() {
-        let (wanted, got) = (seen(&[4.0]), seen(&[4.05]));
-        let (far, tensor) = distance(&wanted[&1], got.get(&1)).unwrap();
-        assert!((far - 0.01).abs() < 1e-6 && tensor == "b", "{far} {tensor}");
-        assert!(distance(&wanted[&1], None).is_err());
+    fn a_distance_is_relative_to_what_was_added_and_statistics_drown_nothing() {
+        let far = |got: Seen| distance(&seen(&[4.0], &[1e6])[&1], got.get(&1)).unwrap();
+        let (by, tensor) = far(seen(&[4.05], &[1e6]));
+        assert!((by - 0.005).abs() < 1e-6 && tensor == "b", "{by} {tensor}");
+        let (by, tensor) = far(seen(&[4.0], &[1e6 + 1e4]));
+        assert!((by - 0.01).abs() < 1e-6 && tensor == "n", "{by} {tensor}");
+        assert!(distance(&seen(&[4.0], &[1.0])[&1], None).is_err());
     }
 }

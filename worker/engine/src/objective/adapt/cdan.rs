@@ -8,10 +8,7 @@ use super::{
     super::{exp, log_softmax, ops::reverse},
     Method, domain,
 };
-use crate::{Error, Result};
-
-/// Widest input of the discriminator.
-const WIDEST: usize = 1 << 17;
+use crate::Result;
 
 fn describe() -> Entry {
     let mut params = domain::params();
@@ -30,16 +27,11 @@ pub(super) fn certainty(p: &Tensor, log_p: &Tensor) -> Result<Tensor> {
 pub(super) const METHOD: Method = Method {
     entry: describe,
     looks: true,
+    features: true,
+    averages: false,
     own: |params, widths| {
         let width = widths.features * widths.classes;
-        if width > WIDEST {
-            let (features, classes) = (widths.features, widths.classes);
-            return Err(Error::user(
-                format!("`cdan` multiplies {features} features by {classes} classes: more than {WIDEST} numbers"),
-                "set `model.head.hidden = [256]`, or use `method = \"dann\"`",
-            ));
-        }
-        Ok(domain::own(width, describe().number(params, "hidden") as usize))
+        domain::own(width, describe().number(params, "hidden") as usize)
     },
     loss: |params, batch| {
         let log_p = log_softmax(&batch.logits.detach())?;

@@ -31,6 +31,8 @@ fn moments(rows: &Tensor) -> Result<(Tensor, Tensor)> {
 pub(super) const METHOD: Method = Method {
     entry: describe,
     looks: true,
+    features: true,
+    averages: false,
     own: nothing_own,
     loss: |params, batch| {
         let (source, target) = batch.split(batch.features)?;

@@ -18,7 +18,9 @@ fn describe() -> Entry {
 pub(super) const METHOD: Method = Method {
     entry: describe,
     looks: true,
-    own: |params, widths| Ok(domain::own(widths.features, describe().number(params, "hidden") as usize)),
+    features: true,
+    averages: false,
+    own: |params, widths| domain::own(widths.features, describe().number(params, "hidden") as usize),
     loss: |params, batch| {
         let features = reverse(batch.features, domain::reversed(&describe(), params, batch.progress))?;
         let losses = domain::losses(batch, &domain::judge(batch, &features)?)?;

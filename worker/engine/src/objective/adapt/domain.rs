@@ -9,24 +9,38 @@ use super::super::{
     ops::{product, softplus},
 };
 use crate::{
-    Result,
+    Error, Result,
     nn::{Fill, Own},
 };
 
 /// What batch-norms add to a variance.
 const EPS: f64 = 1e-5;
+/// Most parameters of a discriminator: each grain of a rank has a gradient of them in memory.
+const MOST: usize = 1 << 25;
 
 /// Parameters of every method with a discriminator.
 pub(super) fn params() -> Vec<Param> {
     vec![
-        integer("hidden", 1024, 1, 65_536, "width of the discriminator's hidden layers"),
+        integer("hidden", 1024, 1, 8192, "width of the discriminator's hidden layers"),
         number("alpha", 10.0, 0.0, 1e3, "how fast the reversed gradient grows over the run"),
         number("reverse", 1.0, 0.0, 100.0, "what the reversed gradient grows to"),
     ]
 }
 
 /// Its tensors, for an input of so many numbers. Layers in front of a batch-norm have no bias: it would change nothing.
-pub(super) fn own(width: usize, hidden: usize) -> Vec<Own> {
+///
+/// # Errors
+/// More numbers than [`MOST`].
+pub(super) fn own(width: usize, hidden: usize) -> Result<Vec<Own>> {
+    let all = (width + hidden) * hidden;
+    if all > MOST {
+        return Err(Error::user(
+            format!(
+                "a discriminator of {width} inputs and {hidden} hidden units has {all} parameters, more than {MOST}"
+            ),
+            "lower `objective.hidden`, or set `model.head.hidden = [256]`: it sees what that layer gives",
+        ));
+    }
     let dense = |name: &str, shape: [usize; 2]| {
         let fill = Fill::Uniform(1.0 / (shape[0] as f32).sqrt());
         Own { name: format!("domain.{name}.weight"), shape: shape.to_vec(), fill }
@@ -36,7 +50,7 @@ pub(super) fn own(width: usize, hidden: usize) -> Vec<Own> {
         shape: vec![len],
         fill: Fill::Constant(value),
     };
-    vec![
+    Ok(vec![
         dense("0", [width, hidden]),
         vector("0.scale", hidden, 1.0),
         vector("0.shift", hidden, 0.0),
@@ -45,7 +59,7 @@ pub(super) fn own(width: usize, hidden: usize) -> Vec<Own> {
         vector("1.shift", hidden, 0.0),
         dense("2", [hidden, 1]),
         vector("2.bias", 1, 0.0),
-    ]
+    ])
 }
 
 /// One number for each row: above zero where it takes the row for one of the source.

@@ -6,7 +6,10 @@ use candle_core::{DType, Device, Tensor};
 use tl_proto::catalog::{Entry, entry, number};
 
 use super::{
-    super::{exp, log_softmax, nothing_own, ops::product_t},
+    super::{
+        exp, log_softmax, nothing_own,
+        ops::{ln, product},
+    },
     Method,
     cdan::certainty,
 };
@@ -21,16 +24,19 @@ fn describe() -> Entry {
 pub(super) const METHOD: Method = Method {
     entry: describe,
     looks: true,
+    features: false,
+    averages: false,
     own: nothing_own,
     loss: |params, batch| {
         let (_, target) = batch.split(batch.logits)?;
         let classes = target.dim(1)?;
         let log_p = log_softmax(&(target / describe().number(params, "temperature"))?)?;
         let p = exp(&log_p)?;
-        let weighed = p.broadcast_mul(&certainty(&p, &log_p)?.unsqueeze(1)?)?;
-        let confusion = product_t(&weighed, &p)?;
-        let confusion = confusion.broadcast_div(&confusion.sum_keepdim(1)?)?;
+        // A row of C over its sum is a softmax over samples times Y: so that a class that no sample is of is no 0 / 0.
+        let certain = ln(&certainty(&p, &log_p)?)?;
+        let shares = exp(&log_softmax(&log_p.broadcast_add(&certain.unsqueeze(1)?)?.t()?)?)?;
+        let confusion = product(&shares, &p)?;
         let diagonal = confusion.mul(&Tensor::eye(classes, DType::F32, &Device::Cpu)?)?.sum_all()?;
-        Ok(Some(((confusion.sum_all()? - diagonal)? / classes as f64)?))
+        Ok(Some(((diagonal.neg()? + classes as f64)? / classes as f64)?))
     },
 };

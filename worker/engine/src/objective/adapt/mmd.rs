@@ -52,6 +52,8 @@ fn weights(n: usize, linear: bool) -> Result<Tensor> {
 pub(super) const METHOD: Method = Method {
     entry: describe,
     looks: true,
+    features: true,
+    averages: false,
     own: nothing_own,
     loss: |params, batch| {
         let n = batch.samples()?;
@@ -63,7 +65,7 @@ pub(super) const METHOD: Method = Method {
         }
         let distances = squared_distances(batch.features)?;
         // The width follows the features, but nothing is learned through it.
-        let mean = f64::from(distances.mean_all()?.to_scalar::<f32>()?).max(f64::from(f32::MIN_POSITIVE));
+        let mean = f64::from(distances.mean_all()?.to_scalar::<f32>()?).max(1e-30);
         let mut kernels: Option<Tensor> = None;
         for k in -3..=1 {
             let kernel = exp(&(&distances / (-2.0 * mean * libm::exp2(f64::from(k))))?)?;

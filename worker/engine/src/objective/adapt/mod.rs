@@ -1,7 +1,7 @@
 //! Domain adaptation: labels of one domain, samples without labels of another. The network learns the labels, and a
 //! method brings the two domains together. A new method is a file here and a line in [`METHODS`].
 //!
-//! All methods look at the whole batch: `Σ CE(source) + n · trade_off · L(method)` for n source samples.
+//! All methods but `direct` look at the whole batch: `Σ CE(source) + n · trade_off · L(method)` for n source samples.
 
 mod cdan;
 mod coral;
@@ -20,7 +20,7 @@ use tl_proto::{
     spec::Params,
 };
 
-use super::{Batch, Objective, Widths, cross_entropy};
+use super::{Batch, Objective, PLAIN, Widths, cross_entropy};
 use crate::{Result, nn::Own};
 
 /// One way of bringing two domains together.
@@ -29,6 +29,10 @@ struct Method {
     entry: fn() -> Entry,
     /// Whether it looks at samples of the other domain: what passes through the network changes its batch-norms.
     looks: bool,
+    /// Whether it changes nothing but through the features: it is of no use where what makes them is frozen.
+    features: bool,
+    /// Whether it lets the average of the weights speak, where the job keeps one.
+    averages: bool,
     /// Tensors of its own.
     own: fn(&Params, Widths) -> Result<Vec<Own>>,
     /// Its loss, a mean over the batch; nothing where it adds none.
@@ -41,7 +45,7 @@ const METHODS: &[Method] =
 
 fn describe() -> Entry {
     Entry {
-        params: vec![number("trade_off", 1.0, 0.0, 1e4, "weight of the method's loss beside that of the labels")],
+        params: vec![number("trade_off", 1.0, 1e-6, 1e4, "weight of the method's loss beside that of the labels")],
         methods: METHODS.iter().map(|m| (m.entry)()).collect(),
         data: vec!["target".into()],
         ..entry("adapt", "a network with labels of one domain is brought to another domain that has none")
@@ -56,8 +60,10 @@ fn method(params: &Params) -> &'static Method {
 
 pub(super) const OBJECTIVE: Objective = Objective {
     entry: describe,
-    coupled: true,
+    coupled: |params| method(params).looks,
     looks: |params| method(params).looks,
+    features: |params| method(params).features,
+    averages: |params| method(params).averages,
     own: |params, widths| (method(params).own)(params, widths),
     loss: |params, batch| {
         let (labelled, _) = batch.split(batch.logits)?;
@@ -66,4 +72,5 @@ pub(super) const OBJECTIVE: Objective = Objective {
         let weight = describe().number(params, "trade_off") * batch.samples()? as f64;
         Ok((labels + (method * weight)?)?)
     },
+    ..PLAIN
 };

@@ -22,6 +22,8 @@ fn describe() -> Entry {
 pub(super) const METHOD: Method = Method {
     entry: describe,
     looks: true,
+    features: false,
+    averages: true,
     own: nothing_own,
     loss: |params, batch| {
         let (_, target) = batch.split(batch.logits)?;

@@ -28,7 +28,7 @@ fn given() -> (Tensor, Tensor) {
 
 /// The method's own tensors, with constants moved off their trivial values.
 fn own(given: &Params) -> BTreeMap<String, Tensor> {
-    let own = (method(given).own)(given, Widths { features: D, classes: CLASSES }).unwrap();
+    let own = (method(given).own)(given, Widths { features: D, classes: CLASSES, teacher: 0 }).unwrap();
     let value = |o: crate::nn::Own| {
         let noise = host(&testing::input(&o.shape)).unwrap().to_vec();
         let values = noise.iter().map(|v| match o.fill {
@@ -117,6 +117,17 @@ fn mmd_is_the_sum_over_pairs_of_five_kernels() {
         let got = value(&loss(&given, &features, &logits, &own(&given), 0.0));
         assert!((got - want).abs() < 1e-5, "{estimator}: {got} {want}");
     }
+}
+
+#[test]
+fn a_class_that_no_sample_is_of_leaves_gradients_finite() {
+    let logits = [[0.0f32, -400.0, -1.0], [1.0, -500.0, 0.0]].concat().repeat(N);
+    let var = Var::from_tensor(&tensor(logits, &[2 * N, CLASSES]).unwrap()).unwrap();
+    let given = params(r#"{"method": "mcc"}"#);
+    let loss = loss(&given, &self::given().0, var.as_tensor(), &own(&given), 0.0);
+    let grads = loss.backward().unwrap();
+    let slopes = host(&grads.get(&var).unwrap().contiguous().unwrap()).unwrap().to_vec();
+    assert!(value(&loss).is_finite() && slopes.iter().all(|g| g.is_finite()), "{slopes:?}");
 }
 
 #[test]

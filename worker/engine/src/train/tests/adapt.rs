@@ -88,6 +88,64 @@ fn a_domain_with_other_classes_or_without_samples_is_refused() {
         &place.replace(", params", ""),
     ));
     assert!(error.contains("has no samples"), "{error}");
+    std::fs::write(empty.path().join("a.txt"), "no picture").unwrap();
+    let broken = place.replace(", params", "");
+    let job =
+        job.replace("train = \"shifted\", val = \"shifted\", params = { train_samples = 5, val_samples = 4 }", &broken);
+    let error = run(&job.replace("batch = 23", "batch = 23, skip_bad = 9"));
+    assert!(error.contains("none of the samples in `data.target.train` can be decoded"), "{error}");
+}
+
+#[test]
+fn what_an_objective_trains_beside_the_network_is_named_by_no_rule() {
+    let job = JOB.replace("OBJECTIVE", METHODS[0]);
+    let run = |job: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        train(job, 1, false, dir.path(), &[], &Recorder::default()).map(|_| ()).map_err(|e| e.to_string())
+    };
+    let error = run(&job.replace("[\"*\"]", "[\"objective\"]")).unwrap_err();
+    assert!(error.contains("`objective` names no parameters"), "{error}");
+    // Nor does it go into an adapter.
+    let lora = job.replace("\"head\", \"block3\"", "\"head\"").replace("[\"*\"]", "[\"head\"]");
+    let lora = format!("{lora}[modifiers.lora]\ntargets = [\"conv\"]\n");
+    let dir = tempfile::tempdir().unwrap();
+    train(&lora, 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+    let file = std::fs::read(dir.path().join("work/model/adapter_model.safetensors")).unwrap();
+    let names = safetensors::SafeTensors::deserialize(&file).unwrap();
+    assert!(names.names().iter().any(|n| n.contains("lora_A")));
+    assert!(names.names().iter().all(|n| !n.contains("objective")), "{:?}", names.names());
+}
+
+#[test]
+fn a_search_for_a_rate_does_not_move_the_schedule_of_the_reversed_gradient() {
+    // With a search whose rate is not taken, the run is the one without.
+    let job = JOB.replace("OBJECTIVE", METHODS[0]);
+    let searched = job.replacen("lr = 0.003", "lr = 0.003\nlr_find = { steps = 12 }", 1);
+    let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
+    for (job, dir) in [job, searched].iter().zip(&dirs) {
+        train(job, 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+    }
+    assert_eq!(model_of(dirs[0].path()), model_of(dirs[1].path()));
+}
+
+#[test]
+fn samples_that_are_judged_by_labels_change_nothing_of_the_model() {
+    let job = JOB.replace("OBJECTIVE", METHODS[3]);
+    let job = job.replace(
+        "[[stage]]\nname = \"top\"",
+        "[stop]\nmonitor = \"target.entropy\"\nrestore_best = true\n[[stage]]\nname = \"top\"",
+    );
+    let bare = job.replace(
+        "val = \"shifted\", params = { train_samples = 5, val_samples = 4 }",
+        "params = { train_samples = 5, val_samples = 4 }",
+    );
+    assert_ne!(bare, job);
+    let files = [job, bare].map(|job| {
+        let dir = tempfile::tempdir().unwrap();
+        let report = train(&job, 2, false, dir.path(), &[], &Recorder::default()).unwrap();
+        (model_of(dir.path()), report.history.last().unwrap().values["target.entropy"].to_bits())
+    });
+    assert_eq!(files[0], files[1]);
 }
 
 #[test]
@@ -98,6 +156,11 @@ fn the_first_steps_of_every_stage_are_verified_on_more_ranks() {
         let compared = crate::train::verify::verify(&config, 3).unwrap();
         let stages = config.spec.stage.len();
         assert_eq!(compared.len(), 2 * stages);
+        assert_eq!(
+            std::fs::read_dir(dir.path().join("work")).unwrap().count(),
+            0,
+            "what was written on the way is gone"
+        );
         for (i, c) in compared.iter().enumerate() {
             assert_eq!((c.ranks, c.steps, &c.stage), (2 + i % 2, 3, &config.spec.stage[i / 2].name));
             assert!(c.holds() && c.fast < 1e-6, "{c:?}");

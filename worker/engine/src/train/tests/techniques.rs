@@ -185,3 +185,18 @@ fn the_recipe_of_fastai_runs_in_one_line() {
     assert!((rates[0] - 2e-3 / 25.0).abs() < 1e-12 && (rates[rates.len() / 3] - 1e-3 / 5.0).abs() < 1e-12, "{rates:?}");
     assert_eq!(report.stages[1].lr, [1e-5, 1e-3]);
 }
+
+#[test]
+fn every_way_of_distilling_gives_the_same_file_for_any_number_of_ranks() {
+    let job = super::JOB.replace("kind = \"finetune\"", "kind = \"distill\"");
+    let job = format!("{job}\n[nets.teacher]\nbackbone = \"resnet20\"\n[objective]\n");
+    let mut files = std::collections::BTreeSet::new();
+    for (i, method) in ["logits", "hint", "cosine", "relational"].iter().enumerate() {
+        let job = format!("{job}method = \"{method}\"\n");
+        let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
+        train(&job, 1, false, dirs[0].path(), &[], &Recorder::default()).unwrap();
+        train(&job, 2 + i % 2, false, dirs[1].path(), &[], &Recorder::default()).unwrap();
+        assert_eq!(model_of(dirs[0].path()), model_of(dirs[1].path()), "{method}");
+        assert!(files.insert(model_of(dirs[0].path()).to_hex().to_string()), "{method} changes nothing");
+    }
+}
