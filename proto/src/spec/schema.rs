@@ -1,5 +1,7 @@
 //! The JSON Schema of a job file, with the names that a catalog offers, for editors and programs.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use super::JobSpec;
@@ -42,11 +44,16 @@ pub fn schema(catalog: &Catalog) -> Value {
 }
 
 fn table(params: impl Iterator<Item = Param>) -> Value {
-    let mut known: Map<String, Value> = Map::new();
+    // Several kinds of job may have a parameter of the same name, as each has a `method` of its own.
+    let mut said: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for p in params {
-        // Several kinds of job may have a parameter of the same name: the first says what it is.
-        known.entry(p.name.clone()).or_insert_with(|| param(&p));
+        let (all, one) = (said.entry(p.name.clone()).or_default(), param(&p));
+        if !all.contains(&one) {
+            all.push(one);
+        }
     }
+    let any = |mut all: Vec<Value>| if all.len() == 1 { all.remove(0) } else { json!({ "anyOf": all }) };
+    let known: Map<String, Value> = said.into_iter().map(|(name, all)| (name, any(all))).collect();
     json!({ "type": "object", "properties": known, "additionalProperties": false })
 }
 
