@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 use rayon::prelude::*;
+use tl_proto::spec::Precision;
 
 use super::{
     Act, Gradients, Layer, Linear, Mask, ParamId, Pass, Ragged, Saved, Tape, host, lanes, mask::Drops,
@@ -127,7 +128,8 @@ impl SelfAttention {
     }
 
     /// Every head of every sample: they are computed apart, so that few samples keep many threads busy too. Each has at
-    /// most three matrices of scores in memory while it is computed.
+    /// most three matrices of scores in memory while it is computed, and waits for no other thread: it would take up another
+    /// one meanwhile.
     fn tasks(&self, ragged: &Ragged, pass: &Pass<'_>) -> Result<Vec<Task>> {
         let drops = self.drop.of(pass, ragged.lengths.len())?;
         let samples = ragged.starts().into_iter().zip(&ragged.lengths).zip(drops);
@@ -172,10 +174,10 @@ impl SelfAttention {
                 let (own, first) = (rows_of(&all, start, t, parts.stride), head * d);
                 let mut s = vec![0.0; t * t];
                 gemm(&mut s, t, parts.view(&own, QUERY, first), parts.turned(&own, KEY, first), (t, t, d), false);
-                precision.round(&mut s);
+                precision.round_here(&mut s);
                 softmax(&mut s, t, self.scale(), notes);
                 drops.iter_mut().for_each(|drops| drops.scale(&mut s));
-                precision.round(&mut s);
+                precision.round_here(&mut s);
                 gemm(out, d, View::rows(&s, t), parts.view(&own, VALUE, first), (t, d, t), false);
             });
         }
@@ -224,26 +226,26 @@ impl SelfAttention {
                 let (own, first) = (rows_of(&all, start, t, stride), head * d);
                 let g = View { data: &g[start * w..(start + t) * w][first..], row: w, col: 1 };
                 let notes = &notes[(start * self.heads + head * t) * 2..][..2 * t];
-                let (mut p, mut dp, mut mask) = (vec![0.0; t * t], vec![0.0; t * t], Vec::new());
+                let (mut p, mut dp, mut shown) = (vec![0.0; t * t], vec![0.0; t * t], Vec::new());
                 gemm(&mut p, t, parts.view(&own, QUERY, first), parts.turned(&own, KEY, first), (t, t, d), false);
-                precision.round(&mut p);
+                precision.round_here(&mut p);
                 again(&mut p, t, self.scale(), notes);
                 gemm(&mut dp, t, g, parts.turned(&own, VALUE, first), (t, t, d), false);
-                precision.round(&mut dp);
+                precision.round_here(&mut dp);
                 // What was dropped of the probabilities had no part in the output.
-                let shown = match drops {
-                    None => &p,
-                    Some(mut drops) => {
-                        mask.resize(t * t, 1.0);
-                        drops.scale(&mut mask);
-                        dp.iter_mut().zip(&mask).for_each(|(d, m)| *d *= m);
-                        mask.iter_mut().zip(&p).for_each(|(m, p)| *m *= p);
-                        &mask
-                    }
-                };
-                gemm(dv, d, View::transposed(&precision.operand(shown), t), g, (t, d, t), false);
+                if let Some(mut drops) = drops {
+                    shown.resize(t * t, 1.0);
+                    drops.scale(&mut shown);
+                    dp.iter_mut().zip(&shown).for_each(|(d, m)| *d *= m);
+                    shown.iter_mut().zip(&p).for_each(|(m, p)| *m *= p);
+                } else if precision == Precision::Bf16 {
+                    shown.extend(&p);
+                }
+                precision.round_here(&mut shown);
+                let shown = if shown.is_empty() { &p } else { &shown };
+                gemm(dv, d, View::transposed(shown, t), g, (t, d, t), false);
                 through(&mut dp, &p, t, self.scale());
-                precision.round(&mut dp);
+                precision.round_here(&mut dp);
                 gemm(dq, d, View::rows(&dp, t), parts.view(&own, KEY, first), (t, d, t), false);
                 gemm(dk, d, View::transposed(&dp, t), parts.view(&own, QUERY, first), (t, d, t), false);
             });
@@ -289,13 +291,14 @@ mod tests {
     #[test]
     fn bits_do_not_depend_on_threads_nor_on_other_samples() {
         let drop = Mask { p: 0.3, site: 4 };
-        for fused in [false, true] {
+        for (fused, precision) in [false, true].into_iter().flat_map(|f| [(f, Precision::F32), (f, Precision::Bf16)]) {
             let mut b = Builder::new(3);
             let layer = match fused {
                 true => b.attention_fused(["qkv", "o"], 6, (3, 4), drop),
                 false => b.attention(["q", "k", "v", "o"], 6, (3, 4), drop),
             };
             b.store.values.iter_mut().for_each(|v| *v *= 3.0);
+            b.store.precision = precision;
             let mut params = Vec::new();
             layer.params(&mut params);
             let layout = Layout::new(&b.store, &params, &[]);
@@ -316,10 +319,10 @@ mod tests {
                 })
             };
             let whole = run(0..4, 1);
-            assert!(run(0..4, 2) == whole && run(0..4, 3) == whole, "fused: {fused}");
+            assert!(run(0..4, 2) == whole && run(0..4, 3) == whole, "fused: {fused}, {precision}");
             let alone = run(1..2, 2);
             for (alone, all) in alone[..2].iter().zip(&whole) {
-                assert!(alone[..] == all[5 * 6..155 * 6], "fused: {fused}");
+                assert!(alone[..] == all[5 * 6..155 * 6], "fused: {fused}, {precision}");
             }
         }
     }

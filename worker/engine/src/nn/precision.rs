@@ -31,6 +31,10 @@ pub(super) trait Rounds {
     /// What a product gives, in place.
     fn round(self, values: &mut [f32]);
 
+    /// The same on this thread alone, for tasks that hold much memory: a thread that waits for others would take up
+    /// another task meanwhile, and hold its memory too.
+    fn round_here(self, values: &mut [f32]);
+
     /// The same of new memory.
     fn product(self, values: Vec<f32>) -> Vec<f32>;
 }
@@ -48,6 +52,13 @@ impl Rounds for Precision {
             Self::F32 => {}
             Self::Bf16 if values.len() <= TASK => bf16::round(values),
             Self::Bf16 => values.par_chunks_mut(TASK).for_each(bf16::round),
+        }
+    }
+
+    fn round_here(self, values: &mut [f32]) {
+        match self {
+            Self::F32 => {}
+            Self::Bf16 => bf16::round(values),
         }
     }
 

@@ -6,10 +6,13 @@ use super::*;
 use crate::{
     Result,
     nn::{
-        Builder, ConvSpec, Gradients, Kind, Layer, Layout, Linear, Mask, Padding, Part, Plan, Ragged, Store, Tape,
-        Target, attention, host, lstm, tensor, testing,
+        Builder, ConvSpec, DropoutDraw, Gradients, Kind, Layer, Layout, Linear, Mask, Padding, Part, Plan, Ragged,
+        Store, Tape, Target, attention, host, lstm, tensor, testing,
     },
-    num::gemm::{self, Packed, View, gemm},
+    num::{
+        gemm::{self, Packed, View, gemm},
+        rng::Philox,
+    },
 };
 
 fn rounded(x: &Tensor) -> Tensor {
@@ -86,21 +89,36 @@ fn dense_layers_and_convolutions_round_what_they_take_and_give() {
 
 #[test]
 fn attention_rounds_scores_probabilities_and_what_they_pick() {
-    let (heads, d, c, lengths) = (2, 5, 6, [3, 1, 4]);
+    for p in [0.0, 0.3] {
+        check_attention(false, Mask { p, site: 4 }, &[3, 1, 4]);
+        check_attention(true, Mask { p, site: 4 }, &[3, 1, 4]);
+    }
+    // More scores than one task of rounding has, and more rows than a block of a product.
+    check_attention(true, Mask { p: 0.3, site: 4 }, &[2, 131]);
+    check_attention(false, Mask::NONE, &[131]);
+}
+
+/// Against its layers, and products of one head of one sample at a time.
+fn check_attention(fused: bool, mask: Mask, lengths: &[usize]) {
+    let (heads, d, c) = (2, 5, 6);
     let w = heads * d;
     let mut b = Builder::new(2);
-    let layer = b.attention(["q", "k", "v", "o"], c, (heads, d), Mask::NONE);
+    let layer = match fused {
+        true => b.attention_fused(["qkv", "o"], c, (heads, d), mask),
+        false => b.attention(["q", "k", "v", "o"], c, (heads, d), mask),
+    };
     let store = in_bf16(&b.store);
     let layout = all(&store);
-    let pass = Pass { layout: Some(&layout), ..Pass::eval(&store) };
-    let ragged = Ragged { lengths: lengths.to_vec(), room: 4 };
-    let x = testing::input(&[ragged.rows(), c]);
-    let dy = testing::input(&[ragged.rows(), c]);
+    let ragged = Ragged { lengths: lengths.to_vec(), room: *lengths.iter().max().unwrap() };
+    let draws: Vec<u64> = (0..lengths.len() as u64).map(|i| 11 + i).collect();
+    let dropout = Some(DropoutDraw { rng: Philox::new(5, "dropout"), draws: &draws });
+    let pass = Pass { layout: Some(&layout), dropout, ..Pass::eval(&store) };
+    let (rows, x) = (ragged.rows(), testing::input(&[ragged.rows(), c]));
+    let dy = testing::input(&[rows, c]);
     let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
     let y = layer.forward(&x, &ragged, &pass, &mut tape).unwrap();
     let dx = layer.backward(&dy, &ragged, &pass, &mut tape, &mut grads, true).unwrap().unwrap();
 
-    // By its layers, and products of one head of one sample at a time.
     let (mut tape, mut expected) = (Tape::default(), Gradients::new(&layout));
     let made: Vec<Tensor> = layer.projections.iter().map(|l| l.forward(&x, &pass, &mut tape).unwrap()).collect();
     let kept: Vec<Vec<f32>> = made.iter().map(values).collect();
@@ -110,52 +128,81 @@ fn attention_rounds_scores_probabilities_and_what_they_pick() {
         Precision::Bf16.product(out)
     };
     let scale = 1.0 / (d as f32).sqrt();
-    let part = |all: &[f32], start: usize, t: usize, h: usize| -> Vec<f32> {
-        all[start * w..(start + t) * w].chunks_exact(w).flat_map(|r| r[h * d..(h + 1) * d].to_vec()).collect()
+    let stride = 3 * w / kept.len();
+    // Query, key and value: which matrix, and which column they begin at.
+    let places = [0, 1, 2].map(|i| if fused { (0, i * w) } else { (i, 0) });
+    let part = |all: &[f32], stride: usize, (start, t): (usize, usize), column: usize| -> Vec<f32> {
+        all[start * stride..(start + t) * stride]
+            .chunks_exact(stride)
+            .flat_map(|r| &r[column..][..d])
+            .copied()
+            .collect()
     };
-    let place = |all: &mut [f32], start: usize, h: usize, own: &[f32]| {
-        let rows = all[start * w..].chunks_exact_mut(w).zip(own.chunks_exact(d));
-        rows.for_each(|(row, own)| row[h * d..(h + 1) * d].copy_from_slice(own));
+    let place = |all: &mut [f32], stride: usize, start: usize, column: usize, own: &[f32]| {
+        let rows = all[start * stride..].chunks_exact_mut(stride).zip(own.chunks_exact(d));
+        rows.for_each(|(row, own)| row[column..][..d].copy_from_slice(own));
     };
-    let mut out = vec![0.0; ragged.rows() * w];
+    let shown = |p: &[f32], mask: &[f32]| -> Vec<f32> {
+        Precision::Bf16.product(p.iter().zip(mask).map(|(p, m)| p * m).collect())
+    };
+    let samples: Vec<(usize, usize)> = ragged.starts().into_iter().zip(lengths.iter().copied()).collect();
+    let mut out = vec![0.0; rows * w];
     let mut chances = Vec::new();
-    for (start, t) in ragged.starts().into_iter().zip(lengths) {
+    for (drops, &(start, t)) in mask.of(&pass, lengths.len()).unwrap().into_iter().zip(&samples) {
         for h in 0..heads {
-            let [q, k, v] = [0, 1, 2].map(|i| part(&kept[i], start, t, h));
+            let [q, k, v] = places.map(|(m, first)| part(&kept[m], stride, (start, t), first + h * d));
             let mut p = product(View::rows(&q, d), View::transposed(&k, d), (t, t, d));
             attention::softmax(&mut p, t, scale, &mut vec![0.0; 2 * t]);
-            let coarse = Precision::Bf16.operand(&p).into_owned();
-            place(&mut out, start, h, &product(View::rows(&coarse, t), View::rows(&v, d), (t, d, t)));
-            chances.push(p);
+            let mut drawn = vec![1.0; t * t];
+            drops.iter().for_each(|drops| drops.from(h * t * t).scale(&mut drawn));
+            assert!(t < 100 || drawn.contains(&0.0) == (mask.p > 0.0));
+            let coarse = shown(&p, &drawn);
+            place(&mut out, w, start, h * d, &product(View::rows(&coarse, t), View::rows(&v, d), (t, d, t)));
+            chances.push((p, drawn));
         }
     }
-    let last = layer.out.forward(&tensor(out, &[ragged.rows(), w]).unwrap(), &pass, &mut tape).unwrap();
+    let last = layer.out.forward(&tensor(out, &[rows, w]).unwrap(), &pass, &mut tape).unwrap();
     assert_eq!(values(&y), values(&last));
     let g = layer.out.backward(&dy, &pass, &mut tape, &mut expected, true).unwrap().unwrap();
     let g = values(&g);
-    let mut slopes = vec![vec![0.0; ragged.rows() * w]; 3];
+    let mut slopes = vec![vec![0.0; rows * stride]; kept.len()];
     let mut chances = chances.into_iter();
-    for (start, t) in ragged.starts().into_iter().zip(lengths) {
+    for &(start, t) in &samples {
         for h in 0..heads {
-            let ([q, k, v], p) = ([0, 1, 2].map(|i| part(&kept[i], start, t, h)), chances.next().unwrap());
-            let g = part(&g, start, t, h);
-            let coarse = Precision::Bf16.operand(&p).into_owned();
-            place(&mut slopes[2], start, h, &product(View::transposed(&coarse, t), View::rows(&g, d), (t, d, t)));
+            let [q, k, v] = places.map(|(m, first)| part(&kept[m], stride, (start, t), first + h * d));
+            let (p, drawn) = chances.next().unwrap();
+            let g = part(&g, w, (start, t), h * d);
+            let coarse = shown(&p, &drawn);
+            let dv = product(View::transposed(&coarse, t), View::rows(&g, d), (t, d, t));
             let mut ds = product(View::rows(&g, d), View::transposed(&v, d), (t, t, d));
+            ds.iter_mut().zip(&drawn).for_each(|(d, m)| *d *= m);
             attention::through(&mut ds, &p, t, scale);
             Precision::Bf16.round(&mut ds);
-            place(&mut slopes[0], start, h, &product(View::rows(&ds, t), View::rows(&k, d), (t, d, t)));
-            place(&mut slopes[1], start, h, &product(View::transposed(&ds, t), View::rows(&q, d), (t, d, t)));
+            let dq = product(View::rows(&ds, t), View::rows(&k, d), (t, d, t));
+            let dk = product(View::transposed(&ds, t), View::rows(&q, d), (t, d, t));
+            for ((m, first), own) in places.into_iter().zip([dq, dk, dv]) {
+                place(&mut slopes[m], stride, start, first + h * d, &own);
+            }
         }
     }
     let mut sum: Option<Tensor> = None;
     for (l, slope) in layer.projections.iter().zip(slopes).rev() {
-        let slope = tensor(slope, &[ragged.rows(), w]).unwrap();
+        let slope = tensor(slope, &[rows, stride]).unwrap();
         let part = l.backward(&slope, &pass, &mut tape, &mut expected, true).unwrap().unwrap();
         sum = Some(sum.map_or(part.clone(), |s| (s + part).unwrap()));
     }
     assert_eq!(values(&dx), values(&sum.unwrap()));
     assert_eq!(grads.flat, expected.flat);
+}
+
+#[test]
+fn rounding_here_is_rounding() {
+    let numbers = values(&testing::input(&[3, TASK]));
+    for precision in [Precision::F32, Precision::Bf16] {
+        let mut here = numbers.clone();
+        precision.round_here(&mut here);
+        assert!(here == precision.product(numbers.clone()) && (here == numbers) == (precision == Precision::F32));
+    }
 }
 
 #[test]
