@@ -63,15 +63,28 @@ pub(super) fn same_sources(config: &Config, group: &mut dyn Collective) -> Resul
     }
 }
 
-/// Ranks on different nodes have read the adapter for themselves; it must be the same one, in the same places.
-pub(super) fn same_parts(net: &Net, group: &mut dyn Collective) -> Result<()> {
-    let all = group.all_gather(net.parts.as_bytes().to_vec())?;
+/// Digest of the parts of all networks, and of where they come from.
+pub(super) fn parts(student: &Net, teacher: Option<&Net>) -> String {
+    // One without adapters says nothing, as in states from before teachers were compared.
+    match teacher.filter(|net| !net.merged.is_empty()) {
+        None => student.parts.clone(),
+        Some(teacher) => {
+            let both = format!("{};teacher:{}", student.parts, teacher.parts);
+            blake3::hash(both.as_bytes()).to_hex().to_string()
+        }
+    }
+}
+
+/// Ranks on different nodes have read the adapters for themselves; they must be the same, in the same places. `own` is
+/// what [`parts`] says here.
+pub(super) fn same_parts(own: &str, group: &mut dyn Collective) -> Result<()> {
+    let all = group.all_gather(own.as_bytes().to_vec())?;
     match all.iter().position(|digest| *digest != all[0]) {
         None => Ok(()),
         Some(odd) => Err(Error::user(
             format!("rank {odd} has another adapter than rank 0, or has it elsewhere in the network"),
-            "`model.adapter` must be the same files on every node, and so must the weights below it; `tlctl data push` \
-             brings them to all",
+            "`model.adapter` and `nets.teacher.adapter` must be the same files on every node, and so must the weights below \
+             them; `tlctl data push` brings them to all",
         )),
     }
 }

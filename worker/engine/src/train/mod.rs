@@ -95,17 +95,18 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     theirs().try_for_each(|samples| samples.fits_job(spec))?;
     same_samples([&train, &val].into_iter().chain(theirs()), group)?;
     let student = Net::build_for(model, &classes, spec, &config.inputs, &*train.dataset)?;
-    same_parts(&student, group)?;
+    let teacher = match local.nets.get("teacher").filter(|_| objective.has_teacher()) {
+        Some(section) => Some(Net::build(section, &classes, true, spec.job.seed, &config.inputs)?),
+        None => None,
+    };
+    let parts = begin::parts(&student, teacher.as_ref());
+    same_parts(&parts, group)?;
+    let mut student = student.with_own(spec, teacher.as_ref())?;
     let train = train.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     let val = val.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     if let Some(domain) = other.take() {
         other = Some(domain.leave_out_bad(&student.contract, data.skip_bad, spec.job.seed, group, link)?);
     }
-    let teacher = match local.nets.get("teacher").filter(|_| objective.has_teacher()) {
-        Some(section) => Some(Net::build(section, &classes, true, spec.job.seed, &config.inputs)?),
-        None => None,
-    };
-    let mut student = student.with_own(spec, teacher.as_ref())?;
     let weights = weights::of_classes(data, &*train.dataset)?;
     let weights = weights.map(|w| nn::tensor(w, &[classes.len()])).transpose()?;
     let run = Run { spec, data, objective, weights };
@@ -115,7 +116,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let initial = std::mem::replace(&mut student.network.initial, names);
     let moments = (optimizer.init)(initial.values.len());
     let mut fresh = RunState::new(initial, moments);
-    fresh.progress.parts = student.parts.clone();
+    fresh.progress.parts = parts;
     let state = resume(config, fresh, group, link)?;
     let mut looped = Loop {
         config,

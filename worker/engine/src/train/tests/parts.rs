@@ -343,6 +343,41 @@ fn ranks_and_runs_that_go_on_have_the_same_adapter() {
 }
 
 #[test]
+fn ranks_and_runs_that_go_on_have_a_teacher_with_the_same_adapter() {
+    let data = tempfile::tempdir().unwrap();
+    sentences(data.path());
+    let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let lora = text_job(data.path(), "", &stage("s", HEAD, 1, 0.02), "[modifiers.lora]\n");
+    for (dir, lora) in dirs.iter().zip([lora.clone(), lora.replace("seed = 7", "seed = 8")]) {
+        train(&lora, 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+    }
+    let base = folder("bert", data.path(), CONFIG);
+    let with = |more: &str| {
+        let teacher = format!("[nets.teacher]\nbackbone = \"bert\"\nweights = \"{base}\"\ninput = 16\n{more}");
+        let job = text_job(data.path(), "", &stage("s", HEAD, 2, 0.02), &teacher);
+        job.replace("\"finetune\"", "\"distill\"")
+    };
+    let adapter = |dir: &tempfile::TempDir| format!("adapter = \"{}\"\n", dir.path().join("work/model").display());
+    let [first, second] = [0, 1].map(|i| with(&adapter(&dirs[i])));
+    let said = |result: Result<Report>| match result {
+        Err(Error::User { message, .. }) => message,
+        other => panic!("{other:?}"),
+    };
+    let apart = train_each(&[first.as_str(), &second], false, dirs[2].path(), &[], &Recorder::default());
+    assert!(said(apart).contains("rank 1 has another adapter than rank 0"));
+
+    let link = Recorder { stop_after: Some(1), ..Recorder::default() };
+    train(&first, 1, false, dirs[2].path(), &[], &link).unwrap_err();
+    let resume = link.checkpoints.lock().unwrap().clone();
+    assert!(!resume.is_empty());
+    for other in [&second, &with("")] {
+        let on = train(other, 1, false, dirs[2].path(), &resume, &Recorder::default());
+        assert!(said(on).contains("the checkpoint is of a run with another adapter"), "{other}");
+    }
+    train(&first, 1, false, dirs[2].path(), &resume, &Recorder::default()).unwrap();
+}
+
+#[test]
 fn a_look_reads_the_adapter_even_where_the_weights_are_not_here_yet() {
     let dir = tempfile::tempdir().unwrap();
     let lora = "[modifiers.lora]\nrank = 2\ntargets = [\"conv\"]\n";
