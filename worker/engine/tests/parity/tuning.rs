@@ -363,6 +363,10 @@ fn folders_that_mean_something_else_are_refused() {
         ("\"r\": 4", "\"r\": 0", "rank 0"),
         ("\"r\": 4", "\"r\": 5", "is not of rank 5"),
         ("\"init_lora_weights\": true", "\"init_lora_weights\": \"pissa\"", "changes the base"),
+        ("\"init_lora_weights\": true", "\"init_lora_weights\": \"OLoRA\"", "began with `OLoRA`"),
+        ("\"init_lora_weights\": true", "\"init_lora_weights\": \"loftq\"", "changes the base; merge it with peft"),
+        ("\"lora_alpha\": 6", "\"lora_alpha\": 0", "rank 4 and alpha 0"),
+        ("\"lora_alpha\": 6", "\"lora_alpha\": 1e-60", "rank 4 and alpha"),
         ("{", "[", "adapter_config.json"),
         ("\"fan_in_fan_out\": false", "\"fan_in_fan_out\": true", "is not supported; it is for layers of GPT-2's kind"),
         ("\"lora_dropout\": 0.0", "\"lora_dropout\": 1.0", "`lora_dropout` is 1"),
@@ -378,6 +382,10 @@ fn folders_that_mean_something_else_are_refused() {
         &weights,
     )
     .unwrap();
+    // What is not said is as in peft's `LoraConfig`.
+    let silent = read(&config.replace("\"lora_alpha\": 6,", ""), &weights).unwrap();
+    assert!(matches!(silent.plan.kind, Kind::Lora { rank: 4, alpha: 8.0, .. }), "{:?}", silent.plan.kind);
+    assert!(read(&config.replace("\"r\": 4,", ""), &weights).err().unwrap().contains("is not of rank 8"));
     assert!(read(&config, &weights[..weights.len() - 1]).is_err());
     assert!(Folder::read(&dir.path().join("none"), backbone).is_err());
     // Of another network, of another rank, for other classes.

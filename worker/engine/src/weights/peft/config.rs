@@ -15,9 +15,9 @@ pub(super) type Refused = (String, Option<&'static str>);
 #[derive(Deserialize)]
 pub(super) struct Config {
     peft_type: String,
-    #[serde(default)]
+    #[serde(default = "usual_rank")]
     r: usize,
-    #[serde(default)]
+    #[serde(default = "usual_alpha")]
     lora_alpha: f64,
     #[serde(default)]
     lora_dropout: f64,
@@ -27,6 +27,15 @@ pub(super) struct Config {
     feedforward_modules: Value,
     #[serde(flatten)]
     rest: BTreeMap<String, Value>,
+}
+
+/// What peft's `LoraConfig` has where nothing is said.
+fn usual_rank() -> usize {
+    8
+}
+
+fn usual_alpha() -> f64 {
+    8.0
 }
 
 /// Settings that change nothing of what a trained adapter computes: where it came from, which layers have parts (the
@@ -117,9 +126,15 @@ impl Config {
         if config.rest.get("bias").is_some_and(|b| is_on(b) && b != "none") {
             return Err(("`bias` is not supported: its base has other biases".into(), None));
         }
+        // However it is written, as peft takes it.
         let init = config.rest.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
-        if MOVING.iter().any(|kind| init.starts_with(kind)) {
-            let hint = "save it with `path_initial_model_for_weight_conversion`: then it is one for the usual base";
+        let kind = init.to_lowercase();
+        if MOVING.iter().any(|moving| kind.starts_with(moving)) {
+            let hint = if kind.starts_with("loftq") {
+                "merge it with peft (`merge_and_unload`) and give the model as `model.weights`"
+            } else {
+                "save it with `path_initial_model_for_weight_conversion`: then it is one for the usual base"
+            };
             return Err((format!("it began with `{init}`, which changes the base"), Some(hint)));
         }
         Ok(config)
@@ -136,7 +151,7 @@ impl Config {
             tensors.keys().filter_map(|name| Some(name.strip_suffix(end)?.to_owned())).collect()
         };
         let (kind, layers) = match self.peft_type.as_str() {
-            "LORA" if (1..=4096).contains(&self.r) && (self.lora_alpha as f32).is_finite() => {
+            "LORA" if self.has_a_scale() => {
                 if !(0.0..1.0).contains(&self.lora_dropout) {
                     return Err(plain(format!("`lora_dropout` is {}", self.lora_dropout)));
                 }
@@ -182,6 +197,12 @@ impl Config {
             return Err(plain(format!("{} holds no changes", FILES[1])));
         }
         Ok(Plan { kind, targets: Target::exact(layers), strict: true })
+    }
+
+    /// Whether its changes can come to anything.
+    fn has_a_scale(&self) -> bool {
+        let alpha = self.lora_alpha as f32;
+        (1..=4096).contains(&self.r) && alpha.is_finite() && alpha != 0.0
     }
 
     /// As peft asks: a text is a pattern for the whole name, those of a list are ends of it, wherever they begin.
