@@ -36,12 +36,40 @@ def signs(name, count):
     return ((bits(name, 0, count) >> np.uint64(63)).astype(np.int8) << 1) - np.int8(1)
 
 
-def value(name, shape, of_norm):
-    """The tensor `name`, as float32; `of_norm` says that a batch-norm holds it.
+# What the batch-norms of every four channels add: twice this, twice less than nothing; the first pair of each fourth four
+# lies beyond the upper kink of ReLU6.
+LEVEL, ABOVE = 3.0, 9.0
 
-    What a batch-norm shifts by is near 3. By the statistics of the batch few values then lie near a kink of a rectifier,
-    where rounding decides which side they are on and one element changes a gradient by a percent. By the running
-    statistics, which know nothing of the batch, values lie on both sides.
+
+def levels(count):
+    """Of each channel: on which side of the kinks of a rectifier it lies."""
+    channel = np.arange(count)
+    on = np.where(channel // 4 % 4 == 3, ABOVE, LEVEL)
+    return np.where(channel % 4 < 2, on, -LEVEL)
+
+
+def kernel(name, shape, gain):
+    """Kernels and matrices of a steady network: what two neighbouring inputs have in common is hardly seen, so that what
+    differs between samples is not lost below it. Those of one input are near the identity."""
+    u, fan = uniform(name, shape), float(np.prod(shape[1:]))
+    if shape[1] == 1:
+        v = 0.3 * np.sqrt(3.0 / fan) * u
+        flat = v.reshape(shape[0], -1)
+        flat[:, flat.shape[1] // 2] += 1.0
+        return v
+    v = gain * np.sqrt(3.0 / fan) * u
+    pairs = shape[1] // 2 * 2
+    v[:, 1:pairs:2] = 0.05 * v[:, 1:pairs:2] - v[:, 0:pairs:2]
+    return v
+
+
+def value(name, shape, shifts, gain=0.0):
+    """The tensor `name`, as float32. `gain` is that of the kernels of a network of rectifiers, and zero in any other;
+    `shifts` says that a rectifier follows what this tensor adds; without `gain` all of it is then near LEVEL.
+
+    Networks of rectifiers keep all values far from the kinks, some channels on either side: where rounding decides which
+    side a value is on, one element changes a gradient by a percent, and nothing smaller would be seen. What a batch-norm
+    scales by is small beside what it adds for that reason.
     """
     shape = tuple(shape)
     u = uniform(name, shape)
@@ -51,11 +79,11 @@ def value(name, shape, of_norm):
     elif last == "running_var":
         v = 1.0 + 0.1 * np.abs(u)
     elif len(shape) > 1:
-        v = u * np.sqrt(3.0 / float(np.prod(shape[1:])))
+        v = kernel(name, shape, gain) if gain else u * np.sqrt(3.0 / float(np.prod(shape[1:])))
     elif last == "weight":
-        v = 1.0 + 0.1 * u
-    elif of_norm:
-        v = 3.0 + 0.1 * u
+        v = (0.4 if gain else 1.0) * (1.0 + 0.1 * u)
+    elif shifts:
+        v = levels(shape[0]) + 0.05 * u if gain else LEVEL + 0.1 * u
     else:
         v = 0.1 * u
     return v.astype(np.float32)

@@ -133,6 +133,7 @@ def lstm(dtype, _):
 def net(build, words, encoder=None, backbone=None):
     """As in networks.py; `words` are the tokens that it knows."""
     common = {"backbone": backbone, "padding": "symmetric", "eps": 1e-5, "trajectory": 0, "side": max(LENGTHS)}
+    common |= {"gain": 0.0, "shifts": [], "channels_first": False}
     return common | {"build": build, "words": words, "encoder": encoder, "lengths": LENGTHS}
 
 

@@ -11,6 +11,8 @@ use tl_proto::{
     spec::OptimizerSection,
 };
 
+use crate::nn::{Layout, ParamId, Store};
+
 /// One run of parameters with settings of its own.
 #[derive(Clone, Debug)]
 pub struct Group {
@@ -22,6 +24,15 @@ pub struct Group {
     pub lr_scale: f64,
     /// Whether weight decay applies: matrices and kernels only.
     pub decays: bool,
+}
+
+/// One group for each parameter that a layout trains, in its order, with a part of the learning rate for each.
+pub fn groups(store: &Store, layout: &Layout, scales: &[f64]) -> Vec<Group> {
+    let group = |((id, gradient), lr_scale): ((ParamId, Range<usize>), &f64)| {
+        let entry = &store.params[id.0];
+        Group { values: entry.range.clone(), gradient, lr_scale: *lr_scale, decays: entry.decays }
+    };
+    layout.trained().zip(scales).map(group).collect()
 }
 
 /// Everything an optimizer remembers; one value per parameter of the whole network, trained now or not.

@@ -6,7 +6,7 @@ use super::{net::Net, rates, rules};
 use crate::{
     Error, Result,
     nn::{BufferId, Layer, Layout, ParamId, Store},
-    optim::Group,
+    optim::{self, Group},
 };
 
 /// A stage, resolved.
@@ -74,7 +74,7 @@ impl Stage {
         let means: Vec<BufferId> = norms.iter().map(|n| n.0).collect();
         let layout = Layout::new(store, &ids, &means);
         let scales = rates::scales(net, store, spec, &ids)?;
-        let groups = groups(store, &layout, &scales);
+        let groups = optim::groups(store, &layout, &scales);
         let count = layout.params_len();
         let lockstep = spec.bn_scope == BnScope::Batch && !norms.is_empty();
         Ok(Self { cut, layout, groups, norms, lockstep, trained: count })
@@ -86,14 +86,6 @@ impl Stage {
         let top = spec.lr.top();
         [top * scales().fold(1.0, f64::min), top * scales().fold(0.0, f64::max)]
     }
-}
-
-fn groups(store: &Store, layout: &Layout, scales: &[f64]) -> Vec<Group> {
-    let group = |((id, gradient), lr_scale): ((ParamId, std::ops::Range<usize>), &f64)| {
-        let entry = &store.params[id.0];
-        Group { values: entry.range.clone(), gradient, lr_scale: *lr_scale, decays: entry.decays }
-    };
-    layout.trained().zip(scales).map(group).collect()
 }
 
 #[cfg(test)]

@@ -26,17 +26,28 @@ pub struct Golden {
     pub encoder: Option<Shape>,
     /// Outputs.
     pub classes: usize,
-    /// PyTorch's own errors in float32, by group of figures.
-    pub float32: BTreeMap<String, Vec<f64>>,
-    /// Batch-norms by their running statistics.
-    pub eval: Outputs,
-    /// Batch-norms by the statistics of the batch; not of a network without any.
-    pub train: Option<Outputs>,
+    /// Of kernels: see `rule.py`.
+    #[serde(default)]
+    pub gain: f64,
+    /// Layers that a rectifier follows: see `rule.py`.
+    #[serde(default)]
+    pub shifts: Vec<String>,
+    /// Names of the inputs.
+    pub inputs: Vec<String>,
+    /// Of the step.
+    pub adamw: AdamW,
+    /// PyTorch's own errors in float32.
+    pub float32: Own,
+    /// Of each input, batch-norms by their running statistics.
+    pub eval: Vec<Outputs>,
+    /// Of each input, batch-norms by the statistics of the batch; none of a network without any.
+    #[serde(default)]
+    pub train: Vec<Outputs>,
     /// Losses of several steps, and PyTorch's errors in each.
     pub trajectory: Option<Trajectory>,
-    /// Three figures of each parameter's gradient in each mode, then of the parameter after one step.
+    /// Three figures of each parameter's gradient for each input and mode, then of what one step adds to it.
     pub tensors: BTreeMap<String, Vec<f64>>,
-    /// Three figures of each running statistic after one step; none where the reference has a rule of its own.
+    /// Three figures of each running statistic after the step; none where the reference has a rule of its own.
     pub statistics: BTreeMap<String, [f64; 3]>,
 }
 
@@ -47,6 +58,28 @@ pub struct Outputs {
     pub logits: Vec<f64>,
     /// The mean cross-entropy.
     pub loss: f64,
+}
+
+/// Settings of the golden step.
+#[derive(Deserialize)]
+pub struct AdamW {
+    /// Learning rate.
+    pub lr: f64,
+    /// Of what decays.
+    pub weight_decay: f64,
+    /// Large, so that the step is smooth.
+    pub eps: f64,
+}
+
+/// PyTorch's own errors: for each input of the logits, of the loss, and of gradients over tensors the median and the
+/// largest; the last two of the step and of the running statistics after it.
+#[derive(Deserialize)]
+pub struct Own {
+    pub eval: Vec<[f64; 4]>,
+    #[serde(default)]
+    pub train: Vec<[f64; 4]>,
+    pub step: [f64; 2],
+    pub statistics: Option<[f64; 2]>,
 }
 
 /// Several steps on one batch.
@@ -78,23 +111,29 @@ pub fn all() -> Vec<(String, Golden)> {
 /// Three figures of a tensor, and its elements.
 pub type Figures = BTreeMap<String, ([f64; 3], usize)>;
 
-/// The part of a network's norm that a tensor is taken to have at least, shared out by elements: gradients that are zero
-/// but for rounding have no digits to compare.
-const FLOOR: f64 = 1e-3;
+/// The part of what a tensor of its size has on average below which a tensor is compared with that average: gradients
+/// that are zero but for rounding have no digits to compare.
+pub const FLOOR: f64 = 1e-3;
 
-/// Largest and root mean square over tensors of their errors, each relative to the tensor's norm.
-pub fn errors(found: &Figures, reference: &BTreeMap<String, [f64; 3]>) -> Vec<f64> {
+/// The same for what a step adds: beside a large value it has fewer digits.
+pub const STEP_FLOOR: f64 = 0.02;
+
+/// Of each tensor its name and its error, relative to its norm; by error.
+pub fn errors<'a>(found: &'a Figures, reference: &BTreeMap<String, [f64; 3]>, floor: f64) -> Vec<(&'a str, f64)> {
     assert!(found.keys().eq(reference.keys()), "other tensors: {:?}", difference(found, reference));
     let total = reference.values().map(|f| f[0] * f[0]).sum::<f64>().sqrt();
     let count: usize = found.values().map(|f| f.1).sum();
-    let error = |(want, (got, n)): (&[f64; 3], &([f64; 3], usize))| {
-        let scale = want[0].max(FLOOR * total * (*n as f64 / count as f64).sqrt());
-        let largest = want.iter().zip(got).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        largest / scale
-    };
-    let each: Vec<f64> = reference.values().zip(found.values()).map(error).collect();
-    let square: f64 = each.iter().map(|e| e * e).sum();
-    vec![each.iter().copied().fold(0.0, f64::max), (square / each.len() as f64).sqrt()]
+    let mut each = Vec::new();
+    for (want, (name, (got, n))) in reference.values().zip(found) {
+        let share = total * (*n as f64 / count as f64).sqrt();
+        let scale = if want[0] > floor * share { want[0] } else { share };
+        let away = want.iter().zip(got).map(|(a, b)| (a - b).abs() / scale);
+        // A figure that is not a number is no small error.
+        let largest = away.fold(0.0, |a: f64, b| if b.is_nan() { f64::INFINITY } else { a.max(b) });
+        each.push((name.as_str(), largest));
+    }
+    each.sort_by(|a, b| a.1.total_cmp(&b.1));
+    each
 }
 
 fn difference(found: &Figures, reference: &BTreeMap<String, [f64; 3]>) -> Vec<String> {
