@@ -23,6 +23,16 @@ pub enum Error {
     /// Its address is none.
     #[error("`HF_ENDPOINT` {0}; write `https://HOST`, and a token in `HF_TOKEN`")]
     Endpoint(&'static str),
+    /// Whom to trust cannot be read.
+    #[error("`{variable}` names `{path}`: {why}; name certificates that can be read, or set it to nothing")]
+    Roots {
+        /// What names it.
+        variable: &'static str,
+        /// Where they should be.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
     /// It does not say what it has to strangers.
     #[error("the hub has no such repository, or wants a token that may read it")]
     Denied,
@@ -70,7 +80,7 @@ impl Error {
             // Another attempt, maybe on another node, finds it back.
             Self::Away { .. } => (FailureClass::Crash, way),
             Self::Offline(_) => (FailureClass::User, way),
-            Self::Endpoint(_) => (FailureClass::User, ""),
+            Self::Endpoint(_) | Self::Roots { .. } => (FailureClass::User, ""),
             Self::Denied => (
                 FailureClass::User,
                 "check the name; for a repository that is not open to all, set `HF_TOKEN` where `tl-worker` is started",

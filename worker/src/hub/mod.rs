@@ -63,7 +63,7 @@ impl Models {
     /// The hub and the cache that the environment names; a cache in `fallback` where it names none.
     ///
     /// # Errors
-    /// `HF_ENDPOINT` is no address.
+    /// `HF_ENDPOINT` is no address; `SSL_CERT_FILE` or `SSL_CERT_DIR` names no certificates.
     pub fn from_env(fallback: PathBuf) -> Result<Self, Error> {
         let web = Web::from_env(store::token())?;
         let (bringing, digests) = (Keyed::default(), Arc::default());

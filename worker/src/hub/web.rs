@@ -1,7 +1,7 @@
 //! The hub over HTTP: what a file is, and its bytes from some place on. Blocking, with bounded patience; it never tells its
 //! token to anybody but the hub, and to the hub only where nobody listens.
 
-use std::{io::Read, time::Duration};
+use std::{ffi::OsString, io::Read, path::Path, time::Duration};
 
 use ureq::{
     Agent, Body, Proxy,
@@ -60,7 +60,7 @@ impl Web {
     /// A hub at an address.
     ///
     /// # Errors
-    /// It is none, or names a user.
+    /// It is none, or names a user; `SSL_CERT_FILE` or `SSL_CERT_DIR` names no certificates.
     pub fn new(endpoint: &str, token: Option<String>, offline: bool) -> Result<Self, Error> {
         let endpoint = endpoint.trim().trim_end_matches('/').to_owned();
         let (https, loopback) = read(&endpoint)?;
@@ -71,7 +71,7 @@ impl Web {
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
             // What has begun where nobody listens stays there.
             .https_only(https)
-            .tls_config(TlsConfig::builder().root_certs(roots()).build())
+            .tls_config(TlsConfig::builder().root_certs(roots(given("SSL_CERT_FILE"), given("SSL_CERT_DIR"))?).build())
             .proxy(if loopback { None } else { Proxy::try_from_env() })
             .timeout_resolve(Some(ANSWER))
             .timeout_connect(Some(ANSWER))
@@ -185,20 +185,57 @@ impl Web {
     }
 }
 
-/// Who may vouch for the hub: whom this machine trusts (`SSL_CERT_FILE` and `SSL_CERT_DIR` say otherwise), so that a
-/// mirror or proxy of the house is believed where everything else believes it. A machine that trusts nobody, such as a bare
-/// container, takes Mozilla's list, which is built in.
-fn roots() -> RootCerts {
-    let found = rustls_native_certs::load_native_certs();
-    for e in &found.errors {
-        tracing::warn!("a certificate of this machine cannot be read: {e}");
+/// What a variable says, if anything.
+fn given(variable: &str) -> Option<OsString> {
+    std::env::var_os(variable).filter(|said| !said.is_empty())
+}
+
+/// Who may vouch for the hub: nobody but those in `file` (`SSL_CERT_FILE`) and `dirs` (`SSL_CERT_DIR`), where one is given.
+/// Else whom this machine trusts, so that a mirror or proxy of the house is believed where everything else believes it,
+/// and Mozilla's list, which is built in: a bare container trusts nobody.
+///
+/// # Errors
+/// What is given cannot be read, or holds no certificate: to trust others instead would be another choice than was made.
+fn roots(file: Option<OsString>, dirs: Option<OsString>) -> Result<RootCerts, Error> {
+    let load = rustls_native_certs::load_certs_from_paths;
+    if file.is_none() && dirs.is_none() {
+        let found = rustls_native_certs::load_native_certs();
+        for e in &found.errors {
+            tracing::warn!("a certificate of this machine cannot be read: {e}");
+        }
+        let mut all = found.certs;
+        all.extend_from_slice(webpki_root_certs::TLS_SERVER_ROOT_CERTS);
+        all.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
+        all.dedup();
+        return Ok(trusted(all.iter().map(|c| c.as_ref())));
     }
-    trusted(found.certs.iter().map(|c| c.as_ref()))
+    let bad = |variable, path: &Path, why: String| Error::Roots { variable, path: path.display().to_string(), why };
+    let mut all = Vec::new();
+    if let Some(file) = &file {
+        let path = Path::new(file);
+        let found = load(Some(path), None);
+        if let Some(e) = found.errors.first() {
+            return Err(bad("SSL_CERT_FILE", path, e.to_string()));
+        }
+        if found.certs.is_empty() {
+            return Err(bad("SSL_CERT_FILE", path, "it holds no certificate".into()));
+        }
+        all.extend(found.certs);
+    }
+    for dir in std::env::split_paths(dirs.as_deref().unwrap_or_default()).filter(|d| !d.as_os_str().is_empty()) {
+        // Of many files one may be no certificate.
+        std::fs::read_dir(&dir).map_err(|e| bad("SSL_CERT_DIR", &dir, e.to_string()))?;
+        all.extend(load(None, Some(&dir)).certs);
+    }
+    match dirs {
+        Some(dirs) if all.is_empty() => Err(bad("SSL_CERT_DIR", Path::new(&dirs), "there is no certificate".into())),
+        _ => Ok(trusted(all.iter().map(|c| c.as_ref()))),
+    }
 }
 
 fn trusted<'a>(found: impl Iterator<Item = &'a [u8]>) -> RootCerts {
     let own: Vec<Certificate<'static>> = found.map(|der| Certificate::from_der(der).to_owned()).collect();
-    if own.is_empty() { RootCerts::WebPki } else { own.into() }
+    own.into()
 }
 
 /// Whether an address is that of HTTPS, and whether it is on this machine: in both cases nobody listens.
@@ -234,10 +271,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_machines_own_roots_count_where_it_has_any() {
-        assert!(matches!(trusted(std::iter::empty()), RootCerts::WebPki));
-        let RootCerts::Specific(own) = trusted([&b"der"[..]].into_iter()) else { panic!("not the machine's") };
-        assert_eq!(own.iter().map(|c| c.der()).collect::<Vec<_>>(), [b"der"]);
+    fn roots_are_those_that_are_given_else_the_machines_and_mozillas() {
+        let all = |file: Option<&Path>, dirs: Option<&Path>| {
+            roots(file.map(Into::into), dirs.map(Into::into)).map(|roots| {
+                let RootCerts::Specific(own) = roots else { panic!("not by name") };
+                own.iter().map(|c| c.der().to_vec()).collect::<Vec<_>>()
+            })
+        };
+        let usual = all(None, None).unwrap();
+        assert!(webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().all(|c| usual.contains(&c.to_vec())));
+
+        let dir = tempfile::tempdir().unwrap();
+        let (file, none) = (dir.path().join("house.pem"), dir.path().join("none"));
+        std::fs::write(&file, "-----BEGIN CERTIFICATE-----\naG91c2U=\n-----END CERTIFICATE-----\n").unwrap();
+        assert_eq!(all(Some(&file), None).unwrap(), [b"house"]);
+        assert_eq!(all(None, Some(dir.path())).unwrap(), [b"house"]);
+        let empty = tempfile::tempdir().unwrap();
+        assert_eq!(all(Some(&file), Some(empty.path())).unwrap(), [b"house"]);
+
+        let bare = dir.path().join("bare.pem");
+        std::fs::write(&bare, "nothing\n").unwrap();
+        for (file, dirs, said) in [
+            (Some(none.as_path()), None, "`SSL_CERT_FILE` names `"),
+            (Some(bare.as_path()), None, "bare.pem`: it holds no certificate"),
+            (None, Some(none.as_path()), "`SSL_CERT_DIR` names `"),
+            (Some(file.as_path()), Some(none.as_path()), "`SSL_CERT_DIR` names `"),
+            (None, Some(empty.path()), "there is no certificate"),
+        ] {
+            let error = all(file, dirs).unwrap_err();
+            assert!(matches!(error, Error::Roots { .. }) && error.to_string().contains(said), "{error}");
+        }
     }
 
     #[test]
