@@ -132,7 +132,8 @@ impl Blobs {
         let _one = self.bringing.lock(&blob.digest).await;
         let path = self.dir.join(&blob.digest);
         let (kept, digests) = (path.clone(), self.digests.clone());
-        // What lies here may have been damaged since; the coordinator's is as good.
+        // What was written here since is read again, for the times of a file say so; what a disk spoils beneath them shows
+        // when the agent starts anew. The coordinator's is as good.
         if blocking(move || digests.of(&kept).map(reference)).await.is_ok_and(|found| found == *blob) {
             return Ok(path);
         }

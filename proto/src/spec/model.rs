@@ -299,7 +299,8 @@ pub struct HeadSection {
     pub hidden: Vec<u32>,
     /// Probability to drop a unit after each hidden layer (before the output where there is none). Where it is not said, a
     /// head on BERT or DistilBERT takes what `config.json` beside the weights says of one, as in transformers
-    /// (`classifier_dropout`, else `hidden_dropout_prob`; `seq_classif_dropout`, else 0.2); any other drops nothing.
+    /// (`classifier_dropout`, else `hidden_dropout_prob`; `seq_classif_dropout`, else 0.2); any other, and one on weights without that file,
+    /// drops nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropout: Option<f64>,
     /// `none` or `batch`, after each hidden layer.

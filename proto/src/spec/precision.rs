@@ -13,8 +13,9 @@ pub enum Precision {
     #[default]
     F32,
     /// Mixed, as PyTorch's `autocast` with `bfloat16`: operands and outputs of products, and gradients of their inputs, are
-    /// rounded to bf16; sums are f32. Norms, softmax, losses, gradients of parameters, the optimizer and averages are f32,
-    /// and updates go to f32 parameters. bf16 has the range of f32: losses are not scaled.
+    /// rounded to bf16; sums are f32. Norms, softmax, losses, the optimizer and averages are f32, and updates go to f32
+    /// parameters. bf16 has the range of f32: losses are not scaled. Unlike there, gradients of parameters, outputs of
+    /// norms, sums of residuals, the state of an LSTM and tensors that objectives train beside the network stay f32.
     Bf16,
 }
 

@@ -10,7 +10,8 @@ pub(super) const ENTRY: Backbone = Backbone {
     name: "distilbert",
     doc: "DistilBERT for text, 66 million parameters, 768 features; `input` is the most tokens of a text; weights of a \
           classifier bring its dense layer in front of the output, and for others `head = { hidden = [768] }` is that of \
-          transformers; the head drops what `seq_classif_dropout` in `config.json` says, else 0.2",
+          transformers; the head drops what `seq_classif_dropout` in `config.json` says, 0.2 where that does \
+          not say it, and nothing without that file",
     input: 128,
     classifier: "classifier",
     timm: &[],

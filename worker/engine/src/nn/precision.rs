@@ -4,8 +4,10 @@
 //! With `bf16`, as with PyTorch's `autocast`:
 //! - what a product takes (weights and biases, inputs, gradients of outputs) is rounded to bf16 and summed in f32;
 //! - what it gives (outputs, gradients of inputs) is rounded, once, with its bias;
-//! - gradients of parameters are f32, not rounded; so are parameters, norms, softmax, losses, sums of residuals, the
-//!   optimizer and averages.
+//! - parameters, norms, softmax, losses, the optimizer and averages are f32.
+//!
+//! Unlike there, f32 is also what else is no product: gradients of parameters, outputs of norms, sums of residuals, the
+//! state of an LSTM, and tensors that objectives train beside the network.
 //!
 //! Losses are not scaled: bf16 has the exponents of f32, and a factor that is a power of two would change no digit of what is
 //! rounded.
