@@ -48,9 +48,12 @@ impl Parts {
         let modifier = asked.as_ref().map(|(name, ..)| (*name).to_owned());
         let folder = model.adapter.as_deref().map(|f| Folder::read(Path::new(f), backbone)).transpose()?;
         let inside = path.map(weights::inside).transpose()?.unwrap_or_default();
-        if let Some(folder) = folder.as_ref().filter(|f| inside.merged.0.contains(&f.digest)) {
+        let has = |digest: &String| inside.merged.0.contains(digest);
+        if let Some(folder) = folder.as_ref().filter(|f| has(&f.digest) || has(&f.file)) {
+            // Weights may know of the file alone.
+            let same = if has(&folder.digest) { "" } else { ", from the same file" };
             return Err(Error::user(
-                format!("the adapter `{}` is in the weights already", folder.shown),
+                format!("the adapter `{}` is in the weights already{same}", folder.shown),
                 "a job leaves a model with its adapter in its weights, and so do those that begin with that model: leave \
                  `model.adapter` out, or give the weights that the first job began with",
             ));

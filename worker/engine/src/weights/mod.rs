@@ -54,11 +54,7 @@ fn size(path: &Path) -> Result<u64> {
 pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let shown = path.display();
     let size = size(path)?;
-    let bad = |e: candle_core::Error| {
-        let text = e.to_string();
-        let first = text.lines().next().unwrap_or_default().to_owned();
-        Error::user(format!("weights `{shown}` are not a whole file: {first}"), "give a `.safetensors` or `.pth` file")
-    };
+    let bad = |e| damaged(path, &e);
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     let tensors: Vec<(String, Tensor)> = match extension {
         "safetensors" => candle_core::safetensors::load(path, &Device::Cpu).map_err(bad)?.into_iter().collect(),
@@ -81,6 +77,28 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
             ));
         }
     };
+    floats(tensors, path)
+}
+
+/// What is wrong with a file that its reader refuses.
+fn damaged(path: &Path, e: &candle_core::Error) -> Error {
+    let text = e.to_string();
+    let (shown, first) = (path.display(), text.lines().next().unwrap_or_default());
+    Error::user(format!("weights `{shown}` are not a whole file: {first}"), "give a `.safetensors` or `.pth` file")
+}
+
+/// Tensors of a `.safetensors` file that was read, as [`read`] gives them.
+///
+/// # Errors
+/// A file that is not whole, or without tensors.
+fn of_bytes(bytes: &[u8], path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let tensors = candle_core::safetensors::load_buffer(bytes, &Device::Cpu).map_err(|e| damaged(path, &e))?;
+    floats(tensors.into_iter().collect(), path)
+}
+
+/// As f32, under the names of the model itself.
+fn floats(tensors: Vec<(String, Tensor)>, path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let shown = path.display();
     if tensors.is_empty() {
         return Err(Error::user(
             format!("weights `{shown}` hold no tensors"),
@@ -89,7 +107,10 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     }
     let skip = if tensors.iter().all(|(name, _)| name.starts_with(WRAPPER)) { WRAPPER.len() } else { 0 };
     let float = |t: Tensor| t.to_dtype(DType::F32).and_then(|t| t.contiguous());
-    tensors.into_iter().map(|(name, t)| Ok((name[skip..].to_owned(), float(t).map_err(bad)?))).collect()
+    tensors
+        .into_iter()
+        .map(|(name, t)| Ok((name[skip..].to_owned(), float(t).map_err(|e| damaged(path, &e))?)))
+        .collect()
 }
 
 /// Copies the tensors of `file` into `store`.
@@ -306,7 +327,8 @@ mod tests {
         let mut other = model("small_cnn", Some(&path));
         other.preprocess = Some("unit".into());
         assert!(build(&other).is_ok());
-        std::fs::write(dir.path().join("config.json"), r#"{"architecture": "resnetblur50"}"#).unwrap();
+        std::fs::write(dir.path().join("config.json"), r#"{"architecture": "resnetblur50"}"#)
+            .unwrap();
         let error = build(&other).err().unwrap().to_string();
         assert!(error.contains("are of timm's `resnetblur50`, which is not small_cnn"), "{error}");
         // A file of ours says itself what it is.

@@ -299,6 +299,16 @@ fn half_an_adapter_is_refused_by_the_name_of_what_is_missing() {
             "layer.1.attention.self.value` has a `lora_B` and no",
         ),
         ("bert_lora", "bert", "classifier.bias", "is half there: it has `classifier.weight`, and no `classifier.bias`"),
+        (
+            "bert_lora",
+            "bert",
+            "layer.1.attention.self.value.",
+            "`target_modules` of adapter_config.json names `encoder.layer.1.attention.self.value`, and it has no change",
+        ),
+        ("resnet_ia3", "resnet18", "layer2.0.conv2.", "names `layer2.0.conv2`, and it has no change"),
+        ("bert_lora", "bert", "model.classifier.", "`modules_to_save` of adapter_config.json names `classifier`, and"),
+        ("distilbert_lora", "distilbert", "model.classifier.", "it has `head.0.bias`, and no `classifier.weight`"),
+        ("resnet_lora", "resnet18", "layer1.0.bn1.", "names `bn1`, and it has no `layer1.0.bn1.weight`"),
         ("distilbert_lora", "distilbert", "pre_classifier.", "it has `classifier.bias`, and no `head.0.weight`"),
         (
             "resnet_lora",
@@ -388,6 +398,19 @@ fn folders_that_mean_something_else_are_refused() {
     assert!(read(&config.replace("\"r\": 4,", ""), &weights).err().unwrap().contains("is not of rank 8"));
     assert!(read(&config, &weights[..weights.len() - 1]).is_err());
     assert!(Folder::read(&dir.path().join("none"), backbone).is_err());
+    // Under two names for one place.
+    let file = safetensors::SafeTensors::deserialize(&weights).unwrap();
+    let mut twice = file.tensors();
+    let (name, tensor) = twice.iter().find(|(name, _)| name.contains(".bert.")).unwrap().clone();
+    twice.push((name.replace("model.bert.", "model."), tensor));
+    let error = read(&config, &safetensors::serialize(twice, None).unwrap()).err().unwrap();
+    assert!(error.contains(" are both `"), "{error}");
+    // Classes that cannot be read are not none.
+    for bytes in [vec![0xff], vec![b'a'; (1 << 20) + 1]] {
+        std::fs::write(dir.path().join("labels.txt"), bytes).unwrap();
+        assert!(read(&config, &weights).err().unwrap().contains("labels.txt"));
+    }
+    std::fs::remove_file(dir.path().join("labels.txt")).unwrap();
     // Of another network, of another rank, for other classes.
     let folder = read(&config, &weights).unwrap();
     let fill = |backbone: &Backbone, plan: &Plan, labels: Option<&str>| {

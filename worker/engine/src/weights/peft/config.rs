@@ -199,6 +199,19 @@ impl Config {
         Ok(Plan { kind, targets: Target::exact(layers), strict: true })
     }
 
+    /// Its `target_modules`, where they alone say which layers have parts.
+    pub(super) fn targets(&self) -> Value {
+        let alone =
+            ["exclude_modules", "layers_to_transform"].iter().all(|key| !self.rest.get(*key).is_some_and(is_on));
+        self.rest.get("target_modules").filter(|_| alone).cloned().unwrap_or_default()
+    }
+
+    /// Its `modules_to_save`.
+    pub(super) fn saved(&self) -> Vec<String> {
+        let list = self.rest.get("modules_to_save").and_then(Value::as_array);
+        list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    }
+
     /// Whether its changes can come to anything.
     fn has_a_scale(&self) -> bool {
         let alpha = self.lora_alpha as f32;

@@ -3,15 +3,22 @@
 mod config;
 mod names;
 mod pattern;
+mod whole;
 mod write;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{ErrorKind, Read},
+    path::Path,
+};
 
 use candle_core::Tensor;
 
 use self::{
     config::{Config, Refused},
     names::{WRAPPER, is_head, own_name, place},
+    whole::Named,
 };
 pub use self::{
     names::{has_their_head, module},
@@ -20,6 +27,7 @@ pub use self::{
 use crate::{
     Error, Result,
     backbone::{Backbone, Network},
+    collective::to_bytes,
     nn::{Entry, Plan, Store, host},
 };
 
@@ -29,8 +37,8 @@ pub const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"
 /// What peft wrote in place of the second one before there were safetensors.
 const PICKLED: &str = "adapter_model.bin";
 
-/// Largest `adapter_config.json`, in bytes.
-const MAX_CONFIG: u64 = 1 << 20;
+/// Largest `adapter_config.json` or `labels.txt`, in bytes.
+const MAX_TEXT: u64 = 1 << 20;
 
 /// The ends of the names of parts; what else is in a file are modules that were trained as they are.
 const PARTS: [&str; 3] = [".lora_A.weight", ".lora_B.weight", ".ia3_l"];
@@ -42,14 +50,17 @@ const COUNTER: &str = ".num_batches_tracked";
 pub struct Folder {
     /// What it puts where.
     pub plan: Plan,
-    /// Digest of its tensors' file.
+    /// Digest of its tensors.
     pub digest: String,
+    /// Digest of the file that they are in, which is what weights remembered first.
+    pub file: String,
     /// Its path.
     pub shown: String,
     /// By the network's own names.
     tensors: BTreeMap<String, Tensor>,
     head: bool,
     labels: Option<Vec<String>>,
+    named: Named,
 }
 
 impl Folder {
@@ -68,7 +79,7 @@ impl Folder {
         let plain = |why: String| bad((why, None));
         let [config, tensors] = FILES.map(|name| folder.join(name));
         let size = std::fs::metadata(&config).map_err(|e| plain(format!("{}: {e}", FILES[0])))?.len();
-        if size > MAX_CONFIG {
+        if size > MAX_TEXT {
             return Err(plain(format!("{} is too large", FILES[0])));
         }
         let text = std::fs::read_to_string(&config).map_err(|e| plain(format!("{}: {e}", FILES[0])))?;
@@ -81,22 +92,25 @@ impl Folder {
             return Err(bad((format!("it has `{PICKLED}` and no `{}`", FILES[1]), Some(hint))));
         }
         let bytes = std::fs::read(&tensors).map_err(|e| plain(format!("{}: {e}", FILES[1])))?;
-        let digest = blake3::hash(&bytes).to_hex().to_string();
+        let file = blake3::hash(&bytes).to_hex().to_string();
         let (mut named, mut written) = (BTreeMap::new(), BTreeMap::new());
-        for (name, tensor) in super::read(&tensors)? {
+        for (name, tensor) in super::of_bytes(&bytes, &tensors)? {
             let inner = name.strip_prefix(WRAPPER).ok_or_else(|| plain(format!("`{name}` is no name of peft's")))?;
             if inner.ends_with(COUNTER) {
                 continue;
             }
             let own = own_name(backbone, inner);
-            written.insert(own.clone(), inner.to_owned());
+            if let Some(other) = written.insert(own.clone(), inner.to_owned()) {
+                return Err(plain(format!("`{other}` and `{inner}` are both `{own}`")));
+            }
             named.insert(own, tensor);
         }
+        drop(bytes);
         let plan = config.plan(&named, &written).map_err(bad)?;
         let head = named.keys().any(|name| is_head(backbone, name));
-        let labels = std::fs::read_to_string(folder.join("labels.txt")).ok();
-        let labels = labels.map(|text| text.lines().map(str::to_owned).collect());
-        Ok(Self { plan, digest, shown, tensors: named, head, labels })
+        let labels = labels(folder).map_err(plain)?;
+        let (digest, all) = (digest(&named)?, Named::of(&config, backbone, &written));
+        Ok(Self { plan, digest, file, shown, tensors: named, head, labels, named: all })
     }
 
     /// Whether it brings a head.
@@ -120,6 +134,12 @@ impl Folder {
         let own = |name: &String| place(backbone, &network.initial, name);
         let named: BTreeMap<String, &Tensor> = self.tensors.iter().map(|(name, t)| (own(name), t)).collect();
         let wanted = |name: &str| kept.is_some() || !is_head(backbone, name);
+        if named.len() < self.tensors.len() {
+            return Err(Error::user(
+                format!("two tensors of the adapter `{}` have the same place in the network", self.shown),
+                "`model.backbone` must be the network that the adapter was trained on",
+            ));
+        }
         self.is_whole(&named, &network.initial, backbone, wanted)?;
         let Store { params, buffers, values, buffer_values, .. } = &mut network.initial;
         for (name, tensor) in named.iter().filter(|(name, _)| wanted(name)) {
@@ -146,32 +166,32 @@ impl Folder {
             }
             place.copy_from_slice(&host(tensor)?);
         }
-        Ok(())
+        self.has_all_it_names(&named, network, wanted)
     }
+}
 
-    /// Whether every module that it brings is whole, and the head if there is something of it.
-    fn is_whole(
-        &self,
-        named: &BTreeMap<String, &Tensor>,
-        network: &Store,
-        backbone: &Backbone,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Result<()> {
-        let saved = named.keys().filter(|name| !PARTS.iter().any(|end| name.ends_with(end)));
-        let saved: BTreeMap<&str, &String> = saved.filter_map(|name| Some((module(name)?, name))).collect();
-        let head = named.keys().find(|name| is_head(backbone, name));
-        let missing = |entry: &&Entry| wanted(&entry.name) && !named.contains_key(&entry.name);
-        for entry in network.params.iter().chain(&network.buffers).filter(missing) {
-            let of_module = module(&entry.name).and_then(|m| saved.get(m).copied());
-            let part = PARTS.iter().any(|end| entry.name.ends_with(end));
-            let of_head = head.filter(|_| is_head(backbone, &entry.name));
-            if let Some(has) = of_module.or(of_head).filter(|_| !part) {
-                return Err(Error::user(
-                    format!("the adapter `{}` is half there: it has `{has}`, and no `{}`", self.shown, entry.name),
-                    "give the files as they were saved, and `model.head` the layers that they were saved with",
-                ));
-            }
-        }
-        Ok(())
+/// Digest of the names, shapes and numbers of tensors, in whatever file they are and of whatever type there.
+fn digest(tensors: &BTreeMap<String, Tensor>) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    for (name, tensor) in tensors {
+        let dims: Vec<String> = tensor.dims().iter().map(usize::to_string).collect();
+        hasher.update(format!("{name} [{}]\n", dims.join(",")).as_bytes());
+        hasher.update(&to_bytes(&host(tensor)?));
     }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// The classes that a head is for, where they are said.
+fn labels(folder: &Path) -> std::result::Result<Option<Vec<String>>, String> {
+    let bad = |e: std::io::Error| format!("labels.txt: {e}");
+    let file = match File::open(folder.join("labels.txt")) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(bad)?,
+    };
+    let mut text = String::new();
+    file.take(MAX_TEXT + 1).read_to_string(&mut text).map_err(bad)?;
+    if text.len() as u64 > MAX_TEXT {
+        return Err("labels.txt is too large".into());
+    }
+    Ok(Some(text.lines().map(str::to_owned).collect()))
 }
