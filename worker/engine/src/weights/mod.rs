@@ -327,7 +327,7 @@ mod tests {
         let mut other = model("small_cnn", Some(&path));
         other.preprocess = Some("unit".into());
         assert!(build(&other).is_ok());
-        std::fs::write(dir.path().join("config.json"), r#"{"architecture": "resnetblur50"}"#)
+        std::fs::write(dir.path().join("config.json"), r#"{"architecture": "resnetblur50", "pretrained_cfg": null}"#)
             .unwrap();
         let error = build(&other).err().unwrap().to_string();
         assert!(error.contains("are of timm's `resnetblur50`, which is not small_cnn"), "{error}");

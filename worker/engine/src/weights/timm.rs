@@ -82,16 +82,41 @@ pub fn contract(text: &str, shown: &str) -> Result<Option<Contract>> {
     Contract::parse(&text, shown).map(Some)
 }
 
+/// Names that timm gave networks before it put the origin of weights into a tag, and what it calls them now.
+const OLDER: [(&str, &str); 17] = [
+    ("gluon_resnet101_v1b", "resnet101"),
+    ("gluon_resnet152_v1b", "resnet152"),
+    ("gluon_resnet18_v1b", "resnet18"),
+    ("gluon_resnet34_v1b", "resnet34"),
+    ("gluon_resnet50_v1b", "resnet50"),
+    ("ssl_resnet18", "resnet18"),
+    ("ssl_resnet50", "resnet50"),
+    ("swsl_resnet18", "resnet18"),
+    ("swsl_resnet50", "resnet50"),
+    ("tf_efficientnet_b0_ap", "tf_efficientnet_b0"),
+    ("tf_efficientnet_b0_ns", "tf_efficientnet_b0"),
+    ("tv_densenet121", "densenet121"),
+    ("tv_resnet101", "resnet101"),
+    ("tv_resnet152", "resnet152"),
+    ("tv_resnet34", "resnet34"),
+    ("tv_resnet50", "resnet50"),
+    ("vit_deit_small_patch16_224", "deit_small_patch16_224"),
+];
+
 /// Refuses weights that `config.json` beside them says are of another network than `backbone`: many share names and shapes
-/// of tensors, and compute something else (`resnetblur50` would load as `resnet50`). A file that names none is nobody's
-/// word. timm's tags, as in `resnet50.a1_in1k`, name weights of one network.
+/// of tensors, and compute something else (`resnetblur50` would load as `resnet50`). A file that is not timm's, or names none, is
+/// nobody's word. timm's tags, as in `resnet50.a1_in1k`, name weights of one network.
 ///
 /// # Errors
 /// Names both networks.
 pub fn same_network(backbone: &Backbone, text: &str, shown: &str) -> Result<()> {
     let value: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
     let Some(said) = value.get("architecture").and_then(|a| a.as_str()) else { return Ok(()) };
+    if value.get("pretrained_cfg").is_none() {
+        return Ok(());
+    }
     let bare = said.split_once('.').map_or(said, |(name, _)| name);
+    let bare = OLDER.iter().find(|(older, _)| *older == bare).map_or(bare, |(_, now)| now);
     if backbone.timm.contains(&bare) {
         return Ok(());
     }
@@ -100,7 +125,8 @@ pub fn same_network(backbone: &Backbone, text: &str, shown: &str) -> Result<()> 
     Err(Error::user(
         format!("`{shown}` says that the weights beside it are of timm's `{said}`, which is not {}", backbone.name),
         format!(
-            "`model.backbone` must be the network that the weights were trained with; of timm's, this one is {known}"
+            "`model.backbone` must be the network that the weights were trained with; of timm's, this one is {known}. If that \
+             file belongs to others, put it elsewhere"
         ),
     ))
 }
@@ -229,6 +255,9 @@ mod tests {
             ("resnet50", "resnet50"),
             ("resnet50", "resnet50.a1_in1k"),
             ("efficientnet_b0", "tf_efficientnet_b0"),
+            ("efficientnet_b0", "tf_efficientnet_b0_ns"),
+            ("resnet34", "tv_resnet34"),
+            ("resnet152", "gluon_resnet152_v1b"),
             ("vit_s16", "deit_small_patch16_224.fb_in1k"),
         ] {
             check(backbone, said).unwrap();
@@ -238,13 +267,21 @@ mod tests {
             ("resnet50", "seresnet50.a1_in1k"),
             ("resnet50", "resnet50d"),
             ("resnet50", "resnet18"),
+            ("resnet50", "tv_resnet34"),
+            ("resnet50", "gluon_resnet50_v1c"),
             ("vit_s16", "deit3_small_patch16_224"),
             ("small_cnn", "resnet50"),
         ] {
             let error = check(backbone, said).unwrap_err();
             assert!(error.contains(&format!("timm's `{said}`, which is not {backbone}")), "{error}");
         }
-        for nobodys in ["{}", "not json", r#"{"architectures": ["BertModel"]}"#, r#"{"architecture": null}"#] {
+        for nobodys in [
+            "{}",
+            "not json",
+            r#"{"architectures": ["BertModel"]}"#,
+            r#"{"architecture": null}"#,
+            r#"{"architecture": "tree"}"#,
+        ] {
             same_network(find("resnet50").unwrap(), nobodys, "c").unwrap();
         }
     }
