@@ -115,7 +115,7 @@ pub fn safetensors(net: &Net, store: &Store, classes: &[String], spec: &JobSpec)
         model: spec.model.clone(),
         contract: net.contract.clone(),
         modifiers: bottlenecks(net),
-        merged: net.merged.and(adapter.map(|[_, tensors]| blake3::hash(&tensors).to_hex().to_string())),
+        merged: net.merged.and(adapter.map(|[_, tensors]| peft::digest_of(&tensors, net.backbone)).transpose()?),
     };
     let text = serde_json::to_string(&about).map_err(|e| internal(&e))?;
     let metadata: HashMap<String, String> = [("tl".to_owned(), text)].into();

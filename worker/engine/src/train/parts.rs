@@ -50,7 +50,7 @@ impl Parts {
         let inside = path.map(weights::inside).transpose()?.unwrap_or_default();
         let has = |digest: &String| inside.merged.0.contains(digest);
         if let Some(folder) = folder.as_ref().filter(|f| has(&f.digest) || has(&f.file)) {
-            // Weights may know of the file alone.
+            // Older weights know of the file alone.
             let same = if has(&folder.digest) { "" } else { ", from the same file" };
             return Err(Error::user(
                 format!("the adapter `{}` is in the weights already{same}", folder.shown),

@@ -128,7 +128,20 @@ fn an_adapter_is_worked_into_its_base_or_trained_on() {
     assert!((merged.evaluation.loss - report.evaluation.loss).abs() < 1e-3);
 
     let twice = more(&from, "").replace(&folder("bert", data.path(), CONFIG), &place);
-    assert!(refused(&twice).contains("is in the weights already"));
+    assert!(refused(&twice).contains("is in the weights already;"));
+    // Whatever file it is in.
+    let copied = tempfile::tempdir().unwrap();
+    for name in FILES {
+        std::fs::copy(Path::new(&place).join(name), copied.path().join(name)).unwrap();
+    }
+    let file = copied.path().join(FILES[1]);
+    let bytes = std::fs::read(&file).unwrap();
+    let said = [("note".to_owned(), "saved again".to_owned())].into();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap().tensors();
+    std::fs::write(&file, safetensors::serialize(tensors, Some(said)).unwrap()).unwrap();
+    assert_ne!(std::fs::read(&file).unwrap(), bytes);
+    let again = twice.replace(&format!("adapter = \"{place}\""), &format!("adapter = \"{}\"", copied.path().display()));
+    assert!(again != twice && refused(&again).contains("is in the weights already;"));
     // However many jobs lie in between.
     let base = folder("bert", data.path(), CONFIG);
     let second = dir.path().join("work/model").display().to_string();

@@ -170,6 +170,16 @@ impl Folder {
     }
 }
 
+/// What [`Folder::digest`] will say of a file of tensors that [`files`] gave.
+///
+/// # Errors
+/// A file that is not whole.
+pub fn digest_of(bytes: &[u8], backbone: &Backbone) -> Result<String> {
+    let all = super::of_bytes(bytes, Path::new(FILES[1]))?.into_iter().filter(|(name, _)| !name.ends_with(COUNTER));
+    let own = |name: &str| own_name(backbone, name.strip_prefix(WRAPPER).unwrap_or(name));
+    digest(&all.map(|(name, tensor)| (own(&name), tensor)).collect())
+}
+
 /// Digest of the names, shapes and numbers of tensors, in whatever file they are and of whatever type there.
 fn digest(tensors: &BTreeMap<String, Tensor>) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
