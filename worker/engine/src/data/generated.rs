@@ -71,7 +71,7 @@ struct Generated {
     labels: Vec<usize>,
     rng: Philox,
     noise: f32,
-    /// Shapes of one colour on stripes.
+    /// Whether the ground is striped.
     shifted: bool,
     key: String,
 }
@@ -106,7 +106,7 @@ fn draw(shape: &Shape, s: &mut Stream, noise: f32, shifted: bool) -> Image {
     // The shape is lighter or darker than its ground, by chance, in every channel.
     let sign = if s.uniform() < 0.5 { -1.0 } else { 1.0 };
     let front = back.map(|b| b + sign * s.range(50.0, 110.0));
-    // In the other domain the ground is striped, and no line of a shape has less contrast than a stripe.
+    // In the other domain the ground is striped.
     let [slope, phase, depth] = if shifted { [s.range(-1.0, 1.0), s.range(0.0, 6.0), 35.0] } else { [0.0; 3] };
     let stripe = |x: usize, y: usize| depth * libm::sinf(0.9 * (x as f32 + slope * y as f32) + phase);
     let mut bytes = Vec::with_capacity(SIDE * SIDE * 3);

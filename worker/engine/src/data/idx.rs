@@ -144,17 +144,13 @@ impl Dataset for Idx {
         let (height, width) = self.size;
         let gray = &self.pixels[index * height * width..(index + 1) * height * width];
         let image = Image { width, height, bytes: gray.iter().flat_map(|v| [*v; 3]).collect() };
-        Ok(if self.textured {
-            texture::blend(
-                &image,
-                u64::from_le_bytes(
-                    // By what it shows, so that no two parts of the data share their textures.
-                    self.digest(index)[..8].try_into().map_err(|_| "a digest is too short")?,
-                ),
-            )
-        } else {
-            image
-        })
+        if !self.textured {
+            return Ok(image);
+        }
+        // By what it shows, so that no two parts of the data share their textures.
+        let digest = self.digest(index);
+        let number = digest.first_chunk().expect("a digest has 32 bytes");
+        Ok(texture::blend(&image, u64::from_le_bytes(*number)))
     }
 }
 

@@ -7,6 +7,7 @@ use tl_proto::spec::{Fetched, Hub, JobSpec, Pushed, Source};
 use crate::{Error, Result};
 
 /// What a rank is given.
+#[derive(Clone)]
 pub struct Config {
     /// The job of one pipeline step.
     pub spec: JobSpec,

@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 
 use tl_proto::spec::DataSection;
 
-use super::{Loop, evaluate, inputs::Inputs, samples::Samples};
-use crate::{
-    Error, Result, collective::Collective, data::sampler::Endless, eval::Evaluation, link::Link, weights::Contract,
-};
+use super::{ByCut, Loop, evaluate, inputs::Inputs, probe::same_classes, samples::Samples};
+use crate::{Result, collective::Collective, data::sampler::Endless, eval::Evaluation, link::Link, weights::Contract};
 
 /// The samples of another domain.
 pub(super) struct Domain {
@@ -23,29 +21,18 @@ pub(super) struct Domain {
 }
 
 impl Domain {
-    /// Opens the target of a job's data, if it has one.
+    /// Opens the target of a job's data, if it has one, for the classes of the samples with labels.
     ///
     /// # Errors
     /// Data that is not there, or labels of other classes.
-    pub fn open(data: &DataSection, classes: &[String], seed: u32) -> Result<Option<Self>> {
+    pub fn open(data: &DataSection, labelled: &Samples, seed: u32) -> Result<Option<Self>> {
         let (Some(section), Some(target)) = (data.of_target(), &data.target) else { return Ok(None) };
         let train = Samples::open_bare(&section, seed)?;
         let val = match &target.val {
             Some(_) => Some(Samples::open(&section, "val", seed)?.called("target.val")),
             None => None,
         };
-        if let Some(odd) = val.iter().flat_map(|v| v.dataset.classes()).find(|c| !classes.contains(c)) {
-            return Err(Error::user(
-                format!("class `{odd}` is in `data.target.val` but not in `data.train`"),
-                "both domains need the same classes",
-            ));
-        }
-        if val.as_ref().is_some_and(|v| v.dataset.classes() != classes) {
-            return Err(Error::user(
-                "`data.target.val` lacks some of the classes of `data.train`",
-                "both domains need the same classes",
-            ));
-        }
+        val.iter().try_for_each(|val| same_classes(labelled, val).map(|_| ()))?;
         let order = Endless::new(seed, train.count());
         Ok(Some(Self { train, plain: None, val, order }))
     }
@@ -106,11 +93,11 @@ impl Loop<'_> {
     pub(super) fn shifted(
         &self,
         cut: usize,
-        features: &[BTreeMap<usize, Vec<Vec<f32>>>; 3],
+        features: &[ByCut; 3],
         group: &mut dyn Collective,
     ) -> Result<Option<Shifted>> {
         let Some(domain) = self.other else { return Ok(None) };
-        let mut judge = |samples: &Samples, features: &BTreeMap<usize, Vec<Vec<f32>>>| {
+        let mut judge = |samples: &Samples, features: &ByCut| {
             let inputs: Inputs<'_> = self.inputs(self.net, samples, cut, features.get(&cut))?;
             evaluate::evaluate(&self.state.store, &inputs, group)
         };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tl_proto::spec::StageSection;
 
 use super::{
-    Loop,
+    ByCut, Loop,
     domain::Shifted,
     evaluate,
     inputs::Inputs,
@@ -26,7 +26,7 @@ impl Loop<'_> {
         section: &StageSection,
         top: f64,
         val: &Inputs<'_>,
-        shifted: &[BTreeMap<usize, Vec<Vec<f32>>>; 3],
+        shifted: &[ByCut; 3],
         group: &mut dyn Collective,
         link: &mut dyn Link,
     ) -> Result<bool> {
@@ -65,7 +65,7 @@ impl Loop<'_> {
         &mut self,
         section: &StageSection,
         val: &Inputs<'_>,
-        features: &[BTreeMap<usize, Vec<Vec<f32>>>; 3],
+        features: &[ByCut; 3],
         group: &mut dyn Collective,
         link: &mut dyn Link,
     ) -> Result<(Evaluation, Option<f64>, bool)> {

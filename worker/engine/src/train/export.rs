@@ -9,7 +9,7 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use tl_proto::spec::{JobSpec, Params, Source};
 
-use super::{lr_find::Found, net::Net, saving::Saving, stage::Stage, state::EpochFigures};
+use super::{encode::Encoded, lr_find::Found, net::Net, saving::Saving, stage::Stage, state::EpochFigures};
 use crate::{
     Error, Result,
     collective::to_bytes,
@@ -68,6 +68,14 @@ pub struct PrefixFigures {
     pub computed: u64,
     /// Samples times views whose outputs the run needed.
     pub needed: u64,
+}
+
+impl PrefixFigures {
+    /// Adds what one encoding came to.
+    pub(super) fn count(&mut self, done: &Encoded) {
+        self.computed += done.computed;
+        self.needed += done.needed;
+    }
 }
 
 /// What a stage trained.

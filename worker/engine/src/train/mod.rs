@@ -89,8 +89,8 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let val = Samples::open(data, "val", spec.job.seed)?;
     train.fits_job(spec)?;
     val.fits_job(spec)?;
-    let classes = probe::same_classes(&*train.dataset, &*val.dataset)?;
-    let mut other = Domain::open(data, &classes, spec.job.seed)?.filter(|_| objective.has_target());
+    let classes = probe::same_classes(&train, &val)?;
+    let mut other = Domain::open(data, &train, spec.job.seed)?.filter(|_| objective.has_target());
     let theirs = || other.iter().flat_map(Domain::parts);
     theirs().try_for_each(|samples| samples.fits_job(spec))?;
     same_samples([&train, &val].into_iter().chain(theirs()), group)?;
@@ -162,16 +162,19 @@ struct Fed<'a> {
     teacher: Option<&'a Inputs<'a>>,
     other: Option<Other<'a>>,
     /// Features of the other domain.
-    shifted: &'a [BTreeMap<usize, Vec<Vec<f32>>>; 3],
+    shifted: &'a [ByCut; 3],
 }
 
-/// Features of all parts, by cut.
+/// Features of samples and views, by cut.
+type ByCut = BTreeMap<usize, Vec<Vec<f32>>>;
+
+/// Features of all parts.
 #[derive(Default)]
 struct Features {
-    train: BTreeMap<usize, Vec<Vec<f32>>>,
-    val: BTreeMap<usize, Vec<Vec<f32>>>,
+    train: ByCut,
+    val: ByCut,
     /// Of the other domain: what is learned from, the same as it is, and what is judged by its labels.
-    other: [BTreeMap<usize, Vec<Vec<f32>>>; 3],
+    other: [ByCut; 3],
 }
 
 impl Features {

@@ -16,8 +16,7 @@ impl Loop<'_> {
         let (Some(net), true) = (self.teacher, self.cacheable()) else { return Ok(None) };
         let cut = self.taught(net);
         let mut done = self.encoded(net, &net.network.initial, &[cut], self.train, group, link)?;
-        self.prefix.computed += done.computed;
-        self.prefix.needed += done.needed;
+        self.prefix.count(&done);
         Ok(done.by_cut.remove(&cut))
     }
 
@@ -87,10 +86,7 @@ impl Loop<'_> {
             }
         }
         let done = train.iter().chain([&val]).chain(other.iter().flatten());
-        done.for_each(|done| {
-            self.prefix.computed += done.computed;
-            self.prefix.needed += done.needed;
-        });
+        done.for_each(|done| self.prefix.count(done));
         let by_cut = |done: Option<Encoded>| done.map(|d| d.by_cut).unwrap_or_default();
         *features = Features { train: by_cut(train), val: val.by_cut, other: other.map(by_cut) };
         Ok(())

@@ -67,25 +67,24 @@ pub struct Plan {
     pub stages: Vec<StageFigures>,
 }
 
-/// The classes of both parts, which must be the same.
+/// The classes of two parts of a job's data, which must be the same.
 ///
 /// # Errors
-/// Names a class that only one part has.
-pub fn same_classes(train: &dyn Dataset, val: &dyn Dataset) -> Result<Vec<String>> {
-    let (a, b) = (train.classes(), val.classes());
-    if let Some(odd) = b.iter().find(|c| !a.contains(c)) {
-        return Err(Error::user(
-            format!("class `{odd}` is in `data.val` but not in `data.train`"),
-            "both need the same classes",
-        ));
+/// Names a class that only one part has, or says that they are in another order.
+pub(super) fn same_classes(first: &Samples, second: &Samples) -> Result<Vec<String>> {
+    let (a, b) = (first.dataset.classes(), second.dataset.classes());
+    let only = |here: &Samples, there: &Samples| {
+        let odd = here.dataset.classes().iter().find(|c| !there.dataset.classes().contains(c))?;
+        Some(format!("class `{odd}` is in `data.{}` but not in `data.{}`", here.part, there.part))
+    };
+    let odd = only(second, first).or_else(|| only(first, second)).or_else(|| {
+        let (first, second) = (first.part, second.part);
+        (a != b).then(|| format!("`data.{first}` and `data.{second}` have their classes in different orders"))
+    });
+    match odd {
+        None => Ok(a.to_vec()),
+        Some(odd) => Err(Error::user(odd, "both need the same classes")),
     }
-    if let Some(odd) = a.iter().find(|c| !b.contains(c)) {
-        return Err(Error::user(
-            format!("class `{odd}` is in `data.train` but not in `data.val`"),
-            "both need the same classes",
-        ));
-    }
-    Ok(a.to_vec())
 }
 
 /// The most samples that are in memory at a time, by the runs of grains of a step that are there together; the last step
@@ -122,13 +121,13 @@ pub fn probe(config: &Config) -> Result<Plan> {
     train.fits_job(spec)?;
     val.fits_job(spec)?;
     let objective = Objective::find(&spec.job.kind);
-    let classes = same_classes(&*train.dataset, &*val.dataset)?;
+    let classes = same_classes(&train, &val)?;
     let later = |m: &ModelSection| {
         let weights = m.weights.as_deref().unwrap_or_default();
         let step = weights.strip_prefix("step:");
         step.is_some_and(|s| !config.inputs.contains_key(s)) || matches!(Hub::parse(weights), Ok(Some(_)))
     };
-    let other = Domain::open(data, &classes, spec.job.seed)?.filter(|_| objective.has_target());
+    let other = Domain::open(data, &train, spec.job.seed)?.filter(|_| objective.has_target());
     other.iter().flat_map(Domain::parts).try_for_each(|samples| samples.fits_job(spec))?;
     let mut model = model.clone();
     let on_trust = later(&model);

@@ -106,7 +106,6 @@ struct Trial<'a> {
     config: &'a Config,
     spec: JobSpec,
     folder: PathBuf,
-    limit: u64,
 }
 
 impl Trial<'_> {
@@ -114,19 +113,8 @@ impl Trial<'_> {
         let mut spec = self.spec.clone();
         spec.cluster.reduction = reduction;
         let work = if rank == 0 { self.folder.clone() } else { self.folder.join(format!("rank-{rank}")) };
-        let c = self.config;
-        Config {
-            spec,
-            inputs: c.inputs.clone(),
-            pushed: c.pushed.clone(),
-            hub: c.hub.clone(),
-            absent: c.absent.clone(),
-            look: false,
-            work,
-            cache: self.folder.join("cache"),
-            cache_bytes: c.cache_bytes,
-            resume: resume.into_iter().collect(),
-        }
+        let (cache, resume) = (self.folder.join("cache"), resume.into_iter().collect());
+        Config { spec, look: false, work, cache, resume, ..self.config.clone() }
     }
 
     /// What rank 0 of so many saw.
@@ -204,10 +192,10 @@ pub fn verify(config: &Config, steps: u64) -> Result<Vec<Compared>> {
         (spec.stage[0].lr_find, spec.stop) = (None, None);
         (spec.checkpoint.every, spec.checkpoint.tolerate) = (1, 0);
         let folder = config.work.join(format!("stage-{i}"));
-        let trial = Trial { config, spec, folder: folder.join("one"), limit: steps };
-        let wanted = trial.go(1, Reduction::Ordered, None, trial.limit)?;
+        let trial = Trial { config, spec, folder: folder.join("one") };
+        let wanted = trial.go(1, Reduction::Ordered, None, steps)?;
         for world in 2..=3usize.min(config.spec.grains() as usize) {
-            let many = Trial { spec: trial.spec.clone(), folder: folder.join(format!("{world}")), ..trial };
+            let many = Trial { spec: trial.spec.clone(), folder: folder.join(format!("{world}")), config };
             let ordered = first_difference(&wanted, &many.go(world, Reduction::Ordered, None, steps)?);
             let (mut fast, mut apart) = (0.0f64, None);
             for step in wanted.keys() {
