@@ -30,11 +30,14 @@ fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
 
 #[test]
 fn no_crate_points_where_it_must_not() {
-    let forbidden: [(&str, &[&str]); 5] = [
+    const OURS: &[&str] = &["tl-proto", "tl-coordinator", "tl-engine", "tl-worker", "tl-client", "candle-core"];
+    let forbidden: [(&str, &[&str]); 7] = [
         ("proto", &["tl-coordinator", "tl-engine", "tl-worker", "tl-client", "candle-core", "tokio"]),
         ("coordinator", &["tl-engine", "tl-worker", "tl-client", "candle-core", "candle-nn"]),
         ("worker/engine", &["tl-coordinator", "tl-worker", "tl-client", "tokio", "tonic"]),
         ("worker", &["tl-coordinator", "tl-client", "candle-core", "candle-nn"]),
+        ("worker/nccl", OURS),
+        ("worker/nvlib", OURS),
         ("client", &["tl-engine", "candle-core", "candle-nn"]),
     ];
     for (dir, never) in forbidden {

@@ -1,0 +1,47 @@
+//! A thin safe communicator over NCCL.
+//!
+//! NCCL's own calls may wait for a dead peer for ever. Here every communicator is made non-blocking, every wait has a
+//! deadline, and a [`Handle`] aborts it from any thread. An aborted collective "succeeds" as far as the stream is concerned
+//! and leaves part of a sum behind, so [`Communicator::complete`] is the gate that results have to pass: it says yes only
+//! when the stream is done and *then* the communicator was still whole.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use nccl_rs::{Communicator, Options, UniqueId};
+//!
+//! # fn example(rank: usize, id: UniqueId) -> Result<(), Box<dyn std::error::Error>> {
+//! let stream = cudarc::driver::CudaContext::new(0)?.new_stream()?;
+//! let ranks = Communicator::connect(&stream, rank, 2, &id, Options::default())?;
+//! let mut sums = stream.clone_htod(&[1.0f32, 2.0])?;
+//! ranks.all_reduce(&mut sums)?;
+//! ranks.complete()?;
+//! println!("{:?}", stream.clone_dtoh(&sums)?);
+//! ranks.finish()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The library is loaded at run time, by [`nvlib`]: without it, or with one that is too old, [`Nccl::open`] is an error that
+//! says so. cudarc gives device memory, streams and the layout of NCCL's structures; its own NCCL functions are not called,
+//! because they panic where the library is missing, and read a status as a Rust `enum`, which is undefined behaviour as soon
+//! as a newer library answers with a new one.
+//!
+//! **Checked** without a GPU only: the tests run it against a driver and an NCCL that are forty lines of C each.
+
+mod api;
+mod comm;
+mod element;
+mod error;
+mod id;
+mod operation;
+mod shared;
+mod version;
+mod wait;
+
+pub use api::Nccl;
+pub use comm::{Communicator, Options};
+pub use element::Element;
+pub use error::{Code, NcclError, Result};
+pub use id::UniqueId;
+pub use shared::Handle;
+pub use version::{Standing, Version};

@@ -1,0 +1,41 @@
+// A driver without a GPU, for tests: device memory is the host's, streams do everything at once.
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#define OK 0
+static int gpus(void) { const char *n = getenv("FAKE_GPUS"); return n ? atoi(n) : 1; }
+static int pretend = 1;
+static void *handle(void) { return &pretend; }
+
+int cuInit(unsigned flags) { (void)flags; return gpus() > 0 ? OK : 100; }
+int cuDriverGetVersion(int *v) { const char *n = getenv("FAKE_CUDA_VERSION"); *v = n ? atoi(n) : 13000; return OK; }
+int cuDeviceGetCount(int *n) { *n = gpus(); return OK; }
+int cuDeviceGet(int *d, int i) { *d = i; return i < gpus() ? OK : 101; }
+int cuDeviceGetName(char *name, int len, int d) { (void)d; strncpy(name, "Fake GPU", len); return OK; }
+int cuDeviceTotalMem_v2(size_t *bytes, int d) { (void)d; *bytes = (size_t)80 << 30; return OK; }
+int cuDeviceGetUuid_v2(unsigned char *uuid, int d) { memset(uuid, d, 16); return OK; }
+// 16 multiprocessors, 75 and 76 compute capability; no memory pools.
+int cuDeviceGetAttribute(int *v, int a, int d) { (void)d; *v = a == 16 ? 132 : a == 75 ? 9 : 0; return OK; }
+int cuGetErrorName(int code, const char **s) { *s = code == 100 ? "CUDA_ERROR_NO_DEVICE" : "CUDA_ERROR_FAKE"; return OK; }
+int cuGetErrorString(int code, const char **s) { return cuGetErrorName(code, s); }
+
+int cuDevicePrimaryCtxRetain(void **c, int d) { (void)d; *c = handle(); return OK; }
+int cuDevicePrimaryCtxRelease_v2(int d) { (void)d; return OK; }
+int cuCtxGetCurrent(void **c) { *c = NULL; return OK; }
+int cuCtxSetCurrent(void *c) { (void)c; return OK; }
+int cuCtxSynchronize(void) { return OK; }
+int cuStreamCreate(void **s, unsigned f) { (void)f; *s = handle(); return OK; }
+int cuStreamDestroy_v2(void *s) { (void)s; return OK; }
+int cuStreamSynchronize(void *s) { (void)s; return OK; }
+int cuStreamWaitEvent(void *s, void *e, unsigned f) { (void)s; (void)e; (void)f; return OK; }
+int cuEventCreate(void **e, unsigned f) { (void)f; *e = handle(); return OK; }
+int cuEventRecord(void *e, void *s) { (void)e; (void)s; return OK; }
+int cuEventQuery(void *e) { (void)e; return OK; }
+int cuEventSynchronize(void *e) { (void)e; return OK; }
+int cuEventDestroy_v2(void *e) { (void)e; return OK; }
+int cuMemAlloc_v2(uint64_t *p, size_t n) { *p = (uint64_t)(uintptr_t)malloc(n ? n : 1); return OK; }
+int cuMemFree_v2(uint64_t p) { free((void *)(uintptr_t)p); return OK; }
+int cuMemcpyHtoDAsync_v2(uint64_t d, const void *s, size_t n, void *st) { (void)st; memcpy((void *)(uintptr_t)d, s, n); return OK; }
+int cuMemcpyDtoHAsync_v2(void *d, uint64_t s, size_t n, void *st) { (void)st; memcpy(d, (void *)(uintptr_t)s, n); return OK; }
+int cuMemcpyDtoDAsync_v2(uint64_t d, uint64_t s, size_t n, void *st) { (void)st; memmove((void *)(uintptr_t)d, (void *)(uintptr_t)s, n); return OK; }
+int cuMemsetD8Async(uint64_t d, unsigned char v, size_t n, void *st) { (void)st; memset((void *)(uintptr_t)d, v, n); return OK; }

@@ -1,0 +1,131 @@
+// An NCCL without a network, for tests: ranks are threads of one process. Every call on a communicator answers "in
+// progress" and is done by a thread once all ranks have come.
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+enum { SUCCESS = 0, INVALID = 4, IN_PROGRESS = 7, F16 = 6, F32 = 7, BF16 = 9 };
+enum { MEET, ALL_REDUCE, BROADCAST, ALL_GATHER, REDUCE_SCATTER, SPLIT };
+enum { RANKS = 16 };
+typedef struct { char bytes[128]; } Id;
+struct Comm;
+typedef struct { int kind, type, a, b; const void *from; void *to; size_t count; struct Comm **made; } Op;
+typedef struct Group { Id id; int world, arrived; unsigned round; Op ops[RANKS]; struct Comm *comms[RANKS]; struct Group *next; } Group;
+typedef struct Comm { Group *group; int rank, state, aborted; Op op; } Comm;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static Group *groups;
+static int serial;
+
+static Group *group(const Id *id, int world) {
+  for (Group *g = groups; g; g = g->next)
+    if (!memcmp(&g->id, id, sizeof *id)) return g;
+  Group *g = calloc(1, sizeof *g);
+  g->id = *id; g->world = world; g->next = groups; groups = g;
+  return g;
+}
+static Comm *comm(Group *g, int rank) {
+  Comm *c = calloc(1, sizeof *c);
+  c->group = g; c->rank = rank; g->comms[rank] = c;
+  return c;
+}
+static size_t width(int type) { return type == F32 ? 4 : 2; }
+static float get(const void *p, size_t i, int type) {
+  if (type == F32) return ((const float *)p)[i];
+  if (type == F16) return ((const _Float16 *)p)[i];
+  uint32_t bits = (uint32_t)((const uint16_t *)p)[i] << 16; float f; memcpy(&f, &bits, 4); return f;
+}
+static void put(void *p, size_t i, int type, float v) {
+  if (type == F32) ((float *)p)[i] = v;
+  else if (type == F16) ((_Float16 *)p)[i] = v;
+  else { uint32_t bits; memcpy(&bits, &v, 4); ((uint16_t *)p)[i] = bits >> 16; }
+}
+// Everybody is here.
+static void carry_out(Group *g) {
+  Op *first = &g->ops[0];
+  size_t n = first->count, w = width(first->type), all = first->kind == REDUCE_SCATTER ? n * g->world : n;
+  float *sums = calloc(all ? all : 1, sizeof *sums);
+  if (first->kind == ALL_REDUCE || first->kind == REDUCE_SCATTER)
+    for (int r = 0; r < g->world; r++) for (size_t i = 0; i < all; i++) sums[i] += get(g->ops[r].from, i, first->type);
+  for (int r = 0; r < g->world; r++) {
+    Op *o = &g->ops[r];
+    if (o->kind == ALL_REDUCE) for (size_t i = 0; i < n; i++) put(o->to, i, o->type, sums[i]);
+    if (o->kind == REDUCE_SCATTER) for (size_t i = 0; i < n; i++) put(o->to, i, o->type, sums[r * n + i]);
+    if (o->kind == BROADCAST) memmove(o->to, g->ops[o->a].from, n * w);
+    if (o->kind == ALL_GATHER) for (int s = 0; s < g->world; s++) memmove((char *)o->to + s * n * w, g->ops[s].from, n * w);
+    if (o->kind == SPLIT && o->a >= 0) {
+      int world = 0, rank = 0;
+      for (int s = 0; s < g->world; s++) if (g->ops[s].a == o->a) {
+        world++;
+        rank += g->ops[s].b < o->b || (g->ops[s].b == o->b && s < r);
+      }
+      Id id = g->id; memcpy(id.bytes + 8, &o->a, 4); memcpy(id.bytes + 12, &g->round, 4);
+      *o->made = comm(group(&id, world), rank);
+    }
+  }
+  free(sums);
+}
+static void *attend(void *arg) {
+  Comm *c = arg; Group *g = c->group;
+  pthread_mutex_lock(&lock);
+  unsigned round = g->round;
+  g->ops[c->rank] = c->op;
+  if (++g->arrived == g->world) { carry_out(g); g->arrived = 0; g->round++; pthread_cond_broadcast(&changed); }
+  while (g->round == round && !c->aborted) pthread_cond_wait(&changed, &lock);
+  if (c->state == IN_PROGRESS) c->state = SUCCESS;
+  pthread_mutex_unlock(&lock);
+  return NULL;
+}
+static int begin(Comm *c, Op op) {
+  pthread_t t; pthread_mutex_lock(&lock);
+  c->op = op; c->state = IN_PROGRESS;
+  pthread_create(&t, NULL, attend, c); pthread_detach(t);
+  pthread_mutex_unlock(&lock);
+  return IN_PROGRESS;
+}
+int ncclGetVersion(int *v) { const char *n = getenv("FAKE_NCCL_VERSION"); *v = n ? atoi(n) : 22706; return SUCCESS; }
+const char *ncclGetErrorString(int code) { return code == 6 ? "remote process exited" : "fake error"; }
+const char *ncclGetLastError(Comm *c) { return c ? "the last words" : ""; }
+int ncclGetUniqueId(Id *id) { memset(id, 0, sizeof *id); int n = ++serial; memcpy(id, &n, 4); id->bytes[127] = -1; return SUCCESS; }
+static int meet(Comm **made, int world, const Id *id, int rank) {
+  if (rank >= world || world > RANKS) return INVALID;
+  pthread_mutex_lock(&lock); Comm *c = comm(group(id, world), rank); *made = c; pthread_mutex_unlock(&lock);
+  return begin(c, (Op){.kind = MEET});
+}
+// The configuration: its size, a magic number, the version of its layout, and whether it blocks.
+typedef struct { size_t size; unsigned magic, version; int blocking; } Config;
+static int sound(const Config *c) { return c->magic == 0xcafebeef && c->version == 23000 && c->size > 64 && !c->blocking; }
+int ncclCommInitRankConfig(Comm **made, int world, Id id, int rank, const Config *config) {
+  return sound(config) ? meet(made, world, &id, rank) : INVALID;
+}
+int ncclCommGetAsyncError(Comm *c, int *state) { pthread_mutex_lock(&lock); *state = c->state; pthread_mutex_unlock(&lock); return SUCCESS; }
+int ncclCommFinalize(Comm *c) { return begin(c, (Op){.kind = MEET}); }
+int ncclCommDestroy(Comm *c) { (void)c; return SUCCESS; }
+int ncclCommAbort(Comm *c) {
+  pthread_mutex_lock(&lock); c->aborted = 1; pthread_cond_broadcast(&changed); pthread_mutex_unlock(&lock);
+  return SUCCESS;
+}
+int ncclCommSplit(Comm *c, int color, int key, Comm **made, const Config *config) {
+  return sound(config) ? begin(c, (Op){.kind = SPLIT, .a = color, .b = key, .made = made}) : INVALID;
+}
+int ncclCommShrink(Comm *c, int *gone, int n, Comm **made, const Config *config, int flags) {
+  (void)flags; if (!sound(config)) return INVALID;
+  int rank = c->rank; for (int i = 0; i < n; i++) rank -= gone[i] < c->rank;
+  Id id = c->group->id; id.bytes[64] = 1; return meet(made, c->group->world - n, &id, rank);
+}
+int ncclAllReduce(const void *f, void *t, size_t n, int type, int op, Comm *c, void *s) {
+  (void)s; return op ? INVALID : begin(c, (Op){.kind = ALL_REDUCE, .type = type, .from = f, .to = t, .count = n});
+}
+int ncclReduceScatter(const void *f, void *t, size_t n, int type, int op, Comm *c, void *s) {
+  (void)s; return op ? INVALID : begin(c, (Op){.kind = REDUCE_SCATTER, .type = type, .from = f, .to = t, .count = n});
+}
+int ncclBroadcast(const void *f, void *t, size_t n, int type, int root, Comm *c, void *s) {
+  (void)s; return begin(c, (Op){.kind = BROADCAST, .type = type, .a = root, .from = f, .to = t, .count = n});
+}
+int ncclAllGather(const void *f, void *t, size_t n, int type, Comm *c, void *s) {
+  (void)s; return begin(c, (Op){.kind = ALL_GATHER, .type = type, .from = f, .to = t, .count = n});
+}
+// For tests: a rank's communicator reports a failure.
+void fakeFail(const Id *id, int rank, int code) {
+  pthread_mutex_lock(&lock); group(id, 1)->comms[rank]->state = code; pthread_mutex_unlock(&lock);
+}

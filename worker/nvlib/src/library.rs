@@ -1,0 +1,240 @@
+//! One library: its names, where it is looked for, and what is said if it is not there.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use libloading::os::unix;
+
+/// Folders that are looked in before all others, separated by colons.
+const FIRST: &str = "NVLIB_PATH";
+/// Folders where drivers and toolkits lie without being known to the system's loader: containers of Kubernetes, WSL, NixOS,
+/// a toolkit of its own installer.
+const KNOWN: [&str; 5] = [
+    "/usr/local/nvidia/lib64",
+    "/usr/local/nvidia/lib",
+    "/usr/lib/wsl/lib",
+    "/run/opengl-driver/lib",
+    "/usr/local/cuda/lib64",
+];
+
+/// A library of NVIDIA's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Library {
+    /// The driver's half in user space.
+    Driver,
+    /// Collectives between GPUs.
+    Nccl,
+    /// Products of matrices.
+    Cublas,
+    /// Convolutions.
+    Cudnn,
+    /// The compiler of kernels.
+    Nvrtc,
+}
+
+impl Library {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Driver, Self::Nccl, Self::Cublas, Self::Cudnn, Self::Nvrtc];
+
+    /// What people call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Driver => "the NVIDIA driver",
+            Self::Nccl => "NCCL",
+            Self::Cublas => "cuBLAS",
+            Self::Cudnn => "cuDNN",
+            Self::Nvrtc => "NVRTC",
+        }
+    }
+
+    /// File names by which it is asked for, the best one first.
+    pub const fn sonames(self) -> &'static [&'static str] {
+        match self {
+            Self::Driver => &["libcuda.so.1"],
+            Self::Nccl => &["libnccl.so.2"],
+            Self::Cublas => &["libcublas.so.13", "libcublas.so.12"],
+            Self::Cudnn => &["libcudnn.so.9"],
+            Self::Nvrtc => &["libnvrtc.so.13", "libnvrtc.so.12"],
+        }
+    }
+
+    /// The library, opened by the first call that finds it and never closed.
+    ///
+    /// # Errors
+    /// It is not there, or not one that this machine can load. The next call looks again.
+    pub fn open(self) -> Result<&'static Opened, Missing> {
+        self.open_from(&[])
+    }
+
+    /// The same, looking in some folders before all others.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_from(self, folders: &[PathBuf]) -> Result<&'static Opened, Missing> {
+        static OPENED: [OnceLock<Opened>; Library::ALL.len()] = [const { OnceLock::new() }; Library::ALL.len()];
+        let place = &OPENED[self as usize];
+        if let Some(opened) = place.get() {
+            return Ok(opened);
+        }
+        let mut first = folders.to_vec();
+        first.extend(std::env::var_os(FIRST).iter().flat_map(std::env::split_paths));
+        let opened = self.find(&first, &KNOWN.map(PathBuf::from))?;
+        // Who was faster at the same moment has opened the same file: its handle is as good.
+        Ok(place.get_or_init(|| opened))
+    }
+
+    /// Looks in the folders of `first`, with the system's loader, and in those of `last`.
+    fn find(self, first: &[PathBuf], last: &[PathBuf]) -> Result<Opened, Missing> {
+        let mut reasons = Vec::new();
+        for name in self.sonames() {
+            let within = |folders: &[PathBuf]| -> Vec<PathBuf> {
+                folders.iter().map(|f| f.join(name)).filter(|path| path.exists()).collect()
+            };
+            let tries = within(first).into_iter().chain([PathBuf::from(name)]).chain(within(last));
+            for path in tries {
+                match load(&path) {
+                    Ok(handle) => return Ok(Opened { library: self, path: whereabouts(&path), handle }),
+                    // That the loader does not know the name either is said once, below; that it misses something that the
+                    // library itself needs is a reason.
+                    Err(why) if !path.is_absolute() && why.starts_with(&format!("{name}: ")) => {}
+                    Err(why) => reasons.push(format!("`{}` cannot be opened: {why}", path.display())),
+                }
+            }
+        }
+        let shown = |folders: &[PathBuf]| folders.iter().map(|f| f.display().to_string()).collect::<Vec<_>>();
+        let mut looked_in = shown(first);
+        looked_in.push("the system's library path".into());
+        looked_in.extend(shown(last));
+        Err(Missing { library: self, looked_in, reasons })
+    }
+}
+
+#[expect(unsafe_code, reason = "a library may run code when it is loaded")]
+fn load(path: &Path) -> Result<unix::Library, String> {
+    // SAFETY: only names of NVIDIA's libraries are asked for; what they run when loaded (and what the operator of the
+    // machine has put in their place) is theirs to answer for. They are never unloaded.
+    unsafe { unix::Library::open(Some(path), unix::RTLD_NOW | unix::RTLD_LOCAL) }.map_err(|e| {
+        let source = std::error::Error::source(&e);
+        source.map_or_else(|| e.to_string(), ToString::to_string)
+    })
+}
+
+/// Where the loader has found what it was asked for by name.
+fn whereabouts(asked: &Path) -> PathBuf {
+    if asked.is_absolute() {
+        return asked.to_owned();
+    }
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let stem = asked.to_string_lossy().into_owned();
+    let paths = maps.lines().filter_map(|line| line.find('/').map(|at| Path::new(&line[at..])));
+    let mut ours = paths.filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&stem)));
+    ours.next().unwrap_or(asked).to_owned()
+}
+
+impl fmt::Display for Library {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A library that is there.
+#[derive(Debug)]
+pub struct Opened {
+    library: Library,
+    path: PathBuf,
+    handle: unix::Library,
+}
+
+impl Opened {
+    /// Which one.
+    pub fn library(&self) -> Library {
+        self.library
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A function of it.
+    ///
+    /// # Safety
+    /// `F` must be the type that the library's documentation gives the function, as `unsafe extern "C" fn`.
+    ///
+    /// # Errors
+    /// This version has no such function.
+    #[expect(unsafe_code, reason = "the type of a symbol cannot be checked")]
+    pub unsafe fn function<F: Copy>(&self, name: &'static str) -> Result<F, NoSymbol> {
+        // SAFETY: the caller vouches for the type. The handle is never closed, so the address stays good.
+        let found = unsafe { self.handle.get::<F>(name.as_bytes()) };
+        found.map(|f| *f).map_err(|_| NoSymbol { path: self.path.clone(), name })
+    }
+}
+
+/// A library is not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Which one.
+    pub library: Library,
+    /// Folders, in the order in which they were looked in.
+    pub looked_in: Vec<String>,
+    /// Files that are there and cannot be opened, with the loader's reason.
+    pub reasons: Vec<String>,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.library.sonames().join(" or ");
+        write!(f, "{} ({names}) was not found in {}", self.library, self.looked_in.join(", "))?;
+        self.reasons.iter().try_for_each(|why| write!(f, "; {why}"))
+    }
+}
+
+impl std::error::Error for Missing {}
+
+/// A library has no such function.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` has no function `{name}`: it is too old", path.display())]
+pub struct NoSymbol {
+    /// The file.
+    pub path: PathBuf,
+    /// The function.
+    pub name: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_is_named_with_the_places_that_were_looked_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = Library::Cublas.find(&[dir.path().into()], &["/nowhere".into()]).unwrap_err();
+        let text = missing.to_string();
+        assert!(text.starts_with("cuBLAS (libcublas.so.13 or libcublas.so.12) was not found in "), "{text}");
+        assert!(text.contains(&dir.path().display().to_string()) && text.ends_with("/nowhere"), "{text}");
+        assert_eq!(missing.reasons, [""; 0]);
+    }
+
+    #[test]
+    fn a_file_that_is_no_library_is_named_with_the_loaders_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("libnccl.so.2");
+        std::fs::write(&path, "not an ELF file").unwrap();
+        for folders in [[vec![dir.path().into()], vec![]], [vec![], vec![dir.path().into()]]] {
+            let missing = Library::Nccl.find(&folders[0], &folders[1]).unwrap_err();
+            assert_eq!(missing.reasons.len(), 1, "{missing}");
+            assert!(missing.to_string().contains(&format!("`{}` cannot be opened: ", path.display())), "{missing}");
+        }
+    }
+
+    #[test]
+    fn every_library_has_a_place_of_its_own() {
+        for (at, library) in Library::ALL.into_iter().enumerate() {
+            assert_eq!(library as usize, at);
+        }
+    }
+}
