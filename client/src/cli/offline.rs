@@ -55,6 +55,11 @@ pub(super) const RECIPES: &[Recipe] = &[
         doc: "bring a network to another domain, of which there are samples without labels",
         files: &[("adapt.toml", include_str!("../../recipes/adapt.toml"))],
     },
+    Recipe {
+        name: "fewshot",
+        doc: "tell new classes apart from one sample of each: prototypical networks, trained and judged by episodes",
+        files: &[("fewshot.toml", include_str!("../../recipes/fewshot.toml"))],
+    },
 ];
 
 pub(super) fn check(a: &JobFile, catalog: &Catalog, output: &Output) -> Result<u8, Error> {

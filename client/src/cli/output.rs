@@ -188,6 +188,9 @@ impl Progress<'_> {
             if let Some(rate) = get("samples_per_s") {
                 known.figures += &format!(", {rate:.0} samples/s");
             }
+            if let Some(rate) = get("episodes_per_s") {
+                known.figures += &format!(", {rate:.1} episodes/s");
+            }
             if let Some(bar) = &known.bar {
                 bar.set_message(known.figures.clone());
             }
@@ -198,6 +201,9 @@ impl Progress<'_> {
                 "{phase}: stage `{stage}`, epoch {epoch:.0}: {figures}; validation loss {loss:.4}, accuracy {:.1} %",
                 100.0 * accuracy
             );
+            if let Some(interval) = get("val.interval") {
+                text += &format!(" ± {:.1} over episodes", 100.0 * interval);
+            }
             if let Some(entropy) = get("target.entropy") {
                 text += &format!("; other domain: entropy {entropy:.3}");
             }

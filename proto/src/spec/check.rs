@@ -8,6 +8,7 @@ use super::{
     check_model::{check_model, check_untrained},
     check_params::check_params,
     check_stage::{check_norms, check_stage, monitor},
+    episodes::check_episodes,
 };
 use crate::catalog::{Catalog, Entry, nearest_hint};
 
@@ -148,6 +149,7 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     let format = found(Catalog::find(&catalog.formats, "data format", &data.format))?;
     check_params("data.params", format, &data.params)?;
     check_target(spec, objective, catalog)?;
+    check_episodes(spec, objective)?;
     let model = spec.model.as_ref().ok_or_else(|| missing("[model]"))?;
     for net in std::iter::once(model).chain(spec.nets.values()) {
         check_model(net, catalog)?;
@@ -198,7 +200,8 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     if let Some(clip) = o.clip_norm {
         within("optimizer.clip_norm", clip, 1e-6, 1e6)?;
     }
-    require(!spec.stage.is_empty() || spec.job.kind == "evaluate", || missing("[[stage]]").into_parts())?;
+    // What is frozen can be measured by episodes.
+    require(!spec.stage.is_empty() || data.episodes.is_some(), || missing("[[stage]]").into_parts())?;
     spec.stage.iter().try_for_each(|s| check_stage(s, catalog))?;
     if let Some(stop) = &spec.stop {
         monitor("stop.monitor", &stop.monitor)?;

@@ -5,6 +5,7 @@ mod check_adapter;
 mod check_model;
 mod check_params;
 mod check_stage;
+mod episodes;
 mod hub;
 mod model;
 mod parse;
@@ -16,6 +17,7 @@ mod schema;
 mod stage;
 
 pub use check::{check, check_shape};
+pub use episodes::{EpisodeShape, EpisodesSection, Rotations};
 pub use hub::{Fetched, HUB_FILE, Hub, Source, SourceFile};
 pub use model::*;
 pub use parse::{SpecError, parse, set_override};

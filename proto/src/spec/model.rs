@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AugmentSection, ClassWeights, Precision, RecipeSection, Sampling, StageSection};
+use super::{AugmentSection, ClassWeights, EpisodesSection, Precision, RecipeSection, Sampling, StageSection};
 
 /// Free parameters of a catalog entry.
 pub type Params = BTreeMap<String, serde_json::Value>;
@@ -186,14 +186,21 @@ pub struct DataSection {
     pub train: String,
     /// Where the validation samples are.
     pub val: String,
-    /// Samples of one step, over all ranks.
+    /// Samples of one step, over all ranks; where `episodes` are drawn, episodes.
     pub batch: u32,
-    /// Grains of a full step; default min(8, batch/4), at least 1.
+    /// Grains of a full step; default min(8, batch/4), at least 1. Of episodes, min(8, batch).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grains: Option<u32>,
     /// Take only the first N training samples per class (after a seeded shuffle).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train_per_class: Option<u32>,
+    /// Train on some of the classes only: names, beginnings of names (`Greek/*`), or their numbers in order, from 0
+    /// (`0..120`, with both ends).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub train_classes: Vec<String>,
+    /// The same for the validation samples.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub val_classes: Vec<String>,
     /// Samples that may fail to decode before the job fails.
     #[serde(default)]
     pub skip_bad: u32,
@@ -213,6 +220,9 @@ pub struct DataSection {
     /// Samples of another domain, without labels, that `adapt` brings the network to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<TargetSection>,
+    /// Few-shot tasks that `fewshot` draws from the samples. The classes of `train` and `val` should be different ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub episodes: Option<EpisodesSection>,
 }
 
 /// `[data.target]`
@@ -247,6 +257,9 @@ impl DataSection {
             class_weights: None,
             sampling: Sampling::default(),
             target: None,
+            episodes: None,
+            train_classes: Vec::new(),
+            val_classes: Vec::new(),
             ..self.clone()
         })
     }
@@ -477,6 +490,7 @@ impl JobSpec {
     /// Grains of a full step: the unit of sharding and of batch statistics. Part of the job, never of the machines.
     pub fn grains(&self) -> u32 {
         let Some(data) = &self.data else { return 1 };
-        data.grains.unwrap_or_else(|| (data.batch / 4).min(8)).max(1)
+        let least = if data.episodes.is_some() { 1 } else { 4 };
+        data.grains.unwrap_or_else(|| (data.batch / least).min(8)).max(1)
     }
 }

@@ -7,6 +7,7 @@
 
 mod adapt;
 mod distill;
+pub mod fewshot;
 mod finetune;
 mod ops;
 
@@ -113,7 +114,7 @@ pub struct Objective {
 }
 
 /// Every objective.
-pub const ALL: &[Objective] = &[finetune::OBJECTIVE, distill::OBJECTIVE, adapt::OBJECTIVE];
+pub const ALL: &[Objective] = &[finetune::OBJECTIVE, distill::OBJECTIVE, adapt::OBJECTIVE, fewshot::OBJECTIVE];
 
 /// For objectives without tensors of their own.
 fn nothing_own(_: &Params, _: Widths) -> Result<Vec<Own>> {
@@ -141,6 +142,11 @@ impl Objective {
     /// Whether it learns from samples of another domain that have no labels.
     pub fn has_target(&self) -> bool {
         (self.entry)().data.iter().any(|role| role == "target")
+    }
+
+    /// Whether it learns from few-shot episodes, and what it minimises is said by [`fewshot`].
+    pub fn has_episodes(&self) -> bool {
+        (self.entry)().data.iter().any(|role| role == "episodes")
     }
 
     /// Whether it looks at a teacher.

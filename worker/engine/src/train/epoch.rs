@@ -7,7 +7,7 @@ use tl_proto::spec::StageSection;
 use super::{
     ByCut, Loop,
     domain::Shifted,
-    evaluate,
+    fewshot::judge::Judged,
     inputs::Inputs,
     state::{EpochFigures, Sums},
     watch::{Watch, monitored},
@@ -69,10 +69,10 @@ impl Loop<'_> {
         group: &mut dyn Collective,
         link: &mut dyn Link,
     ) -> Result<(Evaluation, Option<f64>, bool)> {
-        let outcomes = evaluate::evaluate(&self.state.store, val, group)?;
+        let evaluation = self.evaluation(val, Judged::Val, group)?;
         let shifted = self.shifted(val.cut, features, group)?;
         let entropy = shifted.as_ref().map(|s| s.entropy);
-        let evaluation = Evaluation::new(self.classes, &outcomes);
+        let predictions = self.run.predictions() as u64;
         let p = &mut self.state.progress;
         if !evaluation.loss.is_finite() {
             let (step, epoch) = (p.step, p.epoch + 1);
@@ -87,12 +87,13 @@ impl Loop<'_> {
         let Sums { samples, loss, correct } = sums;
         let mut values: BTreeMap<String, f64> = [
             ("train.loss", loss / samples.max(1) as f64),
-            ("train.accuracy", correct as f64 / samples.max(1) as f64),
+            ("train.accuracy", correct as f64 / (samples * predictions).max(1) as f64),
             ("val.loss", evaluation.loss),
             ("val.accuracy", evaluation.accuracy),
         ]
         .map(|(k, v)| (k.to_owned(), v))
         .into();
+        values.extend(evaluation.episodes.iter().map(|e| ("val.interval".to_owned(), e.interval)));
         values.extend(shifted.iter().flat_map(Shifted::values));
         p.history.push(EpochFigures { stage: section.name.clone(), epoch: p.epoch, values: values.clone() });
         if group.rank() == 0 {

@@ -16,6 +16,7 @@ use crate::{
     eval::Evaluation,
     files,
     nn::{Kind, OWN, ParamId, Store},
+    predict::Taught,
     weights::{Merged, peft},
 };
 
@@ -47,6 +48,21 @@ pub struct Report {
     /// On those of the domain that the network was brought to, by labels that it did not learn from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Evaluation>,
+    /// What there was to beat, on the same few-shot episodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub baselines: Vec<Baseline>,
+    /// Classes that few-shot episodes were judged by and that were trained on: it is not how well new ones are learned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overlap: Vec<String>,
+}
+
+/// A simple way to do the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Baseline {
+    /// What it is.
+    pub name: String,
+    /// What it comes to.
+    pub evaluation: Evaluation,
 }
 
 impl Report {
@@ -54,6 +70,14 @@ impl Report {
     pub fn to_text(&self) -> String {
         let found: String = self.lr_find.iter().map(|f| format!("{}\n", f.sentence())).collect();
         let mut text = self.evaluation.to_text();
+        for Baseline { name, evaluation } in &self.baselines {
+            text += &format!("beside it, on the same episodes: {name} {}\n", evaluation.accuracy_text());
+        }
+        if !self.overlap.is_empty() {
+            let n = self.overlap.len();
+            text +=
+                &format!("{n} of the classes that were judged were trained on too: these are no figures of new ones\n");
+        }
         if let Some(target) = &self.target {
             text = format!("{text}\nin the other domain, by labels that were not learned from:\n{}", target.to_text());
         }
@@ -123,6 +147,7 @@ pub fn safetensors(net: &Net, store: &Store, classes: &[String], spec: &JobSpec)
         model: spec.model.clone(),
         contract: net.contract.clone(),
         modifiers: bottlenecks(net),
+        taught: taught(spec),
         merged: net.merged.and(adapter.map(|[_, tensors]| peft::digest_of(&tensors, net.backbone)).transpose()?),
     };
     let text = serde_json::to_string(&about).map_err(|e| internal(&e))?;
@@ -147,6 +172,15 @@ pub struct About {
     /// Adapters that are in its weights.
     #[serde(default, skip_serializing_if = "Merged::is_empty")]
     pub merged: Merged,
+    /// How it learns new classes from a few samples, where that is what it was trained for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taught: Option<Taught>,
+}
+
+/// What a model for few-shot episodes knows of its job.
+fn taught(spec: &JobSpec) -> Option<Taught> {
+    let episodes = spec.data.as_ref()?.episodes.clone()?;
+    Some(Taught { objective: spec.objective.clone(), episodes, stage: spec.stage.last().cloned() })
 }
 
 /// The modifier that makes a network with the same bottlenecks.

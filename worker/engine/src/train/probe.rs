@@ -3,13 +3,14 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::{BnScope, Hub, JobSpec, ModelSection, Precision, Source};
+use tl_proto::spec::{BnScope, EpisodesSection, Hub, JobSpec, ModelSection, Precision, Source};
 
 use super::{
     Config,
     begin::manifest,
     domain::Domain,
     export::StageFigures,
+    fewshot::Few,
     net::Net,
     samples::Samples,
     saving::{self, Load, Span},
@@ -36,8 +37,11 @@ pub struct Plan {
     /// Weights of the hub that are not on the node, and the bytes that it would take to download them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub downloads: BTreeMap<String, u64>,
-    /// Names of the classes.
+    /// Names of the classes; none where episodes are learned from, each of which has its own.
     pub classes: Vec<String>,
+    /// Few-shot episodes, where those are learned from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub episodes: Option<EpisodePlan>,
     /// Training and validation samples.
     pub samples: [usize; 2],
     /// Digest of all sample names and contents: another one is another data set.
@@ -65,6 +69,17 @@ pub struct Plan {
     pub split: Vec<usize>,
     /// What each stage trains.
     pub stages: Vec<StageFigures>,
+}
+
+/// What episodes are drawn from, and how they look.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpisodePlan {
+    /// How they are learned from.
+    pub method: String,
+    /// Classes that are trained on and that are judged.
+    pub classes: [usize; 2],
+    /// What the job says of them.
+    pub section: EpisodesSection,
 }
 
 /// The classes of two parts of a job's data, which must be the same.
@@ -121,7 +136,11 @@ pub fn probe(config: &Config) -> Result<Plan> {
     train.fits_job(spec)?;
     val.fits_job(spec)?;
     let objective = Objective::find(&spec.job.kind);
-    let classes = same_classes(&train, &val)?;
+    let few = Few::open(spec, &train, &val)?;
+    let classes = match &few {
+        Some(few) => few.outputs(),
+        None => same_classes(&train, &val)?,
+    };
     let later = |m: &ModelSection| {
         let weights = m.weights.as_deref().unwrap_or_default();
         let step = weights.strip_prefix("step:");
@@ -152,15 +171,18 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let net = net.with_own(spec, teacher.as_ref())?;
     let store = &net.network.initial;
     net.shape_at(store, net.network.units.len())?;
-    let n = train.dataset.labels().len();
+    // What an epoch draws, and the samples of each draw.
+    let n = few.as_ref().map_or(train.count(), |few| few.section.per_epoch as usize);
+    let each = few.as_ref().map_or(1, |few| few.trained().support() + few.trained().queries());
     let (batch, grains) = (data.batch as usize, spec.grains() as usize);
     // Of another domain there are as many beside them.
-    let sides = if (objective.looks)(&spec.objective) { 2 } else { 1 };
+    let sides = if (objective.looks)(&spec.objective) { 2 } else { each };
     let grain_samples = sides * at_a_time(n, batch, grains, |count| (0..count).map(|s| s..s + 1).collect());
     let fewest = spec.cluster.ranks.min as usize;
     let together = sides * at_a_time(n, batch, grains, |count| partition(count, fewest));
     let own = partition(grains, fewest).iter().map(Range::len).max().unwrap_or(0);
     let (mut warnings, mut lockstep) = (Vec::new(), (objective.coupled)(&spec.objective));
+    warnings.extend(few.as_ref().and_then(Few::warning));
     if !net.network.adapters.sites.is_empty() && !peft::has_their_head(&net.network, net.backbone) {
         warnings.push(
             "the head is not that of the model that peft wraps: peft loads the adapter and leaves the head out"
@@ -226,8 +248,13 @@ pub fn probe(config: &Config) -> Result<Plan> {
     Ok(Plan {
         sources: config.sources(),
         downloads: config.absent.clone(),
-        classes,
-        samples: [n, val.dataset.labels().len()],
+        classes: if few.is_some() { Vec::new() } else { classes },
+        episodes: few.map(|few| EpisodePlan {
+            method: few.method.name(),
+            classes: [train.dataset.classes().len(), val.dataset.classes().len()],
+            section: few.section,
+        }),
+        samples: [train.count(), val.count()],
         manifest: manifest(&all).to_hex().to_string(),
         preprocess: match &net.contract.text {
             Some(text) => format!("texts of at most {} tokens", text.max_length),

@@ -8,7 +8,7 @@ use std::{
 
 use candle_core::Tensor;
 use rayon::prelude::*;
-use tl_proto::spec::{AugmentSection, DataSection, JobSpec, Views};
+use tl_proto::spec::{AugmentSection, DataSection, JobSpec, Rotations, Views};
 
 use super::ahead::Ahead;
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
         augment::View,
         pixels::{self, Filter},
         tokens::Text,
+        turned::Turned,
     },
     link::{Link, Notice},
     modifier,
@@ -83,6 +84,10 @@ impl Samples {
                     ));
                 }
             }
+        }
+        let turns = spec.episodes.as_ref().map_or(Rotations::None, |e| e.rotations);
+        if turns == Rotations::All || (turns == Rotations::Train && part == "train") {
+            dataset = Box::new(Turned::new(dataset)?);
         }
         Ok(Self { source: Source::new(dataset), ahead: Ahead::default(), part, augment, seed })
     }
@@ -367,6 +372,9 @@ mod tests {
             augment: AugmentSection::default(),
             params: Params::new(),
             target: None,
+            episodes: None,
+            train_classes: Vec::new(),
+            val_classes: Vec::new(),
         }
     }
 
