@@ -110,6 +110,51 @@ fn photos_with_real_weights_reach_95_percent_and_the_frozen_part_runs_once() {
 }
 
 #[test]
+fn five_photos_of_each_class_are_enough_for_real_weights() {
+    let Some(data) = data::folder() else { return };
+    let _alone = alone_blocking();
+    let dir = tempfile::tempdir().unwrap();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("real/ants-bees-prototype.toml");
+    let set = [
+        format!("data.train={}/hymenoptera/train", data.display()),
+        format!("data.val={}/hymenoptera/val", data.display()),
+        format!("model.weights={}/mobilenetv2/model.safetensors", data.display()),
+    ];
+    let set: Vec<&str> = set.iter().flat_map(|s| ["--set", s]).collect();
+    let last = local_run(&file, dir.path(), "out", &[&["--ranks", "2"], &set[..]].concat());
+    let metric = |name: &str| last["metrics"][name].as_f64().unwrap_or_else(|| panic!("{last}"));
+    assert!(metric("val.accuracy") >= 0.9 && metric("val.interval") < 0.02, "{last}");
+    let report = report(dir.path(), "out");
+    assert_eq!((report["evaluation"]["episodes"]["count"].as_u64(), report["steps"].as_u64()), (Some(600), Some(0)));
+    let pixels = &report["baselines"][0];
+    let worse = pixels["evaluation"]["accuracy"].as_f64().unwrap() < 0.7;
+    assert!(pixels["name"] == "pixel nearest neighbour" && worse, "{pixels}");
+
+    // What the model makes of a folder with five photos of each, for photos that it has not seen.
+    let photos = |part: &str, class: &str| {
+        let all = std::fs::read_dir(data.join("hymenoptera").join(part).join(class)).unwrap();
+        let mut all: Vec<_> = all.flatten().map(|e| e.path()).collect();
+        all.sort();
+        all
+    };
+    for class in ["ants", "bees"] {
+        let folder = dir.path().join("support").join(class);
+        std::fs::create_dir_all(&folder).unwrap();
+        for photo in &photos("train", class)[..5] {
+            std::fs::copy(photo, folder.join(photo.file_name().unwrap())).unwrap();
+        }
+    }
+    let mut command = Command::new(PROGRAM);
+    command.arg("predict").arg(dir.path().join("out")).args(&photos("val", "bees")[..20]);
+    let alone = command.output().unwrap();
+    assert!(String::from_utf8_lossy(&alone.stderr).contains("--support"), "{alone:?}");
+    let said = command.arg("--support").arg(dir.path().join("support")).args(["--output", "json"]).output();
+    let said = String::from_utf8(said.unwrap().stdout).unwrap();
+    let right = said.lines().filter(|l| serde_json::from_str::<Value>(l).unwrap()["classes"][0]["class"] == "bees");
+    assert!(right.count() >= 14, "{said}");
+}
+
+#[test]
 fn photos_with_random_weights_stay_below_75_percent() {
     let Some(data) = data::folder() else { return };
     let _alone = alone_blocking();

@@ -50,7 +50,10 @@ pub fn numbers() -> String {
 }
 
 /// A finished model at work, for `tlctl predict` and `tlctl evaluate`.
-pub use tl_engine::{eval::Evaluation, predict::Model};
+pub use tl_engine::{
+    eval::Evaluation,
+    predict::{Asked, Model},
+};
 
 /// How a comparison of ranks came out, for `tlctl verify`.
 pub use tl_engine::train::verify::{Compared, Difference, ROOM};
@@ -251,9 +254,14 @@ fn work(
 /// What the coordinator keeps of a report; the whole of it is an artifact.
 fn summary(report: &Report) -> serde_json::Value {
     let e = &report.evaluation;
-    let k = e.classes.len().max(1) as f64;
-    let f1 = e.classes.iter().map(|c| c.f1).sum::<f64>() / k;
-    let mut metrics = json!({ "val.accuracy": e.accuracy, "val.loss": e.loss, "val.macro_f1": f1 });
+    let mut metrics = json!({ "val.accuracy": e.accuracy, "val.loss": e.loss });
+    if let Some(episodes) = &e.episodes {
+        metrics["val.interval"] = episodes.interval.into();
+        metrics["val.episodes"] = episodes.count.into();
+    } else {
+        let k = e.classes.len().max(1) as f64;
+        metrics["val.macro_f1"] = (e.classes.iter().map(|c| c.f1).sum::<f64>() / k).into();
+    }
     if let Some(found) = &report.retrieval {
         let names = ["val.recall_1", "val.recall_5", "val.recall_10"];
         names.into_iter().zip(found.mean()).for_each(|(name, value)| metrics[name] = value.into());
@@ -267,5 +275,6 @@ fn summary(report: &Report) -> serde_json::Value {
         "samples": report.samples,
         "prefix": report.prefix,
         "stages": report.stages,
+        "baselines": report.baselines,
     })
 }

@@ -211,6 +211,9 @@ pub struct Predict {
     /// Images
     #[arg(required = true)]
     pub images: Vec<PathBuf>,
+    /// Classes in place of the model's own: a folder with a folder of a few samples for each, or with one file for each
+    #[arg(long, value_name = "FOLDER")]
+    pub support: Option<PathBuf>,
     /// Most classes to print per image
     #[arg(long, default_value_t = 3)]
     pub top: usize,
@@ -239,9 +242,24 @@ pub struct Evaluate {
     /// A parameter of the format: `--param noise=0.1`
     #[arg(long = "param", value_name = "KEY=VALUE")]
     pub params: Vec<String>,
-    /// Seed of the job, for generated data
+    /// Seed of the job, for generated data and few-shot episodes
     #[arg(long, default_value_t = 0)]
     pub seed: u32,
+    /// Only these classes, as `data.val_classes` names them: `--classes 'Greek/*'`
+    #[arg(long, value_name = "CLASS")]
+    pub classes: Vec<String>,
+    /// Judge by few-shot episodes of so many classes [default: what a job of `fewshot` said]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    pub way: Option<u32>,
+    /// Samples of each class that an episode shows
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub shot: Option<u32>,
+    /// Samples of each class that it asks for
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub query: Option<u32>,
+    /// Episodes
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    pub episodes: Option<u32>,
 }
 
 #[cfg(feature = "local")]

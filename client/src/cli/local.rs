@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::json;
 use tl_proto::{failure::Failure, spec, spec::Ranks};
-use tl_worker::rank::{Evaluation, Model};
+use tl_worker::rank::{Asked, Evaluation, Model};
 
 use super::{
     INTERRUPTED,
@@ -159,9 +159,15 @@ pub(super) fn refused(e: &Failure) -> Error {
 
 pub(super) fn predict(a: &Predict, output: &Output) -> Result<u8, Error> {
     let model = Model::open(&a.model).map_err(|e| refused(&e.to_failure()))?;
+    let learned = a.support.as_ref().map(|folder| model.learn(folder)).transpose();
+    let learned = learned.map_err(|e| refused(&e.to_failure()))?;
     for image in &a.images {
-        let chances = model.predict(image).map_err(|e| refused(&e.to_failure()))?;
-        let mut ranked: Vec<(&String, f64)> = model.classes().iter().zip(chances).collect();
+        let (names, chances) = match &learned {
+            Some(learned) => (learned.classes(), learned.predict(image)),
+            None => (model.classes(), model.predict(image)),
+        };
+        let chances = chances.map_err(|e| refused(&e.to_failure()))?;
+        let mut ranked: Vec<(&String, f64)> = names.iter().zip(chances).collect();
         ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
         ranked.truncate(a.top.max(1));
         let classes: Vec<_> = ranked.iter().map(|(c, p)| json!({ "class": c, "probability": p })).collect();
@@ -181,9 +187,22 @@ pub(super) fn evaluate(a: &Evaluate, output: &Output) -> Result<u8, Error> {
         Ok((key.into(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
     };
     let params = a.params.iter().map(pair).collect::<Result<spec::Params, _>>()?;
-    let scored: Evaluation =
-        model.evaluate(&a.format, &a.data, params, a.seed).map_err(|e| refused(&e.to_failure()))?;
-    let metrics = json!({ "val.accuracy": scored.accuracy, "val.loss": scored.loss });
+    let asked = Asked {
+        format: a.format.clone(),
+        place: a.data.clone(),
+        params,
+        seed: a.seed,
+        classes: a.classes.clone(),
+        way: a.way,
+        shot: a.shot,
+        query: a.query,
+        episodes: a.episodes,
+    };
+    let scored: Evaluation = model.evaluate(&asked).map_err(|e| refused(&e.to_failure()))?;
+    let mut metrics = json!({ "val.accuracy": scored.accuracy, "val.loss": scored.loss });
+    if let Some(episodes) = &scored.episodes {
+        metrics["val.interval"] = episodes.interval.into();
+    }
     output.print(&json!({ "event": "evaluated", "metrics": metrics, "evaluation": scored }), || scored.to_text());
     Ok(0)
 }

@@ -70,6 +70,11 @@ pub(super) const RECIPES: &[Recipe] = &[
         doc: "let a network that knows photos teach one of another kind of sample, without labels",
         files: &[("cross_distill.toml", include_str!("../../recipes/cross_distill.toml"))],
     },
+    Recipe {
+        name: "fewshot",
+        doc: "tell new classes apart from one sample of each: prototypical networks, trained and judged by episodes",
+        files: &[("fewshot.toml", include_str!("../../recipes/fewshot.toml"))],
+    },
 ];
 
 pub(super) fn check(a: &JobFile, catalog: &Catalog, output: &Output) -> Result<u8, Error> {

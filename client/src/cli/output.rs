@@ -192,6 +192,9 @@ impl Progress<'_> {
             if let Some(rate) = get("samples_per_s") {
                 known.figures += &format!(", {rate:.0} samples/s");
             }
+            if let Some(rate) = get("episodes_per_s") {
+                known.figures += &format!(", {rate:.1} episodes/s");
+            }
             if let Some(bar) = &known.bar {
                 bar.set_message(known.figures.clone());
             }
@@ -204,6 +207,9 @@ impl Progress<'_> {
             );
             if let [Some(first), Some(ten)] = ["val.recall_1", "val.recall_10"].map(get) {
                 text += &format!("; recall@1 {:.1} %, recall@10 {:.1} %", 100.0 * first, 100.0 * ten);
+            }
+            if let Some(interval) = get("val.interval") {
+                text += &format!(" ± {:.1} over episodes", 100.0 * interval);
             }
             if let Some(entropy) = get("target.entropy") {
                 text += &format!("; other domain: entropy {entropy:.3}");

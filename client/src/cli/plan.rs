@@ -20,7 +20,11 @@ pub(super) async fn run(client: &Client, a: &JobFile, output: &Output) -> Result
 fn text(plan: &Value) -> String {
     let names = |v: &Value| v.as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
     let mut text = weights(plan);
-    text += &format!("  classes: {}\n", names(&plan["classes"]));
+    if plan["episodes"].is_object() {
+        text += &episodes(&plan["episodes"]);
+    } else {
+        text += &format!("  classes: {}\n", names(&plan["classes"]));
+    }
     text += &format!("  samples: {} to train, {} to validate\n", plan["samples"][0], plan["samples"][1]);
     text += &format!("  preprocessing: {}\n", plan["preprocess"].as_str().unwrap_or_default());
     for (net, precision) in plan["precision"].as_object().into_iter().flatten() {
@@ -74,6 +78,27 @@ fn weights(plan: &Value) -> String {
         text += &format!("  weights: `{place}`; the job would download {bytes} first\n");
     }
     text
+}
+
+/// What few-shot episodes are drawn from, and how they look.
+fn episodes(plan: &Value) -> String {
+    let section = &plan["section"];
+    let or = |key: &str, other: &str| if section[key].is_null() { &section[other] } else { &section[key] };
+    let (way, shot, query) = (or("train_way", "way"), or("train_shot", "shot"), or("train_query", "query"));
+    let trained = format!(
+        "  episodes to train: {} an epoch, {way}-way {shot}-shot with {query} queries of each, of {} classes\n",
+        section["per_epoch"], plan["classes"][0]
+    );
+    let judged = format!(
+        "  episodes to judge: {}, {}-way {}-shot with {} queries of each, of {} classes, by `{}`\n",
+        section["test"],
+        section["way"],
+        section["shot"],
+        section["query"],
+        plan["classes"][1],
+        plan["method"].as_str().unwrap_or_default()
+    );
+    trained + &judged
 }
 
 /// Where features of a stage are kept, how much they take, and what they save.
@@ -130,6 +155,20 @@ mod tests {
         assert!(said.contains("  precision: products of `model` in bf16; its parameters"), "{said}");
         assert!(said.contains("products of `nets.teacher` in bf16"), "{said}");
         assert!(!text(&json!({})).contains("precision"));
+    }
+
+    #[test]
+    fn episodes_are_told_in_the_place_of_classes() {
+        let section = json!({ "way": 5, "shot": 1, "query": 15, "train_way": 60, "train_query": 5, "per_epoch": 100,
+            "test": 600 });
+        let plan = json!({ "episodes": { "method": "prototype", "classes": [182, 60], "section": section } });
+        let said = text(&plan);
+        assert!(
+            said.contains("to train: 100 an epoch, 60-way 1-shot with 5 queries of each, of 182 classes"),
+            "{said}"
+        );
+        assert!(said.contains("to judge: 600, 5-way 1-shot with 15 queries of each, of 60 classes, by `prototype`"));
+        assert!(!said.contains("classes: "), "{said}");
     }
 
     #[test]

@@ -86,6 +86,9 @@ mod tests {
             (data.train, data.val) = ("source".into(), "source".into());
             data.params = [("train_samples", 8), ("val_samples", 2)].map(|(k, v)| (k.to_owned(), v.into())).into();
             data.train_per_class = None;
+            if let Some(episodes) = &mut data.episodes {
+                (episodes.way, episodes.query, episodes.train_way) = (2, 1, Some(4));
+            }
             if let Some(target) = &mut data.target {
                 (target.train, target.val) = ("shifted".into(), None);
             }

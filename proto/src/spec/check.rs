@@ -9,6 +9,7 @@ use super::{
     check_pairs::{TOWER, check_pairs},
     check_params::check_params,
     check_stage::{check_norms, check_stage, monitor},
+    episodes::check_episodes,
 };
 use crate::catalog::{Catalog, Entry, nearest_hint};
 
@@ -150,6 +151,7 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     check_params("data.params", format, &data.params)?;
     check_target(spec, objective, catalog)?;
     check_pairs(spec, objective, catalog)?;
+    check_episodes(spec, objective)?;
     let model = spec.model.as_ref().ok_or_else(|| missing("[model]"))?;
     for net in std::iter::once(model).chain(spec.nets.values()) {
         check_model(net, catalog)?;
@@ -200,7 +202,9 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     if let Some(clip) = o.clip_norm {
         within("optimizer.clip_norm", clip, 1e-6, 1e6)?;
     }
-    require(!spec.stage.is_empty() || objective.untrained, || missing("[[stage]]").into_parts())?;
+    // What is frozen can be measured by episodes.
+    let measured = objective.untrained || data.episodes.is_some();
+    require(!spec.stage.is_empty() || measured, || missing("[[stage]]").into_parts())?;
     require(spec.stage.is_empty() || !objective.untrained, || {
         (format!("`{}` trains nothing, and the job has stages", spec.job.kind), "remove `[[stage]]`".into())
     })?;

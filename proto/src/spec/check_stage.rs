@@ -65,7 +65,8 @@ pub(super) fn check_norms(spec: &JobSpec, batch: u32) -> Checked {
     let in_head = spec.model.iter().chain(spec.nets.values()).any(|m| m.head.norm == Norm::Batch);
     // Over the whole batch, grains of one sample are as good as others.
     let learn = |s: &StageSection| s.bn_scope == BnScope::Grain && (in_head || s.bn == BnMode::Train);
-    require(!spec.stage.iter().any(learn) || grains * 2 <= batch || batch == 1, || {
+    let episodes = spec.data.as_ref().is_some_and(|d| d.episodes.is_some());
+    require(!spec.stage.iter().any(learn) || grains * 2 <= batch || batch == 1 || episodes, || {
         (
             format!("{grains} grains of a batch of {batch} hold one sample each: batch-norm learns nothing from it"),
             format!(

@@ -6,6 +6,7 @@ mod check_model;
 mod check_pairs;
 mod check_params;
 mod check_stage;
+mod episodes;
 mod hub;
 mod model;
 mod pairs;
@@ -19,6 +20,7 @@ mod stage;
 
 pub use check::{check, check_shape};
 pub use check_pairs::TOWER;
+pub use episodes::{EpisodeShape, EpisodesSection, Rotations};
 pub use hub::{Fetched, HUB_FILE, Hub, Source, SourceFile};
 pub use model::*;
 pub use pairs::{PairedBy, PairsSection};

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, fmt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AugmentSection, ClassWeights, PairsSection, Precision, RecipeSection, Sampling, StageSection};
+use super::{
+    AugmentSection, ClassWeights, EpisodesSection, PairsSection, Precision, RecipeSection, Sampling, StageSection,
+};
 
 /// Free parameters of a catalog entry.
 pub type Params = BTreeMap<String, serde_json::Value>;
@@ -186,14 +188,21 @@ pub struct DataSection {
     pub train: String,
     /// Where the validation samples are.
     pub val: String,
-    /// Samples of one step, over all ranks.
+    /// Samples of one step, over all ranks; where `episodes` are drawn, episodes.
     pub batch: u32,
-    /// Grains of a full step; default min(8, batch/4), at least 1.
+    /// Grains of a full step; default min(8, batch/4), at least 1. Of episodes, min(8, batch).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grains: Option<u32>,
     /// Take only the first N training samples per class (after a seeded shuffle).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train_per_class: Option<u32>,
+    /// Train on some of the classes only: names, beginnings of names (`Greek/*`), or their numbers in order, from 0
+    /// (`0..120`, with both ends).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub train_classes: Vec<String>,
+    /// The same for the validation samples.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub val_classes: Vec<String>,
     /// Samples that may fail to decode before the job fails.
     #[serde(default)]
     pub skip_bad: u32,
@@ -216,6 +225,9 @@ pub struct DataSection {
     /// The other half of each sample, of another kind: sounds that go with pictures, pictures with texts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pairs: Option<PairsSection>,
+    /// Few-shot tasks that `fewshot` draws from the samples. The classes of `train` and `val` should be different ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub episodes: Option<EpisodesSection>,
 }
 
 /// `[data.target]`
@@ -251,6 +263,9 @@ impl DataSection {
             sampling: Sampling::default(),
             target: None,
             pairs: None,
+            episodes: None,
+            train_classes: Vec::new(),
+            val_classes: Vec::new(),
             ..self.clone()
         })
     }
@@ -481,6 +496,7 @@ impl JobSpec {
     /// Grains of a full step: the unit of sharding and of batch statistics. Part of the job, never of the machines.
     pub fn grains(&self) -> u32 {
         let Some(data) = &self.data else { return 1 };
-        data.grains.unwrap_or_else(|| (data.batch / 4).min(8)).max(1)
+        let least = if data.episodes.is_some() { 1 } else { 4 };
+        data.grains.unwrap_or_else(|| (data.batch / least).min(8)).max(1)
     }
 }

@@ -56,6 +56,9 @@ impl DataSection {
             sampling: Sampling::default(),
             target: None,
             pairs: None,
+            episodes: None,
+            train_classes: Vec::new(),
+            val_classes: Vec::new(),
             ..self.clone()
         })
     }

@@ -28,6 +28,8 @@ pub enum Notice {
     OtherNumbers,
     /// Where training goes on.
     Resumed,
+    /// Classes that few-shot episodes are judged by were trained on.
+    SameClasses,
 }
 
 /// One row of the training series.

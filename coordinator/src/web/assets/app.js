@@ -132,14 +132,38 @@ function results(phases) {
     const { metrics, steps, samples, prefix } = p.result_json;
     const [train, val] = samples ?? [];
     const frozen = prefix?.needed ? `${prefix.computed} of ${prefix.needed}` : "";
-    return [p.step, percent(metrics["val.accuracy"]), percent(metrics["val.macro_f1"]),
+    // Of few-shot episodes there is an interval, and no figure by class.
+    const interval = metrics["val.interval"] === undefined ? "" : ` ± ${(100 * metrics["val.interval"]).toFixed(1)}`;
+    const f1 = metrics["val.macro_f1"] === undefined ? "" : percent(metrics["val.macro_f1"]);
+    return [p.step, percent(metrics["val.accuracy"]) + interval, f1,
       metrics["val.loss"].toFixed(4), steps, train, val, frozen];
   }));
+}
+
+// Few-shot episodes have no classes in common: what they came to, and what there was to beat on the same ones.
+function episodes(step, { evaluation, baselines, overlap }) {
+  const [cell, title, list] = ["div", "h2", "ul"].map((tag) => document.createElement(tag));
+  const { count, shape } = evaluation.episodes;
+  title.textContent = `Episodes: ${step}, ${count} of ${shape.way}-way ${shape.shot}-shot`;
+  const line = (name, e) => `${name}: ${percent(e.accuracy)} ± ${(100 * e.episodes.interval).toFixed(1)}`;
+  const lines = [line("this model", evaluation), ...(baselines ?? []).map((b) => line(b.name, b.evaluation))];
+  if (overlap?.length) lines.push(`${overlap.length} of the classes that were judged were trained on too`);
+  list.append(...lines.map((text) => {
+    const item = document.createElement("li");
+    item.textContent = text;
+    return item;
+  }));
+  cell.append(title, list);
+  return cell;
 }
 
 async function confusions() {
   for (const [step, report] of Object.entries(await get(`/api/jobs/${id}/report`))) {
     if (!report?.evaluation) continue;
+    if (report.evaluation.episodes) {
+      byId("confusions").append(episodes(step, report));
+      continue;
+    }
     const { classes, confusion } = report.evaluation;
     const names = classes.map((c) => c.class);
     const [cell, title, chart] = ["div", "h2", "div"].map((tag) => document.createElement(tag));

@@ -1,6 +1,7 @@
 //! Networks. A new one is a file here and a line in [`ALL`], or in [`TEXT`] if it reads text.
 
 mod bert;
+mod conv4_64;
 mod densenet121;
 mod distilbert;
 mod efficientnet;
@@ -86,6 +87,7 @@ pub const ALL: &[Backbone] = &[
     nasnet_mobile::ENTRY,
     vit_s16::ENTRY,
     small_cnn::ENTRY,
+    conv4_64::ENTRY,
 ];
 
 /// Every backbone for text: its first tensor is the table of tokens.
@@ -174,7 +176,7 @@ pub struct Network {
     pub units: Vec<Unit>,
     /// Index of the first unit of the head.
     pub head: usize,
-    /// Classes.
+    /// Classes; 0 for a network that ends with its features.
     pub outputs: usize,
     /// The initial tensors.
     pub initial: Store,
@@ -189,7 +191,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Builds `backbone` with a head for `outputs` classes; padding and batch-norms are as `contract` says.
+    /// Builds `backbone` with a head for `outputs` classes, or without a last layer where there are none; padding and batch-norms are as `contract` says.
     pub fn build(backbone: &Backbone, contract: &Contract, head: &HeadSection, outputs: usize, seed: u32) -> Self {
         Self::build_with(backbone, contract, head, outputs, seed, Asked::default())
     }
@@ -224,10 +226,12 @@ impl Network {
             units.push(Unit { name: format!("head.{i}"), layer: drop(layers) });
             width = hidden;
         }
-        let before = if head.hidden.is_empty() { drop(Sequential::default()) } else { Sequential::default() };
-        let output = b.output;
-        let last = before.with(output(&mut b, backbone.classifier, (width, outputs)));
-        units.push(Unit { name: backbone.classifier.into(), layer: last });
+        if outputs > 0 {
+            let before = if head.hidden.is_empty() { drop(Sequential::default()) } else { Sequential::default() };
+            let output = b.output;
+            let last = before.with(output(&mut b, backbone.classifier, (width, outputs)));
+            units.push(Unit { name: backbone.classifier.into(), layer: last });
+        }
         Self { units, head: first, outputs, initial: b.store, adapters, width, own: Vec::new(), limits: Vec::new() }
     }
 
@@ -243,6 +247,11 @@ impl Network {
         let initial = self.adapters.merged(&self.initial);
         let asked = Asked { dropout, ..Asked::default() };
         Self { initial, ..Self::build_with(backbone, contract, head, self.outputs, seed, asked) }
+    }
+
+    /// How many units make the features: all but the layer that classifies them.
+    pub fn embeds(&self) -> usize {
+        self.units.len() - usize::from(self.outputs > 0)
     }
 
     /// Adds what an objective trains beside the network.

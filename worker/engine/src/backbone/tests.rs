@@ -165,3 +165,29 @@ fn nasnet_mobile_is_keras() {
     has(&net, (5_289_978, 36_738), example, 0x7d46_299b_3d3f_bff1);
     learns(&net, 32);
 }
+
+#[test]
+fn conv4_is_the_network_of_few_shot_learning() {
+    let net = build("conv4_64");
+    // Without biases of convolutions, and for three channels; a classifier of 1000.
+    let own = 9 * 64 * (3 + 3 * 64) + 4 * 2 * 64;
+    assert_eq!((net.initial.values.len() - 1000 * 65, net.initial.buffer_values.len()), (own, 4 * 2 * 64));
+    learns(&net, 28);
+    for (side, width) in [(28, 64), (84, 1600)] {
+        let net = build_for("conv4_64", side, Inside::default());
+        assert_eq!(net.width, width);
+        learns(&net, side as usize);
+    }
+}
+
+#[test]
+fn a_network_for_no_classes_ends_with_its_features() {
+    let backbone = ALL.iter().find(|b| b.name == "resnet20").unwrap();
+    let contract = Contract::named("torch", 32, None).unwrap();
+    let of = |head: &HeadSection, outputs| Network::build(backbone, &contract, head, outputs, 1);
+    let (bare, whole) = (of(&HeadSection::default(), 0), of(&HeadSection::default(), 3));
+    assert_eq!((bare.units.len(), bare.embeds(), bare.head), (whole.units.len() - 1, whole.embeds(), whole.head));
+    assert!(bare.initial.params.iter().all(|p| !p.name.starts_with("linear")));
+    let hidden = HeadSection { hidden: vec![7], ..HeadSection::default() };
+    assert_eq!((of(&hidden, 0).width, of(&hidden, 0).embeds() - bare.embeds()), (7, 1));
+}

@@ -1,6 +1,11 @@
-//! IDX, the format of MNIST: a file of images and a file of labels, plain or gzip.
+//! IDX, the format of MNIST: a file of images and a file of labels, plain or gzip; and names of the labels, where there
+//! are some.
 
-use std::{io::Read, path::Path};
+use std::{
+    collections::BTreeMap,
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 use tl_proto::{
     catalog::{Entry, choice, entry},
@@ -19,7 +24,8 @@ fn describe() -> Entry {
         ..entry(
             "idx",
             "MNIST-style files: give the images (…images-idx3-ubyte[.gz]); the labels lie beside them \
-             (…labels-idx1-ubyte[.gz]), and are not needed where none are wanted",
+             (…labels-idx1-ubyte[.gz]), and are not needed where none are wanted; `…classes.txt` beside them, if it \
+             is there, has a name for each label, line by line from 0",
         )
     }
 }
@@ -65,8 +71,8 @@ fn bare(place: &str, _part: &str, params: &Params, _seed: u32) -> Result<Box<dyn
 
 fn open(place: &str, _part: &str, params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
     let (images, name, [n, height, width], pixels) = images(place)?;
-    let labels = images.with_file_name(name.replace("images", "labels").replace("idx3", "idx1"));
-    let (count, values) = parse(&unpack(&labels)?, &labels.display().to_string())?;
+    let labels = labels_of(images, &name);
+    let (count, values) = numbers(&unpack(&labels)?, &labels.display().to_string())?;
     if count != [n] {
         return Err(Error::user(
             format!("`{place}` has {n} images and {count:?} labels"),
@@ -74,18 +80,73 @@ fn open(place: &str, _part: &str, params: &Params, _seed: u32) -> Result<Box<dyn
         ));
     }
     // Labels may begin above zero and have gaps: those of EMNIST's letters are 1 to 26.
-    let mut present = values.clone();
-    present.sort_unstable();
-    present.dedup();
-    let mut class_of = [0; 256];
-    present.iter().enumerate().for_each(|(class, label)| class_of[usize::from(*label)] = class);
+    let mut class_of: BTreeMap<u32, usize> = values.iter().map(|label| (*label, 0)).collect();
+    class_of.values_mut().enumerate().for_each(|(class, slot)| *slot = class);
     Ok(Box::new(Idx {
-        classes: present.iter().map(|label| label.to_string()).collect(),
-        labels: values.iter().map(|label| class_of[usize::from(*label)]).collect(),
+        classes: named(&images.with_file_name(start_of(&name) + "classes.txt"), class_of.keys())?,
+        labels: values.iter().map(|label| class_of[label]).collect(),
         size: (height, width),
         pixels,
         textured: textured(params),
     }))
+}
+
+/// What the names of the files of one data set begin with.
+fn start_of(name: &str) -> String {
+    name.split("images").next().unwrap_or_default().to_owned()
+}
+
+/// The file of labels beside one of images: with the same name but for what it holds, or with the usual one.
+fn labels_of(images: &Path, name: &str) -> PathBuf {
+    let same = images.with_file_name(name.replace("images", "labels").replace("idx3", "idx1"));
+    let usual = ["labels-idx1-ubyte", "labels-idx1-ubyte.gz"].map(|end| images.with_file_name(start_of(name) + end));
+    usual.into_iter().find(|path| !same.exists() && path.exists()).unwrap_or(same)
+}
+
+/// Names of classes: the lines of a file, if it is there, else the labels themselves.
+fn named<'a>(file: &Path, labels: impl Iterator<Item = &'a u32>) -> Result<Vec<String>> {
+    if !file.exists() {
+        return Ok(labels.map(|label| label.to_string()).collect());
+    }
+    let shown = file.display();
+    let text = String::from_utf8(read_file(file, MAX_BYTES)?);
+    let text = text.map_err(|_| Error::user(format!("`{shown}` is not text in UTF-8"), "give a name on each line"))?;
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let name = |label: &u32| match lines.get(*label as usize).filter(|name| !name.is_empty()) {
+        Some(name) => Ok((*name).to_owned()),
+        None => Err(Error::user(
+            format!("`{shown}` has no name for label {label}"),
+            "it has a line for each label, from 0; without the file labels are their own names",
+        )),
+    };
+    labels.map(name).collect()
+}
+
+/// The numbers of an IDX file of labels: unsigned bytes, or, of more classes, integers of two or four bytes.
+fn numbers(bytes: &[u8], shown: &str) -> Result<(Vec<usize>, Vec<u32>)> {
+    let width = match bytes.get(2) {
+        Some(0x0b) => 2,
+        Some(0x0c) => 4,
+        _ => 1,
+    };
+    if width == 1 {
+        let (shape, values) = parse(bytes, shown)?;
+        return Ok((shape, values.into_iter().map(u32::from).collect()));
+    }
+    let bad = || Error::user(format!("`{shown}` is no IDX file of labels"), "give a list of numbers from 0 up");
+    let rest = bytes.get(8..).filter(|_| bytes.starts_with(&[0, 0]) && bytes[3] == 1).ok_or_else(bad)?;
+    let count = bytes[4..8].iter().fold(0usize, |n, b| (n << 8) | usize::from(*b));
+    if count.checked_mul(width) != Some(rest.len()) {
+        return Err(bad());
+    }
+    // The highest bit is a sign.
+    let number = |b: &[u8]| b.iter().fold(0u32, |n, b| (n << 8) | u32::from(*b));
+    let limit = 1u32 << (8 * width - 1);
+    let values: Vec<u32> = rest.chunks_exact(width).map(number).collect();
+    if values.iter().any(|v| *v >= limit) {
+        return Err(bad());
+    }
+    Ok((vec![count], values))
 }
 
 fn unpack(path: &Path) -> Result<Vec<u8>> {
@@ -165,6 +226,10 @@ mod tests {
                 bytes[..3].copy_from_slice(&[0, 0, 8]);
             }
             let _ = parse(&bytes, "x");
+            if good && bytes.len() > 3 {
+                bytes[2] = 0x0b + bytes[3] % 2;
+            }
+            let _ = numbers(&bytes, "x");
         }
     }
 
@@ -190,5 +255,25 @@ mod tests {
         assert_eq!(set.classes(), ["2", "10", "26"]);
         assert_eq!(set.labels(), [1, 0, 2, 0, 1]);
         assert_eq!(set.load(2).unwrap().bytes, [52; 3]);
+    }
+
+    #[test]
+    fn labels_of_many_classes_and_their_names_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = dir.path().join("some-images28-idx3-ubyte");
+        std::fs::write(&images, [&[0, 0, 8, 3, 0, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0, 1][..], &[5, 6, 7]].concat()).unwrap();
+        let labels = [&[0, 0, 0x0b, 1, 0, 0, 0, 3][..], &[1, 44, 0, 2, 1, 44]].concat();
+        std::fs::write(dir.path().join("some-labels-idx1-ubyte"), &labels).unwrap();
+        let open = || open(&images.display().to_string(), "train", &Params::new(), 0);
+        let set = open().unwrap();
+        assert_eq!((set.classes(), set.labels()), (&["2".to_owned(), "300".to_owned()][..], &[1, 0, 1][..]));
+        let names = |count: usize| (0..count).map(|i| format!("Greek/{i}\n")).collect::<String>();
+        std::fs::write(dir.path().join("some-classes.txt"), names(301)).unwrap();
+        assert_eq!(open().unwrap().classes(), ["Greek/2", "Greek/300"]);
+        std::fs::write(dir.path().join("some-classes.txt"), names(300)).unwrap();
+        assert!(open().err().unwrap().to_string().contains("no name for label 300"));
+        for bad in [&labels[..labels.len() - 1], &[0, 0, 0x0b, 1, 0, 0, 0, 1, 255, 255], &[0, 0, 0x0c, 1, 0]] {
+            assert!(numbers(bad, "x").is_err(), "{bad:?}");
+        }
     }
 }

@@ -4,23 +4,25 @@ use std::path::{Path, PathBuf};
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use tl_proto::{
-    catalog::{Entry, entry},
+    catalog::{Entry, entry, integer},
     spec::Params,
 };
 
 use super::{Dataset, Format, Image, read_file};
 use crate::{Error, Result};
 
-pub(super) const FORMAT: Format = Format {
-    entry: || -> Entry {
-        entry(
+pub(super) const FORMAT: Format = Format { entry: describe, open, bare };
+
+fn describe() -> Entry {
+    let doc = "how deep the folders of classes lie: with 2, those of `Greek/character01` are a class of that name";
+    Entry {
+        params: vec![integer("depth", 1, 1, 8, doc)],
+        ..entry(
             "image_folder",
             "a folder per class with JPEG or PNG images in it; where no labels are wanted, any folder with images",
         )
-    },
-    open,
-    bare,
-};
+    }
+}
 
 /// Largest image file, in bytes.
 const MAX_FILE: u64 = 256 << 20;
@@ -37,12 +39,9 @@ struct ImageFolder {
     digests: Vec<[u8; 32]>,
 }
 
-fn open(place: &str, _part: &str, _params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
+fn open(place: &str, _part: &str, params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
     let (mut classes, mut labels, mut files) = (Vec::new(), Vec::new(), Vec::new());
-    for (class, dir) in list(Path::new(place))? {
-        if !follow(&dir)?.is_dir() {
-            continue;
-        }
+    for (class, dir) in folders(Path::new(place), describe().number(params, "depth") as usize)? {
         let mut found = Vec::new();
         walk(&dir, &class, 1, &mut found)?;
         found.sort();
@@ -58,6 +57,23 @@ fn open(place: &str, _part: &str, _params: &Params, _seed: u32) -> Result<Box<dy
     }
     let digests = digests(&files)?;
     Ok(Box::new(ImageFolder { classes, labels, files, digests }))
+}
+
+/// Folders that lie `depth` folders deep, by the names of those on the way.
+fn folders(dir: &Path, depth: usize) -> Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for (name, path) in list(dir)? {
+        if !follow(&path)?.is_dir() {
+            continue;
+        }
+        if depth <= 1 {
+            found.push((name, path));
+        } else if !path.is_symlink() {
+            let below = folders(&path, depth - 1)?;
+            found.extend(below.into_iter().map(|(class, path)| (format!("{name}/{class}"), path)));
+        }
+    }
+    Ok(found)
 }
 
 /// Every file at any depth, whatever its folder is called.
@@ -232,6 +248,19 @@ mod tests {
         assert_eq!(names(dir.path()).unwrap(), want);
         let decoded = decode(&std::fs::read(dir.path().join("a/z.JPG")).unwrap()).unwrap();
         assert_eq!((decoded.width, decoded.height), (4, 3), "the content counts, not the extension");
+    }
+
+    #[test]
+    fn classes_may_lie_in_folders_of_folders() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["Greek/b/1.png", "Greek/a/0.png", "Greek/loose.png", "Latin/a/x/2.png"] {
+            png(&dir.path().join(name));
+        }
+        let params = [("depth".to_owned(), 2.into())].into();
+        let set = open(&dir.path().display().to_string(), "train", &params, 0).unwrap();
+        assert_eq!(set.classes(), ["Greek/a", "Greek/b", "Latin/a"]);
+        let named: Vec<String> = (0..3).map(|i| format!("{} {}", set.labels()[i], set.name(i))).collect();
+        assert_eq!(named, ["0 Greek/a/0.png", "1 Greek/b/1.png", "2 Latin/a/x/2.png"]);
     }
 
     #[test]

@@ -3,15 +3,20 @@
 
 pub mod augment;
 mod bare;
+mod classes;
+pub mod episodes;
 mod generated;
 mod idx;
 pub mod image_folder;
 pub mod pixels;
 mod resize;
 pub mod sampler;
+#[cfg(test)]
+pub(crate) mod testing;
 mod text;
 mod texture;
 pub mod tokens;
+pub mod turned;
 
 use std::path::Path;
 
@@ -95,7 +100,14 @@ pub const FORMATS: &[Format] = &[image_folder::FORMAT, idx::FORMAT, generated::F
 pub fn open(data: &DataSection, part: &str, seed: u32) -> Result<Box<dyn Dataset>> {
     let format = format(data)?;
     let place = if part == "train" { &data.train } else { &data.val };
-    let opened = (format.open)(place, part, &data.params, seed)?;
+    let mut opened = (format.open)(place, part, &data.params, seed)?;
+    let (rules, key) = match part {
+        "train" => (&data.train_classes, "data.train_classes"),
+        _ => (&data.val_classes, "data.val_classes"),
+    };
+    if !rules.is_empty() {
+        opened = classes::choose(opened, rules, key)?;
+    }
     let classes = opened.classes();
     if classes.len() < 2 {
         return Err(Error::user(
@@ -162,6 +174,7 @@ pub fn empty_class(dataset: &dyn Dataset) -> Option<&str> {
 pub struct Subset {
     inner: Box<dyn Dataset>,
     keep: Vec<usize>,
+    classes: Vec<String>,
     labels: Vec<usize>,
 }
 
@@ -169,7 +182,17 @@ impl Subset {
     /// Only the samples in `keep`, in that order.
     pub fn new(inner: Box<dyn Dataset>, keep: Vec<usize>) -> Self {
         let labels = keep.iter().map(|i| inner.labels()[*i]).collect();
-        Self { inner, keep, labels }
+        let classes = inner.classes().to_vec();
+        Self { inner, keep, classes, labels }
+    }
+
+    /// Only the samples of some classes, which are then all that there are; ascending numbers of classes.
+    fn of_classes(inner: Box<dyn Dataset>, chosen: &[usize]) -> Self {
+        let number = |label: &usize| chosen.binary_search(label).ok();
+        let kept = inner.labels().iter().enumerate().filter_map(|(i, label)| Some((i, number(label)?)));
+        let (keep, labels) = kept.unzip();
+        let classes = chosen.iter().map(|c| inner.classes()[*c].clone()).collect();
+        Self { inner, keep, classes, labels }
     }
 
     /// The first `n` samples of each class after a shuffle by `seed`.
@@ -191,7 +214,7 @@ impl Subset {
 
 impl Dataset for Subset {
     fn classes(&self) -> &[String] {
-        self.inner.classes()
+        &self.classes
     }
     fn labels(&self) -> &[usize] {
         &self.labels

@@ -5,6 +5,7 @@ pub mod retrieval;
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
+use tl_proto::spec::EpisodeShape;
 
 /// What was predicted for one sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,6 +48,20 @@ pub struct Evaluation {
     pub classes: Vec<ClassFigures>,
     /// Rows are true classes, columns predicted ones.
     pub confusion: Vec<Vec<usize>>,
+    /// Where it was judged by few-shot episodes: these have no classes in common.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub episodes: Option<Episodes>,
+}
+
+/// What was judged by episodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Episodes {
+    /// How many.
+    pub count: usize,
+    /// What each of them shows and asks for.
+    pub shape: EpisodeShape,
+    /// Half the width of the 95 % confidence interval of the mean accuracy: 1.96·σ/√n.
+    pub interval: f64,
 }
 
 impl Evaluation {
@@ -72,16 +87,51 @@ impl Evaluation {
             loss,
             classes: (0..k).map(figures).collect(),
             confusion,
+            episodes: None,
+        }
+    }
+
+    /// Folds accuracies and mean losses of episodes of a shape, in order.
+    pub fn of_episodes(shape: EpisodeShape, outcomes: &[(f64, f64)]) -> Self {
+        let n = outcomes.len().max(1) as f64;
+        let mean = |f: fn(&(f64, f64)) -> f64| outcomes.iter().map(f).fold(0.0, |sum, v| sum + v) / n;
+        let (accuracy, loss) = (mean(|o| o.0), mean(|o| o.1));
+        let square = outcomes.iter().map(|o| (o.0 - accuracy) * (o.0 - accuracy)).fold(0.0, |sum, v| sum + v);
+        let sigma = libm::sqrt(square / (n - 1.0).max(1.0));
+        let interval = 1.96 * sigma / libm::sqrt(n);
+        Self {
+            samples: outcomes.len() * shape.queries(),
+            accuracy,
+            loss,
+            classes: Vec::new(),
+            confusion: Vec::new(),
+            episodes: Some(Episodes { count: outcomes.len(), shape, interval }),
+        }
+    }
+
+    /// The accuracy for people, with its interval where it has one.
+    pub fn accuracy_text(&self) -> String {
+        match &self.episodes {
+            Some(e) => format!("{:.1} ± {:.1} %", 100.0 * self.accuracy, 100.0 * e.interval),
+            None => format!("{:.1} %", 100.0 * self.accuracy),
         }
     }
 
     /// Where samples have no classes: what part of so many was right.
     pub fn without_classes(samples: usize, accuracy: f64) -> Self {
-        Self { samples, accuracy, loss: 0.0, classes: Vec::new(), confusion: Vec::new() }
+        Self { samples, accuracy, loss: 0.0, classes: Vec::new(), confusion: Vec::new(), episodes: None }
     }
 
     /// The report as people read it.
     pub fn to_text(&self) -> String {
+        if let Some(Episodes { count, shape: EpisodeShape { way, shot, query }, .. }) = &self.episodes {
+            return format!(
+                "{way}-way {shot}-shot, {query} queries of each class, {count} episodes (mean and 95 % interval)\n\
+                 accuracy {}, loss {:.4}\n",
+                self.accuracy_text(),
+                self.loss
+            );
+        }
         let width = self.classes.iter().map(|c| c.class.chars().count()).max().unwrap_or(0).max(12);
         if self.classes.is_empty() {
             return format!("accuracy {:.3}  loss {:.4}  ({} samples)\n", self.accuracy, self.loss, self.samples);
@@ -152,6 +202,19 @@ mod tests {
         assert_eq!(rows, [(1.0, 2.0 / 3.0, 3), (0.5, 0.5, 2), (0.5, 1.0, 1)]);
         assert!((e.classes[0].f1 - 0.8).abs() < 1e-12 && e.confusion[0] == [2, 1, 0]);
         assert!(e.to_text().contains("accuracy"));
+    }
+
+    /// numpy: a.mean(), 1.96 * a.std(ddof=1) / sqrt(5).
+    #[test]
+    fn an_interval_is_that_of_the_mean_over_episodes() {
+        let shape = EpisodeShape { way: 5, shot: 1, query: 15 };
+        let accuracies = [0.8, 0.9, 1.0, 0.7, 0.85];
+        let e = Evaluation::of_episodes(shape, &accuracies.map(|a| (a, 1.0 - a)));
+        let wanted = 1.96 * (0.05f64 / 4.0).sqrt() / 5f64.sqrt();
+        let episodes = e.episodes.clone().unwrap();
+        assert!((e.accuracy - 0.85).abs() < 1e-12 && (episodes.interval - wanted).abs() < 1e-12, "{e:?}");
+        assert_eq!((e.samples, episodes.count), (375, 5));
+        assert!(e.to_text().contains("5-way 1-shot") && e.to_text().contains("85.0 ± 9.8 %"), "{}", e.to_text());
     }
 
     #[test]

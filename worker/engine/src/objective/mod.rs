@@ -9,6 +9,7 @@ mod adapt;
 mod contrastive;
 mod cross_distill;
 mod distill;
+pub mod fewshot;
 mod finetune;
 mod ops;
 mod zero_shot;
@@ -136,6 +137,7 @@ pub const ALL: &[Objective] = &[
     cross_distill::OBJECTIVE,
     contrastive::OBJECTIVE,
     adapt::OBJECTIVE,
+    fewshot::OBJECTIVE,
     zero_shot::OBJECTIVE,
 ];
 
@@ -176,6 +178,11 @@ impl Objective {
     /// Whether a job of this kind trains nothing.
     pub fn untrained(&self) -> bool {
         (self.entry)().untrained
+    }
+
+    /// Whether it learns from few-shot episodes, and what it minimises is said by [`fewshot`].
+    pub fn has_episodes(&self) -> bool {
+        (self.entry)().data.iter().any(|role| role == "episodes")
     }
 
     /// Whether it looks at a teacher.

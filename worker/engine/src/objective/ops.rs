@@ -45,6 +45,11 @@ pub fn distances(x: &Tensor) -> Result<Tensor> {
     Ok(x.contiguous()?.apply_op1(Distances { squared: false })?)
 }
 
+/// Squared Euclidean distances of the rows of `a[m, d]` to those of `b[n, d]`: `[m, n]`.
+pub fn distances_to(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    Ok(a.contiguous()?.apply_op2(&b.contiguous()?, DistancesTo)?)
+}
+
 /// The same numbers, whose gradient comes back times −`factor`: Ganin and Lempitsky's gradient reversal.
 pub fn reverse(t: &Tensor, factor: f64) -> Result<Tensor> {
     Ok(t.contiguous()?.apply_op1(Reverse(factor))?)
@@ -239,6 +244,57 @@ impl CustomOp1 for Distances {
     }
 }
 
+struct DistancesTo;
+
+impl CustomOp2 for DistancesTo {
+    fn name(&self) -> &'static str {
+        "distances-to"
+    }
+
+    fn cpu_fwd(&self, a: &CpuStorage, la: &Layout, b: &CpuStorage, lb: &Layout) -> Forward {
+        let ((m, d), (n, width)) = (la.shape().dims2()?, lb.shape().dims2()?);
+        if d != width {
+            return Err(candle_core::Error::Msg(format!("distances of rows of {d} and of {width}")));
+        }
+        let (a, b) = (elements(a, la)?, elements(b, lb)?);
+        let mut out = vec![0.0; m * n];
+        out.par_chunks_mut(n.max(1)).zip(a.par_chunks(d.max(1))).for_each(|(row, a)| {
+            for (out, b) in row.iter_mut().zip(b.chunks_exact(d)) {
+                let sum: f64 = a.iter().zip(b).fold(0.0, |sum, (a, b)| {
+                    let by = f64::from(a - b);
+                    sum + by * by
+                });
+                *out = sum as f32;
+            }
+        });
+        Ok((CpuStorage::F32(out), Shape::from((m, n))))
+    }
+
+    /// daᵢ = Σⱼ 2·gᵢⱼ·(aᵢ − bⱼ), dbⱼ = −Σᵢ 2·gᵢⱼ·(aᵢ − bⱼ)
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let (d, n) = (a.dim(1)?, b.dim(0)?);
+        let (x, y, g) = (values(a)?, values(b)?, values(grad)?);
+        let (mut da, mut db) = (vec![0.0f32; x.len()], vec![0.0f32; y.len()]);
+        for (i, row) in g.chunks_exact(n.max(1)).enumerate() {
+            for (j, g) in row.iter().enumerate() {
+                for k in 0..d {
+                    let by = 2.0 * g * (x[i * d + k] - y[j * d + k]);
+                    da[i * d + k] += by;
+                    db[j * d + k] -= by;
+                }
+            }
+        }
+        let shaped = |v: Vec<f32>, like: &Tensor| Tensor::from_vec(v, like.shape(), like.device());
+        Ok((Some(shaped(da, a)?), Some(shaped(db, b)?)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::Var;
@@ -281,6 +337,9 @@ mod tests {
         check("squared distances", &[4, 3], squared_distances);
         check("distances", &[4, 3], distances);
         check("of itself", &[3, 3], |x| product_t(x, x));
+        check("distances of", &[2, 3], |x| distances_to(x, &other));
+        check("distances to", &[5, 3], |x| distances_to(&other, x));
+        check("distances of itself", &[3, 2], |x| distances_to(x, &(x * 0.5)?));
     }
 
     #[test]

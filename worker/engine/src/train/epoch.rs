@@ -5,6 +5,7 @@ use tl_proto::spec::StageSection;
 use super::{
     Fed, Loop,
     domain::Shifted,
+    fewshot::judge::Judged,
     state::{EpochFigures, Sums},
     watch::{Watch, monitored},
 };
@@ -63,9 +64,10 @@ impl Loop<'_> {
         group: &mut dyn Collective,
         link: &mut dyn Link,
     ) -> Result<(Evaluation, Option<f64>, bool)> {
-        let judged = self.judged(fed.val, fed.judged, group)?;
+        let judged = self.judged(fed.val, fed.judged, Judged::Val, group)?;
         let shifted = self.shifted(fed.val.cut, fed.shifted, group)?;
         let entropy = shifted.as_ref().map(|s| s.entropy);
+        let predictions = self.run.predictions() as u64;
         let evaluation = &judged.evaluation;
         let p = &mut self.state.progress;
         if !evaluation.loss.is_finite() {
@@ -82,7 +84,7 @@ impl Loop<'_> {
         let mut values = judged.values();
         values.insert("train.loss".into(), loss / samples.max(1) as f64);
         if self.pairs.is_none() {
-            values.insert("train.accuracy".into(), correct as f64 / samples.max(1) as f64);
+            values.insert("train.accuracy".into(), correct as f64 / (samples * predictions).max(1) as f64);
         }
         values.extend(shifted.iter().flat_map(Shifted::values));
         p.history.push(EpochFigures { stage: section.name.clone(), epoch: p.epoch, values: values.clone() });

@@ -3,7 +3,7 @@
 use super::{inputs::Inputs, net};
 use crate::{
     Error, Result,
-    collective::Collective,
+    collective::{self, Collective},
     eval::{self, Outcome},
     nn::Store,
 };
@@ -12,6 +12,40 @@ use crate::{
 const BATCH: usize = 32;
 /// Bytes of one sample's line: index, class, loss, entropy.
 const LINE: usize = 32;
+
+/// What `rows` makes of every one of `n` samples, in index order, on every rank: each computes a run of whole batches.
+///
+/// # Errors
+/// Those of `rows`; a lost peer.
+pub fn gathered(
+    n: usize,
+    group: &mut dyn Collective,
+    mut rows: impl FnMut(&[usize]) -> Result<Vec<Vec<f32>>>,
+) -> Result<Vec<Vec<f32>>> {
+    let indices: Vec<usize> = (0..n).collect();
+    let batches: Vec<&[usize]> = indices.chunks(BATCH).collect();
+    let mut own = Vec::new();
+    for batch in &batches[group.shares(batches.len())[group.rank()].clone()] {
+        own.extend(rows(batch)?.concat());
+    }
+    let all = group.all_gather(collective::to_bytes(&own))?.concat();
+    let all = collective::from_bytes(&all)?;
+    if n == 0 || all.len() % n != 0 || all.is_empty() {
+        return Err(Error::Internal(format!("{} numbers came of {n} samples", all.len())));
+    }
+    Ok(all.chunks_exact(all.len() / n).map(<[f32]>::to_vec).collect())
+}
+
+/// What units up to `to` make of every sample of `inputs`, in index order, on every rank.
+///
+/// # Errors
+/// A sample that cannot be read, a lost peer.
+pub fn embed(store: &Store, inputs: &Inputs<'_>, to: usize, group: &mut dyn Collective) -> Result<Vec<Vec<f32>>> {
+    gathered(inputs.samples.count(), group, |batch| {
+        let x = inputs.batch(store, batch, &vec![0; batch.len()], None)?;
+        net::rows(&inputs.net.forward(store, x, inputs.cut, to)?)
+    })
+}
 
 /// Judges every sample of `inputs`, in index order, on every rank.
 ///

@@ -17,6 +17,7 @@ use crate::{
     files,
     nn::{Kind, OWN, ParamId, Store},
     objective::Objective,
+    predict::Taught,
     weights::{Merged, peft},
 };
 
@@ -51,6 +52,21 @@ pub struct Report {
     /// On those of the domain that the network was brought to, by labels that it did not learn from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Evaluation>,
+    /// What there was to beat, on the same few-shot episodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub baselines: Vec<Baseline>,
+    /// Classes that few-shot episodes were judged by and that were trained on: it is not how well new ones are learned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overlap: Vec<String>,
+}
+
+/// A simple way to do the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Baseline {
+    /// What it is.
+    pub name: String,
+    /// What it comes to.
+    pub evaluation: Evaluation,
 }
 
 impl Report {
@@ -60,6 +76,14 @@ impl Report {
         let mut text = self.evaluation.to_text();
         if let Some(found) = &self.retrieval {
             text = format!("{text}\n{}", found.to_text());
+        }
+        for Baseline { name, evaluation } in &self.baselines {
+            text += &format!("beside it, on the same episodes: {name} {}\n", evaluation.accuracy_text());
+        }
+        if !self.overlap.is_empty() {
+            let n = self.overlap.len();
+            text +=
+                &format!("{n} of the classes that were judged were trained on too: these are no figures of new ones\n");
         }
         if let Some(target) = &self.target {
             text = format!("{text}\nin the other domain, by labels that were not learned from:\n{}", target.to_text());
@@ -127,6 +151,7 @@ pub fn safetensors(net: &Net, store: &Store, classes: &[String], spec: &JobSpec)
     let changes = adapter.map(|[_, tensors]| peft::digest_of(&tensors, net.backbone)).transpose()?;
     let embeds = (Objective::find(&spec.job.kind).dimensions)(&spec.objective).is_some();
     let mut about = About::of(net, classes, spec.model.clone(), changes, embeds);
+    about.taught = taught(spec);
     if let Some(tower) = &net.tower {
         about.tower = Some(Box::new(About::of(&tower.0, classes, spec.nets.get(ROLE).cloned(), None, embeds)));
     }
@@ -152,6 +177,9 @@ pub struct About {
     /// Adapters that are in its weights.
     #[serde(default, skip_serializing_if = "Merged::is_empty")]
     pub merged: Merged,
+    /// How it learns new classes from a few samples, where that is what it was trained for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taught: Option<Taught>,
     /// It ends in an embedding: its outputs are no classes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub embeds: bool,
@@ -170,10 +198,17 @@ impl About {
             contract: net.contract.clone(),
             modifiers: bottlenecks(net),
             merged: net.merged.and(changes),
+            taught: None,
             embeds,
             tower: None,
         }
     }
+}
+
+/// What a model for few-shot episodes knows of its job.
+fn taught(spec: &JobSpec) -> Option<Taught> {
+    let episodes = spec.data.as_ref()?.episodes.clone()?;
+    Some(Taught { objective: spec.objective.clone(), episodes, stage: spec.stage.last().cloned() })
 }
 
 /// The modifier that makes a network with the same bottlenecks.

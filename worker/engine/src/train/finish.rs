@@ -1,9 +1,25 @@
 //! The end of a run: the last evaluation and the package.
 
-use super::{Features, Loop, export, export::Report, stage::Stage};
-use crate::{Result, collective::Collective, link::Link};
+use super::{
+    Features, Loop, evaluate, export,
+    export::Report,
+    fewshot::{adapt::Tuner, judge::Judged},
+    inputs::Inputs,
+    stage::Stage,
+};
+use crate::{Result, collective::Collective, eval::Evaluation, link::Link};
 
 impl Loop<'_> {
+    /// What the network comes to on the validation samples, or on episodes of them.
+    pub(super) fn evaluation(&self, val: &Inputs<'_>, which: Judged, group: &mut dyn Collective) -> Result<Evaluation> {
+        let Some(few) = &self.run.few else {
+            return Ok(Evaluation::new(self.classes, &evaluate::evaluate(&self.state.store, val, group)?));
+        };
+        let (store, stage) = (&self.state.store, self.state.progress.stage);
+        let tuner = Tuner::judged(few, self.net, store, self.run.spec, stage)?;
+        few.evaluation(store, val, tuner.as_ref(), which, group)
+    }
+
     /// The last evaluation and the package. It starts in front of everything that any stage has trained, from features
     /// that are still there or else from pixels.
     pub(super) fn finish(
@@ -21,9 +37,13 @@ impl Loop<'_> {
             let stage = Stage::resolve(self.net, &self.state.store, section)?;
             (cut, tower_cut) = (cut.min(stage.cut), tower_cut.min(stage.tower_cut));
         }
+        if let Some(few) = self.run.few.as_ref().filter(|_| self.run.spec.stage.is_empty()) {
+            cut = self.untrained_cut(few)?;
+            cut = if features.val.contains_key(&cut) { cut } else { 0 };
+        }
         let inputs = self.inputs(self.net, self.val, cut, features.val.get(&cut))?;
         let [_, halves] = self.halves(tower_cut, features)?;
-        let judged = self.judged(&inputs, halves.as_ref(), group)?;
+        let judged = self.judged(&inputs, halves.as_ref(), Judged::Test, group)?;
         let spec = self.run.spec;
         let report = Report {
             job: spec.job.name.clone(),
@@ -37,6 +57,8 @@ impl Loop<'_> {
             history: self.state.progress.history.clone(),
             evaluation: judged.evaluation,
             retrieval: judged.retrieval,
+            baselines: self.state.progress.baselines.clone(),
+            overlap: self.run.few.as_ref().map(|few| few.overlap.clone()).unwrap_or_default(),
             target: self.shifted(cut, &features.other, group)?.and_then(|s| s.evaluation),
         };
         if group.rank() == 0 {

@@ -57,6 +57,9 @@ impl Step<'_> {
         averaged: Option<&Store>,
         grains: Option<&dyn Grains>,
     ) -> Result<GrainSums> {
+        if let Some(few) = &self.run.few {
+            return self.episodes(few, draws, grains);
+        }
         let (indices, mut ids): (Vec<usize>, Vec<u64>) = draws.iter().copied().unzip();
         let turns = self.turns(&ids);
         let halves = self.paired.map(|paired| paired.of(draws.iter().copied()));

@@ -8,7 +8,6 @@ use super::{Fed, Loop, stage::Stage, step};
 use crate::{
     Error, Result,
     collective::Collective,
-    data::sampler::steps_per_epoch,
     link::{Link, Notice, Row},
     optim::Optimizer,
 };
@@ -145,7 +144,7 @@ impl Loop<'_> {
             self.state.moments = (optimizer.init)(self.state.store.values.len());
         }
         (self.state.progress.watched, self.state.progress.stage) = (0, index);
-        let per_epoch = steps_per_epoch(self.train.count(), self.run.data.batch as usize);
+        let per_epoch = self.per_epoch();
         let mut sweep = Sweep::new(find, &section.name);
         while let Some(rate) = sweep.rate() {
             let taken = sweep.found.rates.len();

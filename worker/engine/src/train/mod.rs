@@ -9,6 +9,7 @@ mod encode;
 mod epoch;
 pub(crate) mod evaluate;
 pub mod export;
+pub(crate) mod fewshot;
 mod finish;
 mod gate;
 mod grain;
@@ -22,12 +23,13 @@ mod pairs;
 mod parts;
 mod prepare;
 pub mod probe;
+mod publish;
 mod rates;
 mod retrieval;
 mod rules;
 pub(crate) mod samples;
 pub mod saving;
-mod stage;
+pub(crate) mod stage;
 mod state;
 mod step;
 #[cfg(test)]
@@ -48,6 +50,7 @@ use self::{
     begin::{resume, same_numbers, same_parts, same_samples, same_sources},
     domain::Domain,
     export::{PrefixFigures, Report, StageFigures},
+    fewshot::Few,
     inputs::Inputs,
     net::Net,
     opened::{Opened, Ready},
@@ -62,7 +65,7 @@ use crate::{
     Error, Result,
     collective::Collective,
     data::sampler::{Epoch, steps_per_epoch},
-    link::{Gradient, Link, Notice, Row},
+    link::{Gradient, Link, Notice},
     modifier, nn, num,
     objective::Objective,
     optim,
@@ -78,6 +81,20 @@ pub struct Run<'a> {
     pub objective: &'static Objective,
     /// `[classes]`: what a class counts in the loss, where they do not all count the same.
     pub weights: Option<Tensor>,
+    /// The episodes, where it learns from such.
+    pub(crate) few: Option<Few>,
+}
+
+impl Run<'_> {
+    /// What an epoch draws of so many samples: each of them, or episodes.
+    pub fn draws(&self, samples: usize) -> usize {
+        self.few.as_ref().map_or(samples, |few| few.section.per_epoch as usize)
+    }
+
+    /// Predictions that are judged for each draw.
+    fn predictions(&self) -> usize {
+        self.few.as_ref().map_or(1, |few| few.trained().queries())
+    }
 }
 
 /// Trains, evaluates and exports. Every rank of the group calls it with the same job; rank 0 reports.
@@ -112,7 +129,12 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let Ready { train, val, other, pairs } = opened.ready(spec, data, &student.contract, second, group, link)?;
     let weights = weights::of_classes(data, &*train.dataset)?;
     let weights = weights.map(|w| nn::tensor(w, &[classes.len()])).transpose()?;
-    let run = Run { spec, data, objective, weights };
+    // What was left out is in no episode.
+    let few = Few::open(spec, &train, &val)?;
+    if let (Some(warning), 0) = (few.as_ref().and_then(Few::warning), group.rank()) {
+        link.notice(Notice::SameClasses, &warning);
+    }
+    let run = Run { spec, data, objective, weights, few };
     let optimizer = optim::find(&spec.optimizer.name);
     // From here on the numbers are the state's: the network keeps their names and shapes.
     let names = student.network.initial.names();
@@ -201,7 +223,13 @@ impl Loop<'_> {
     fn run(&mut self, optimizer: &optim::Optimizer, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Report> {
         let spec = self.run.spec;
         let taught = self.teach(group, link)?;
+        self.baselines(group, link)?;
         let mut features = Features::default();
+        if let Some(few) = self.run.few.as_ref().filter(|_| spec.stage.is_empty()) {
+            let done = self.frozen(self.untrained_cut(few)?, group, link)?;
+            done.iter().for_each(|done| self.prefix.count(done));
+            features.val = done.map(|done| done.by_cut).unwrap_or_default();
+        }
         for (index, stage_spec) in spec.stage.iter().enumerate() {
             let stage = Stage::resolve(self.net, &self.state.store, stage_spec)?;
             self.stages.push(StageFigures {
@@ -283,7 +311,7 @@ impl Loop<'_> {
         let found = self.state.progress.found.get(&index);
         let pick = section.lr_find.as_ref().and_then(|f| f.pick);
         let top = pick.and_then(|p| found?.picked(p)).unwrap_or_else(|| section.lr.top());
-        let per_epoch = steps_per_epoch(self.train.count(), self.run.data.batch as usize);
+        let per_epoch = self.per_epoch();
         let total = u64::from(section.epochs) * per_epoch as u64;
         let mut stopped = false;
         while self.state.progress.epoch < section.epochs && !stopped {
@@ -345,13 +373,18 @@ impl Loop<'_> {
         Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch, measures, other, paired }
     }
 
+    /// Steps of an epoch.
+    fn per_epoch(&self) -> usize {
+        steps_per_epoch(self.run.draws(self.train.count()), self.run.data.batch as usize)
+    }
+
     /// The order of the epoch that is on.
     fn epoch(&self) -> Epoch {
         let p = &self.state.progress;
         let (seed, epoch, batch) =
             (self.run.spec.job.seed, p.epochs_before + u64::from(p.epoch), self.run.data.batch as usize);
         match self.run.data.sampling {
-            Sampling::Shuffled => Epoch::new(seed, epoch, self.train.count(), batch),
+            Sampling::Shuffled => Epoch::new(seed, epoch, self.run.draws(self.train.count()), batch),
             Sampling::Balanced => Epoch::balanced(seed, epoch, self.train.dataset.labels(), batch),
         }
     }
@@ -426,62 +459,5 @@ impl Loop<'_> {
         p.sums.loss += reduced.loss;
         p.sums.correct += reduced.correct;
         Ok(norm)
-    }
-
-    fn report(
-        &self,
-        group: &dyn Collective,
-        link: &mut dyn Link,
-        reduced: &step::Reduced,
-        (lr, norm, started, per_epoch): (f64, f64, Instant, usize),
-        total: u64,
-    ) {
-        if group.rank() != 0 {
-            return;
-        }
-        let p = &self.state.progress;
-        let n = reduced.samples as f64;
-        let rate = n / started.elapsed().as_secs_f64().max(1e-9);
-        let values = [
-            ("train.loss", reduced.loss / n),
-            ("train.accuracy", reduced.correct as f64 / n),
-            ("lr", lr),
-            ("grad_norm", norm),
-            ("samples_per_s", rate),
-        ];
-        let epoch = f64::from(p.epoch) + p.step_in_epoch as f64 / per_epoch as f64;
-        let stage = self.run.spec.stage[p.stage].name.clone();
-        let values = values.into_iter().filter(|(name, _)| self.pairs.is_none() || *name != "train.accuracy");
-        let values = values.map(|(name, value)| (name.to_owned(), value)).collect();
-        link.row(&Row { step: p.step, stage: stage.clone(), epoch, values });
-        link.activity(&format!("train {stage}"), p.stage_step, total);
-    }
-
-    /// Writes a checkpoint aside; it is published once everyone is known to have its state.
-    fn checkpoint(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<()> {
-        if group.rank() != 0 {
-            return Ok(());
-        }
-        match self.state.save(&self.config.work) {
-            Ok(path) => {
-                self.failed_checkpoints = 0;
-                self.pending = Some((self.state.progress.step, path));
-                Ok(())
-            }
-            Err(e) => {
-                self.failed_checkpoints += 1;
-                link.notice(
-                    Notice::CheckpointFailed,
-                    &format!("{e}; training goes on ({} in a row)", self.failed_checkpoints),
-                );
-                if self.failed_checkpoints > self.run.spec.checkpoint.tolerate { Err(e) } else { Ok(()) }
-            }
-        }
-    }
-
-    fn publish(&mut self, group: &dyn Collective, link: &mut dyn Link) {
-        if let (0, Some((step, path))) = (group.rank(), self.pending.take()) {
-            link.checkpoint(step, &path);
-        }
     }
 }

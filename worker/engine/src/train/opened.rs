@@ -6,6 +6,7 @@ use tl_proto::spec::{DataSection, JobSpec, ModelSection, PairedBy, TOWER};
 
 use super::{
     domain::Domain,
+    fewshot::Few,
     net::Net,
     pairs::{Halves, Pairs, notice},
     probe::same_classes,
@@ -45,7 +46,10 @@ impl Opened {
         let (train, val, other, halves, outputs) = match pairs {
             None => {
                 let (train, val) = (Samples::open(data, "train", seed)?, Samples::open(data, "val", seed)?);
-                let classes = same_classes(&train, &val)?;
+                let classes = match Few::open(spec, &train, &val)? {
+                    Some(few) => few.outputs(),
+                    None => same_classes(&train, &val)?,
+                };
                 let other = Domain::open(data, &train, seed)?.filter(|_| objective.has_target());
                 (train, val, other, None, classes)
             }

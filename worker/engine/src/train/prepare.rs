@@ -32,7 +32,7 @@ impl Loop<'_> {
         Load::of(self.train, self.val, self.other, self.run.spec)
     }
 
-    fn encoded(
+    pub(super) fn encoded(
         &self,
         net: &Net,
         store: &nn::Store,

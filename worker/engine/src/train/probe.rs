@@ -3,12 +3,13 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::{BnScope, Hub, JobSpec, ModelSection, Precision, Source, TOWER};
+use tl_proto::spec::{BnScope, EpisodesSection, Hub, JobSpec, ModelSection, Precision, Source, TOWER};
 
 use super::{
     Config,
     begin::manifest,
     export::StageFigures,
+    fewshot::Few,
     net::Net,
     opened::Opened,
     samples::Samples,
@@ -36,8 +37,11 @@ pub struct Plan {
     /// Weights of the hub that are not on the node, and the bytes that it would take to download them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub downloads: BTreeMap<String, u64>,
-    /// Names of the classes.
+    /// Names of the classes; none where episodes are learned from, each of which has its own.
     pub classes: Vec<String>,
+    /// Few-shot episodes, where those are learned from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub episodes: Option<EpisodePlan>,
     /// Training and validation samples.
     pub samples: [usize; 2],
     /// Digest of all sample names and contents: another one is another data set.
@@ -65,6 +69,17 @@ pub struct Plan {
     pub split: Vec<usize>,
     /// What each stage trains.
     pub stages: Vec<StageFigures>,
+}
+
+/// What episodes are drawn from, and how they look.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpisodePlan {
+    /// How they are learned from.
+    pub method: String,
+    /// Classes that are trained on and that are judged.
+    pub classes: [usize; 2],
+    /// What the job says of them.
+    pub section: EpisodesSection,
 }
 
 /// The classes of two parts of a job's data, which must be the same.
@@ -123,6 +138,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let opened = Opened::new(spec, data, objective)?;
     let (train, val, other) = (&opened.train, &opened.val, opened.other.as_ref());
     let classes = opened.outputs.clone();
+    let few = Few::open(spec, train, val)?;
     let later = |m: &ModelSection| later(m, config);
     let mut model = model.clone();
     let on_trust = later(&model);
@@ -151,15 +167,18 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let net = opened.with_tower(net, &trusting, &config.inputs)?.with_own(spec, teacher.as_ref())?;
     let store = &net.network.initial;
     net.shape_at(store, net.network.units.len())?;
-    let n = train.dataset.labels().len();
+    // What an epoch draws, and the samples of each draw.
+    let n = few.as_ref().map_or(train.count(), |few| few.section.per_epoch as usize);
+    let each = few.as_ref().map_or(1, |few| few.trained().support() + few.trained().queries());
     let (batch, grains) = (data.batch as usize, spec.grains() as usize);
     // Of another domain there are as many beside them.
-    let sides = if (objective.looks)(&spec.objective) { 2 } else { 1 };
+    let sides = if (objective.looks)(&spec.objective) { 2 } else { each };
     let grain_samples = sides * at_a_time(n, batch, grains, |count| (0..count).map(|s| s..s + 1).collect());
     let fewest = spec.cluster.ranks.min as usize;
     let together = sides * at_a_time(n, batch, grains, |count| partition(count, fewest));
     let own = partition(grains, fewest).iter().map(Range::len).max().unwrap_or(0);
     let (mut warnings, mut lockstep) = (Vec::new(), (objective.coupled)(&spec.objective));
+    warnings.extend(few.as_ref().and_then(Few::warning));
     if !net.network.adapters.sites.is_empty() && !peft::has_their_head(&net.network, net.backbone) {
         warnings.push(
             "the head is not that of the model that peft wraps: peft loads the adapter and leaves the head out"
@@ -224,8 +243,13 @@ pub fn probe(config: &Config) -> Result<Plan> {
     Ok(Plan {
         sources: config.sources(),
         downloads: config.absent.clone(),
-        classes,
-        samples: [n, val.dataset.labels().len()],
+        classes: if few.is_some() { Vec::new() } else { classes },
+        episodes: few.map(|few| EpisodePlan {
+            method: few.method.name(),
+            classes: [train.dataset.classes().len(), val.dataset.classes().len()],
+            section: few.section,
+        }),
+        samples: [train.count(), val.count()],
         manifest: manifest(&all).to_hex().to_string(),
         preprocess: match on_trust && model.preprocess.is_none() && net.contract.text.is_none() {
             true => "that of the weights, which are not here yet".into(),
@@ -269,6 +293,7 @@ fn untrained(config: &Config, spec: &JobSpec) -> Result<Plan> {
         sources: config.sources(),
         downloads: config.absent.clone(),
         classes: val.dataset.classes().to_vec(),
+        episodes: None,
         samples: [0, val.count()],
         manifest: manifest(&[&*val.dataset]).to_hex().to_string(),
         preprocess,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use tl_proto::spec::PairedBy;
 
-use super::{Features, Loop, inputs::Inputs, net, pairs::Pairs, samples::Samples};
+use super::{Features, Loop, fewshot, inputs::Inputs, net, pairs::Pairs, samples::Samples};
 use crate::{
     Error, Result,
     collective::Collective,
@@ -34,6 +34,7 @@ impl Judged {
         let mut values: BTreeMap<String, f64> =
             [("val.loss".to_owned(), self.evaluation.loss), ("val.accuracy".to_owned(), self.evaluation.accuracy)]
                 .into();
+        values.extend(self.evaluation.episodes.iter().map(|e| ("val.interval".to_owned(), e.interval)));
         if let Some(found) = &self.retrieval {
             let names = retrieval::DEPTHS.map(|d| format!("val.recall_{d}"));
             values.extend(names.into_iter().zip(found.mean()));
@@ -111,11 +112,11 @@ impl<'a> Loop<'a> {
         &self,
         val: &Inputs<'_>,
         halves: Option<&Inputs<'_>>,
+        which: fewshot::judge::Judged,
         group: &mut dyn Collective,
     ) -> Result<Judged> {
         let (Some(halves), Some(pairs)) = (halves, self.pairs) else {
-            let outcomes = super::evaluate::evaluate(&self.state.store, val, group)?;
-            return Ok(Judged { evaluation: Evaluation::new(self.classes, &outcomes), retrieval: None });
+            return Ok(Judged { evaluation: self.evaluation(val, which, group)?, retrieval: None });
         };
         let store = &self.state.store;
         let (ours, theirs) = (outputs(store, val, group)?, outputs(store, halves, group)?);

@@ -8,7 +8,7 @@ use std::{
 
 use candle_core::Tensor;
 use rayon::prelude::*;
-use tl_proto::spec::{AugmentSection, DataSection, JobSpec, ModelSection, PairedBy, Views};
+use tl_proto::spec::{AugmentSection, DataSection, JobSpec, ModelSection, PairedBy, Rotations, Views};
 
 use super::ahead::Ahead;
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
         augment::View,
         pixels::{self, Filter},
         tokens::Text,
+        turned::Turned,
     },
     link::{Link, Notice},
     modifier,
@@ -83,6 +84,10 @@ impl Samples {
                     ));
                 }
             }
+        }
+        let turns = spec.episodes.as_ref().map_or(Rotations::None, |e| e.rotations);
+        if turns == Rotations::All || (turns == Rotations::Train && part == "train") {
+            dataset = Box::new(Turned::new(dataset)?);
         }
         Ok(Self { source: Source::new(dataset), ahead: Ahead::default(), part, augment, seed })
     }
@@ -386,6 +391,9 @@ mod tests {
             params: Params::new(),
             target: None,
             pairs: None,
+            episodes: None,
+            train_classes: Vec::new(),
+            val_classes: Vec::new(),
         }
     }
 

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::JobSpec;
+use tl_proto::spec::{EpisodeShape, JobSpec};
 
 use super::{domain::Domain, encode, net::Net, samples::Samples};
 use crate::{
@@ -46,6 +46,8 @@ pub struct Span {
 pub struct Load {
     /// Training samples.
     pub train: usize,
+    /// How many of them an epoch sees: each once, or those of its episodes.
+    pub drawn: usize,
     /// Fixed views of each whose features can be kept; 0 where every epoch sees new ones.
     pub views: usize,
     /// Validation samples.
@@ -67,7 +69,10 @@ impl Load {
         let (train, val) = (train.count(), val.count());
         let looks = (Objective::find(&spec.job.kind).looks)(&spec.objective);
         let beside = if domain.is_some() && looks { train } else { 0 };
-        Self { train, views: kept.unwrap_or(0), val, other, beside, judged: other + labelled }
+        let episodes = spec.data.as_ref().and_then(|d| d.episodes.as_ref());
+        let of_episode = |shape: EpisodeShape| shape.support() + shape.queries();
+        let drawn = episodes.map_or(train, |e| e.per_epoch as usize * of_episode(e.trained()));
+        Self { train, drawn, views: kept.unwrap_or(0), val, other, beside, judged: other + labelled }
     }
 
     /// Features of one cut.
@@ -79,7 +84,7 @@ impl Load {
 
     /// Samples that pass the network in an epoch: in training, and when it is judged.
     fn passes(&self) -> (u64, u64) {
-        ((self.train + self.beside) as u64, (self.val + self.judged) as u64)
+        ((self.drawn + self.beside) as u64, (self.val + self.judged) as u64)
     }
 }
 
@@ -191,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_head_on_frozen_units_saves_all_epochs_but_the_one_that_fills_the_cache() {
-        let load = Load { train: 10, views: 1, val: 4, other: 0, beside: 0, judged: 0 };
+        let load = Load { train: 10, drawn: 10, views: 1, val: 4, other: 0, beside: 0, judged: 0 };
         // Without: 5 epochs of 14 samples, 8 s each. The first two units (3 s) run 14 times instead of 70.
         let s = savings(&[stage(2, 5)], load, &SECONDS, &WIDTH)[0];
         assert_eq!((s.passes, s.encoded, s.bytes), (70, 14, 4 * 10 * 14));
@@ -208,7 +213,7 @@ mod tests {
 
     #[test]
     fn stages_that_go_down_share_one_pass_and_a_trained_unit_ends_what_was_kept() {
-        let load = Load { train: 10, views: 1, val: 0, other: 0, beside: 0, judged: 0 };
+        let load = Load { train: 10, drawn: 10, views: 1, val: 0, other: 0, beside: 0, judged: 0 };
         let stages = [stage(2, 2), stage(1, 3), stage(0, 4), stage(1, 1)];
         let all = savings(&stages, load, &SECONDS, &WIDTH);
         // The one pass goes to the deepest cut and leaves both on the way: 20 · 3 − 10 · 3, then 30 · 1.
@@ -242,7 +247,7 @@ mod tests {
     #[test]
     fn another_domain_counts_in_training_and_where_it_is_judged() {
         // Ten samples beside ten of sixteen, the sixteen judged as they are, and three with labels.
-        let load = Load { train: 10, views: 1, val: 4, other: 16, beside: 10, judged: 19 };
+        let load = Load { train: 10, drawn: 10, views: 1, val: 4, other: 16, beside: 10, judged: 19 };
         let s = savings(&[stage(2, 5)], load, &SECONDS, &WIDTH)[0];
         // The view that is judged is the one that is learned from.
         assert_eq!((s.passes, s.encoded), (5 * (20 + 23), 10 + 16 + 4 + 3));
@@ -252,7 +257,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_not_kept_and_saves_nothing() {
-        let load = Load { train: 1 << 20, views: 1, val: 0, other: 0, beside: 0, judged: 0 };
+        let load = Load { train: 1 << 20, drawn: 1 << 20, views: 1, val: 0, other: 0, beside: 0, judged: 0 };
         let s = savings(&[stage(1, 2)], load, &SECONDS, &[1, 2048, 1, 1])[0];
         assert_eq!((s.bytes, s.encoded, s.seconds), (0, 0, 0.0));
     }

@@ -203,6 +203,12 @@ impl Step<'_> {
         let own = group.shares(count)[group.rank()].clone();
         let draws = |s| grain(slots.len(), count, s).map(|p| self.epoch.draw(slots.start + p)).unzip();
         let drawn: Vec<(Vec<usize>, Vec<u64>)> = own.map(draws).collect();
+        if let Some(few) = &self.run.few {
+            let batches: Result<Vec<_>> = drawn.iter().map(|(_, ids)| few.batches(ids)).collect();
+            // Who cannot draw an episode says so when it is computed.
+            self.inputs.expect(&batches.map(|b| b.concat()).unwrap_or_default(), false);
+            return;
+        }
         let batches: Vec<_> = drawn.iter().map(|(indices, ids)| (indices.clone(), self.turns(ids))).collect();
         if let Some(other) = &self.other {
             let theirs = |(_, ids): &(Vec<usize>, Vec<u64>)| ids.iter().map(|id| other.order.draw(*id)).unzip();

@@ -146,6 +146,8 @@ pub(super) fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Li
         history: Vec::new(),
         evaluation: Evaluation::new(&classes, &outcomes),
         retrieval: None,
+        baselines: Vec::new(),
+        overlap: Vec::new(),
         target: None,
     };
     if group.rank() == 0 {

@@ -8,7 +8,11 @@ use super::{
     text::{CONFIG, folder, job, sentences, stage},
     *,
 };
-use crate::{predict::Model, train::probe, weights::peft::FILES};
+use crate::{
+    predict::{Asked, Model},
+    train::probe,
+    weights::peft::FILES,
+};
 
 const HEAD: &str = "\"head\"";
 
@@ -74,7 +78,7 @@ fn lora_gives_the_same_model_and_adapter_for_any_number_of_ranks() {
         let alone = dir.path().join("alone.safetensors");
         std::fs::copy(&model, &alone).unwrap();
         let place = data.path().join("val.tsv").display().to_string();
-        let again = Model::open(&alone).unwrap().evaluate("text", &place, Default::default(), 0).unwrap();
+        let again = Model::open(&alone).unwrap().evaluate(&Asked::of("text", &place, Default::default(), 0)).unwrap();
         assert_eq!(again.accuracy, report.evaluation.accuracy);
         assert!((again.loss - report.evaluation.loss).abs() < 1e-4, "{} {}", again.loss, report.evaluation.loss);
         let (before, after) = (tensors(&data.path().join("bert/model.safetensors")), tensors(&model));
@@ -257,7 +261,8 @@ fn parts_of_every_kind_learn_what_a_head_cannot_and_what_they_leave_is_whole() {
             assert!(accuracy > 0.9 && loss < alone.loss / 2.0, "{modifiers}: {accuracy}, {loss}, head {}", alone.loss);
             let place = data.path().join("val.tsv").display().to_string();
             let file = dir.path().join("work/model");
-            let again = Model::open(&file).unwrap().evaluate("text", &place, Default::default(), 0).unwrap();
+            let again =
+                Model::open(&file).unwrap().evaluate(&Asked::of("text", &place, Default::default(), 0)).unwrap();
             assert!((again.loss - loss).abs() < 1e-4);
             let is_bottleneck = modifiers.contains("kind");
             assert_eq!(file.join(FILES[1]).is_file(), !is_bottleneck, "only peft's kinds have peft's files");
@@ -277,7 +282,7 @@ fn parts_of_every_kind_learn_what_a_head_cannot_and_what_they_leave_is_whole() {
             assert_eq!((next.stages[0].trained, next.stages[0].first_unit.as_str()), (2 * 16 + 2, "classifier"));
             assert!((next.evaluation.loss - loss).abs() < 1e-3);
             let kept = Model::open(&dir.path().join("work/model")).unwrap();
-            assert_eq!(kept.evaluate("text", &place, Default::default(), 0).unwrap(), next.evaluation);
+            assert_eq!(kept.evaluate(&Asked::of("text", &place, Default::default(), 0)).unwrap(), next.evaluation);
             let error = refused(&start(&stage("s", HEAD, 1, 0.1), "[modifiers.lora]\n"));
             assert!(error.contains("bottleneck adapters of another kind"), "{error}");
             // A file that says it has them must have them all, whoever asks.

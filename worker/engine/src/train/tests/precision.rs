@@ -8,7 +8,11 @@ use super::{
     text::{job, sentences, stage},
     *,
 };
-use crate::{num::bf16, predict::Model, train::probe::probe};
+use crate::{
+    num::bf16,
+    predict::{Asked, Model},
+    train::probe::probe,
+};
 
 fn in_bf16(job: &str) -> String {
     let out = job.replace("backbone = \"small_cnn\",", "backbone = \"small_cnn\", precision = \"bf16\",");
@@ -137,7 +141,7 @@ fn an_exported_model_is_run_in_f32_and_the_plan_says_what_the_job_computes_in() 
         assert_eq!(plan.precision.get("model").copied(), planned);
         let report = train(&job, 1, false, dir.path(), &[], &Recorder::default()).unwrap();
         let model = Model::open(&dir.path().join("work/model")).unwrap();
-        let again = model.evaluate("generated", "source", params.clone(), 7).unwrap();
+        let again = model.evaluate(&Asked::of("generated", "source", params.clone(), 7)).unwrap();
         // Its job has scored it in the precision that it was trained in.
         assert_eq!(again.loss == report.evaluation.loss, planned.is_none());
         assert!((again.loss - report.evaluation.loss).abs() < NEAR * again.loss);

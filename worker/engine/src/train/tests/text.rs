@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     backbone::{DISTILBERT, Shape},
     data::tokens::{self, Text},
-    predict::Model,
+    predict::{Asked, Model},
     weights::{Contract, testing::bare},
 };
 
@@ -92,7 +92,7 @@ fn an_encoder_is_fine_tuned_in_stages_and_any_number_of_ranks_gives_the_same_fil
         let said = model.predict_text("the film was great").unwrap();
         assert!(model.classes()[1] == "good" && said[1] > 0.5, "{said:?}");
         let place = data.path().join("val.tsv").display().to_string();
-        let again = model.evaluate("text", &place, Default::default(), 0).unwrap();
+        let again = model.evaluate(&Asked::of("text", &place, Default::default(), 0)).unwrap();
         assert_eq!(again, wanted.as_ref().unwrap().1);
         assert!(dir.path().join("work/model/tokenizer.json").is_file());
     }

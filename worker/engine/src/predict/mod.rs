@@ -1,11 +1,14 @@
 //! A finished model at work: classes of images, and its score on a data set.
 
+mod support;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
 use candle_core::Tensor;
+pub use support::{Learned, Taught};
 use tl_proto::spec::{AugmentSection, DataSection, ModelSection, Params, Precision};
 
 use crate::{
@@ -13,7 +16,7 @@ use crate::{
     collective::Solo,
     data::{augment::View, image_folder, pixels},
     eval::{Evaluation, softmax},
-    train::{evaluate, export::About, inputs::Inputs, net, net::Net, samples::Samples},
+    train::{evaluate, export::About, net, net::Net, samples::Samples},
     weights,
 };
 
@@ -21,6 +24,7 @@ use crate::{
 pub struct Model {
     net: Net,
     classes: Vec<String>,
+    taught: Option<Taught>,
 }
 
 impl Model {
@@ -33,7 +37,7 @@ impl Model {
         let shown = file.display().to_string();
         let about = weights::metadata(&file)?.remove("tl").and_then(|text| serde_json::from_str::<About>(&text).ok());
         let embeds = about.as_ref().is_some_and(|a| a.embeds);
-        let Some(About { backbone, classes, model: Some(model), .. }) = about.filter(|_| !embeds) else {
+        let Some(About { backbone, classes, model: Some(model), taught, .. }) = about.filter(|_| !embeds) else {
             if embeds {
                 return Err(Error::user(
                     format!(
@@ -56,7 +60,7 @@ impl Model {
         // What is exported are f32 parameters, whatever they were trained with: products of a finished model are f32 too.
         model.precision = Precision::F32;
         let net = Net::build(&model, &classes, true, 0, &BTreeMap::new())?;
-        Ok(Self { net, classes })
+        Ok(Self { net, classes, taught })
     }
 
     /// Names of its classes.
@@ -70,13 +74,30 @@ impl Model {
     /// # Errors
     /// Something that is no image, or no text.
     pub fn predict(&self, image: &Path) -> Result<Vec<f64>> {
+        self.knows_classes()?;
+        self.probabilities(self.input(image)?)
+    }
+
+    /// Whether it has classes of its own.
+    fn knows_classes(&self) -> Result<()> {
+        if self.taught.is_none() {
+            return Ok(());
+        }
+        Err(Error::user(
+            "the model has no classes of its own: it learns them from a few samples of each",
+            "give it some: `--support FOLDER`, with a folder for each class",
+        ))
+    }
+
+    /// What the network is fed of a file.
+    fn input(&self, image: &Path) -> Result<Tensor> {
         let shown = image.display();
         let bytes = std::fs::read(image)
             .map_err(|e| Error::user(format!("`{shown}` cannot be read: {e}"), "check the path"))?;
         if self.net.contract.text.is_some() {
             let text = String::from_utf8(bytes);
             let text = text.map_err(|_| Error::user(format!("`{shown}` is not text in UTF-8"), ""))?;
-            return self.predict_text(text.trim());
+            return self.text(text.trim());
         }
         let decoded = image_folder::decode(&bytes)
             .map_err(|e| Error::user(format!("`{shown}` is not an image: {e}"), "JPEG and PNG can be read"))?;
@@ -85,7 +106,7 @@ impl Model {
         let square = pixels::square(&decoded, contract.filter(), contract.resize_short_side as usize, side);
         let mut input = vec![0.0; pixels::values(contract)];
         pixels::input(&square, &View::PLAIN, contract, &mut input);
-        self.probabilities(pixels::batch(input, 1, side)?)
+        pixels::batch(input, 1, side)
     }
 
     /// The same for a text.
@@ -93,10 +114,15 @@ impl Model {
     /// # Errors
     /// A model of images, a text without words.
     pub fn predict_text(&self, text: &str) -> Result<Vec<f64>> {
+        self.knows_classes()?;
+        self.probabilities(self.text(text)?)
+    }
+
+    fn text(&self, text: &str) -> Result<Tensor> {
         let contract = &self.net.contract.text;
         let contract = contract.as_ref().ok_or_else(|| Error::user("the model wants images, not text", ""))?;
         let ids = contract.ids(text).map_err(|e| Error::user(format!("the text cannot be read: {e}"), ""))?;
-        self.probabilities(contract.batch(&[ids], false)?)
+        contract.batch(&[ids], false)
     }
 
     fn probabilities(&self, batch: Tensor) -> Result<Vec<f64>> {
@@ -105,38 +131,78 @@ impl Model {
         Ok(softmax(logits.first().map_or(&[], Vec::as_slice)))
     }
 
-    /// Scores the model on a data set with the same classes. `seed` is that of the job, for generated data.
+    /// Scores the model on a data set with the same classes; by few-shot episodes if that is what it was taught by, or if
+    /// their shape is asked for.
     ///
     /// # Errors
     /// Data that is not there, that will not decode, or with other classes.
-    pub fn evaluate(&self, format: &str, place: &str, params: Params, seed: u32) -> Result<Evaluation> {
-        let spec = DataSection {
-            format: format.into(),
-            train: place.into(),
-            val: place.into(),
-            batch: 1,
-            grains: None,
-            train_per_class: None,
-            skip_bad: 0,
-            class_weights: None,
-            sampling: tl_proto::spec::Sampling::default(),
-            augment: AugmentSection::default(),
-            params,
-            target: None,
-            pairs: None,
-        };
-        let samples = Samples::open(&spec, "val", seed)?;
+    pub fn evaluate(&self, asked: &Asked) -> Result<Evaluation> {
+        let spec = section(&asked.format, &asked.place, asked.params.clone(), &asked.classes);
+        let samples = Samples::open(&spec, "val", asked.seed)?;
         samples.fits(&self.net.contract)?;
+        if self.taught.is_some() || asked.way.is_some() || asked.shot.is_some() {
+            return self.by_episodes(asked, &samples);
+        }
         if samples.dataset.classes() != self.classes {
+            let place = &asked.place;
             return Err(Error::user(
                 format!("`{place}` has the classes {:?} and the model {:?}", samples.dataset.classes(), self.classes),
                 "a model can only be scored on its own classes",
             ));
         }
-        let store = &self.net.network.initial;
-        let shape = self.net.shape_at(store, 0)?;
-        let inputs = Inputs { net: &self.net, samples: &samples, cut: 0, features: None, shape, whole: false };
-        let outcomes = evaluate::evaluate(store, &inputs, &mut Solo)?;
+        let outcomes = evaluate::evaluate(&self.net.network.initial, &self.inputs(&samples)?, &mut Solo)?;
         Ok(Evaluation::new(&self.classes, &outcomes))
+    }
+}
+
+/// What a model is to be scored on.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    /// A data format.
+    pub format: String,
+    /// Where the samples are.
+    pub place: String,
+    /// Parameters of the format.
+    pub params: Params,
+    /// Seed of the job, for generated data and episodes.
+    pub seed: u32,
+    /// Only these classes, as `data.val_classes` names them; all if there are none.
+    pub classes: Vec<String>,
+    /// Classes of an episode; what the job said if nothing is asked.
+    pub way: Option<u32>,
+    /// The same for the samples of each class that it shows.
+    pub shot: Option<u32>,
+    /// And for those that it asks for.
+    pub query: Option<u32>,
+    /// Episodes.
+    pub episodes: Option<u32>,
+}
+
+impl Asked {
+    /// All samples of a place.
+    pub fn of(format: &str, place: &str, params: Params, seed: u32) -> Self {
+        Self { format: format.into(), place: place.into(), params, seed, ..Self::default() }
+    }
+}
+
+/// Samples of a place.
+fn section(format: &str, place: &str, params: Params, classes: &[String]) -> DataSection {
+    DataSection {
+        format: format.into(),
+        train: place.into(),
+        val: place.into(),
+        batch: 1,
+        grains: None,
+        train_per_class: None,
+        train_classes: Vec::new(),
+        val_classes: classes.to_vec(),
+        skip_bad: 0,
+        class_weights: None,
+        sampling: tl_proto::spec::Sampling::default(),
+        augment: AugmentSection::default(),
+        params,
+        target: None,
+        pairs: None,
+        episodes: None,
     }
 }

@@ -1,0 +1,212 @@
+//! Runs on few-shot episodes.
+
+use super::*;
+use crate::predict::{Asked, Model};
+
+/// Two stages, batch-norms that learn, dropout, views, an odd number of episodes a step and a tail; rotations, and classes
+/// of one data set divided by name.
+const JOB: &str = r#"
+schema = 1
+job = { name = "t", kind = "fewshot", seed = 3 }
+data = { format = "generated", train = "source", val = "source", batch = 5, grains = 3, train_classes = ["circle", "ring", "square*"], val_classes = ["4..7"], params = { train_samples = 6, val_samples = 8 }, augment = { flip = true, views = 2 }, episodes = { way = 3, shot = 2, query = 3, train_way = 4, train_query = 2, per_epoch = 7, val = 9, test = 20, rotations = "train" } }
+model = { backbone = "small_cnn", head = { hidden = [16], dropout = 0.3, norm = "batch" } }
+checkpoint = { every = 1 }
+objective = { OBJECTIVE }
+[stop]
+monitor = "val.accuracy"
+restore_best = true
+[[stage]]
+name = "top"
+epochs = 1
+train = ["head", "block3"]
+lr = 0.003
+bn = "train"
+[[stage]]
+name = "all"
+epochs = 2
+train = ["*"]
+lr = 0.003
+bn = "train"
+"#;
+
+/// The job with a method; what adapts trains on as many classes as it is judged with.
+fn job(method: &str) -> String {
+    let job = JOB.replace("OBJECTIVE", method);
+    if method.contains("maml") { job.replace("train_way = 4, ", "") } else { job }
+}
+
+/// The same without training.
+fn untrained(method: &str) -> String {
+    job(method).split("[stop]").next().unwrap().to_owned()
+}
+
+const TRAINED: [&str; 4] = [
+    "method = \"prototype\"",
+    "method = \"matching\", scale = 5",
+    "method = \"maml\", steps = 2, inner_lr = 0.05",
+    "method = \"maml\", adapt = [\"head\"], inner_lr = 0.05",
+];
+
+const UNTRAINED: [&str; 4] = [
+    "method = \"prototype\"",
+    "method = \"linear\"",
+    "method = \"fine_tune\", steps = 3",
+    "method = \"fine_tune\", steps = 3, layers = [\"head\"]",
+];
+
+#[test]
+fn every_method_gives_the_same_file_and_figures_for_any_number_of_ranks() {
+    let mut files = std::collections::BTreeSet::new();
+    for (i, method) in TRAINED.iter().enumerate() {
+        let mut wanted = None;
+        for world in [1, 2 + i % 2] {
+            let dir = tempfile::tempdir().unwrap();
+            let report = train(&job(method), world, world == 3, dir.path(), &[], &Recorder::default())
+                .unwrap_or_else(|e| panic!("{method}: {e}"));
+            let got =
+                (model_of(dir.path()), report.evaluation.clone(), report.baselines.clone(), report.history.clone());
+            let episodes = report.evaluation.episodes.clone().unwrap();
+            assert_eq!((episodes.count, report.evaluation.samples, report.steps), (20, 20 * 9, 3 * 2));
+            assert!(report.overlap.is_empty() && report.history.iter().all(|h| h.values.contains_key("val.interval")));
+            assert_eq!(wanted.get_or_insert_with(|| got.clone()), &got, "{method}, {world} ranks");
+        }
+        assert!(files.insert(wanted.unwrap().0.to_hex().to_string()), "{method} changes nothing");
+    }
+}
+
+#[test]
+fn a_frozen_network_is_judged_alike_by_any_number_of_ranks_and_what_is_beside_it_too() {
+    let mut accuracies = Vec::new();
+    for method in UNTRAINED {
+        let mut wanted = None;
+        for world in [1, 3] {
+            let dir = tempfile::tempdir().unwrap();
+            let report = train(&untrained(method), world, false, dir.path(), &[], &Recorder::default())
+                .unwrap_or_else(|e| panic!("{method}: {e}"));
+            let names: Vec<&str> = report.baselines.iter().map(|b| b.name.as_str()).collect();
+            assert_eq!(names.len(), if method.contains("prototype") { 1 } else { 2 }, "{names:?}");
+            assert_eq!((report.steps, report.prefix.needed > 0), (0, true));
+            let got = (report.evaluation.clone(), report.baselines.clone());
+            assert_eq!(wanted.get_or_insert_with(|| got.clone()), &got, "{method}, {world} ranks");
+        }
+        let (evaluation, baselines) = wanted.unwrap();
+        accuracies.push((evaluation, baselines.last().unwrap().evaluation.clone()));
+    }
+    // Beside the others stands what the first of them is: the same network on the same episodes.
+    assert_eq!(accuracies[0].0, accuracies[1].1);
+    assert!((1..4).all(|i| accuracies[i].0 != accuracies[0].0), "each method has figures of its own");
+}
+
+#[test]
+fn a_run_on_episodes_goes_on_where_it_stopped_with_what_it_had_measured() {
+    for method in [TRAINED[0], TRAINED[2]] {
+        let undisturbed = tempfile::tempdir().unwrap();
+        let whole = train(&job(method), 1, false, undisturbed.path(), &[], &Recorder::default()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let link = Recorder { stop_after: Some(3), ..Recorder::default() };
+        train(&job(method), 2, false, dir.path(), &[], &link).unwrap_err();
+        let resume = link.checkpoints.lock().unwrap().clone();
+        let report = train(&job(method), 3, false, dir.path(), &resume, &Recorder::default()).unwrap();
+        assert_eq!(model_of(dir.path()), model_of(undisturbed.path()));
+        assert_eq!((report.baselines, report.evaluation), (whole.baselines, whole.evaluation));
+    }
+}
+
+#[test]
+fn the_first_steps_of_episodes_are_verified_on_more_ranks() {
+    for method in [TRAINED[0], TRAINED[3]] {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(&job(method), dir.path(), "cache", Vec::new());
+        let compared = crate::train::verify::verify(&config, 2).unwrap();
+        assert!(compared.len() == 4 && compared.iter().all(|c| c.holds()), "{compared:?}");
+    }
+}
+
+#[test]
+fn batch_norms_may_take_the_statistics_of_all_episodes_of_a_step() {
+    let job = job(TRAINED[0]).replace("bn = \"train\"", "bn = \"train\"\nbn_scope = \"batch\"");
+    let files = [1, 2].map(|world| {
+        let dir = tempfile::tempdir().unwrap();
+        train(&job, world, false, dir.path(), &[], &Recorder::default()).unwrap();
+        model_of(dir.path())
+    });
+    assert_eq!(files[0], files[1]);
+}
+
+#[test]
+fn classes_that_were_trained_on_are_told_and_change_nothing() {
+    let both = job(TRAINED[0]).replace("\"square*\"", "\"square*\", \"triangle\"");
+    let dir = tempfile::tempdir().unwrap();
+    let link = Recorder::default();
+    let report = train(&both, 1, false, dir.path(), &[], &link).unwrap();
+    assert_eq!(report.overlap, ["triangle"]);
+    assert!(report.to_text().contains("1 of the classes that were judged were trained on too"), "{}", report.to_text());
+    assert!(link.notices.lock().unwrap().contains(&Notice::SameClasses));
+    let plan = crate::train::probe::probe(&config(&both, dir.path(), "cache", Vec::new())).unwrap();
+    assert!(plan.warnings[0].contains("class `triangle` is in `data.train` and in `data.val`"), "{:?}", plan.warnings);
+    let episodes = plan.episodes.unwrap();
+    // Five classes in four turns, and four as they are.
+    assert_eq!((episodes.classes, plan.steps_per_epoch, plan.grains), ([20, 4], 2, 3));
+    assert_eq!(plan.grain_samples, 2 * 4 * (2 + 2), "two episodes of the largest grain");
+}
+
+#[test]
+fn a_finished_model_learns_the_classes_of_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = train(&job(TRAINED[0]), 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+    let model = Model::open(&dir.path().join("work/model")).unwrap();
+    // The same episodes again, from the file.
+    let spec = JobSpec::from_toml(&job(TRAINED[0]), &[]).unwrap();
+    let data = spec.data.unwrap();
+    let asked = Asked {
+        format: data.format,
+        place: data.val,
+        params: data.params,
+        seed: 3,
+        classes: data.val_classes,
+        ..Asked::default()
+    };
+    assert_eq!(model.evaluate(&asked).unwrap(), report.evaluation);
+    let other = model.evaluate(&Asked { way: Some(2), query: Some(1), episodes: Some(30), ..asked.clone() }).unwrap();
+    assert_eq!((other.samples, other.episodes.unwrap().count), (60, 30));
+    assert!(
+        model.evaluate(&Asked { shot: Some(6), ..asked }).unwrap_err().to_string().contains("6 to show and 3 to ask")
+    );
+
+    let picture = |name: &str, dark: bool| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let side = |x: u32| if (x < 16) == dark { 20 } else { 230 };
+        image::RgbImage::from_fn(32, 32, |x, _| image::Rgb([side(x); 3])).save(&path).unwrap();
+        path
+    };
+    let refused = model.predict(&picture("query.png", true)).unwrap_err();
+    assert!(refused.to_string().contains("no classes of its own"), "{refused}");
+    for (name, dark) in [("two/left/0.png", true), ("two/left/1.png", true), ("two/right/0.png", false)] {
+        picture(name, dark);
+    }
+    picture("flat/a.png", false);
+    picture("flat/b.png", true);
+    for (folder, classes, chosen) in [("two", ["left", "right"], 0), ("flat", ["a", "b"], 1)] {
+        let learned = model.learn(&dir.path().join(folder)).unwrap();
+        assert_eq!(learned.classes(), classes);
+        let chances = learned.predict(&dir.path().join("query.png")).unwrap();
+        assert!(chances[chosen] > 0.5 && (chances.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{chances:?}");
+    }
+    picture("one/only/0.png", true);
+    assert!(model.learn(&dir.path().join("one")).is_err());
+}
+
+#[test]
+fn a_model_that_adapts_is_judged_by_episodes_and_refuses_single_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = train(&job(TRAINED[2]), 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+    let model = Model::open(&dir.path().join("work/model")).unwrap();
+    let data = JobSpec::from_toml(&job(TRAINED[2]), &[]).unwrap().data.unwrap();
+    let (format, place, params, classes) = (data.format, data.val, data.params, data.val_classes);
+    let asked = Asked { format, place, params, seed: 3, classes, ..Asked::default() };
+    assert_eq!(model.evaluate(&asked).unwrap(), report.evaluation);
+    let error = model.evaluate(&Asked { way: Some(2), ..asked }).unwrap_err().to_string();
+    assert!(error.contains("tells 3 classes apart"), "{error}");
+    assert!(model.learn(dir.path()).err().unwrap().to_string().contains("steps on its weights"));
+}
