@@ -12,9 +12,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let services = env::var_os("CARGO_FEATURE_GRPC").is_some();
     let mut config = tonic_prost_build::configure().build_client(services).build_server(services).btree_map(".");
     // What users see is JSON too: on the dashboard and in `--output json`.
-    for message in
-        ["Failure", "BlobRef", "Artifact", "MetricRow", "LogLine", "Activity", "Job", "Phase", "Placement", "Node"]
-    {
+    let shown = [
+        "Failure",
+        "BlobRef",
+        "Artifact",
+        "MetricRow",
+        "LogLine",
+        "Activity",
+        "Job",
+        "Phase",
+        "Placement",
+        "Node",
+        "Hardware",
+        "Gpu",
+    ];
+    for message in shown {
         config = config.message_attribute(format!(".tl.v1.{message}"), "#[derive(serde::Serialize)]");
     }
     for field in ["Job.spec_json", "Phase.result_json"] {

@@ -348,7 +348,15 @@ stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
     fn join(node: &NodeId) -> Command {
         let slots = vec![Slot { index: 0, device: "cpu".into(), address: "n:1".into(), weight: 1 }];
         let (name, incarnation, build) = ("n".into(), "a".into(), "b".into());
-        Command::Join { node: node.clone(), name, incarnation, build, slots, catalog: Box::default() }
+        Command::Join {
+            node: node.clone(),
+            name,
+            incarnation,
+            build,
+            slots,
+            catalog: Box::default(),
+            hardware: Box::default(),
+        }
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod deadlines;
 pub mod elastic;
 pub mod failure;
+pub mod hardware;
 pub mod ids;
 pub mod spec;
 pub mod words;

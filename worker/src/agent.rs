@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tl_proto::v1::{self, agent_message::Body};
+use tl_proto::{
+    hardware::{Device, Hardware},
+    v1::{self, agent_message::Body},
+};
 use tokio::sync::watch;
 use tonic::Code;
 
@@ -18,6 +21,7 @@ use crate::{
     datasets::DataSets,
     home::{self, Home},
     hub::Models,
+    inventory,
     outbox::Outbox,
     process::Context,
     rank,
@@ -87,9 +91,13 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     let roots = Roots::open(&config.roots).map_err(Error::Config)?;
     let remote = Remote::new(&config.coordinator, config.token.as_deref()).map_err(Error::Config)?;
     let slots = slots(&config)?;
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let hardware = inventory::look();
+    if !hardware.note.is_empty() {
+        tracing::info!("trains on CPUs: {}", hardware.note);
+    }
+    let cores = hardware.cores.max(1) as usize;
     let threads = if config.threads > 0 { config.threads } else { (cores / config.slots as usize).max(1) };
-    let identity = identity(&config, &home, &slots, threads)?;
+    let identity = identity(&config, &home, &slots, (hardware, threads))?;
     let (outbox, reporter) = (Outbox::default(), Reporter::default());
     reporter.adopt(&home.work());
     let reports = tokio::spawn(reporter.clone().run(remote.clone()));
@@ -210,7 +218,12 @@ fn local_address(coordinator: &str) -> Result<IpAddr, Error> {
     Ok(socket.local_addr()?.ip())
 }
 
-fn identity(config: &Config, home: &Home, slots: &[Slot], threads: usize) -> Result<Identity, Error> {
+fn identity(
+    config: &Config,
+    home: &Home,
+    slots: &[Slot],
+    (hardware, threads): (Hardware, usize),
+) -> Result<Identity, Error> {
     let host = || nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_else(|| "node".into());
     let catalog_json = serde_json::to_vec(&rank::catalog()).map_err(|e| Error::Config(e.to_string()))?;
     Ok(Identity {
@@ -222,11 +235,13 @@ fn identity(config: &Config, home: &Home, slots: &[Slot], threads: usize) -> Res
             .iter()
             .map(|s| v1::Slot {
                 index: s.index,
-                device: "cpu".into(),
+                // Also where there are GPUs: what a slot offers is what the engine can train on.
+                device: Device::Cpu.to_string(),
                 address: s.address.clone(),
                 weight: threads as u32,
             })
             .collect(),
+        hardware: hardware.into(),
         catalog_json,
     })
 }

@@ -37,6 +37,8 @@ pub struct Order {
     pub addresses: Vec<String>,
     /// How much each rank can do, by rank.
     pub weights: Vec<u32>,
+    /// What each rank runs on, by rank.
+    pub devices: Vec<String>,
     /// Names job, phase and generation.
     pub attempt: String,
     /// Proves membership.

@@ -230,6 +230,9 @@ async fn start(
         addresses: launch.addresses.clone(),
         // A coordinator that speaks of no weights means equal ones.
         weights: (0..launch.addresses.len()).map(|r| launch.weights.get(r).copied().unwrap_or(1).max(1)).collect(),
+        devices: (0..launch.addresses.len())
+            .map(|r| launch.devices.get(r).cloned().unwrap_or_else(|| "cpu".into()))
+            .collect(),
         attempt: format!("{}/{}/{}", key.job, key.phase, key.generation),
         secret: launch.secret.clone(),
         rendezvous_ms: launch.rendezvous_ms,

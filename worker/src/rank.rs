@@ -24,13 +24,17 @@ use std::{
 use serde_json::json;
 use tl_engine::{
     Error,
-    collective::{Mesh, MeshConfig, Solo},
+    collective::{
+        Mesh, MeshConfig, Solo,
+        choice::{Way, choose},
+    },
     link::{Link, Notice, Row},
     num::pool,
     train::{self, export::Report},
 };
 use tl_proto::{
     failure::{Failure, FailureClass},
+    hardware::Device,
     spec,
 };
 
@@ -54,6 +58,9 @@ pub use tl_engine::{
     eval::Evaluation,
     predict::{Asked, Model},
 };
+
+/// GPUs, and quick looks at what this machine computes, for the inventory and `tl-worker doctor`.
+pub use tl_engine::{check, gpu, num::simd};
 
 /// How a comparison of ranks came out, for `tlctl verify`.
 pub use tl_engine::train::verify::{Compared, Difference, ROOM};
@@ -219,8 +226,9 @@ fn work(
     let rows = OpenOptions::new().create(true).append(true).open(order.work.join(ROWS));
     let rows = rows.map_err(Error::disk("open the series")).map_err(failed)?;
     let mut link = ToAgent { socket: socket.clone(), rows: Some(rows), stop: stop.clone() };
+    let way = way(&order.devices)?;
     tracing::info!("rank {} of {} with {} threads", order.rank, order.addresses.len(), order.threads);
-    let report = if order.addresses.len() == 1 {
+    let report = if way == Way::Solo {
         pool::run(|| train::run(&config, &mut Solo, &mut link))
     } else {
         let mut mesh = Mesh::connect(
@@ -251,6 +259,19 @@ fn work(
     Ok((order.rank == 0).then(|| summary(&report)))
 }
 
+/// How the ranks of an attempt talk to each other.
+fn way(devices: &[String]) -> Result<Way, Failure> {
+    let known = |name: &String| {
+        let hint = "use the same release everywhere";
+        Device::parse(name).ok_or_else(|| Failure::user(format!("this worker knows no device `{name}`"), hint))
+    };
+    let devices = devices.iter().map(known).collect::<Result<Vec<_>, _>>()?;
+    if !gpu::TRAINS && devices.iter().any(|d| *d != Device::Cpu) {
+        return Err(Failure::user(gpu::CANNOT_TRAIN, "set `cluster.device = \"cpu\"`"));
+    }
+    choose(&devices).map_err(|e| Failure::user(e.to_string(), "set `cluster.device` to `cpu` or `cuda`"))
+}
+
 /// What the coordinator keeps of a report; the whole of it is an artifact.
 fn summary(report: &Report) -> serde_json::Value {
     let e = &report.evaluation;
@@ -277,4 +298,18 @@ fn summary(report: &Report) -> serde_json::Value {
         "stages": report.stages,
         "baselines": report.baselines,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_on_cpus_talk_over_tcp_and_gpus_are_refused_while_they_cannot_train() {
+        let way = |devices: &[&str]| way(&devices.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!((way(&["cpu"]).unwrap(), way(&["cpu", "cpu"]).unwrap()), (Way::Solo, Way::Tcp));
+        for devices in [&["cuda:0"][..], &["cpu", "cuda:0"], &["rocm:0"]] {
+            assert_eq!(way(devices).unwrap_err().class, FailureClass::User, "{devices:?}");
+        }
+    }
 }

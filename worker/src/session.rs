@@ -28,6 +28,8 @@ pub struct Identity {
     pub build: String,
     /// What it offers.
     pub slots: Vec<v1::Slot>,
+    /// What it is made of.
+    pub hardware: v1::Hardware,
     /// What its engine can do.
     pub catalog_json: Vec<u8>,
 }
@@ -110,6 +112,7 @@ impl Session<'_> {
             protocol: PROTOCOL,
             build: me.build,
             slots: me.slots,
+            hardware: Some(me.hardware),
             catalog_json: me.catalog_json,
             running: self.census.borrow().running.clone(),
         }

@@ -13,9 +13,11 @@ pub(super) async fn list(client: &Client, output: &Output) -> Result<u8, Error> 
     output.print(&json!({ "event": "nodes", "nodes": nodes }), || {
         let rows = nodes.iter().map(|n| {
             let used = format!("{}/{}", n.busy, n.slots);
-            vec![n.id.clone(), n.name.clone(), n.status.clone(), n.device.clone(), used, n.build.clone()]
+            let device = n.device.split(':').next().unwrap_or_default().to_owned();
+            let (name, machine, build) = (n.name.clone(), n.machine.clone(), n.build.clone());
+            vec![n.id.clone(), name, n.status.clone(), device, used, machine, build]
         });
-        table(&["ID", "NAME", "STATUS", "DEVICE", "USED", "BUILD"], &rows.collect::<Vec<_>>())
+        table(&["ID", "NAME", "STATUS", "DEVICE", "USED", "MACHINE", "BUILD"], &rows.collect::<Vec<_>>())
     });
     Ok(0)
 }

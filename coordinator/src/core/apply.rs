@@ -33,13 +33,14 @@ pub fn apply(state: &mut State, event: &Event) {
             };
             state.jobs.insert(job.clone(), fresh);
         }
-        Event::NodeJoined { node, name, incarnation, build, slots, catalog } => {
+        Event::NodeJoined { node, name, incarnation, build, slots, catalog, hardware } => {
             let known = state.nodes.get(node);
             let fresh = Node {
                 name: name.clone(),
                 incarnation: incarnation.clone(),
                 slots: slots.clone(),
                 build: build.clone(),
+                hardware: (**hardware).clone(),
                 status: NodeStatus::Ready,
                 draining: known.is_some_and(|n| n.draining),
                 seen_ms: known.map_or(0, |n| n.seen_ms),

@@ -4,6 +4,7 @@
 use tl_proto::{
     catalog::Catalog,
     failure::Failure,
+    hardware::Hardware,
     ids::{JobId, NodeId, PhaseId},
     spec::JobSpec,
 };
@@ -28,7 +29,15 @@ pub enum Command {
     /// Forget a data set.
     RemoveData { digest: String },
     /// A node says hello.
-    Join { node: NodeId, name: String, incarnation: String, build: String, slots: Vec<Slot>, catalog: Box<Catalog> },
+    Join {
+        node: NodeId,
+        name: String,
+        incarnation: String,
+        build: String,
+        slots: Vec<Slot>,
+        catalog: Box<Catalog>,
+        hardware: Box<Hardware>,
+    },
     /// A node's connection ended.
     Disconnect { node: NodeId, incarnation: String },
     /// A node goes for good.

@@ -72,7 +72,7 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
             }
             Ok(vec![Event::DataRemoved { digest }])
         }
-        Command::Join { node, name, incarnation, build, slots, catalog } => {
+        Command::Join { node, name, incarnation, build, slots, catalog, hardware } => {
             if let Some(known) = state.nodes.get(&node)
                 && known.status == NodeStatus::Ready
                 && known.incarnation != incarnation
@@ -82,7 +82,7 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
                     known.name
                 )));
             }
-            Ok(vec![Event::NodeJoined { node, name, incarnation, build, slots, catalog }])
+            Ok(vec![Event::NodeJoined { node, name, incarnation, build, slots, catalog, hardware }])
         }
         Command::Disconnect { node, incarnation } => {
             let known =

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use tl_proto::{
     catalog::Catalog,
     failure::Failure,
+    hardware::Hardware,
     ids::{JobId, NodeId, PhaseId},
     spec::JobSpec,
 };
@@ -33,6 +34,8 @@ pub enum Event {
         build: String,
         slots: Vec<Slot>,
         catalog: Box<Catalog>,
+        #[serde(default)]
+        hardware: Box<Hardware>,
     },
     /// A node's connection ended.
     NodeDisconnected { node: NodeId },

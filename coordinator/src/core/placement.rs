@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tl_proto::{ids::NodeId, spec::Device};
+use tl_proto::{hardware::kind, ids::NodeId, spec::Device};
 
 use super::{
     State,
@@ -20,13 +20,15 @@ pub(super) struct Room {
     pub busy: usize,
     /// The most, free or held, that could ever form one gang.
     pub most: usize,
+    /// Free and held ones by the kind of their device, of any build.
+    pub kinds: BTreeMap<String, usize>,
     /// On nodes that are being emptied.
     pub draining: usize,
     /// On nodes that are not heard of at the moment.
     pub unknown: usize,
 }
 
-/// Slots whose ranks are one program and reach each other.
+/// Slots whose ranks are one program on one kind of device and reach each other.
 #[derive(Default)]
 struct Group<'a> {
     /// The free ones of each node.
@@ -41,18 +43,24 @@ impl Group<'_> {
     }
 }
 
-/// What there is for a job that wants `device`, besides what is `taken` in this round, once `back` is given back.
-pub(super) fn room(state: &State, device: Device, taken: &BTreeSet<(NodeId, u32)>, back: &[Placement]) -> Room {
+/// What there is for a job that wants `need` ranks or more on `device`, besides what is `taken` in this round, once `back`
+/// is given back. Who takes any device gets GPUs where those are enough.
+pub(super) fn room(
+    state: &State,
+    (device, need): (Device, usize),
+    taken: &BTreeSet<(NodeId, u32)>,
+    back: &[Placement],
+) -> Room {
     let back: BTreeSet<(&NodeId, u32)> = back.iter().map(|p| (&p.node, p.slot)).collect();
     let held = state.held().into_iter().chain(taken.iter().map(|(n, s)| (n, *s)));
     let held: BTreeSet<(&NodeId, u32)> = held.filter(|slot| !back.contains(slot)).collect();
     let mut room = Room::default();
-    let mut groups: BTreeMap<(&str, bool), Group<'_>> = BTreeMap::new();
+    let mut groups: BTreeMap<(&str, bool, &str), Group<'_>> = BTreeMap::new();
     for (id, node) in state.nodes.iter().filter(|(_, n)| n.status != NodeStatus::Lost) {
         let fits = |d: &str| match device {
             Device::Auto => true,
             Device::Cpu => d == "cpu",
-            Device::Cuda => d.starts_with("cuda"),
+            Device::Cuda => kind(d) == "cuda",
         };
         let slots = node.slots.iter().filter(|s| fits(&s.device));
         if node.status == NodeStatus::Unknown {
@@ -64,21 +72,23 @@ pub(super) fn room(state: &State, device: Device, taken: &BTreeSet<(NodeId, u32)
             continue;
         }
         for slot in slots {
-            let group = groups.entry((node.build.as_str(), is_local(&slot.address))).or_default();
+            let group = groups.entry((node.build.as_str(), is_local(&slot.address), kind(&slot.device))).or_default();
             group.size += 1;
+            *room.kinds.entry(kind(&slot.device).to_owned()).or_default() += 1;
             if held.contains(&(id, slot.index)) {
                 room.busy += 1;
                 continue;
             }
             let (node, incarnation) = (id.clone(), node.incarnation.clone());
-            let (address, weight) = (slot.address.clone(), slot.weight);
-            let placement = Placement { node, incarnation, slot: slot.index, address, weight };
+            let (address, weight, device) = (slot.address.clone(), slot.weight, slot.device.clone());
+            let placement = Placement { node, incarnation, slot: slot.index, address, weight, device };
             group.free.entry(id).or_default().push(placement);
         }
     }
     room.most = groups.values().map(|g| g.size).max().unwrap_or(0);
     let free: usize = groups.values().map(Group::free).sum();
-    if let Some((_, best)) = groups.into_iter().max_by_key(|(_, g)| g.free()) {
+    let merit = |kind: &str, free: usize| (free >= need && kind == "cuda", free);
+    if let Some((_, best)) = groups.into_iter().max_by_key(|((_, _, kind), g)| merit(kind, g.free())) {
         let mut nodes: Vec<Vec<Placement>> = best.free.into_values().collect();
         // Fullest nodes first: a gang stays together, and small jobs do not break up large nodes. Of equal ones the
         // strongest. Stable, so by id.

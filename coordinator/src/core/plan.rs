@@ -123,14 +123,14 @@ fn stop_for_drain(state: &State, context: &Context<'_>, id: &JobId, phase: &Phas
 /// and only if nobody waits who could ever have the slots.
 fn grow(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attempt: &Attempt) -> Option<Event> {
     let job = state.jobs.get(id)?;
-    let (_, most) = ranks(job, phase)?;
+    let (fewest, most) = ranks(job, phase)?;
     let has = attempt.placements.len();
     let calm = context.now.saturating_sub(attempt.started_ms) >= context.deadlines.grow_cooldown_ms;
     if !calm || !attempt.exited.is_empty() {
         return None;
     }
     let device = job.step_spec(&phase.step)?.cluster.device;
-    let anew = room(state, device, &BTreeSet::new(), &attempt.placements).free.len().min(most);
+    let anew = room(state, (device, fewest), &BTreeSet::new(), &attempt.placements).free.len().min(most);
     let more = anew.checked_sub(has).filter(|more| *more > 0)?;
     if somebody_waits(state) {
         return None;
@@ -140,7 +140,7 @@ fn grow(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attempt
 
 /// Whether a phase waits that fits the slots there are, free or not.
 fn somebody_waits(state: &State) -> bool {
-    let reach = [Device::Auto, Device::Cpu, Device::Cuda].map(|d| (d, room(state, d, &BTreeSet::new(), &[]).most));
+    let reach = [Device::Auto, Device::Cpu, Device::Cuda].map(|d| (d, room(state, (d, 0), &BTreeSet::new(), &[]).most));
     let fits = |device: Device, need: usize| reach.iter().any(|(d, most)| *d == device && need <= *most);
     queue(state).into_iter().any(|(_, job, phase)| {
         let spec = job.step_spec(&phase.step);
@@ -180,7 +180,7 @@ fn placements(state: &State, context: &Context<'_>) -> Vec<Event> {
         if phase.not_before_ms > context.now {
             continue;
         }
-        let room = room(state, spec.cluster.device, &taken, &[]);
+        let room = room(state, (spec.cluster.device, fewest), &taken, &[]);
         if room.free.len() < fewest {
             if room.most >= fewest {
                 // It will fit when others are done: whoever comes later must not keep it waiting for ever.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tl_proto::{
     catalog::Catalog,
     failure::{Failure, FailureClass},
+    hardware::Hardware,
     ids::{JobId, NodeId, PhaseId},
     spec::{JobSpec, Source},
 };
@@ -179,10 +180,17 @@ pub struct Placement {
     /// How much it can do, relative to others.
     #[serde(default = "one")]
     pub weight: u32,
+    /// What it runs on: `cpu` or `cuda:N`.
+    #[serde(default = "cpu")]
+    pub device: String,
 }
 
 fn one() -> u32 {
     1
+}
+
+fn cpu() -> String {
+    "cpu".into()
 }
 
 /// A file in the blob store.
@@ -221,6 +229,9 @@ pub struct Node {
     pub slots: Vec<Slot>,
     /// Build of its worker.
     pub build: String,
+    /// What it is made of.
+    #[serde(default)]
+    pub hardware: Hardware,
     /// Where it stands.
     pub status: NodeStatus,
     /// Whether it is to be emptied.

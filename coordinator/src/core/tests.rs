@@ -103,8 +103,8 @@ impl World {
         let slot = |index| Slot { index, device: "cpu".into(), address: format!("{host}:{index}"), weight: 1 };
         let slots = (0..slots).map(slot).collect();
         let (name, incarnation) = (format!("n{n}"), incarnation.to_owned());
-        let catalog = Box::new(Catalog::default());
-        self.command(Command::Join { node: node(n), name, incarnation, build: build.into(), slots, catalog })?;
+        let (catalog, hardware, build) = (Box::default(), Box::default(), build.to_owned());
+        self.command(Command::Join { node: node(n), name, incarnation, build, slots, catalog, hardware })?;
         self.state.catalog = None;
         let now = self.now;
         self.state.nodes.get_mut(&node(n)).unwrap().seen_ms = now;

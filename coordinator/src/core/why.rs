@@ -1,6 +1,9 @@
 //! Why a job is where it is, typed and in one sentence.
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use tl_proto::ids::JobId;
 
@@ -43,6 +46,13 @@ pub enum Wait {
         /// The most slots that could form one gang.
         most: usize,
     },
+    /// There are slots enough, but some have a GPU and some have none: a gang is of one kind.
+    MixedDevices {
+        /// Ranks that it needs.
+        need: usize,
+        /// Slots of each kind of device.
+        kinds: BTreeMap<String, usize>,
+    },
     /// A more urgent job comes first.
     Behind(JobId),
     /// It pauses after a failure.
@@ -68,6 +78,7 @@ impl Wait {
             Self::TooFewSlots { .. } => "too_few_slots",
             Self::SlotsBusy { .. } => "slots_busy",
             Self::MixedBuilds { .. } => "mixed_builds",
+            Self::MixedDevices { .. } => "mixed_devices",
             Self::Behind(_) => "behind",
             Self::Backoff { .. } => "backoff",
             Self::Starting => "starting",
@@ -90,6 +101,10 @@ impl fmt::Display for Wait {
             Self::MixedBuilds { need, most } => {
                 let what = "slots of one build of the worker that reach each other";
                 write!(f, "it needs {need} {what}, and there are {most} at most")
+            }
+            Self::MixedDevices { need, kinds } => {
+                let kinds: Vec<String> = kinds.iter().map(|(kind, n)| format!("{n} on {kind}")).collect();
+                write!(f, "it needs {need} slots on one kind of device, and there are {}", kinds.join(" and "))
             }
             Self::Behind(job) => write!(f, "job {job} comes first"),
             Self::Backoff { left_ms, failure } => write!(f, "it pauses for {left_ms} ms after a failure: {failure}"),
@@ -126,12 +141,14 @@ pub fn why(state: &State, id: &JobId, now: Millis) -> Option<Wait> {
         return Some(Wait::NoNodes);
     }
     let need = ranks(job, phase)?.0;
-    let room = room(state, job.step_spec(&phase.step)?.cluster.device, &BTreeSet::new(), &[]);
+    let room = room(state, (job.step_spec(&phase.step)?.cluster.device, need), &BTreeSet::new(), &[]);
     let free = room.free.len();
     Some(if free >= need {
         queue.first().filter(|(j, _, _)| *j != id).map_or(Wait::Starting, |(j, _, _)| Wait::Behind((*j).clone()))
     } else if room.most >= need {
         Wait::SlotsBusy { need, free }
+    } else if free + room.apart + room.busy >= need && room.kinds.values().all(|n| *n < need) {
+        Wait::MixedDevices { need, kinds: room.kinds }
     } else if free + room.apart + room.busy >= need {
         Wait::MixedBuilds { need, most: room.most }
     } else if room.unknown > 0 {

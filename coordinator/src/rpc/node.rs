@@ -118,6 +118,7 @@ impl NodeService {
             build: hello.build,
             slots: slots.collect(),
             catalog: Box::new(catalog),
+            hardware: Box::new(hello.hardware.unwrap_or_default().into()),
         };
         self.driver.decide(command).await.map_err(|e| status(&e))?;
         Ok((node, hello.incarnation))
@@ -304,6 +305,7 @@ impl NodeService {
                 .map(|(step, b)| v1::Checkpoint { step: *step, blob: Some(blob(b)) })
                 .collect(),
             weights: attempt.placements.iter().map(|p| p.weight).collect(),
+            devices: attempt.placements.iter().map(|p| p.device.clone()).collect(),
             data,
             inputs,
             silence_ms: self.deadlines.silence_ms,

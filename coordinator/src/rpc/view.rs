@@ -90,5 +90,7 @@ pub fn node(state: &State, id: &NodeId) -> Option<v1::Node> {
         device: node.slots.first().map(|s| s.device.clone()).unwrap_or_default(),
         build: node.build.clone(),
         seen_ms: node.seen_ms,
+        machine: node.hardware.summary(),
+        hardware: Some(node.hardware.clone().into()),
     })
 }

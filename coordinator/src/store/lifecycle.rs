@@ -102,7 +102,15 @@ mod tests {
             build: "b".into(),
             slots: Vec::new(),
             catalog: Box::default(),
+            hardware: Box::default(),
         }
+    }
+
+    #[test]
+    fn what_an_older_release_has_written_of_a_node_is_read() {
+        let mut stored: serde_json::Value = serde_json::to_value(event(0)).unwrap();
+        stored.as_object_mut().unwrap().remove("hardware");
+        assert_eq!(serde_json::from_value::<Event>(stored).unwrap(), event(0));
     }
 
     #[test]

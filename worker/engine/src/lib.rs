@@ -5,12 +5,14 @@
 
 pub mod backbone;
 pub mod cache;
+pub mod check;
 pub mod collective;
 pub mod data;
 pub mod elastic;
 mod error;
 pub mod eval;
 pub mod files;
+pub mod gpu;
 pub mod link;
 pub mod memory;
 pub mod modifier;

@@ -16,6 +16,8 @@ struct Cli {
 
 #[derive(clap::Subcommand)]
 enum Role {
+    /// Look at this machine, and try what a rank does
+    Doctor(tl_worker::doctor::Args),
     /// One rank, started by an agent
     #[command(hide = true)]
     Rank,
@@ -24,8 +26,11 @@ enum Role {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     tl_worker::cli::logging();
-    if let Some(Role::Rank) = cli.role {
-        return tl_worker::rank::main();
+    match cli.role {
+        Some(Role::Rank) => return tl_worker::rank::main(),
+        Some(Role::Doctor(args)) if tl_worker::doctor::main(&args) => return ExitCode::SUCCESS,
+        Some(Role::Doctor(_)) => return ExitCode::FAILURE,
+        None => {}
     }
     match tl_worker::cli::main(cli.args, vec!["rank".into()]) {
         Ok(()) => ExitCode::SUCCESS,

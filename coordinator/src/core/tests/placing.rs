@@ -71,6 +71,44 @@ fn a_gang_for_which_no_build_has_slots_enough_holds_nobody_up() {
     assert_eq!(w.phase(3, "probe").status, PhaseStatus::Running);
 }
 
+fn give(w: &mut World, n: u128, device: &str) {
+    for slot in &mut w.state.nodes.get_mut(&node(n)).unwrap().slots {
+        slot.device = format!("{device}:{}", slot.index);
+    }
+}
+
+#[test]
+fn a_gang_is_never_of_gpus_and_cpus() {
+    let mut w = World::new();
+    for n in 1..=3 {
+        w.join(n, "a", 2).unwrap();
+    }
+    give(&mut w, 3, "cuda");
+    w.submit(1, "5", 0);
+    w.succeed(1, "probe");
+    assert_eq!((w.why(1), w.ranks(1)), ("mixed_devices", 0));
+    let wait = why(&w.state, &job(1), w.now).unwrap().to_string();
+    assert_eq!(wait, "it needs 5 slots on one kind of device, and there are 4 on cpu and 2 on cuda");
+    w.submit(2, "3", 0);
+    w.succeed(2, "probe");
+    assert_eq!(nodes(&w, 2), [node(1), node(1), node(2)], "three are there without a GPU only");
+}
+
+#[test]
+fn who_takes_any_device_gets_gpus_where_those_are_enough() {
+    let mut w = World::new();
+    w.join(1, "a", 4).unwrap();
+    w.join(2, "a", 2).unwrap();
+    give(&mut w, 2, "cuda");
+    w.submit(1, "\"1..4\"", 0);
+    w.succeed(1, "probe");
+    let placed: Vec<String> =
+        w.phase(1, "train").attempt.iter().flat_map(|a| &a.placements).map(|p| p.device.clone()).collect();
+    assert_eq!(placed, ["cuda:0", "cuda:1"]);
+    w.after(20_000);
+    assert!(!is_stopping(&w, 1), "it would be placed on the same ones anew");
+}
+
 #[test]
 fn a_worker_that_only_its_own_machine_reaches_joins_no_gang_of_others() {
     let mut w = World::new();

@@ -45,7 +45,7 @@ const time = (ms) => (ms ? new Date(ms).toLocaleString() : "");
 async function index() {
   const [{ jobs }, { nodes }] = await Promise.all([get("/api/jobs"), get("/api/nodes")]);
   fill("jobs", jobs.map((j) => [link(j), j.kind, marked(j.status), j.why, time(j.submitted_ms), j.id]));
-  fill("nodes", nodes.map((n) => [n.name, marked(n.status), n.device, `${n.busy} of ${n.slots}`, n.id]));
+  fill("nodes", nodes.map((n) => [n.name, marked(n.status), n.device, n.machine, `${n.busy} of ${n.slots}`, n.id]));
 }
 
 // No tool bar: it covers the picture, and dragging zooms without it.

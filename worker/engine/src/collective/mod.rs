@@ -1,6 +1,7 @@
 //! What ranks do together. Messages between pairs of ranks, in order; everything else is built on them, in one total
 //! order per rank.
 
+pub mod choice;
 mod frame;
 pub mod partition;
 mod peer;

@@ -1,0 +1,177 @@
+//! What a node is made of, and the devices that ranks run on.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::v1;
+
+/// What a rank runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Device {
+    /// A share of the cores.
+    Cpu,
+    /// A GPU of NVIDIA's, by its number on the node.
+    Cuda(u32),
+}
+
+impl Device {
+    /// What a slot calls its device; nothing for one that this build does not know.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name.split_once(':') {
+            None if name == "cpu" => Some(Self::Cpu),
+            Some(("cuda", number)) => number.parse().ok().map(Self::Cuda),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+/// The kind of a slot's device: `cuda` of `cuda:1`. A gang is of one kind.
+pub fn kind(device: &str) -> &str {
+    device.split(':').next().unwrap_or(device)
+}
+
+/// A machine, as its agent found it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hardware {
+    /// Cores that the agent may use.
+    pub cores: u32,
+    /// Bytes of memory; 0 where the system does not tell.
+    pub memory: u64,
+    /// How wide vectors are: `avx512`, `avx2`, `base`.
+    pub vector: String,
+    /// GPUs, used or not.
+    pub gpus: Vec<Gpu>,
+    /// Version of NVIDIA's driver; empty without one.
+    pub driver: String,
+    /// The newest CUDA that it knows; empty without one.
+    pub cuda: String,
+    /// Version of NCCL; empty without it.
+    pub nccl: String,
+    /// Why GPUs are not used, in a sentence; empty where that needs no reason.
+    pub note: String,
+}
+
+/// One GPU.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Gpu {
+    /// Its number on the node.
+    pub index: u32,
+    /// Its model.
+    pub name: String,
+    /// The same in every process.
+    pub uuid: String,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Compute capability, such as `9.0`.
+    pub compute: String,
+}
+
+impl Hardware {
+    /// In a few words.
+    pub fn summary(&self) -> String {
+        if self.cores == 0 {
+            return String::new();
+        }
+        let mut text = format!("{} cores", self.cores);
+        if self.memory > 0 {
+            text += &format!(", {} GiB", gib(self.memory));
+        }
+        for gpu in self.kinds() {
+            let many = self.gpus.iter().filter(|g| (&g.name, g.memory) == (&gpu.name, gpu.memory)).count();
+            text += &format!(", {many} x {} ({} GiB)", gpu.name, gib(gpu.memory));
+        }
+        if !self.gpus.is_empty() && !self.note.is_empty() {
+            text += ", not used";
+        }
+        text
+    }
+
+    /// One GPU of each model.
+    fn kinds(&self) -> Vec<&Gpu> {
+        let mut kinds: Vec<&Gpu> = Vec::new();
+        for gpu in &self.gpus {
+            if !kinds.iter().any(|k| (&k.name, k.memory) == (&gpu.name, gpu.memory)) {
+                kinds.push(gpu);
+            }
+        }
+        kinds
+    }
+}
+
+/// To the nearest.
+fn gib(bytes: u64) -> u64 {
+    (bytes + (1 << 29)) >> 30
+}
+
+impl From<v1::Hardware> for Hardware {
+    fn from(h: v1::Hardware) -> Self {
+        let gpu = |g: v1::Gpu| Gpu { index: g.index, name: g.name, uuid: g.uuid, memory: g.memory, compute: g.compute };
+        Self {
+            cores: h.cores,
+            memory: h.memory,
+            vector: h.vector,
+            gpus: h.gpus.into_iter().map(gpu).collect(),
+            driver: h.driver,
+            cuda: h.cuda,
+            nccl: h.nccl,
+            note: h.note,
+        }
+    }
+}
+
+impl From<Hardware> for v1::Hardware {
+    fn from(h: Hardware) -> Self {
+        let gpu = |g: Gpu| v1::Gpu { index: g.index, name: g.name, uuid: g.uuid, memory: g.memory, compute: g.compute };
+        Self {
+            cores: h.cores,
+            memory: h.memory,
+            vector: h.vector,
+            gpus: h.gpus.into_iter().map(gpu).collect(),
+            driver: h.driver,
+            cuda: h.cuda,
+            nccl: h.nccl,
+            note: h.note,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_as_they_are_written() {
+        for device in [Device::Cpu, Device::Cuda(0), Device::Cuda(15)] {
+            assert_eq!(Device::parse(&device.to_string()), Some(device));
+        }
+        for name in ["", "cpu:1", "cuda", "cuda:", "cuda:x", "rocm:0"] {
+            assert_eq!(Device::parse(name), None, "{name}");
+        }
+        assert_eq!((kind("cuda:3"), kind("cpu")), ("cuda", "cpu"));
+    }
+
+    #[test]
+    fn a_machine_is_summed_up_with_each_model_of_gpu_once() {
+        let gpu = |name: &str, memory| Gpu { name: name.into(), memory: memory << 30, ..Gpu::default() };
+        let gpus = vec![gpu("H100", 80), gpu("L4", 24), gpu("H100", 80)];
+        let mut machine = Hardware { cores: 16, memory: (128 << 30) - 7, gpus, ..Hardware::default() };
+        assert_eq!(machine.summary(), "16 cores, 128 GiB, 2 x H100 (80 GiB), 1 x L4 (24 GiB)");
+        machine.note = "why".into();
+        assert_eq!(machine.summary(), "16 cores, 128 GiB, 2 x H100 (80 GiB), 1 x L4 (24 GiB), not used");
+        let (there, back) = (v1::Hardware::from(machine.clone()), Hardware::from);
+        assert_eq!(back(there), machine);
+        assert_eq!(Hardware::default().summary(), "");
+    }
+}

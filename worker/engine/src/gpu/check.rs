@@ -1,0 +1,117 @@
+//! Whether a GPU works: copies, a product, and a sum through NCCL.
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use cudarc::{
+    cublas::{CudaBlas, Gemm, GemmConfig, result::CublasError, sys::cublasOperation_t},
+    driver::{CudaContext, CudaStream, DriverError},
+};
+use nccl_rs::{Communicator, Nccl, Options};
+use nvlib::Library;
+
+use super::Checked;
+use crate::{Error, Result};
+
+/// Elements that are copied.
+const COPIED: usize = 1 << 26;
+/// Rows, columns and depth of the product.
+const SIDE: usize = 4096;
+/// How often each is done.
+const TIMES: u32 = 10;
+/// How long NCCL may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Copies, multiplies and adds up on a GPU.
+///
+/// # Errors
+/// There is no such GPU, or it does not copy. That a library is missing is a part of the answer.
+pub fn check(index: u32) -> Result<Checked> {
+    let missing = |e: &dyn std::fmt::Display| Error::user(e.to_string(), "install NVIDIA's driver");
+    Library::Driver.open().map_err(|e| missing(&e))?;
+    // The bindings panic where a library of another age lacks a function.
+    let work = || on(index).map_err(|e| Error::Internal(format!("GPU {index}: {e}")));
+    let done = std::panic::catch_unwind(AssertUnwindSafe(work));
+    done.unwrap_or_else(|_| Err(Error::Internal(format!("the driver lacks what a check of GPU {index} needs"))))
+}
+
+fn on(index: u32) -> Result<Checked, String> {
+    let driver = |e: DriverError| format!("the driver answers {:?}", e.0);
+    let stream = CudaContext::new(index as usize).and_then(|c| c.new_stream()).map_err(driver)?;
+    Ok(Checked { copy: copy(&stream).map_err(driver)?, multiply: multiply(&stream), all_reduce: all_reduce(&stream) })
+}
+
+/// Seconds for each of several times `work`, all of whose work is done by then.
+fn timed<E>(
+    stream: &CudaStream,
+    mut work: impl FnMut() -> Result<(), E>,
+    failed: impl Fn(DriverError) -> E,
+) -> Result<f64, E> {
+    // Once before the clock runs: what is loaded or built first is not what is measured.
+    work()?;
+    stream.synchronize().map_err(&failed)?;
+    let started = Instant::now();
+    for _ in 0..TIMES {
+        work()?;
+    }
+    stream.synchronize().map_err(failed)?;
+    Ok(started.elapsed().as_secs_f64() / f64::from(TIMES))
+}
+
+fn copy(stream: &Arc<CudaStream>) -> Result<f64, DriverError> {
+    let from = stream.alloc_zeros::<f32>(COPIED)?;
+    let mut to = stream.alloc_zeros::<f32>(COPIED)?;
+    let seconds = timed(stream, || stream.memcpy_dtod(&from, &mut to), |e| e)?;
+    Ok((2 * COPIED * size_of::<f32>()) as f64 / seconds)
+}
+
+#[expect(unsafe_code, reason = "cuBLAS takes sizes on trust")]
+fn multiply(stream: &Arc<CudaStream>) -> Result<f64, String> {
+    Library::Cublas.open().map_err(|e| e.to_string())?;
+    let (driver, failed) =
+        (|e: DriverError| format!("the driver answers {:?}", e.0), |e: CublasError| format!("cuBLAS: {e:?}"));
+    let blas = CudaBlas::new(stream.clone()).map_err(failed)?;
+    let ones = stream.clone_htod(&vec![1.0f32; SIDE * SIDE]).map_err(driver)?;
+    let mut product = stream.alloc_zeros::<f32>(SIDE * SIDE).map_err(driver)?;
+    let side = SIDE as i32;
+    let plan = GemmConfig {
+        transa: cublasOperation_t::CUBLAS_OP_N,
+        transb: cublasOperation_t::CUBLAS_OP_N,
+        m: side,
+        n: side,
+        k: side,
+        alpha: 1.0f32,
+        lda: side,
+        ldb: side,
+        beta: 0.0,
+        ldc: side,
+    };
+    // SAFETY: three square matrices of that side.
+    let work = || unsafe { blas.gemm(plan, &ones, &ones, &mut product) }.map_err(failed);
+    let seconds = timed(stream, work, driver)?;
+    let first = stream.clone_dtoh(&product.slice(..1)).map_err(driver)?;
+    if first != [SIDE as f32] {
+        return Err(format!("a product of ones is {first:?} and should be {SIDE}"));
+    }
+    Ok(2.0 * (SIDE * SIDE * SIDE) as f64 / seconds)
+}
+
+fn all_reduce(stream: &Arc<CudaStream>) -> Result<f64, String> {
+    let said = |e: nccl_rs::NcclError| e.to_string();
+    let id = Nccl::open().and_then(Nccl::unique_id).map_err(said)?;
+    let options = Options { patience: PATIENCE, ..Options::default() };
+    let group = Communicator::connect(stream, 0, 1, &id, options).map_err(said)?;
+    let mut data = stream.clone_htod(&[1.0f32, 2.0, 3.0]).map_err(|e| format!("the driver answers {:?}", e.0))?;
+    let started = Instant::now();
+    group.all_reduce(&mut data).and_then(|()| group.complete()).map_err(said)?;
+    let seconds = started.elapsed().as_secs_f64();
+    let sums = stream.clone_dtoh(&data).map_err(|e| format!("the driver answers {:?}", e.0))?;
+    if sums != [1.0, 2.0, 3.0] {
+        return Err(format!("a sum over one rank turned 1, 2, 3 into {sums:?}"));
+    }
+    group.finish().map_err(said)?;
+    Ok(seconds)
+}

@@ -1,0 +1,56 @@
+//! Which GPUs and libraries there are. Makes no context on any GPU.
+
+use nccl_rs::{Nccl, Standing};
+use nvlib::{Library, driver};
+use tl_proto::hardware::Gpu;
+
+use super::{CANNOT_TRAIN, Found, Gpus, TRAINS};
+
+/// Asks the driver, and looks for the libraries.
+pub fn look() -> Gpus {
+    let libraries = Library::ALL.into_iter().map(found).collect::<Vec<_>>();
+    let nccl = libraries.iter().find(|l| l.name == Library::Nccl.name()).map(|l| l.version.clone());
+    let mut all = Gpus { libraries, nccl: nccl.unwrap_or_default(), ..Gpus::default() };
+    match driver::probe() {
+        Err(e) => all.note = e.to_string(),
+        Ok(found) => {
+            all.note = match found.gpus.len() {
+                0 => "the NVIDIA driver is there and sees no GPU".into(),
+                _ if !TRAINS => CANNOT_TRAIN.into(),
+                _ => String::new(),
+            };
+            all.cuda = found.cuda.to_string();
+            // In a container the module's version may be out of sight.
+            all.driver = if found.module.is_empty() { format!("for CUDA {}", found.cuda) } else { found.module };
+            all.gpus = found.gpus.into_iter().map(gpu).collect();
+        }
+    }
+    all
+}
+
+fn gpu(found: driver::Gpu) -> Gpu {
+    let compute = format!("{}.{}", found.compute.0, found.compute.1);
+    Gpu { index: found.index, name: found.name, uuid: found.uuid, memory: found.memory, compute }
+}
+
+fn found(library: Library) -> Found {
+    let name = library.name().to_owned();
+    let opened = match library.open() {
+        Ok(opened) => opened,
+        Err(missing) => return Found { name, problem: missing.to_string(), ..Found::default() },
+    };
+    let (path, version) = (opened.path().display().to_string(), opened.version().unwrap_or_default());
+    let problem = if library == Library::Nccl { nccl_problem() } else { String::new() };
+    Found { name, version, path, problem }
+}
+
+/// What is wrong with the NCCL that is there.
+fn nccl_problem() -> String {
+    match Nccl::open() {
+        Err(e) => e.to_string(),
+        Ok(nccl) => match nccl.version().standing() {
+            Standing::Warned(why) => why.to_owned(),
+            _ => String::new(),
+        },
+    }
+}
