@@ -29,9 +29,9 @@ objective = { dimensions = 16 }
 nets = { tower = { backbone = "embedding_lstm", input = 12 } }
 [[stage]]
 name = "all"
-epochs = 12
+epochs = 40
 train = ["*"]
-lr = 0.003
+lr = 0.005
 bn = "train"
 "#;
 
@@ -80,7 +80,8 @@ fn two_networks_learn_from_pairs_and_judge_by_sentences_in_a_pipeline() {
     };
     let learned = report("learn");
     assert_eq!(learned["samples"], serde_json::json!([36, 36]));
-    assert!(learned["retrieval"]["to_pairs"][2].as_f64().unwrap() > 0.5, "{}", learned["retrieval"]);
+    // Texts of a class are alike, so that one finds its photo among the twelve of its class at best.
+    assert!(learned["retrieval"]["from_pairs"][2].as_f64().unwrap() > 0.7, "{}", learned["retrieval"]);
     // Chance is a third.
     let judged = report("judge");
     assert_eq!(judged["evaluation"]["samples"], 36);

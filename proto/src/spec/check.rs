@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::{
-    AugmentSection, ClassWeights, JobSpec, Sampling, SpecError, Views,
+    ClassWeights, JobSpec, Sampling, SpecError,
     check_adapter::check_adapters,
+    check_augment::check_augment,
     check_model::{check_model, check_untrained},
     check_pairs::{TOWER, check_pairs},
     check_params::check_params,
@@ -216,29 +217,6 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     Ok(())
 }
 
-/// Checks how samples are transformed: each number in its range, and none that would change nothing.
-pub(super) fn check_augment(at: &str, a: &AugmentSection) -> Checked {
-    for (key, value, most) in
-        [("rotate", a.rotate, 0.5), ("zoom", a.zoom, 0.9), ("crop", a.crop, 0.5), ("erase", a.erase, 1.0)]
-    {
-        within(&format!("{at}.{key}"), value, 0.0, most)?;
-    }
-    let moves = a.rotate > 0.0 || a.zoom > 0.0 || a.crop > 0.0 || a.erase > 0.0;
-    let views = if let Views::Fixed(n) = a.views { n } else { 0 };
-    require(views != 1 || !(moves || a.flip), || {
-        (
-            format!("`{at}` changes nothing with one view, which is the sample as it is"),
-            "set `views = 4` (fixed, cacheable) or `views = \"fresh\"` (a new one each epoch)".into(),
-        )
-    })?;
-    require(views <= 2 || moves, || {
-        (
-            format!("{views} views, but there are only two different ones"),
-            "set `views = 2`, or `rotate`, `zoom`, `crop` or `erase`".into(),
-        )
-    })
-}
-
 /// Checks the data of another domain: there if the kind of job learns from it, and only then.
 fn check_target(spec: &JobSpec, objective: &Entry, catalog: &Catalog) -> Checked {
     let target = spec.data.as_ref().and_then(|d| d.of_target());
@@ -312,7 +290,10 @@ impl SpecError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{catalog::entry, spec::parse};
+    use crate::{
+        catalog::entry,
+        spec::{Views, parse},
+    };
 
     fn catalog() -> Catalog {
         Catalog {

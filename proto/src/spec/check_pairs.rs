@@ -3,7 +3,8 @@
 
 use super::{
     JobSpec, Sampling,
-    check::{Checked, check_augment, found, require},
+    check::{Checked, found, require},
+    check_augment::check_augment,
     check_params::check_params,
 };
 use crate::catalog::{Catalog, Entry};

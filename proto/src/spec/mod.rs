@@ -2,6 +2,7 @@
 
 mod check;
 mod check_adapter;
+mod check_augment;
 mod check_model;
 mod check_pairs;
 mod check_params;
@@ -12,6 +13,7 @@ mod model;
 mod pairs;
 mod parse;
 mod paths;
+mod pipeline;
 mod precision;
 mod recipe;
 mod sampling;
@@ -26,6 +28,7 @@ pub use model::*;
 pub use pairs::{PairedBy, PairsSection};
 pub use parse::{SpecError, parse, set_override};
 pub use paths::Pushed;
+pub use pipeline::{CompareSection, StepSection};
 pub use precision::Precision;
 pub use recipe::RecipeSection;
 pub use sampling::*;
