@@ -32,6 +32,8 @@ pub enum ParamKind {
     },
     /// A list of names, each the end of a name from a dot on or `re:PATTERN`.
     Names,
+    /// A regular expression; nothing if it is empty.
+    Pattern,
 }
 
 /// One parameter of an entry.
@@ -182,6 +184,11 @@ pub fn choice(name: &str, of: &[&str], doc: &str) -> Param {
 /// A parameter that is a list of names.
 pub fn names(name: &str, default: &[&str], doc: &str) -> Param {
     Param { name: name.into(), kind: ParamKind::Names, default: default.into(), doc: doc.into() }
+}
+
+/// A parameter that is a regular expression, or nothing.
+pub fn pattern(name: &str, doc: &str) -> Param {
+    Param { name: name.into(), kind: ParamKind::Pattern, default: "".into(), doc: doc.into() }
 }
 
 /// An entry without parameters.

@@ -208,7 +208,7 @@ pub struct Completions {
 pub struct Predict {
     /// The model's file, or its folder
     pub model: PathBuf,
-    /// Images
+    /// Images, or files with text or sound, as the model takes
     #[arg(required = true)]
     pub images: Vec<PathBuf>,
     /// Most classes to print per image

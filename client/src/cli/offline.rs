@@ -55,6 +55,11 @@ pub(super) const RECIPES: &[Recipe] = &[
         doc: "bring a network to another domain, of which there are samples without labels",
         files: &[("adapt.toml", include_str!("../../recipes/adapt.toml"))],
     },
+    Recipe {
+        name: "audio",
+        doc: "tell sounds apart by their spectrograms",
+        files: &[("audio.toml", include_str!("../../recipes/audio.toml"))],
+    },
 ];
 
 pub(super) fn check(a: &JobFile, catalog: &Catalog, output: &Output) -> Result<u8, Error> {

@@ -51,6 +51,10 @@ pub(super) fn check_params(at: &str, entry: &Entry, params: &Params) -> Checked 
                 value.as_array().is_some_and(|l| !l.is_empty() && l.iter().all(|v| v.as_str().is_some_and(is_name))),
                 "a list of names such as [\"query\", \"re:layer\\\\.[01]\\\\..*key\"]".into(),
             ),
+            ParamKind::Pattern => (
+                value.as_str().is_some_and(|v| name_pattern(&format!("re:{v}")).is_ok()),
+                "a regular expression such as '_[0-4]\\.wav$'".into(),
+            ),
         };
         require(fits, || (format!("`{at}.{key}` cannot be {value}"), format!("it takes {wanted}")))?;
     }

@@ -11,7 +11,7 @@ use tl_proto::spec::{AugmentSection, DataSection, ModelSection, Params, Precisio
 use crate::{
     Error, Result,
     collective::Solo,
-    data::{augment::View, image_folder, pixels},
+    data::{audio, augment::View, image_folder, pixels},
     eval::{Evaluation, softmax},
     train::{evaluate, export::About, inputs::Inputs, net, net::Net, samples::Samples},
     weights,
@@ -55,11 +55,11 @@ impl Model {
         &self.classes
     }
 
-    /// The probability of each class for a file with an image, or with text if that is what the model reads; in the order
-    /// of [`Model::classes`].
+    /// The probability of each class for a file with an image, or with text or sound if that is what the model takes; in the
+    /// order of [`Model::classes`].
     ///
     /// # Errors
-    /// Something that is no image, or no text.
+    /// Something that is no image, no text or no sound.
     pub fn predict(&self, image: &Path) -> Result<Vec<f64>> {
         let shown = image.display();
         let bytes = std::fs::read(image)
@@ -69,11 +69,18 @@ impl Model {
             let text = text.map_err(|_| Error::user(format!("`{shown}` is not text in UTF-8"), ""))?;
             return self.predict_text(text.trim());
         }
-        let decoded = image_folder::decode(&bytes)
-            .map_err(|e| Error::user(format!("`{shown}` is not an image: {e}"), "JPEG and PNG can be read"))?;
         let contract = &self.net.contract;
         let side = contract.side();
-        let square = pixels::square(&decoded, contract.filter(), contract.resize_short_side as usize, side);
+        let square = if let Some(heard) = &contract.audio {
+            let picture = audio::decode(&bytes).and_then(|clip| heard.picture(&clip, side));
+            let bad = |e| Error::user(format!("`{shown}` cannot be heard: {e}"), "WAV and FLAC can be read");
+            pixels::Square::Grey(picture.map_err(bad)?)
+        } else {
+            let decoded = image_folder::decode(&bytes)
+                .map_err(|e| Error::user(format!("`{shown}` is not an image: {e}"), "JPEG and PNG can be read"))?;
+            let short = contract.resize_short_side as usize;
+            pixels::Square::Bytes(pixels::square(&decoded, contract.filter(), short, side))
+        };
         let mut input = vec![0.0; pixels::values(contract)];
         pixels::input(&square, &View::PLAIN, contract, &mut input);
         self.probabilities(pixels::batch(input, 1, side)?)

@@ -9,7 +9,7 @@ use super::parts::Parts;
 use crate::{
     Error, Result,
     backbone::{Asked, Backbone, Inside, Network, find},
-    data::{Dataset, pixels, tokens},
+    data::{Dataset, audio::Audio, pixels, tokens},
     nn::{Layer, Pass, Store, Tape, host},
     objective::{Objective, Widths},
     weights::{self, Contract, Merged},
@@ -123,6 +123,11 @@ impl Net {
                 agree(found, named, model, &path.display().to_string())?
             }
         };
+        if let (None, Some(said)) = (&contract.text, purpose.samples.and_then(Dataset::heard)) {
+            let audio = Audio::agreed(contract.audio.as_ref(), said)?;
+            audio.fits(contract.side())?;
+            contract.audio = Some(audio);
+        }
         let parts = Parts::of(model, backbone, purpose.modifiers, path.as_deref())?;
         let (head, seed, dropout) = (&model.head, purpose.seed, Inside::of(model));
         let asked = Asked { dropout, plan: parts.plan() };

@@ -234,7 +234,8 @@ pub fn probe(config: &Config) -> Result<Plan> {
             None if on_trust && model.preprocess.is_none() => "that of the weights, which are not here yet".into(),
             None => {
                 let c = &net.contract;
-                format!("{} pixels, {:?}, {} padding", c.side(), c.scale, c.padding)
+                let sound = c.audio.as_ref().map(|a| format!(", of {}", a.sentence())).unwrap_or_default();
+                format!("{} pixels{sound}, {:?}, {} padding", c.side(), c.scale, c.padding)
             }
         },
         precision: precisions(spec),

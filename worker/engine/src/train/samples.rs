@@ -16,8 +16,9 @@ use crate::{
     collective::{Collective, partition::partition},
     data::{
         self, Dataset, Subset,
+        audio::Audio,
         augment::View,
-        pixels::{self, Filter},
+        pixels::{self, Filter, Square},
         tokens::Text,
     },
     link::{Link, Notice},
@@ -25,12 +26,17 @@ use crate::{
     weights::Contract,
 };
 
+/// What samples can be.
+const IMAGES: &str = "images";
+const TEXT: &str = "text";
+const SOUND: &str = "sound";
+
 /// Bytes of decoded images that are kept in memory.
 const KEEP_BYTES: usize = 1 << 30;
 
-/// Bytes kept, and the squares by filter, short side, side and sample: a teacher may see more of an image than its
-/// student.
-type Kept = (usize, BTreeMap<(Filter, usize, usize, usize), Arc<Vec<u8>>>);
+/// Bytes kept, and the squares by filter, short side, side, how sound is heard, and sample: a teacher may see more of an
+/// image than its student.
+type Kept = (usize, BTreeMap<(Filter, usize, usize, Option<String>, usize), Arc<Square>>);
 
 /// One part of a job's data.
 pub struct Samples {
@@ -165,20 +171,25 @@ impl Samples {
     /// Whether a network of this contract can be fed with these samples.
     ///
     /// # Errors
-    /// Images for a network of text, or text for one of images.
+    /// Images for a network of text, or text for one of images; sound that is to be heard otherwise.
     pub fn fits(&self, contract: &Contract) -> Result<()> {
         let part = self.part;
-        match (contract.text.is_some(), self.is_text()) {
-            (true, false) => Err(Error::user(
-                format!("the network reads text, and `data.{part}` has images"),
-                "use `format = \"text\"`, or a backbone for images; see `tlctl catalog`",
-            )),
-            (false, true) => Err(Error::user(
-                format!("the network wants images, and `data.{part}` has text"),
-                "use a backbone for text; see `tlctl catalog`",
-            )),
-            _ => Ok(()),
+        let wants = match contract {
+            Contract { text: Some(_), .. } => TEXT,
+            Contract { audio: Some(_), .. } => SOUND,
+            _ => IMAGES,
+        };
+        let has = self.kind();
+        if has == wants {
+            let heard = contract.audio.as_ref().zip(self.dataset.heard());
+            return heard.map_or(Ok(()), |(known, said)| Audio::agreed(Some(known), said).map(|_| ()));
         }
+        let hint = match (wants, has) {
+            (TEXT, _) => "use `format = \"text\"`, or a backbone for images; see `tlctl catalog`",
+            (_, TEXT) => "use a backbone for text; see `tlctl catalog`",
+            _ => "give data of what the network was trained on",
+        };
+        Err(Error::user(format!("the network wants {wants}, and `data.{part}` has {has}"), hint))
     }
 
     /// Whether a job's networks and transforms suit these samples.
@@ -186,14 +197,15 @@ impl Samples {
     /// # Errors
     /// Says what does not.
     pub fn fits_job(&self, spec: &JobSpec) -> Result<()> {
-        let text = self.is_text();
+        let (has, text) = (self.kind(), self.kind() == TEXT);
         for model in spec.model.iter().chain(spec.nets.values()) {
             if let Some(backbone) = backbone::find(&model.backbone).filter(|b| b.reads_text() != text) {
                 let (name, part) = (backbone.name, self.part);
-                let (has, wants) = if text { ("text", "images") } else { ("images", "text") };
+                let wants = if text { IMAGES } else { TEXT };
+                let other = if text { TEXT } else { IMAGES };
                 return Err(Error::user(
                     format!("{name} wants {wants}, and `data.{part}` has {has}"),
-                    format!("use a backbone for {has}, or data of {wants}; see `tlctl catalog`"),
+                    format!("use a backbone for {other}, or data of {wants}; see `tlctl catalog`"),
                 ));
             }
         }
@@ -203,11 +215,23 @@ impl Samples {
                 "remove them",
             ));
         }
+        let a = &self.augment;
+        if has == SOUND && (a.flip || a.rotate != 0.0 || a.zoom != 0.0) {
+            return Err(Error::user(
+                "`flip`, `rotate` and `zoom` in `data.augment` make a spectrogram that no sound has",
+                "use `crop`, which shifts clips in time, and `erase`",
+            ));
+        }
         Ok(())
     }
 
-    fn is_text(&self) -> bool {
-        self.count() > 0 && self.dataset.text(0).is_some()
+    /// What samples are, in a word.
+    fn kind(&self) -> &'static str {
+        match () {
+            () if self.dataset.heard().is_some() => SOUND,
+            () if self.count() > 0 && self.dataset.text(0).is_some() => TEXT,
+            () => IMAGES,
+        }
     }
 
     fn decodes(&self, index: usize, contract: &Contract) -> Result<(), String> {
@@ -244,7 +268,9 @@ impl Samples {
         if number == 0 {
             View::PLAIN
         } else {
-            View::draw(&self.augment, self.seed, &self.dataset.digest(index), number)
+            let view = View::draw(&self.augment, self.seed, &self.dataset.digest(index), number);
+            // A sound may come earlier or later, and keeps its pitch.
+            if self.kind() == SOUND { view.level() } else { view }
         }
     }
 
@@ -314,18 +340,21 @@ impl Source {
     }
 
     /// The decoded sample, cut to the network's square; kept while memory lasts.
-    fn square(&self, index: usize, contract: &Contract) -> Result<Arc<Vec<u8>>, String> {
+    fn square(&self, index: usize, contract: &Contract) -> Result<Arc<Square>, String> {
         let (filter, short, side) = (contract.filter(), contract.resize_short_side as usize, contract.side());
+        let key = (filter, short, side, contract.audio.as_ref().map(Audio::describe), index);
         let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(square) = lock().1.get(&(filter, short, side, index)) {
+        if let Some(square) = lock().1.get(&key) {
             return Ok(square.clone());
         }
-        let image = self.dataset.load(index)?;
-        let square = Arc::new(pixels::square(&image, filter, short, side));
+        let square = Arc::new(match &contract.audio {
+            Some(audio) => Square::Grey(audio.picture(&self.dataset.clip(index)?, side)?),
+            None => Square::Bytes(pixels::square(&self.dataset.load(index)?, filter, short, side)),
+        });
         let mut kept = lock();
-        if kept.0 + square.len() <= KEEP_BYTES {
-            kept.0 += square.len();
-            kept.1.insert((filter, short, side, index), square.clone());
+        if kept.0 + square.bytes() <= KEEP_BYTES {
+            kept.0 += square.bytes();
+            kept.1.insert(key, square.clone());
         }
         Ok(square)
     }
