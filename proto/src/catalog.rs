@@ -72,6 +72,9 @@ pub struct Entry {
     /// them.
     #[serde(default)]
     pub freezes: bool,
+    /// It is about the weights that the network begins with, so there must be some.
+    #[serde(default)]
+    pub begins_with_weights: bool,
 }
 
 /// Everything that a build of the worker offers.

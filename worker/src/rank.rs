@@ -257,6 +257,10 @@ fn summary(report: &Report) -> serde_json::Value {
     if let Some(target) = &report.target {
         (metrics["target.accuracy"], metrics["target.loss"]) = (target.accuracy.into(), target.loss.into());
     }
+    if let Some(source) = &report.source {
+        (metrics["source.before"], metrics["source.after"]) = (source.before.into(), source.after.accuracy.into());
+        metrics["source.forgotten"] = source.forgotten().into();
+    }
     json!({
         "metrics": metrics,
         "steps": report.steps,

@@ -60,6 +60,11 @@ pub(super) const RECIPES: &[Recipe] = &[
         doc: "tell sounds apart by their spectrograms",
         files: &[("audio.toml", include_str!("../../recipes/audio.toml"))],
     },
+    Recipe {
+        name: "keep",
+        doc: "teach a network something new, and say what it has forgotten",
+        files: &[("keep.toml", include_str!("../../recipes/keep.toml"))],
+    },
 ];
 
 pub(super) fn check(a: &JobFile, catalog: &Catalog, output: &Output) -> Result<u8, Error> {

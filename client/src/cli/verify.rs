@@ -86,6 +86,7 @@ mod tests {
             (data.train, data.val) = ("source".into(), "source".into());
             data.params = [("train_samples", 8), ("val_samples", 2)].map(|(k, v)| (k.to_owned(), v.into())).into();
             data.train_per_class = None;
+            data.source = None;
             if let Some(target) = &mut data.target {
                 (target.train, target.val) = ("shifted".into(), None);
             }

@@ -7,6 +7,7 @@ use super::{
     check_adapter::check_adapters,
     check_model::{check_model, check_untrained},
     check_params::check_params,
+    check_source::check_source,
     check_stage::{check_norms, check_stage, monitor},
 };
 use crate::catalog::{Catalog, Entry, nearest_hint};
@@ -148,6 +149,7 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     let format = found(Catalog::find(&catalog.formats, "data format", &data.format))?;
     check_params("data.params", format, &data.params)?;
     check_target(spec, objective, catalog)?;
+    check_source(spec, catalog)?;
     let model = spec.model.as_ref().ok_or_else(|| missing("[model]"))?;
     for net in std::iter::once(model).chain(spec.nets.values()) {
         check_model(net, catalog)?;

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, fmt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AugmentSection, ClassWeights, Precision, RecipeSection, Sampling, StageSection};
+use super::{
+    AugmentSection, ClassWeights, Precision, RecipeSection, Sampling, SourceSection, StageSection, TargetSection,
+};
 
 /// Free parameters of a catalog entry.
 pub type Params = BTreeMap<String, serde_json::Value>;
@@ -213,43 +215,9 @@ pub struct DataSection {
     /// Samples of another domain, without labels, that `adapt` brings the network to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<TargetSection>,
-}
-
-/// `[data.target]`
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TargetSection {
-    /// A format of the catalog; that of `[data]` if nothing is said.
+    /// Samples of what the weights were trained on: how much of it is forgotten is measured on them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub format: Option<String>,
-    /// Where the samples are that are learned from. Labels that lie with them are not looked at.
-    pub train: String,
-    /// Where samples with labels are, of the classes of `[data]`. What the network comes to on them is reported; nothing
-    /// is decided by their labels.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub val: Option<String>,
-    /// Further parameters of the format; those of `[data]` if neither they nor a format are said.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub params: Params,
-}
-
-impl DataSection {
-    /// The target's data as a section of its own; its validation samples are those it learns from where it has no others.
-    pub fn of_target(&self) -> Option<Self> {
-        let target = self.target.as_ref()?;
-        let own = target.format.is_some() || !target.params.is_empty();
-        Some(Self {
-            format: target.format.clone().unwrap_or_else(|| self.format.clone()),
-            train: target.train.clone(),
-            val: target.val.clone().unwrap_or_else(|| target.train.clone()),
-            params: if own { target.params.clone() } else { self.params.clone() },
-            train_per_class: None,
-            class_weights: None,
-            sampling: Sampling::default(),
-            target: None,
-            ..self.clone()
-        })
-    }
+    pub source: Option<SourceSection>,
 }
 
 /// `[model]` and `[nets.ROLE]`

@@ -18,6 +18,7 @@ pub fn schema(catalog: &Catalog) -> Value {
         ("ModelSection", "backbone", &catalog.backbones),
         ("DataSection", "format", &catalog.formats),
         ("TargetSection", "format", &catalog.formats),
+        ("SourceSection", "format", &catalog.formats),
         ("OptimizerSection", "name", &catalog.optimizers),
         ("StageSection", "schedule", &catalog.schedules),
     ] {
@@ -27,8 +28,9 @@ pub fn schema(catalog: &Catalog) -> Value {
     // Parameters of the objective and the data format depend on which one it is; all of them are listed.
     schema["properties"]["objective"] = table(catalog.objectives.iter().flat_map(Entry::all_params));
     schema["$defs"]["DataSection"]["properties"]["params"] = table(catalog.formats.iter().flat_map(Entry::all_params));
-    schema["$defs"]["TargetSection"]["properties"]["params"] =
-        table(catalog.formats.iter().flat_map(Entry::all_params));
+    for section in ["TargetSection", "SourceSection"] {
+        schema["$defs"][section]["properties"]["params"] = table(catalog.formats.iter().flat_map(Entry::all_params));
+    }
     let modifiers: Map<String, Value> = catalog
         .modifiers
         .iter()

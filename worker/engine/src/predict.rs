@@ -121,6 +121,7 @@ impl Model {
             augment: AugmentSection::default(),
             params,
             target: None,
+            source: None,
         };
         let samples = Samples::open(&spec, "val", seed)?;
         samples.fits(&self.net.contract)?;

@@ -124,6 +124,13 @@ function resolved(style, name) {
 
 const percent = (x) => `${(100 * x).toFixed(1)} %`;
 
+// What is gone of the task that the weights were trained on.
+function forgotten(metrics) {
+  const points = metrics["source.forgotten"];
+  if (points === undefined) return "";
+  return points < 0 ? `gained ${(-points).toFixed(1)} points` : `forgot ${points.toFixed(1)} points`;
+}
+
 // What each step has come to.
 function results(phases) {
   const done = phases.filter((p) => p.result_json?.metrics);
@@ -133,7 +140,7 @@ function results(phases) {
     const [train, val] = samples ?? [];
     const frozen = prefix?.needed ? `${prefix.computed} of ${prefix.needed}` : "";
     return [p.step, percent(metrics["val.accuracy"]), percent(metrics["val.macro_f1"]),
-      metrics["val.loss"].toFixed(4), steps, train, val, frozen];
+      metrics["val.loss"].toFixed(4), forgotten(metrics), steps, train, val, frozen];
   }));
 }
 

@@ -42,7 +42,7 @@ pub(crate) use text::DISTILBERT;
 pub use text::{DenseAct, Shape};
 
 use crate::{
-    nn::{Adapters, BatchNorm, Builder, Dropout, Given, Layer, Own, Padding, ParamId, Plan, Sequential, Store},
+    nn::{Adapters, BatchNorm, Builder, Dropout, Given, Layer, OWN, Own, Padding, ParamId, Plan, Sequential, Store},
     weights::Contract,
 };
 
@@ -182,6 +182,10 @@ pub struct Network {
     pub width: usize,
     /// What the objective trains beside it.
     pub own: Vec<ParamId>,
+    /// The head that came with the weights, where it goes on beside the new one; it takes what unit `head` takes.
+    pub old: Vec<Unit>,
+    /// How many features the heads take.
+    pub features: usize,
 }
 
 impl Network {
@@ -223,7 +227,17 @@ impl Network {
         let output = b.output;
         let last = before.with(output(&mut b, backbone.classifier, (width, outputs)));
         units.push(Unit { name: backbone.classifier.into(), layer: last });
-        Self { units, head: first, outputs, initial: b.store, adapters, width, own: Vec::new() }
+        Self {
+            units,
+            head: first,
+            outputs,
+            initial: b.store,
+            adapters,
+            width,
+            own: Vec::new(),
+            old: Vec::new(),
+            features,
+        }
     }
 
     /// The network without the parts that can be worked into its weights: its tensors are those of [`Adapters::merged`].
@@ -247,6 +261,48 @@ impl Network {
         self.own = own.iter().map(|own| b.own(own)).collect();
         self.initial = b.store;
         self
+    }
+
+    /// Adds the head of `from`, which was built with `head` on the same backbone, with its values.
+    pub fn with_old(mut self, head: &HeadSection, classifier: &str, from: &Self) -> Self {
+        let mut b = Builder::new(0);
+        b.store = self.initial;
+        let named = |name: &str| format!("{OWN}source.{name}");
+        let mut width = from.features;
+        for (i, hidden) in head.hidden.iter().map(|h| *h as usize).enumerate() {
+            let name = named(&format!("head.{i}"));
+            let layer = head::hidden(&mut b, head, &name, (width, hidden));
+            self.old.push(Unit { name, layer });
+            width = hidden;
+        }
+        let name = named(classifier);
+        self.old.push(Unit::new(name.clone(), b.linear(&name, (width, from.outputs))));
+        self.initial = b.store;
+        let Store { params, buffers, values, buffer_values, .. } = &mut self.initial;
+        let theirs = &from.initial;
+        for (mine, values, list, known) in [
+            (params, values, &theirs.params, &theirs.values),
+            (buffers, buffer_values, &theirs.buffers, &theirs.buffer_values),
+        ] {
+            for entry in mine.iter() {
+                if let Some(same) = list.iter().find(|e| named(&e.name) == entry.name) {
+                    values[entry.range.clone()].copy_from_slice(&known[same.range.clone()]);
+                }
+            }
+        }
+        self
+    }
+
+    /// Parameters of the head that came with the weights, where it goes on.
+    pub fn old_params(&self) -> Vec<ParamId> {
+        let mut out = Vec::new();
+        self.old.iter().for_each(|unit| unit.layer.params(&mut out));
+        out
+    }
+
+    /// Whether a parameter is none of the finished model's: an objective's own, or the old head's.
+    pub fn is_beside(&self, id: ParamId) -> bool {
+        self.own.contains(&id) || self.old_params().contains(&id)
     }
 
     /// Parameters of a unit.

@@ -1,5 +1,7 @@
 //! Evaluation over all ranks: fixed batches, outcomes folded by index, no sample twice.
 
+use candle_core::Tensor;
+
 use super::{inputs::Inputs, net};
 use crate::{
     Error, Result,
@@ -18,6 +20,22 @@ const LINE: usize = 32;
 /// # Errors
 /// A sample that cannot be read, a lost peer.
 pub fn evaluate(store: &Store, inputs: &Inputs<'_>, group: &mut dyn Collective) -> Result<Vec<Outcome>> {
+    judged(inputs, inputs.net.network.outputs, group, |batch| {
+        let x = inputs.batch(store, batch, &vec![0; batch.len()], None)?;
+        inputs.net.forward(store, x, inputs.cut, inputs.net.network.units.len())
+    })
+}
+
+/// The same for whatever makes `[n, outputs]` logits of samples.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn judged(
+    inputs: &Inputs<'_>,
+    outputs: usize,
+    group: &mut dyn Collective,
+    logits: impl Fn(&[usize]) -> Result<Tensor>,
+) -> Result<Vec<Outcome>> {
     let n = inputs.samples.count();
     let labels = inputs.samples.dataset.labels();
     let indices: Vec<usize> = (0..n).collect();
@@ -28,9 +46,7 @@ pub fn evaluate(store: &Store, inputs: &Inputs<'_>, group: &mut dyn Collective) 
     for (i, batch) in own.iter().enumerate() {
         let next = own.get(i + 1).map(|next| (next.to_vec(), vec![0; next.len()]));
         inputs.expect(next.as_slice(), false);
-        let x = inputs.batch(store, batch, &vec![0; batch.len()], None)?;
-        let logits = inputs.net.forward(store, x, inputs.cut, inputs.net.network.units.len())?;
-        for (i, row) in batch.iter().zip(net::rows(&logits)?) {
+        for (i, row) in batch.iter().zip(net::rows(&logits(batch)?)?) {
             let outcome = eval::judge(&row, labels[*i]);
             said.extend((*i as u64).to_le_bytes());
             said.extend((outcome.predicted as u64).to_le_bytes());
@@ -45,7 +61,7 @@ pub fn evaluate(store: &Store, inputs: &Inputs<'_>, group: &mut dyn Collective) 
             let index = word(0) as usize;
             let slot = outcomes.get_mut(index).filter(|s| s.is_none());
             let slot = slot.ok_or_else(|| Error::Internal(format!("sample {index} was evaluated twice")))?;
-            let predicted = (word(8) as usize).min(inputs.net.network.outputs - 1);
+            let predicted = (word(8) as usize).min(outputs - 1);
             let (loss, entropy) = (f64::from_bits(word(16)), f64::from_bits(word(24)));
             *slot = Some(Outcome { label: labels[index], predicted, loss, entropy });
         }

@@ -9,7 +9,9 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use tl_proto::spec::{JobSpec, Params, Source};
 
-use super::{encode::Encoded, lr_find::Found, net::Net, saving::Saving, stage::Stage, state::EpochFigures};
+use super::{
+    encode::Encoded, lr_find::Found, net::Net, origin::Retention, saving::Saving, stage::Stage, state::EpochFigures,
+};
 use crate::{
     Error, Result,
     collective::to_bytes,
@@ -47,6 +49,9 @@ pub struct Report {
     /// On those of the domain that the network was brought to, by labels that it did not learn from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Evaluation>,
+    /// On those of what the weights were trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Retention>,
 }
 
 impl Report {
@@ -56,6 +61,9 @@ impl Report {
         let mut text = self.evaluation.to_text();
         if let Some(target) = &self.target {
             text = format!("{text}\nin the other domain, by labels that were not learned from:\n{}", target.to_text());
+        }
+        if let Some(source) = &self.source {
+            text = format!("{text}\n{}\n{}", source.sentence(), source.after.to_text());
         }
         if found.is_empty() { text } else { format!("{text}\n{found}") }
     }
@@ -173,7 +181,7 @@ fn adapter(net: &Net, store: &Store, spec: &JobSpec) -> Result<Option<[Vec<u8>; 
     }
     for section in &spec.stage {
         let stage = Stage::resolve(net, store, section)?;
-        let aside = |p: &ParamId| network.adapters.params.contains(p) || network.own.contains(p);
+        let aside = |p: &ParamId| network.adapters.params.contains(p) || network.is_beside(*p);
         let trained = stage.layout.trained().map(|(p, _)| p).filter(|p| !aside(p));
         saved.extend(trained.map(|ParamId(p)| module(&store.params[p].name)));
         saved.extend(stage.norms.iter().map(|(mean, _)| module(&store.buffers[mean.0].name)));

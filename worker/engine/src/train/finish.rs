@@ -33,6 +33,7 @@ impl Loop<'_> {
             lr_find: self.state.progress.found.values().cloned().collect(),
             history: self.state.progress.history.clone(),
             evaluation: Evaluation::new(self.classes, &outcomes),
+            source: self.retention(group)?,
             target: self.shifted(cut, &features.other, group)?.and_then(|s| s.evaluation),
         };
         if group.rank() == 0 {

@@ -4,6 +4,7 @@ use candle_core::Tensor;
 
 use super::{
     judge::{Judge, Seen},
+    remember::remember,
     step::Step,
 };
 use crate::{
@@ -91,7 +92,10 @@ impl Step<'_> {
         let Some((last, below)) = units.split_last() else {
             return Err(crate::Error::Internal("a stage without layers".into()));
         };
-        let features = below.iter().try_fold(x, |x, unit| unit.layer.forward(&x, &pass, &mut tape))?;
+        // What heads take comes out of so many units.
+        let body = self.inputs.net.network.head.saturating_sub(self.stage.cut);
+        let before = below[..body].iter().try_fold(x, |x, unit| unit.layer.forward(&x, &pass, &mut tape))?;
+        let features = below[body..].iter().try_fold(before.clone(), |x, u| u.layer.forward(&x, &pass, &mut tape))?;
         let logits = last.layer.forward(&features, &pass, &mut tape)?;
 
         // The cut: candle differentiates the loss, our layers everything below.
@@ -102,7 +106,16 @@ impl Step<'_> {
         if let (Some(dy), Some(more)) = (&mut dy, &judged.features) {
             *dy = (&*dy + more)?.contiguous()?;
         }
+        let (mut loss, mut more) = (judged.loss, None);
+        if let (Some(inputs), Some(how)) = (self.said, modifier::remembers(&self.run.spec.modifiers)) {
+            let said = inputs.batch(&inputs.net.network.initial, &indices, &turns, mix.as_ref())?;
+            let (own, dx) = remember(self.inputs.net, &before, &said, how, &pass, &mut grads)?;
+            (loss, more) = (loss + own, Some(dx));
+        }
         for (i, unit) in below.iter().enumerate().rev() {
+            if let (Some(dy), Some(more)) = (&mut dy, more.take_if(|_| i + 1 == body)) {
+                *dy = (&*dy + more)?.contiguous()?;
+            }
             if let Some(g) = dy.take() {
                 dy = unit.layer.backward(&g, &pass, &mut tape, &mut grads, i > 0)?;
             }
@@ -117,6 +130,6 @@ impl Step<'_> {
         let rows = values.chunks_exact(self.inputs.net.network.outputs).zip(&labels);
         let correct = rows.filter(|(row, label)| eval::judge(row, **label).predicted == **label).count() as u64;
         let samples = draws.len() as u64;
-        Ok(GrainSums { samples, flat: grads.flat, touched: grads.touched, loss: judged.loss, correct })
+        Ok(GrainSums { samples, flat: grads.flat, touched: grads.touched, loss, correct })
     }
 }

@@ -1,6 +1,7 @@
 //! A run from its first sample to its exported model: the one loop, for one rank and for many.
 
 mod ahead;
+mod anchor;
 mod begin;
 mod config;
 mod domain;
@@ -9,6 +10,7 @@ mod epoch;
 pub(crate) mod evaluate;
 pub mod export;
 mod finish;
+mod fisher;
 mod gate;
 mod grain;
 pub(crate) mod inputs;
@@ -16,10 +18,13 @@ mod judge;
 mod lockstep;
 mod lr_find;
 pub mod net;
+pub mod origin;
 mod parts;
 mod prepare;
 pub mod probe;
+mod publish;
 mod rates;
+mod remember;
 mod rules;
 pub(crate) mod samples;
 pub mod saving;
@@ -39,11 +44,13 @@ use tl_proto::spec::{DataSection, JobSpec, Sampling};
 
 pub use self::config::Config;
 use self::{
+    anchor::Anchor,
     begin::{resume, same_numbers, same_parts, same_samples, same_sources},
     domain::Domain,
     export::{PrefixFigures, Report, StageFigures},
     inputs::Inputs,
     net::Net,
+    origin::{Origin, Source},
     samples::Samples,
     stage::Stage,
     state::RunState,
@@ -54,7 +61,7 @@ use crate::{
     Error, Result,
     collective::Collective,
     data::sampler::{Epoch, steps_per_epoch},
-    link::{Gradient, Link, Notice, Row},
+    link::{Gradient, Link, Notice},
     modifier, nn, num,
     objective::Objective,
     optim,
@@ -93,7 +100,10 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let mut other = Domain::open(data, &train, spec.job.seed)?.filter(|_| objective.has_target());
     let theirs = || other.iter().flat_map(Domain::parts);
     theirs().try_for_each(|samples| samples.fits_job(spec))?;
-    same_samples([&train, &val].into_iter().chain(theirs()), group)?;
+    let source = Source::open(data, spec.job.seed)?;
+    let known = || source.iter().flat_map(Source::parts);
+    known().try_for_each(|samples| samples.fits_job(spec))?;
+    same_samples([&train, &val].into_iter().chain(theirs()).chain(known()), group)?;
     let student = Net::build_for(model, &classes, spec, &config.inputs, &*train.dataset)?;
     let teacher = match local.nets.get("teacher").filter(|_| objective.has_teacher()) {
         Some(section) => Some(Net::build(section, &classes, true, spec.job.seed, &config.inputs)?),
@@ -107,6 +117,17 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     if let Some(domain) = other.take() {
         other = Some(domain.leave_out_bad(&student.contract, data.skip_bad, spec.job.seed, group, link)?);
     }
+    let limits = (data.skip_bad, spec.job.seed);
+    let remembers = modifier::remembers(&spec.modifiers).is_some();
+    let source = match source {
+        Some(source) => Some(source.with_net(model, &student, limits, &config.inputs, group, link)?),
+        None if remembers => Some(Origin::of(model, None, spec.job.seed, &config.inputs)?),
+        None => None,
+    };
+    if let Some(origin) = source.as_ref().filter(|_| remembers) {
+        student = origin.beside(student);
+    }
+    let anchor = Anchor::of(&student, source.as_ref(), &spec.modifiers, spec.job.seed, group, link)?;
     let weights = weights::of_classes(data, &*train.dataset)?;
     let weights = weights.map(|w| nn::tensor(w, &[classes.len()])).transpose()?;
     let run = Run { spec, data, objective, weights };
@@ -126,6 +147,8 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
         train: &train,
         val: &val,
         other: other.as_ref(),
+        origin: source.as_ref(),
+        anchor,
         classes: &classes,
         state,
         prefix: PrefixFigures::default(),
@@ -145,6 +168,10 @@ struct Loop<'a> {
     val: &'a Samples,
     /// Where the run adapts to another domain.
     other: Option<&'a Domain>,
+    /// Where it is told what a run forgets.
+    origin: Option<&'a Origin>,
+    /// Where it is held to the weights that it began with.
+    anchor: Option<Anchor>,
     classes: &'a [String],
     state: RunState,
     prefix: PrefixFigures,
@@ -160,6 +187,8 @@ struct Fed<'a> {
     inputs: &'a Inputs<'a>,
     val: &'a Inputs<'a>,
     teacher: Option<&'a Inputs<'a>>,
+    /// What the network said as it came, where its old head goes on.
+    said: Option<&'a Inputs<'a>>,
     other: Option<Other<'a>>,
     /// Features of the other domain.
     shifted: &'a [ByCut; 3],
@@ -189,6 +218,7 @@ impl Loop<'_> {
     fn run(&mut self, optimizer: &optim::Optimizer, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Report> {
         let spec = self.run.spec;
         let taught = self.teach(group, link)?;
+        let recalled = self.recall(group, link)?;
         let mut features = Features::default();
         for (index, stage_spec) in spec.stage.iter().enumerate() {
             let stage = Stage::resolve(self.net, &self.state.store, stage_spec)?;
@@ -210,6 +240,10 @@ impl Loop<'_> {
                 Some(net) => Some(self.inputs(net, self.train, self.taught(net), taught.as_ref())?),
                 None => None,
             };
+            let said = match self.remembers(&stage) {
+                Some(net) => Some(self.inputs(net, self.train, net.network.units.len(), recalled.as_ref())?),
+                None => None,
+            };
             let looks = (self.run.objective.looks)(&spec.objective);
             let theirs = match self.other.filter(|_| looks) {
                 Some(domain) => {
@@ -220,7 +254,8 @@ impl Loop<'_> {
             };
             let other = theirs.as_ref().map(|(inputs, order)| Other { inputs, order });
             let shifted = &features.other;
-            let fed = Fed { inputs: &inputs, val: &val, teacher: teacher.as_ref(), other, shifted };
+            let fed =
+                Fed { inputs: &inputs, val: &val, teacher: teacher.as_ref(), said: said.as_ref(), other, shifted };
             self.stage(index, &stage, fed, optimizer, group, link)?;
             features.forget_above(stage.cut);
         }
@@ -310,7 +345,9 @@ impl Loop<'_> {
             );
         }
         let network = &self.net.network;
-        gate::check_short(&self.state.progress, &network.initial, &stage.layout, &network.adapters.late)?;
+        // An old head says at first what it said.
+        let late = [network.adapters.late.clone(), network.old_params()].concat();
+        gate::check_short(&self.state.progress, &network.initial, &stage.layout, &late)?;
         let digest = gate::frozen_digest(&self.state, &self.net.network.initial, &stage.layout, &norms);
         gate::check_frozen(&self.state.progress, &digest, &section.name)?;
         // What was judged is what goes on: the average where one is kept, and of those the best.
@@ -325,8 +362,8 @@ impl Loop<'_> {
     }
 
     fn step<'s>(&'s self, stage: &'s Stage, fed: Fed<'s>, epoch: &'s Epoch, measures: bool) -> Step<'s> {
-        let Fed { inputs, teacher, other, .. } = fed;
-        Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch, measures, other }
+        let Fed { inputs, teacher, said, other, .. } = fed;
+        Step { run: &self.run, state: &self.state, stage, inputs, teacher, said, epoch, measures, other }
     }
 
     /// The order of the epoch that is on.
@@ -372,6 +409,9 @@ impl Loop<'_> {
         num::divide(mean, n);
         let names = &self.net.network.initial;
         gate::check(&mut self.state.progress, names, &stage.layout, &reduced.touched, mean)?;
+        if let Some(anchor) = &self.anchor {
+            reduced.penalty = anchor.pull(&self.state.store.values, &stage.layout, mean);
+        }
         let norm = optim::clip(mean, self.run.spec.optimizer.clip_norm);
         if !norm.is_finite() {
             return Err(Error::NotFinite(format!(
@@ -407,65 +447,5 @@ impl Loop<'_> {
         p.sums.loss += reduced.loss;
         p.sums.correct += reduced.correct;
         Ok(norm)
-    }
-
-    fn report(
-        &self,
-        group: &dyn Collective,
-        link: &mut dyn Link,
-        reduced: &step::Reduced,
-        (lr, norm, started, per_epoch): (f64, f64, Instant, usize),
-        total: u64,
-    ) {
-        if group.rank() != 0 {
-            return;
-        }
-        let p = &self.state.progress;
-        let n = reduced.samples as f64;
-        let rate = n / started.elapsed().as_secs_f64().max(1e-9);
-        let values = [
-            ("train.loss", reduced.loss / n),
-            ("train.accuracy", reduced.correct as f64 / n),
-            ("lr", lr),
-            ("grad_norm", norm),
-            ("samples_per_s", rate),
-        ];
-        let epoch = f64::from(p.epoch) + p.step_in_epoch as f64 / per_epoch as f64;
-        let stage = self.run.spec.stage[p.stage].name.clone();
-        link.row(&Row {
-            step: p.step,
-            stage: stage.clone(),
-            epoch,
-            values: values.map(|(k, v)| (k.to_owned(), v)).into(),
-        });
-        link.activity(&format!("train {stage}"), p.stage_step, total);
-    }
-
-    /// Writes a checkpoint aside; it is published once everyone is known to have its state.
-    fn checkpoint(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<()> {
-        if group.rank() != 0 {
-            return Ok(());
-        }
-        match self.state.save(&self.config.work) {
-            Ok(path) => {
-                self.failed_checkpoints = 0;
-                self.pending = Some((self.state.progress.step, path));
-                Ok(())
-            }
-            Err(e) => {
-                self.failed_checkpoints += 1;
-                link.notice(
-                    Notice::CheckpointFailed,
-                    &format!("{e}; training goes on ({} in a row)", self.failed_checkpoints),
-                );
-                if self.failed_checkpoints > self.run.spec.checkpoint.tolerate { Err(e) } else { Ok(()) }
-            }
-        }
-    }
-
-    fn publish(&mut self, group: &dyn Collective, link: &mut dyn Link) {
-        if let (0, Some((step, path))) = (group.rank(), self.pending.take()) {
-            link.checkpoint(step, &path);
-        }
     }
 }

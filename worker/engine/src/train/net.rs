@@ -1,6 +1,9 @@
 //! A network ready to run: layers, tensors, and the preprocessing that goes with them.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use candle_core::Tensor;
 use tl_proto::spec::{JobSpec, ModelSection, Params};
@@ -27,6 +30,8 @@ pub struct Net {
     pub merged: Merged,
     /// Digest of its parts, and of where they come from.
     pub parts: String,
+    /// Names of the parameters that came with its weights.
+    pub loaded: BTreeSet<String>,
 }
 
 /// Resolves `step:ID` to the file that the step has left.
@@ -139,9 +144,10 @@ impl Net {
             parts.are_placed(&network.adapters, backbone)?;
         }
         let kept = (purpose.keep_head || head.keep).then_some(classes);
-        if let Some(path) = &path {
-            weights::load(&mut network, backbone, path, kept.filter(|_| !parts.bring_a_head()))?;
-        }
+        let loaded = match &path {
+            Some(path) => weights::load(&mut network, backbone, path, kept.filter(|_| !parts.bring_a_head()))?,
+            None => BTreeSet::new(),
+        };
         if sized {
             parts.fill(&mut network, backbone, kept)?;
         }
@@ -159,7 +165,7 @@ impl Net {
         if let Some(text) = &mut contract.text {
             complete(text, &network, purpose.samples)?;
         }
-        Ok(Self { backbone, network, contract, merged, parts: digest })
+        Ok(Self { backbone, network, contract, merged, parts: digest, loaded })
     }
 
     /// Runs units `from..to` on a batch without keeping anything for a backward.

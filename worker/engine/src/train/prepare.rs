@@ -20,6 +20,16 @@ impl Loop<'_> {
         Ok(done.by_cut.remove(&cut))
     }
 
+    /// What the network said as it came, once per sample and view, where its old head goes on.
+    pub(super) fn recall(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Option<Vec<Vec<f32>>>> {
+        let remembers = !self.net.network.old.is_empty() && self.cacheable();
+        let Some(origin) = self.origin.filter(|_| remembers) else { return Ok(None) };
+        let (net, cut) = (&origin.net, origin.net.network.units.len());
+        let mut done = self.encoded(net, &net.network.initial, &[cut], self.train, group, link)?;
+        self.prefix.count(&done);
+        Ok(done.by_cut.remove(&cut))
+    }
+
     /// Whether what comes out of a frozen prefix on training samples can be used again.
     fn cacheable(&self) -> bool {
         self.load().views > 0
@@ -90,5 +100,13 @@ impl Loop<'_> {
         let by_cut = |done: Option<Encoded>| done.map(|d| d.by_cut).unwrap_or_default();
         *features = Features { train: by_cut(train), val: val.by_cut, other: other.map(by_cut) };
         Ok(())
+    }
+}
+
+impl<'a> Loop<'a> {
+    /// The network as it came, for a stage in which its old head has to go on saying what it said.
+    pub(super) fn remembers(&self, stage: &Stage) -> Option<&'a Net> {
+        let network = &self.net.network;
+        self.origin.map(|o| &o.net).filter(|_| stage.cut < network.head && !network.old.is_empty())
     }
 }

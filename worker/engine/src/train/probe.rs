@@ -11,6 +11,7 @@ use super::{
     domain::Domain,
     export::StageFigures,
     net::Net,
+    origin::{Origin, Source as Known},
     samples::Samples,
     saving::{self, Load, Span},
     stage::Stage,
@@ -23,6 +24,7 @@ use crate::{
         Dataset,
         sampler::{grain, grains_of, steps_per_epoch},
     },
+    modifier,
     objective::Objective,
     weights::peft,
 };
@@ -129,12 +131,21 @@ pub fn probe(config: &Config) -> Result<Plan> {
     };
     let other = Domain::open(data, &train, spec.job.seed)?.filter(|_| objective.has_target());
     other.iter().flat_map(Domain::parts).try_for_each(|samples| samples.fits_job(spec))?;
+    let source = Known::open(data, spec.job.seed)?;
+    source.iter().flat_map(Known::parts).try_for_each(|samples| samples.fits_job(spec))?;
     let mut model = model.clone();
     let on_trust = later(&model);
     if on_trust {
         model.weights = None;
     }
     let net = Net::build_for(&model, &classes, spec, &config.inputs, &*train.dataset)?;
+    let known = source.iter().flat_map(Known::parts).next();
+    known.iter().try_for_each(|samples| samples.fits(&net.contract))?;
+    let remembers = modifier::remembers(&spec.modifiers).is_some();
+    if !on_trust && (remembers || known.is_some()) {
+        let classes = known.map(|samples| samples.dataset.classes());
+        Origin::of(&model, classes, spec.job.seed, &config.inputs)?;
+    }
     let mut teacher = None;
     if let Some(section) = spec.nets.get("teacher").filter(|_| objective.has_teacher()) {
         if section.weights.is_none() {
@@ -164,6 +175,13 @@ pub fn probe(config: &Config) -> Result<Plan> {
     if !net.network.adapters.sites.is_empty() && !peft::has_their_head(&net.network, net.backbone) {
         warnings.push(
             "the head is not that of the model that peft wraps: peft loads the adapter and leaves the head out"
+                .to_owned(),
+        );
+    }
+    if spec.optimizer.weight_decay > 0.0 && modifier::holds(&spec.modifiers).iter().any(|h| h.came > 0.0) {
+        warnings.push(
+            "`optimizer.weight_decay` pulls all weights towards zero, and a modifier towards where they began: set it to 0 \
+             unless you want both"
                 .to_owned(),
         );
     }
@@ -221,6 +239,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
         stages.iter_mut().zip(all).for_each(|(stage, saving)| stage.saving = Some(saving));
     }
     let parts = [&train, &val].into_iter().chain(other.iter().flat_map(Domain::parts));
+    let parts = parts.chain(source.iter().flat_map(Known::parts));
     let all: Vec<&dyn Dataset> = parts.map(|samples| &*samples.dataset).collect();
     let split = partition(grains, spec.cluster.ranks.max as usize);
     Ok(Plan {

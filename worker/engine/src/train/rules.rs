@@ -25,7 +25,7 @@ pub fn named(net: &Net, store: &Store, stage: &str, rule: &str) -> Result<Vec<Pa
             None => name == rule || name.strip_prefix(rule).is_some_and(|r| r.starts_with('.')),
         };
         // What an objective trains beside the network always learns, and no rule names it.
-        let all = store.params.iter().enumerate().filter(|(i, _)| !net.network.own.contains(&ParamId(*i)));
+        let all = store.params.iter().enumerate().filter(|(i, _)| !net.network.is_beside(ParamId(*i)));
         named = all.filter(|(_, e)| names(&e.name)).map(|(i, _)| ParamId(i)).collect();
     }
     if named.is_empty() && !rule.starts_with("top:") {

@@ -396,6 +396,7 @@ mod tests {
             augment: AugmentSection::default(),
             params: Params::new(),
             target: None,
+            source: None,
         }
     }
 

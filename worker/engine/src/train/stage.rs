@@ -70,6 +70,9 @@ impl Stage {
             return Err(Error::user(format!("stage `{}` trains nothing: {}", spec.name, rules.join(", ")), hint));
         }
         network.own.iter().for_each(|p| trained[p.0] = true);
+        // On features that stay as they are, the old head says what it said.
+        let old = if cut < network.head { network.old_params() } else { Vec::new() };
+        old.iter().for_each(|p| trained[p.0] = true);
         let ids: Vec<ParamId> = (0..trained.len()).filter(|i| trained[*i]).map(ParamId).collect();
         let means: Vec<BufferId> = norms.iter().map(|n| n.0).collect();
         let layout = Layout::new(store, &ids, &means);

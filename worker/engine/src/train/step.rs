@@ -24,6 +24,8 @@ pub struct Reduced {
     pub correct: u64,
     /// Norms of the gradients of grains, added up; 0 where nobody asked for them.
     pub norms: f64,
+    /// What holds the network to its weights, once it is added to the mean gradient.
+    pub penalty: f64,
     /// Which parameters backward reached, here.
     pub touched: Vec<bool>,
     /// Whether any rank wants to stop.
@@ -46,6 +48,8 @@ pub struct Step<'a> {
     pub inputs: &'a Inputs<'a>,
     /// The teacher's logits, where there is a teacher.
     pub teacher: Option<&'a Inputs<'a>>,
+    /// What the network said as it came, where its old head goes on.
+    pub said: Option<&'a Inputs<'a>>,
     /// The order of samples.
     pub epoch: &'a Epoch,
     /// Whether the norm of each grain's gradient is wanted.
@@ -117,7 +121,8 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
         }
     }
     let flat = collective::reduce(group, stack, if fast { busy } else { count }, stage.layout.total_len())?;
-    let mut reduced = Reduced { flat, samples: 0, loss: 0.0, correct: 0, norms: 0.0, touched, stop: false };
+    let mut reduced =
+        Reduced { flat, samples: 0, loss: 0.0, correct: 0, norms: 0.0, penalty: 0.0, touched, stop: false };
     let mut lines = Vec::new();
     for bytes in group.all_gather(tally)? {
         let (stop, rest) = bytes.split_first().ok_or_else(|| Error::Internal("a peer sent no tally".into()))?;
@@ -190,7 +195,7 @@ impl Step<'_> {
             other.inputs.expect(&ids, false);
         }
         let mixes = modifier::mixes(&self.run.spec.modifiers);
-        [Some(self.inputs), self.teacher].into_iter().flatten().for_each(|i| i.expect(&batches, mixes));
+        [Some(self.inputs), self.teacher, self.said].into_iter().flatten().for_each(|i| i.expect(&batches, mixes));
     }
 
     /// Which view of its sample each draw sees. What may be drawn twice in an epoch must not look the same twice.

@@ -2,6 +2,7 @@
 
 mod adapt;
 mod audio;
+mod forget;
 mod lockstep;
 mod parts;
 mod precision;

@@ -178,11 +178,17 @@ fn strangers(params: &[Entry], file: &BTreeMap<String, Tensor>, keep_head: impl 
     odd.cloned().collect()
 }
 
-/// Fills a new network from a file: all but the head, or all of it where the head is `kept` for these classes.
+/// Fills a new network from a file: all but the head, or all of it where the head is `kept` for these classes. Returns the
+/// names of the parameters that were there.
 ///
 /// # Errors
 /// See [`read`] and [`fill`]; a file that says it was trained on other classes than a kept head is for.
-pub fn load(network: &mut Network, backbone: &Backbone, path: &Path, kept: Option<&[String]>) -> Result<()> {
+pub fn load(
+    network: &mut Network,
+    backbone: &Backbone,
+    path: &Path,
+    kept: Option<&[String]>,
+) -> Result<BTreeSet<String>> {
     if let Some(classes) = kept {
         same_classes(path, classes)?;
     }
@@ -207,7 +213,8 @@ pub fn load(network: &mut Network, backbone: &Backbone, path: &Path, kept: Optio
     let parts: BTreeSet<String> = network.adapters.params.iter().map(part).collect();
     let has_parts = inside(path)?.plan.is_some() || parts.iter().any(|name| file.contains_key(name));
     let wanted = |name: &str| (kept.is_some() || !head(name)) && (has_parts || !parts.contains(name));
-    fill(&mut network.initial, &file, wanted, &path.display().to_string())
+    fill(&mut network.initial, &file, wanted, &path.display().to_string())?;
+    Ok(network.initial.params.iter().map(|e| &e.name).filter(|name| wanted(name)).cloned().collect())
 }
 
 /// Outputs of a head mean the classes that it was trained on, in their order.
@@ -226,7 +233,10 @@ fn same_classes(path: &Path, classes: &[String]) -> Result<()> {
 }
 
 /// What a `.safetensors` file of ours says of itself; nothing for any other file.
-fn about(path: &Path) -> Result<serde_json::Value> {
+///
+/// # Errors
+/// A file that is not whole.
+pub fn about(path: &Path) -> Result<serde_json::Value> {
     if path.extension().is_none_or(|e| e != "safetensors") {
         return Ok(serde_json::Value::Null);
     }

@@ -1,0 +1,73 @@
+//! What rank 0 lets the outside know while a run goes on: figures of steps, and checkpoints once they count.
+
+use std::time::Instant;
+
+use super::{Loop, step};
+use crate::{
+    Result,
+    collective::Collective,
+    link::{Link, Notice, Row},
+};
+
+impl Loop<'_> {
+    pub(super) fn report(
+        &self,
+        group: &dyn Collective,
+        link: &mut dyn Link,
+        reduced: &step::Reduced,
+        (lr, norm, started, per_epoch): (f64, f64, Instant, usize),
+        total: u64,
+    ) {
+        if group.rank() != 0 {
+            return;
+        }
+        let p = &self.state.progress;
+        let n = reduced.samples as f64;
+        let rate = n / started.elapsed().as_secs_f64().max(1e-9);
+        let values = [
+            ("train.loss", reduced.loss / n),
+            ("train.accuracy", reduced.correct as f64 / n),
+            ("lr", lr),
+            ("grad_norm", norm),
+            ("samples_per_s", rate),
+        ];
+        let penalty = self.anchor.is_some().then_some(("penalty", reduced.penalty));
+        let epoch = f64::from(p.epoch) + p.step_in_epoch as f64 / per_epoch as f64;
+        let stage = self.run.spec.stage[p.stage].name.clone();
+        link.row(&Row {
+            step: p.step,
+            stage: stage.clone(),
+            epoch,
+            values: values.into_iter().chain(penalty).map(|(k, v)| (k.to_owned(), v)).collect(),
+        });
+        link.activity(&format!("train {stage}"), p.stage_step, total);
+    }
+
+    /// Writes a checkpoint aside; it is published once everyone is known to have its state.
+    pub(super) fn checkpoint(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<()> {
+        if group.rank() != 0 {
+            return Ok(());
+        }
+        match self.state.save(&self.config.work) {
+            Ok(path) => {
+                self.failed_checkpoints = 0;
+                self.pending = Some((self.state.progress.step, path));
+                Ok(())
+            }
+            Err(e) => {
+                self.failed_checkpoints += 1;
+                link.notice(
+                    Notice::CheckpointFailed,
+                    &format!("{e}; training goes on ({} in a row)", self.failed_checkpoints),
+                );
+                if self.failed_checkpoints > self.run.spec.checkpoint.tolerate { Err(e) } else { Ok(()) }
+            }
+        }
+    }
+
+    pub(super) fn publish(&mut self, group: &dyn Collective, link: &mut dyn Link) {
+        if let (0, Some((step, path))) = (group.rank(), self.pending.take()) {
+            link.checkpoint(step, &path);
+        }
+    }
+}
