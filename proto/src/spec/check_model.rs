@@ -13,6 +13,12 @@ pub(super) fn check_model(net: &ModelSection, catalog: &Catalog) -> Checked {
     require(net.head.hidden.iter().all(|w| (1..=65_536).contains(w)), || {
         ("widths in `head.hidden` must be between 1 and 65536".into(), String::new())
     })?;
+    require(!net.random || (net.weights.is_some() && net.adapter.is_none() && !net.head.keep), || {
+        (
+            "`model.random` begins with random values, and takes only the shape from `model.weights`".into(),
+            "name weights without an adapter, do not keep their head, or leave `random` out".into(),
+        )
+    })?;
     if let Some(side) = net.input {
         within("model.input", f64::from(side), 8.0, 1024.0)?;
     }
@@ -42,7 +48,9 @@ pub(super) fn check_untrained(role: &str, net: &ModelSection) -> Checked {
             )
         })?;
     }
-    Ok(())
+    require(!net.random, || {
+        (format!("`nets.{role}` is not trained, and random values say nothing"), format!("remove `nets.{role}.random`"))
+    })
 }
 
 #[cfg(test)]
@@ -62,6 +70,18 @@ mod tests {
         assert!(teacher(None, None).is_ok());
         assert!(teacher(Some(0.1), None).unwrap_err().contains("`nets.teacher.dropout` would do nothing"));
         assert!(teacher(None, Some(0.0)).unwrap_err().contains("`nets.teacher.attention_dropout`"));
+    }
+
+    #[test]
+    fn random_values_need_weights_to_be_shaped_by() {
+        let catalog = Catalog { backbones: vec![entry("b", "")], ..Catalog::default() };
+        let mut net = ModelSection { backbone: "b".into(), random: true, ..ModelSection::default() };
+        assert!(check_model(&net, &catalog).unwrap_err().message.contains("`model.random`"));
+        net.weights = Some("w".into());
+        assert_eq!(check_model(&net, &catalog), Ok(()));
+        assert!(check_untrained("teacher", &net).unwrap_err().message.contains("random values say nothing"));
+        net.head.keep = true;
+        assert!(check_model(&net, &catalog).is_err());
     }
 
     #[test]

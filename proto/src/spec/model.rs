@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AugmentSection, ClassWeights, Precision, RecipeSection, Sampling, StageSection};
+use super::{
+    AugmentSection, BaselineSection, ClassWeights, CompareSection, Precision, RecipeSection, Sampling, StageSection,
+    StepSection,
+};
 
 /// Free parameters of a catalog entry.
 pub type Params = BTreeMap<String, serde_json::Value>;
@@ -76,6 +79,14 @@ pub struct JobSection {
     /// Who it belongs to.
     #[serde(default = "default_project")]
     pub project: String,
+    /// What the job has to beat, each a name or a table: `["scratch", "linear_probe"]`. They are trained beside it, on
+    /// idle workers, and the difference is told. Written out as a pipeline when the job is read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub baseline: Vec<BaselineSection>,
+    /// The job once with each of these seeds in place of `seed` (in a pipeline: every step), and what it comes to as a
+    /// mean with its 95 % interval. Written out as steps when the job is read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seeds: Vec<u32>,
 }
 
 fn default_project() -> String {
@@ -259,9 +270,12 @@ pub struct ModelSection {
     /// A backbone of the catalog.
     pub backbone: String,
     /// A file, a folder of ours or of Hugging Face's layout, `hf://OWNER/REPO[@REVISION][#FILE]`, `data:DIGEST`,
-    /// `step:ID`, or nothing for random weights.
+    /// `step:ID`, `job:ID[/STEP]`, or nothing for random weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
+    /// Take preprocessing, tokenizer and sizes from the weights, and none of their values: the same network, begun anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub random: bool,
     /// A folder with `adapter_config.json` and `adapter_model.safetensors`, as peft and jobs of ours write it for LoRA and
     /// IA3. Its changes are worked into the weights; with `[modifiers.lora]` or `[modifiers.ia3]` they are trained on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -423,51 +437,7 @@ impl Default for CheckpointSection {
     }
 }
 
-/// `[[step]]` of a pipeline
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct StepSection {
-    /// Its name.
-    pub id: String,
-    /// A job file beside this one; the client replaces it by `spec`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub job: Option<String>,
-    /// Steps that come first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub needs: Vec<String>,
-    /// Keys of the job file to replace.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub set: Params,
-    /// The step's whole job.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub spec: Option<Box<JobSpec>>,
-}
-
-/// `[compare]` of a pipeline
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct CompareSection {
-    /// A metric of the report, such as `val.accuracy`.
-    pub metric: String,
-    /// The step that is meant to win.
-    pub candidate: String,
-    /// The steps it is measured against; the best of them counts.
-    pub baselines: Vec<String>,
-}
-
 impl JobSpec {
-    /// The kind of a job made of jobs.
-    pub const PIPELINE: &str = "pipeline";
-
-    /// The steps in file order: one, called `main`, for a job that is no pipeline.
-    pub fn steps(&self) -> Vec<(&str, &JobSpec, &[String])> {
-        if self.job.kind == Self::PIPELINE {
-            self.step.iter().filter_map(|s| Some((s.id.as_str(), s.spec.as_deref()?, s.needs.as_slice()))).collect()
-        } else {
-            vec![("main", self, &[])]
-        }
-    }
-
     /// The job as a file that reads back as the same job.
     pub fn to_toml(&self) -> String {
         // Through a table, which puts plain values before sections.

@@ -1,6 +1,6 @@
 //! Places that a job names: paths on the nodes, data sets that were pushed to the blob store, weights on the hub.
 
-use super::{DataSection, Hub, JobSpec, SpecError};
+use super::{DataSection, Handed, Hub, JobSpec, SpecError};
 
 /// The format whose places are names of tasks.
 const GENERATED: &str = "generated";
@@ -46,8 +46,12 @@ impl<'a> Pushed<'a> {
 }
 
 impl JobSpec {
-    /// Places that this job (not its steps) names, with their keys. Models of other steps are none.
+    /// Places that this job (not its steps) names, with their keys. Models of steps and jobs are none.
     pub fn places(&self) -> impl Iterator<Item = (&'static str, &String)> {
+        self.named().filter(|(_, place)| !Handed::is(place))
+    }
+
+    fn named(&self) -> impl Iterator<Item = (&'static str, &String)> {
         let own = self.data.iter().filter(|d| d.format != GENERATED);
         let own = own.flat_map(|d| [("data.train", &d.train), ("data.val", &d.val)]);
         let target = self.data.iter().filter_map(|d| Some((d, d.target.as_ref()?)));
@@ -59,7 +63,7 @@ impl JobSpec {
         let nets = self.model.iter().map(|m| (["model.weights", "model.adapter"], m));
         let nets = nets.chain(self.nets.values().map(|m| (["nets.*.weights", "nets.*.adapter"], m)));
         let files = nets.flat_map(|(keys, m)| keys.into_iter().zip([m.weights.as_ref(), m.adapter.as_ref()]));
-        data.chain(files.filter_map(|(key, place)| Some((key, place?)))).filter(|(_, p)| !is_step(p))
+        data.chain(files.filter_map(|(key, place)| Some((key, place?))))
     }
 
     /// The same, to be changed.
@@ -73,7 +77,7 @@ impl JobSpec {
             own.into_iter().chain(target)
         });
         let nets = self.model.iter_mut().chain(self.nets.values_mut());
-        data.chain(nets.flat_map(|m| m.weights.iter_mut().chain(&mut m.adapter))).filter(|p| !is_step(p))
+        data.chain(nets.flat_map(|m| m.weights.iter_mut().chain(&mut m.adapter))).filter(|p| !Handed::is(p))
     }
 
     /// Whether every place that this job (not its steps) names can be one.
@@ -81,6 +85,13 @@ impl JobSpec {
     /// # Errors
     /// Names the first that cannot.
     pub(super) fn check_places(&self) -> Result<(), SpecError> {
+        for (key, place) in self.named() {
+            let handed = Handed::parse(place)?.is_some();
+            if handed && key.starts_with("data.") {
+                let hint = "write it where weights belong: `model.weights`";
+                return Err(SpecError::new(format!("`{key}` is `{place}`, which is a model and no data"), hint));
+            }
+        }
         for (key, place) in self.places() {
             Pushed::parse(place)?;
             if Hub::parse(place)?.is_some() && !key.ends_with(".weights") {
@@ -117,10 +128,6 @@ impl JobSpec {
     }
 }
 
-fn is_step(place: &str) -> bool {
-    place.starts_with("step:")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,6 +141,25 @@ mod tests {
         check("backbone = \"bert\", weights = \"hf://a/b\"").unwrap();
         let error = check("backbone = \"bert\", weights = \"w\", adapter = \"hf://a/b\"").unwrap_err();
         assert!(error.contains("`model.adapter` names `hf://a/b`: only weights") && error.contains("adapter yourself"));
+    }
+
+    #[test]
+    fn models_of_steps_and_jobs_are_weights_and_no_places() {
+        let id = crate::ids::JobId::from_bits(1);
+        let job = |train: &str, weights: &str| {
+            let data = format!("data = {{ format = \"text\", train = \"{train}\", val = \"v\", batch = 4 }}");
+            let model = format!("model = {{ backbone = \"bert\", weights = \"{weights}\" }}");
+            crate::spec::parse(&format!("schema = 1\njob = {{ name = \"t\", kind = \"f\" }}\n{data}\n{model}\n"))
+                .unwrap()
+        };
+        for weights in ["step:a".to_owned(), format!("job:{id}"), format!("job:{id}/a")] {
+            let spec = job("t", &weights);
+            spec.check_places().unwrap();
+            assert_eq!(spec.places().map(|(key, _)| key).collect::<Vec<_>>(), ["data.train", "data.val"]);
+            let e = job(&weights, "w").check_places().unwrap_err();
+            assert!(e.message.contains("`data.train` is") && e.message.contains("no data"), "{e}");
+        }
+        assert!(job("t", "job:mine").check_places().unwrap_err().message.contains("not the model of a job"));
     }
 
     #[test]

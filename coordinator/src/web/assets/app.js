@@ -133,8 +133,28 @@ function results(phases) {
     const [train, val] = samples ?? [];
     const frozen = prefix?.needed ? `${prefix.computed} of ${prefix.needed}` : "";
     return [p.step, percent(metrics["val.accuracy"]), percent(metrics["val.macro_f1"]),
-      metrics["val.loss"].toFixed(4), steps, train, val, frozen];
+      metrics["val.loss"]?.toFixed(4), steps, train, val, frozen];
   }));
+}
+
+// Phases that one still waits for.
+function waits(job, phase) {
+  if (phase.status !== "waiting") return "";
+  const done = new Set(job.phases.filter((p) => p.status === "succeeded").map((p) => p.id));
+  return phase.needs.filter((id) => !done.has(id)).join(", ");
+}
+
+// Candidate and baselines side by side, and what that comes to.
+function compared(c) {
+  byId("compared").hidden = !c;
+  if (!c) return;
+  const [scale, digits, unit] = c.unit === "points" ? [100, 1, " %"] : [1, 4, ""];
+  const interval = (m, by) => (m.half === null ? "" : ` ± ${(by * m.half).toFixed(digits)}`);
+  const value = (m) => (m ? `${(scale * m.mean).toFixed(digits)}${interval(m, scale)}${unit}` : "");
+  const gain = (m) => (m ? `${m.mean < 0 ? "" : "+"}${m.mean.toFixed(digits)}${interval(m, 1)}` : "");
+  byId("summary").textContent = c.summary;
+  byId("metric").textContent = c.metric;
+  fill("sides", c.rows.map((r) => [r.name, value(r.value), gain(r.gain), `${r.value?.runs ?? 0} of ${r.steps}`]));
 }
 
 async function confusions() {
@@ -167,10 +187,12 @@ async function job() {
   const why = job.why === job.status ? "" : job.why;
   byId("why").textContent = job.failure?.hint ? `${why} (${job.failure.hint})` : why;
   results(job.phases);
+  compared(job.compared_json);
   fill("phases", job.phases.map((p) => {
     const a = p.activity;
     const now = a && p.status === "running" ? `${a.name} ${a.done}/${a.total}` : "";
-    return [p.id, marked(p.status), p.generation, p.ranks.length || "", now];
+    const attempt = p.kind === "gate" ? "" : p.generation;
+    return [p.id, marked(p.status), attempt, p.ranks.length || "", waits(job, p), now];
   }));
   byId("events").replaceChildren(...job.phases.flatMap((p) => p.history.map((text) => {
     const item = document.createElement("li");
@@ -178,7 +200,7 @@ async function job() {
     return item;
   })));
   await Promise.all([series(), logs()]);
-  if (job.status === "succeeded" && !seen.report) {
+  if (job.finished_ms && !seen.report) {
     seen.report = true;
     await confusions();
   }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use candle_core::Tensor;
-use tl_proto::spec::{JobSpec, ModelSection, Params};
+use tl_proto::spec::{Handed, JobSpec, ModelSection, Params};
 
 use super::parts::Parts;
 use crate::{
@@ -29,19 +29,19 @@ pub struct Net {
     pub parts: String,
 }
 
-/// Resolves `step:ID` to the file that the step has left.
+/// Resolves `step:ID` and `job:ID/STEP` to the file that was left there.
 ///
 /// # Errors
-/// A step whose file was not handed over.
+/// A file that was not handed over.
 pub fn weights_path(model: &ModelSection, inputs: &BTreeMap<String, PathBuf>) -> Result<Option<PathBuf>> {
     let Some(weights) = &model.weights else { return Ok(None) };
-    let Some(step) = weights.strip_prefix("step:") else {
+    let Some(name) = Handed::key(weights) else {
         let path = PathBuf::from(weights);
         // A folder of ours, or of anyone who keeps the usual name.
         return Ok(Some(if path.is_dir() { path.join("model.safetensors") } else { path }));
     };
-    let found = inputs.get(step).cloned();
-    found.map(Some).ok_or_else(|| Error::Internal(format!("the model of step `{step}` was not handed over")))
+    let found = inputs.get(name).cloned();
+    found.map(Some).ok_or_else(|| Error::Internal(format!("the model `{name}` was not handed over")))
 }
 
 /// What a network is built for.
@@ -123,7 +123,9 @@ impl Net {
                 agree(found, named, model, &path.display().to_string())?
             }
         };
-        let parts = Parts::of(model, backbone, purpose.modifiers, path.as_deref())?;
+        // What begins anew has nothing of what its weights hold, only their shape.
+        let values = path.as_deref().filter(|_| !model.random);
+        let parts = Parts::of(model, backbone, purpose.modifiers, values)?;
         let (head, seed, dropout) = (&model.head, purpose.seed, Inside::of(model));
         let asked = Asked { dropout, plan: parts.plan() };
         let mut network = Network::build_with(backbone, &contract, head, classes.len(), seed, asked);
@@ -134,7 +136,7 @@ impl Net {
             parts.are_placed(&network.adapters, backbone)?;
         }
         let kept = (purpose.keep_head || head.keep).then_some(classes);
-        if let Some(path) = &path {
+        if let Some(path) = values {
             weights::load(&mut network, backbone, path, kept.filter(|_| !parts.bring_a_head()))?;
         }
         if sized {
@@ -262,6 +264,10 @@ mod tests {
 
     /// Random weights of a small network, with a contract beside them that says `text`; what a job makes of them.
     fn build(text: &str, input: Option<u32>) -> Result<Net> {
+        build_as(text, input, false, 1)
+    }
+
+    fn build_as(text: &str, input: Option<u32>, random: bool, seed: u32) -> Result<Net> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("w.safetensors");
         let mut model = ModelSection { backbone: "small_cnn".into(), weights: None, ..ModelSection::default() };
@@ -269,8 +275,19 @@ mod tests {
         let net = Net::build(&model, &classes, false, 1, &BTreeMap::new())?;
         weights::testing::bare(&net, &path);
         std::fs::write(dir.path().join("preprocess.json"), text).unwrap();
-        (model.weights, model.input) = (Some(path.display().to_string()), input);
-        Net::build(&model, &classes, false, 1, &BTreeMap::new())
+        (model.weights, model.input, model.random) = (Some(path.display().to_string()), input, random);
+        Net::build(&model, &classes, false, seed, &BTreeMap::new())
+    }
+
+    #[test]
+    fn a_network_that_begins_anew_has_the_preprocessing_of_its_weights_and_none_of_their_values() {
+        let build = |random, seed| build_as(TEXT, None, random, seed).unwrap();
+        let (given, anew, other) = (build(false, 2), build(true, 2), build(true, 1));
+        assert_eq!(given.contract.describe(), anew.contract.describe());
+        let kernel = |net: &Net| net.network.initial.values[..64].to_vec();
+        assert_ne!(kernel(&given), kernel(&anew));
+        // The weights were drawn with seed 1.
+        assert_eq!(kernel(&given), kernel(&other));
     }
 
     const TEXT: &str = r#"{"input_size": [3, 32, 32], "resize_short_side": 40, "scale": "x / 255",

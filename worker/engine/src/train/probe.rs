@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::{BnScope, Hub, JobSpec, ModelSection, Precision, Source};
+use tl_proto::spec::{BnScope, Handed, Hub, JobSpec, ModelSection, Precision, Source};
 
 use super::{
     Config,
@@ -124,8 +124,8 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let classes = same_classes(&train, &val)?;
     let later = |m: &ModelSection| {
         let weights = m.weights.as_deref().unwrap_or_default();
-        let step = weights.strip_prefix("step:");
-        step.is_some_and(|s| !config.inputs.contains_key(s)) || matches!(Hub::parse(weights), Ok(Some(_)))
+        Handed::key(weights).is_some_and(|name| !config.inputs.contains_key(name))
+            || matches!(Hub::parse(weights), Ok(Some(_)))
     };
     let other = Domain::open(data, &train, spec.job.seed)?.filter(|_| objective.has_target());
     other.iter().flat_map(Domain::parts).try_for_each(|samples| samples.fits_job(spec))?;
