@@ -10,6 +10,7 @@ mod datasets;
 mod elastic;
 mod faults;
 mod hub;
+mod pipelines;
 mod transfer;
 
 /// The program whose mains the sandbox runs.

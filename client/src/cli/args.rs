@@ -155,6 +155,9 @@ pub struct Fetch {
     /// Folder for the files [default: tl-out/JOB]
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// Only the files of this step of a pipeline
+    #[arg(long)]
+    pub step: Option<String>,
 }
 
 #[derive(Subcommand)]

@@ -66,6 +66,13 @@ async fn run_one(a: LocalRun, output: &Output) -> Result<u8, Error> {
     spec::check(&spec, &tl_worker::rank::catalog())
         .map_err(|e| Error::input(format!("{}: {e}", a.job.file.display()), e.hint))?;
     let all = spec.steps();
+    if let Some((key, place)) = all.iter().find_map(|(_, s, _)| s.models().next()) {
+        return Err(elsewhere(
+            &key,
+            place,
+            "`tlctl local run` starts a cluster of its own, which knows no earlier job",
+        ));
+    }
     let needed = all.iter().map(|(_, s, _)| s.cluster.ranks.min).max().unwrap_or(1);
     let workers = a.ranks.unwrap_or(needed.max(2));
     let out = a.out.unwrap_or_else(|| PathBuf::from("tl-out").join(plain(&spec.job.name)));
@@ -83,6 +90,12 @@ async fn run_one(a: LocalRun, output: &Output) -> Result<u8, Error> {
     };
     drop(scratch);
     result
+}
+
+/// A model of a job is named where there is no cluster that could have it.
+pub(super) fn elsewhere(key: &str, place: &str, why: &str) -> Error {
+    let hint = "`tlctl fetch JOB --out FOLDER` brings the model here: name that folder (`--set`)";
+    Error::input(format!("`{key}` is `{place}`, and {why}"), hint)
 }
 
 async fn train(config: &Config, spec: &spec::JobSpec, out: &Path, output: &Output) -> Result<u8, Error> {

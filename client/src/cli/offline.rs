@@ -55,6 +55,15 @@ pub(super) const RECIPES: &[Recipe] = &[
         doc: "bring a network to another domain, of which there are samples without labels",
         files: &[("adapt.toml", include_str!("../../recipes/adapt.toml"))],
     },
+    Recipe {
+        name: "pipeline",
+        doc: "train a teacher, see that it is good enough, teach a student, and compare it with one that had no teacher",
+        files: &[
+            ("pipeline.toml", include_str!("../../recipes/pipeline.toml")),
+            ("pipeline-teacher.toml", include_str!("../../recipes/pipeline-teacher.toml")),
+            ("pipeline-student.toml", include_str!("../../recipes/pipeline-student.toml")),
+        ],
+    },
 ];
 
 pub(super) fn check(a: &JobFile, catalog: &Catalog, output: &Output) -> Result<u8, Error> {
@@ -71,10 +80,12 @@ pub(super) fn schema(catalog: &Catalog, output: &Output) -> Result<u8, Error> {
 }
 
 pub(super) fn catalog(catalog: Catalog, output: &Output) -> Result<u8, Error> {
-    output.print(&json!({ "event": "catalog", "catalog": catalog }), || {
+    let baselines = spec::baselines();
+    output.print(&json!({ "event": "catalog", "catalog": catalog, "baselines": baselines }), || {
         let lists = [
             ("backbones (`model.backbone`)", &catalog.backbones),
             ("objectives (`job.kind`)", &catalog.objectives),
+            ("baselines (`job.baseline`)", &baselines),
             ("modifiers (`[modifiers.NAME]`)", &catalog.modifiers),
             ("data formats (`data.format`)", &catalog.formats),
             ("optimizers (`optimizer.name`)", &catalog.optimizers),

@@ -9,7 +9,7 @@ use tl_worker::rank::{self, Compared, ROOM};
 use super::{
     FAILED,
     args::Verify,
-    local::{Scratch, refused},
+    local::{Scratch, elsewhere, refused},
     output::Output,
 };
 use crate::{Error, spec_file};
@@ -40,8 +40,11 @@ fn verify(spec: &JobSpec, folder: PathBuf, steps: u64) -> Result<Vec<Compared>, 
     for model in spec.model.iter_mut().chain(spec.nets.values_mut()) {
         // What an earlier step would leave is not there; any weights do.
         if model.weights.as_deref().is_some_and(|w| w.starts_with("step:")) {
-            (model.weights, model.head.keep) = (None, false);
+            (model.weights, model.head.keep, model.random) = (None, false, false);
         }
+    }
+    if let Some((key, place)) = spec.models().next() {
+        return Err(elsewhere(&key, place, "`tlctl verify` runs here, without a cluster"));
     }
     if let Some((key, place)) = spec.places().find(|(_, place)| !JobSpec::is_path(place)) {
         return Err(Error::input(
