@@ -32,6 +32,8 @@ pub enum ParamKind {
     },
     /// A list of names, each the end of a name from a dot on or `re:PATTERN`.
     Names,
+    /// A list of sentences.
+    Texts,
 }
 
 /// One parameter of an entry.
@@ -66,6 +68,9 @@ pub struct Entry {
     /// Ways of doing it, of which a job names one as `method`; the first if it names none. Each has parameters of its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<Entry>,
+    /// It trains nothing: a job of this kind has no stages.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub untrained: bool,
     /// It trains parts of its own in place of the weights of the network, which stay as they are unless a stage names
     /// them.
     #[serde(default)]
@@ -182,6 +187,11 @@ pub fn choice(name: &str, of: &[&str], doc: &str) -> Param {
 /// A parameter that is a list of names.
 pub fn names(name: &str, default: &[&str], doc: &str) -> Param {
     Param { name: name.into(), kind: ParamKind::Names, default: default.into(), doc: doc.into() }
+}
+
+/// A parameter that is a list of sentences.
+pub fn texts(name: &str, default: &[&str], doc: &str) -> Param {
+    Param { name: name.into(), kind: ParamKind::Texts, default: default.into(), doc: doc.into() }
 }
 
 /// An entry without parameters.

@@ -254,6 +254,10 @@ fn summary(report: &Report) -> serde_json::Value {
     let k = e.classes.len().max(1) as f64;
     let f1 = e.classes.iter().map(|c| c.f1).sum::<f64>() / k;
     let mut metrics = json!({ "val.accuracy": e.accuracy, "val.loss": e.loss, "val.macro_f1": f1 });
+    if let Some(found) = &report.retrieval {
+        let names = ["val.recall_1", "val.recall_5", "val.recall_10"];
+        names.into_iter().zip(found.mean()).for_each(|(name, value)| metrics[name] = value.into());
+    }
     if let Some(target) = &report.target {
         (metrics["target.accuracy"], metrics["target.loss"]) = (target.accuracy.into(), target.loss.into());
     }

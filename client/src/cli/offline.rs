@@ -55,6 +55,21 @@ pub(super) const RECIPES: &[Recipe] = &[
         doc: "bring a network to another domain, of which there are samples without labels",
         files: &[("adapt.toml", include_str!("../../recipes/adapt.toml"))],
     },
+    Recipe {
+        name: "contrastive",
+        doc: "train two networks so that photos and the texts that go with them find each other",
+        files: &[("contrastive.toml", include_str!("../../recipes/contrastive.toml"))],
+    },
+    Recipe {
+        name: "zero_shot",
+        doc: "judge photos by sentences that name their classes, with the networks of `contrastive`",
+        files: &[("zero_shot.toml", include_str!("../../recipes/zero_shot.toml"))],
+    },
+    Recipe {
+        name: "cross_distill",
+        doc: "let a network that knows photos teach one of another kind of sample, without labels",
+        files: &[("cross_distill.toml", include_str!("../../recipes/cross_distill.toml"))],
+    },
 ];
 
 pub(super) fn check(a: &JobFile, catalog: &Catalog, output: &Output) -> Result<u8, Error> {

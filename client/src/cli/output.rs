@@ -183,8 +183,12 @@ impl Progress<'_> {
         }
         let known = self.phases.entry(row.phase.clone()).or_default();
         let get = |key: &str| row.values.get(key).copied();
-        if let (Some(loss), Some(accuracy)) = (get("train.loss"), get("train.accuracy")) {
-            known.figures = format!("loss {loss:.4}, accuracy {:.1} %", 100.0 * accuracy);
+        if let Some(loss) = get("train.loss") {
+            known.figures = format!("loss {loss:.4}");
+            // What learns from pairs looks at no labels.
+            if let Some(accuracy) = get("train.accuracy") {
+                known.figures += &format!(", accuracy {:.1} %", 100.0 * accuracy);
+            }
             if let Some(rate) = get("samples_per_s") {
                 known.figures += &format!(", {rate:.0} samples/s");
             }
@@ -198,6 +202,9 @@ impl Progress<'_> {
                 "{phase}: stage `{stage}`, epoch {epoch:.0}: {figures}; validation loss {loss:.4}, accuracy {:.1} %",
                 100.0 * accuracy
             );
+            if let [Some(first), Some(ten)] = ["val.recall_1", "val.recall_10"].map(get) {
+                text += &format!("; recall@1 {:.1} %, recall@10 {:.1} %", 100.0 * first, 100.0 * ten);
+            }
             if let Some(entropy) = get("target.entropy") {
                 text += &format!("; other domain: entropy {entropy:.3}");
             }

@@ -6,6 +6,7 @@ use super::{
     ClassWeights, JobSpec, Sampling, SpecError, Views,
     check_adapter::check_adapters,
     check_model::{check_model, check_untrained},
+    check_pairs::{TOWER, check_pairs},
     check_params::check_params,
     check_stage::{check_norms, check_stage, monitor},
 };
@@ -148,11 +149,12 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     let format = found(Catalog::find(&catalog.formats, "data format", &data.format))?;
     check_params("data.params", format, &data.params)?;
     check_target(spec, objective, catalog)?;
+    check_pairs(spec, objective, catalog)?;
     let model = spec.model.as_ref().ok_or_else(|| missing("[model]"))?;
     for net in std::iter::once(model).chain(spec.nets.values()) {
         check_model(net, catalog)?;
     }
-    for (role, net) in &spec.nets {
+    for (role, net) in spec.nets.iter().filter(|(role, _)| *role != TOWER) {
         check_untrained(role, net)?;
     }
     spec.check_places()?;
@@ -198,7 +200,10 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     if let Some(clip) = o.clip_norm {
         within("optimizer.clip_norm", clip, 1e-6, 1e6)?;
     }
-    require(!spec.stage.is_empty() || spec.job.kind == "evaluate", || missing("[[stage]]").into_parts())?;
+    require(!spec.stage.is_empty() || objective.untrained, || missing("[[stage]]").into_parts())?;
+    require(spec.stage.is_empty() || !objective.untrained, || {
+        (format!("`{}` trains nothing, and the job has stages", spec.job.kind), "remove `[[stage]]`".into())
+    })?;
     spec.stage.iter().try_for_each(|s| check_stage(s, catalog))?;
     if let Some(stop) = &spec.stop {
         monitor("stop.monitor", &stop.monitor)?;

@@ -51,10 +51,18 @@ pub(super) fn check_params(at: &str, entry: &Entry, params: &Params) -> Checked 
                 value.as_array().is_some_and(|l| !l.is_empty() && l.iter().all(|v| v.as_str().is_some_and(is_name))),
                 "a list of names such as [\"query\", \"re:layer\\\\.[01]\\\\..*key\"]".into(),
             ),
+            ParamKind::Texts => (
+                value.as_array().is_some_and(|l| (1..=1000).contains(&l.len()) && l.iter().all(is_sentence)),
+                "a list of sentences of at most 1000 letters".into(),
+            ),
         };
         require(fits, || (format!("`{at}.{key}` cannot be {value}"), format!("it takes {wanted}")))?;
     }
     Ok(())
+}
+
+fn is_sentence(value: &serde_json::Value) -> bool {
+    value.as_str().is_some_and(|text| !text.trim().is_empty() && text.chars().count() <= 1000)
 }
 
 /// The end of a name, or a pattern that can be read.

@@ -3,10 +3,12 @@
 mod check;
 mod check_adapter;
 mod check_model;
+mod check_pairs;
 mod check_params;
 mod check_stage;
 mod hub;
 mod model;
+mod pairs;
 mod parse;
 mod paths;
 mod precision;
@@ -16,8 +18,10 @@ mod schema;
 mod stage;
 
 pub use check::{check, check_shape};
+pub use check_pairs::TOWER;
 pub use hub::{Fetched, HUB_FILE, Hub, Source, SourceFile};
 pub use model::*;
+pub use pairs::{PairedBy, PairsSection};
 pub use parse::{SpecError, parse, set_override};
 pub use paths::Pushed;
 pub use precision::Precision;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AugmentSection, ClassWeights, Precision, RecipeSection, Sampling, StageSection};
+use super::{AugmentSection, ClassWeights, PairsSection, Precision, RecipeSection, Sampling, StageSection};
 
 /// Free parameters of a catalog entry.
 pub type Params = BTreeMap<String, serde_json::Value>;
@@ -213,6 +213,9 @@ pub struct DataSection {
     /// Samples of another domain, without labels, that `adapt` brings the network to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<TargetSection>,
+    /// The other half of each sample, of another kind: sounds that go with pictures, pictures with texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pairs: Option<PairsSection>,
 }
 
 /// `[data.target]`
@@ -247,6 +250,7 @@ impl DataSection {
             class_weights: None,
             sampling: Sampling::default(),
             target: None,
+            pairs: None,
             ..self.clone()
         })
     }

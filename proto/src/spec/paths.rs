@@ -55,7 +55,11 @@ impl JobSpec {
         let target = target.flat_map(|(_, t)| {
             std::iter::once(("data.target.train", &t.train)).chain(t.val.as_ref().map(|v| ("data.target.val", v)))
         });
-        let data = own.chain(target);
+        let pairs = self.data.iter().filter_map(|d| d.pairs.as_ref()).filter(|p| p.format != GENERATED);
+        let pairs = pairs.flat_map(|p| {
+            std::iter::once(("data.pairs.train", &p.train)).chain(p.val.as_ref().map(|v| ("data.pairs.val", v)))
+        });
+        let data = own.chain(target).chain(pairs);
         let nets = self.model.iter().map(|m| (["model.weights", "model.adapter"], m));
         let nets = nets.chain(self.nets.values().map(|m| (["nets.*.weights", "nets.*.adapter"], m)));
         let files = nets.flat_map(|(keys, m)| keys.into_iter().zip([m.weights.as_ref(), m.adapter.as_ref()]));
@@ -65,12 +69,15 @@ impl JobSpec {
     /// The same, to be changed.
     pub fn places_mut(&mut self) -> impl Iterator<Item = &mut String> {
         let data = self.data.iter_mut().flat_map(|d| {
-            let DataSection { format, train, val, target, .. } = d;
+            let DataSection { format, train, val, target, pairs, .. } = d;
             let target = target.iter_mut().filter(|t| t.format.as_ref().unwrap_or(format) != GENERATED);
             let target: Vec<&mut String> =
                 target.flat_map(|t| std::iter::once(&mut t.train).chain(t.val.as_mut())).collect();
             let own = if format == GENERATED { Vec::new() } else { vec![train, val] };
-            own.into_iter().chain(target)
+            let pairs = pairs.iter_mut().filter(|p| p.format != GENERATED);
+            let pairs: Vec<&mut String> =
+                pairs.flat_map(|p| std::iter::once(&mut p.train).chain(p.val.as_mut())).collect();
+            own.into_iter().chain(target).chain(pairs)
         });
         let nets = self.model.iter_mut().chain(self.nets.values_mut());
         data.chain(nets.flat_map(|m| m.weights.iter_mut().chain(&mut m.adapter))).filter(|p| !is_step(p))

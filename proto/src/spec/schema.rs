@@ -18,6 +18,7 @@ pub fn schema(catalog: &Catalog) -> Value {
         ("ModelSection", "backbone", &catalog.backbones),
         ("DataSection", "format", &catalog.formats),
         ("TargetSection", "format", &catalog.formats),
+        ("PairsSection", "format", &catalog.formats),
         ("OptimizerSection", "name", &catalog.optimizers),
         ("StageSection", "schedule", &catalog.schedules),
     ] {
@@ -26,9 +27,9 @@ pub fn schema(catalog: &Catalog) -> Value {
     }
     // Parameters of the objective and the data format depend on which one it is; all of them are listed.
     schema["properties"]["objective"] = table(catalog.objectives.iter().flat_map(Entry::all_params));
-    schema["$defs"]["DataSection"]["properties"]["params"] = table(catalog.formats.iter().flat_map(Entry::all_params));
-    schema["$defs"]["TargetSection"]["properties"]["params"] =
-        table(catalog.formats.iter().flat_map(Entry::all_params));
+    for section in ["DataSection", "TargetSection", "PairsSection"] {
+        schema["$defs"][section]["properties"]["params"] = table(catalog.formats.iter().flat_map(Entry::all_params));
+    }
     let modifiers: Map<String, Value> = catalog
         .modifiers
         .iter()
@@ -63,7 +64,7 @@ fn param(p: &Param) -> Value {
         ParamKind::Integer { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
         ParamKind::Flag => json!({ "type": "boolean" }),
         ParamKind::Choice { of } => json!({ "enum": of }),
-        ParamKind::Names => json!({ "type": "array", "minItems": 1, "items": { "type": "string" } }),
+        ParamKind::Names | ParamKind::Texts => json!({ "type": "array", "minItems": 1, "items": { "type": "string" } }),
     };
     value["description"] = p.doc.clone().into();
     value["default"] = p.default.clone();

@@ -32,7 +32,16 @@ impl Model {
         let file: PathBuf = if path.is_dir() { path.join("model.safetensors") } else { path.into() };
         let shown = file.display().to_string();
         let about = weights::metadata(&file)?.remove("tl").and_then(|text| serde_json::from_str::<About>(&text).ok());
-        let Some(About { backbone, classes, model: Some(model), .. }) = about else {
+        let embeds = about.as_ref().is_some_and(|a| a.embeds);
+        let Some(About { backbone, classes, model: Some(model), .. }) = about.filter(|_| !embeds) else {
+            if embeds {
+                return Err(Error::user(
+                    format!(
+                        "`{shown}` is one of two networks that learned from pairs: it says where a sample lies, not what it is"
+                    ),
+                    "give it as `weights` to a job, such as one of `kind = \"zero_shot\"`",
+                ));
+            }
             return Err(Error::user(
                 format!("`{shown}` does not say what it predicts"),
                 "only models that a job has exported can be run; fine-tune these weights first",
@@ -114,6 +123,7 @@ impl Model {
             augment: AugmentSection::default(),
             params,
             target: None,
+            pairs: None,
         };
         let samples = Samples::open(&spec, "val", seed)?;
         samples.fits(&self.net.contract)?;

@@ -150,6 +150,8 @@ pub struct Asked<'a> {
     pub dropout: Inside,
     /// Parts on layers of the backbone.
     pub plan: Option<&'a Plan>,
+    /// Tensors of another network, behind which those of this one lie.
+    pub behind: Option<&'a Store>,
 }
 
 /// A piece of a network that is frozen or trained as a whole.
@@ -182,6 +184,8 @@ pub struct Network {
     pub width: usize,
     /// What the objective trains beside it.
     pub own: Vec<ParamId>,
+    /// Of that, what an update may not lift above a number.
+    pub limits: Vec<(ParamId, f32)>,
 }
 
 impl Network {
@@ -203,6 +207,7 @@ impl Network {
         let shape = contract.text.as_ref().and_then(|t| t.shape.clone());
         let usual = shape.as_ref().map_or(0.0, |s| s.head_dropout);
         let p = head.dropout.map_or(usual, |p| p as f32);
+        b.store = asked.behind.cloned().unwrap_or_default();
         b.given = Given { side: contract.side(), shape, dropout: asked.dropout };
         asked.plan.cloned().into_iter().for_each(|plan| b.adapt(plan));
         let (mut units, features) = (backbone.build)(&mut b, Same(contract.same()));
@@ -223,7 +228,7 @@ impl Network {
         let output = b.output;
         let last = before.with(output(&mut b, backbone.classifier, (width, outputs)));
         units.push(Unit { name: backbone.classifier.into(), layer: last });
-        Self { units, head: first, outputs, initial: b.store, adapters, width, own: Vec::new() }
+        Self { units, head: first, outputs, initial: b.store, adapters, width, own: Vec::new(), limits: Vec::new() }
     }
 
     /// The network without the parts that can be worked into its weights: its tensors are those of [`Adapters::merged`].
@@ -236,7 +241,7 @@ impl Network {
         dropout: Inside,
     ) -> Self {
         let initial = self.adapters.merged(&self.initial);
-        let asked = Asked { dropout, plan: None };
+        let asked = Asked { dropout, ..Asked::default() };
         Self { initial, ..Self::build_with(backbone, contract, head, self.outputs, seed, asked) }
     }
 
@@ -245,6 +250,8 @@ impl Network {
         let mut b = Builder::new(seed);
         b.store = self.initial;
         self.own = own.iter().map(|own| b.own(own)).collect();
+        let limits = self.own.iter().zip(own).filter_map(|(id, own)| Some((*id, own.most?)));
+        self.limits = limits.collect();
         self.initial = b.store;
         self
     }

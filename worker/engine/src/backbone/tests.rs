@@ -26,7 +26,7 @@ fn build(name: &str) -> Network {
 fn build_for(name: &str, side: u32, dropout: Inside) -> Network {
     let backbone = ALL.iter().find(|b| b.name == name).unwrap();
     let contract = Contract::named("torch", side, None).unwrap();
-    let asked = super::Asked { dropout, plan: None };
+    let asked = super::Asked { dropout, ..super::Asked::default() };
     Network::build_with(backbone, &contract, &HeadSection::default(), 1000, 1, asked)
 }
 

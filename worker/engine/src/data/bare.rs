@@ -1,6 +1,8 @@
 //! Samples without labels: what lies with them is not looked at. A network that is brought to another domain learns from
 //! these, and cannot come by a label that it must not know.
 
+use tl_proto::spec::PairedBy;
+
 use super::{Dataset, Image};
 
 /// What stands where a label would: no class has this number.
@@ -10,12 +12,25 @@ const NO_LABEL: usize = usize::MAX;
 pub(super) struct Bare {
     inner: Box<dyn Dataset>,
     labels: Vec<usize>,
+    /// What pairs each with a sample of another kind, where that is not its name.
+    keys: Option<Vec<String>>,
 }
 
 impl Bare {
     pub(super) fn new(inner: Box<dyn Dataset>) -> Self {
         let labels = vec![NO_LABEL; inner.labels().len()];
-        Self { inner, labels }
+        Self { inner, labels, keys: None }
+    }
+
+    /// Samples that are halves of pairs. Where their classes make the pairs, that is all that their classes do.
+    pub(super) fn paired(inner: Box<dyn Dataset>, by: PairedBy) -> Self {
+        let all = 0..inner.labels().len();
+        let keys = match by {
+            PairedBy::Name => None,
+            PairedBy::Label => Some(inner.labels().iter().map(|l| inner.classes()[*l].clone()).collect()),
+            PairedBy::Order => Some(all.map(|i| i.to_string()).collect()),
+        };
+        Self { keys, ..Self::new(inner) }
     }
 }
 
@@ -39,5 +54,11 @@ impl Dataset for Bare {
     }
     fn text(&self, index: usize) -> Option<&str> {
         self.inner.text(index)
+    }
+    fn key(&self, index: usize) -> String {
+        match &self.keys {
+            Some(keys) => keys[index].clone(),
+            None => self.inner.key(index),
+        }
     }
 }

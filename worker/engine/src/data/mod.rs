@@ -17,7 +17,7 @@ use std::path::Path;
 
 use tl_proto::{
     catalog::Entry,
-    spec::{DataSection, Params},
+    spec::{DataSection, PairedBy, Params},
 };
 
 use crate::{Error, Result};
@@ -57,6 +57,19 @@ pub trait Dataset: Send + Sync {
     fn text(&self, _index: usize) -> Option<&str> {
         None
     }
+
+    /// What it has in common with the sample of another kind that it goes with: its name without an ending.
+    fn key(&self, index: usize) -> String {
+        stem(&self.name(index)).to_owned()
+    }
+}
+
+/// A name without its number among those of the same thing (`#2`), and without its ending.
+pub(super) fn stem(name: &str) -> &str {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let name = name.rsplit_once('#').filter(|(_, n)| digits(n)).map_or(name, |(name, _)| name);
+    let ending = |text: &str| (1..=5).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric());
+    name.rsplit_once('.').filter(|(name, end)| !name.is_empty() && ending(end)).map_or(name, |(name, _)| name)
 }
 
 /// Opens the samples at a place; the part is `train` or `val`.
@@ -109,6 +122,23 @@ pub fn open_bare(data: &DataSection, seed: u32) -> Result<Box<dyn Dataset>> {
         return Err(Error::user(format!("`{}` has no samples", data.train), "check `data.target.train`"));
     }
     Ok(Box::new(bare::Bare::new(opened)))
+}
+
+/// Opens samples that are halves of pairs; the part is `train` or `val`.
+///
+/// # Errors
+/// Data that is not there, or that has no classes where they make the pairs.
+pub fn open_paired(data: &DataSection, part: &str, by: PairedBy, seed: u32) -> Result<Box<dyn Dataset>> {
+    let format = format(data)?;
+    let place = if part == "train" { &data.train } else { &data.val };
+    let opened = match by {
+        PairedBy::Label => open(data, part, seed)?,
+        PairedBy::Name | PairedBy::Order => (format.bare)(place, part, &data.params, seed)?,
+    };
+    if opened.labels().is_empty() {
+        return Err(Error::user(format!("`{place}` has no samples"), "check the path"));
+    }
+    Ok(Box::new(bare::Bare::paired(opened, by)))
 }
 
 fn format(data: &DataSection) -> Result<&'static Format> {
@@ -178,6 +208,9 @@ impl Dataset for Subset {
     fn text(&self, index: usize) -> Option<&str> {
         self.inner.text(self.keep[index])
     }
+    fn key(&self, index: usize) -> String {
+        self.inner.key(self.keep[index])
+    }
 }
 
 /// Reads a file whole, with an error that names it.
@@ -195,4 +228,24 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
 /// What the catalog says of the formats.
 pub fn catalog() -> Vec<Entry> {
     FORMATS.iter().map(|f| (f.entry)()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_without_its_ending_is_what_two_kinds_of_a_sample_share() {
+        for (name, want) in [
+            ("ants/1.jpg", "ants/1"),
+            ("1000268201_693b08cb0e.jpg#3", "1000268201_693b08cb0e"),
+            ("a.b/c.tar.gz", "a.b/c.tar"),
+            ("line 3", "line 3"),
+            (".hidden", ".hidden"),
+            ("v1.0 of it", "v1.0 of it"),
+            ("a#b", "a#b"),
+        ] {
+            assert_eq!(stem(name), want);
+        }
+    }
 }

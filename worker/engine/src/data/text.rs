@@ -31,6 +31,8 @@ struct Lines {
     texts: Vec<String>,
     /// Number of each sample's line, from 1.
     numbers: Vec<usize>,
+    /// What stands in front of the tab, where labels are not looked at.
+    names: Vec<String>,
 }
 
 fn unpack(place: &str) -> Result<Vec<u8>> {
@@ -50,6 +52,7 @@ fn unpack(place: &str) -> Result<Vec<u8>> {
 /// Reads lines; empty ones are passed over. Without labels, what stands in front of a tab is not looked at.
 fn parse(bytes: &[u8], place: &str, labelled: bool) -> Result<Lines> {
     let mut rows: Vec<(&str, &str, usize)> = Vec::new();
+    let mut names = Vec::new();
     for (number, line) in (1..).zip(bytes.split(|b| *b == b'\n')) {
         let bad = |why: &str| {
             Error::user(format!("line {number} of `{place}` {why}"), "every line must be `label<TAB>text` in UTF-8")
@@ -73,6 +76,9 @@ fn parse(bytes: &[u8], place: &str, labelled: bool) -> Result<Lines> {
             return Err(bad(if label.is_empty() { "has no label" } else { "has no text" }));
         }
         rows.push((label, text, number));
+        if !labelled {
+            names.push(split.map_or(String::new(), |(name, _)| name.trim().to_owned()));
+        }
     }
     if rows.is_empty() {
         return Err(Error::user(format!("`{place}` has no samples"), "every line must be `label<TAB>text`"));
@@ -86,6 +92,7 @@ fn parse(bytes: &[u8], place: &str, labelled: bool) -> Result<Lines> {
         labels: labels.collect::<Result<_>>()?,
         texts: rows.iter().map(|r| r.1.to_owned()).collect(),
         numbers: rows.iter().map(|r| r.2).collect(),
+        names,
         classes,
     })
 }
@@ -108,6 +115,13 @@ impl Dataset for Lines {
     }
     fn text(&self, index: usize) -> Option<&str> {
         self.texts.get(index).map(String::as_str)
+    }
+    /// What stands in front of the tab: the name of what the text goes with.
+    fn key(&self, index: usize) -> String {
+        match self.names.get(index).filter(|name| !name.is_empty()) {
+            Some(name) => super::stem(name).to_owned(),
+            None => self.name(index),
+        }
     }
 }
 

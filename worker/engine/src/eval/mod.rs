@@ -1,5 +1,7 @@
 //! What a finished model is worth: accuracy, per-class figures and the confusion matrix, as JSON and as text.
 
+pub mod retrieval;
+
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
@@ -73,9 +75,17 @@ impl Evaluation {
         }
     }
 
+    /// Where samples have no classes: what part of so many was right.
+    pub fn without_classes(samples: usize, accuracy: f64) -> Self {
+        Self { samples, accuracy, loss: 0.0, classes: Vec::new(), confusion: Vec::new() }
+    }
+
     /// The report as people read it.
     pub fn to_text(&self) -> String {
         let width = self.classes.iter().map(|c| c.class.chars().count()).max().unwrap_or(0).max(12);
+        if self.classes.is_empty() {
+            return format!("accuracy {:.3}  loss {:.4}  ({} samples)\n", self.accuracy, self.loss, self.samples);
+        }
         let mut out = format!("{:>width$}  precision  recall  f1-score  support\n", "");
         for c in &self.classes {
             let _ = writeln!(

@@ -198,6 +198,8 @@ pub struct Own {
     pub shape: Vec<usize>,
     /// Its first values.
     pub fill: Fill,
+    /// What no value of it may exceed after an update, if anything.
+    pub most: Option<f32>,
 }
 
 /// First values of a tensor.

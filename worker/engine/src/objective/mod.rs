@@ -6,16 +6,21 @@
 //! ranks. Targets are probabilities, so that smoothing and mixing need nothing special.
 
 mod adapt;
+mod contrastive;
+mod cross_distill;
 mod distill;
 mod finetune;
 mod ops;
+mod zero_shot;
 
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use tl_proto::{catalog::Entry, spec::Params};
 
+pub use contrastive::unit;
 pub use ops::{exp, log_softmax};
+pub use zero_shot::{SCALE, sentences};
 
 use crate::{Error, Result, nn::Own};
 
@@ -32,6 +37,8 @@ pub struct Batch<'a> {
     pub teacher: Option<Taught<'a>>,
     /// `[m, classes]`: logits by the average of the weights on the samples without labels, where the job keeps one.
     pub averaged: Option<&'a Tensor>,
+    /// `[n, dimensions]`: what a second network makes of the other halves; a variable.
+    pub paired: Option<&'a Tensor>,
     /// `[classes]`: what a class counts, where they do not all count the same.
     pub weights: Option<&'a Tensor>,
     /// The objective's own tensors, by name; variables.
@@ -72,6 +79,14 @@ impl Batch<'_> {
         self.teacher.ok_or_else(|| Error::Internal("distillation without a teacher".into()))
     }
 
+    /// What a second network makes of the other halves.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn paired(&self) -> Result<&Tensor> {
+        self.paired.ok_or_else(|| Error::Internal("pairs without a second network".into()))
+    }
+
     /// A tensor of the objective's own.
     ///
     /// # Errors
@@ -106,6 +121,8 @@ pub struct Objective {
     pub looks_inside: fn(&Params) -> bool,
     /// Whether a step looks at samples of another domain.
     pub looks: fn(&Params) -> bool,
+    /// Where networks end in an embedding and not in classes: of how many numbers.
+    pub dimensions: fn(&Params) -> Option<usize>,
     /// Tensors of its own that it trains with the network; the finished model goes without them.
     pub own: fn(&Params, Widths) -> Result<Vec<Own>>,
     /// The sum of the loss over the samples.
@@ -113,7 +130,8 @@ pub struct Objective {
 }
 
 /// Every objective.
-pub const ALL: &[Objective] = &[finetune::OBJECTIVE, distill::OBJECTIVE, adapt::OBJECTIVE];
+pub const ALL: &[Objective] =
+    &[finetune::OBJECTIVE, distill::OBJECTIVE, cross_distill::OBJECTIVE, contrastive::OBJECTIVE, adapt::OBJECTIVE, zero_shot::OBJECTIVE];
 
 /// For objectives without tensors of their own.
 fn nothing_own(_: &Params, _: Widths) -> Result<Vec<Own>> {
@@ -125,6 +143,7 @@ const PLAIN: Objective = Objective {
     entry: Entry::default,
     coupled: |_| false,
     looks: |_| false,
+    dimensions: |_| None,
     features: |_| false,
     averages: |_| false,
     looks_inside: |_| false,
@@ -141,6 +160,16 @@ impl Objective {
     /// Whether it learns from samples of another domain that have no labels.
     pub fn has_target(&self) -> bool {
         (self.entry)().data.iter().any(|role| role == "target")
+    }
+
+    /// Whether it learns from pairs, and looks at no labels.
+    pub fn has_pairs(&self) -> bool {
+        (self.entry)().data.iter().any(|role| role == "pairs")
+    }
+
+    /// Whether a job of this kind trains nothing.
+    pub fn untrained(&self) -> bool {
+        (self.entry)().untrained
     }
 
     /// Whether it looks at a teacher.
@@ -175,8 +204,8 @@ mod tests {
 
     /// A batch of samples with labels.
     fn batch<'a>(logits: &'a Tensor, targets: &'a Tensor, own: &'a BTreeMap<String, Tensor>) -> Batch<'a> {
-        let (teacher, averaged, weights) = (None, None, None);
-        Batch { features: logits, logits, targets, teacher, averaged, weights, own, progress: 0.0 }
+        let (teacher, averaged, paired, weights) = (None, None, None, None);
+        Batch { features: logits, logits, targets, teacher, averaged, paired, weights, own, progress: 0.0 }
     }
 
     /// The gradient by candle and by the formula (softmax − target), and for distillation T·(p_s − p_t).

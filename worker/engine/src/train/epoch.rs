@@ -1,14 +1,10 @@
 //! The end of an epoch: what it came to, and what follows from it.
 
-use std::collections::BTreeMap;
-
 use tl_proto::spec::StageSection;
 
 use super::{
-    ByCut, Loop,
+    Fed, Loop,
     domain::Shifted,
-    evaluate,
-    inputs::Inputs,
     state::{EpochFigures, Sums},
     watch::{Watch, monitored},
 };
@@ -25,14 +21,13 @@ impl Loop<'_> {
         &mut self,
         section: &StageSection,
         top: f64,
-        val: &Inputs<'_>,
-        shifted: &[ByCut; 3],
+        fed: Fed<'_>,
         group: &mut dyn Collective,
         link: &mut dyn Link,
     ) -> Result<bool> {
         // Where averages are kept, they are what is judged.
         self.state.swap_averages();
-        let judged = self.judge(section, val, shifted, group, link);
+        let judged = self.judge(section, fed, group, link);
         if matches!(&judged, Ok((.., true))) && self.run.spec.stop.as_ref().is_some_and(|s| s.restore_best) {
             self.state.best = Some((self.state.store.values.clone(), self.state.store.buffer_values.clone()));
         }
@@ -64,15 +59,14 @@ impl Loop<'_> {
     fn judge(
         &mut self,
         section: &StageSection,
-        val: &Inputs<'_>,
-        features: &[ByCut; 3],
+        fed: Fed<'_>,
         group: &mut dyn Collective,
         link: &mut dyn Link,
     ) -> Result<(Evaluation, Option<f64>, bool)> {
-        let outcomes = evaluate::evaluate(&self.state.store, val, group)?;
-        let shifted = self.shifted(val.cut, features, group)?;
+        let judged = self.judged(fed.val, fed.judged, group)?;
+        let shifted = self.shifted(fed.val.cut, fed.shifted, group)?;
         let entropy = shifted.as_ref().map(|s| s.entropy);
-        let evaluation = Evaluation::new(self.classes, &outcomes);
+        let evaluation = &judged.evaluation;
         let p = &mut self.state.progress;
         if !evaluation.loss.is_finite() {
             let (step, epoch) = (p.step, p.epoch + 1);
@@ -85,27 +79,24 @@ impl Loop<'_> {
         p.epoch += 1;
         p.step_in_epoch = 0;
         let Sums { samples, loss, correct } = sums;
-        let mut values: BTreeMap<String, f64> = [
-            ("train.loss", loss / samples.max(1) as f64),
-            ("train.accuracy", correct as f64 / samples.max(1) as f64),
-            ("val.loss", evaluation.loss),
-            ("val.accuracy", evaluation.accuracy),
-        ]
-        .map(|(k, v)| (k.to_owned(), v))
-        .into();
+        let mut values = judged.values();
+        values.insert("train.loss".into(), loss / samples.max(1) as f64);
+        if self.pairs.is_none() {
+            values.insert("train.accuracy".into(), correct as f64 / samples.max(1) as f64);
+        }
         values.extend(shifted.iter().flat_map(Shifted::values));
         p.history.push(EpochFigures { stage: section.name.clone(), epoch: p.epoch, values: values.clone() });
         if group.rank() == 0 {
             let only_val = values.into_iter().filter(|(k, _)| !k.starts_with("train.")).collect();
             link.row(&Row { step: p.step, stage: section.name.clone(), epoch: f64::from(p.epoch), values: only_val });
         }
-        let Some(stop) = &self.run.spec.stop else { return Ok((evaluation, entropy, false)) };
+        let Some(stop) = &self.run.spec.stop else { return Ok((judged.evaluation, entropy, false)) };
         let mut watch = Watch { best: p.best, ..Watch::default() };
-        let better = watch.improves(monitored(&stop.monitor, &evaluation, entropy), stop.min_delta);
+        let better = watch.improves(monitored(&stop.monitor, evaluation, entropy), stop.min_delta);
         p.best = watch.best;
         if better {
             (p.stop_wait, p.plateau_wait) = (0, 0);
         }
-        Ok((evaluation, entropy, better))
+        Ok((judged.evaluation, entropy, better))
     }
 }

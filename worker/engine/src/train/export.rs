@@ -7,15 +7,16 @@ use std::{
 
 use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::{JobSpec, Params, Source};
+use tl_proto::spec::{JobSpec, ModelSection, Params, Source, TOWER as ROLE};
 
 use super::{encode::Encoded, lr_find::Found, net::Net, saving::Saving, stage::Stage, state::EpochFigures};
 use crate::{
     Error, Result,
     collective::to_bytes,
-    eval::Evaluation,
+    eval::{Evaluation, retrieval::Retrieval},
     files,
     nn::{Kind, OWN, ParamId, Store},
+    objective::Objective,
     weights::{Merged, peft},
 };
 
@@ -44,6 +45,9 @@ pub struct Report {
     pub history: Vec<EpochFigures>,
     /// On the validation samples.
     pub evaluation: Evaluation,
+    /// Where halves of pairs were to find each other: how many did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retrieval: Option<Retrieval>,
     /// On those of the domain that the network was brought to, by labels that it did not learn from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Evaluation>,
@@ -54,6 +58,9 @@ impl Report {
     pub fn to_text(&self) -> String {
         let found: String = self.lr_find.iter().map(|f| format!("{}\n", f.sentence())).collect();
         let mut text = self.evaluation.to_text();
+        if let Some(found) = &self.retrieval {
+            text = format!("{text}\n{}", found.to_text());
+        }
         if let Some(target) = &self.target {
             text = format!("{text}\nin the other domain, by labels that were not learned from:\n{}", target.to_text());
         }
@@ -117,14 +124,12 @@ pub fn safetensors(net: &Net, store: &Store, classes: &[String], spec: &JobSpec)
         })
         .collect::<Result<Vec<_>>>()?;
     // One key only: the library keeps metadata in a hash map, whose order would change the file's digest.
-    let about = About {
-        backbone: net.backbone.name.into(),
-        classes: classes.to_vec(),
-        model: spec.model.clone(),
-        contract: net.contract.clone(),
-        modifiers: bottlenecks(net),
-        merged: net.merged.and(adapter.map(|[_, tensors]| peft::digest_of(&tensors, net.backbone)).transpose()?),
-    };
+    let changes = adapter.map(|[_, tensors]| peft::digest_of(&tensors, net.backbone)).transpose()?;
+    let embeds = (Objective::find(&spec.job.kind).dimensions)(&spec.objective).is_some();
+    let mut about = About::of(net, classes, spec.model.clone(), changes, embeds);
+    if let Some(tower) = &net.tower {
+        about.tower = Some(Box::new(About::of(&tower.0, classes, spec.nets.get(ROLE).cloned(), None, embeds)));
+    }
     let text = serde_json::to_string(&about).map_err(|e| internal(&e))?;
     let metadata: HashMap<String, String> = [("tl".to_owned(), text)].into();
     safetensors::serialize(views, Some(metadata)).map_err(|e| internal(&e))
@@ -138,7 +143,7 @@ pub struct About {
     /// Names of its classes.
     pub classes: Vec<String>,
     /// The job's `[model]`.
-    pub model: Option<tl_proto::spec::ModelSection>,
+    pub model: Option<ModelSection>,
     /// Its preprocessing.
     pub contract: crate::weights::Contract,
     /// Modifiers without which it is another network: bottleneck adapters.
@@ -147,6 +152,28 @@ pub struct About {
     /// Adapters that are in its weights.
     #[serde(default, skip_serializing_if = "Merged::is_empty")]
     pub merged: Merged,
+    /// It ends in an embedding: its outputs are no classes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub embeds: bool,
+    /// The second network in the file, whose tensors' names begin with `tower.`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tower: Option<Box<About>>,
+}
+
+impl About {
+    /// What is to be known of a network, and of the adapter that was worked into it last.
+    fn of(net: &Net, classes: &[String], model: Option<ModelSection>, changes: Option<String>, embeds: bool) -> Self {
+        Self {
+            backbone: net.backbone.name.into(),
+            classes: classes.to_vec(),
+            model,
+            contract: net.contract.clone(),
+            modifiers: bottlenecks(net),
+            merged: net.merged.and(changes),
+            embeds,
+            tower: None,
+        }
+    }
 }
 
 /// The modifier that makes a network with the same bottlenecks.
@@ -182,6 +209,9 @@ fn adapter(net: &Net, store: &Store, spec: &JobSpec) -> Result<Option<[Vec<u8>; 
     peft::files(network, net.backbone, store, &saved, base)
 }
 
+/// Files of a package, by name.
+type Files = Vec<(&'static str, Vec<u8>)>;
+
 /// Writes the package into `dir`; the files in the order in which they should be handed over, the report last.
 ///
 /// # Errors
@@ -194,30 +224,50 @@ pub fn write(
     spec: &JobSpec,
     report: &Report,
 ) -> Result<Vec<(&'static str, PathBuf)>> {
-    let internal = |e: serde_json::Error| Error::Internal(e.to_string());
-    let labels = classes.join("\n") + "\n";
-    let mut files = vec![
-        ("model.safetensors", safetensors(net, store, classes, spec)?),
-        ("labels.txt", labels.into_bytes()),
-        ("preprocess.json", serde_json::to_vec_pretty(&net.contract).map_err(internal)?),
+    let mut files: Files = vec![("model.safetensors", safetensors(net, store, classes, spec)?)];
+    if net.tower.is_none() {
+        // The outputs of an embedding have no names.
+        files.push(("labels.txt", (classes.join("\n") + "\n").into_bytes()));
+    }
+    files.push(("preprocess.json", pretty(&net.contract)?));
+    if let Some(text) = &net.contract.text {
+        files.push(("tokenizer.json", text.tokenizer.clone().into_bytes()));
+    }
+    if let Some([config, tensors]) = adapter(net, store, spec)? {
+        files.extend([(peft::FILES[0], config), (peft::FILES[1], tensors)]);
+    }
+    files.extend(said(spec, report)?);
+    put(dir, files)
+}
+
+/// The same of a job that leaves no model.
+///
+/// # Errors
+/// The disk refuses.
+pub fn write_report(dir: &Path, spec: &JobSpec, report: &Report) -> Result<Vec<(&'static str, PathBuf)>> {
+    put(dir, said(spec, report)?)
+}
+
+fn pretty(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec_pretty(value).map_err(|e| Error::Internal(e.to_string()))
+}
+
+/// The job as it ran, and what came of it.
+fn said(spec: &JobSpec, report: &Report) -> Result<Files> {
+    Ok(vec![
         ("job.toml", spec.to_toml().into_bytes()),
         ("report.txt", report.to_text().into_bytes()),
-        ("report.json", serde_json::to_vec_pretty(report).map_err(internal)?),
-    ];
-    if let Some([config, tensors]) = adapter(net, store, spec)? {
-        files.splice(3..3, [(peft::FILES[0], config), (peft::FILES[1], tensors)]);
-    }
-    if let Some(text) = &net.contract.text {
-        files.insert(3, ("tokenizer.json", text.tokenizer.clone().into_bytes()));
-    }
-    files
-        .into_iter()
-        .map(|(name, bytes)| {
-            let path = dir.join(name);
-            files::write_whole(&path, &bytes)?;
-            Ok((name, path))
-        })
-        .collect()
+        ("report.json", pretty(report)?),
+    ])
+}
+
+fn put(dir: &Path, files: Files) -> Result<Vec<(&'static str, PathBuf)>> {
+    let one = |(name, bytes): (&'static str, Vec<u8>)| {
+        let path = dir.join(name);
+        files::write_whole(&path, &bytes)?;
+        Ok((name, path))
+    };
+    files.into_iter().map(one).collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The end of a run: the last evaluation and the package.
 
-use super::{Features, Loop, evaluate, export, export::Report, stage::Stage};
-use crate::{Result, collective::Collective, eval::Evaluation, link::Link};
+use super::{Features, Loop, export, export::Report, stage::Stage};
+use crate::{Result, collective::Collective, link::Link};
 
 impl Loop<'_> {
     /// The last evaluation and the package. It starts in front of everything that any stage has trained, from features
@@ -16,11 +16,14 @@ impl Loop<'_> {
             link.activity("evaluate", 0, self.val.count() as u64);
         }
         let mut cut = self.net.network.units.len();
+        let mut tower_cut = self.net.tower.as_ref().map_or(0, |t| t.0.network.units.len());
         for section in &self.run.spec.stage {
-            cut = cut.min(Stage::resolve(self.net, &self.state.store, section)?.cut);
+            let stage = Stage::resolve(self.net, &self.state.store, section)?;
+            (cut, tower_cut) = (cut.min(stage.cut), tower_cut.min(stage.tower_cut));
         }
         let inputs = self.inputs(self.net, self.val, cut, features.val.get(&cut))?;
-        let outcomes = evaluate::evaluate(&self.state.store, &inputs, group)?;
+        let [_, halves] = self.halves(tower_cut, features)?;
+        let judged = self.judged(&inputs, halves.as_ref(), group)?;
         let spec = self.run.spec;
         let report = Report {
             job: spec.job.name.clone(),
@@ -32,7 +35,8 @@ impl Loop<'_> {
             stages: self.stages.clone(),
             lr_find: self.state.progress.found.values().cloned().collect(),
             history: self.state.progress.history.clone(),
-            evaluation: Evaluation::new(self.classes, &outcomes),
+            evaluation: judged.evaluation,
+            retrieval: judged.retrieval,
             target: self.shifted(cut, &features.other, group)?.and_then(|s| s.evaluation),
         };
         if group.rank() == 0 {

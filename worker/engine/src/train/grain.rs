@@ -3,13 +3,16 @@
 use candle_core::Tensor;
 
 use super::{
+    chain,
     judge::{Judge, Seen},
     step::Step,
 };
 use crate::{
-    Result, eval,
+    Result,
+    backbone::Unit,
+    eval,
     modifier::{self, Mix},
-    nn::{DropoutDraw, Gradients, Grains, Layer, Pass, Store, Tape, host, tensor},
+    nn::{DropoutDraw, Gradients, Grains, Pass, Store, Tape, host, tensor},
     num::rng::Philox,
 };
 
@@ -36,7 +39,9 @@ impl Step<'_> {
         let labels: Vec<usize> = indices.iter().map(|i| self.inputs.samples.dataset.labels()[*i]).collect();
         let classes = self.inputs.net.network.outputs;
         let mut targets = vec![0.0; labels.len() * classes];
-        labels.iter().enumerate().for_each(|(i, l)| targets[i * classes + l] = 1.0);
+        // What has no label has no class either.
+        let known = labels.iter().enumerate().filter(|(_, l)| **l < classes);
+        known.for_each(|(i, l)| targets[i * classes + l] = 1.0);
         if let Some(mix) = mix {
             targets = mix.targets(&targets, classes);
         }
@@ -54,12 +59,14 @@ impl Step<'_> {
     ) -> Result<GrainSums> {
         let (indices, mut ids): (Vec<usize>, Vec<u64>) = draws.iter().copied().unzip();
         let turns = self.turns(&ids);
+        let halves = self.paired.map(|paired| paired.of(draws.iter().copied()));
         let mix = self.mix(grain);
         let (targets, labels) = self.targets(&indices, mix.as_ref())?;
         let teacher = match self.teacher {
             Some(inputs) => {
                 let (net, store) = (inputs.net, &inputs.net.network.initial);
-                let said = inputs.batch(store, &indices, &turns, mix.as_ref())?;
+                let (indices, turns) = halves.as_ref().map_or((&indices, &turns), |(i, t)| (i, t));
+                let said = inputs.batch(store, indices, turns, mix.as_ref())?;
                 let all = net.network.units.len();
                 Some(match inputs.cut == all {
                     true => (said, None),
@@ -82,31 +89,36 @@ impl Step<'_> {
             ids.extend(ids.clone().iter().map(|id| !id));
         }
 
-        let dropout = DropoutDraw { rng: Philox::new(self.run.spec.job.seed, "dropout"), draws: &ids };
+        let rng = Philox::new(self.run.spec.job.seed, "dropout");
         let layout = Some(&self.stage.layout);
         let joined = grains.filter(|_| self.stage.lockstep);
-        let pass = Pass { store: &self.state.store, layout, dropout: Some(dropout), grains: joined };
-        let mut tape = Tape::default();
-        let units = &self.inputs.net.network.units[self.stage.cut..];
-        let Some((last, below)) = units.split_last() else {
-            return Err(crate::Error::Internal("a stage without layers".into()));
-        };
-        let features = below.iter().try_fold(x, |x, unit| unit.layer.forward(&x, &pass, &mut tape))?;
-        let logits = last.layer.forward(&features, &pass, &mut tape)?;
+        let dropout = Some(DropoutDraw { rng, draws: &ids });
+        let pass = Pass { store: &self.state.store, layout, dropout, grains: joined };
+        let (mut tape, units) = (Tape::default(), &self.inputs.net.network.units[self.stage.cut..]);
+        let [features, logits] = chain::forward(units, x, &pass, &mut tape)?;
+
+        // A second network has its own draws of dropout: of numbers that no draw of a sample has.
+        let other_ids: Vec<u64> = ids.iter().map(|id| id ^ (1 << 62)).collect();
+        let dropout = Some(DropoutDraw { rng, draws: &other_ids });
+        let other_pass = Pass { dropout, ..pass };
+        let mut other_tape = Tape::default();
+        let mut other_units: &[Unit] = &[];
+        let mut paired = None;
+        if let (Some(inputs), Some((indices, turns))) = (self.paired.and_then(|p| p.inputs), &halves) {
+            other_units = &inputs.net.network.units[inputs.cut..];
+            let x = inputs.batch(&self.state.store, indices, turns, None)?;
+            let [_, embedding] = chain::forward(other_units, x, &other_pass, &mut other_tape)?;
+            paired = Some(embedding);
+        }
 
         // The cut: candle differentiates the loss, our layers everything below.
-        let seen = Seen { features, logits, targets, teacher, averaged: second };
+        let seen = Seen { features, logits, targets, teacher, averaged: second, paired };
         let judged = judge.judge(&seen, grain, grains)?;
         let mut grads = Gradients::new(&self.stage.layout);
-        let mut dy = last.layer.backward(&judged.logits, &pass, &mut tape, &mut grads, !below.is_empty())?;
-        if let (Some(dy), Some(more)) = (&mut dy, &judged.features) {
-            *dy = (&*dy + more)?.contiguous()?;
+        if let Some(dy) = &judged.paired {
+            chain::backward(other_units, dy, None, &other_pass, &mut other_tape, &mut grads)?;
         }
-        for (i, unit) in below.iter().enumerate().rev() {
-            if let Some(g) = dy.take() {
-                dy = unit.layer.backward(&g, &pass, &mut tape, &mut grads, i > 0)?;
-            }
-        }
+        chain::backward(units, &judged.logits, judged.features.as_ref(), &pass, &mut tape, &mut grads)?;
         for (id, gradient) in &judged.own {
             let gradient = host(gradient)?;
             if let Some(slot) = grads.slot(*id) {

@@ -31,6 +31,8 @@ pub(super) struct Seen {
     pub teacher: Option<(Tensor, Option<Tensor>)>,
     /// `[m, classes]`
     pub averaged: Option<Tensor>,
+    /// `[n, d]`: what a second network that is trained makes of the other halves.
+    pub paired: Option<Tensor>,
 }
 
 /// The loss and what it asks of the network.
@@ -41,6 +43,8 @@ pub(super) struct Judged {
     pub logits: Tensor,
     /// `[n + m, d]`, if the loss looks at features.
     pub features: Option<Tensor>,
+    /// `[n, d]`, of what a second network makes of the other halves.
+    pub paired: Option<Tensor>,
     /// Of the objective's own tensors.
     pub own: Vec<(ParamId, Tensor)>,
 }
@@ -94,6 +98,7 @@ impl<'a> Judge<'a> {
 
     fn alone(&self, seen: &Seen) -> Result<Judged> {
         let (features, logits) = (Var::from_tensor(&seen.features)?, Var::from_tensor(&seen.logits)?);
+        let paired = seen.paired.as_ref().map(Var::from_tensor).transpose()?;
         let mut vars: Vec<(ParamId, Var)> = Vec::new();
         let mut own = BTreeMap::new();
         for id in &self.net.network.own {
@@ -108,6 +113,7 @@ impl<'a> Judge<'a> {
             targets: &seen.targets,
             teacher: seen.teacher.as_ref().map(|(logits, features)| Taught { logits, features: features.as_ref() }),
             averaged: seen.averaged.as_ref(),
+            paired: paired.as_ref().map(Var::as_tensor),
             weights: self.run.weights.as_ref(),
             own: &own,
             progress: self.progress,
@@ -119,7 +125,8 @@ impl<'a> Judge<'a> {
         let logits = of(&logits)?.ok_or_else(|| Error::Internal("the loss does not depend on the network".into()))?;
         let own = vars.iter().filter_map(|(id, var)| Some(of(var).transpose()?.map(|g| (*id, g))));
         let own = own.collect::<candle_core::Result<_>>()?;
-        Ok(Judged { loss: value, logits, features: of(&features)?, own })
+        let paired = paired.as_ref().map(of).transpose()?.flatten();
+        Ok(Judged { loss: value, logits, features: of(&features)?, paired, own })
     }
 }
 
@@ -129,24 +136,27 @@ impl Whole {
         let labelled: usize = self.counts.iter().map(|c| c[0]).sum();
         let [n, m] = self.counts[grain];
         let (first, others) = (before(0), labelled + before(1));
+        let labelled_rows = |t: &Tensor| Ok::<_, Error>(t.narrow(0, first, n)?.contiguous()?);
         let rows = |t: &Tensor| -> Result<Tensor> {
             let part = |r: Range<usize>| t.narrow(0, r.start, r.len());
             Ok(Tensor::cat(&[part(first..first + n)?, part(others..others + m)?], 0)?.contiguous()?)
         };
-        let Judged { loss, logits, features, own } = &self.judged;
+        let Judged { loss, logits, features, paired, own } = &self.judged;
         let once = grain == 0;
         Ok(Judged {
             loss: if once { *loss } else { 0.0 },
             logits: rows(logits)?,
             features: features.as_ref().map(rows).transpose()?,
+            paired: paired.as_ref().map(labelled_rows).transpose()?,
             own: if once { own.clone() } else { Vec::new() },
         })
     }
 }
 
 /// Tensors that a grain hands in, in this order: features, logits, targets, the teacher's logits and features, what the
-/// average says. Each has rows of samples with labels, of the others, or of both.
-const ROWS: [[bool; 2]; 6] = [[true, true], [true, true], [true, false], [true, false], [true, false], [false, true]];
+/// average says, what a second network makes of the other halves. Each has rows of samples with labels, of the others, or of both.
+const ROWS: [[bool; 2]; 7] =
+    [[true, true], [true, true], [true, false], [true, false], [true, false], [false, true], [true, false]];
 
 /// One grain as numbers: how many samples it has with and without labels; how wide each tensor is, with 0 for what is not
 /// there; then the tensors.
@@ -156,8 +166,8 @@ fn handed_in(seen: &Seen) -> Result<Vec<f64>> {
         Some((logits, features)) => (Some(logits), features.as_ref()),
         None => (None, None),
     };
-    let tensors =
-        [Some(&seen.features), Some(&seen.logits), Some(&seen.targets), taught, inside, seen.averaged.as_ref()];
+    let (averaged, paired) = (seen.averaged.as_ref(), seen.paired.as_ref());
+    let tensors = [Some(&seen.features), Some(&seen.logits), Some(&seen.targets), taught, inside, averaged, paired];
     let mut out = vec![n as f64, (all - n) as f64];
     for t in tensors {
         out.push(t.map_or(Ok(0), |t| t.dim(1))? as f64);
@@ -198,13 +208,14 @@ fn put_together(mut all: &[f64]) -> Result<(Vec<[usize; 2]>, Seen)> {
     });
     let mut next = || tensors.next().unwrap_or(Ok(None));
     let (features, logits, targets) = (next()?, next()?, next()?);
-    let (taught, inside, averaged) = (next()?, next()?, next()?);
+    let (taught, inside, averaged, paired) = (next()?, next()?, next()?, next()?);
     let seen = Seen {
         features: features.ok_or_else(odd)?,
         logits: logits.ok_or_else(odd)?,
         targets: targets.ok_or_else(odd)?,
         teacher: taught.map(|logits| (logits, inside)),
         averaged,
+        paired,
     };
     Ok((counts, seen))
 }

@@ -2,6 +2,7 @@
 
 mod ahead;
 mod begin;
+mod chain;
 mod config;
 mod domain;
 mod encode;
@@ -16,10 +17,13 @@ mod judge;
 mod lockstep;
 mod lr_find;
 pub mod net;
+mod opened;
+mod pairs;
 mod parts;
 mod prepare;
 pub mod probe;
 mod rates;
+mod retrieval;
 mod rules;
 pub(crate) mod samples;
 pub mod saving;
@@ -28,9 +32,11 @@ mod state;
 mod step;
 #[cfg(test)]
 mod tests;
+mod tower;
 pub mod verify;
 mod watch;
 mod weights;
+mod zero_shot;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
@@ -44,10 +50,12 @@ use self::{
     export::{PrefixFigures, Report, StageFigures},
     inputs::Inputs,
     net::Net,
+    opened::{Opened, Ready},
+    pairs::Pairs,
     samples::Samples,
     stage::Stage,
     state::RunState,
-    step::{Other, Step},
+    step::{Other, Paired, Step},
     watch::Watch,
 };
 use crate::{
@@ -83,18 +91,16 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let data = local.data.as_ref().ok_or_else(|| missing("data"))?;
     let model = local.model.as_ref().ok_or_else(|| missing("model"))?;
     let objective = Objective::find(&spec.job.kind);
+    if objective.untrained() {
+        return zero_shot::run(config, group, link);
+    }
     same_numbers(spec, group)?;
     same_sources(config, group)?;
-    let train = Samples::open(data, "train", spec.job.seed)?;
-    let val = Samples::open(data, "val", spec.job.seed)?;
-    train.fits_job(spec)?;
-    val.fits_job(spec)?;
-    let classes = probe::same_classes(&train, &val)?;
-    let mut other = Domain::open(data, &train, spec.job.seed)?.filter(|_| objective.has_target());
-    let theirs = || other.iter().flat_map(Domain::parts);
-    theirs().try_for_each(|samples| samples.fits_job(spec))?;
-    same_samples([&train, &val].into_iter().chain(theirs()), group)?;
-    let student = Net::build_for(model, &classes, spec, &config.inputs, &*train.dataset)?;
+    let opened = Opened::new(spec, data, objective)?;
+    same_samples(opened.parts(), group)?;
+    let classes = opened.outputs.clone();
+    let student = Net::build_for(model, &classes, spec, &config.inputs, &*opened.train.dataset)?;
+    let student = opened.with_tower(student, &local, &config.inputs)?;
     let teacher = match local.nets.get("teacher").filter(|_| objective.has_teacher()) {
         Some(section) => Some(Net::build(section, &classes, true, spec.job.seed, &config.inputs)?),
         None => None,
@@ -102,11 +108,8 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let parts = begin::parts(&student, teacher.as_ref());
     same_parts(&parts, group)?;
     let mut student = student.with_own(spec, teacher.as_ref())?;
-    let train = train.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
-    let val = val.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
-    if let Some(domain) = other.take() {
-        other = Some(domain.leave_out_bad(&student.contract, data.skip_bad, spec.job.seed, group, link)?);
-    }
+    let second = student.tower.as_ref().map(|t| &t.0).or(teacher.as_ref()).map(|net| &net.contract);
+    let Ready { train, val, other, pairs } = opened.ready(spec, data, &student.contract, second, group, link)?;
     let weights = weights::of_classes(data, &*train.dataset)?;
     let weights = weights.map(|w| nn::tensor(w, &[classes.len()])).transpose()?;
     let run = Run { spec, data, objective, weights };
@@ -126,6 +129,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
         train: &train,
         val: &val,
         other: other.as_ref(),
+        pairs: pairs.as_ref(),
         classes: &classes,
         state,
         prefix: PrefixFigures::default(),
@@ -145,6 +149,8 @@ struct Loop<'a> {
     val: &'a Samples,
     /// Where the run adapts to another domain.
     other: Option<&'a Domain>,
+    /// What the samples go with, where the run learns from pairs.
+    pairs: Option<&'a Pairs>,
     classes: &'a [String],
     state: RunState,
     prefix: PrefixFigures,
@@ -163,6 +169,9 @@ struct Fed<'a> {
     other: Option<Other<'a>>,
     /// Features of the other domain.
     shifted: &'a [ByCut; 3],
+    paired: Option<Paired<'a>>,
+    /// What the second network sees of validation samples.
+    judged: Option<&'a Inputs<'a>>,
 }
 
 /// Features of samples and views, by cut.
@@ -175,13 +184,16 @@ struct Features {
     val: ByCut,
     /// Of the other domain: what is learned from, the same as it is, and what is judged by its labels.
     other: [ByCut; 3],
+    /// Of other halves, by the second network: what is learned from, and what is judged.
+    pairs: [ByCut; 2],
 }
 
 impl Features {
-    /// Once a stage has trained units from `cut` on, what came out of them before is out of date.
-    fn forget_above(&mut self, cut: usize) {
+    /// Once a stage has trained units from its cuts on, what came out of them before is out of date.
+    fn forget_above(&mut self, stage: &Stage) {
         let all = [&mut self.train, &mut self.val].into_iter().chain(&mut self.other);
-        all.for_each(|kept| kept.retain(|c, _| *c <= cut));
+        all.for_each(|kept| kept.retain(|c, _| *c <= stage.cut));
+        self.pairs.iter_mut().for_each(|kept| kept.retain(|c, _| *c <= stage.tower_cut));
     }
 }
 
@@ -207,9 +219,11 @@ impl Loop<'_> {
             let inputs = self.inputs(self.net, self.train, stage.cut, features.train.get(&stage.cut))?;
             let val = self.inputs(self.net, self.val, stage.cut, features.val.get(&stage.cut))?;
             let teacher = match self.teacher {
-                Some(net) => Some(self.inputs(net, self.train, self.taught(net), taught.as_ref())?),
+                Some(net) => Some(self.inputs(net, self.shown(), self.taught(net), taught.as_ref())?),
                 None => None,
             };
+            let [halves, judged] = self.halves(stage.tower_cut, &features)?;
+            let paired = self.pairs.map(|pairs| Paired { inputs: halves.as_ref(), pairs });
             let looks = (self.run.objective.looks)(&spec.objective);
             let theirs = match self.other.filter(|_| looks) {
                 Some(domain) => {
@@ -220,9 +234,10 @@ impl Loop<'_> {
             };
             let other = theirs.as_ref().map(|(inputs, order)| Other { inputs, order });
             let shifted = &features.other;
-            let fed = Fed { inputs: &inputs, val: &val, teacher: teacher.as_ref(), other, shifted };
+            let (teacher, judged) = (teacher.as_ref(), judged.as_ref());
+            let fed = Fed { inputs: &inputs, val: &val, teacher, other, shifted, paired, judged };
             self.stage(index, &stage, fed, optimizer, group, link)?;
-            features.forget_above(stage.cut);
+            features.forget_above(&stage);
         }
         // The empty reduction that proves that everyone has the last state.
         group.barrier()?;
@@ -237,7 +252,8 @@ impl Loop<'_> {
         cut: usize,
         features: Option<&'n Vec<Vec<f32>>>,
     ) -> Result<Inputs<'n>> {
-        let store = if std::ptr::eq(net, self.net) { &self.state.store } else { &net.network.initial };
+        let trained = std::ptr::eq(net, self.net) || self.net.is_tower(net);
+        let store = if trained { &self.state.store } else { &net.network.initial };
         Ok(Inputs {
             net,
             samples,
@@ -295,7 +311,7 @@ impl Loop<'_> {
                     return Err(Error::Stopped);
                 }
             }
-            stopped = self.end_epoch(section, top, fed.val, fed.shifted, group, link)?;
+            stopped = self.end_epoch(section, top, fed, group, link)?;
             if spec.checkpoint.every == 0 {
                 self.checkpoint(group, link)?;
             }
@@ -325,8 +341,8 @@ impl Loop<'_> {
     }
 
     fn step<'s>(&'s self, stage: &'s Stage, fed: Fed<'s>, epoch: &'s Epoch, measures: bool) -> Step<'s> {
-        let Fed { inputs, teacher, other, .. } = fed;
-        Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch, measures, other }
+        let Fed { inputs, teacher, other, paired, .. } = fed;
+        Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch, measures, other, paired }
     }
 
     /// The order of the epoch that is on.
@@ -388,6 +404,9 @@ impl Loop<'_> {
             &stage.groups,
             rate,
         );
+        for (id, most) in &self.net.network.limits {
+            store.values[store.params[id.0].range.clone()].iter_mut().for_each(|v| *v = v.min(*most));
+        }
         for (mean_id, var_id) in &stage.norms {
             let Some(at) = stage.layout.stats(*mean_id) else { continue };
             let mut mean = store.buffer(*mean_id).to_vec();
@@ -432,12 +451,9 @@ impl Loop<'_> {
         ];
         let epoch = f64::from(p.epoch) + p.step_in_epoch as f64 / per_epoch as f64;
         let stage = self.run.spec.stage[p.stage].name.clone();
-        link.row(&Row {
-            step: p.step,
-            stage: stage.clone(),
-            epoch,
-            values: values.map(|(k, v)| (k.to_owned(), v)).into(),
-        });
+        let values = values.into_iter().filter(|(name, _)| self.pairs.is_none() || *name != "train.accuracy");
+        let values = values.map(|(name, value)| (name.to_owned(), value)).collect();
+        link.row(&Row { step: p.step, stage: stage.clone(), epoch, values });
         link.activity(&format!("train {stage}"), p.stage_step, total);
     }
 

@@ -5,14 +5,14 @@ use std::{collections::BTreeMap, path::PathBuf};
 use candle_core::Tensor;
 use tl_proto::spec::{JobSpec, ModelSection, Params};
 
-use super::parts::Parts;
+use super::{parts::Parts, tower::Tower};
 use crate::{
     Error, Result,
     backbone::{Asked, Backbone, Inside, Network, find},
     data::{Dataset, pixels, tokens},
     nn::{Layer, Pass, Store, Tape, host},
     objective::{Objective, Widths},
-    weights::{self, Contract, Merged},
+    weights::{self, Contract, Merged, Which},
 };
 
 /// A network, where it came from and what it wants to see.
@@ -27,6 +27,8 @@ pub struct Net {
     pub merged: Merged,
     /// Digest of its parts, and of where they come from.
     pub parts: String,
+    /// A second network that is trained with it: its tensors lie behind this one's.
+    pub tower: Option<Box<Tower>>,
 }
 
 /// Resolves `step:ID` to the file that the step has left.
@@ -50,6 +52,7 @@ struct Purpose<'a> {
     seed: u32,
     modifiers: &'a BTreeMap<String, Params>,
     samples: Option<&'a dyn Dataset>,
+    which: Which,
 }
 
 impl Net {
@@ -65,7 +68,8 @@ impl Net {
         seed: u32,
         inputs: &BTreeMap<String, PathBuf>,
     ) -> Result<Self> {
-        Self::make(model, classes, inputs, Purpose { keep_head, seed, modifiers: &BTreeMap::new(), samples: None })
+        let (modifiers, samples, which) = (&BTreeMap::new(), None, Which::Model);
+        Self::make(model, classes, inputs, Purpose { keep_head, seed, modifiers, samples, which })
     }
 
     /// The same for a job that trains on `samples`: where no weights bring a tokenizer, their words make one, and its
@@ -80,8 +84,39 @@ impl Net {
         inputs: &BTreeMap<String, PathBuf>,
         samples: &dyn Dataset,
     ) -> Result<Self> {
-        let (seed, modifiers) = (spec.job.seed, &spec.modifiers);
-        Self::make(model, classes, inputs, Purpose { keep_head: false, seed, modifiers, samples: Some(samples) })
+        let (seed, modifiers, which) = (spec.job.seed, &spec.modifiers, Which::Model);
+        let samples = Some(samples);
+        Self::make(model, classes, inputs, Purpose { keep_head: false, seed, modifiers, samples, which })
+    }
+
+    /// The same for the network that is trained with the job's, from the second of two networks where the weights hold
+    /// two. It carries no parts.
+    ///
+    /// # Errors
+    /// As [`Net::build_for`].
+    pub fn build_tower(
+        model: &ModelSection,
+        outputs: &[String],
+        seed: u32,
+        inputs: &BTreeMap<String, PathBuf>,
+        samples: &dyn Dataset,
+    ) -> Result<Self> {
+        let (modifiers, which, samples) = (&BTreeMap::new(), Which::Tower, Some(samples));
+        Self::make(model, outputs, inputs, Purpose { keep_head: false, seed, modifiers, samples, which })
+    }
+
+    /// One of the networks that a job left, whole, to be run as it is.
+    ///
+    /// # Errors
+    /// As [`Net::build`].
+    pub fn build_kept(
+        model: &ModelSection,
+        outputs: &[String],
+        inputs: &BTreeMap<String, PathBuf>,
+        which: Which,
+    ) -> Result<Self> {
+        let modifiers = &BTreeMap::new();
+        Self::make(model, outputs, inputs, Purpose { keep_head: true, seed: 0, modifiers, samples: None, which })
     }
 
     /// The network with what a job's objective trains beside it.
@@ -110,10 +145,10 @@ impl Net {
         let named =
             model.preprocess.as_deref().map(|p| Contract::named(p, side, model.padding.as_deref())).transpose()?;
         let mut contract = match &path {
-            _ if backbone.reads_text() => weights::text::contract(backbone, model, path.as_deref())?,
+            _ if backbone.reads_text() => weights::text::contract(backbone, model, path.as_deref(), purpose.which)?,
             None => named.map_or_else(|| Contract::named("tf", side, model.padding.as_deref()), Ok)?,
             Some(path) => {
-                let mut found = weights::contract_of(path)?;
+                let mut found = weights::contract_of(path, purpose.which)?;
                 let mut named = named;
                 if found.is_none() && weights::keras::is_h5(path) {
                     let padding = model.padding.is_some();
@@ -123,9 +158,10 @@ impl Net {
                 agree(found, named, model, &path.display().to_string())?
             }
         };
-        let parts = Parts::of(model, backbone, purpose.modifiers, path.as_deref())?;
+        let first = path.as_deref().filter(|_| purpose.which == Which::Model);
+        let parts = Parts::of(model, backbone, purpose.modifiers, first)?;
         let (head, seed, dropout) = (&model.head, purpose.seed, Inside::of(model));
-        let asked = Asked { dropout, plan: parts.plan() };
+        let asked = Asked { dropout, plan: parts.plan(), behind: None };
         let mut network = Network::build_with(backbone, &contract, head, classes.len(), seed, asked);
         let (merged, digest) = (parts.merged().clone(), parts.digest(&network.adapters));
         // Only a look at a job has an adapter and no weights, and it is they that say the shape of an encoder.
@@ -135,7 +171,8 @@ impl Net {
         }
         let kept = (purpose.keep_head || head.keep).then_some(classes);
         if let Some(path) = &path {
-            weights::load(&mut network, backbone, path, kept.filter(|_| !parts.bring_a_head()))?;
+            let kept = kept.filter(|_| !parts.bring_a_head());
+            weights::load(&mut network, backbone, path, purpose.which, kept)?;
         }
         if sized {
             parts.fill(&mut network, backbone, kept)?;
@@ -154,7 +191,7 @@ impl Net {
         if let Some(text) = &mut contract.text {
             complete(text, &network, purpose.samples)?;
         }
-        Ok(Self { backbone, network, contract, merged, parts: digest })
+        Ok(Self { backbone, network, contract, merged, parts: digest, tower: None })
     }
 
     /// Runs units `from..to` on a batch without keeping anything for a backward.

@@ -1,7 +1,7 @@
 //! What a stage needs before its first step: features of the frozen prefix, logits of the teacher.
 
 use super::{Features, Loop, encode, encode::Encoded, net::Net, samples::Samples, saving, saving::Load, stage::Stage};
-use crate::{Result, cache, collective::Collective, link::Link, nn};
+use crate::{Result, cache, collective::Collective, link::Link, modifier, nn};
 
 impl Loop<'_> {
     /// How many of the teacher's units run once: all of them, or all but the last where the objective looks at what that
@@ -13,9 +13,12 @@ impl Loop<'_> {
 
     /// What the teacher says, once per sample and view.
     pub(super) fn teach(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Option<Vec<Vec<f32>>>> {
-        let (Some(net), true) = (self.teacher, self.cacheable()) else { return Ok(None) };
+        let (Some(net), true) = (self.teacher, self.shown().views().is_some()) else { return Ok(None) };
+        if modifier::mixes(&self.run.spec.modifiers) {
+            return Ok(None);
+        }
         let cut = self.taught(net);
-        let mut done = self.encoded(net, &net.network.initial, &[cut], self.train, group, link)?;
+        let mut done = self.encoded(net, &net.network.initial, &[cut], self.shown(), group, link)?;
         self.prefix.count(&done);
         Ok(done.by_cut.remove(&cut))
     }
@@ -53,23 +56,12 @@ impl Loop<'_> {
         group: &mut dyn Collective,
         link: &mut dyn Link,
     ) -> Result<()> {
+        self.encode_halves(index, stage, features, group, link)?;
         if stage.cut == 0 || features.val.contains_key(&stage.cut) {
             return Ok(());
         }
-        let mut cuts = vec![stage.cut];
-        for later in &self.run.spec.stage[index + 1..] {
-            cuts.push(Stage::resolve(self.net, &self.state.store, later)?.cut);
-        }
         let (net, store) = (self.net, &self.state.store);
-        let rows = self.load().rows() as usize;
-        let bytes =
-            |cut: usize| -> Result<usize> { Ok(net.shape_at(store, cut)?.iter().product::<usize>() * 4 * rows) };
-        let mut fitting = Vec::new();
-        for cut in saving::together(&cuts) {
-            if bytes(cut)? <= encode::BUDGET {
-                fitting.push(cut);
-            }
-        }
+        let fitting = self.fitting(index, net, |stage| stage.cut, self.load().rows() as usize)?;
         if fitting.is_empty() {
             return Ok(());
         }
@@ -88,7 +80,52 @@ impl Loop<'_> {
         let done = train.iter().chain([&val]).chain(other.iter().flatten());
         done.for_each(|done| self.prefix.count(done));
         let by_cut = |done: Option<Encoded>| done.map(|d| d.by_cut).unwrap_or_default();
-        *features = Features { train: by_cut(train), val: val.by_cut, other: other.map(by_cut) };
+        (features.train, features.val, features.other) = (by_cut(train), val.by_cut, other.map(by_cut));
         Ok(())
+    }
+
+    /// The same for the second network and the other halves.
+    fn encode_halves(
+        &mut self,
+        index: usize,
+        stage: &Stage,
+        features: &mut Features,
+        group: &mut dyn Collective,
+        link: &mut dyn Link,
+    ) -> Result<()> {
+        let (Some(tower), Some(pairs)) = (&self.net.tower, self.pairs) else { return Ok(()) };
+        let Some((val, _)) = &pairs.val else { return Ok(()) };
+        if stage.tower_cut == 0 || features.pairs[1].contains_key(&stage.tower_cut) {
+            return Ok(());
+        }
+        let rows = pairs.train.count() * pairs.train.views().unwrap_or(0) + val.count();
+        let (net, store) = (&tower.0, &self.state.store);
+        let fitting = self.fitting(index, net, |stage| stage.tower_cut, rows)?;
+        if fitting.is_empty() {
+            return Ok(());
+        }
+        let mut by_cut = |samples| Ok::<_, crate::Error>(self.encoded(net, store, &fitting, samples, group, link)?);
+        let train = pairs.train.views().map(|_| by_cut(&pairs.train)).transpose()?;
+        let val = by_cut(val)?;
+        train.iter().chain([&val]).for_each(|done| self.prefix.count(done));
+        features.pairs = [train.map(|done| done.by_cut).unwrap_or_default(), val.by_cut];
+        Ok(())
+    }
+
+    /// Cuts whose features are kept with those of stage `index`: its own, and those of later stages whose prefix will not
+    /// have changed by then; as far as so many rows of them have room.
+    fn fitting(&self, index: usize, net: &Net, cut: impl Fn(&Stage) -> usize, rows: usize) -> Result<Vec<usize>> {
+        let mut cuts = Vec::new();
+        for section in &self.run.spec.stage[index..] {
+            cuts.push(cut(&Stage::resolve(self.net, &self.state.store, section)?));
+        }
+        let mut fitting = Vec::new();
+        for cut in saving::together(&cuts) {
+            let width: usize = net.shape_at(&self.state.store, cut)?.iter().product();
+            if width * 4 * rows <= encode::BUDGET {
+                fitting.push(cut);
+            }
+        }
+        Ok(fitting)
     }
 }

@@ -3,18 +3,18 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::{BnScope, Hub, JobSpec, ModelSection, Precision, Source};
+use tl_proto::spec::{BnScope, Hub, JobSpec, ModelSection, Precision, Source, TOWER};
 
 use super::{
     Config,
     begin::manifest,
-    domain::Domain,
     export::StageFigures,
     net::Net,
+    opened::Opened,
     samples::Samples,
     saving::{self, Load, Span},
     stage::Stage,
-    weights,
+    weights, zero_shot,
 };
 use crate::{
     Error, Result,
@@ -24,7 +24,7 @@ use crate::{
         sampler::{grain, grains_of, steps_per_epoch},
     },
     objective::Objective,
-    weights::peft,
+    weights::{Contract, peft},
 };
 
 /// What would happen.
@@ -116,19 +116,14 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let (Some(data), Some(model)) = (&spec.data, &spec.model) else {
         return Err(Error::user("the job has no `[data]` or no `[model]`", "add the section"));
     };
-    let train = Samples::open(data, "train", spec.job.seed)?;
-    let val = Samples::open(data, "val", spec.job.seed)?;
-    train.fits_job(spec)?;
-    val.fits_job(spec)?;
     let objective = Objective::find(&spec.job.kind);
-    let classes = same_classes(&train, &val)?;
-    let later = |m: &ModelSection| {
-        let weights = m.weights.as_deref().unwrap_or_default();
-        let step = weights.strip_prefix("step:");
-        step.is_some_and(|s| !config.inputs.contains_key(s)) || matches!(Hub::parse(weights), Ok(Some(_)))
-    };
-    let other = Domain::open(data, &train, spec.job.seed)?.filter(|_| objective.has_target());
-    other.iter().flat_map(Domain::parts).try_for_each(|samples| samples.fits_job(spec))?;
+    if objective.untrained() {
+        return untrained(config, spec);
+    }
+    let opened = Opened::new(spec, data, objective)?;
+    let (train, val, other) = (&opened.train, &opened.val, opened.other.as_ref());
+    let classes = opened.outputs.clone();
+    let later = |m: &ModelSection| later(m, config);
     let mut model = model.clone();
     let on_trust = later(&model);
     if on_trust {
@@ -149,7 +144,11 @@ pub fn probe(config: &Config) -> Result<Plan> {
         }
         teacher = Some(Net::build(&section, &classes, true, spec.job.seed, &config.inputs)?);
     }
-    let net = net.with_own(spec, teacher.as_ref())?;
+    let mut trusting = spec.clone();
+    if let Some(tower) = trusting.nets.get_mut(TOWER).filter(|tower| later(tower)) {
+        tower.weights = None;
+    }
+    let net = opened.with_tower(net, &trusting, &config.inputs)?.with_own(spec, teacher.as_ref())?;
     let store = &net.network.initial;
     net.shape_at(store, net.network.units.len())?;
     let n = train.dataset.labels().len();
@@ -215,13 +214,12 @@ pub fn probe(config: &Config) -> Result<Plan> {
     });
     let mut stages = stages.collect::<Result<Vec<StageFigures>>>()?;
     if config.look {
-        let load = Load::of(&train, &val, other.as_ref(), spec);
-        let (seconds, width) = saving::measure(&net, store, &train)?;
+        let load = Load::of(train, val, other, spec);
+        let (seconds, width) = saving::measure(&net, store, train)?;
         let all = saving::savings(&spans, load, &seconds, &width);
         stages.iter_mut().zip(all).for_each(|(stage, saving)| stage.saving = Some(saving));
     }
-    let parts = [&train, &val].into_iter().chain(other.iter().flat_map(Domain::parts));
-    let all: Vec<&dyn Dataset> = parts.map(|samples| &*samples.dataset).collect();
+    let all: Vec<&dyn Dataset> = opened.parts().map(|samples| &*samples.dataset).collect();
     let split = partition(grains, spec.cluster.ranks.max as usize);
     Ok(Plan {
         sources: config.sources(),
@@ -229,13 +227,9 @@ pub fn probe(config: &Config) -> Result<Plan> {
         classes,
         samples: [n, val.dataset.labels().len()],
         manifest: manifest(&all).to_hex().to_string(),
-        preprocess: match &net.contract.text {
-            Some(text) => format!("texts of at most {} tokens", text.max_length),
-            None if on_trust && model.preprocess.is_none() => "that of the weights, which are not here yet".into(),
-            None => {
-                let c = &net.contract;
-                format!("{} pixels, {:?}, {} padding", c.side(), c.scale, c.padding)
-            }
+        preprocess: match on_trust && model.preprocess.is_none() && net.contract.text.is_none() {
+            true => "that of the weights, which are not here yet".into(),
+            false => described(&net.contract),
         },
         precision: precisions(spec),
         steps_per_epoch: steps_per_epoch(n, batch),
@@ -245,5 +239,46 @@ pub fn probe(config: &Config) -> Result<Plan> {
         class_weights: weights::of_classes(data, &*train.dataset)?,
         split: split.iter().map(Range::len).collect(),
         stages,
+    })
+}
+
+/// Whether weights come from a step that has not run yet, or from the hub.
+fn later(model: &ModelSection, config: &Config) -> bool {
+    let weights = model.weights.as_deref().unwrap_or_default();
+    let step = weights.strip_prefix("step:");
+    step.is_some_and(|s| !config.inputs.contains_key(s)) || matches!(Hub::parse(weights), Ok(Some(_)))
+}
+
+/// Preprocessing, for people.
+fn described(c: &Contract) -> String {
+    match &c.text {
+        Some(text) => format!("texts of at most {} tokens", text.max_length),
+        None => format!("{} pixels, {:?}, {} padding", c.side(), c.scale, c.padding),
+    }
+}
+
+/// The same for a job that trains nothing.
+fn untrained(config: &Config, spec: &JobSpec) -> Result<Plan> {
+    let here = !spec.model.iter().chain(spec.nets.values()).any(|m| later(m, config));
+    let val = zero_shot::samples(spec)?;
+    let preprocess = match here {
+        true => described(&zero_shot::Opened::new(config, spec)?.net.contract),
+        false => "that of the weights, which are not here yet".into(),
+    };
+    Ok(Plan {
+        sources: config.sources(),
+        downloads: config.absent.clone(),
+        classes: val.dataset.classes().to_vec(),
+        samples: [0, val.count()],
+        manifest: manifest(&[&*val.dataset]).to_hex().to_string(),
+        preprocess,
+        precision: precisions(spec),
+        steps_per_epoch: 0,
+        grains: spec.grains(),
+        grain_samples: 0,
+        warnings: Vec::new(),
+        class_weights: None,
+        split: Vec::new(),
+        stages: Vec::new(),
     })
 }

@@ -80,12 +80,13 @@ fn by_rule(
 
 /// How many blocks each parameter is away from the head. A unit without parameters, such as the pooling, is no step.
 fn depths(net: &Net, store: &Store) -> Vec<usize> {
-    let network = &net.network;
     let mut depth = vec![0; store.params.len()];
-    let mut blocks = 0;
-    for params in (0..network.head).rev().map(|u| network.unit_params(u)) {
-        blocks += usize::from(!params.is_empty());
-        params.iter().for_each(|p| depth[p.0] = blocks);
+    for network in net.all().map(|net| &net.network) {
+        let mut blocks = 0;
+        for params in (0..network.head).rev().map(|u| network.unit_params(u)) {
+            blocks += usize::from(!params.is_empty());
+            params.iter().for_each(|p| depth[p.0] = blocks);
+        }
     }
     depth
 }

@@ -1,4 +1,5 @@
-//! What the rules of a stage name: `head`, `top:20`, `*`, `norms`, `re:PATTERN`, or the start of a parameter's name.
+//! What the rules of a stage name: `head`, `top:20`, `*`, `norms`, `re:PATTERN`, or the start of a parameter's name; of a
+//! second network that is trained too, the same behind `tower.`.
 
 use tl_proto::spec::name_pattern;
 
@@ -6,6 +7,7 @@ use super::net::Net;
 use crate::{
     Error, Result,
     nn::{Layer, ParamId, Store},
+    weights::TOWER,
 };
 
 /// The parameters that a rule names, in order.
@@ -14,10 +16,17 @@ use crate::{
 /// A rule that names nothing. `top:N` may: a few layers may be less than one unit.
 pub fn named(net: &Net, store: &Store, stage: &str, rule: &str) -> Result<Vec<ParamId>> {
     let pattern = name_pattern(rule).map_err(|e| Error::user(format!("stage `{stage}`: {}", e.message), e.hint))?;
-    let mut named: Vec<ParamId> = units_of(net, rule).flat_map(|u| net.network.unit_params(u)).collect();
-    if rule == "norms" {
+    // `tower.head` is the head of the second network; `*` is both of them.
+    let (of, inner) = match (rule.strip_prefix(TOWER), &net.tower) {
+        (Some(inner), Some(tower)) => (&tower.0, inner),
+        _ => (net, rule),
+    };
+    let nets: Vec<&Net> = if rule == "*" { net.all().collect() } else { vec![of] };
+    let params = |net: &Net| units_of(net, inner).flat_map(|u| net.network.unit_params(u)).collect::<Vec<_>>();
+    let mut named: Vec<ParamId> = nets.into_iter().flat_map(params).collect();
+    if inner == "norms" {
         // Those of the head are trained with it.
-        let network = &net.network;
+        let network = &of.network;
         named = (0..network.head).flat_map(|u| network.unit_params(u)).filter(|p| store.params[p.0].norm).collect();
     } else if named.is_empty() {
         let names = |name: &str| match &pattern {
@@ -28,7 +37,7 @@ pub fn named(net: &Net, store: &Store, stage: &str, rule: &str) -> Result<Vec<Pa
         let all = store.params.iter().enumerate().filter(|(i, _)| !net.network.own.contains(&ParamId(*i)));
         named = all.filter(|(_, e)| names(&e.name)).map(|(i, _)| ParamId(i)).collect();
     }
-    if named.is_empty() && !rule.starts_with("top:") {
+    if named.is_empty() && !inner.starts_with("top:") {
         return Err(Error::user(
             format!("stage `{stage}`: `{rule}` names no parameters of {}", net.backbone.name),
             format!(

@@ -8,7 +8,7 @@ use std::{
 
 use candle_core::Tensor;
 use rayon::prelude::*;
-use tl_proto::spec::{AugmentSection, DataSection, JobSpec, Views};
+use tl_proto::spec::{AugmentSection, DataSection, JobSpec, ModelSection, PairedBy, Views};
 
 use super::ahead::Ahead;
 use crate::{
@@ -97,6 +97,28 @@ impl Samples {
         Ok(Self { source, ahead: Ahead::default(), part, augment, seed })
     }
 
+    /// Opens halves of pairs, `train` or `val`, with the transforms of training for the former.
+    ///
+    /// # Errors
+    /// Data that is not there.
+    pub fn open_paired(spec: &DataSection, part: &'static str, by: PairedBy, seed: u32) -> Result<Self> {
+        let source = Source::new(data::open_paired(spec, part, by, seed)?);
+        let augment = if part == "train" { spec.augment.clone() } else { AugmentSection::default() };
+        Ok(Self { source, ahead: Ahead::default(), part, augment, seed })
+    }
+
+    /// Only the samples in `keep`, in that order.
+    ///
+    /// # Errors
+    /// Samples that somebody else has in hand.
+    pub fn only(self, keep: Vec<usize>) -> Result<Self> {
+        let Some(source) = Arc::into_inner(self.source) else {
+            return Err(Error::Internal("samples were asked for before they were chosen".into()));
+        };
+        // Indices move, so what is kept under them goes.
+        Ok(Self { source: Source::new(Box::new(Subset::new(source.dataset, keep))), ..self })
+    }
+
     /// The same samples as they are, without transforms.
     pub fn plain(&self) -> Self {
         let (source, augment) = (self.source.clone(), AugmentSection::default());
@@ -144,11 +166,8 @@ impl Samples {
                 "give a folder with images",
             ));
         }
-        let Some(source) = Arc::into_inner(self.source) else {
-            return Err(Error::Internal("samples were asked for before they were checked".into()));
-        };
-        let dataset = Subset::new(source.dataset, keep);
-        if let Some(class) = data::empty_class(&dataset) {
+        let kept = self.only(keep)?;
+        if let Some(class) = data::empty_class(&*kept.dataset) {
             return Err(Error::user(
                 format!("none of the samples of class `{class}` in `data.{part}` can be decoded"),
                 "mend them, or remove the class",
@@ -158,8 +177,7 @@ impl Samples {
             let text = format!("{} samples of `data.{part}` left out, first `{name}`: {why}", all.len());
             link.notice(Notice::SamplesSkipped, &text);
         }
-        // Indices move, so what is kept under them goes.
-        Ok(Self { source: Source::new(Box::new(dataset)), ..self })
+        Ok(kept)
     }
 
     /// Whether a network of this contract can be fed with these samples.
@@ -181,13 +199,13 @@ impl Samples {
         }
     }
 
-    /// Whether a job's networks and transforms suit these samples.
+    /// Whether the networks that see these samples, and the transforms of a job, suit them.
     ///
     /// # Errors
     /// Says what does not.
-    pub fn fits_job(&self, spec: &JobSpec) -> Result<()> {
+    pub fn fits_job<'m>(&self, spec: &JobSpec, nets: impl IntoIterator<Item = &'m ModelSection>) -> Result<()> {
         let text = self.is_text();
-        for model in spec.model.iter().chain(spec.nets.values()) {
+        for model in nets {
             if let Some(backbone) = backbone::find(&model.backbone).filter(|b| b.reads_text() != text) {
                 let (name, part) = (backbone.name, self.part);
                 let (has, wants) = if text { ("text", "images") } else { ("images", "text") };
@@ -367,6 +385,7 @@ mod tests {
             augment: AugmentSection::default(),
             params: Params::new(),
             target: None,
+            pairs: None,
         }
     }
 

@@ -13,6 +13,8 @@ use crate::{
 pub struct Stage {
     /// Its first unit that is trained, or whose batch-norm is; units before it are a frozen prefix.
     pub cut: usize,
+    /// The same of the network that is trained with it; 0 where there is none.
+    pub tower_cut: usize,
     /// Gradient slots.
     pub layout: Layout,
     /// Groups of the optimizer.
@@ -39,30 +41,36 @@ impl Stage {
         net.keeps_its_weights(store, &spec.name, &trained)?;
         network.adapters.params.iter().for_each(|p| trained[p.0] = true);
         let mut norms: Vec<(BufferId, BufferId)> = Vec::new();
-        let mut cut = network.units.len();
-        for (u, unit) in network.units.iter().enumerate() {
-            let params = network.unit_params(u);
-            if !params.iter().any(|p| trained[p.0]) {
-                continue;
+        let mut cuts = Vec::new();
+        for network in net.all().map(|net| &net.network) {
+            let mut cut = network.units.len();
+            for (u, unit) in network.units.iter().enumerate() {
+                let params = network.unit_params(u);
+                if !params.iter().any(|p| trained[p.0]) {
+                    continue;
+                }
+                cut = cut.min(u);
+                let mut own = Vec::new();
+                unit.layer.norms(&mut own);
+                // A head is always new: its batch-norms learn. In the backbone the stage decides.
+                let mode = if u >= network.head { BnMode::Train } else { spec.bn };
+                if mode == BnMode::Train {
+                    norms.extend(&own);
+                } else if mode == BnMode::Frozen {
+                    let names: Vec<String> =
+                        own.iter().map(|(m, _)| store.buffers[m.0].name.replace(".running_mean", ".")).collect();
+                    let frozen = |name: &str| names.iter().any(|n| name.starts_with(n.as_str()));
+                    params.iter().filter(|p| frozen(&store.params[p.0].name)).for_each(|p| trained[p.0] = false);
+                }
             }
-            cut = cut.min(u);
-            let mut own = Vec::new();
-            unit.layer.norms(&mut own);
-            // A head is always new: its batch-norms learn. In the backbone the stage decides.
-            let mode = if u >= network.head { BnMode::Train } else { spec.bn };
-            if mode == BnMode::Train {
-                norms.extend(&own);
-            } else if mode == BnMode::Frozen {
-                let names: Vec<String> =
-                    own.iter().map(|(m, _)| store.buffers[m.0].name.replace(".running_mean", ".")).collect();
-                let frozen = |name: &str| names.iter().any(|n| name.starts_with(n.as_str()));
-                params.iter().filter(|p| frozen(&store.params[p.0].name)).for_each(|p| trained[p.0] = false);
-            }
+            cuts.push(cut);
         }
+        let (cut, tower_cut) = (cuts[0], cuts.get(1).copied().unwrap_or_default());
         if !trained.contains(&true) {
             let rules: Vec<String> = spec.train.iter().map(|rule| format!("`{rule}`")).collect();
             // What was named and is frozen nevertheless are batch-norms.
-            let hint = if cut < network.units.len() {
+            let named = net.all().zip(&cuts).any(|(net, cut)| *cut < net.network.units.len());
+            let hint = if named {
                 "set `bn = \"affine_only\"` or `bn = \"train\"`: in this stage batch-norms are frozen"
             } else {
                 "`top:N` takes whole blocks: raise N, or train the `head`"
@@ -77,7 +85,7 @@ impl Stage {
         let groups = optim::groups(store, &layout, &scales);
         let count = layout.params_len();
         let lockstep = spec.bn_scope == BnScope::Batch && !norms.is_empty();
-        Ok(Self { cut, layout, groups, norms, lockstep, trained: count })
+        Ok(Self { cut, tower_cut, layout, groups, norms, lockstep, trained: count })
     }
 
     /// The lowest and the highest rate that anything is trained at, before schedules.

@@ -2,7 +2,9 @@
 
 use tl_proto::spec::{Reduction, Sampling};
 
-use super::{Run, grain::GrainSums, inputs::Inputs, judge::Judge, lockstep, stage::Stage, state::RunState};
+use super::{
+    Run, grain::GrainSums, inputs::Inputs, judge::Judge, lockstep, pairs::Pairs, stage::Stage, state::RunState,
+};
 use crate::{
     Error, Result,
     collective::{self, Collective, tree},
@@ -52,6 +54,24 @@ pub struct Step<'a> {
     pub measures: bool,
     /// Samples of another domain, where the objective learns from them.
     pub other: Option<Other<'a>>,
+    /// What the samples go with, where the objective learns from pairs.
+    pub paired: Option<Paired<'a>>,
+}
+
+/// The other halves of the epoch's samples.
+#[derive(Clone, Copy)]
+pub struct Paired<'a> {
+    /// What the second network sees of them, where one is trained.
+    pub inputs: Option<&'a Inputs<'a>>,
+    /// Which goes with which.
+    pub(super) pairs: &'a Pairs,
+}
+
+impl Paired<'_> {
+    /// The halves of some draws, and the view of each. One that is drawn twice in an epoch does not look the same twice.
+    pub(super) fn of(&self, draws: impl Iterator<Item = (usize, u64)>) -> (Vec<usize>, Vec<u64>) {
+        draws.map(|(sample, id)| (self.pairs.partner(sample, id), id)).unzip()
+    }
 }
 
 /// Samples without labels beside those of the epoch: one for each.
@@ -190,7 +210,15 @@ impl Step<'_> {
             other.inputs.expect(&ids, false);
         }
         let mixes = modifier::mixes(&self.run.spec.modifiers);
-        [Some(self.inputs), self.teacher].into_iter().flatten().for_each(|i| i.expect(&batches, mixes));
+        self.inputs.expect(&batches, mixes);
+        let halves = self.paired.map(|paired| {
+            let of =
+                |(indices, ids): &(Vec<usize>, Vec<u64>)| paired.of(indices.iter().copied().zip(ids.iter().copied()));
+            drawn.iter().map(of).collect::<Vec<_>>()
+        });
+        let second = self.paired.and_then(|paired| paired.inputs);
+        let others = [self.teacher, second].into_iter().flatten();
+        others.for_each(|i| i.expect(halves.as_ref().unwrap_or(&batches), mixes));
     }
 
     /// Which view of its sample each draw sees. What may be drawn twice in an epoch must not look the same twice.

@@ -2,6 +2,7 @@
 
 mod adapt;
 mod lockstep;
+mod pairs;
 mod parts;
 mod precision;
 mod techniques;

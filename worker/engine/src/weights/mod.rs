@@ -11,6 +11,7 @@ mod pth;
 pub(crate) mod testing;
 pub mod text;
 mod timm;
+mod which;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,6 +24,7 @@ pub use contract::{Contract, Scale};
 pub use header::metadata;
 use header::{METADATA, header, not_whole};
 pub use inside::{Inside, Merged, inside};
+pub use which::{TOWER, Which, outputs};
 
 use crate::{
     Error, Result,
@@ -182,7 +184,13 @@ fn strangers(params: &[Entry], file: &BTreeMap<String, Tensor>, keep_head: impl 
 ///
 /// # Errors
 /// See [`read`] and [`fill`]; a file that says it was trained on other classes than a kept head is for.
-pub fn load(network: &mut Network, backbone: &Backbone, path: &Path, kept: Option<&[String]>) -> Result<()> {
+pub fn load(
+    network: &mut Network,
+    backbone: &Backbone,
+    path: &Path,
+    which: Which,
+    kept: Option<&[String]>,
+) -> Result<()> {
     if let Some(classes) = kept {
         same_classes(path, classes)?;
     }
@@ -198,6 +206,7 @@ pub fn load(network: &mut Network, backbone: &Backbone, path: &Path, kept: Optio
     } else {
         timm::usual_names(backbone.name, read(path)?)
     };
+    which.choose(&mut file);
     positions::fit(&mut file, &network.initial)?;
     let head = |name: &str| {
         name.starts_with("head.") || name.strip_prefix(backbone.classifier).is_some_and(|r| r.starts_with('.'))
@@ -238,10 +247,12 @@ fn about(path: &Path) -> Result<serde_json::Value> {
 ///
 /// # Errors
 /// A file that is not whole, a contract that says something we cannot do, or two that differ.
-pub fn contract_of(path: &Path) -> Result<Option<Contract>> {
+pub fn contract_of(path: &Path, which: Which) -> Result<Option<Contract>> {
     let shown = path.display().to_string();
-    let inside = about(path)?.get("contract").map(|c| Contract::parse(&c.to_string(), &shown)).transpose()?;
-    let beside = Contract::beside(path)?;
+    let about = which.about(path)?;
+    let inside = about.get("contract").map(|c| Contract::parse(&c.to_string(), &shown)).transpose()?;
+    // What lies beside two networks is for the first.
+    let beside = if which == Which::Tower && inside.is_some() { None } else { Contract::beside(path)? };
     match (&inside, &beside) {
         (Some(inside), Some(beside)) if inside != beside => Err(Error::user(
             format!(

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use serde::Deserialize;
 use tl_proto::spec::ModelSection;
 
-use super::{Contract, contract_of, names};
+use super::{Contract, Which, contract_of, names};
 use crate::{
     Error, Result,
     backbone::{Backbone, DISTILBERT, DenseAct, Shape},
@@ -182,7 +182,7 @@ fn shape(text: &str, shown: &str, backbone: &str) -> Result<Shape> {
 ///
 /// # Errors
 /// Weights without a tokenizer, files that are damaged, a job that asks for preprocessing of images.
-pub fn contract(backbone: &Backbone, model: &ModelSection, path: Option<&Path>) -> Result<Contract> {
+pub fn contract(backbone: &Backbone, model: &ModelSection, path: Option<&Path>, which: Which) -> Result<Contract> {
     if model.preprocess.is_some() || model.padding.is_some() {
         return Err(Error::user(
             format!("{} reads text, which has neither `preprocess` nor `padding`", backbone.name),
@@ -194,7 +194,7 @@ pub fn contract(backbone: &Backbone, model: &ModelSection, path: Option<&Path>) 
     let usual = limit.unwrap_or(backbone.input as usize);
     let Some(path) = path else { return blank(Text::new(usual, None, String::new())) };
     let shown = path.display().to_string();
-    if let Some(found) = contract_of(path)? {
+    if let Some(found) = contract_of(path, which)? {
         let Some(text) = found.text.clone() else {
             return Err(Error::user(
                 format!("weights `{shown}` are of a network for images, and {} reads text", backbone.name),

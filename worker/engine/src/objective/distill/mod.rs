@@ -44,7 +44,7 @@ fn describe() -> Entry {
             number("soft_weight", 0.9, 0.0, 100.0, "weight of the teacher's part"),
             number("hard_weight", 0.1, 0.0, 100.0, "weight of the labels' part"),
         ],
-        methods: METHODS.iter().map(|m| (m.entry)()).collect(),
+        methods: methods(),
         nets: vec!["teacher".into()],
         ..entry("distill", "a student learns from a teacher's logits, or features too, and from labels")
     }
@@ -60,8 +60,8 @@ fn regressor(widths: Widths) -> Vec<Own> {
     let bound = 1.0 / (widths.features as f32).sqrt();
     let fill = Fill::Uniform(bound);
     vec![
-        Own { name: "regressor.weight".into(), shape: vec![widths.features, widths.teacher], fill },
-        Own { name: "regressor.bias".into(), shape: vec![widths.teacher], fill },
+        Own { name: "regressor.weight".into(), shape: vec![widths.features, widths.teacher], fill, most: None },
+        Own { name: "regressor.bias".into(), shape: vec![widths.teacher], fill, most: None },
     ]
 }
 
@@ -85,20 +85,29 @@ pub(super) const OBJECTIVE: Objective = Objective {
     own: |params, widths| Ok((method(params).own)(widths)),
     loss: |params: &Params, batch: &Batch<'_>| {
         let number = |name: &str| describe().number(params, name);
-        let (t, soft, hard) = (number("temperature"), number("soft_weight"), number("hard_weight"));
-        let taught = batch.taught()?;
-        let student = log_softmax(&(batch.logits / t)?)?;
-        let teacher = log_softmax(&(taught.logits / t)?)?;
-        let kl = exp(&teacher)?.mul(&teacher.sub(&student)?)?.sum_all()?;
-        let loss = ((kl * (soft * t * t))? + (cross_entropy(batch.logits, batch.targets, batch.weights)? * hard)?)?;
-        let method = method(params);
-        if !method.inside {
-            return Ok(loss);
-        }
-        let features = taught.features.ok_or_else(|| Error::Internal("a teacher without features".into()))?;
-        let Some(more) = (method.loss)(batch, features)? else { return Ok(loss) };
-        let weight = (method.entry)().number(params, "feature_weight") * batch.samples()? as f64;
-        Ok((loss + (more * weight)?)?)
+        let hard = (cross_entropy(batch.logits, batch.targets, batch.weights)? * number("hard_weight"))?;
+        Ok((hard + taught(params, batch, [number("temperature"), number("soft_weight")])?)?)
     },
     ..PLAIN
 };
+
+/// What a teacher adds to the loss: its softened logits, and what the method compares of its features.
+pub(super) fn taught(params: &Params, batch: &Batch<'_>, [t, soft]: [f64; 2]) -> Result<Tensor> {
+    let taught = batch.taught()?;
+    let student = log_softmax(&(batch.logits / t)?)?;
+    let teacher = log_softmax(&(taught.logits / t)?)?;
+    let loss = (exp(&teacher)?.mul(&teacher.sub(&student)?)?.sum_all()? * (soft * t * t))?;
+    let method = method(params);
+    if !method.inside {
+        return Ok(loss);
+    }
+    let features = taught.features.ok_or_else(|| Error::Internal("a teacher without features".into()))?;
+    let Some(more) = (method.loss)(batch, features)? else { return Ok(loss) };
+    let weight = (method.entry)().number(params, "feature_weight") * batch.samples()? as f64;
+    Ok((loss + (more * weight)?)?)
+}
+
+/// What the catalog says of the methods.
+pub(super) fn methods() -> Vec<Entry> {
+    METHODS.iter().map(|m| (m.entry)()).collect()
+}

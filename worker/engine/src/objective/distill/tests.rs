@@ -18,9 +18,9 @@ fn rows(t: &Tensor) -> Vec<Vec<f64>> {
 fn loss(method: &Method, student: &Tensor, teacher: &Tensor, own: &BTreeMap<String, Tensor>) -> Tensor {
     let logits = Tensor::zeros((N, 2), candle_core::DType::F32, student.device()).unwrap();
     let taught = Taught { logits: &logits, features: Some(teacher) };
-    let (averaged, weights, progress) = (None, None, 0.0);
+    let (averaged, paired, weights, progress) = (None, None, None, 0.0);
     let (features, logits, targets, teacher_says) = (student, &logits, &logits, Some(taught));
-    let batch = Batch { features, logits, targets, teacher: teacher_says, averaged, weights, own, progress };
+    let batch = Batch { features, logits, targets, teacher: teacher_says, averaged, paired, weights, own, progress };
     (method.loss)(&batch, teacher).unwrap().unwrap()
 }
 
@@ -91,8 +91,8 @@ fn samples_that_are_all_the_same_have_no_relations() {
     let logits = Tensor::zeros((N, 2), candle_core::DType::F32, same.device()).unwrap();
     let own = BTreeMap::new();
     let taught = Some(Taught { logits: &logits, features: Some(&same) });
-    let (averaged, weights, progress) = (None, None, 0.0);
+    let (averaged, paired, weights, progress) = (None, None, None, 0.0);
     let (features, logits, targets) = (&same, &logits, &logits);
-    let batch = Batch { features, logits, targets, teacher: taught, averaged, weights, own: &own, progress };
+    let batch = Batch { features, logits, targets, teacher: taught, averaged, paired, weights, own: &own, progress };
     assert!((relational::METHOD.loss)(&batch, &same).unwrap().is_none());
 }

@@ -1,0 +1,110 @@
+//! Checks of pairs: `[data.pairs]` is there if the kind of job learns from them, and only then. Such a job looks at no
+//! labels.
+
+use super::{
+    JobSpec, PairedBy, Sampling,
+    check::{Checked, found, require, within},
+    check_params::check_params,
+};
+use crate::catalog::{Catalog, Entry};
+
+/// The role of a second network that is trained with the first.
+pub const TOWER: &str = "tower";
+
+pub(super) fn check_pairs(spec: &JobSpec, objective: &Entry, catalog: &Catalog) -> Checked {
+    let data = spec.data.as_ref();
+    let pairs = data.and_then(|d| d.pairs.as_ref());
+    let (kind, wanted) = (&spec.job.kind, objective.data.iter().any(|role| role == "pairs"));
+    require(wanted || pairs.is_none(), || {
+        let kinds: Vec<String> = catalog
+            .objectives
+            .iter()
+            .filter(|o| o.data.iter().any(|role| role == "pairs"))
+            .map(|o| format!("`{}`", o.name))
+            .collect();
+        (format!("`{kind}` has no use for `data.pairs`"), format!("kinds that learn from pairs: {}", kinds.join(", ")))
+    })?;
+    let (Some(data), true) = (data, wanted) else { return Ok(()) };
+    let Some(pairs) = pairs else {
+        let hint = "add `[data.pairs]` with `format` and `train`: what goes with the samples of `[data]`";
+        return require(false, || (format!("`{kind}` needs `[data.pairs]`"), hint.into()));
+    };
+    let format = found(Catalog::find(&catalog.formats, "data format", &pairs.format))?;
+    check_params("data.pairs.params", format, &pairs.params)?;
+    within("data.pairs.augment.rotate", pairs.augment.rotate, 0.0, 0.5)?;
+    within("data.pairs.augment.zoom", pairs.augment.zoom, 0.0, 0.9)?;
+    within("data.pairs.augment.crop", pairs.augment.crop, 0.0, 0.5)?;
+    within("data.pairs.augment.erase", pairs.augment.erase, 0.0, 1.0)?;
+    require(pairs.val.is_some() || !objective.nets.iter().any(|role| role == TOWER), || {
+        let hint = "set `data.pairs.val`: what goes with the samples of `data.val`";
+        (format!("`{kind}` is judged by pairs, and `[data.pairs]` has no `val`"), hint.into())
+    })?;
+    for (set, key) in [
+        (data.class_weights.is_some(), "data.class_weights"),
+        (data.sampling == Sampling::Balanced, "data.sampling"),
+        (data.train_per_class.is_some(), "data.train_per_class"),
+    ] {
+        require(!set, || {
+            (format!("`{kind}` learns from pairs, and `{key}` goes by labels"), format!("remove `{key}`"))
+        })?;
+    }
+    for name in spec.modifiers.keys().filter(|name| ["mixup", "cutmix"].contains(&name.as_str())) {
+        require(false, || {
+            (format!("`modifiers.{name}` mixes samples, and a pair goes with no other"), "remove it".into())
+        })?;
+    }
+    let alone = pairs.by == PairedBy::Label && pairs.format == "text" && data.format == "text";
+    require(!alone, || ("pairs of texts go by `name` or `order`".into(), "set `data.pairs.by`".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{catalog::entry, spec::parse};
+
+    fn check(data: &str, more: &str) -> Result<(), String> {
+        let text = format!(
+            "schema = 1\njob = {{ name = \"t\", kind = \"contrastive\" }}\n\
+             data = {{ format = \"generated\", train = \"a\", val = \"a\", batch = 8 {data} }}\n{more}"
+        );
+        let pairs = |name: &str, nets: &[&str]| Entry {
+            data: vec!["pairs".into()],
+            nets: nets.iter().map(|n| (*n).into()).collect(),
+            ..entry(name, "")
+        };
+        let objectives = vec![entry("finetune", ""), pairs("contrastive", &[TOWER]), pairs("cross_distill", &[])];
+        let catalog = Catalog { objectives, formats: vec![entry("generated", "")], ..Catalog::default() };
+        let spec = parse(&text).map_err(|e| e.message)?;
+        let objective = catalog.objectives.iter().find(|o| o.name == spec.job.kind).unwrap();
+        check_pairs(&spec, objective, &catalog).map_err(|e| format!("{}; {}", e.message, e.hint))
+    }
+
+    #[test]
+    fn pairs_are_there_for_the_kinds_that_learn_from_them() {
+        const PAIRS: &str = ", pairs = { format = \"generated\", train = \"b\", val = \"b\" }";
+        assert_eq!(check(PAIRS, ""), Ok(()));
+        assert!(check("", "").unwrap_err().contains("`contrastive` needs `[data.pairs]`"));
+        let own = |kind: &str| {
+            let text = format!(
+                "schema = 1\njob = {{ name = \"t\", kind = \"{kind}\" }}\n\
+                 data = {{ format = \"generated\", train = \"a\", val = \"a\", batch = 8 {PAIRS} }}"
+            );
+            let spec = parse(&text).unwrap();
+            let catalog = Catalog { formats: vec![entry("generated", "")], ..Catalog::default() };
+            check_pairs(&spec, &entry(kind, ""), &catalog).map_err(|e| e.message)
+        };
+        assert!(own("finetune").unwrap_err().contains("`finetune` has no use for `data.pairs`"));
+        assert!(check(&PAIRS.replace(", val = \"b\"", ""), "").unwrap_err().contains("has no `val`"));
+        assert!(check(&PAIRS.replace("generated", "generate"), "").unwrap_err().contains("no data format `generate`"));
+    }
+
+    #[test]
+    fn what_goes_by_labels_or_mixes_samples_is_refused() {
+        const PAIRS: &str = ", pairs = { format = \"generated\", train = \"b\", val = \"b\", by = \"label\" }";
+        for more in ["class_weights = \"balanced\"", "sampling = \"balanced\"", "train_per_class = 3"] {
+            let error = check(&format!("{PAIRS}, {more}"), "").unwrap_err();
+            assert!(error.contains("goes by labels"), "{more}: {error}");
+        }
+        assert!(check(PAIRS, "[modifiers.mixup]\n").unwrap_err().contains("a pair goes with no other"));
+    }
+}

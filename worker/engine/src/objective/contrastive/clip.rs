@@ -1,0 +1,23 @@
+//! CLIP (Radford et al., 2021): the mean of two cross-entropies, of each sample with its other half among all others of
+//! the batch, and the other way round. Similarities are cosines times a learned scale of at most 100.
+
+use tl_proto::catalog::{Entry, entry, number};
+
+use super::{super::log_softmax, Method, diagonal, scale};
+
+fn describe() -> Entry {
+    Entry {
+        params: vec![number("init_temperature", 0.07, 0.01, 10.0, "what cosines are divided by before it is learned")],
+        ..entry("clip", "each finds its other half among all others of the batch, both ways")
+    }
+}
+
+pub(super) const METHOD: Method = Method {
+    entry: describe,
+    own: |params| vec![scale(1.0 / describe().number(params, "init_temperature"), 100.0)],
+    loss: |_, similarities| {
+        let rows = diagonal(&log_softmax(similarities)?)?;
+        let columns = diagonal(&log_softmax(&similarities.t()?.contiguous()?)?)?;
+        Ok(((rows + columns)? * -0.5)?)
+    },
+};

@@ -1,0 +1,127 @@
+//! The data of a job, opened: what a run and a look at it begin with.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use tl_proto::spec::{DataSection, JobSpec, ModelSection, PairedBy, TOWER};
+
+use super::{
+    domain::Domain,
+    net::Net,
+    pairs::{Halves, Pairs, notice},
+    probe::same_classes,
+    samples::Samples,
+};
+use crate::{Error, Result, collective::Collective, link::Link, objective::Objective, weights::Contract};
+
+/// Every part of a job's data.
+pub(super) struct Opened {
+    pub train: Samples,
+    pub val: Samples,
+    /// Another domain that the network is brought to.
+    pub other: Option<Domain>,
+    /// What the samples go with.
+    pub halves: Option<Halves>,
+    /// What the network's outputs are called.
+    pub outputs: Vec<String>,
+}
+
+/// The same, once every sample decodes and every half has its other.
+pub(super) struct Ready {
+    pub train: Samples,
+    pub val: Samples,
+    pub other: Option<Domain>,
+    pub pairs: Option<Pairs>,
+}
+
+impl Opened {
+    /// Opens what a job names; nothing is decoded yet.
+    ///
+    /// # Errors
+    /// Data that is not there, or that does not fit the job.
+    pub fn new(spec: &JobSpec, data: &DataSection, objective: &Objective) -> Result<Self> {
+        let seed = spec.job.seed;
+        let embeds = (objective.dimensions)(&spec.objective);
+        let pairs = data.pairs.as_ref().filter(|_| objective.has_pairs());
+        let (train, val, other, halves, outputs) = match pairs {
+            None => {
+                let (train, val) = (Samples::open(data, "train", seed)?, Samples::open(data, "val", seed)?);
+                let classes = same_classes(&train, &val)?;
+                let other = Domain::open(data, &train, seed)?.filter(|_| objective.has_target());
+                (train, val, other, None, classes)
+            }
+            Some(pairs) => {
+                let train = Samples::open_paired(data, "train", pairs.by, seed)?;
+                let halves = Halves::open(spec, data, embeds.is_some())?;
+                let (val, outputs) = match embeds {
+                    None => {
+                        let val = Samples::open(data, "val", seed)?;
+                        let classes = val.dataset.classes().to_vec();
+                        (val, classes)
+                    }
+                    Some(n) => {
+                        (Samples::open_paired(data, "val", pairs.by, seed)?, (0..n).map(|i| i.to_string()).collect())
+                    }
+                };
+                (train, val, None, halves, outputs)
+            }
+        };
+        let opened = Self { train, val, other, halves, outputs };
+        opened.fit(spec)?;
+        Ok(opened)
+    }
+
+    fn fit(&self, spec: &JobSpec) -> Result<()> {
+        // Where there are pairs, further networks see the other halves.
+        let others = || spec.nets.values();
+        let (model, paired) = (spec.model.iter(), self.halves.is_some());
+        let ours: Vec<&ModelSection> = if paired { model.collect() } else { model.chain(others()).collect() };
+        let own = [&self.train, &self.val].into_iter().chain(self.other.iter().flat_map(Domain::parts));
+        own.into_iter().try_for_each(|samples| samples.fits_job(spec, ours.iter().copied()))?;
+        self.halves.iter().flat_map(Halves::parts).try_for_each(|samples| samples.fits_job(spec, others()))
+    }
+
+    /// The network with the one that is trained with it, where the job has such a one.
+    ///
+    /// # Errors
+    /// See [`Net::build_for`] and [`Net::with_tower`].
+    pub fn with_tower(&self, net: Net, spec: &JobSpec, inputs: &BTreeMap<String, PathBuf>) -> Result<Net> {
+        let (Some(model), Some(halves)) = (spec.nets.get(TOWER), self.halves.as_ref()) else { return Ok(net) };
+        let tower = Net::build_tower(model, &self.outputs, spec.job.seed, inputs, halves.learned())?;
+        net.with_tower(tower, model, spec.job.seed)
+    }
+
+    /// All parts, in the order in which ranks compare them.
+    pub fn parts(&self) -> impl Iterator<Item = &Samples> {
+        let pairs = self.halves.iter().flat_map(Halves::parts);
+        [&self.train, &self.val].into_iter().chain(self.other.iter().flat_map(Domain::parts)).chain(pairs)
+    }
+
+    /// Has every rank decode its share for the networks that will see it, leaves out what will not decode and what has no
+    /// other half.
+    ///
+    /// # Errors
+    /// See [`Samples::leave_out_bad`] and [`Halves::matched`].
+    pub fn ready(
+        self,
+        spec: &JobSpec,
+        data: &DataSection,
+        contract: &Contract,
+        second: Option<&Contract>,
+        group: &mut dyn Collective,
+        link: &mut dyn Link,
+    ) -> Result<Ready> {
+        let (seed, limit) = (spec.job.seed, data.skip_bad);
+        let train = self.train.leave_out_bad(contract, limit, group, link)?;
+        let val = self.val.leave_out_bad(contract, limit, group, link)?;
+        let other = match self.other {
+            Some(domain) => Some(domain.leave_out_bad(contract, limit, seed, group, link)?),
+            None => None,
+        };
+        let Some(halves) = self.halves else { return Ok(Ready { train, val, other, pairs: None }) };
+        let second = second.ok_or_else(|| Error::Internal("pairs without a network that sees them".into()))?;
+        let halves = halves.leave_out_bad(second, limit, group, link)?;
+        let by = data.pairs.as_ref().map_or(PairedBy::Name, |p| p.by);
+        let (train, val, pairs) = halves.matched([train, val], seed, by, notice(group, link))?;
+        Ok(Ready { train, val, other, pairs: Some(pairs) })
+    }
+}

@@ -1,0 +1,196 @@
+//! What two networks that learn from pairs come to: whether the halves of validation samples find each other.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use tl_proto::spec::PairedBy;
+
+use super::{Features, Loop, inputs::Inputs, net, pairs::Pairs, samples::Samples};
+use crate::{
+    Error, Result,
+    collective::Collective,
+    eval::{
+        self, Evaluation, Outcome,
+        retrieval::{self, Retrieval},
+    },
+    nn::{Store, tensor},
+    objective::{Batch, unit},
+};
+
+/// Samples of one evaluation batch.
+const BATCH: usize = 32;
+
+/// What was found on validation samples.
+pub(super) struct Judged {
+    /// By classes, or by pairs where there are none.
+    pub evaluation: Evaluation,
+    /// Where the run learns from pairs with two networks.
+    pub retrieval: Option<Retrieval>,
+}
+
+impl Judged {
+    /// As values of a series.
+    pub fn values(&self) -> BTreeMap<String, f64> {
+        let mut values: BTreeMap<String, f64> =
+            [("val.loss".to_owned(), self.evaluation.loss), ("val.accuracy".to_owned(), self.evaluation.accuracy)]
+                .into();
+        if let Some(found) = &self.retrieval {
+            let names = retrieval::DEPTHS.map(|d| format!("val.recall_{d}"));
+            values.extend(names.into_iter().zip(found.mean()));
+        }
+        values
+    }
+}
+
+/// What the last unit of a network gives for every sample of `inputs`, on every rank, in index order.
+///
+/// # Errors
+/// A sample that cannot be read, a lost peer.
+pub(super) fn outputs(store: &Store, inputs: &Inputs<'_>, group: &mut dyn Collective) -> Result<Vec<Vec<f32>>> {
+    let indices: Vec<usize> = (0..inputs.samples.count()).collect();
+    let batches: Vec<&[usize]> = indices.chunks(BATCH).collect();
+    let shares = group.shares(batches.len());
+    let own = &batches[shares[group.rank()].clone()];
+    let mut said = Vec::new();
+    for (i, batch) in own.iter().enumerate() {
+        let next = own.get(i + 1).map(|next| (next.to_vec(), vec![0; next.len()]));
+        inputs.expect(next.as_slice(), false);
+        let x = inputs.batch(store, batch, &vec![0; batch.len()], None)?;
+        let given = inputs.net.forward(store, x, inputs.cut, inputs.net.network.units.len())?;
+        said.extend(crate::collective::to_bytes(&crate::nn::host(&given)?));
+    }
+    // Ranks own contiguous runs of batches, in the order of ranks.
+    let all = group.all_gather(said)?.concat();
+    let values = crate::collective::from_bytes(&all)?;
+    let width = inputs.net.network.outputs;
+    let rows: Vec<Vec<f32>> = values.chunks_exact(width).map(<[f32]>::to_vec).collect();
+    if rows.len() != indices.len() {
+        return Err(Error::Internal(format!("{} embeddings of {} samples", rows.len(), indices.len())));
+    }
+    Ok(rows)
+}
+
+/// Keys of both lists as numbers, and what they stand for, in order.
+fn numbered([ours, theirs]: [&Samples; 2]) -> ([Vec<usize>; 2], Vec<String>) {
+    let keys = |of: &Samples| (0..of.count()).map(|i| of.dataset.key(i)).collect::<Vec<_>>();
+    let (ours, theirs) = (keys(ours), keys(theirs));
+    let mut names: Vec<String> = ours.iter().chain(&theirs).cloned().collect();
+    names.sort_unstable();
+    names.dedup();
+    let number = |keys: &[String]| keys.iter().filter_map(|key| names.binary_search(key).ok()).collect();
+    ([number(&ours), number(&theirs)], names)
+}
+
+impl Loop<'_> {
+    /// What the second network sees of the other halves, from features in front of `cut` where they are kept: of training
+    /// samples and of validation samples; nothing where there is no second network.
+    pub(super) fn halves<'f>(&'f self, cut: usize, features: &'f Features) -> Result<[Option<Inputs<'f>>; 2]> {
+        let (Some(tower), Some(pairs)) = (&self.net.tower, self.pairs) else { return Ok([None, None]) };
+        let [train, val] = &features.pairs;
+        let val = match &pairs.val {
+            Some((samples, _)) => Some(self.inputs(&tower.0, samples, cut, val.get(&cut))?),
+            None => None,
+        };
+        Ok([Some(self.inputs(&tower.0, &pairs.train, cut, train.get(&cut))?), val])
+    }
+
+    /// What the teacher is shown: what the student sees, or the other halves of it.
+    pub(super) fn shown(&self) -> &Samples {
+        self.pairs.map_or(self.train, |pairs| &pairs.train)
+    }
+
+    /// Judges the validation samples: by their labels, or by whether the halves of pairs find each other.
+    ///
+    /// # Errors
+    /// A sample that cannot be read, a lost peer.
+    pub(super) fn judged(
+        &self,
+        val: &Inputs<'_>,
+        halves: Option<&Inputs<'_>>,
+        group: &mut dyn Collective,
+    ) -> Result<Judged> {
+        let (Some(halves), Some(pairs)) = (halves, self.pairs) else {
+            let outcomes = super::evaluate::evaluate(&self.state.store, val, group)?;
+            return Ok(Judged { evaluation: Evaluation::new(self.classes, &outcomes), retrieval: None });
+        };
+        let store = &self.state.store;
+        let (ours, theirs) = (outputs(store, val, group)?, outputs(store, halves, group)?);
+        let loss = self.loss_of_pairs(&ours, &theirs, pairs)?;
+        let unit = |rows: &[Vec<f32>]| -> Result<Vec<Vec<f32>>> {
+            let width = rows.first().map_or(0, Vec::len);
+            net::rows(&unit(&tensor(rows.concat(), &[rows.len(), width])?)?)
+        };
+        let (ours, theirs) = (unit(&ours)?, unit(&theirs)?);
+        let ([own, other], names) = numbered([val.samples, halves.samples]);
+        let found = Retrieval::new(&ours, &theirs, [&own, &other]);
+        let mut evaluation = match pairs.by {
+            PairedBy::Label => by_prototypes(&ours, &own, (&theirs, &other), &names),
+            PairedBy::Name | PairedBy::Order => Evaluation::without_classes(ours.len(), found.to_pairs[0]),
+        };
+        evaluation.loss = loss;
+        Ok(Judged { evaluation, retrieval: Some(found) })
+    }
+
+    /// The mean of the objective over validation samples and the first of their halves in turn, in batches as in training.
+    fn loss_of_pairs(&self, ours: &[Vec<f32>], theirs: &[Vec<f32>], pairs: &Pairs) -> Result<f64> {
+        let Some((_, partners)) = &pairs.val else { return Ok(0.0) };
+        let mut taken: BTreeMap<usize, usize> = BTreeMap::new();
+        let half = |i: usize| {
+            let turn = taken.entry(partners[i][0]).or_default();
+            *turn += 1;
+            &theirs[partners[i][(*turn - 1) % partners[i].len()]]
+        };
+        let matched: Vec<&Vec<f32>> = (0..ours.len()).map(half).collect();
+        let own = self.net.network.own.iter().map(|id| {
+            let entry = &self.state.store.params[id.0];
+            let name = entry.name.trim_start_matches(crate::nn::OWN).to_owned();
+            Ok((name, tensor(self.state.store.param(*id).to_vec(), &entry.shape)?))
+        });
+        let own = own.collect::<Result<BTreeMap<String, Tensor>>>()?;
+        let (objective, params) = (self.run.objective, &self.run.spec.objective);
+        let mut sum = 0.0;
+        for (ours, theirs) in
+            ours.chunks(self.run.data.batch as usize).zip(matched.chunks(self.run.data.batch as usize))
+        {
+            let rows = |values: Vec<f32>| {
+                let width = values.len() / ours.len();
+                tensor(values, &[ours.len(), width])
+            };
+            let (a, b) = (rows(ours.concat())?, rows(theirs.iter().flat_map(|r| r.iter().copied()).collect())?);
+            let (teacher, averaged, weights) = (None, None, None);
+            let (logits, paired) = (&a, Some(&b));
+            let batch = Batch {
+                features: &a,
+                logits,
+                targets: &a,
+                teacher,
+                averaged,
+                paired,
+                weights,
+                own: &own,
+                progress: 1.0,
+            };
+            sum += f64::from((objective.loss)(params, &batch)?.to_scalar::<f32>()?);
+        }
+        Ok(sum / ours.len().max(1) as f64)
+    }
+}
+
+/// Each sample as one of the classes, by the nearest mean of their other halves.
+fn by_prototypes(
+    ours: &[Vec<f32>],
+    labels: &[usize],
+    (theirs, keys): (&[Vec<f32>], &[usize]),
+    names: &[String],
+) -> Evaluation {
+    let prototypes = retrieval::prototypes(theirs, keys, names.len());
+    let outcomes: Vec<Outcome> = ours
+        .iter()
+        .zip(labels)
+        .map(|(row, label)| {
+            let near = |p: &Option<Vec<f32>>| p.as_ref().map_or(f32::MIN, |p| retrieval::cosine(row, p) as f32);
+            eval::judge(&prototypes.iter().map(near).collect::<Vec<_>>(), *label)
+        })
+        .collect();
+    Evaluation::new(names, &outcomes)
+}

@@ -1,0 +1,203 @@
+//! Runs that learn from pairs: the same for any number of ranks, and what two networks come to.
+
+use super::*;
+use crate::eval::Evaluation;
+
+/// Two networks of other shapes, a stage in which the second is locked but for its head, one that trains everything;
+/// batch-norms that learn, dropout on both sides, views, an odd batch and a tail, more halves than samples.
+const JOB: &str = r#"
+schema = 1
+job = { name = "t", kind = "contrastive", seed = 3 }
+data = { format = "generated", train = "source", val = "source", batch = 23, grains = 5, params = { train_samples = 8, val_samples = 5 }, augment = { flip = true, views = 2 }, pairs = { format = "generated", train = "shifted", val = "shifted", by = "label", params = { train_samples = 9, val_samples = 4 }, augment = { flip = true, views = 2 } } }
+model = { backbone = "small_cnn", head = { hidden = [16], dropout = 0.3, norm = "batch" } }
+objective = { dimensions = 12, OBJECTIVE }
+[nets.tower]
+backbone = "small_cnn"
+head = { hidden = [24], dropout = 0.2 }
+[[stage]]
+name = "locked"
+epochs = 1
+train = ["*", "tower.head"]
+lr = 0.003
+bn = "train"
+[[stage]]
+name = "all"
+epochs = 2
+train = ["*"]
+lr = { "*" = 0.003, "tower.block0" = 0.001 }
+bn = "train"
+"#;
+
+/// The first stage with the second network locked.
+fn job(objective: &str) -> String {
+    let all = "train = [\"*\", \"tower.head\"]";
+    JOB.replace("OBJECTIVE", objective).replace(all, "train = [\"block3\", \"head\", \"tower.head\"]")
+}
+
+/// A teacher of `source`, and the job of a student of `shifted` that learns from it on pairs.
+fn crossed(dir: &Path, objective: &str) -> String {
+    let teacher = JOB
+        .split("[nets.tower]")
+        .next()
+        .unwrap()
+        .replace("contrastive", "finetune")
+        .replace("objective = { dimensions = 12, OBJECTIVE }\n", "")
+        .replace("epochs = 1", "epochs = 4");
+    let teacher = teacher.split(", pairs").next().unwrap().to_owned()
+        + " }\n"
+        + "model = { backbone = \"small_cnn\" }\n[[stage]]\nname = \"all\"\nepochs = 6\ntrain = [\"*\"]\nlr = 0.01\nbn = \"train\"\n";
+    train(&teacher, 1, false, &dir.join("teacher"), &[], &Recorder::default()).unwrap();
+    let weights = dir.join("teacher/work/model");
+    format!(
+        "schema = 1\njob = {{ name = \"t\", kind = \"cross_distill\", seed = 3 }}\n\
+         data = {{ format = \"generated\", train = \"shifted\", val = \"shifted\", batch = 23, grains = 5, \
+         params = {{ train_samples = 8, val_samples = 5 }}, pairs = {{ format = \"generated\", train = \"source\", \
+         by = \"label\", params = {{ train_samples = 9 }} }} }}\n\
+         model = {{ backbone = \"small_cnn\", head = {{ hidden = [16], dropout = 0.3 }} }}\n\
+         objective = {{ {objective} }}\nnets = {{ teacher = {{ backbone = \"small_cnn\", weights = {weights:?} }} }}\n\
+         [[stage]]\nname = \"all\"\nepochs = 2\ntrain = [\"*\"]\nlr = 0.003\nbn = \"train\"\n"
+    )
+}
+
+#[test]
+fn pairs_give_the_same_file_for_any_number_of_ranks() {
+    let teacher = tempfile::tempdir().unwrap();
+    let jobs = [
+        job("method = \"clip\""),
+        job("method = \"siglip\""),
+        crossed(teacher.path(), "method = \"logits\""),
+        crossed(teacher.path(), "method = \"hint\""),
+        crossed(teacher.path(), "method = \"relational\""),
+    ];
+    let mut files = std::collections::BTreeSet::new();
+    for (i, job) in jobs.iter().enumerate() {
+        let mut wanted = None;
+        for (world, apart) in [(1, false), (2 + i % 2, i % 2 == 1)] {
+            let dir = tempfile::tempdir().unwrap();
+            for warm in [false, true] {
+                let report = train(job, world, apart, dir.path(), &[], &Recorder::default())
+                    .unwrap_or_else(|e| panic!("{job}: {e}"));
+                let history: Vec<_> = report.history.iter().map(|h| format!("{:?}", h.values)).collect();
+                let got = (model_of(dir.path()), history, report.evaluation, report.retrieval);
+                assert_eq!(wanted.get_or_insert_with(|| got.clone()), &got, "{world} ranks, warm: {warm}, {job}");
+            }
+        }
+        assert!(files.insert(wanted.unwrap().0.to_hex().to_string()), "another objective changes nothing: {job}");
+    }
+}
+
+#[test]
+fn two_networks_lie_in_one_file_and_go_on_from_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = train(&job("method = \"clip\""), 2, false, dir.path(), &[], &Recorder::default()).unwrap();
+    let model = dir.path().join("work/model");
+    let file = std::fs::read(model.join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+    let shape = |name: &str| tensors.tensor(name).unwrap().shape().to_vec();
+    assert_eq!((shape("fc.weight"), shape("tower.fc.weight")), (vec![12, 16], vec![12, 24]));
+    assert!(tensors.names().iter().all(|n| !n.starts_with("objective")));
+    let found = report.retrieval.clone().unwrap();
+    assert!(found.to_pairs[0] <= found.to_pairs[1] && found.to_pairs[1] <= found.to_pairs[2]);
+    let last = &report.history.last().unwrap().values;
+    assert_eq!(last["val.recall_5"], found.mean()[1]);
+    assert!(!last.contains_key("train.accuracy"), "nothing is looked up in labels");
+
+    // Both networks from the file, their heads kept: so small a step changes nothing that anybody sees.
+    let weights = format!("weights = {:?}", model.display().to_string());
+    let again = job("method = \"clip\"")
+        .replace("[model]", "")
+        .replace(
+            "model = { backbone = \"small_cnn\", head = {",
+            &format!("model = {{ backbone = \"small_cnn\", {weights}, head = {{ keep = true,"),
+        )
+        .replace("head = { hidden = [24],", &format!("{weights}\nhead = {{ keep = true, hidden = [24],"))
+        .replace("lr = 0.003", "lr = 1e-12")
+        .replace("\"*\" = 0.003, \"tower.block0\" = 0.001", "\"*\" = 1e-12")
+        .replace("bn = \"train\"", "bn = \"frozen\"");
+    let kept = tempfile::tempdir().unwrap();
+    let same = train(&again, 1, false, kept.path(), &[], &Recorder::default()).unwrap();
+    let close = |a: &Evaluation, b: &Evaluation| (a.accuracy - b.accuracy).abs() < 0.08;
+    assert!(close(&same.evaluation, &report.evaluation), "{:?}, {:?}", same.evaluation, report.evaluation);
+    let error = crate::predict::Model::open(&model).err().unwrap().to_string();
+    assert!(error.contains("one of two networks"), "{error}");
+}
+
+#[test]
+fn a_run_of_two_networks_goes_on_where_it_stopped() {
+    let job = job("method = \"siglip\"").replace("objective =", "checkpoint = { every = 2 }\nobjective =");
+    let undisturbed = tempfile::tempdir().unwrap();
+    train(&job, 1, false, undisturbed.path(), &[], &Recorder::default()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let link = Recorder { stop_after: Some(5), ..Recorder::default() };
+    train(&job, 2, false, dir.path(), &[], &link).unwrap_err();
+    let resume = link.checkpoints.lock().unwrap().clone();
+    train(&job, 3, false, dir.path(), &resume, &Recorder::default()).unwrap();
+    assert_eq!(model_of(dir.path()), model_of(undisturbed.path()));
+}
+
+/// Photos and lines of text that go with them by name; some have none.
+fn captions(dir: &Path) -> String {
+    for part in ["train", "val"] {
+        std::fs::create_dir_all(dir.join(part)).unwrap();
+        for i in 0..9u8 {
+            let color = image::Rgb([i * 20, 255 - i * 20, if i % 2 == 0 { 0 } else { 200 }]);
+            image::RgbImage::from_pixel(20, 20, color).save(dir.join(part).join(format!("{i}.png"))).unwrap();
+        }
+        let line = |i: usize| format!("{}.png#{}\tit is number{i} of them\n", i % 10, i / 10);
+        std::fs::write(
+            dir.join(format!("{part}.tsv")),
+            (0..20).filter(|i| *i != 3 && *i != 13).map(line).collect::<String>(),
+        )
+        .unwrap();
+    }
+    let place = |name: &str| dir.join(name).display().to_string();
+    format!(
+        "schema = 1\njob = {{ name = \"t\", kind = \"contrastive\", seed = 3 }}\n\
+         data = {{ format = \"image_folder\", train = {:?}, val = {:?}, batch = 4, pairs = {{ format = \"text\", \
+         train = {:?}, val = {:?} }} }}\nmodel = {{ backbone = \"small_cnn\" }}\nobjective = {{ dimensions = 8 }}\n\
+         nets = {{ tower = {{ backbone = \"transformer_small\", input = 12 }} }}\n\
+         [[stage]]\nname = \"all\"\nepochs = 1\ntrain = [\"*\"]\nlr = 0.001\nbn = \"train\"\n",
+        place("train"),
+        place("val"),
+        place("train.tsv"),
+        place("val.tsv"),
+    )
+}
+
+#[test]
+fn pictures_and_texts_find_each_other_by_name_and_what_is_alone_is_left_out() {
+    let (data, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let job = captions(data.path());
+    let link = Recorder::default();
+    let report = train(&job, 2, false, dir.path(), &[], &link).unwrap();
+    // Of ten names and nine photos, one photo has no text, and texts of one name have no photo.
+    assert_eq!(report.samples, [8, 8]);
+    assert_eq!(report.evaluation.samples, 8);
+    assert!(report.evaluation.classes.is_empty());
+    assert_eq!(link.notices.lock().unwrap().iter().filter(|n| **n == Notice::SamplesSkipped).count(), 4);
+    let other = tempfile::tempdir().unwrap();
+    train(&job, 1, false, other.path(), &[], &Recorder::default()).unwrap();
+    assert_eq!(model_of(dir.path()), model_of(other.path()));
+}
+
+#[test]
+fn what_goes_with_nothing_is_refused() {
+    let refused = |job: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        train(job, 1, false, dir.path(), &[], &Recorder::default()).unwrap_err().to_string()
+    };
+    let clip = job("method = \"clip\"");
+    let other_classes = clip.replace("train = \"shifted\", val = \"shifted\"", "train = \"target\", val = \"target\"");
+    let error = refused(&other_classes);
+    assert!(error.contains("no sample of `data.train` goes with one of `data.pairs.train`: classes"), "{error}");
+    let texts = clip.replace(
+        "backbone = \"small_cnn\"\nhead = { hidden = [24]",
+        "backbone = \"embedding_lstm\"\nhead = { hidden = [24]",
+    );
+    let error = refused(&texts);
+    assert!(error.contains("embedding_lstm wants text, and `data.pairs.train` has images"), "{error}");
+    let precise = clip.replace("[nets.tower]", "[nets.tower]\nprecision = \"bf16\"");
+    assert!(refused(&precise).contains("different precisions"));
+    let unknown = clip.replace("\"tower.head\"", "\"tower.tail\"");
+    assert!(refused(&unknown).contains("`tower.tail` names no parameters"));
+}
