@@ -68,6 +68,9 @@ pub struct Entry {
     /// Ways of doing it, of which a job names one as `method`; the first if it names none. Each has parameters of its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<Entry>,
+    /// It learns several tasks at once (`[tasks.NAME]`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tasks: bool,
     /// It trains nothing: a job of this kind has no stages.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub untrained: bool,

@@ -50,7 +50,10 @@ pub fn numbers() -> String {
 }
 
 /// A finished model at work, for `tlctl predict` and `tlctl evaluate`.
-pub use tl_engine::{eval::Evaluation, predict::Model};
+pub use tl_engine::{
+    eval::Evaluation,
+    predict::{Model, Said},
+};
 
 /// How a comparison of ranks came out, for `tlctl verify`.
 pub use tl_engine::train::verify::{Compared, Difference, ROOM};
@@ -254,6 +257,15 @@ fn summary(report: &Report) -> serde_json::Value {
     let k = e.classes.len().max(1) as f64;
     let f1 = e.classes.iter().map(|c| c.f1).sum::<f64>() / k;
     let mut metrics = json!({ "val.accuracy": e.accuracy, "val.loss": e.loss, "val.macro_f1": f1 });
+    for (name, task) in &report.tasks {
+        metrics[format!("tasks.{name}.accuracy")] = task.evaluation.accuracy.into();
+        metrics[format!("tasks.{name}.loss")] = task.evaluation.loss.into();
+    }
+    if !report.tasks.is_empty() {
+        let n = report.tasks.len() as f64;
+        let mean = |f: fn(&Evaluation) -> f64| report.tasks.values().map(|t| f(&t.evaluation)).sum::<f64>() / n;
+        (metrics["val.accuracy"], metrics["val.loss"]) = (mean(|e| e.accuracy).into(), mean(|e| e.loss).into());
+    }
     if let Some(found) = &report.retrieval {
         let names = ["val.recall_1", "val.recall_5", "val.recall_10"];
         names.into_iter().zip(found.mean()).for_each(|(name, value)| metrics[name] = value.into());

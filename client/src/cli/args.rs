@@ -233,6 +233,9 @@ pub struct Evaluate {
     pub model: PathBuf,
     /// The data set
     pub data: String,
+    /// Which of several tasks; the first, if nothing is said
+    #[arg(long)]
+    pub task: Option<String>,
     /// Its format
     #[arg(long, default_value = "image_folder")]
     pub format: String,

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::json;
 use tl_proto::{failure::Failure, spec, spec::Ranks};
-use tl_worker::rank::{Evaluation, Model};
+use tl_worker::rank::{Evaluation, Model, Said};
 
 use super::{
     INTERRUPTED,
@@ -160,15 +160,18 @@ pub(super) fn refused(e: &Failure) -> Error {
 pub(super) fn predict(a: &Predict, output: &Output) -> Result<u8, Error> {
     let model = Model::open(&a.model).map_err(|e| refused(&e.to_failure()))?;
     for image in &a.images {
-        let chances = model.predict(image).map_err(|e| refused(&e.to_failure()))?;
-        let mut ranked: Vec<(&String, f64)> = model.classes().iter().zip(chances).collect();
-        ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
-        ranked.truncate(a.top.max(1));
-        let classes: Vec<_> = ranked.iter().map(|(c, p)| json!({ "class": c, "probability": p })).collect();
-        output.print(&json!({ "event": "prediction", "image": image, "classes": classes }), || {
-            let shown: Vec<String> = ranked.iter().map(|(c, p)| format!("{c} {:.1} %", 100.0 * p)).collect();
-            format!("{}: {}", image.display(), shown.join(", "))
-        });
+        for Said { task, chances: mut ranked } in model.predict_all(image).map_err(|e| refused(&e.to_failure()))? {
+            ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+            ranked.truncate(a.top.max(1));
+            let classes: Vec<_> = ranked.iter().map(|(c, p)| json!({ "class": c, "probability": p })).collect();
+            let mut said = json!({ "event": "prediction", "image": image, "classes": classes });
+            task.iter().for_each(|task| said["task"] = task.clone().into());
+            output.print(&said, || {
+                let shown: Vec<String> = ranked.iter().map(|(c, p)| format!("{c} {:.1} %", 100.0 * p)).collect();
+                let task = task.as_ref().map(|task| format!("{task}: ")).unwrap_or_default();
+                format!("{}: {task}{}", image.display(), shown.join(", "))
+            });
+        }
     }
     Ok(0)
 }
@@ -181,8 +184,8 @@ pub(super) fn evaluate(a: &Evaluate, output: &Output) -> Result<u8, Error> {
         Ok((key.into(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
     };
     let params = a.params.iter().map(pair).collect::<Result<spec::Params, _>>()?;
-    let scored: Evaluation =
-        model.evaluate(&a.format, &a.data, params, a.seed).map_err(|e| refused(&e.to_failure()))?;
+    let scored = model.evaluate_task(a.task.as_deref(), (&a.format, &a.data), params, a.seed);
+    let scored: Evaluation = scored.map_err(|e| refused(&e.to_failure()))?;
     let metrics = json!({ "val.accuracy": scored.accuracy, "val.loss": scored.loss });
     output.print(&json!({ "event": "evaluated", "metrics": metrics, "evaluation": scored }), || scored.to_text());
     Ok(0)

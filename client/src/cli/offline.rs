@@ -56,6 +56,11 @@ pub(super) const RECIPES: &[Recipe] = &[
         files: &[("adapt.toml", include_str!("../../recipes/adapt.toml"))],
     },
     Recipe {
+        name: "multitask",
+        doc: "several heads on one network, for other classes of the same photos or for other photos",
+        files: &[("multitask.toml", include_str!("../../recipes/multitask.toml"))],
+    },
+    Recipe {
         name: "contrastive",
         doc: "train two networks so that photos and the texts that go with them find each other",
         files: &[("contrastive.toml", include_str!("../../recipes/contrastive.toml"))],

@@ -202,6 +202,11 @@ impl Progress<'_> {
                 "{phase}: stage `{stage}`, epoch {epoch:.0}: {figures}; validation loss {loss:.4}, accuracy {:.1} %",
                 100.0 * accuracy
             );
+            for (name, value) in &row.values {
+                if let Some(task) = name.strip_prefix("tasks.").and_then(|name| name.strip_suffix(".accuracy")) {
+                    text += &format!("; {task} {:.1} %", 100.0 * value);
+                }
+            }
             if let [Some(first), Some(ten)] = ["val.recall_1", "val.recall_10"].map(get) {
                 text += &format!("; recall@1 {:.1} %, recall@10 {:.1} %", 100.0 * first, 100.0 * ten);
             }

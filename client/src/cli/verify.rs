@@ -90,6 +90,14 @@ mod tests {
                 (target.train, target.val) = ("shifted".into(), None);
             }
         }
+        // Eight classes in two groups, and the other domain as a task of its own.
+        for task in spec.tasks.values_mut() {
+            (task.format, task.params) = (None, spec::Params::new());
+            match &mut task.train {
+                Some(train) => (*train, task.val) = ("shifted".into(), Some("shifted".into())),
+                None => task.classes = grouped(),
+            }
+        }
         // Texts that go with pictures line by line, or pictures of another domain.
         let texts = data.pairs.as_ref().is_some_and(|p| p.format == "text");
         if let Some(pairs) = &mut data.pairs {
@@ -104,6 +112,13 @@ mod tests {
             *model = ModelSection { backbone: backbone.into(), head: model.head.clone(), ..ModelSection::default() };
         }
         spec
+    }
+
+    /// The classes of the drawn samples in two groups.
+    fn grouped() -> std::collections::BTreeMap<String, Vec<String>> {
+        let (plain, outlined) =
+            (["circle", "square", "triangle", "star-4"], ["ring", "square-outline", "triangle-outline", "star-6"]);
+        [("plain", plain), ("outlined", outlined)].map(|(k, of)| (k.to_owned(), of.map(str::to_owned).into())).into()
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{
     check_pairs::{TOWER, check_pairs},
     check_params::check_params,
     check_stage::{check_norms, check_stage, monitor},
+    check_tasks::{check_monitor, check_tasks},
 };
 use crate::catalog::{Catalog, Entry, nearest_hint};
 
@@ -150,6 +151,7 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     check_params("data.params", format, &data.params)?;
     check_target(spec, objective, catalog)?;
     check_pairs(spec, objective, catalog)?;
+    check_tasks(spec, objective, catalog)?;
     let model = spec.model.as_ref().ok_or_else(|| missing("[model]"))?;
     for net in std::iter::once(model).chain(spec.nets.values()) {
         check_model(net, catalog)?;
@@ -205,6 +207,9 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
         (format!("`{}` trains nothing, and the job has stages", spec.job.kind), "remove `[[stage]]`".into())
     })?;
     spec.stage.iter().try_for_each(|s| check_stage(s, catalog))?;
+    for (key, name) in spec.monitors() {
+        check_monitor(spec, key, name)?;
+    }
     if let Some(stop) = &spec.stop {
         monitor("stop.monitor", &stop.monitor)?;
         within("stop.min_delta", stop.min_delta, 0.0, 1e3)?;
@@ -222,12 +227,8 @@ fn check_target(spec: &JobSpec, objective: &Entry, catalog: &Catalog) -> Checked
     require(wanted || target.is_none(), || {
         (format!("`{}` has no use for `data.target`", spec.job.kind), "`kind = \"adapt\"` learns from it".into())
     })?;
-    let stages = spec
-        .stage
-        .iter()
-        .flat_map(|s| s.plateau.iter().map(|p| &p.monitor).chain(s.advance.iter().map(|a| &a.monitor)));
-    let mut monitors = spec.stop.iter().map(|s| &s.monitor).chain(stages);
-    require(target.is_some() || !monitors.any(|m| m.starts_with("target.")), || {
+    let watched = spec.monitors().any(|(_, m)| m.starts_with("target."));
+    require(target.is_some() || !watched, || {
         (
             "`target.entropy` is watched, and there is no `data.target`".into(),
             "watch `val.accuracy` or `val.loss`".into(),
@@ -242,6 +243,17 @@ fn check_target(spec: &JobSpec, objective: &Entry, catalog: &Catalog) -> Checked
     };
     let format = found(Catalog::find(&catalog.formats, "data format", &target.format))?;
     check_params("data.target.params", format, &target.params)
+}
+
+impl JobSpec {
+    /// Metrics that decisions are taken by, with their keys.
+    pub(super) fn monitors(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let stages = self.stage.iter().flat_map(|s| {
+            let plateau = s.plateau.iter().map(|p| ("plateau.monitor", p.monitor.as_str()));
+            plateau.chain(s.advance.iter().map(|a| ("advance.monitor", a.monitor.as_str())))
+        });
+        self.stop.iter().map(|s| ("stop.monitor", s.monitor.as_str())).chain(stages)
+    }
 }
 
 pub(super) fn require(holds: bool, otherwise: impl FnOnce() -> (String, String)) -> Checked {

@@ -1,7 +1,7 @@
 //! Checks of a network: its name, its head, and what it makes of its own parameters.
 
 use super::{
-    ModelSection,
+    HeadSection, ModelSection,
     check::{Checked, found, require, within},
 };
 use crate::catalog::Catalog;
@@ -9,10 +9,7 @@ use crate::catalog::Catalog;
 /// Checks `[model]` or `[nets.ROLE]`.
 pub(super) fn check_model(net: &ModelSection, catalog: &Catalog) -> Checked {
     let entry = found(Catalog::find(&catalog.backbones, "backbone", &net.backbone))?;
-    within("head.dropout", net.head.dropout.unwrap_or_default(), 0.0, 0.95)?;
-    require(net.head.hidden.iter().all(|w| (1..=65_536).contains(w)), || {
-        ("widths in `head.hidden` must be between 1 and 65536".into(), String::new())
-    })?;
+    check_head("head", &net.head)?;
     if let Some(side) = net.input {
         within("model.input", f64::from(side), 8.0, 1024.0)?;
     }
@@ -30,6 +27,14 @@ pub(super) fn check_model(net: &ModelSection, catalog: &Catalog) -> Checked {
         within(&format!("model.{key}"), p, 0.0, 0.95)?;
     }
     Ok(())
+}
+
+/// Checks a classifier, which the job calls `at`.
+pub(super) fn check_head(at: &str, head: &HeadSection) -> Checked {
+    within(&format!("{at}.dropout"), head.dropout.unwrap_or_default(), 0.0, 0.95)?;
+    require(head.hidden.iter().all(|w| (1..=65_536).contains(w)), || {
+        (format!("widths in `{at}.hidden` must be between 1 and 65536"), String::new())
+    })
 }
 
 /// Checks what is said of `[nets.ROLE]`, a network that runs but is not trained: what only training would do is an error.

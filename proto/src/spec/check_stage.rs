@@ -62,7 +62,9 @@ pub(super) fn check_stage(stage: &StageSection, catalog: &Catalog) -> Checked {
 /// Checks that batch-norms that learn have something to learn from.
 pub(super) fn check_norms(spec: &JobSpec, batch: u32) -> Checked {
     let grains = spec.grains();
-    let in_head = spec.model.iter().chain(spec.nets.values()).any(|m| m.head.norm == Norm::Batch);
+    let heads =
+        spec.model.iter().chain(spec.nets.values()).map(|m| &m.head).chain(spec.tasks.values().map(|t| &t.head));
+    let in_head = heads.into_iter().any(|head| head.norm == Norm::Batch);
     // Over the whole batch, grains of one sample are as good as others.
     let learn = |s: &StageSection| s.bn_scope == BnScope::Grain && (in_head || s.bn == BnMode::Train);
     require(!spec.stage.iter().any(learn) || grains * 2 <= batch || batch == 1, || {
@@ -90,8 +92,12 @@ fn check_rule(rule: &str, at: impl Fn(&str) -> String) -> Checked {
 
 /// Metrics that decisions can be taken by.
 pub(super) fn monitor(key: &str, name: &str) -> Checked {
-    require(["val.accuracy", "val.loss", "target.entropy"].contains(&name), || {
-        let hint = "use `val.accuracy`, `val.loss`, or, where a network is brought to another domain, `target.entropy`";
+    // Of one task, whose name is looked at elsewhere.
+    let of_task = name.strip_prefix("tasks.").and_then(|rest| rest.rsplit_once('.'));
+    let of_task = of_task.is_some_and(|(_, what)| ["accuracy", "loss"].contains(&what));
+    require(of_task || ["val.accuracy", "val.loss", "target.entropy"].contains(&name), || {
+        let hint = "use `val.accuracy`, `val.loss`, `tasks.NAME.accuracy` or `tasks.NAME.loss` of one of several tasks, or, \
+                    where a network is brought to another domain, `target.entropy`";
         (format!("`{key}` cannot be `{name}`"), hint.into())
     })
 }

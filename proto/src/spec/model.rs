@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, fmt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AugmentSection, ClassWeights, PairsSection, Precision, RecipeSection, Sampling, StageSection};
+use super::{
+    AugmentSection, ClassWeights, PairsSection, Precision, RecipeSection, Sampling, StageSection, TaskSection,
+};
 
 /// Free parameters of a catalog entry.
 pub type Params = BTreeMap<String, serde_json::Value>;
@@ -33,6 +35,9 @@ pub struct JobSpec {
     /// Further networks by role, such as `nets.teacher`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub nets: BTreeMap<String, ModelSection>,
+    /// What else is learned, by name, where the kind of job learns several tasks; the first is that of `[data]`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tasks: BTreeMap<String, TaskSection>,
     /// Parameters of the objective, as the catalog lists them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub objective: Params,
@@ -386,7 +391,7 @@ impl Default for OptimizerSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StopSection {
-    /// `val.accuracy` or `val.loss`.
+    /// `val.accuracy` or `val.loss`; `tasks.NAME.accuracy` or `tasks.NAME.loss` where there are several tasks.
     pub monitor: String,
     /// Epochs without improvement before a stage ends.
     #[serde(default)]

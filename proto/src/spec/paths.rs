@@ -1,6 +1,6 @@
 //! Places that a job names: paths on the nodes, data sets that were pushed to the blob store, weights on the hub.
 
-use super::{DataSection, Hub, JobSpec, SpecError};
+use super::{DataSection, Hub, JobSpec, SpecError, TaskSection};
 
 /// The format whose places are names of tasks.
 const GENERATED: &str = "generated";
@@ -59,15 +59,29 @@ impl JobSpec {
         let pairs = pairs.flat_map(|p| {
             std::iter::once(("data.pairs.train", &p.train)).chain(p.val.as_ref().map(|v| ("data.pairs.val", v)))
         });
-        let data = own.chain(target).chain(pairs);
+        let tasks = self.tasks.values().filter(move |t| self.has_files(t));
+        let tasks = tasks.flat_map(|t| {
+            let train = t.train.as_ref().map(|p| ("tasks.*.train", p));
+            train.into_iter().chain(t.val.as_ref().map(|p| ("tasks.*.val", p)))
+        });
+        let data = own.chain(target).chain(pairs).chain(tasks);
         let nets = self.model.iter().map(|m| (["model.weights", "model.adapter"], m));
         let nets = nets.chain(self.nets.values().map(|m| (["nets.*.weights", "nets.*.adapter"], m)));
         let files = nets.flat_map(|(keys, m)| keys.into_iter().zip([m.weights.as_ref(), m.adapter.as_ref()]));
         data.chain(files.filter_map(|(key, place)| Some((key, place?)))).filter(|(_, p)| !is_step(p))
     }
 
+    /// Whether the places of a task are files.
+    fn has_files(&self, task: &TaskSection) -> bool {
+        let format = task.format.as_ref().or(self.data.as_ref().map(|d| &d.format));
+        format.is_none_or(|format| format != GENERATED)
+    }
+
     /// The same, to be changed.
     pub fn places_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        let generated = self.data.as_ref().is_some_and(|d| d.format == GENERATED);
+        let files = move |t: &&mut TaskSection| t.format.as_ref().map_or(!generated, |format| format != GENERATED);
+        let tasks = self.tasks.values_mut().filter(files).flat_map(|t| t.train.iter_mut().chain(&mut t.val));
         let data = self.data.iter_mut().flat_map(|d| {
             let DataSection { format, train, val, target, pairs, .. } = d;
             let target = target.iter_mut().filter(|t| t.format.as_ref().unwrap_or(format) != GENERATED);
@@ -80,7 +94,7 @@ impl JobSpec {
             own.into_iter().chain(target).chain(pairs)
         });
         let nets = self.model.iter_mut().chain(self.nets.values_mut());
-        data.chain(nets.flat_map(|m| m.weights.iter_mut().chain(&mut m.adapter))).filter(|p| !is_step(p))
+        data.chain(tasks).chain(nets.flat_map(|m| m.weights.iter_mut().chain(&mut m.adapter))).filter(|p| !is_step(p))
     }
 
     /// Whether every place that this job (not its steps) names can be one.
@@ -91,7 +105,8 @@ impl JobSpec {
         for (key, place) in self.places() {
             Pushed::parse(place)?;
             if Hub::parse(place)?.is_some() && !key.ends_with(".weights") {
-                let what = if key.starts_with("data.") { "samples" } else { "adapter" };
+                let samples = key.starts_with("data.") || key.starts_with("tasks.");
+                let what = if samples { "samples" } else { "adapter" };
                 let hint =
                     format!("bring the {what} yourself: `tlctl data push FOLDER` gives the folder a name for the job");
                 return Err(SpecError::new(format!("`{key}` names `{place}`: only weights come from the hub"), hint));

@@ -19,6 +19,7 @@ pub fn schema(catalog: &Catalog) -> Value {
         ("DataSection", "format", &catalog.formats),
         ("TargetSection", "format", &catalog.formats),
         ("PairsSection", "format", &catalog.formats),
+        ("TaskSection", "format", &catalog.formats),
         ("OptimizerSection", "name", &catalog.optimizers),
         ("StageSection", "schedule", &catalog.schedules),
     ] {
@@ -27,7 +28,7 @@ pub fn schema(catalog: &Catalog) -> Value {
     }
     // Parameters of the objective and the data format depend on which one it is; all of them are listed.
     schema["properties"]["objective"] = table(catalog.objectives.iter().flat_map(Entry::all_params));
-    for section in ["DataSection", "TargetSection", "PairsSection"] {
+    for section in ["DataSection", "TargetSection", "PairsSection", "TaskSection"] {
         schema["$defs"][section]["properties"]["params"] = table(catalog.formats.iter().flat_map(Entry::all_params));
     }
     let modifiers: Map<String, Value> = catalog

@@ -67,7 +67,8 @@ function layout() {
 
 // One trace per phase and metric; points are appended as they arrive.
 function plot(chart, row) {
-  for (const metric of [`train.${chart}`, `val.${chart}`, `target.${chart}`]) {
+  const tasks = Object.keys(row.values).filter((m) => m.startsWith("tasks.") && m.endsWith(`.${chart}`));
+  for (const metric of [`train.${chart}`, `val.${chart}`, `target.${chart}`, ...tasks]) {
     if (!(metric in row.values)) continue;
     const name = `${row.phase.split("/")[0]} ${metric}`;
     const key = `${chart} ${name}`;
@@ -139,24 +140,29 @@ function results(phases) {
 
 async function confusions() {
   for (const [step, report] of Object.entries(await get(`/api/jobs/${id}/report`))) {
-    if (!report?.evaluation) continue;
-    const { classes, confusion } = report.evaluation;
-    const names = classes.map((c) => c.class);
-    const [cell, title, chart] = ["div", "h2", "div"].map((tag) => document.createElement(tag));
-    title.textContent = `Confusion: ${step}, ${percent(report.evaluation.accuracy)} right`;
-    chart.className = "chart";
-    cell.append(title, chart);
-    byId("confusions").append(cell);
-    const axes = layout();
-    axes.xaxis.title.text = "predicted";
-    axes.yaxis = { ...axes.yaxis, title: { text: "true" }, autorange: "reversed" };
-    const style = getComputedStyle(document.body);
-    // From the colour of the page to that of links: none is none, in the dark too.
-    const colorscale = ["--panel", "--link"].map((name, i) => [i, resolved(style, name)]);
-    const texttemplate = names.length <= 20 ? "%{z}" : "";
-    const map = { type: "heatmap", x: names, y: names, z: confusion, colorscale, texttemplate, showscale: false };
-    await Plotly.react(chart, [map], axes, SHOWN);
+    const tasks = Object.entries(report?.tasks ?? {}).map(([task, t]) => [`${step}, task ${task}`, t.evaluation]);
+    for (const [name, evaluation] of tasks.length ? tasks : [[step, report?.evaluation]]) {
+      if (evaluation) await confusionOf(name, evaluation);
+    }
   }
+}
+
+async function confusionOf(name, { accuracy, classes, confusion }) {
+  const names = classes.map((c) => c.class);
+  const [cell, title, chart] = ["div", "h2", "div"].map((tag) => document.createElement(tag));
+  title.textContent = `Confusion: ${name}, ${percent(accuracy)} right`;
+  chart.className = "chart";
+  cell.append(title, chart);
+  byId("confusions").append(cell);
+  const axes = layout();
+  axes.xaxis.title.text = "predicted";
+  axes.yaxis = { ...axes.yaxis, title: { text: "true" }, autorange: "reversed" };
+  const style = getComputedStyle(document.body);
+  // From the colour of the page to that of links: none is none, in the dark too.
+  const colorscale = ["--panel", "--link"].map((name, i) => [i, resolved(style, name)]);
+  const texttemplate = names.length <= 20 ? "%{z}" : "";
+  const map = { type: "heatmap", x: names, y: names, z: confusion, colorscale, texttemplate, showscale: false };
+  await Plotly.react(chart, [map], axes, SHOWN);
 }
 
 async function job() {

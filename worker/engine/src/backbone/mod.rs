@@ -42,7 +42,7 @@ pub(crate) use text::DISTILBERT;
 pub use text::{DenseAct, Shape};
 
 use crate::{
-    nn::{Adapters, BatchNorm, Builder, Dropout, Given, Layer, Own, Padding, ParamId, Plan, Sequential, Store},
+    nn::{Adapters, BatchNorm, Builder, Given, Layer, Linear, Own, Padding, ParamId, Plan, Sequential, Store},
     weights::Contract,
 };
 
@@ -118,6 +118,9 @@ impl Same {
 /// The first of the sites that name the random numbers of a backbone's own dropouts; those of a head are below.
 pub(crate) const SITE: u32 = 1 << 16;
 
+/// Sites of one head.
+const HEAD_SITES: u32 = 1 << 8;
+
 /// What is dropped inside the blocks of a transformer while it is trained, where the job says it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Inside {
@@ -168,6 +171,33 @@ impl Unit {
     }
 }
 
+/// What the names of the tensors of further heads begin with.
+pub const TASKS: &str = "tasks.";
+
+/// A head beside the first, for other classes.
+pub struct TaskHead {
+    /// Name of its task.
+    pub name: String,
+    /// Its units; they take what the first unit of the first head takes.
+    pub units: Vec<Unit>,
+    /// Its classes.
+    pub classes: Vec<String>,
+}
+
+impl TaskHead {
+    /// What the names of its tensors begin with.
+    pub fn prefix(name: &str) -> String {
+        format!("{TASKS}{name}.")
+    }
+
+    /// Its parameters.
+    pub fn params(&self) -> Vec<ParamId> {
+        let mut out = Vec::new();
+        self.units.iter().for_each(|u| u.layer.params(&mut out));
+        out
+    }
+}
+
 /// A backbone with a head, and its tensors.
 pub struct Network {
     /// Units in order; those from `head` on are the head.
@@ -182,6 +212,12 @@ pub struct Network {
     pub adapters: Adapters,
     /// How many features its last layer takes.
     pub width: usize,
+    /// How many features the backbone gives.
+    pub features: usize,
+    /// Heads beside the first.
+    pub tasks: Vec<TaskHead>,
+    /// How output layers begin.
+    output: fn(&mut Builder, &str, (usize, usize)) -> Linear,
     /// What the objective trains beside it.
     pub own: Vec<ParamId>,
     /// Of that, what an update may not lift above a number.
@@ -205,30 +241,40 @@ impl Network {
     ) -> Self {
         let mut b = Builder::new(seed).with_eps(contract.batch_norm_eps);
         let shape = contract.text.as_ref().and_then(|t| t.shape.clone());
-        let usual = shape.as_ref().map_or(0.0, |s| s.head_dropout);
-        let p = head.dropout.map_or(usual, |p| p as f32);
         b.store = asked.behind.cloned().unwrap_or_default();
         b.given = Given { side: contract.side(), shape, dropout: asked.dropout };
         asked.plan.cloned().into_iter().for_each(|plan| b.adapt(plan));
         let (mut units, features) = (backbone.build)(&mut b, Same(contract.same()));
         let first = units.len();
         let adapters = b.adapted();
-        let mut width = features;
-        let mut site = 0;
-        let mut drop = |layers: Sequential| {
-            site += 1;
-            if p > 0.0 { layers.with(Dropout { p, site }) } else { layers }
-        };
-        for (i, hidden) in head.hidden.iter().map(|h| *h as usize).enumerate() {
-            let layers = head::hidden(&mut b, head, &format!("head.{i}"), (width, hidden));
-            units.push(Unit { name: format!("head.{i}"), layer: drop(layers) });
-            width = hidden;
-        }
-        let before = if head.hidden.is_empty() { drop(Sequential::default()) } else { Sequential::default() };
         let output = b.output;
-        let last = before.with(output(&mut b, backbone.classifier, (width, outputs)));
-        units.push(Unit { name: backbone.classifier.into(), layer: last });
-        Self { units, head: first, outputs, initial: b.store, adapters, width, own: Vec::new(), limits: Vec::new() }
+        let wanted = head::Wanted { head, prefix: "", classifier: backbone.classifier, site: 0, output };
+        let (own, width) = wanted.units(&mut b, contract, (features, outputs));
+        units.extend(own);
+        let (tasks, own, limits) = (Vec::new(), Vec::new(), Vec::new());
+        let (head, initial) = (first, b.store);
+        Self { units, head, outputs, initial, adapters, width, features, tasks, output, own, limits }
+    }
+
+    /// Adds a head for other classes. Its tensors begin with the name of its task; those of the network stay as they are.
+    pub fn with_task(
+        mut self,
+        backbone: &Backbone,
+        contract: &Contract,
+        (name, head): (&str, &HeadSection),
+        classes: &[String],
+        seed: u32,
+    ) -> Self {
+        let mut b = Builder::new(seed).with_eps(contract.batch_norm_eps);
+        b.store = self.initial;
+        // Masks of its own: a head has far fewer dropouts than this.
+        let site = HEAD_SITES * (self.tasks.len() as u32 + 1);
+        let prefix = &TaskHead::prefix(name);
+        let wanted = head::Wanted { head, prefix, classifier: backbone.classifier, site, output: self.output };
+        let (units, _) = wanted.units(&mut b, contract, (self.features, classes.len()));
+        self.tasks.push(TaskHead { name: name.into(), units, classes: classes.to_vec() });
+        self.initial = b.store;
+        self
     }
 
     /// The network without the parts that can be worked into its weights: its tensors are those of [`Adapters::merged`].

@@ -10,6 +10,7 @@ mod contrastive;
 mod cross_distill;
 mod distill;
 mod finetune;
+mod multitask;
 mod ops;
 mod zero_shot;
 
@@ -19,6 +20,7 @@ use candle_core::Tensor;
 use tl_proto::{catalog::Entry, spec::Params};
 
 pub use contrastive::unit;
+pub use multitask::{Balance, LOG_VARIANCES, Several, Task, Tasks, weights_of};
 pub use ops::{exp, log_softmax};
 pub use zero_shot::{SCALE, sentences};
 
@@ -105,6 +107,8 @@ pub struct Widths {
     pub classes: usize,
     /// Of the teacher's features; 0 without a teacher.
     pub teacher: usize,
+    /// How many tasks there are.
+    pub tasks: usize,
 }
 
 /// One objective.
@@ -125,13 +129,22 @@ pub struct Objective {
     pub dimensions: fn(&Params) -> Option<usize>,
     /// Tensors of its own that it trains with the network; the finished model goes without them.
     pub own: fn(&Params, Widths) -> Result<Vec<Own>>,
+    /// How it learns several tasks at once, where it does; its loss is in there then.
+    pub several: Option<Several>,
     /// The sum of the loss over the samples.
     pub loss: fn(&Params, &Batch<'_>) -> Result<Tensor>,
 }
 
 /// Every objective.
-pub const ALL: &[Objective] =
-    &[finetune::OBJECTIVE, distill::OBJECTIVE, cross_distill::OBJECTIVE, contrastive::OBJECTIVE, adapt::OBJECTIVE, zero_shot::OBJECTIVE];
+pub const ALL: &[Objective] = &[
+    finetune::OBJECTIVE,
+    distill::OBJECTIVE,
+    cross_distill::OBJECTIVE,
+    contrastive::OBJECTIVE,
+    adapt::OBJECTIVE,
+    multitask::OBJECTIVE,
+    zero_shot::OBJECTIVE,
+];
 
 /// For objectives without tensors of their own.
 fn nothing_own(_: &Params, _: Widths) -> Result<Vec<Own>> {
@@ -148,6 +161,7 @@ const PLAIN: Objective = Objective {
     averages: |_| false,
     looks_inside: |_| false,
     own: nothing_own,
+    several: None,
     loss: |_, batch| cross_entropy(batch.logits, batch.targets, batch.weights),
 };
 
@@ -187,6 +201,14 @@ fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: Option<&Tensor>) ->
         None => log_p.mul(targets)?,
     };
     Ok(counted.sum_all()?.neg()?)
+}
+
+/// Targets with a part of them spread evenly over all classes.
+fn smoothed(targets: &Tensor, smoothing: f64) -> Result<Tensor> {
+    if smoothing == 0.0 {
+        return Ok(targets.clone());
+    }
+    Ok(targets.affine(1.0 - smoothing, smoothing / targets.dim(1)? as f64)?)
 }
 
 /// What the catalog says.

@@ -41,7 +41,7 @@ pub(super) fn same_samples<'a>(parts: impl Iterator<Item = &'a Samples>, group: 
         let all = group.all_gather(manifest(&[&*samples.dataset]).as_bytes().to_vec())?;
         if let Some(odd) = all.iter().position(|m| *m != all[0]) {
             return Err(Error::user(
-                format!("rank {odd} sees other samples in `data.{}` than rank 0", samples.part),
+                format!("rank {odd} sees other samples in `{}` than rank 0", samples.key()),
                 "the same path must hold the same files on every node; `tlctl data push` brings them to all",
             ));
         }

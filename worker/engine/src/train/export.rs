@@ -7,11 +7,12 @@ use std::{
 
 use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::{JobSpec, ModelSection, Params, Source, TOWER as ROLE};
+use tl_proto::spec::{HeadSection, JobSpec, ModelSection, Params, Source, TOWER as ROLE};
 
 use super::{encode::Encoded, lr_find::Found, net::Net, saving::Saving, stage::Stage, state::EpochFigures};
 use crate::{
     Error, Result,
+    backbone::{TASKS, TaskHead},
     collective::to_bytes,
     eval::{Evaluation, retrieval::Retrieval},
     files,
@@ -48,6 +49,9 @@ pub struct Report {
     /// Where halves of pairs were to find each other: how many did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retrieval: Option<Retrieval>,
+    /// Of every task, that of `[data]` as `main`, where there are several.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tasks: BTreeMap<String, TaskReport>,
     /// On those of the domain that the network was brought to, by labels that it did not learn from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Evaluation>,
@@ -57,7 +61,13 @@ impl Report {
     /// For people: the figures of the model, and what searches for a learning rate came to.
     pub fn to_text(&self) -> String {
         let found: String = self.lr_find.iter().map(|f| format!("{}\n", f.sentence())).collect();
-        let mut text = self.evaluation.to_text();
+        let of_task = |(name, task): (&String, &TaskReport)| {
+            format!("task `{name}`, which counts {:.3}:\n{}", task.weight, task.evaluation.to_text())
+        };
+        let mut text = match self.tasks.is_empty() {
+            true => self.evaluation.to_text(),
+            false => self.tasks.iter().map(of_task).collect::<Vec<_>>().join("\n"),
+        };
         if let Some(found) = &self.retrieval {
             text = format!("{text}\n{}", found.to_text());
         }
@@ -66,6 +76,15 @@ impl Report {
         }
         if found.is_empty() { text } else { format!("{text}\n{found}") }
     }
+}
+
+/// What one of several tasks came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskReport {
+    /// What its loss counts at the end.
+    pub weight: f64,
+    /// On its validation samples.
+    pub evaluation: Evaluation,
 }
 
 /// How often a frozen prefix ran.
@@ -127,6 +146,7 @@ pub fn safetensors(net: &Net, store: &Store, classes: &[String], spec: &JobSpec)
     let changes = adapter.map(|[_, tensors]| peft::digest_of(&tensors, net.backbone)).transpose()?;
     let embeds = (Objective::find(&spec.job.kind).dimensions)(&spec.objective).is_some();
     let mut about = About::of(net, classes, spec.model.clone(), changes, embeds);
+    about.tasks = further_heads(net, spec);
     if let Some(tower) = &net.tower {
         about.tower = Some(Box::new(About::of(&tower.0, classes, spec.nets.get(ROLE).cloned(), None, embeds)));
     }
@@ -155,6 +175,9 @@ pub struct About {
     /// It ends in an embedding: its outputs are no classes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub embeds: bool,
+    /// Heads beside the first, whose tensors' names begin with `tasks.NAME.`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tasks: BTreeMap<String, AboutTask>,
     /// The second network in the file, whose tensors' names begin with `tower.`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tower: Option<Box<About>>,
@@ -171,9 +194,31 @@ impl About {
             modifiers: bottlenecks(net),
             merged: net.merged.and(changes),
             embeds,
+            tasks: BTreeMap::new(),
             tower: None,
         }
     }
+}
+
+/// What a model file says of a further head.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AboutTask {
+    /// Names of its classes.
+    pub classes: Vec<String>,
+    /// Which classes of the samples each of them is made of, where they are not the same.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub of: BTreeMap<String, Vec<String>>,
+    /// How it is made.
+    pub head: HeadSection,
+}
+
+/// The same of all further heads of a network.
+fn further_heads(net: &Net, spec: &JobSpec) -> BTreeMap<String, AboutTask> {
+    let one = |task: &TaskHead| {
+        let section = spec.tasks.get(&task.name).cloned().unwrap_or_default();
+        (task.name.clone(), AboutTask { classes: task.classes.clone(), of: section.classes, head: section.head })
+    };
+    net.network.tasks.iter().map(one).collect()
 }
 
 /// The modifier that makes a network with the same bottlenecks.
@@ -202,8 +247,10 @@ fn adapter(net: &Net, store: &Store, spec: &JobSpec) -> Result<Option<[Vec<u8>; 
         let stage = Stage::resolve(net, store, section)?;
         let aside = |p: &ParamId| network.adapters.params.contains(p) || network.own.contains(p);
         let trained = stage.layout.trained().map(|(p, _)| p).filter(|p| !aside(p));
-        saved.extend(trained.map(|ParamId(p)| module(&store.params[p].name)));
-        saved.extend(stage.norms.iter().map(|(mean, _)| module(&store.buffers[mean.0].name)));
+        let trained = trained.map(|ParamId(p)| &store.params[p].name);
+        let norms = stage.norms.iter().map(|(mean, _)| &store.buffers[mean.0].name);
+        // No base of peft's has a second head.
+        saved.extend(trained.chain(norms).filter(|name| !name.starts_with(TASKS)).map(|name| module(name)));
     }
     let base = spec.model.as_ref().and_then(|m| m.weights.as_deref());
     peft::files(network, net.backbone, store, &saved, base)

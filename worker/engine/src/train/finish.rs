@@ -1,6 +1,10 @@
 //! The end of a run: the last evaluation and the package.
 
-use super::{Features, Loop, export, export::Report, stage::Stage};
+use super::{
+    Features, Loop, export,
+    export::{Report, TaskReport},
+    stage::Stage,
+};
 use crate::{Result, collective::Collective, link::Link};
 
 impl Loop<'_> {
@@ -23,7 +27,9 @@ impl Loop<'_> {
         }
         let inputs = self.inputs(self.net, self.val, cut, features.val.get(&cut))?;
         let [_, halves] = self.halves(tower_cut, features)?;
-        let judged = self.judged(&inputs, halves.as_ref(), group)?;
+        let tasks = self.fed_tasks(cut, &features.tasks)?;
+        let judged = self.judged(&inputs, halves.as_ref(), &tasks, group)?;
+        let tasks = judged.tasks.into_iter().zip(self.counts());
         let spec = self.run.spec;
         let report = Report {
             job: spec.job.name.clone(),
@@ -37,6 +43,7 @@ impl Loop<'_> {
             history: self.state.progress.history.clone(),
             evaluation: judged.evaluation,
             retrieval: judged.retrieval,
+            tasks: tasks.map(|((name, evaluation), weight)| (name, TaskReport { weight, evaluation })).collect(),
             target: self.shifted(cut, &features.other, group)?.and_then(|s| s.evaluation),
         };
         if group.rank() == 0 {

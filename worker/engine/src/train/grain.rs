@@ -6,6 +6,7 @@ use super::{
     chain,
     judge::{Judge, Seen},
     step::Step,
+    tasks::TaskSums,
 };
 use crate::{
     Result,
@@ -23,13 +24,15 @@ pub(super) struct GrainSums {
     pub touched: Vec<bool>,
     pub loss: f64,
     pub correct: u64,
+    /// By task, where there are several.
+    pub tasks: Vec<TaskSums>,
 }
 
 /// A sample and the id of this draw of it.
 pub(super) type Draw = (usize, u64);
 
 impl Step<'_> {
-    fn mix(&self, grain: usize) -> Option<Mix> {
+    pub(super) fn mix(&self, grain: usize) -> Option<Mix> {
         let (spec, side) = (self.run.spec, self.inputs.net.contract.side());
         modifier::mix(&spec.modifiers, spec.job.seed, self.state.progress.step, grain as u32, side)
     }
@@ -129,6 +132,7 @@ impl Step<'_> {
         let rows = values.chunks_exact(self.inputs.net.network.outputs).zip(&labels);
         let correct = rows.filter(|(row, label)| eval::judge(row, **label).predicted == **label).count() as u64;
         let samples = draws.len() as u64;
-        Ok(GrainSums { samples, flat: grads.flat, touched: grads.touched, loss: judged.loss, correct })
+        let tasks = Vec::new();
+        Ok(GrainSums { samples, flat: grads.flat, touched: grads.touched, loss: judged.loss, correct, tasks })
     }
 }

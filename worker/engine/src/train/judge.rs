@@ -99,14 +99,7 @@ impl<'a> Judge<'a> {
     fn alone(&self, seen: &Seen) -> Result<Judged> {
         let (features, logits) = (Var::from_tensor(&seen.features)?, Var::from_tensor(&seen.logits)?);
         let paired = seen.paired.as_ref().map(Var::from_tensor).transpose()?;
-        let mut vars: Vec<(ParamId, Var)> = Vec::new();
-        let mut own = BTreeMap::new();
-        for id in &self.net.network.own {
-            let entry = &self.store.params[id.0];
-            let var = Var::from_tensor(&tensor(self.store.param(*id).to_vec(), &entry.shape)?)?;
-            own.insert(entry.name.trim_start_matches(OWN).to_owned(), var.as_tensor().clone());
-            vars.push((*id, var));
-        }
+        let (vars, own) = own_tensors(self.net, self.store)?;
         let batch = Batch {
             features: features.as_tensor(),
             logits: logits.as_tensor(),
@@ -128,6 +121,22 @@ impl<'a> Judge<'a> {
         let paired = paired.as_ref().map(of).transpose()?.flatten();
         Ok(Judged { loss: value, logits, features: of(&features)?, paired, own })
     }
+}
+
+/// The objective's own tensors as variables, and by name.
+///
+/// # Errors
+/// None that can be caused from outside.
+pub(super) fn own_tensors(net: &Net, store: &Store) -> Result<(Vec<(ParamId, Var)>, BTreeMap<String, Tensor>)> {
+    let mut vars: Vec<(ParamId, Var)> = Vec::new();
+    let mut own = BTreeMap::new();
+    for id in &net.network.own {
+        let entry = &store.params[id.0];
+        let var = Var::from_tensor(&tensor(store.param(*id).to_vec(), &entry.shape)?)?;
+        own.insert(entry.name.trim_start_matches(OWN).to_owned(), var.as_tensor().clone());
+        vars.push((*id, var));
+    }
+    Ok((vars, own))
 }
 
 impl Whole {

@@ -24,12 +24,14 @@ mod prepare;
 pub mod probe;
 mod rates;
 mod retrieval;
+mod rows;
 mod rules;
 pub(crate) mod samples;
 pub mod saving;
 mod stage;
 mod state;
 mod step;
+pub(crate) mod tasks;
 #[cfg(test)]
 mod tests;
 mod tower;
@@ -56,13 +58,14 @@ use self::{
     stage::Stage,
     state::RunState,
     step::{Other, Paired, Step},
+    tasks::{Task, Tasked},
     watch::Watch,
 };
 use crate::{
     Error, Result,
     collective::Collective,
     data::sampler::{Epoch, steps_per_epoch},
-    link::{Gradient, Link, Notice, Row},
+    link::{Gradient, Link, Notice},
     modifier, nn, num,
     objective::Objective,
     optim,
@@ -101,6 +104,8 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let classes = opened.outputs.clone();
     let student = Net::build_for(model, &classes, spec, &config.inputs, &*opened.train.dataset)?;
     let student = opened.with_tower(student, &local, &config.inputs)?;
+    let file = net::weights_path(model, &config.inputs)?;
+    let student = student.with_tasks_of(spec, &opened.tasks, file.as_deref())?;
     let teacher = match local.nets.get("teacher").filter(|_| objective.has_teacher()) {
         Some(section) => Some(Net::build(section, &classes, true, spec.job.seed, &config.inputs)?),
         None => None,
@@ -109,7 +114,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     same_parts(&parts, group)?;
     let mut student = student.with_own(spec, teacher.as_ref())?;
     let second = student.tower.as_ref().map(|t| &t.0).or(teacher.as_ref()).map(|net| &net.contract);
-    let Ready { train, val, other, pairs } = opened.ready(spec, data, &student.contract, second, group, link)?;
+    let Ready { train, val, other, pairs, tasks } = opened.ready(spec, data, &student.contract, second, group, link)?;
     let weights = weights::of_classes(data, &*train.dataset)?;
     let weights = weights.map(|w| nn::tensor(w, &[classes.len()])).transpose()?;
     let run = Run { spec, data, objective, weights };
@@ -120,6 +125,10 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let moments = (optimizer.init)(initial.values.len());
     let mut fresh = RunState::new(initial, moments);
     fresh.progress.parts = parts;
+    if let Some(several) = &objective.several {
+        let others: Vec<f64> = spec.tasks.values().map(|task| task.weight).collect();
+        fresh.progress.weighing.weights = (several.first)(&spec.objective, &others);
+    }
     let state = resume(config, fresh, group, link)?;
     let mut looped = Loop {
         config,
@@ -130,6 +139,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
         val: &val,
         other: other.as_ref(),
         pairs: pairs.as_ref(),
+        tasks: tasks.as_deref(),
         classes: &classes,
         state,
         prefix: PrefixFigures::default(),
@@ -151,6 +161,8 @@ struct Loop<'a> {
     other: Option<&'a Domain>,
     /// What the samples go with, where the run learns from pairs.
     pairs: Option<&'a Pairs>,
+    /// What else is learned, where the objective learns several tasks.
+    tasks: Option<&'a [Task]>,
     classes: &'a [String],
     state: RunState,
     prefix: PrefixFigures,
@@ -172,6 +184,8 @@ struct Fed<'a> {
     paired: Option<Paired<'a>>,
     /// What the second network sees of validation samples.
     judged: Option<&'a Inputs<'a>>,
+    /// What it sees of tasks with samples of their own.
+    tasks: &'a tasks::Fed<'a>,
 }
 
 /// Features of samples and views, by cut.
@@ -186,12 +200,15 @@ struct Features {
     other: [ByCut; 3],
     /// Of other halves, by the second network: what is learned from, and what is judged.
     pairs: [ByCut; 2],
+    /// Of tasks with samples of their own.
+    tasks: tasks::Features,
 }
 
 impl Features {
     /// Once a stage has trained units from its cuts on, what came out of them before is out of date.
     fn forget_above(&mut self, stage: &Stage) {
         let all = [&mut self.train, &mut self.val].into_iter().chain(&mut self.other);
+        let all = all.chain(self.tasks.iter_mut().flatten());
         all.for_each(|kept| kept.retain(|c, _| *c <= stage.cut));
         self.pairs.iter_mut().for_each(|kept| kept.retain(|c, _| *c <= stage.tower_cut));
     }
@@ -234,8 +251,9 @@ impl Loop<'_> {
             };
             let other = theirs.as_ref().map(|(inputs, order)| Other { inputs, order });
             let shifted = &features.other;
+            let tasks = &self.fed_tasks(stage.cut, &features.tasks)?;
             let (teacher, judged) = (teacher.as_ref(), judged.as_ref());
-            let fed = Fed { inputs: &inputs, val: &val, teacher, other, shifted, paired, judged };
+            let fed = Fed { inputs: &inputs, val: &val, teacher, other, shifted, paired, judged, tasks };
             self.stage(index, &stage, fed, optimizer, group, link)?;
             features.forget_above(&stage);
         }
@@ -260,7 +278,7 @@ impl Loop<'_> {
             cut,
             features: features.map(Vec::as_slice),
             shape: net.shape_at(store, cut)?,
-            whole: self.other.is_some(),
+            whole: self.other.is_some() || self.tasks.unwrap_or_default().iter().any(|task| task.own.is_some()),
         })
     }
 
@@ -342,7 +360,8 @@ impl Loop<'_> {
 
     fn step<'s>(&'s self, stage: &'s Stage, fed: Fed<'s>, epoch: &'s Epoch, measures: bool) -> Step<'s> {
         let Fed { inputs, teacher, other, paired, .. } = fed;
-        Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch, measures, other, paired }
+        let tasks = self.tasks.map(|tasks| Tasked { tasks, inputs: &fed.tasks.train });
+        Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch, measures, other, paired, tasks }
     }
 
     /// The order of the epoch that is on.
@@ -425,36 +444,8 @@ impl Loop<'_> {
         p.sums.samples += reduced.samples;
         p.sums.loss += reduced.loss;
         p.sums.correct += reduced.correct;
+        self.weigh(reduced, stage.layout.total_len());
         Ok(norm)
-    }
-
-    fn report(
-        &self,
-        group: &dyn Collective,
-        link: &mut dyn Link,
-        reduced: &step::Reduced,
-        (lr, norm, started, per_epoch): (f64, f64, Instant, usize),
-        total: u64,
-    ) {
-        if group.rank() != 0 {
-            return;
-        }
-        let p = &self.state.progress;
-        let n = reduced.samples as f64;
-        let rate = n / started.elapsed().as_secs_f64().max(1e-9);
-        let values = [
-            ("train.loss", reduced.loss / n),
-            ("train.accuracy", reduced.correct as f64 / n),
-            ("lr", lr),
-            ("grad_norm", norm),
-            ("samples_per_s", rate),
-        ];
-        let epoch = f64::from(p.epoch) + p.step_in_epoch as f64 / per_epoch as f64;
-        let stage = self.run.spec.stage[p.stage].name.clone();
-        let values = values.into_iter().filter(|(name, _)| self.pairs.is_none() || *name != "train.accuracy");
-        let values = values.map(|(name, value)| (name.to_owned(), value)).collect();
-        link.row(&Row { step: p.step, stage: stage.clone(), epoch, values });
-        link.activity(&format!("train {stage}"), p.stage_step, total);
     }
 
     /// Writes a checkpoint aside; it is published once everyone is known to have its state.

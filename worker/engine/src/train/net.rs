@@ -126,7 +126,8 @@ impl Net {
     pub fn with_own(mut self, spec: &JobSpec, teacher: Option<&Self>) -> Result<Self> {
         let Network { width, outputs, .. } = self.network;
         let teacher = teacher.map_or(0, |t| t.network.width);
-        let widths = Widths { features: width, classes: outputs, teacher };
+        let tasks = self.network.tasks.len() + 1;
+        let widths = Widths { features: width, classes: outputs, teacher, tasks };
         let own = (Objective::find(&spec.job.kind).own)(&spec.objective, widths)?;
         self.network = self.network.with_own(&own, spec.job.seed);
         Ok(self)

@@ -30,6 +30,7 @@ impl Loop<'_> {
 
     fn load(&self) -> Load {
         Load::of(self.train, self.val, self.other, self.run.spec)
+            .with_tasks(self.run.data, self.tasks.unwrap_or_default())
     }
 
     fn encoded(
@@ -77,10 +78,23 @@ impl Loop<'_> {
                 }
             }
         }
-        let done = train.iter().chain([&val]).chain(other.iter().flatten());
+        let mut tasks: Vec<[Option<Encoded>; 2]> = Vec::new();
+        for task in self.tasks.unwrap_or_default() {
+            let own = task.own.as_ref();
+            let parts = [own.map(|own| &own.train).filter(|_| self.cacheable()), own.map(|own| &own.val)];
+            let mut done = [None, None];
+            for (done, samples) in done.iter_mut().zip(parts) {
+                if let Some(samples) = samples {
+                    *done = Some(self.encoded(net, store, &fitting, samples, group, link)?);
+                }
+            }
+            tasks.push(done);
+        }
+        let done = train.iter().chain([&val]).chain(other.iter().flatten()).chain(tasks.iter().flatten().flatten());
         done.for_each(|done| self.prefix.count(done));
         let by_cut = |done: Option<Encoded>| done.map(|d| d.by_cut).unwrap_or_default();
         (features.train, features.val, features.other) = (by_cut(train), val.by_cut, other.map(by_cut));
+        features.tasks = tasks.into_iter().map(|task| task.map(by_cut)).collect();
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use super::{
     samples::Samples,
     saving::{self, Load, Span},
     stage::Stage,
+    tasks::{self, PlannedTask},
     weights, zero_shot,
 };
 use crate::{
@@ -58,6 +59,9 @@ pub struct Plan {
     /// What may be dearer than it looks, or does nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// What is learned beside the classes of `[data]`, where there are several tasks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<PlannedTask>,
     /// What each class counts in the loss, where they do not all count the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class_weights: Option<Vec<f32>>,
@@ -75,11 +79,11 @@ pub(super) fn same_classes(first: &Samples, second: &Samples) -> Result<Vec<Stri
     let (a, b) = (first.dataset.classes(), second.dataset.classes());
     let only = |here: &Samples, there: &Samples| {
         let odd = here.dataset.classes().iter().find(|c| !there.dataset.classes().contains(c))?;
-        Some(format!("class `{odd}` is in `data.{}` but not in `data.{}`", here.part, there.part))
+        Some(format!("class `{odd}` is in `{}` but not in `{}`", here.key(), there.key()))
     };
     let odd = only(second, first).or_else(|| only(first, second)).or_else(|| {
-        let (first, second) = (first.part, second.part);
-        (a != b).then(|| format!("`data.{first}` and `data.{second}` have their classes in different orders"))
+        let (first, second) = (first.key(), second.key());
+        (a != b).then(|| format!("`{first}` and `{second}` have their classes in different orders"))
     });
     match odd {
         None => Ok(a.to_vec()),
@@ -148,16 +152,20 @@ pub fn probe(config: &Config) -> Result<Plan> {
     if let Some(tower) = trusting.nets.get_mut(TOWER).filter(|tower| later(tower)) {
         tower.weights = None;
     }
-    let net = opened.with_tower(net, &trusting, &config.inputs)?.with_own(spec, teacher.as_ref())?;
+    let net = opened.with_tower(net, &trusting, &config.inputs)?;
+    let net = net.with_planned_tasks(spec, &opened.tasks, &model, config)?.with_own(spec, teacher.as_ref())?;
     let store = &net.network.initial;
     net.shape_at(store, net.network.units.len())?;
     let n = train.dataset.labels().len();
     let (batch, grains) = (data.batch as usize, spec.grains() as usize);
     // Of another domain there are as many beside them.
     let sides = if (objective.looks)(&spec.objective) { 2 } else { 1 };
-    let grain_samples = sides * at_a_time(n, batch, grains, |count| (0..count).map(|s| s..s + 1).collect());
+    // Of tasks with samples of their own, as many as they have in a step.
+    let beside: usize = opened.tasks.iter().map(|task| task.own_batch()).sum();
+    let with_tasks = |samples: usize| samples + (samples * beside).div_ceil(batch);
+    let grain_samples = with_tasks(sides * at_a_time(n, batch, grains, |count| (0..count).map(|s| s..s + 1).collect()));
     let fewest = spec.cluster.ranks.min as usize;
-    let together = sides * at_a_time(n, batch, grains, |count| partition(count, fewest));
+    let together = with_tasks(sides * at_a_time(n, batch, grains, |count| partition(count, fewest)));
     let own = partition(grains, fewest).iter().map(Range::len).max().unwrap_or(0);
     let (mut warnings, mut lockstep) = (Vec::new(), (objective.coupled)(&spec.objective));
     if !net.network.adapters.sites.is_empty() && !peft::has_their_head(&net.network, net.backbone) {
@@ -191,6 +199,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
                 (4 * own * stage.layout.total_len()) >> 20
             ));
         }
+        warnings.extend(tasks::warning(spec, objective, &stage, &s.name));
         if stage.cut + 1 == net.network.units.len() && (objective.features)(&spec.objective) {
             warnings.push(format!(
                 "stage `{}` trains the last layer alone: what the objective does to features changes nothing there; train \
@@ -214,7 +223,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     });
     let mut stages = stages.collect::<Result<Vec<StageFigures>>>()?;
     if config.look {
-        let load = Load::of(train, val, other, spec);
+        let load = Load::of(train, val, other, spec).with_opened(data, &opened.tasks);
         let (seconds, width) = saving::measure(&net, store, train)?;
         let all = saving::savings(&spans, load, &seconds, &width);
         stages.iter_mut().zip(all).for_each(|(stage, saving)| stage.saving = Some(saving));
@@ -236,6 +245,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
         grains: spec.grains(),
         grain_samples: if lockstep { together } else { grain_samples },
         warnings,
+        tasks: opened.tasks.iter().map(|task| task.planned([n, val.count()])).collect(),
         class_weights: weights::of_classes(data, &*train.dataset)?,
         split: split.iter().map(Range::len).collect(),
         stages,
@@ -277,6 +287,7 @@ fn untrained(config: &Config, spec: &JobSpec) -> Result<Plan> {
         grains: spec.grains(),
         grain_samples: 0,
         warnings: Vec::new(),
+        tasks: Vec::new(),
         class_weights: None,
         split: Vec::new(),
         stages: Vec::new(),

@@ -5,7 +5,14 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use tl_proto::spec::PairedBy;
 
-use super::{Features, Loop, inputs::Inputs, net, pairs::Pairs, samples::Samples};
+use super::{
+    Features, Loop,
+    inputs::Inputs,
+    net,
+    pairs::Pairs,
+    samples::Samples,
+    tasks::{self, mean},
+};
 use crate::{
     Error, Result,
     collective::Collective,
@@ -26,6 +33,8 @@ pub(super) struct Judged {
     pub evaluation: Evaluation,
     /// Where the run learns from pairs with two networks.
     pub retrieval: Option<Retrieval>,
+    /// Of every task, that of `[data]` first, where there are several.
+    pub tasks: Vec<(String, Evaluation)>,
 }
 
 impl Judged {
@@ -34,6 +43,14 @@ impl Judged {
         let mut values: BTreeMap<String, f64> =
             [("val.loss".to_owned(), self.evaluation.loss), ("val.accuracy".to_owned(), self.evaluation.accuracy)]
                 .into();
+        for (name, found) in &self.tasks {
+            values.insert(format!("tasks.{name}.loss"), found.loss);
+            values.insert(format!("tasks.{name}.accuracy"), found.accuracy);
+        }
+        if !self.tasks.is_empty() {
+            values.insert("val.loss".into(), mean(self.tasks.iter().map(|t| t.1.loss)));
+            values.insert("val.accuracy".into(), mean(self.tasks.iter().map(|t| t.1.accuracy)));
+        }
         if let Some(found) = &self.retrieval {
             let names = retrieval::DEPTHS.map(|d| format!("val.recall_{d}"));
             values.extend(names.into_iter().zip(found.mean()));
@@ -99,7 +116,8 @@ impl Loop<'_> {
         self.pairs.map_or(self.train, |pairs| &pairs.train)
     }
 
-    /// Judges the validation samples: by their labels, or by whether the halves of pairs find each other.
+    /// Judges the validation samples: by their labels, those of all tasks, or by whether the halves of pairs find each
+    /// other.
     ///
     /// # Errors
     /// A sample that cannot be read, a lost peer.
@@ -107,11 +125,16 @@ impl Loop<'_> {
         &self,
         val: &Inputs<'_>,
         halves: Option<&Inputs<'_>>,
+        tasks: &tasks::Fed<'_>,
         group: &mut dyn Collective,
     ) -> Result<Judged> {
+        let tasks = self.judged_tasks(val, tasks, group)?;
+        if let Some((_, first)) = tasks.first() {
+            return Ok(Judged { evaluation: first.clone(), retrieval: None, tasks });
+        }
         let (Some(halves), Some(pairs)) = (halves, self.pairs) else {
             let outcomes = super::evaluate::evaluate(&self.state.store, val, group)?;
-            return Ok(Judged { evaluation: Evaluation::new(self.classes, &outcomes), retrieval: None });
+            return Ok(Judged { evaluation: Evaluation::new(self.classes, &outcomes), retrieval: None, tasks });
         };
         let store = &self.state.store;
         let (ours, theirs) = (outputs(store, val, group)?, outputs(store, halves, group)?);
@@ -128,7 +151,7 @@ impl Loop<'_> {
             PairedBy::Name | PairedBy::Order => Evaluation::without_classes(ours.len(), found.to_pairs[0]),
         };
         evaluation.loss = loss;
-        Ok(Judged { evaluation, retrieval: Some(found) })
+        Ok(Judged { evaluation, retrieval: Some(found), tasks })
     }
 
     /// The mean of the objective over validation samples and the first of their halves in turn, in batches as in training.

@@ -1,5 +1,5 @@
 //! What the rules of a stage name: `head`, `top:20`, `*`, `norms`, `re:PATTERN`, or the start of a parameter's name; of a
-//! second network that is trained too, the same behind `tower.`.
+//! second network that is trained too, the same behind `tower.`; of one of several tasks, `tasks.NAME.head`.
 
 use tl_proto::spec::name_pattern;
 
@@ -24,6 +24,7 @@ pub fn named(net: &Net, store: &Store, stage: &str, rule: &str) -> Result<Vec<Pa
     let nets: Vec<&Net> = if rule == "*" { net.all().collect() } else { vec![of] };
     let params = |net: &Net| units_of(net, inner).flat_map(|u| net.network.unit_params(u)).collect::<Vec<_>>();
     let mut named: Vec<ParamId> = nets.into_iter().flat_map(params).collect();
+    named.extend(net.named_heads(rule));
     if inner == "norms" {
         // Those of the head are trained with it.
         let network = &of.network;

@@ -2,6 +2,7 @@
 //! caller says what comes next.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -36,8 +37,8 @@ type Kept = (usize, BTreeMap<(Filter, usize, usize, usize), Arc<Vec<u8>>>);
 pub struct Samples {
     source: Arc<Source>,
     ahead: Ahead<Wanted, Vec<f32>>,
-    /// What it is called below `data.`.
-    pub part: &'static str,
+    /// What it is called below `data.`; those of a task, with `tasks.` in front.
+    pub part: Cow<'static, str>,
     augment: AugmentSection,
     seed: u32,
 }
@@ -84,7 +85,7 @@ impl Samples {
                 }
             }
         }
-        Ok(Self { source: Source::new(dataset), ahead: Ahead::default(), part, augment, seed })
+        Ok(Self { source: Source::new(dataset), ahead: Ahead::default(), part: part.into(), augment, seed })
     }
 
     /// Opens samples of another domain that are learned from without labels; `spec` is that domain's section.
@@ -93,7 +94,7 @@ impl Samples {
     /// Data that is not there.
     pub fn open_bare(spec: &DataSection, seed: u32) -> Result<Self> {
         let source = Source::new(data::open_bare(spec, seed)?);
-        let (augment, part) = (spec.augment.clone(), "target.train");
+        let (augment, part) = (spec.augment.clone(), Cow::Borrowed("target.train"));
         Ok(Self { source, ahead: Ahead::default(), part, augment, seed })
     }
 
@@ -104,7 +105,7 @@ impl Samples {
     pub fn open_paired(spec: &DataSection, part: &'static str, by: PairedBy, seed: u32) -> Result<Self> {
         let source = Source::new(data::open_paired(spec, part, by, seed)?);
         let augment = if part == "train" { spec.augment.clone() } else { AugmentSection::default() };
-        Ok(Self { source, ahead: Ahead::default(), part, augment, seed })
+        Ok(Self { source, ahead: Ahead::default(), part: part.into(), augment, seed })
     }
 
     /// Only the samples in `keep`, in that order.
@@ -122,12 +123,18 @@ impl Samples {
     /// The same samples as they are, without transforms.
     pub fn plain(&self) -> Self {
         let (source, augment) = (self.source.clone(), AugmentSection::default());
-        Self { source, ahead: Ahead::default(), part: self.part, augment, seed: self.seed }
+        Self { source, ahead: Ahead::default(), part: self.part.clone(), augment, seed: self.seed }
     }
 
     /// The same samples under the name of another part, in errors.
-    pub fn called(self, part: &'static str) -> Self {
-        Self { part, ..self }
+    pub fn called(self, part: impl Into<Cow<'static, str>>) -> Self {
+        Self { part: part.into(), ..self }
+    }
+
+    /// Where the job names them.
+    pub fn key(&self) -> String {
+        let (part, section) = (&self.part, if self.part.starts_with("tasks.") { "" } else { "data." });
+        format!("{section}{part}")
     }
 
     /// Has every rank decode its share, for the network that will see it, and leaves out what will not decode, up to
@@ -152,29 +159,29 @@ impl Samples {
             all.extend(serde_json::from_slice::<Vec<_>>(&bytes).map_err(internal)?);
         }
         let Some((first, why)) = all.first() else { return Ok(self) };
-        let (name, part) = (self.dataset.name(*first), self.part);
+        let (name, part) = (self.dataset.name(*first), self.key());
         if all.len() > limit as usize {
             return Err(Error::user(
-                format!("`{name}` cannot be decoded ({why}); {} such in `data.{part}`", all.len()),
+                format!("`{name}` cannot be decoded ({why}); {} such in `{part}`", all.len()),
                 format!("remove them, or set `data.skip_bad = {}`", all.len()),
             ));
         }
         let keep: Vec<usize> = (0..self.count()).filter(|i| all.iter().all(|(b, _)| b != i)).collect();
         if keep.is_empty() {
             return Err(Error::user(
-                format!("none of the samples in `data.{part}` can be decoded, first `{name}` ({why})"),
+                format!("none of the samples in `{part}` can be decoded, first `{name}` ({why})"),
                 "give a folder with images",
             ));
         }
         let kept = self.only(keep)?;
         if let Some(class) = data::empty_class(&*kept.dataset) {
             return Err(Error::user(
-                format!("none of the samples of class `{class}` in `data.{part}` can be decoded"),
+                format!("none of the samples of class `{class}` in `{part}` can be decoded"),
                 "mend them, or remove the class",
             ));
         }
         if group.rank() == 0 {
-            let text = format!("{} samples of `data.{part}` left out, first `{name}`: {why}", all.len());
+            let text = format!("{} samples of `{part}` left out, first `{name}`: {why}", all.len());
             link.notice(Notice::SamplesSkipped, &text);
         }
         Ok(kept)
@@ -185,14 +192,14 @@ impl Samples {
     /// # Errors
     /// Images for a network of text, or text for one of images.
     pub fn fits(&self, contract: &Contract) -> Result<()> {
-        let part = self.part;
+        let part = self.key();
         match (contract.text.is_some(), self.is_text()) {
             (true, false) => Err(Error::user(
-                format!("the network reads text, and `data.{part}` has images"),
+                format!("the network reads text, and `{part}` has images"),
                 "use `format = \"text\"`, or a backbone for images; see `tlctl catalog`",
             )),
             (false, true) => Err(Error::user(
-                format!("the network wants images, and `data.{part}` has text"),
+                format!("the network wants images, and `{part}` has text"),
                 "use a backbone for text; see `tlctl catalog`",
             )),
             _ => Ok(()),
@@ -207,10 +214,10 @@ impl Samples {
         let text = self.is_text();
         for model in nets {
             if let Some(backbone) = backbone::find(&model.backbone).filter(|b| b.reads_text() != text) {
-                let (name, part) = (backbone.name, self.part);
+                let (name, part) = (backbone.name, self.key());
                 let (has, wants) = if text { ("text", "images") } else { ("images", "text") };
                 return Err(Error::user(
-                    format!("{name} wants {wants}, and `data.{part}` has {has}"),
+                    format!("{name} wants {wants}, and `{part}` has {has}"),
                     format!("use a backbone for {has}, or data of {wants}; see `tlctl catalog`"),
                 ));
             }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{lr_find::Found, stage::Stage, watch::Watch};
+use super::{lr_find::Found, stage::Stage, tasks::Weighing, watch::Watch};
 use crate::{Error, Result, collective, files, nn::Store, num::fingerprint::fingerprint, optim::Moments};
 
 /// One epoch's figures.
@@ -79,6 +79,9 @@ pub struct Progress {
     /// Updates of the averages.
     #[serde(default)]
     pub averaged: u64,
+    /// What tasks count, where there are several.
+    #[serde(default)]
+    pub weighing: Weighing,
     /// What searches for a learning rate came to, by stage.
     #[serde(default)]
     pub found: BTreeMap<usize, Found>,

@@ -3,14 +3,22 @@
 use tl_proto::spec::{Reduction, Sampling};
 
 use super::{
-    Run, grain::GrainSums, inputs::Inputs, judge::Judge, lockstep, pairs::Pairs, stage::Stage, state::RunState,
+    Run,
+    grain::GrainSums,
+    inputs::Inputs,
+    judge::Judge,
+    lockstep,
+    pairs::Pairs,
+    stage::Stage,
+    state::RunState,
+    tasks::{TaskSums, Tasked},
 };
 use crate::{
     Error, Result,
     collective::{self, Collective, tree},
     data::sampler::{Endless, Epoch, grain, grains_of},
     modifier,
-    nn::Store,
+    nn::{Grains, Store},
     num,
 };
 
@@ -30,10 +38,15 @@ pub struct Reduced {
     pub touched: Vec<bool>,
     /// Whether any rank wants to stop.
     pub stop: bool,
+    /// By task, where there are several.
+    pub tasks: Vec<TaskSums>,
 }
 
 /// Bytes of one grain's line in the tally: index, samples, right ones, Σ loss, norm of its gradient.
 const LINE: usize = 40;
+
+/// And of each task, where there are several: samples, right ones, Σ loss.
+const TASK_LINE: usize = 24;
 
 /// Everything that a step reads.
 #[derive(Clone, Copy)]
@@ -56,6 +69,8 @@ pub struct Step<'a> {
     pub other: Option<Other<'a>>,
     /// What the samples go with, where the objective learns from pairs.
     pub paired: Option<Paired<'a>>,
+    /// Further tasks, where the objective learns several.
+    pub tasks: Option<Tasked<'a>>,
 }
 
 /// The other halves of the epoch's samples.
@@ -117,6 +132,11 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
         tally.extend(one.loss.to_le_bytes());
         let norm = if step.measures { num::squared_norm(&one.flat[..stage.layout.params_len()]).sqrt() } else { 0.0 };
         tally.extend(norm.to_le_bytes());
+        for task in &one.tasks {
+            tally.extend(task.samples.to_le_bytes());
+            tally.extend(task.correct.to_le_bytes());
+            tally.extend(task.loss.to_le_bytes());
+        }
         match (fast, stack.last_mut()) {
             // A rank adds its grains as they come.
             (true, Some(sum)) => sum.data.iter_mut().zip(&one.flat).for_each(|(a, b)| *a += b),
@@ -126,25 +146,35 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     };
     let judge = Judge::new(run, step.inputs.net, &state.store, step.progress());
     let averaged = step.averaged();
+    let compute = |s: usize, grains: Option<&dyn Grains>| match step.tasks {
+        Some(tasked) => step.grain_of_tasks(tasked, &slots, (s, count), grains),
+        None => step.grain(&draws(s), s, &judge, averaged.as_ref(), grains),
+    };
     if stage.lockstep || (run.objective.coupled)(&run.spec.objective) {
-        let all = lockstep::run(&shares, group, |s, grains| {
-            step.grain(&draws(s), s, &judge, averaged.as_ref(), Some(grains))
-        })?;
+        let all = lockstep::run(&shares, group, |s, grains| compute(s, Some(grains)))?;
         own.zip(all).for_each(|(s, one)| add(s, one));
     } else {
         for s in own {
-            add(s, step.grain(&draws(s), s, &judge, averaged.as_ref(), None)?);
+            add(s, compute(s, None)?);
         }
     }
-    let flat = collective::reduce(group, stack, if fast { busy } else { count }, stage.layout.total_len())?;
-    let mut reduced = Reduced { flat, samples: 0, loss: 0.0, correct: 0, norms: 0.0, touched, stop: false };
+    let leaves = if fast { busy } else { count };
+    let flat = collective::reduce(group, stack, leaves, stage.layout.total_len() + step.asides())?;
+    let several = step.tasks.map_or(0, |tasked| tasked.tasks.len() + 1);
+    let tasks = vec![TaskSums::default(); several];
+    let mut reduced = Reduced { flat, samples: 0, loss: 0.0, correct: 0, norms: 0.0, touched, stop: false, tasks };
     let mut lines = Vec::new();
     for bytes in group.all_gather(tally)? {
         let (stop, rest) = bytes.split_first().ok_or_else(|| Error::Internal("a peer sent no tally".into()))?;
         reduced.stop |= *stop != 0;
-        lines.extend(rest.chunks_exact(LINE).map(|l| {
+        lines.extend(rest.chunks_exact(LINE + several * TASK_LINE).map(|l| {
             let word = |at: usize| u64::from_le_bytes(l[at..at + 8].try_into().expect("eight bytes"));
-            (word(0), word(8), word(16), f64::from_bits(word(24)), f64::from_bits(word(32)))
+            let task = |at: usize| {
+                let (samples, correct, loss) = (word(at), word(at + 8), f64::from_bits(word(at + 16)));
+                TaskSums { samples, loss, correct }
+            };
+            let tasks = (0..several).map(|t| task(LINE + t * TASK_LINE)).collect::<Vec<_>>();
+            (word(0), word(8), word(16), f64::from_bits(word(24)), f64::from_bits(word(32)), tasks)
         }));
     }
     lines.sort_by_key(|l| l.0);
@@ -155,7 +185,8 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
             lines.len()
         )));
     }
-    for (_, samples, correct, loss, norm) in lines {
+    for (_, samples, correct, loss, norm, tasks) in lines {
+        reduced.tasks.iter_mut().zip(&tasks).for_each(|(sum, one)| sum.add(one));
         reduced.norms += norm;
         reduced.samples += samples;
         reduced.correct += correct;
@@ -202,7 +233,7 @@ impl Step<'_> {
         let count = grains_of(slots.len(), self.run.data.batch as usize, self.run.spec.grains() as usize);
         let own = group.shares(count)[group.rank()].clone();
         let draws = |s| grain(slots.len(), count, s).map(|p| self.epoch.draw(slots.start + p)).unzip();
-        let drawn: Vec<(Vec<usize>, Vec<u64>)> = own.map(draws).collect();
+        let drawn: Vec<(Vec<usize>, Vec<u64>)> = own.clone().map(draws).collect();
         let batches: Vec<_> = drawn.iter().map(|(indices, ids)| (indices.clone(), self.turns(ids))).collect();
         if let Some(other) = &self.other {
             let theirs = |(_, ids): &(Vec<usize>, Vec<u64>)| ids.iter().map(|id| other.order.draw(*id)).unzip();
@@ -210,6 +241,7 @@ impl Step<'_> {
             other.inputs.expect(&ids, false);
         }
         let mixes = modifier::mixes(&self.run.spec.modifiers);
+        self.expect_tasks(&slots, count, own, mixes);
         self.inputs.expect(&batches, mixes);
         let halves = self.paired.map(|paired| {
             let of =

@@ -2,6 +2,7 @@
 
 mod adapt;
 mod lockstep;
+mod multitask;
 mod pairs;
 mod parts;
 mod precision;

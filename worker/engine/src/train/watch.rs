@@ -1,9 +1,9 @@
 //! Whether a metric still improves, epoch by epoch: decisions from numbers that every rank has alike.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use tl_proto::spec::PlateauSection;
-
-use crate::eval::Evaluation;
 
 /// What is remembered of a metric.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -17,14 +17,11 @@ pub struct Watch {
     pub cooldown: u32,
 }
 
-/// The value of a metric by name, and whether more of it is better. `entropy` is that of the predictions in another
-/// domain, where there is one.
-pub fn monitored(monitor: &str, evaluation: &Evaluation, entropy: Option<f64>) -> (f64, bool) {
-    match (monitor, entropy) {
-        ("target.entropy", Some(entropy)) => (entropy, false),
-        ("val.loss", _) => (evaluation.loss, false),
-        _ => (evaluation.accuracy, true),
-    }
+/// The value of a metric among those of an epoch, and whether more of it is better.
+pub fn monitored(monitor: &str, values: &BTreeMap<String, f64>) -> (f64, bool) {
+    let known = values.contains_key(monitor);
+    let name = if known { monitor } else { "val.accuracy" };
+    (values.get(name).copied().unwrap_or_default(), name.ends_with(".accuracy"))
 }
 
 impl Watch {

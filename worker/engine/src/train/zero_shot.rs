@@ -146,6 +146,7 @@ pub(super) fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Li
         history: Vec::new(),
         evaluation: Evaluation::new(&classes, &outcomes),
         retrieval: None,
+        tasks: [].into(),
         target: None,
     };
     if group.rank() == 0 {

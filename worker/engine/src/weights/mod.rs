@@ -2,6 +2,7 @@
 
 mod contract;
 mod header;
+mod heads;
 mod inside;
 pub mod keras;
 pub mod peft;
@@ -23,6 +24,8 @@ use candle_core::{DType, Device, Tensor};
 pub use contract::{Contract, Scale};
 pub use header::metadata;
 use header::{METADATA, header, not_whole};
+pub use heads::load_tasks;
+use heads::same_classes;
 pub use inside::{Inside, Merged, inside};
 pub use which::{TOWER, Which, outputs};
 
@@ -217,21 +220,6 @@ pub fn load(
     let has_parts = inside(path)?.plan.is_some() || parts.iter().any(|name| file.contains_key(name));
     let wanted = |name: &str| (kept.is_some() || !head(name)) && (has_parts || !parts.contains(name));
     fill(&mut network.initial, &file, wanted, &path.display().to_string())
-}
-
-/// Outputs of a head mean the classes that it was trained on, in their order.
-fn same_classes(path: &Path, classes: &[String]) -> Result<()> {
-    let own = about(path)?.get("classes").and_then(|c| serde_json::from_value::<Vec<String>>(c.clone()).ok());
-    let Some(own) = own else { return Ok(()) };
-    let Some(odd) = (0..own.len().max(classes.len())).find(|i| own.get(*i) != classes.get(*i)) else {
-        return Ok(());
-    };
-    let name = |list: &[String]| list.get(odd).map_or("missing".to_owned(), |class| format!("`{class}`"));
-    let (theirs, wanted) = (name(&own), name(classes));
-    Err(Error::user(
-        format!("class {} of weights `{}` is {theirs}, and of the data {wanted}", odd + 1, path.display()),
-        "a head can only be kept for the classes that it was trained on: the same names, in the same order",
-    ))
 }
 
 /// What a `.safetensors` file of ours says of itself; nothing for any other file.

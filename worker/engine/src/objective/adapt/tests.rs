@@ -28,7 +28,7 @@ fn given() -> (Tensor, Tensor) {
 
 /// The method's own tensors, with constants moved off their trivial values.
 fn own(given: &Params) -> BTreeMap<String, Tensor> {
-    let own = (method(given).own)(given, Widths { features: D, classes: CLASSES, teacher: 0 }).unwrap();
+    let own = (method(given).own)(given, Widths { features: D, classes: CLASSES, teacher: 0, tasks: 1 }).unwrap();
     let value = |o: crate::nn::Own| {
         let noise = host(&testing::input(&o.shape)).unwrap().to_vec();
         let values = noise.iter().map(|v| match o.fill {

@@ -25,7 +25,7 @@ fn loss(method: &Method, student: &Tensor, teacher: &Tensor, own: &BTreeMap<Stri
 }
 
 fn own() -> BTreeMap<String, Tensor> {
-    let widths = Widths { features: STUDENT, classes: 2, teacher: TEACHER };
+    let widths = Widths { features: STUDENT, classes: 2, teacher: TEACHER, tasks: 1 };
     regressor(widths).into_iter().map(|o| (o.name.clone(), testing::input(&o.shape))).collect()
 }
 
