@@ -130,8 +130,14 @@ pub struct Objective {
 }
 
 /// Every objective.
-pub const ALL: &[Objective] =
-    &[finetune::OBJECTIVE, distill::OBJECTIVE, cross_distill::OBJECTIVE, contrastive::OBJECTIVE, adapt::OBJECTIVE, zero_shot::OBJECTIVE];
+pub const ALL: &[Objective] = &[
+    finetune::OBJECTIVE,
+    distill::OBJECTIVE,
+    cross_distill::OBJECTIVE,
+    contrastive::OBJECTIVE,
+    adapt::OBJECTIVE,
+    zero_shot::OBJECTIVE,
+];
 
 /// For objectives without tensors of their own.
 fn nothing_own(_: &Params, _: Widths) -> Result<Vec<Own>> {
