@@ -32,10 +32,14 @@ impl Retrieval {
     /// For people.
     pub fn to_text(&self) -> String {
         let mut out = format!("{:>24}", "");
-        DEPTHS.iter().for_each(|d| drop(write!(out, "  recall@{d:<2}")));
+        for depth in DEPTHS {
+            let _ = write!(out, "  recall@{depth:<2}");
+        }
         for (name, parts) in [("find their other half", self.to_pairs), ("are found by it", self.from_pairs)] {
             let _ = write!(out, "\n{name:>24}");
-            parts.iter().for_each(|p| drop(write!(out, "  {:>9.3}", p)));
+            for part in parts {
+                let _ = write!(out, "  {part:>9.3}");
+            }
         }
         out + "\n"
     }

@@ -24,12 +24,14 @@ pub(super) fn same_numbers(spec: &JobSpec, group: &mut dyn Collective) -> Result
     }
 }
 
-/// Digest of the names, contents and labels of all samples: another one is another data set.
+/// Digest of the names, contents, labels and keys of all samples: another one is another data set.
 pub(super) fn manifest(sets: &[&dyn Dataset]) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     for set in sets {
         for i in 0..set.labels().len() {
             hasher.update(set.name(i).as_bytes()).update(&set.digest(i)).update(&set.labels()[i].to_le_bytes());
+            // What makes pairs, where that is no label.
+            hasher.update(set.key(i).as_bytes());
         }
     }
     hasher.finalize()

@@ -118,7 +118,7 @@ impl Loop<'_> {
         if fitting.is_empty() {
             return Ok(());
         }
-        let mut by_cut = |samples| Ok::<_, crate::Error>(self.encoded(net, store, &fitting, samples, group, link)?);
+        let mut by_cut = |samples| self.encoded(net, store, &fitting, samples, group, link);
         let train = pairs.train.views().map(|_| by_cut(&pairs.train)).transpose()?;
         let val = by_cut(val)?;
         train.iter().chain([&val]).for_each(|done| self.prefix.count(done));

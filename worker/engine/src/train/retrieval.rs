@@ -98,11 +98,15 @@ fn numbered([ours, theirs]: [&Samples; 2]) -> ([Vec<usize>; 2], Vec<String>) {
     ([number(&ours), number(&theirs)], names)
 }
 
-impl Loop<'_> {
+impl<'a> Loop<'a> {
     /// What the second network sees of the other halves, from features in front of `cut` where they are kept: of training
     /// samples and of validation samples; nothing where there is no second network.
-    pub(super) fn halves<'f>(&'f self, cut: usize, features: &'f Features) -> Result<[Option<Inputs<'f>>; 2]> {
-        let (Some(tower), Some(pairs)) = (&self.net.tower, self.pairs) else { return Ok([None, None]) };
+    pub(super) fn halves<'f>(&self, cut: usize, features: &'f Features) -> Result<[Option<Inputs<'f>>; 2]>
+    where
+        'a: 'f,
+    {
+        let net: &'a net::Net = self.net;
+        let (Some(tower), Some(pairs)) = (&net.tower, self.pairs) else { return Ok([None, None]) };
         let [train, val] = &features.pairs;
         let val = match &pairs.val {
             Some((samples, _)) => Some(self.inputs(&tower.0, samples, cut, val.get(&cut))?),
@@ -112,7 +116,7 @@ impl Loop<'_> {
     }
 
     /// What the teacher is shown: what the student sees, or the other halves of it.
-    pub(super) fn shown(&self) -> &Samples {
+    pub(super) fn shown(&self) -> &'a Samples {
         self.pairs.map_or(self.train, |pairs| &pairs.train)
     }
 

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::{Axis, Conv2d, Geometry};
 use crate::num::{
     fresh::{Fresh, zeros},
-    gemm::{Columns, Packed, STRIPE, View, multiply},
+    gemm::{Packed, STRIPE, View, add_outer, multiply},
 };
 
 /// Input pixels of one task of the input's gradient, about; never part of the result.
@@ -98,7 +98,7 @@ impl Conv2d {
         let mut sums = if direct { Vec::new() } else { zeros(cout * depth) };
         for from in (0..pixels).step_by(STRIPE) {
             let count = STRIPE.min(pixels - from);
-            let left = Columns::of(View::transposed(&dy[from * cout..(from + count) * cout], cout), cout, count);
+            let left = View::transposed(&dy[from * cout..(from + count) * cout], cout);
             let right = if self.gathers() {
                 let mut patches = zeros(count * depth);
                 patches.par_chunks_mut(64 * depth).enumerate().for_each(|(i, p)| self.gather(g, x, from + i * 64, p));
@@ -119,7 +119,7 @@ impl Conv2d {
                 }
             };
             let target = if direct { &mut *dw } else { &mut sums[..] };
-            left.add_to(target, &right, depth);
+            add_outer(target, left, (cout, count), &right, depth);
         }
         if !direct {
             dw.par_chunks_exact_mut(depth).zip(sums.par_chunks_exact(depth)).for_each(|(dw, sums)| {

@@ -11,7 +11,6 @@ use rayon::prelude::*;
 
 pub use kernel::ROWS;
 use kernel::tile;
-use panels::PARALLEL;
 pub use panels::Packed;
 use scratch::Scratch;
 
@@ -78,80 +77,87 @@ pub fn multiply(c: &mut [f32], at: &[usize], a: &[&[f32]], depth: usize, b: &Pac
 }
 
 /// The left side of a product over long columns: tiles of eight columns of a row-major matrix.
-pub struct Columns {
+struct Columns {
     data: Scratch,
     k: usize,
     m: usize,
 }
+
+/// Rows that are packed at a time: what is read of them stays in the nearest cache until all tiles have theirs.
+const LINES: usize = 64;
 
 impl Columns {
     /// Takes `k` rows of `m` numbers.
     ///
     /// # Panics
     /// If the view is too short.
-    pub fn of(a: View<'_>, m: usize, k: usize) -> Self {
-        Self::pack(a, m, k, m * k >= PARALLEL)
-    }
-
-    fn pack(a: View<'_>, m: usize, k: usize, parallel: bool) -> Self {
+    fn pack(a: View<'_>, m: usize, k: usize) -> Self {
         assert!(a.holds(m, k), "matrix does not fit its slice");
-        let len = m.div_ceil(ROWS) * ROWS * k;
-        let mut data = Scratch::new(len);
-        let pack = |(tile, out): (usize, &mut [f32])| {
-            let (first, count) = (tile * ROWS, ROWS.min(m - tile * ROWS));
-            for (p, line) in out.chunks_exact_mut(ROWS).enumerate() {
-                let from = first * a.row + p * a.col;
-                if a.row == 1 && count == ROWS {
-                    // A copy of known length is one move.
-                    line.copy_from_slice(&a.data[from..from + ROWS]);
-                } else {
-                    line[..count].iter_mut().enumerate().for_each(|(i, v)| *v = a.data[from + i * a.row]);
+        let mut data = Scratch::new(m.div_ceil(ROWS) * ROWS * k);
+        for from in (0..k).step_by(LINES) {
+            let lines = from..(from + LINES).min(k);
+            for (tile, out) in data.chunks_exact_mut(ROWS * k).enumerate() {
+                let (first, count) = (tile * ROWS, ROWS.min(m - tile * ROWS));
+                for p in lines.clone() {
+                    let (line, from) = (&mut out[p * ROWS..(p + 1) * ROWS], first * a.row + p * a.col);
+                    if a.row == 1 && count == ROWS {
+                        // A copy of known length is one move.
+                        line.copy_from_slice(&a.data[from..from + ROWS]);
+                    } else {
+                        line[..count].iter_mut().enumerate().for_each(|(i, v)| *v = a.data[from + i * a.row]);
+                    }
                 }
             }
-        };
-        if parallel {
-            data[..len].par_chunks_exact_mut(ROWS * k.max(1)).enumerate().for_each(pack);
-        } else {
-            data[..len].chunks_exact_mut(ROWS * k.max(1)).enumerate().for_each(pack);
         }
         Self { data, k, m }
     }
 
-    /// `c[m, n] += aᵀ·b` for matrices `b` side by side, `n` columns in all, in parallel over rows of `c`.
-    pub fn add_to(&self, c: &mut [f32], b: &[Packed], n: usize) {
-        let block = self.m.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(ROWS);
-        c[..self.m * n].par_chunks_mut(block * n).enumerate().for_each(|(i, c)| {
-            let (first, rows) = (i * block, c.len() / n);
-            let mut column = 0;
-            for b in b {
-                self.product(&mut c[column..], n, first..first + rows, b, true);
-                column += b.columns();
-            }
-        });
-    }
-
-    fn product(&self, c: &mut [f32], ldc: usize, rows: std::ops::Range<usize>, b: &Packed, add: bool) {
-        assert!(rows.start.is_multiple_of(ROWS) && rows.end <= self.m && self.k <= b.k, "rows are whole tiles");
+    /// `c[m, ..] (+)= aᵀ·b`, rows of `c` `ldc` apart. Depth comes first: what is read of both sides and of `c` meanwhile
+    /// stays in the second cache.
+    fn product(&self, c: &mut [f32], ldc: usize, b: &Packed, add: bool) {
+        assert!(self.k <= b.k, "the sides of a product are of one depth");
         let lanes = kernel::lanes();
-        for panel in &b.panels {
-            let width = panel.vectors * lanes;
-            for from in (0..self.k).step_by(DEPTH) {
-                let len = DEPTH.min(self.k - from);
-                let part = &b.data[panel.start + from * width..];
-                for first in rows.clone().step_by(ROWS) {
-                    let count = ROWS.min(rows.end - first);
+        for from in (0..self.k).step_by(DEPTH) {
+            let (len, add) = (DEPTH.min(self.k - from), add || from > 0);
+            for panel in &b.panels {
+                let part = &b.data[panel.start + from * panel.vectors * lanes..];
+                for first in (0..self.m).step_by(ROWS) {
+                    let count = ROWS.min(self.m - first);
                     let own = &self.data[first * self.k + from * ROWS..];
                     let (mut slices, mut starts) = ([&[][..]; ROWS], [0; ROWS]);
                     for i in 0..count {
                         slices[i] = &own[i..];
-                        starts[i] = (first + i - rows.start) * ldc + panel.first;
+                        starts[i] = (first + i) * ldc + panel.first;
                     }
-                    let (slices, starts, add) = (&slices[..count], &starts[..count], add || from > 0);
+                    let (slices, starts) = (&slices[..count], &starts[..count]);
                     tile(len, slices, ROWS, part, panel.vectors, c, starts, panel.cols, add);
                 }
             }
         }
     }
+}
+
+/// Rows of the output of one task of [`add_outer`], about: as often is what is packed of the right side used from the
+/// nearest cache.
+const TALL: usize = 64;
+
+/// `c[m, n] += a·b` for `a[m, k]` and matrices `b` side by side, `n` columns in all, in parallel over rows of `c`.
+///
+/// # Panics
+/// If a slice is too short for its shape.
+pub fn add_outer(c: &mut [f32], a: View<'_>, (m, k): (usize, usize), b: &[Packed], n: usize) {
+    let threads = rayon::current_num_threads();
+    let tasks = threads * (m / (threads * TALL)).max(1);
+    let block = m.div_ceil(tasks).next_multiple_of(ROWS);
+    c[..m * n].par_chunks_mut(block * n).enumerate().for_each(|(i, c)| {
+        let own = View { data: &a.data[i * block * a.row..], ..a };
+        let left = Columns::pack(own, c.len() / n, k);
+        let mut column = 0;
+        for b in b {
+            left.product(&mut c[column..], n, b, true);
+            column += b.columns();
+        }
+    });
 }
 
 /// `out[m, n] (+)= a[m, k] · b[k, n]`, rows of `out` `ldc` apart; on this thread alone, which is one of many that do the
@@ -177,24 +183,30 @@ pub fn gemm(out: &mut [f32], ldc: usize, a: View<'_>, b: View<'_>, (m, n, k): (u
         let at: Vec<usize> = (0..m).map(|i| i * ldc).collect();
         multiply(out, &at, &rows, k, &packed, add);
     } else {
-        Columns::pack(a, m, k, false).product(out, ldc, 0..m, &packed, add);
+        Columns::pack(a, m, k).product(out, ldc, &packed, add);
     }
 }
 
-/// Rows of one task of a product that is split over threads.
-const TASK: usize = 64;
+/// Rows of one task of a product that is split over threads: as often is a panel used from the nearest cache. Fewer where
+/// not every thread would have some.
+fn task(rows: usize) -> usize {
+    const MOST: usize = 128;
+    rows.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(ROWS).min(MOST)
+}
 
 /// `out[rows, n] (+)= x[rows, k] · b`, in parallel over blocks of rows: a row's bits do not depend on the other rows, nor
 /// on how many there are.
 pub fn rows_times(out: &mut [f32], x: &[f32], b: &Packed, n: usize, add: bool) {
-    let tasks = out.par_chunks_mut(TASK * n).zip(x.par_chunks(TASK * b.k));
+    let task = task(x.len() / b.k);
+    let tasks = out.par_chunks_mut(task * n).zip(x.par_chunks(task * b.k));
     tasks.for_each(|(out, x)| block_times(out, x, b, n, add));
 }
 
 /// The same into new memory.
 pub fn rows_product(x: &[f32], b: &Packed, n: usize) -> Vec<f32> {
-    let mut out = Fresh::new(x.len() / b.k * n);
-    out.parts(TASK * n).zip(x.par_chunks(TASK * b.k)).for_each(|(out, x)| block_times(out, x, b, n, false));
+    let (rows, mut out) = (x.len() / b.k, Fresh::new(x.len() / b.k * n));
+    let task = task(rows);
+    out.parts(task * n).zip(x.par_chunks(task * b.k)).for_each(|(out, x)| block_times(out, x, b, n, false));
     out.done()
 }
 
@@ -205,14 +217,14 @@ fn block_times(out: &mut [f32], x: &[f32], b: &Packed, n: usize, add: bool) {
 }
 
 /// Rows that are packed at a time for the gradient of weights: a multiple of [`DEPTH`], so that it is no part of the result.
-pub const STRIPE: usize = 16 * DEPTH;
+pub const STRIPE: usize = 8 * DEPTH;
 
 /// `dw[o, k] += dyᵀ·x` for `dy[rows, o]` and `x[rows, k]`, in parallel over rows of `dw`.
 pub fn outer(dw: &mut [f32], dy: &[f32], x: &[f32], (rows, o, k): (usize, usize, usize)) {
     for (dy, x) in dy[..rows * o].chunks(STRIPE * o).zip(x[..rows * k].chunks(STRIPE * k)) {
         let rows = dy.len() / o;
-        let left = Columns::of(View::transposed(dy, o), o, rows);
-        left.add_to(dw, &[Packed::of(View::rows(x, k), rows, k)], k);
+        let right = [Packed::of(View::rows(x, k), rows, k)];
+        add_outer(dw, View::transposed(dy, o), (o, rows), &right, k);
     }
 }
 

@@ -29,7 +29,7 @@ pub struct Packed {
 const BLOCK: usize = 64;
 
 /// Elements of a matrix that several threads pack.
-pub(super) const PARALLEL: usize = 1 << 14;
+const PARALLEL: usize = 1 << 14;
 
 impl Packed {
     /// Space for `k` rows of `n` columns, which the caller fills. What is beside them is cleared with them: no sum of it is

@@ -12,9 +12,13 @@ const KEPT: usize = 16 << 20;
 
 static FREE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 
-/// Numbers with whatever was in them before; given back when dropped.
+/// Bytes of a cache line: a vector that lies across two of them is loaded twice.
+const LINE: usize = 64;
+
+/// Numbers with whatever was in them before, from the beginning of a cache line on; given back when dropped.
 pub(super) struct Scratch {
     block: Vec<f32>,
+    start: usize,
     len: usize,
 }
 
@@ -22,28 +26,30 @@ impl Scratch {
     /// `len` numbers.
     pub fn new(len: usize) -> Self {
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-        let fitting = free.iter().enumerate().filter(|(_, block)| block.len() >= len);
+        let room = len + LINE / size_of::<f32>();
+        let fitting = free.iter().enumerate().filter(|(_, block)| block.len() >= room);
         let smallest = fitting.min_by_key(|(_, block)| block.len()).map(|(i, _)| i);
         let mut block = smallest.map(|i| free.swap_remove(i)).unwrap_or_default();
         drop(free);
         if block.is_empty() {
-            block = vec![0.0; len];
+            block = vec![0.0; room];
         }
         // The excess is kept, so that the next one may be larger.
-        Self { block, len }
+        let start = block.as_ptr().align_offset(LINE).min(room - len);
+        Self { block, start, len }
     }
 }
 
 impl Deref for Scratch {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.block[..self.len]
+        &self.block[self.start..self.start + self.len]
     }
 }
 
 impl DerefMut for Scratch {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.block[..self.len]
+        &mut self.block[self.start..self.start + self.len]
     }
 }
 

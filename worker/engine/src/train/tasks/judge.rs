@@ -81,15 +81,20 @@ pub(super) fn rows(t: &Tensor, at: &Range<usize>) -> Result<Tensor> {
     Ok(t.narrow(0, at.start, at.len())?.contiguous()?)
 }
 
-impl Loop<'_> {
+impl<'a> Loop<'a> {
     /// What the network is fed of tasks with samples of their own.
-    pub(in crate::train) fn fed_tasks<'f>(&'f self, cut: usize, features: &'f super::Features) -> Result<Fed<'f>> {
+    pub(in crate::train) fn fed_tasks<'f>(&self, cut: usize, features: &'f super::Features) -> Result<Fed<'f>>
+    where
+        'a: 'f,
+    {
+        let net: &'a Net = self.net;
+        let tasks: &'a [Task] = self.tasks.unwrap_or_default();
         let mut fed = Fed::default();
-        for (t, task) in self.tasks.unwrap_or_default().iter().enumerate() {
+        for (t, task) in tasks.iter().enumerate() {
             let own = task.own.as_ref().map(|own| [&own.train, &own.val]);
             let inputs = |part: usize| {
                 let kept = features.get(t).and_then(|kept| kept[part].get(&cut));
-                own.map(|own| self.inputs(self.net, own[part], cut, kept)).transpose()
+                own.map(|own| self.inputs(net, own[part], cut, kept)).transpose()
             };
             fed.train.push(inputs(0)?);
             fed.val.push(inputs(1)?);
