@@ -202,7 +202,7 @@ impl Progress<'_> {
                 "{phase}: stage `{stage}`, epoch {epoch:.0}: {figures}; validation loss {loss:.4}, accuracy {:.1} %",
                 100.0 * accuracy
             );
-            for (name, value) in &row.values {
+            for (name, value) in row.values.iter().collect::<std::collections::BTreeMap<_, _>>() {
                 if let Some(task) = name.strip_prefix("tasks.").and_then(|name| name.strip_suffix(".accuracy")) {
                     text += &format!("; {task} {:.1} %", 100.0 * value);
                 }

@@ -82,7 +82,7 @@ fn check_task(name: &str, task: &TaskSection, data: &DataSection, grains: u32, c
     let batch = task.batch.unwrap_or(data.batch);
     within(&at("batch"), f64::from(batch), 1.0, 1_048_576.0)?;
     require(batch >= grains, || {
-        let hint = format!("raise it, or lower `data.grains`: each grain of a step has samples of every task");
+        let hint = "raise it, or lower `data.grains`: each grain of a step has samples of every task".to_owned();
         (format!("`{}` is {batch}, less than the {grains} grains of a step", at("batch")), hint)
     })
 }

@@ -9,7 +9,7 @@ use crate::{Error, Result, backbone::TaskHead, nn::Store};
 /// that they are for.
 ///
 /// # Errors
-/// As [`load`].
+/// As [`super::load`].
 pub fn load_tasks(store: &mut Store, path: &Path, tasks: &[(&str, &[String])]) -> Result<()> {
     let about = about(path)?;
     for (name, classes) in tasks {
