@@ -222,12 +222,10 @@ fn check_target(spec: &JobSpec, objective: &Entry, catalog: &Catalog) -> Checked
         .iter()
         .flat_map(|s| s.plateau.iter().map(|p| &p.monitor).chain(s.advance.iter().map(|a| &a.monitor)));
     let mut monitors = spec.stop.iter().map(|s| &s.monitor).chain(stages);
-    require(target.is_some() || !monitors.any(|m| m.starts_with("target.")), || {
-        (
-            "`target.entropy` is watched, and there is no `data.target`".into(),
-            "watch `val.accuracy` or `val.loss`".into(),
-        )
-    })?;
+    if let Some(monitor) = monitors.find(|m| m.starts_with("target.")).filter(|_| target.is_none()) {
+        let message = format!("`{monitor}` is watched, and there is no `data.target`");
+        return Err(SpecError::new(message, "watch `val.accuracy` or `val.loss`"));
+    }
     let Some(target) = target else {
         return require(!wanted, || {
             let hint =

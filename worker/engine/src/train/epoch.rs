@@ -37,14 +37,14 @@ impl Loop<'_> {
             self.state.best = Some((self.state.store.values.clone(), self.state.store.buffer_values.clone()));
         }
         self.state.swap_averages();
-        let (evaluation, entropy, better) = judged?;
+        let (values, better) = judged?;
         let p = &mut self.state.progress;
         if let Some(plateau) = section.plateau() {
-            let value = monitored(&plateau.monitor, &evaluation, entropy);
+            let value = monitored(&plateau.monitor, &values);
             p.plateau_factor = p.plateau.lowered(value, top * p.plateau_factor, &plateau) / top;
         }
         let mut over = section.advance.as_ref().is_some_and(|a| {
-            let value = monitored(&a.monitor, &evaluation, entropy);
+            let value = monitored(&a.monitor, &values);
             p.advance.exhausted(value, a.min_delta, a.patience)
         });
         let Some(stop) = self.run.spec.stop.as_ref().filter(|_| !better) else { return Ok(over) };
@@ -59,8 +59,7 @@ impl Loop<'_> {
         Ok(over)
     }
 
-    /// Evaluates; says what it came to, the entropy of predictions in another domain, and whether it is the best of the
-    /// stage by the metric of `[stop]`.
+    /// Evaluates; says what it came to, by name, and whether it is the best of the stage by the metric of `[stop]`.
     fn judge(
         &mut self,
         section: &StageSection,
@@ -68,10 +67,9 @@ impl Loop<'_> {
         features: &[ByCut; 3],
         group: &mut dyn Collective,
         link: &mut dyn Link,
-    ) -> Result<(Evaluation, Option<f64>, bool)> {
+    ) -> Result<(BTreeMap<String, f64>, bool)> {
         let outcomes = evaluate::evaluate(&self.state.store, val, group)?;
-        let shifted = self.shifted(val.cut, features, group)?;
-        let entropy = shifted.as_ref().map(|s| s.entropy);
+        let shifted = self.shifted(val.cut, features, false, group)?;
         let evaluation = Evaluation::new(self.classes, &outcomes);
         let p = &mut self.state.progress;
         if !evaluation.loss.is_finite() {
@@ -96,16 +94,16 @@ impl Loop<'_> {
         values.extend(shifted.iter().flat_map(Shifted::values));
         p.history.push(EpochFigures { stage: section.name.clone(), epoch: p.epoch, values: values.clone() });
         if group.rank() == 0 {
-            let only_val = values.into_iter().filter(|(k, _)| !k.starts_with("train.")).collect();
+            let only_val = values.clone().into_iter().filter(|(k, _)| !k.starts_with("train.")).collect();
             link.row(&Row { step: p.step, stage: section.name.clone(), epoch: f64::from(p.epoch), values: only_val });
         }
-        let Some(stop) = &self.run.spec.stop else { return Ok((evaluation, entropy, false)) };
+        let Some(stop) = &self.run.spec.stop else { return Ok((values, false)) };
         let mut watch = Watch { best: p.best, ..Watch::default() };
-        let better = watch.improves(monitored(&stop.monitor, &evaluation, entropy), stop.min_delta);
+        let better = watch.improves(monitored(&stop.monitor, &values), stop.min_delta);
         p.best = watch.best;
         if better {
             (p.stop_wait, p.plateau_wait) = (0, 0);
         }
-        Ok((evaluation, entropy, better))
+        Ok((values, better))
     }
 }

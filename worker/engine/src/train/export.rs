@@ -7,20 +7,28 @@ use std::{
 
 use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::{JobSpec, Params, Source};
+use tl_proto::spec::{JobSpec, Params, Source, StageSection};
 
-use super::{encode::Encoded, lr_find::Found, net::Net, saving::Saving, stage::Stage, state::EpochFigures};
+pub use super::state::EpochFigures;
+use super::{encode::Encoded, lr_find::Found, net::Net, saving::Saving, stage::Stage};
 use crate::{
     Error, Result,
+    backbone::Unit,
     collective::to_bytes,
-    eval::Evaluation,
+    eval::{
+        Evaluation,
+        selection::{self, Picked},
+        shift::Shift,
+    },
     files,
     nn::{Kind, OWN, ParamId, Store},
+    optim::Group,
+    picture,
     weights::{Merged, peft},
 };
 
 /// What `report.json` says.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Name of the job.
     pub job: String,
@@ -47,6 +55,12 @@ pub struct Report {
     /// On those of the domain that the network was brought to, by labels that it did not learn from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Evaluation>,
+    /// How far apart the two domains lie, before and after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shift: Option<Shift>,
+    /// What each criterion would pick among the epochs of the last stage, and at the end who looks at labels there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub selection: Vec<Picked>,
 }
 
 impl Report {
@@ -56,6 +70,12 @@ impl Report {
         let mut text = self.evaluation.to_text();
         if let Some(target) = &self.target {
             text = format!("{text}\nin the other domain, by labels that were not learned from:\n{}", target.to_text());
+        }
+        if let Some(shift) = &self.shift {
+            text = format!("{text}\n{}", shift.to_text());
+        }
+        if !self.selection.is_empty() {
+            text = format!("{text}\n{}", selection::to_text(&self.selection));
         }
         if found.is_empty() { text } else { format!("{text}\n{found}") }
     }
@@ -79,7 +99,7 @@ impl PrefixFigures {
 }
 
 /// What a stage trained.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageFigures {
     /// Its name.
     pub name: String,
@@ -95,6 +115,44 @@ pub struct StageFigures {
     /// What the feature cache is worth; only a look at a job works it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saving: Option<Saving>,
+    /// The units of the network, from input to head.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub units: Vec<UnitFigures>,
+}
+
+/// What a stage does to a unit of the network.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct UnitFigures {
+    /// Its name.
+    pub name: String,
+    /// The highest rate that anything in it learns at, as the job says it; nothing if it is frozen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+}
+
+impl StageFigures {
+    /// What a stage of a job trains.
+    pub(super) fn of(net: &Net, store: &Store, stage: &Stage, section: &StageSection) -> Self {
+        let network = &net.network;
+        let unit = |(at, unit): (usize, &Unit)| {
+            let params = network.unit_params(at);
+            let learns = |g: &&Group| {
+                let within = |p: &ParamId| g.values.contains(&store.params[p.0].range.start);
+                params.iter().any(within)
+            };
+            let scales = stage.groups.iter().filter(learns).map(|g| g.lr_scale * section.lr.top());
+            UnitFigures { name: unit.name.clone(), lr: scales.reduce(f64::max) }
+        };
+        Self {
+            name: section.name.clone(),
+            trained: stage.trained,
+            parameters: store.values.len(),
+            lr: stage.rates(section),
+            first_unit: network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default(),
+            saving: None,
+            units: network.units.iter().enumerate().map(unit).collect(),
+        }
+    }
 }
 
 /// Bytes of a `.safetensors` file with everything needed to run the model. LoRA and IA3 are worked into the weights.
@@ -204,6 +262,9 @@ pub fn write(
         ("report.txt", report.to_text().into_bytes()),
         ("report.json", serde_json::to_vec_pretty(report).map_err(internal)?),
     ];
+    // The report stays last; a picture that cannot be drawn is no reason to lose a model.
+    let drawn = picture::ALL.iter().filter_map(|p| Some((p.file, (p.draw)(report).ok().flatten()?.into_bytes())));
+    files.splice(4..4, drawn);
     if let Some([config, tensors]) = adapter(net, store, spec)? {
         files.splice(3..3, [(peft::FILES[0], config), (peft::FILES[1], tensors)]);
     }

@@ -1,7 +1,17 @@
 //! The end of a run: the last evaluation and the package.
 
-use super::{Features, Loop, evaluate, export, export::Report, stage::Stage};
-use crate::{Result, collective::Collective, eval::Evaluation, link::Link};
+use std::collections::BTreeMap;
+
+use super::{Features, Loop, export, export::Report, stage::Stage};
+use crate::{
+    Result,
+    collective::Collective,
+    eval::{
+        selection::{Picked, selection},
+        shift::Shift,
+    },
+    link::Link,
+};
 
 impl Loop<'_> {
     /// The last evaluation and the package. It starts in front of everything that any stage has trained, from features
@@ -19,8 +29,8 @@ impl Loop<'_> {
         for section in &self.run.spec.stage {
             cut = cut.min(Stage::resolve(self.net, &self.state.store, section)?.cut);
         }
-        let inputs = self.inputs(self.net, self.val, cut, features.val.get(&cut))?;
-        let outcomes = evaluate::evaluate(&self.state.store, &inputs, group)?;
+        let (evaluation, other) = self.survey(cut, features, group)?;
+        let (target, after) = other.unzip();
         let spec = self.run.spec;
         let report = Report {
             job: spec.job.name.clone(),
@@ -32,8 +42,10 @@ impl Loop<'_> {
             stages: self.stages.clone(),
             lr_find: self.state.progress.found.values().cloned().collect(),
             history: self.state.progress.history.clone(),
-            evaluation: Evaluation::new(self.classes, &outcomes),
-            target: self.shifted(cut, &features.other, group)?.and_then(|s| s.evaluation),
+            evaluation,
+            target: target.flatten(),
+            selection: if after.is_some() { self.selection() } else { Vec::new() },
+            shift: after.map(|after| Shift { before: self.state.progress.before.clone(), after }),
         };
         if group.rank() == 0 {
             link.activity("export", 0, 1);
@@ -46,5 +58,15 @@ impl Loop<'_> {
         // Nobody leaves while another may still need an answer.
         group.barrier()?;
         Ok(report)
+    }
+
+    /// What each criterion would pick among the epochs of the last stage, whose model goes out.
+    fn selection(&self) -> Vec<Picked> {
+        let history = &self.state.progress.history;
+        let Some(last) = history.last() else { return Vec::new() };
+        let epochs = history.iter().filter(|h| h.stage == last.stage);
+        let epochs: Vec<(u32, &BTreeMap<String, f64>)> = epochs.map(|h| (h.epoch, &h.values)).collect();
+        let used = self.run.spec.stop.as_ref().filter(|s| s.restore_best && s.min_delta == 0.0);
+        selection(&epochs, used.map(|s| s.monitor.as_str()))
     }
 }

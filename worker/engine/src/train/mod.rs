@@ -192,18 +192,12 @@ impl Loop<'_> {
         let mut features = Features::default();
         for (index, stage_spec) in spec.stage.iter().enumerate() {
             let stage = Stage::resolve(self.net, &self.state.store, stage_spec)?;
-            self.stages.push(StageFigures {
-                name: stage_spec.name.clone(),
-                trained: stage.trained,
-                parameters: self.state.store.values.len(),
-                lr: stage.rates(stage_spec),
-                first_unit: self.net.network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default(),
-                saving: None,
-            });
+            self.stages.push(StageFigures::of(self.net, &self.state.store, &stage, stage_spec));
             if index < self.state.progress.stage {
                 continue;
             }
             self.encode(index, &stage, &mut features, group, link)?;
+            self.look_before(stage.cut, &features, group, link)?;
             let inputs = self.inputs(self.net, self.train, stage.cut, features.train.get(&stage.cut))?;
             let val = self.inputs(self.net, self.val, stage.cut, features.val.get(&stage.cut))?;
             let teacher = match self.teacher {

@@ -203,15 +203,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
         if stage.cut > 0 && (drops(model.dropout) || drops(model.attention_dropout)) {
             warnings.push(format!("in stage `{}` only what it trains and lies above drops: what is frozen below runs once", s.name));
         }
-        let first_unit = net.network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default();
-        Ok(StageFigures {
-            name: s.name.clone(),
-            trained: stage.trained,
-            parameters: store.values.len(),
-            lr: stage.rates(s),
-            first_unit,
-            saving: None,
-        })
+        Ok(StageFigures { units: Vec::new(), ..StageFigures::of(&net, store, &stage, s) })
     });
     let mut stages = stages.collect::<Result<Vec<StageFigures>>>()?;
     if config.look {
