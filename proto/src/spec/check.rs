@@ -8,6 +8,7 @@ use super::{
     check_model::{check_model, check_untrained},
     check_params::check_params,
     check_stage::{check_norms, check_stage, monitor},
+    nets::check_nets,
 };
 use crate::catalog::{Catalog, Entry, nearest_hint};
 
@@ -126,16 +127,7 @@ fn check_steps(spec: &JobSpec) -> Checked {
 fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     let objective = found(Catalog::find(&catalog.objectives, "job kind", &spec.job.kind))?;
     check_params("objective", objective, &spec.objective)?;
-    for role in &objective.nets {
-        require(spec.nets.contains_key(role), || {
-            (format!("`{}` needs a network `[nets.{role}]`", spec.job.kind), "give it a backbone and weights".into())
-        })?;
-    }
-    for role in spec.nets.keys() {
-        require(objective.nets.contains(role), || {
-            (format!("`{}` has no use for `nets.{role}`", spec.job.kind), String::new())
-        })?;
-    }
+    check_nets(spec, objective)?;
     for (name, params) in &spec.modifiers {
         check_params(
             &format!("modifiers.{name}"),

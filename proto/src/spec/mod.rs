@@ -7,6 +7,7 @@ mod check_params;
 mod check_stage;
 mod hub;
 mod model;
+mod nets;
 mod parse;
 mod paths;
 mod precision;

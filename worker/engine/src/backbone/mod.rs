@@ -16,6 +16,7 @@ mod mobilenet_v2;
 mod nasnet_mobile;
 mod resnet;
 mod resnet101;
+mod resnet14_half;
 mod resnet152;
 mod resnet18;
 mod resnet20;
@@ -75,6 +76,7 @@ pub const ALL: &[Backbone] = &[
     resnet101::ENTRY,
     resnet152::ENTRY,
     resnet20::ENTRY,
+    resnet14_half::ENTRY,
     vgg16::ENTRY,
     vgg19::ENTRY,
     densenet121::ENTRY,

@@ -6,6 +6,7 @@ mod matrix;
 mod pca;
 pub mod selection;
 pub mod shift;
+pub mod softened;
 
 use std::fmt::Write as _;
 

@@ -6,6 +6,7 @@ mod confusion;
 mod curves;
 mod scatter;
 mod strategy;
+mod temperature;
 
 use crate::{Result, train::export::Report};
 
@@ -18,7 +19,8 @@ pub struct Picture {
 }
 
 /// Every picture, in the order in which people look.
-pub const ALL: &[Picture] = &[curves::PICTURE, confusion::PICTURE, scatter::PICTURE, strategy::PICTURE];
+pub const ALL: &[Picture] =
+    &[curves::PICTURE, confusion::PICTURE, scatter::PICTURE, strategy::PICTURE, temperature::PICTURE];
 
 #[cfg(test)]
 mod tests {

@@ -19,6 +19,7 @@ use crate::{
         Evaluation,
         selection::{self, Picked},
         shift::Shift,
+        softened::Softened,
     },
     files,
     nn::{Kind, OWN, ParamId, Store},
@@ -61,6 +62,9 @@ pub struct Report {
     /// What each criterion would pick among the epochs of the last stage, and at the end who looks at labels there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub selection: Vec<Picked>,
+    /// What temperatures do to the probabilities of the first teacher.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub softened: Vec<Softened>,
 }
 
 impl Report {

@@ -2,16 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use super::{Features, Loop, export, export::Report, stage::Stage};
+use super::{Features, Loop, export, export::Report, net, stage::Stage};
 use crate::{
     Result,
     collective::Collective,
     eval::{
         selection::{Picked, selection},
         shift::Shift,
+        softened::{Softened, softened},
     },
     link::Link,
 };
+
+/// The parameter of objectives that soften what a teacher says, and of how many samples that is shown.
+const TEMPERATURE: &str = "temperature";
+const FEW: usize = 64;
 
 impl Loop<'_> {
     /// The last evaluation and the package. It starts in front of everything that any stage has trained, from features
@@ -45,6 +50,7 @@ impl Loop<'_> {
             evaluation,
             target: target.flatten(),
             selection: if after.is_some() { self.selection() } else { Vec::new() },
+            softened: self.softened()?,
             shift: after.map(|after| Shift { before: self.state.progress.before.clone(), after }),
         };
         if group.rank() == 0 {
@@ -58,6 +64,19 @@ impl Loop<'_> {
         // Nobody leaves while another may still need an answer.
         group.barrier()?;
         Ok(report)
+    }
+
+    /// What temperatures do to what the first teacher says of some validation samples.
+    fn softened(&self) -> Result<Vec<Softened>> {
+        let spec = self.run.spec;
+        let entry = (self.run.objective.entry)();
+        let (Some(net), true) = (self.teachers.first(), entry.params.iter().any(|p| p.name == TEMPERATURE)) else {
+            return Ok(Vec::new());
+        };
+        let inputs = self.inputs(net, self.val, net.network.units.len(), None)?;
+        let few: Vec<usize> = (0..self.val.count().min(FEW)).collect();
+        let logits = inputs.batch(&net.network.initial, &few, &vec![0; few.len()], None)?;
+        Ok(softened(&net::rows(&logits)?, entry.number(&spec.objective, TEMPERATURE)))
     }
 
     /// What each criterion would pick among the epochs of the last stage, whose model goes out.

@@ -1,9 +1,11 @@
 //! One grain of a step: forward, what the objective says of it, backward.
 
+use std::collections::BTreeMap;
+
 use candle_core::Tensor;
 
 use super::{
-    judge::{Judge, Seen},
+    judge::{Judge, Said, Seen},
     step::Step,
 };
 use crate::{
@@ -43,6 +45,20 @@ impl Step<'_> {
         Ok((tensor(targets, &[labels.len(), classes])?, labels))
     }
 
+    /// What teachers say of samples, and what comes out of the first one's units that are compared.
+    fn taught(&self, indices: &[usize], turns: &[u64], mix: Option<&Mix>) -> Result<(Option<Said>, Vec<Tensor>)> {
+        let Some((first, others)) = self.teachers.split_first() else { return Ok((None, Vec::new())) };
+        let says = first.says(indices, turns, mix)?;
+        let theirs = self.inputs.net.taps.teacher.iter().map(|unit| says.at(unit + 1)).collect::<Result<_>>()?;
+        let inside = (self.run.objective.looks_inside)(&self.run.spec.objective);
+        let features = first.features().filter(|_| inside).map(|cut| says.at(cut)).transpose()?;
+        let mut logits = says.logits;
+        for other in others {
+            logits = Tensor::cat(&[logits, other.says(indices, turns, mix)?.logits], 1)?.contiguous()?;
+        }
+        Ok((Some((logits, features)), theirs))
+    }
+
     /// Computes one grain. `averaged` are the averages of the weights, where the objective lets them speak.
     pub(super) fn grain(
         &self,
@@ -56,18 +72,7 @@ impl Step<'_> {
         let turns = self.turns(&ids);
         let mix = self.mix(grain);
         let (targets, labels) = self.targets(&indices, mix.as_ref())?;
-        let teacher = match self.teacher {
-            Some(inputs) => {
-                let (net, store) = (inputs.net, &inputs.net.network.initial);
-                let said = inputs.batch(store, &indices, &turns, mix.as_ref())?;
-                let all = net.network.units.len();
-                Some(match inputs.cut == all {
-                    true => (said, None),
-                    false => (net.forward(store, said.clone(), inputs.cut, all)?, Some(said)),
-                })
-            }
-            None => None,
-        };
+        let (teacher, theirs) = self.taught(&indices, &turns, mix.as_ref())?;
         let mut x = self.inputs.batch(&self.state.store, &indices, &turns, mix.as_ref())?;
         let mut second = None;
         if let Some(other) = &self.other {
@@ -91,11 +96,20 @@ impl Step<'_> {
         let Some((last, below)) = units.split_last() else {
             return Err(crate::Error::Internal("a stage without layers".into()));
         };
-        let features = below.iter().try_fold(x, |x, unit| unit.layer.forward(&x, &pass, &mut tape))?;
+        let (taps, mut inside) = (&self.inputs.net.taps.own, BTreeMap::new());
+        let mut features = x;
+        for (at, unit) in (self.stage.cut..).zip(below) {
+            features = unit.layer.forward(&features, &pass, &mut tape)?;
+            if taps.contains(&at) {
+                inside.insert(at, features.clone());
+            }
+        }
+        let own = taps.iter().filter_map(|at| inside.get(at).cloned());
+        let taps = own.zip(theirs).collect();
         let logits = last.layer.forward(&features, &pass, &mut tape)?;
 
         // The cut: candle differentiates the loss, our layers everything below.
-        let seen = Seen { features, logits, targets, teacher, averaged: second };
+        let seen = Seen { features, logits, targets, teacher, taps, averaged: second };
         let judged = judge.judge(&seen, grain, grains)?;
         let mut grads = Gradients::new(&self.stage.layout);
         let mut dy = last.layer.backward(&judged.logits, &pass, &mut tape, &mut grads, !below.is_empty())?;
@@ -103,7 +117,15 @@ impl Step<'_> {
             *dy = (&*dy + more)?.contiguous()?;
         }
         for (i, unit) in below.iter().enumerate().rev() {
-            if let Some(g) = dy.take() {
+            if let Some(mut g) = dy.take() {
+                // What comes from above, and what the loss wants of the unit itself.
+                for (_, more) in
+                    self.inputs.net.taps.own.iter().zip(&judged.taps).filter(|(t, _)| **t == self.stage.cut + i)
+                {
+                    if let Some(more) = more {
+                        g = (g + more)?.contiguous()?;
+                    }
+                }
                 dy = unit.layer.backward(&g, &pass, &mut tape, &mut grads, i > 0)?;
             }
         }

@@ -26,6 +26,8 @@ pub mod saving;
 mod stage;
 mod state;
 mod step;
+mod taps;
+mod teacher;
 #[cfg(test)]
 mod tests;
 pub mod verify;
@@ -48,6 +50,7 @@ use self::{
     stage::Stage,
     state::RunState,
     step::{Other, Step},
+    teacher::Teacher,
     watch::Watch,
 };
 use crate::{
@@ -95,13 +98,10 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     theirs().try_for_each(|samples| samples.fits_job(spec))?;
     same_samples([&train, &val].into_iter().chain(theirs()), group)?;
     let student = Net::build_for(model, &classes, spec, &config.inputs, &*train.dataset)?;
-    let teacher = match local.nets.get("teacher").filter(|_| objective.has_teacher()) {
-        Some(section) => Some(Net::build(section, &classes, true, spec.job.seed, &config.inputs)?),
-        None => None,
-    };
-    let parts = begin::parts(&student, teacher.as_ref());
+    let teachers = begin::teachers(&local, &classes, config)?;
+    let parts = begin::parts(&student, &teachers);
     same_parts(&parts, group)?;
-    let mut student = student.with_own(spec, teacher.as_ref())?;
+    let mut student = student.with_own(spec, &teachers)?;
     let train = train.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     let val = val.leave_out_bad(&student.contract, data.skip_bad, group, link)?;
     if let Some(domain) = other.take() {
@@ -122,7 +122,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
         config,
         run,
         net: &student,
-        teacher: teacher.as_ref(),
+        teachers: &teachers,
         train: &train,
         val: &val,
         other: other.as_ref(),
@@ -140,7 +140,7 @@ struct Loop<'a> {
     config: &'a Config,
     run: Run<'a>,
     net: &'a Net,
-    teacher: Option<&'a Net>,
+    teachers: &'a [Net],
     train: &'a Samples,
     val: &'a Samples,
     /// Where the run adapts to another domain.
@@ -159,7 +159,7 @@ struct Loop<'a> {
 struct Fed<'a> {
     inputs: &'a Inputs<'a>,
     val: &'a Inputs<'a>,
-    teacher: Option<&'a Inputs<'a>>,
+    teachers: &'a [Teacher<'a>],
     other: Option<Other<'a>>,
     /// Features of the other domain.
     shifted: &'a [ByCut; 3],
@@ -200,10 +200,7 @@ impl Loop<'_> {
             self.look_before(stage.cut, &features, group, link)?;
             let inputs = self.inputs(self.net, self.train, stage.cut, features.train.get(&stage.cut))?;
             let val = self.inputs(self.net, self.val, stage.cut, features.val.get(&stage.cut))?;
-            let teacher = match self.teacher {
-                Some(net) => Some(self.inputs(net, self.train, self.taught(net), taught.as_ref())?),
-                None => None,
-            };
+            let teachers = self.teachers(&taught)?;
             let looks = (self.run.objective.looks)(&spec.objective);
             let theirs = match self.other.filter(|_| looks) {
                 Some(domain) => {
@@ -214,7 +211,7 @@ impl Loop<'_> {
             };
             let other = theirs.as_ref().map(|(inputs, order)| Other { inputs, order });
             let shifted = &features.other;
-            let fed = Fed { inputs: &inputs, val: &val, teacher: teacher.as_ref(), other, shifted };
+            let fed = Fed { inputs: &inputs, val: &val, teachers: &teachers, other, shifted };
             self.stage(index, &stage, fed, optimizer, group, link)?;
             features.forget_above(stage.cut);
         }
@@ -319,8 +316,8 @@ impl Loop<'_> {
     }
 
     fn step<'s>(&'s self, stage: &'s Stage, fed: Fed<'s>, epoch: &'s Epoch, measures: bool) -> Step<'s> {
-        let Fed { inputs, teacher, other, .. } = fed;
-        Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch, measures, other }
+        let Fed { inputs, teachers, other, .. } = fed;
+        Step { run: &self.run, state: &self.state, stage, inputs, teachers, epoch, measures, other }
     }
 
     /// The order of the epoch that is on.

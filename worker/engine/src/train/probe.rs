@@ -135,21 +135,21 @@ pub fn probe(config: &Config) -> Result<Plan> {
         model.weights = None;
     }
     let net = Net::build_for(&model, &classes, spec, &config.inputs, &*train.dataset)?;
-    let mut teacher = None;
-    if let Some(section) = spec.nets.get("teacher").filter(|_| objective.has_teacher()) {
+    let mut teachers = Vec::new();
+    for (role, section) in spec.nets_of("teacher").into_iter().filter(|_| objective.has_teacher()) {
         if section.weights.is_none() {
             return Err(Error::user(
-                "the teacher has no weights",
-                "set `nets.teacher.weights`: a random teacher teaches nothing",
+                format!("the {role} has no weights"),
+                format!("set `nets.{role}.weights`: a random teacher teaches nothing"),
             ));
         }
         let mut section = section.clone();
         if later(&section) {
             (section.weights, section.adapter) = (None, None);
         }
-        teacher = Some(Net::build(&section, &classes, true, spec.job.seed, &config.inputs)?);
+        teachers.push(Net::build(&section, &classes, true, spec.job.seed, &config.inputs)?);
     }
-    let net = net.with_own(spec, teacher.as_ref())?;
+    let net = net.with_own(spec, &teachers)?;
     let store = &net.network.initial;
     net.shape_at(store, net.network.units.len())?;
     let n = train.dataset.labels().len();

@@ -2,7 +2,9 @@
 
 use tl_proto::spec::{Reduction, Sampling};
 
-use super::{Run, grain::GrainSums, inputs::Inputs, judge::Judge, lockstep, stage::Stage, state::RunState};
+use super::{
+    Run, grain::GrainSums, inputs::Inputs, judge::Judge, lockstep, stage::Stage, state::RunState, teacher::Teacher,
+};
 use crate::{
     Error, Result,
     collective::{self, Collective, tree},
@@ -44,8 +46,8 @@ pub struct Step<'a> {
     pub stage: &'a Stage,
     /// What the network sees.
     pub inputs: &'a Inputs<'a>,
-    /// The teacher's logits, where there is a teacher.
-    pub teacher: Option<&'a Inputs<'a>>,
+    /// What teachers say of it, where there are some.
+    pub(super) teachers: &'a [Teacher<'a>],
     /// The order of samples.
     pub epoch: &'a Epoch,
     /// Whether the norm of each grain's gradient is wanted.
@@ -190,7 +192,8 @@ impl Step<'_> {
             other.inputs.expect(&ids, false);
         }
         let mixes = modifier::mixes(&self.run.spec.modifiers);
-        [Some(self.inputs), self.teacher].into_iter().flatten().for_each(|i| i.expect(&batches, mixes));
+        let teachers = self.teachers.iter().filter_map(Teacher::inputs);
+        [self.inputs].into_iter().chain(teachers).for_each(|i| i.expect(&batches, mixes));
     }
 
     /// Which view of its sample each draw sees. What may be drawn twice in an epoch must not look the same twice.

@@ -55,7 +55,10 @@ pub(super) fn folder(backbone: &str, dir: &Path, config: &str) -> String {
     let place = dir.join(backbone.name);
     std::fs::create_dir_all(&place).unwrap();
     let (merged, parts) = Default::default();
-    bare(&Net { backbone, network, contract, merged, parts }, &place.join("model.safetensors"));
+    bare(
+        &Net { backbone, network, contract, merged, parts, taps: Default::default() },
+        &place.join("model.safetensors"),
+    );
     std::fs::write(place.join("tokenizer.json"), learned).unwrap();
     std::fs::write(place.join("config.json"), config).unwrap();
     place.display().to_string()
