@@ -30,6 +30,13 @@ pub enum ParamKind {
         /// The words.
         of: Vec<String>,
     },
+    /// A list of finite numbers within `[min, max]`.
+    Numbers {
+        /// Smallest value.
+        min: f64,
+        /// Largest value.
+        max: f64,
+    },
     /// A list of names, each the end of a name from a dot on or `re:PATTERN`.
     Names,
     /// A list of sentences.
@@ -62,6 +69,9 @@ pub struct Entry {
     /// Roles of further networks that it needs (`[nets.ROLE]`).
     #[serde(default)]
     pub nets: Vec<String>,
+    /// Those of which there may be several: `ROLE`, `ROLE_2`, `ROLE_3` and so on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub several: Vec<String>,
     /// Roles of further data that it learns from (`[data.ROLE]`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<String>,
@@ -129,6 +139,12 @@ impl Entry {
         list.into_iter().flatten().filter_map(|v| Some(v.as_str()?.to_owned())).collect()
     }
 
+    /// The same for a list of numbers; else none.
+    pub fn numbers(&self, given: &Params, name: &str) -> Vec<f64> {
+        let list = self.value(given, name).and_then(serde_json::Value::as_array);
+        list.into_iter().flatten().filter_map(serde_json::Value::as_f64).collect()
+    }
+
     /// The way of doing it that was asked for; the entry itself where there is only one.
     pub fn method(&self, given: &Params) -> &Self {
         let named = given.get(METHOD).and_then(serde_json::Value::as_str);
@@ -182,6 +198,12 @@ pub fn choice(name: &str, of: &[&str], doc: &str) -> Param {
     let words: Vec<String> = of.iter().map(|w| (*w).into()).collect();
     let default = words.first().cloned().unwrap_or_default();
     Param { name: name.into(), kind: ParamKind::Choice { of: words }, default: default.into(), doc: doc.into() }
+}
+
+/// A parameter that is a list of numbers within a range; an empty one if nothing is said.
+pub fn numbers(name: &str, min: f64, max: f64, doc: &str) -> Param {
+    let default = serde_json::Value::Array(Vec::new());
+    Param { name: name.into(), kind: ParamKind::Numbers { min, max }, default, doc: doc.into() }
 }
 
 /// A parameter that is a list of names.

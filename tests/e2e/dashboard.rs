@@ -123,6 +123,12 @@ async fn the_dashboard_plots_what_the_api_says_and_points_arrive_without_a_reloa
     for chart in ["loss", "accuracy"] {
         assert_eq!(plotted(page, chart).await, reported(page, job.id(), chart).await, "{chart}");
     }
+    eventually("a picture that the job has left", async || {
+        let script = "return [...document.querySelectorAll('#pictures img')].map(i => i.naturalWidth)";
+        let widths = page.execute(script, vec![]).await.ok()?;
+        widths.as_array().is_some_and(|w| !w.is_empty() && w.iter().all(|w| w.as_u64() > Some(0))).then_some(())
+    })
+    .await;
     // What the job came to, as its report says.
     let script = "return document.querySelector('#figures tbody td:nth-child(2)').textContent";
     let shown = page.execute(script, vec![]).await.unwrap();

@@ -290,12 +290,24 @@ fn summary(report: &Report) -> serde_json::Value {
     if let Some(target) = &report.target {
         (metrics["target.accuracy"], metrics["target.loss"]) = (target.accuracy.into(), target.loss.into());
     }
+    if let Some(shift) = &report.shift {
+        metrics["shift.a_distance"] = shift.after.a_distance.into();
+        if let Some(before) = &shift.before {
+            metrics["shift.a_distance_before"] = before.a_distance.into();
+            metrics["val.accuracy_before"] = before.source_accuracy.into();
+            if let Some(accuracy) = before.target_accuracy {
+                metrics["target.accuracy_before"] = accuracy.into();
+            }
+        }
+    }
+    let mut stages = report.stages.clone();
+    stages.iter_mut().for_each(|s| s.units.clear());
     json!({
         "metrics": metrics,
         "steps": report.steps,
         "samples": report.samples,
         "prefix": report.prefix,
-        "stages": report.stages,
+        "stages": stages,
         "baselines": report.baselines,
     })
 }

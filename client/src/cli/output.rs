@@ -214,6 +214,9 @@ impl Progress<'_> {
             if let Some(entropy) = get("target.entropy") {
                 text += &format!("; other domain: entropy {entropy:.3}");
             }
+            if let Some(density) = get("target.snd") {
+                text += &format!(", density {density:.3}");
+            }
             if let Some(accuracy) = get("target.accuracy") {
                 text += &format!(", accuracy {:.1} %", 100.0 * accuracy);
             }

@@ -10,6 +10,7 @@ use super::{
     check_params::check_params,
     check_stage::{check_norms, check_stage, monitor},
     episodes::check_episodes,
+    nets::check_nets,
 };
 use crate::catalog::{Catalog, Entry, nearest_hint};
 
@@ -128,16 +129,7 @@ fn check_steps(spec: &JobSpec) -> Checked {
 fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     let objective = found(Catalog::find(&catalog.objectives, "job kind", &spec.job.kind))?;
     check_params("objective", objective, &spec.objective)?;
-    for role in &objective.nets {
-        require(spec.nets.contains_key(role), || {
-            (format!("`{}` needs a network `[nets.{role}]`", spec.job.kind), "give it a backbone and weights".into())
-        })?;
-    }
-    for role in spec.nets.keys() {
-        require(objective.nets.contains(role), || {
-            (format!("`{}` has no use for `nets.{role}`", spec.job.kind), String::new())
-        })?;
-    }
+    check_nets(spec, objective)?;
     for (name, params) in &spec.modifiers {
         check_params(
             &format!("modifiers.{name}"),
@@ -231,12 +223,10 @@ fn check_target(spec: &JobSpec, objective: &Entry, catalog: &Catalog) -> Checked
         .iter()
         .flat_map(|s| s.plateau.iter().map(|p| &p.monitor).chain(s.advance.iter().map(|a| &a.monitor)));
     let mut monitors = spec.stop.iter().map(|s| &s.monitor).chain(stages);
-    require(target.is_some() || !monitors.any(|m| m.starts_with("target.")), || {
-        (
-            "`target.entropy` is watched, and there is no `data.target`".into(),
-            "watch `val.accuracy` or `val.loss`".into(),
-        )
-    })?;
+    if let Some(monitor) = monitors.find(|m| m.starts_with("target.")).filter(|_| target.is_none()) {
+        let message = format!("`{monitor}` is watched, and there is no `data.target`");
+        return Err(SpecError::new(message, "watch `val.accuracy` or `val.loss`"));
+    }
     let Some(target) = target else {
         return require(!wanted, || {
             let hint =

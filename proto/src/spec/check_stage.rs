@@ -91,8 +91,9 @@ fn check_rule(rule: &str, at: impl Fn(&str) -> String) -> Checked {
 
 /// Metrics that decisions can be taken by.
 pub(super) fn monitor(key: &str, name: &str) -> Checked {
-    require(["val.accuracy", "val.loss", "target.entropy"].contains(&name), || {
-        let hint = "use `val.accuracy`, `val.loss`, or, where a network is brought to another domain, `target.entropy`";
+    require(["val.accuracy", "val.loss", "target.entropy", "target.snd"].contains(&name), || {
+        let hint = "use `val.accuracy`, `val.loss`, or, where a network is brought to another domain, `target.entropy` \
+            or `target.snd`; labels of that domain decide nothing";
         (format!("`{key}` cannot be `{name}`"), hint.into())
     })
 }

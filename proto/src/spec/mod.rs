@@ -9,6 +9,7 @@ mod check_stage;
 mod episodes;
 mod hub;
 mod model;
+mod nets;
 mod pairs;
 mod parse;
 mod paths;

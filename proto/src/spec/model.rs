@@ -401,7 +401,9 @@ impl Default for OptimizerSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StopSection {
-    /// `val.accuracy` or `val.loss`.
+    /// `val.accuracy` or `val.loss`; where a network is brought to another domain also `target.entropy` (mean entropy of the
+    /// predictions there: lower is better) or `target.snd` (soft neighbourhood density, of at most 4096 samples: higher is
+    /// better), neither of which looks at labels.
     pub monitor: String,
     /// Epochs without improvement before a stage ends.
     #[serde(default)]

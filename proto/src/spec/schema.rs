@@ -64,6 +64,9 @@ fn param(p: &Param) -> Value {
         ParamKind::Integer { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
         ParamKind::Flag => json!({ "type": "boolean" }),
         ParamKind::Choice { of } => json!({ "enum": of }),
+        ParamKind::Numbers { min, max } => {
+            json!({ "type": "array", "items": { "type": "number", "minimum": min, "maximum": max } })
+        }
         ParamKind::Names | ParamKind::Texts => json!({ "type": "array", "minItems": 1, "items": { "type": "string" } }),
     };
     value["description"] = p.doc.clone().into();

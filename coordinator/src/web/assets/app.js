@@ -124,6 +124,17 @@ function resolved(style, name) {
 
 const percent = (x) => `${(100 * x).toFixed(1)} %`;
 
+// What a network came to in another domain, and how far apart the two lie, before and after.
+function shift(metrics) {
+  const pair = (name, show) => {
+    const [before, after] = [metrics[`${name}_before`], metrics[name]];
+    if (after === undefined) return "";
+    return before === undefined ? show(after) : `${show(before)} → ${show(after)}`;
+  };
+  const distance = pair("shift.a_distance", (x) => x.toFixed(2));
+  return [pair("target.accuracy", percent), distance && `A-distance ${distance}`].filter(Boolean).join(", ");
+}
+
 // What each step has come to.
 function results(phases) {
   const done = phases.filter((p) => p.result_json?.metrics);
@@ -136,7 +147,7 @@ function results(phases) {
     const interval = metrics["val.interval"] === undefined ? "" : ` ± ${(100 * metrics["val.interval"]).toFixed(1)}`;
     const f1 = metrics["val.macro_f1"] === undefined ? "" : percent(metrics["val.macro_f1"]);
     return [p.step, percent(metrics["val.accuracy"]) + interval, f1,
-      metrics["val.loss"].toFixed(4), steps, train, val, frozen];
+      metrics["val.loss"].toFixed(4), shift(metrics), steps, train, val, frozen];
   }));
 }
 
@@ -183,6 +194,21 @@ async function confusions() {
   }
 }
 
+// Pictures that a run has left, but for those that this page draws itself.
+const DRAWN_HERE = ["curves.svg", "confusion.svg"];
+
+async function pictures() {
+  const { pictures } = await get(`/api/jobs/${id}/pictures`);
+  for (const { step, file } of pictures.filter((p) => !DRAWN_HERE.includes(p.file))) {
+    const [title, image] = ["h2", "img"].map((tag) => document.createElement(tag));
+    const name = file.replace(".svg", "");
+    title.textContent = `${name[0].toUpperCase()}${name.slice(1)}: ${step}`;
+    image.src = `/api/jobs/${id}/pictures/${encodeURIComponent(step)}/${encodeURIComponent(file)}`;
+    image.alt = title.textContent;
+    byId("pictures").append(title, image);
+  }
+}
+
 async function job() {
   const job = await get(`/api/jobs/${id}`);
   document.title = `tl: ${job.name}`;
@@ -204,7 +230,7 @@ async function job() {
   await Promise.all([series(), logs()]);
   if (job.status === "succeeded" && !seen.report) {
     seen.report = true;
-    await confusions();
+    await Promise.all([confusions(), pictures()]);
   }
 }
 

@@ -17,6 +17,7 @@ mod mobilenet_v2;
 mod nasnet_mobile;
 mod resnet;
 mod resnet101;
+mod resnet14_half;
 mod resnet152;
 mod resnet18;
 mod resnet20;
@@ -76,6 +77,7 @@ pub const ALL: &[Backbone] = &[
     resnet101::ENTRY,
     resnet152::ENTRY,
     resnet20::ENTRY,
+    resnet14_half::ENTRY,
     vgg16::ENTRY,
     vgg19::ENTRY,
     densenet121::ENTRY,

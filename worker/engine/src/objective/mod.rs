@@ -23,7 +23,7 @@ pub use contrastive::unit;
 pub use ops::{exp, log_softmax};
 pub use zero_shot::{SCALE, sentences};
 
-use crate::{Error, Result, nn::Own};
+use crate::{Error, Result, cache::Packed, nn::Own};
 
 /// What an objective sees of one grain, or of all grains of a step. Samples with labels come first, then those of
 /// another domain, which have none.
@@ -36,6 +36,9 @@ pub struct Batch<'a> {
     pub targets: &'a Tensor,
     /// What the teacher makes of the samples, where the objective has one.
     pub teacher: Option<Taught<'a>>,
+    /// `[n, …]`: what came out of units inside the network, which are variables, and of the teacher's that they are
+    /// compared with.
+    pub taps: &'a [(Tensor, Tensor)],
     /// `[m, classes]`: logits by the average of the weights on the samples without labels, where the job keeps one.
     pub averaged: Option<&'a Tensor>,
     /// `[n, dimensions]`: what a second network makes of the other halves; a variable.
@@ -51,9 +54,9 @@ pub struct Batch<'a> {
 /// What a teacher says; nothing is learned through it.
 #[derive(Clone, Copy)]
 pub struct Taught<'a> {
-    /// `[n, classes]`
+    /// `[n, teachers · classes]`: of one teacher after the other, where there are several.
     pub logits: &'a Tensor,
-    /// `[n, d]`: what its last layer takes, if the objective looks at it.
+    /// `[n, d]`: what the first one's last layer takes, if the objective looks at it.
     pub features: Option<&'a Tensor>,
 }
 
@@ -97,15 +100,28 @@ impl Batch<'_> {
     }
 }
 
+/// Two units that are compared: one of the network that is trained, and one of the teacher.
+#[derive(Clone, Debug)]
+pub struct Tap {
+    /// Their names.
+    pub names: [String; 2],
+    /// Shapes of what comes out of them, of one sample.
+    pub shapes: [Vec<usize>; 2],
+}
+
 /// How wide the tensors are that an objective sees.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Widths {
     /// Of features.
     pub features: usize,
     /// Of logits.
     pub classes: usize,
-    /// Of the teacher's features; 0 without a teacher.
+    /// Of the first teacher's features; 0 without a teacher.
     pub teacher: usize,
+    /// How many teachers there are.
+    pub teachers: usize,
+    /// Where it looks inside the networks.
+    pub taps: Vec<Tap>,
 }
 
 /// One objective.
@@ -120,6 +136,11 @@ pub struct Objective {
     pub averages: fn(&Params) -> bool,
     /// Whether it looks at the teacher's features.
     pub looks_inside: fn(&Params) -> bool,
+    /// How a teacher's logits are kept.
+    pub packed: fn(&Params) -> Packed,
+    /// Units whose outputs it compares with the teacher's, by name; an empty list stands for all whose maps have the same
+    /// size.
+    pub taps: fn(&Params) -> Option<Vec<String>>,
     /// Whether a step looks at samples of another domain.
     pub looks: fn(&Params) -> bool,
     /// Where networks end in an embedding and not in classes: of how many numbers.
@@ -155,6 +176,8 @@ const PLAIN: Objective = Objective {
     features: |_| false,
     averages: |_| false,
     looks_inside: |_| false,
+    packed: |_| Packed::default(),
+    taps: |_| None,
     own: nothing_own,
     loss: |_, batch| cross_entropy(batch.logits, batch.targets, batch.weights),
 };
@@ -218,7 +241,7 @@ mod tests {
     /// A batch of samples with labels.
     fn batch<'a>(logits: &'a Tensor, targets: &'a Tensor, own: &'a BTreeMap<String, Tensor>) -> Batch<'a> {
         let (teacher, averaged, paired, weights) = (None, None, None, None);
-        Batch { features: logits, logits, targets, teacher, averaged, paired, weights, own, progress: 0.0 }
+        Batch { features: logits, logits, targets, teacher, taps: &[], averaged, paired, weights, own, progress: 0.0 }
     }
 
     /// The gradient by candle and by the formula (softmax − target), and for distillation T·(p_s − p_t).

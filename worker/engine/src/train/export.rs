@@ -7,22 +7,32 @@ use std::{
 
 use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::{JobSpec, ModelSection, Params, Source, TOWER as ROLE};
+use tl_proto::spec::{JobSpec, ModelSection, Params, Source, StageSection, TOWER as ROLE};
 
-use super::{encode::Encoded, lr_find::Found, net::Net, saving::Saving, stage::Stage, state::EpochFigures};
+pub use super::state::EpochFigures;
+use super::{encode::Encoded, lr_find::Found, net::Net, saving::Saving, stage::Stage};
 use crate::{
     Error, Result,
+    backbone::Unit,
     collective::to_bytes,
-    eval::{Evaluation, retrieval::Retrieval},
+    eval::{
+        Evaluation,
+        retrieval::Retrieval,
+        selection::{self, Picked},
+        shift::Shift,
+        softened::Softened,
+    },
     files,
     nn::{Kind, OWN, ParamId, Store},
     objective::Objective,
+    optim::Group,
+    picture,
     predict::Taught,
     weights::{Merged, peft},
 };
 
 /// What `report.json` says.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Name of the job.
     pub job: String,
@@ -52,6 +62,15 @@ pub struct Report {
     /// On those of the domain that the network was brought to, by labels that it did not learn from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Evaluation>,
+    /// How far apart the two domains lie, before and after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shift: Option<Shift>,
+    /// What each criterion would pick among the epochs of the last stage, and at the end who looks at labels there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub selection: Vec<Picked>,
+    /// What temperatures do to the probabilities of the first teacher.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub softened: Vec<Softened>,
     /// What there was to beat, on the same few-shot episodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub baselines: Vec<Baseline>,
@@ -88,6 +107,12 @@ impl Report {
         if let Some(target) = &self.target {
             text = format!("{text}\nin the other domain, by labels that were not learned from:\n{}", target.to_text());
         }
+        if let Some(shift) = &self.shift {
+            text = format!("{text}\n{}", shift.to_text());
+        }
+        if !self.selection.is_empty() {
+            text = format!("{text}\n{}", selection::to_text(&self.selection));
+        }
         if found.is_empty() { text } else { format!("{text}\n{found}") }
     }
 }
@@ -110,7 +135,7 @@ impl PrefixFigures {
 }
 
 /// What a stage trained.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageFigures {
     /// Its name.
     pub name: String,
@@ -126,6 +151,44 @@ pub struct StageFigures {
     /// What the feature cache is worth; only a look at a job works it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saving: Option<Saving>,
+    /// The units of the network, from input to head.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub units: Vec<UnitFigures>,
+}
+
+/// What a stage does to a unit of the network.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct UnitFigures {
+    /// Its name.
+    pub name: String,
+    /// The highest rate that anything in it learns at, as the job says it; nothing if it is frozen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+}
+
+impl StageFigures {
+    /// What a stage of a job trains.
+    pub(super) fn of(net: &Net, store: &Store, stage: &Stage, section: &StageSection) -> Self {
+        let network = &net.network;
+        let unit = |(at, unit): (usize, &Unit)| {
+            let params = network.unit_params(at);
+            let learns = |g: &&Group| {
+                let within = |p: &ParamId| g.values.contains(&store.params[p.0].range.start);
+                params.iter().any(within)
+            };
+            let scales = stage.groups.iter().filter(learns).map(|g| g.lr_scale * section.lr.top());
+            UnitFigures { name: unit.name.clone(), lr: scales.reduce(f64::max) }
+        };
+        Self {
+            name: section.name.clone(),
+            trained: stage.trained,
+            parameters: store.values.len(),
+            lr: stage.rates(section),
+            first_unit: network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default(),
+            saving: None,
+            units: network.units.iter().enumerate().map(unit).collect(),
+        }
+    }
 }
 
 /// Bytes of a `.safetensors` file with everything needed to run the model. LoRA and IA3 are worked into the weights.
@@ -287,13 +350,13 @@ fn pretty(value: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec_pretty(value).map_err(|e| Error::Internal(e.to_string()))
 }
 
-/// The job as it ran, and what came of it.
+/// The job as it ran, and what came of it; the report last.
 fn said(spec: &JobSpec, report: &Report) -> Result<Files> {
-    Ok(vec![
-        ("job.toml", spec.to_toml().into_bytes()),
-        ("report.txt", report.to_text().into_bytes()),
-        ("report.json", pretty(report)?),
-    ])
+    let mut files: Files = vec![("job.toml", spec.to_toml().into_bytes())];
+    // A picture that cannot be drawn is no reason to lose a model.
+    files.extend(picture::ALL.iter().filter_map(|p| Some((p.file, (p.draw)(report).ok().flatten()?.into_bytes()))));
+    files.extend([("report.txt", report.to_text().into_bytes()), ("report.json", pretty(report)?)]);
+    Ok(files)
 }
 
 fn put(dir: &Path, files: Files) -> Result<Vec<(&'static str, PathBuf)>> {

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::{
     chain,
-    judge::{Judge, Seen},
+    judge::{Judge, Said, Seen},
     step::Step,
 };
 use crate::{
@@ -48,6 +48,20 @@ impl Step<'_> {
         Ok((tensor(targets, &[labels.len(), classes])?, labels))
     }
 
+    /// What teachers say of samples, and what comes out of the first one's units that are compared.
+    fn taught(&self, indices: &[usize], turns: &[u64], mix: Option<&Mix>) -> Result<(Option<Said>, Vec<Tensor>)> {
+        let Some((first, others)) = self.teachers.split_first() else { return Ok((None, Vec::new())) };
+        let says = first.says(indices, turns, mix)?;
+        let theirs = self.inputs.net.taps.teacher.iter().map(|unit| says.at(unit + 1)).collect::<Result<_>>()?;
+        let inside = (self.run.objective.looks_inside)(&self.run.spec.objective);
+        let features = first.features().filter(|_| inside).map(|cut| says.at(cut)).transpose()?;
+        let mut logits = says.logits;
+        for other in others {
+            logits = Tensor::cat(&[logits, other.says(indices, turns, mix)?.logits], 1)?.contiguous()?;
+        }
+        Ok((Some((logits, features)), theirs))
+    }
+
     /// Computes one grain. `averaged` are the averages of the weights, where the objective lets them speak.
     pub(super) fn grain(
         &self,
@@ -65,19 +79,8 @@ impl Step<'_> {
         let halves = self.paired.map(|paired| paired.of(draws.iter().copied()));
         let mix = self.mix(grain);
         let (targets, labels) = self.targets(&indices, mix.as_ref())?;
-        let teacher = match self.teacher {
-            Some(inputs) => {
-                let (net, store) = (inputs.net, &inputs.net.network.initial);
-                let (indices, turns) = halves.as_ref().map_or((&indices, &turns), |(i, t)| (i, t));
-                let said = inputs.batch(store, indices, turns, mix.as_ref())?;
-                let all = net.network.units.len();
-                Some(match inputs.cut == all {
-                    true => (said, None),
-                    false => (net.forward(store, said.clone(), inputs.cut, all)?, Some(said)),
-                })
-            }
-            None => None,
-        };
+        let shown = halves.as_ref().map_or((&indices, &turns), |(i, t)| (i, t));
+        let (teacher, theirs) = self.taught(shown.0, shown.1, mix.as_ref())?;
         let mut x = self.inputs.batch(&self.state.store, &indices, &turns, mix.as_ref())?;
         let mut second = None;
         if let Some(other) = &self.other {
@@ -98,7 +101,11 @@ impl Step<'_> {
         let dropout = Some(DropoutDraw { rng, draws: &ids });
         let pass = Pass { store: &self.state.store, layout, dropout, grains: joined };
         let (mut tape, units) = (Tape::default(), &self.inputs.net.network.units[self.stage.cut..]);
-        let [features, logits] = chain::forward(units, x, &pass, &mut tape)?;
+        // A stage that does not reach one of them is refused.
+        let looks: Vec<usize> =
+            self.inputs.net.taps.own.iter().filter_map(|at| at.checked_sub(self.stage.cut)).collect();
+        let chain::Outputs { features, out: logits, inside } = chain::forward(units, x, &looks, &pass, &mut tape)?;
+        let taps = inside.into_iter().zip(theirs).collect();
 
         // A second network has its own draws of dropout: of numbers that no draw of a sample has.
         let other_ids: Vec<u64> = ids.iter().map(|id| id ^ (1 << 62)).collect();
@@ -110,18 +117,21 @@ impl Step<'_> {
         if let (Some(inputs), Some((indices, turns))) = (self.paired.and_then(|p| p.inputs), &halves) {
             other_units = &inputs.net.network.units[inputs.cut..];
             let x = inputs.batch(&self.state.store, indices, turns, None)?;
-            let [_, embedding] = chain::forward(other_units, x, &other_pass, &mut other_tape)?;
-            paired = Some(embedding);
+            paired = Some(chain::forward(other_units, x, &[], &other_pass, &mut other_tape)?.out);
         }
 
         // The cut: candle differentiates the loss, our layers everything below.
-        let seen = Seen { features, logits, targets, teacher, averaged: second, paired };
+        let seen = Seen { features, logits, targets, teacher, taps, averaged: second, paired };
         let judged = judge.judge(&seen, grain, grains)?;
         let mut grads = Gradients::new(&self.stage.layout);
         if let Some(dy) = &judged.paired {
-            chain::backward(other_units, dy, None, &other_pass, &mut other_tape, &mut grads)?;
+            let wanted = chain::Wanted { out: dy, features: None, inside: &[] };
+            chain::backward(other_units, wanted, &other_pass, &mut other_tape, &mut grads)?;
         }
-        chain::backward(units, &judged.logits, judged.features.as_ref(), &pass, &mut tape, &mut grads)?;
+        let inside = looks.into_iter().zip(&judged.taps).filter_map(|(at, more)| Some((at, more.as_ref()?)));
+        let inside: Vec<(usize, &Tensor)> = inside.collect();
+        let wanted = chain::Wanted { out: &judged.logits, features: judged.features.as_ref(), inside: &inside };
+        chain::backward(units, wanted, &pass, &mut tape, &mut grads)?;
         for (id, gradient) in &judged.own {
             let gradient = host(gradient)?;
             if let Some(slot) = grads.slot(*id) {

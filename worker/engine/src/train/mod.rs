@@ -32,6 +32,8 @@ pub mod saving;
 pub(crate) mod stage;
 mod state;
 mod step;
+mod taps;
+mod teacher;
 #[cfg(test)]
 mod tests;
 mod tower;
@@ -59,6 +61,7 @@ use self::{
     stage::Stage,
     state::RunState,
     step::{Other, Paired, Step},
+    teacher::Teacher,
     watch::Watch,
 };
 use crate::{
@@ -118,14 +121,11 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let classes = opened.outputs.clone();
     let student = Net::build_for(model, &classes, spec, &config.inputs, &*opened.train.dataset)?;
     let student = opened.with_tower(student, &local, &config.inputs)?;
-    let teacher = match local.nets.get("teacher").filter(|_| objective.has_teacher()) {
-        Some(section) => Some(Net::build(section, &classes, true, spec.job.seed, &config.inputs)?),
-        None => None,
-    };
-    let parts = begin::parts(&student, teacher.as_ref());
+    let teachers = begin::teachers(&local, &classes, config)?;
+    let parts = begin::parts(&student, &teachers);
     same_parts(&parts, group)?;
-    let mut student = student.with_own(spec, teacher.as_ref())?;
-    let second = student.tower.as_ref().map(|t| &t.0).or(teacher.as_ref()).map(|net| &net.contract);
+    let mut student = student.with_own(spec, &teachers)?;
+    let second = student.tower.as_ref().map(|t| &t.0).or(teachers.first()).map(|net| &net.contract);
     let Ready { train, val, other, pairs } = opened.ready(spec, data, &student.contract, second, group, link)?;
     let weights = weights::of_classes(data, &*train.dataset)?;
     let weights = weights.map(|w| nn::tensor(w, &[classes.len()])).transpose()?;
@@ -147,7 +147,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
         config,
         run,
         net: &student,
-        teacher: teacher.as_ref(),
+        teachers: &teachers,
         train: &train,
         val: &val,
         other: other.as_ref(),
@@ -166,7 +166,7 @@ struct Loop<'a> {
     config: &'a Config,
     run: Run<'a>,
     net: &'a Net,
-    teacher: Option<&'a Net>,
+    teachers: &'a [Net],
     train: &'a Samples,
     val: &'a Samples,
     /// Where the run adapts to another domain.
@@ -187,7 +187,7 @@ struct Loop<'a> {
 struct Fed<'a> {
     inputs: &'a Inputs<'a>,
     val: &'a Inputs<'a>,
-    teacher: Option<&'a Inputs<'a>>,
+    teachers: &'a [Teacher<'a>],
     other: Option<Other<'a>>,
     /// Features of the other domain.
     shifted: &'a [ByCut; 3],
@@ -232,24 +232,15 @@ impl Loop<'_> {
         }
         for (index, stage_spec) in spec.stage.iter().enumerate() {
             let stage = Stage::resolve(self.net, &self.state.store, stage_spec)?;
-            self.stages.push(StageFigures {
-                name: stage_spec.name.clone(),
-                trained: stage.trained,
-                parameters: self.state.store.values.len(),
-                lr: stage.rates(stage_spec),
-                first_unit: self.net.network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default(),
-                saving: None,
-            });
+            self.stages.push(StageFigures::of(self.net, &self.state.store, &stage, stage_spec));
             if index < self.state.progress.stage {
                 continue;
             }
             self.encode(index, &stage, &mut features, group, link)?;
+            self.look_before(stage.cut, &features, group, link)?;
             let inputs = self.inputs(self.net, self.train, stage.cut, features.train.get(&stage.cut))?;
             let val = self.inputs(self.net, self.val, stage.cut, features.val.get(&stage.cut))?;
-            let teacher = match self.teacher {
-                Some(net) => Some(self.inputs(net, self.shown(), self.taught(net), taught.as_ref())?),
-                None => None,
-            };
+            let teachers = self.teachers(&taught)?;
             let [halves, judged] = self.halves(stage.tower_cut, &features)?;
             let paired = self.pairs.map(|pairs| Paired { inputs: halves.as_ref(), pairs });
             let looks = (self.run.objective.looks)(&spec.objective);
@@ -262,8 +253,8 @@ impl Loop<'_> {
             };
             let other = theirs.as_ref().map(|(inputs, order)| Other { inputs, order });
             let shifted = &features.other;
-            let (teacher, judged) = (teacher.as_ref(), judged.as_ref());
-            let fed = Fed { inputs: &inputs, val: &val, teacher, other, shifted, paired, judged };
+            let judged = judged.as_ref();
+            let fed = Fed { inputs: &inputs, val: &val, teachers: &teachers, other, shifted, paired, judged };
             self.stage(index, &stage, fed, optimizer, group, link)?;
             features.forget_above(&stage);
         }
@@ -369,8 +360,8 @@ impl Loop<'_> {
     }
 
     fn step<'s>(&'s self, stage: &'s Stage, fed: Fed<'s>, epoch: &'s Epoch, measures: bool) -> Step<'s> {
-        let Fed { inputs, teacher, other, paired, .. } = fed;
-        Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch, measures, other, paired }
+        let Fed { inputs, teachers, other, paired, .. } = fed;
+        Step { run: &self.run, state: &self.state, stage, inputs, teachers, epoch, measures, other, paired }
     }
 
     /// Steps of an epoch.

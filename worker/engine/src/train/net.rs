@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use candle_core::Tensor;
 use tl_proto::spec::{JobSpec, ModelSection, Params};
 
-use super::{parts::Parts, tower::Tower};
+use super::{parts::Parts, taps::Taps, tower::Tower};
 use crate::{
     Error, Result,
     backbone::{Asked, Backbone, Inside, Network, find},
@@ -29,6 +29,8 @@ pub struct Net {
     pub parts: String,
     /// A second network that is trained with it: its tensors lie behind this one's.
     pub tower: Option<Box<Tower>>,
+    /// Where a job's objective looks inside it, and inside its teacher.
+    pub taps: Taps,
 }
 
 /// Resolves `step:ID` to the file that the step has left.
@@ -122,12 +124,17 @@ impl Net {
     /// The network with what a job's objective trains beside it.
     ///
     /// # Errors
-    /// A network that is too wide for the objective.
-    pub fn with_own(mut self, spec: &JobSpec, teacher: Option<&Self>) -> Result<Self> {
+    /// A network that is too wide for the objective, or units that cannot be compared.
+    pub fn with_own(mut self, spec: &JobSpec, teachers: &[Self]) -> Result<Self> {
+        let objective = Objective::find(&spec.job.kind);
+        if let (Some(named), Some(teacher)) = ((objective.taps)(&spec.objective), teachers.first()) {
+            self.taps = Taps::resolve(&named, &self, teacher)?;
+        }
         let Network { width, outputs, .. } = self.network;
-        let teacher = teacher.map_or(0, |t| t.network.width);
-        let widths = Widths { features: width, classes: outputs, teacher };
-        let own = (Objective::find(&spec.job.kind).own)(&spec.objective, widths)?;
+        let teacher = teachers.first().map_or(0, |t| t.network.width);
+        let (teachers, taps) = (teachers.len(), self.taps.about.clone());
+        let widths = Widths { features: width, classes: outputs, teacher, teachers, taps };
+        let own = (objective.own)(&spec.objective, widths)?;
         self.network = self.network.with_own(&own, spec.job.seed);
         Ok(self)
     }
@@ -191,7 +198,7 @@ impl Net {
         if let Some(text) = &mut contract.text {
             complete(text, &network, purpose.samples)?;
         }
-        Ok(Self { backbone, network, contract, merged, parts: digest, tower: None })
+        Ok(Self { backbone, network, contract, merged, parts: digest, tower: None, taps: Taps::default() })
     }
 
     /// Runs units `from..to` on a batch without keeping anything for a backward.
@@ -208,12 +215,30 @@ impl Net {
     /// # Errors
     /// An input that is too small for the network.
     pub fn shape_at(&self, store: &Store, cut: usize) -> Result<Vec<usize>> {
+        Ok(self.forward(store, self.blank()?, 0, cut)?.dims()[1..].to_vec())
+    }
+
+    /// The shape of one sample behind each unit.
+    ///
+    /// # Errors
+    /// An input that is too small for the network.
+    pub fn shapes(&self, store: &Store) -> Result<Vec<Vec<usize>>> {
+        let mut x = self.blank()?;
+        let mut shapes = Vec::new();
+        for unit in 0..self.network.units.len() {
+            x = self.forward(store, x, unit, unit + 1)?;
+            shapes.push(x.dims()[1..].to_vec());
+        }
+        Ok(shapes)
+    }
+
+    /// One sample of nothing.
+    fn blank(&self) -> Result<Tensor> {
         let side = self.contract.side();
-        let blank = match &self.contract.text {
-            Some(text) => text.batch(&[vec![0.0]], true)?,
-            None => pixels::batch(vec![0.0; 3 * side * side], 1, side)?,
-        };
-        Ok(self.forward(store, blank, 0, cut)?.dims()[1..].to_vec())
+        match &self.contract.text {
+            Some(text) => text.batch(&[vec![0.0]], true),
+            None => pixels::batch(vec![0.0; 3 * side * side], 1, side),
+        }
     }
 
     /// Everything that determines what comes out of units `0..cut`: a digest of preprocessing, layers and tensors.

@@ -1,26 +1,76 @@
 //! What a stage needs before its first step: features of the frozen prefix, logits of the teacher.
 
-use super::{Features, Loop, encode, encode::Encoded, net::Net, samples::Samples, saving, saving::Load, stage::Stage};
-use crate::{Result, cache, collective::Collective, link::Link, modifier, nn};
+use super::{
+    ByCut, Features, Loop, encode,
+    encode::Encoded,
+    net::{self, Net},
+    samples::Samples,
+    saving,
+    saving::Load,
+    stage::Stage,
+    teacher::{self, Teacher},
+};
+use crate::{Result, cache, cache::Packed, collective::Collective, link::Link, modifier, nn};
 
-impl Loop<'_> {
-    /// How many of the teacher's units run once: all of them, or all but the last where the objective looks at what that
-    /// one takes.
-    pub(super) fn taught(&self, teacher: &Net) -> usize {
-        let inside = (self.run.objective.looks_inside)(&self.run.spec.objective);
-        teacher.network.units.len() - usize::from(inside)
+/// Samples of which a teacher's outputs are looked at before anything else.
+const FEW: usize = 8;
+
+impl<'a> Loop<'a> {
+    /// The teachers in a stage, with what they have said.
+    pub(super) fn teachers<'k>(&self, taught: &'k [ByCut]) -> Result<Vec<Teacher<'k>>>
+    where
+        'a: 'k,
+    {
+        let (all, shown): (&'k [Net], &'k Samples) = (self.teachers, self.shown());
+        let one = |(which, (net, kept)): (usize, (&'k Net, &'k ByCut))| {
+            let cuts = self.teachers_cuts(which).into_iter();
+            let cuts = cuts.map(|cut| self.inputs(net, shown, cut, kept.get(&cut)));
+            Ok(Teacher { cuts: cuts.collect::<Result<_>>()?, packed: self.packed() })
+        };
+        all.iter().zip(taught).enumerate().map(one).collect()
     }
 
-    /// What the teacher says, once per sample and view.
-    pub(super) fn teach(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Option<Vec<Vec<f32>>>> {
-        let (Some(net), true) = (self.teacher, self.shown().views().is_some()) else { return Ok(None) };
-        if modifier::mixes(&self.run.spec.modifiers) {
-            return Ok(None);
+    /// What each teacher says, once per sample and view; nothing of one whose outputs cannot be kept.
+    pub(super) fn teach(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Vec<ByCut>> {
+        let mut taught = Vec::new();
+        let shown = self.shown();
+        let views = shown.views().filter(|_| !modifier::mixes(&self.run.spec.modifiers));
+        for (which, net) in self.teachers.iter().enumerate() {
+            let store = &net.network.initial;
+            let logits = self.inputs(net, shown, net.network.units.len(), None)?;
+            let few: Vec<usize> = (0..shown.count().min(FEW)).collect();
+            let rows = net::rows(&logits.batch(store, &few, &vec![0; few.len()], None)?)?;
+            let names = self.run.spec.nets_of("teacher");
+            teacher::gives_logits(&rows, names.get(which).map_or("teacher", |(name, _)| *name))?;
+            let cuts = self.teachers_cuts(which);
+            let mut widths = 0;
+            for cut in &cuts {
+                widths += net.shape_at(store, *cut)?.iter().product::<usize>();
+            }
+            let fits = |views: &usize| widths * 4 * shown.count() * views <= encode::BUDGET;
+            let mut kept = ByCut::new();
+            if views.as_ref().is_some_and(fits) {
+                let done = self.encoded(net, store, &cuts, shown, group, link)?;
+                self.prefix.count(&done);
+                kept = done.by_cut;
+            }
+            taught.push(kept);
         }
-        let cut = self.taught(net);
-        let mut done = self.encoded(net, &net.network.initial, &[cut], self.shown(), group, link)?;
-        self.prefix.count(&done);
-        Ok(done.by_cut.remove(&cut))
+        Ok(taught)
+    }
+
+    /// Where a teacher is cut: the first one where the objective looks too, the others behind their logits.
+    fn teachers_cuts(&self, which: usize) -> Vec<usize> {
+        let inside = (self.run.objective.looks_inside)(&self.run.spec.objective);
+        match which {
+            0 => teacher::cuts(&self.teachers[0], &self.net.taps.teacher, inside, self.packed()),
+            _ => teacher::cuts(&self.teachers[which], &[], false, self.packed()),
+        }
+    }
+
+    /// How teachers' logits are kept.
+    fn packed(&self) -> Packed {
+        (self.run.objective.packed)(&self.run.spec.objective)
     }
 
     /// Whether what comes out of a frozen prefix on training samples can be used again.
@@ -43,7 +93,7 @@ impl Loop<'_> {
     ) -> Result<Encoded> {
         let root = &self.config.cache;
         cache::trim(root, self.config.cache_bytes);
-        encode::encode(net, store, cuts, samples, root, group, link)
+        encode::encode(net, store, cuts, samples, self.packed(), root, group, link)
     }
 
     /// Makes sure that the features of this stage are there; with them those of every later stage whose prefix will not

@@ -146,25 +146,25 @@ pub fn probe(config: &Config) -> Result<Plan> {
         model.weights = None;
     }
     let net = Net::build_for(&model, &classes, spec, &config.inputs, &*train.dataset)?;
-    let mut teacher = None;
-    if let Some(section) = spec.nets.get("teacher").filter(|_| objective.has_teacher()) {
+    let mut teachers = Vec::new();
+    for (role, section) in spec.nets_of("teacher").into_iter().filter(|_| objective.has_teacher()) {
         if section.weights.is_none() {
             return Err(Error::user(
-                "the teacher has no weights",
-                "set `nets.teacher.weights`: a random teacher teaches nothing",
+                format!("the {role} has no weights"),
+                format!("set `nets.{role}.weights`: a random teacher teaches nothing"),
             ));
         }
         let mut section = section.clone();
         if later(&section) {
             (section.weights, section.adapter) = (None, None);
         }
-        teacher = Some(Net::build(&section, &classes, true, spec.job.seed, &config.inputs)?);
+        teachers.push(Net::build(&section, &classes, true, spec.job.seed, &config.inputs)?);
     }
     let mut trusting = spec.clone();
     if let Some(tower) = trusting.nets.get_mut(TOWER).filter(|tower| later(tower)) {
         tower.weights = None;
     }
-    let net = opened.with_tower(net, &trusting, &config.inputs)?.with_own(spec, teacher.as_ref())?;
+    let net = opened.with_tower(net, &trusting, &config.inputs)?.with_own(spec, &teachers)?;
     let store = &net.network.initial;
     net.shape_at(store, net.network.units.len())?;
     // What an epoch draws, and the samples of each draw.
@@ -221,15 +221,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
         if stage.cut > 0 && (drops(model.dropout) || drops(model.attention_dropout)) {
             warnings.push(format!("in stage `{}` only what it trains and lies above drops: what is frozen below runs once", s.name));
         }
-        let first_unit = net.network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default();
-        Ok(StageFigures {
-            name: s.name.clone(),
-            trained: stage.trained,
-            parameters: store.values.len(),
-            lr: stage.rates(s),
-            first_unit,
-            saving: None,
-        })
+        Ok(StageFigures { units: Vec::new(), ..StageFigures::of(&net, store, &stage, s) })
     });
     let mut stages = stages.collect::<Result<Vec<StageFigures>>>()?;
     if config.look {

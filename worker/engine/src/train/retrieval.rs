@@ -165,6 +165,7 @@ impl<'a> Loop<'a> {
             let (teacher, averaged, weights) = (None, None, None);
             let (logits, paired) = (&a, Some(&b));
             let batch = Batch {
+                taps: &[],
                 features: &a,
                 logits,
                 targets: &a,

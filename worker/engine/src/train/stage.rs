@@ -77,6 +77,7 @@ impl Stage {
             };
             return Err(Error::user(format!("stage `{}` trains nothing: {}", spec.name, rules.join(", ")), hint));
         }
+        net.taps.are_reached(cut, &spec.name)?;
         network.own.iter().for_each(|p| trained[p.0] = true);
         let ids: Vec<ParamId> = (0..trained.len()).filter(|i| trained[*i]).map(ParamId).collect();
         let means: Vec<BufferId> = norms.iter().map(|n| n.0).collect();

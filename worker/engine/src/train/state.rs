@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, path::Path};
 use serde::{Deserialize, Serialize};
 
 use super::{export::Baseline, lr_find::Found, stage::Stage, watch::Watch};
-use crate::{Error, Result, collective, files, nn::Store, num::fingerprint::fingerprint, optim::Moments};
+use crate::{
+    Error, Result, collective, eval::shift::Apart, files, nn::Store, num::fingerprint::fingerprint, optim::Moments,
+};
 
 /// One epoch's figures.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -85,6 +87,9 @@ pub struct Progress {
     /// What searches for a learning rate came to, by stage.
     #[serde(default)]
     pub found: BTreeMap<usize, Found>,
+    /// How far apart two domains lay before anything was learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Apart>,
     /// How often the optimizer updated each run of parameters.
     #[serde(default)]
     pub updates: BTreeMap<usize, u64>,

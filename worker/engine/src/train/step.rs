@@ -4,6 +4,7 @@ use tl_proto::spec::{Reduction, Sampling};
 
 use super::{
     Run, grain::GrainSums, inputs::Inputs, judge::Judge, lockstep, pairs::Pairs, stage::Stage, state::RunState,
+    teacher::Teacher,
 };
 use crate::{
     Error, Result,
@@ -46,8 +47,8 @@ pub struct Step<'a> {
     pub stage: &'a Stage,
     /// What the network sees.
     pub inputs: &'a Inputs<'a>,
-    /// The teacher's logits, where there is a teacher.
-    pub teacher: Option<&'a Inputs<'a>>,
+    /// What teachers say of it, where there are some.
+    pub(super) teachers: &'a [Teacher<'a>],
     /// The order of samples.
     pub epoch: &'a Epoch,
     /// Whether the norm of each grain's gradient is wanted.
@@ -223,7 +224,7 @@ impl Step<'_> {
             drawn.iter().map(of).collect::<Vec<_>>()
         });
         let second = self.paired.and_then(|paired| paired.inputs);
-        let others = [self.teacher, second].into_iter().flatten();
+        let others = self.teachers.iter().filter_map(Teacher::inputs).chain(second);
         others.for_each(|i| i.expect(halves.as_ref().unwrap_or(&batches), mixes));
     }
 

@@ -1,6 +1,7 @@
 //! Whole runs: the same bits for any number of ranks, cold or warm cache, interrupted or not.
 
 mod adapt;
+mod distill;
 mod fewshot;
 mod lockstep;
 mod pairs;

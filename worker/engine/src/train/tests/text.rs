@@ -54,8 +54,8 @@ pub(super) fn folder(backbone: &str, dir: &Path, config: &str) -> String {
         .for_each(|e| e.name.insert_str(0, "bert."));
     let place = dir.join(backbone.name);
     std::fs::create_dir_all(&place).unwrap();
-    let (merged, parts, tower) = Default::default();
-    bare(&Net { backbone, network, contract, merged, parts, tower }, &place.join("model.safetensors"));
+    let (merged, parts, tower, taps) = Default::default();
+    bare(&Net { backbone, network, contract, merged, parts, tower, taps }, &place.join("model.safetensors"));
     std::fs::write(place.join("tokenizer.json"), learned).unwrap();
     std::fs::write(place.join("config.json"), config).unwrap();
     place.display().to_string()
