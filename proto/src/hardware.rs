@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_machine_is_summed_up_with_each_model_of_gpu_once() {
-        let gpu = |name: &str, memory| Gpu { name: name.into(), memory: memory << 30, ..Gpu::default() };
+        let gpu = |name: &str, memory: u64| Gpu { name: name.into(), memory: memory << 30, ..Gpu::default() };
         let gpus = vec![gpu("H100", 80), gpu("L4", 24), gpu("H100", 80)];
         let mut machine = Hardware { cores: 16, memory: (128 << 30) - 7, gpus, ..Hardware::default() };
         assert_eq!(machine.summary(), "16 cores, 128 GiB, 2 x H100 (80 GiB), 1 x L4 (24 GiB)");

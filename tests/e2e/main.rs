@@ -10,6 +10,7 @@ mod datasets;
 mod elastic;
 mod faults;
 mod hub;
+mod pairs;
 mod transfer;
 
 /// The program whose mains the sandbox runs.

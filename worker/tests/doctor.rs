@@ -1,5 +1,7 @@
 //! `tl-worker doctor`, the real program.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
+
 use std::{path::Path, process::Command};
 
 use serde_json::Value;

@@ -125,14 +125,14 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
             if !attempt.placements.first().is_some_and(|p| p.is_on(&node, &incarnation)) {
                 return Err(Refusal::Stale);
             }
-            if known.kind == PhaseKind::Probe || state.jobs.get(&job).is_some_and(|j| j.has_model(&known.step)) {
+            if known.kind == PhaseKind::Probe || state.jobs.get(&job).is_some_and(|j| j.has_left(&known.step)) {
                 return Ok(vec![Event::PhaseSucceeded { job, phase, generation, result, at: now }]);
             }
             if attempt.exited.get(&0).is_some_and(Option::is_some) {
                 return Err(Refusal::Stale);
             }
             // Its files were sent before its result: what is not here will not come, and is made again.
-            let message = format!("the model of step `{}` did not arrive in the blob store", known.step);
+            let message = format!("what step `{}` left did not arrive in the blob store", known.step);
             let failure = Some(Failure::new(FailureClass::Disk, message, "`tlctl show` has what its node said of it"));
             Ok(vec![Event::RankExited { job, phase, generation, rank: 0, failure, at: now }])
         }

@@ -216,6 +216,8 @@ pub struct Artifact {
 impl Artifact {
     /// The name of a trained model.
     pub const MODEL: &str = "model.safetensors";
+    /// That of what a step came to.
+    pub const REPORT: &str = "report.json";
 }
 
 /// A machine with an agent.
@@ -322,6 +324,13 @@ impl Job {
     /// Whether the model of a step is in the blob store.
     pub fn has_model(&self, step: &str) -> bool {
         self.artifacts.iter().any(|a| a.step == step && a.name == Artifact::MODEL)
+    }
+
+    /// Whether what a step leaves is in the blob store: its model, or, of one that trains nothing, its report, which comes last.
+    pub fn has_left(&self, step: &str) -> bool {
+        let trains = self.spec.steps().iter().any(|(id, spec, _)| *id == step && !spec.stage.is_empty());
+        let reported = || self.artifacts.iter().any(|a| a.step == step && a.name == Artifact::REPORT);
+        self.has_model(step) || (!trains && reported())
     }
 
     /// Whether everything that a phase needs is done.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    ClassWeights, JobSpec, Sampling, SpecError, Views,
+    AugmentSection, ClassWeights, JobSpec, Sampling, SpecError, Views,
     check_adapter::check_adapters,
     check_model::{check_model, check_untrained},
     check_pairs::{TOWER, check_pairs},
@@ -25,7 +25,22 @@ pub fn check(spec: &JobSpec, catalog: &Catalog) -> Checked {
     if spec.job.kind != JobSpec::PIPELINE {
         return check_run(spec, catalog);
     }
-    spec.steps().into_iter().try_for_each(|(id, inner, _)| check_run(inner, catalog).map_err(|e| in_step(id, e)))
+    let steps = spec.steps();
+    for (id, inner, _) in &steps {
+        check_run(inner, catalog).map_err(|e| in_step(id, e))?;
+        // What trains nothing leaves nothing.
+        let leaves = |kind: &str| !catalog.objectives.iter().any(|o| o.name == kind && o.untrained);
+        for source in inner.model.iter().chain(inner.nets.values()).filter_map(|m| m.weights.as_deref()) {
+            let named = source.strip_prefix("step:").and_then(|name| steps.iter().find(|(id, ..)| *id == name));
+            require(named.is_none_or(|(_, step, _)| leaves(&step.job.kind)), || {
+                (
+                    format!("step `{id}` takes weights from `{source}`, which leaves no model"),
+                    "name another step".into(),
+                )
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// Checks what needs no catalog: everything that the phases of a job, their order and their gangs are made from.
@@ -153,10 +168,7 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     }
     spec.check_places()?;
     found(Catalog::find(&catalog.optimizers, "optimizer", &spec.optimizer.name))?;
-    within("data.augment.rotate", data.augment.rotate, 0.0, 0.5)?;
-    within("data.augment.zoom", data.augment.zoom, 0.0, 0.9)?;
-    within("data.augment.crop", data.augment.crop, 0.0, 0.5)?;
-    within("data.augment.erase", data.augment.erase, 0.0, 1.0)?;
+    check_augment("data.augment", &data.augment)?;
     if let Some(ClassWeights::Each(weights)) = &data.class_weights {
         weights.iter().try_for_each(|w| within("data.class_weights", *w, 0.0, 1e6))?;
         require(weights.iter().any(|w| *w > 0.0), || {
@@ -168,21 +180,6 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
         (
             "`class_weights = \"balanced\"` and `sampling = \"balanced\"` make up for rare classes twice".into(),
             "keep one of them".into(),
-        )
-    })?;
-    let a = &data.augment;
-    let moves = a.rotate > 0.0 || a.zoom > 0.0 || a.crop > 0.0 || a.erase > 0.0;
-    let views = if let Views::Fixed(n) = a.views { n } else { 0 };
-    require(views != 1 || !(moves || a.flip), || {
-        (
-            "`data.augment` changes nothing with one view, which is the sample as it is".into(),
-            "set `views = 4` (fixed, cacheable) or `views = \"fresh\"` (a new one each epoch)".into(),
-        )
-    })?;
-    require(views <= 2 || moves, || {
-        (
-            format!("{views} views, but there are only two different ones"),
-            "set `views = 2`, or `rotate`, `zoom`, `crop` or `erase`".into(),
         )
     })?;
     let o = &spec.optimizer;
@@ -209,6 +206,29 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
         }
     }
     Ok(())
+}
+
+/// Checks how samples are transformed: each number in its range, and none that would change nothing.
+pub(super) fn check_augment(at: &str, a: &AugmentSection) -> Checked {
+    for (key, value, most) in
+        [("rotate", a.rotate, 0.5), ("zoom", a.zoom, 0.9), ("crop", a.crop, 0.5), ("erase", a.erase, 1.0)]
+    {
+        within(&format!("{at}.{key}"), value, 0.0, most)?;
+    }
+    let moves = a.rotate > 0.0 || a.zoom > 0.0 || a.crop > 0.0 || a.erase > 0.0;
+    let views = if let Views::Fixed(n) = a.views { n } else { 0 };
+    require(views != 1 || !(moves || a.flip), || {
+        (
+            format!("`{at}` changes nothing with one view, which is the sample as it is"),
+            "set `views = 4` (fixed, cacheable) or `views = \"fresh\"` (a new one each epoch)".into(),
+        )
+    })?;
+    require(views <= 2 || moves, || {
+        (
+            format!("{views} views, but there are only two different ones"),
+            "set `views = 2`, or `rotate`, `zoom`, `crop` or `erase`".into(),
+        )
+    })
 }
 
 /// Checks the data of another domain: there if the kind of job learns from it, and only then.

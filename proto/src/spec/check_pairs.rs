@@ -2,8 +2,8 @@
 //! labels.
 
 use super::{
-    JobSpec, PairedBy, Sampling,
-    check::{Checked, found, require, within},
+    JobSpec, Sampling,
+    check::{Checked, check_augment, found, require},
     check_params::check_params,
 };
 use crate::catalog::{Catalog, Entry};
@@ -31,10 +31,7 @@ pub(super) fn check_pairs(spec: &JobSpec, objective: &Entry, catalog: &Catalog) 
     };
     let format = found(Catalog::find(&catalog.formats, "data format", &pairs.format))?;
     check_params("data.pairs.params", format, &pairs.params)?;
-    within("data.pairs.augment.rotate", pairs.augment.rotate, 0.0, 0.5)?;
-    within("data.pairs.augment.zoom", pairs.augment.zoom, 0.0, 0.9)?;
-    within("data.pairs.augment.crop", pairs.augment.crop, 0.0, 0.5)?;
-    within("data.pairs.augment.erase", pairs.augment.erase, 0.0, 1.0)?;
+    check_augment("data.pairs.augment", &pairs.augment)?;
     require(pairs.val.is_some() || !objective.nets.iter().any(|role| role == TOWER), || {
         let hint = "set `data.pairs.val`: what goes with the samples of `data.val`";
         (format!("`{kind}` is judged by pairs, and `[data.pairs]` has no `val`"), hint.into())
@@ -53,8 +50,18 @@ pub(super) fn check_pairs(spec: &JobSpec, objective: &Entry, catalog: &Catalog) 
             (format!("`modifiers.{name}` mixes samples, and a pair goes with no other"), "remove it".into())
         })?;
     }
-    let alone = pairs.by == PairedBy::Label && pairs.format == "text" && data.format == "text";
-    require(!alone, || ("pairs of texts go by `name` or `order`".into(), "set `data.pairs.by`".into()))
+    let Some(tower) = spec.nets.get(TOWER) else { return Ok(()) };
+    require(tower.adapter.is_none(), || {
+        (
+            format!("`nets.{TOWER}.adapter` cannot be: the second network carries no adapter"),
+            format!(
+                "work it into the weights by a job of its own, or make that network `[model]` and the other `nets.{TOWER}`"
+            ),
+        )
+    })?;
+    require(data.batch >= 2 || objective.untrained, || {
+        ("a batch of one pair has nothing to tell it from".into(), "raise `data.batch`".into())
+    })
 }
 
 #[cfg(test)]

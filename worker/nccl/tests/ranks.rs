@@ -1,6 +1,8 @@
 //! Ranks as threads over an NCCL and a driver that need no GPU (`nvlib::fake`): that calls are made as they should be, and
 //! that waits end.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
+
 use std::{
     sync::{Arc, OnceLock},
     time::{Duration, Instant},

@@ -25,10 +25,11 @@ impl Bare {
     /// Samples that are halves of pairs. Where their classes make the pairs, that is all that their classes do.
     pub(super) fn paired(inner: Box<dyn Dataset>, by: PairedBy) -> Self {
         let all = 0..inner.labels().len();
+        let place = |i| inner.place(i).to_string();
         let keys = match by {
             PairedBy::Name => None,
             PairedBy::Label => Some(inner.labels().iter().map(|l| inner.classes()[*l].clone()).collect()),
-            PairedBy::Order => Some(all.map(|i| i.to_string()).collect()),
+            PairedBy::Order => Some(all.map(place).collect()),
         };
         Self { keys, ..Self::new(inner) }
     }

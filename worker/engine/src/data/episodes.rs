@@ -106,9 +106,9 @@ mod tests {
             let class = |i: &usize| set.labels()[*i];
             let mut seen: Vec<usize> = episode.support.iter().chain(&episode.query).copied().collect();
             let classes: Vec<usize> = (0..3).map(|slot| class(&episode.support[2 * slot])).collect();
-            for slot in 0..3 {
-                assert!(episode.support[2 * slot..2 * slot + 2].iter().all(|i| class(i) == classes[slot]));
-                assert!(episode.query[4 * slot..4 * slot + 4].iter().all(|i| class(i) == classes[slot]));
+            let slots = episode.support.chunks_exact(2).zip(episode.query.chunks_exact(4)).zip(&classes);
+            for ((support, query), own) in slots {
+                assert!(support.iter().chain(query).all(|i| class(i) == *own));
             }
             seen.sort_unstable();
             seen.dedup();

@@ -63,9 +63,15 @@ pub trait Dataset: Send + Sync {
         None
     }
 
-    /// What it has in common with the sample of another kind that it goes with: its name without an ending.
+    /// What it has in common with the sample of another kind that it goes with: its name without an ending. Empty where
+    /// there is nothing of the kind.
     fn key(&self, index: usize) -> String {
         stem(&self.name(index)).to_owned()
+    }
+
+    /// Its place in the list that people see.
+    fn place(&self, index: usize) -> usize {
+        index
     }
 }
 
@@ -73,7 +79,12 @@ pub trait Dataset: Send + Sync {
 pub(super) fn stem(name: &str) -> &str {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let name = name.rsplit_once('#').filter(|(_, n)| digits(n)).map_or(name, |(name, _)| name);
-    let ending = |text: &str| (1..=5).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric());
+    // A number is none.
+    let ending = |text: &str| {
+        (1..=5).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric())
+            && text.starts_with(|c: char| c.is_ascii_alphabetic())
+    };
     name.rsplit_once('.').filter(|(name, end)| !name.is_empty() && ending(end)).map_or(name, |(name, _)| name)
 }
 
@@ -149,6 +160,12 @@ pub fn open_paired(data: &DataSection, part: &str, by: PairedBy, seed: u32) -> R
     };
     if opened.labels().is_empty() {
         return Err(Error::user(format!("`{place}` has no samples"), "check the path"));
+    }
+    if let Some(odd) = (0..opened.labels().len()).find(|i| by == PairedBy::Name && opened.key(*i).is_empty()) {
+        return Err(Error::user(
+            format!("{} of `{place}` does not say what it goes with", opened.name(odd)),
+            "write `NAME<TAB>text`, or set `data.pairs.by = \"order\"`",
+        ));
     }
     Ok(Box::new(bare::Bare::paired(opened, by)))
 }
@@ -265,6 +282,8 @@ mod tests {
             ("a.b/c.tar.gz", "a.b/c.tar"),
             ("line 3", "line 3"),
             (".hidden", ".hidden"),
+            ("img.001", "img.001"),
+            ("img.001.jpg", "img.001"),
             ("v1.0 of it", "v1.0 of it"),
             ("a#b", "a#b"),
         ] {

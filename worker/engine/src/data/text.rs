@@ -118,10 +118,11 @@ impl Dataset for Lines {
     }
     /// What stands in front of the tab: the name of what the text goes with.
     fn key(&self, index: usize) -> String {
-        match self.names.get(index).filter(|name| !name.is_empty()) {
-            Some(name) => super::stem(name).to_owned(),
-            None => self.name(index),
-        }
+        self.names.get(index).map_or(String::new(), |name| super::stem(name).to_owned())
+    }
+    /// An empty line is a place that nothing stands at.
+    fn place(&self, index: usize) -> usize {
+        self.numbers[index] - 1
     }
 }
 

@@ -4,11 +4,10 @@
 pub mod density;
 mod matrix;
 mod pca;
+pub mod retrieval;
 pub mod selection;
 pub mod shift;
 pub mod softened;
-
-pub mod retrieval;
 
 use std::fmt::Write as _;
 

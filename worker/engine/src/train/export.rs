@@ -28,7 +28,7 @@ use crate::{
     optim::Group,
     picture,
     predict::Taught,
-    weights::{Merged, peft},
+    weights::{Merged, TOWER, peft},
 };
 
 /// What `report.json` says.
@@ -298,10 +298,15 @@ fn adapter(net: &Net, store: &Store, spec: &JobSpec) -> Result<Option<[Vec<u8>; 
     }
     for section in &spec.stage {
         let stage = Stage::resolve(net, store, section)?;
-        let aside = |p: &ParamId| network.adapters.params.contains(p) || network.own.contains(p);
+        // A second network is nothing that peft knows of.
+        let second = |name: &str| name.starts_with(TOWER);
+        let aside = |p: &ParamId| {
+            network.adapters.params.contains(p) || network.own.contains(p) || second(&store.params[p.0].name)
+        };
         let trained = stage.layout.trained().map(|(p, _)| p).filter(|p| !aside(p));
         saved.extend(trained.map(|ParamId(p)| module(&store.params[p].name)));
-        saved.extend(stage.norms.iter().map(|(mean, _)| module(&store.buffers[mean.0].name)));
+        let norms = stage.norms.iter().map(|(mean, _)| &store.buffers[mean.0].name);
+        saved.extend(norms.filter(|name| !second(name)).map(|name| module(name)));
     }
     let base = spec.model.as_ref().and_then(|m| m.weights.as_deref());
     peft::files(network, net.backbone, store, &saved, base)

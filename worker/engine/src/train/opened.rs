@@ -94,6 +94,18 @@ impl Opened {
         net.with_tower(tower, model, spec.job.seed)
     }
 
+    /// How many training and validation samples there are, without those that go with nothing, and what is to be said of
+    /// those.
+    ///
+    /// # Errors
+    /// No pair at all.
+    pub fn paired(&self, data: &DataSection) -> Result<([usize; 2], Vec<String>)> {
+        match (&self.halves, &data.pairs) {
+            (Some(halves), Some(pairs)) => halves.counted(&self.train, &self.val, pairs.by),
+            _ => Ok(([self.train.count(), self.val.count()], Vec::new())),
+        }
+    }
+
     /// All parts, in the order in which ranks compare them.
     pub fn parts(&self) -> impl Iterator<Item = &Samples> {
         let pairs = self.halves.iter().flat_map(Halves::parts);

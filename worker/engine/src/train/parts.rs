@@ -234,7 +234,8 @@ impl Net {
         let first = if peft::has_their_head(network, self.backbone) { network.head } else { network.units.len() };
         let head = (first..network.units.len()).flat_map(|unit| network.unit_params(unit));
         let own = (0..trained.len()).filter(|p| trained[*p]).map(ParamId).chain(head);
-        let own = own.filter(|p| !network.adapters.params.contains(p));
+        let second = |p: &ParamId| store.params[p.0].name.starts_with(weights::TOWER);
+        let own = own.filter(|p| !network.adapters.params.contains(p) && !second(p));
         for module in own.filter_map(|p| peft::module(&store.params[p.0].name)).collect::<BTreeSet<_>>() {
             if let Some(site) = network.adapters.sites.iter().find(|s| peft::hides(module, &s.layer)) {
                 return Err(Error::user(

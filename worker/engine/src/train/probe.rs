@@ -166,9 +166,12 @@ pub fn probe(config: &Config) -> Result<Plan> {
     }
     let net = opened.with_tower(net, &trusting, &config.inputs)?.with_own(spec, &teachers)?;
     let store = &net.network.initial;
-    net.shape_at(store, net.network.units.len())?;
+    for one in net.all() {
+        one.shape_at(store, one.network.units.len())?;
+    }
     // What an epoch draws, and the samples of each draw.
-    let n = few.as_ref().map_or(train.count(), |few| few.section.per_epoch as usize);
+    let (paired, said) = opened.paired(data)?;
+    let n = few.as_ref().map_or(paired[0], |few| few.section.per_epoch as usize);
     let each = few.as_ref().map_or(1, |few| few.trained().support() + few.trained().queries());
     let (batch, grains) = (data.batch as usize, spec.grains() as usize);
     // Of another domain there are as many beside them.
@@ -177,7 +180,8 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let fewest = spec.cluster.ranks.min as usize;
     let together = sides * at_a_time(n, batch, grains, |count| partition(count, fewest));
     let own = partition(grains, fewest).iter().map(Range::len).max().unwrap_or(0);
-    let (mut warnings, mut lockstep) = (Vec::new(), (objective.coupled)(&spec.objective));
+    let (mut warnings, mut lockstep) = (said, (objective.coupled)(&spec.objective));
+    warnings.extend(untaught(&net, spec)?);
     warnings.extend(few.as_ref().and_then(Few::warning));
     if !net.network.adapters.sites.is_empty() && !peft::has_their_head(&net.network, net.backbone) {
         warnings.push(
@@ -241,7 +245,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
             classes: [train.dataset.classes().len(), val.dataset.classes().len()],
             section: few.section,
         }),
-        samples: [train.count(), val.count()],
+        samples: paired,
         manifest: manifest(&all).to_hex().to_string(),
         preprocess: match on_trust && model.preprocess.is_none() && net.contract.text.is_none() {
             true => "that of the weights, which are not here yet".into(),
@@ -256,6 +260,27 @@ pub fn probe(config: &Config) -> Result<Plan> {
         split: split.iter().map(Range::len).collect(),
         stages,
     })
+}
+
+/// New heads that no stage trains: what they give stays as it was drawn.
+fn untaught(net: &Net, spec: &JobSpec) -> Result<Vec<String>> {
+    if net.tower.is_none() {
+        return Ok(Vec::new());
+    }
+    let mut trained = std::collections::BTreeSet::new();
+    for section in &spec.stage {
+        let stage = Stage::resolve(net, &net.network.initial, section)?;
+        trained.extend(stage.layout.trained().map(|(p, _)| p));
+    }
+    let heads = net.all().zip([("model", spec.model.as_ref(), "head"), (TOWER, spec.nets.get(TOWER), "tower.head")]);
+    let untaught = heads.filter(|(net, (_, section, _))| {
+        let mut params = (net.network.head..net.network.units.len()).flat_map(|u| net.network.unit_params(u));
+        !section.is_some_and(|m| m.head.keep) && !params.any(|p| trained.contains(&p))
+    });
+    let say = |(_, (name, _, rule)): (_, (&str, _, &str))| {
+        format!("the head of `{name}` is new, and no stage trains it: add `{rule}` to a stage's `train`")
+    };
+    Ok(untaught.map(say).collect())
 }
 
 /// Whether weights come from a step that has not run yet, or from the hub.

@@ -14,6 +14,7 @@ use crate::{
         retrieval::{self, Retrieval},
     },
     nn::{Store, tensor},
+    num::rng::Philox,
     objective::{Batch, unit},
 };
 
@@ -136,16 +137,19 @@ impl<'a> Loop<'a> {
         Ok(Judged { evaluation, retrieval: Some(found) })
     }
 
-    /// The mean of the objective over validation samples and the first of their halves in turn, in batches as in training.
+    /// The mean of the objective over validation samples and their halves in turn, in batches as in training: in an order of
+    /// their own, since a list is often sorted by class.
     fn loss_of_pairs(&self, ours: &[Vec<f32>], theirs: &[Vec<f32>], pairs: &Pairs) -> Result<f64> {
         let Some((_, partners)) = &pairs.val else { return Ok(0.0) };
         let mut taken: BTreeMap<usize, usize> = BTreeMap::new();
-        let half = |i: usize| {
-            let turn = taken.entry(partners[i][0]).or_default();
+        let mut half = |i: usize| {
+            let halves = partners.of(i);
+            let turn = taken.entry(halves[0]).or_default();
             *turn += 1;
-            &theirs[partners[i][(*turn - 1) % partners[i].len()]]
+            &theirs[halves[(*turn - 1) % halves.len()]]
         };
-        let matched: Vec<&Vec<f32>> = (0..ours.len()).map(half).collect();
+        let order = Philox::new(self.run.spec.job.seed, "pairs-judged").permutation(ours.len(), 0);
+        let pairs: Vec<[&Vec<f32>; 2]> = order.into_iter().map(|i| [&ours[i], half(i)]).collect();
         let own = self.net.network.own.iter().map(|id| {
             let entry = &self.state.store.params[id.0];
             let name = entry.name.trim_start_matches(crate::nn::OWN).to_owned();
@@ -154,14 +158,13 @@ impl<'a> Loop<'a> {
         let own = own.collect::<Result<BTreeMap<String, Tensor>>>()?;
         let (objective, params) = (self.run.objective, &self.run.spec.objective);
         let mut sum = 0.0;
-        for (ours, theirs) in
-            ours.chunks(self.run.data.batch as usize).zip(matched.chunks(self.run.data.batch as usize))
-        {
-            let rows = |values: Vec<f32>| {
-                let width = values.len() / ours.len();
-                tensor(values, &[ours.len(), width])
+        for batch in pairs.chunks(self.run.data.batch as usize) {
+            let rows = |side: usize| {
+                let values: Vec<f32> = batch.iter().flat_map(|pair| pair[side].iter().copied()).collect();
+                let width = values.len() / batch.len();
+                tensor(values, &[batch.len(), width])
             };
-            let (a, b) = (rows(ours.concat())?, rows(theirs.iter().flat_map(|r| r.iter().copied()).collect())?);
+            let (a, b) = (rows(0)?, rows(1)?);
             let (teacher, averaged, weights) = (None, None, None);
             let (logits, paired) = (&a, Some(&b));
             let batch = Batch {

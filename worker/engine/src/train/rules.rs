@@ -39,7 +39,7 @@ pub fn named(net: &Net, store: &Store, stage: &str, rule: &str) -> Result<Vec<Pa
     }
     if named.is_empty() && !inner.starts_with("top:") {
         return Err(Error::user(
-            format!("stage `{stage}`: `{rule}` names no parameters of {}", net.backbone.name),
+            format!("stage `{stage}`: `{rule}` names no parameters of {}", of.backbone.name),
             format!(
                 "use `head`, `top:N`, `*`, `norms`, `re:PATTERN`, or the start of a parameter's name up to a dot: names \
                  here start with {}",

@@ -17,16 +17,8 @@ impl Net {
     /// This network with `other` beside it, whose section of the job is `model`.
     ///
     /// # Errors
-    /// A second network with bottlenecks in it.
+    /// Networks of different precisions.
     pub fn with_tower(mut self, other: Net, model: &ModelSection, seed: u32) -> Result<Self> {
-        if !other.network.adapters.sites.is_empty() {
-            return Err(Error::user(
-                format!(
-                    "the weights of `nets.{ROLE}` come with bottleneck adapters, which a second network cannot have"
-                ),
-                "begin with other weights, or make it `[model]`",
-            ));
-        }
         if other.network.initial.precision != self.network.initial.precision {
             return Err(Error::user(
                 format!("`[model]` and `nets.{ROLE}` are trained in different precisions"),

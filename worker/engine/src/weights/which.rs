@@ -39,16 +39,18 @@ impl Which {
     }
 }
 
-/// What the outputs of a network that a job left are called.
+/// What the outputs of one of two networks that have learned from pairs are called.
 ///
 /// # Errors
-/// A file that no job left.
+/// A file of anything else.
 pub fn outputs(path: &Path, which: Which) -> Result<Vec<String>> {
-    let said = which.about(path)?.get("classes").cloned();
+    let about = about(path)?;
+    let (embeds, two) = (about.get("embeds") == Some(&true.into()), about.get("tower").is_some());
+    let said = which.about(path)?.get("classes").cloned().filter(|_| embeds && two);
     said.and_then(|c| serde_json::from_value(c).ok()).ok_or_else(|| {
         Error::user(
-            format!("`{}` does not say what its network gives", path.display()),
-            "only models that a job has left can be used here",
+            format!("`{}` does not hold two networks that have learned from pairs", path.display()),
+            "give the model that a job of `kind = \"contrastive\"` left, to `[model]` and to `[nets.tower]`",
         )
     })
 }

@@ -148,7 +148,7 @@ const TALL: usize = 64;
 pub fn add_outer(c: &mut [f32], a: View<'_>, (m, k): (usize, usize), b: &[Packed], n: usize) {
     let threads = rayon::current_num_threads();
     let tasks = threads * (m / (threads * TALL)).max(1);
-    let block = m.div_ceil(tasks).next_multiple_of(ROWS);
+    let block = m.div_ceil(tasks).next_multiple_of(ROWS).max(ROWS);
     c[..m * n].par_chunks_mut(block * n).enumerate().for_each(|(i, c)| {
         let own = View { data: &a.data[i * block * a.row..], ..a };
         let left = Columns::pack(own, c.len() / n, k);
@@ -191,7 +191,7 @@ pub fn gemm(out: &mut [f32], ldc: usize, a: View<'_>, b: View<'_>, (m, n, k): (u
 /// not every thread would have some.
 fn task(rows: usize) -> usize {
     const MOST: usize = 128;
-    rows.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(ROWS).min(MOST)
+    rows.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(ROWS).clamp(ROWS, MOST)
 }
 
 /// `out[rows, n] (+)= x[rows, k] · b`, in parallel over blocks of rows: a row's bits do not depend on the other rows, nor

@@ -177,13 +177,11 @@ mod tests {
                 e.iter().map(|e| e / total).collect()
             })
             .collect();
-        for c in 0..3 {
-            let error = |i: usize| chances[i][c] - f64::from(u8::from(labels[i] == c));
-            assert!((0..5).map(error).sum::<f64>().abs() < 1e-5);
-            for k in 0..3 {
-                let slope = (0..5).map(|i| error(i) * shown[i][k]).sum::<f64>() + penalty * weight(c, k);
-                assert!(slope.abs() < 1e-5, "{c} {k}: {slope}");
-            }
+        let error_of = |i: usize, c: usize| chances[i][c] - f64::from(u8::from(labels[i] == c));
+        for (c, k) in (0..9).map(|at| (at / 3, at % 3)) {
+            assert!((0..5).map(|i| error_of(i, c)).sum::<f64>().abs() < 1e-5);
+            let slope = (0..5).map(|i| error_of(i, c) * shown[i][k]).sum::<f64>() + penalty * weight(c, k);
+            assert!(slope.abs() < 1e-5, "{c} {k}: {slope}");
         }
         assert!(chances[0][0] > 0.5 && chances[4][2] > 0.4, "{chances:?}");
     }

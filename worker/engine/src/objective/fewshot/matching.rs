@@ -26,7 +26,8 @@ fn describe() -> Entry {
     }
 }
 
-fn unit(rows: &Tensor) -> Result<Tensor> {
+/// Rows of length one.
+pub(super) fn unit(rows: &Tensor) -> Result<Tensor> {
     Ok(rows.broadcast_div(&(rows.sqr()?.sum_keepdim(1)? + EPS)?.sqrt()?)?)
 }
 

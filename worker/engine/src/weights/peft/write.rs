@@ -131,7 +131,7 @@ fn is_bare(store: &Store, name: &str) -> bool {
 /// with `bn1` those of `layer1.0.bn1`, with `classifier` those of `pre_classifier`.
 fn with_likes(saved: &BTreeSet<String>, store: &Store, theirs: &Theirs<'_>) -> BTreeSet<String> {
     let ends: Vec<String> = saved.iter().filter(|m| !is_bare(store, m)).map(|m| theirs.name(m)).collect();
-    let all = store.params.iter().chain(&store.buffers);
+    let all = store.params.iter().chain(&store.buffers).filter(|e| !e.name.starts_with(super::super::TOWER));
     let likes = all.filter(|e| !PARTS.iter().any(|end| e.name.ends_with(end)));
     let likes = likes.filter_map(|e| module(&e.name));
     let likes = likes.filter(|m| ends.iter().any(|end| theirs.name(m).ends_with(end.as_str())));
