@@ -180,7 +180,7 @@ pub enum Reduction {
 }
 
 /// `[data]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
     /// A format of the catalog.
@@ -250,15 +250,9 @@ pub struct TargetSection {
 }
 
 impl DataSection {
-    /// The target's data as a section of its own; its validation samples are those it learns from where it has no others.
-    pub fn of_target(&self) -> Option<Self> {
-        let target = self.target.as_ref()?;
-        let own = target.format.is_some() || !target.params.is_empty();
-        Some(Self {
-            format: target.format.clone().unwrap_or_else(|| self.format.clone()),
-            train: target.train.clone(),
-            val: target.val.clone().unwrap_or_else(|| target.train.clone()),
-            params: if own { target.params.clone() } else { self.params.clone() },
+    /// The section of samples beside these, without what concerns these alone: their classes, and what goes with them.
+    pub(super) fn beside(&self) -> Self {
+        Self {
             train_per_class: None,
             class_weights: None,
             sampling: Sampling::default(),
@@ -268,6 +262,19 @@ impl DataSection {
             train_classes: Vec::new(),
             val_classes: Vec::new(),
             ..self.clone()
+        }
+    }
+
+    /// The target's data as a section of its own; its validation samples are those it learns from where it has no others.
+    pub fn of_target(&self) -> Option<Self> {
+        let target = self.target.as_ref()?;
+        let own = target.format.is_some() || !target.params.is_empty();
+        Some(Self {
+            format: target.format.clone().unwrap_or_else(|| self.format.clone()),
+            train: target.train.clone(),
+            val: target.val.clone().unwrap_or_else(|| target.train.clone()),
+            params: if own { target.params.clone() } else { self.params.clone() },
+            ..self.beside()
         })
     }
 }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AugmentSection, DataSection, Params, Sampling};
+use super::{AugmentSection, DataSection, Params};
 
 /// `[data.pairs]`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -51,15 +51,7 @@ impl DataSection {
             val: pairs.val.clone().unwrap_or_else(|| pairs.train.clone()),
             params: pairs.params.clone(),
             augment: pairs.augment.clone(),
-            train_per_class: None,
-            class_weights: None,
-            sampling: Sampling::default(),
-            target: None,
-            pairs: None,
-            episodes: None,
-            train_classes: Vec::new(),
-            val_classes: Vec::new(),
-            ..self.clone()
+            ..self.beside()
         })
     }
 }

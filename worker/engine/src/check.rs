@@ -12,7 +12,7 @@ use tl_proto::spec::JobSpec;
 use crate::{
     Error, Result,
     collective::{Collective, Mesh, MeshConfig, Solo, reduce, tree::Node},
-    link::{Link, Notice, Row},
+    link::Deaf,
     num::{
         gemm::{self, View},
         pool,
@@ -89,20 +89,6 @@ train = ["*"]
 lr = 0.001
 bn = "train"
 "#;
-
-/// Hears nothing.
-struct Deaf;
-
-impl Link for Deaf {
-    fn row(&mut self, _: &Row) {}
-    fn activity(&mut self, _: &str, _: u64, _: u64) {}
-    fn checkpoint(&mut self, _: u64, _: &Path) {}
-    fn artifact(&mut self, _: &str, _: &Path) {}
-    fn notice(&mut self, _: Notice, _: &str) {}
-    fn stop_requested(&self) -> bool {
-        false
-    }
-}
 
 /// Seconds for a step of training, of a small network; writes below `folder`.
 ///

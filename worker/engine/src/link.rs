@@ -92,3 +92,17 @@ pub trait Link: Send {
     /// Whether the rank should stop at the next step.
     fn stop_requested(&self) -> bool;
 }
+
+/// A link that nobody is at the other end of.
+pub struct Deaf;
+
+impl Link for Deaf {
+    fn row(&mut self, _: &Row) {}
+    fn activity(&mut self, _: &str, _: u64, _: u64) {}
+    fn checkpoint(&mut self, _: u64, _: &Path) {}
+    fn artifact(&mut self, _: &str, _: &Path) {}
+    fn notice(&mut self, _: Notice, _: &str) {}
+    fn stop_requested(&self) -> bool {
+        false
+    }
+}

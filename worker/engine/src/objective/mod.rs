@@ -19,8 +19,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use tl_proto::{catalog::Entry, spec::Params};
 
-pub use contrastive::unit;
-pub use ops::{exp, log_softmax};
+pub use ops::{exp, log_softmax, unit};
 pub use zero_shot::{SCALE, sentences};
 
 use crate::{Error, Result, nn::Own};

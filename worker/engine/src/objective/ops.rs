@@ -55,9 +55,25 @@ pub fn reverse(t: &Tensor, factor: f64) -> Result<Tensor> {
     Ok(t.contiguous()?.apply_op1(Reverse(factor))?)
 }
 
+/// Added to squared norms, so that a row of zeros has a direction: none.
+const EPS: f64 = 1e-12;
+
+/// Rows of length one.
+pub fn unit(rows: &Tensor) -> Result<Tensor> {
+    Ok(rows.broadcast_div(&(rows.sqr()?.sum_keepdim(1)? + EPS)?.sqrt()?)?)
+}
+
 /// ln of every element, of a tensor through which nothing is differentiated.
 pub fn ln(t: &Tensor) -> Result<Tensor> {
     tensor(host(t)?.iter().map(|v| libm::logf(*v)).collect(), t.dims())
+}
+
+/// The square of the distance of two rows. Differences first: |x|² + |y|² − 2xy would cancel between neighbours.
+fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).fold(0.0, |sum, (a, b)| {
+        let by = f64::from(a - b);
+        sum + by * by
+    })
 }
 
 type Forward = candle_core::Result<(CpuStorage, Shape)>;
@@ -210,13 +226,9 @@ impl CustomOp1 for Distances {
         let (n, d) = layout.shape().dims2()?;
         let x = elements(storage, layout)?;
         let mut out = vec![0.0; n * n];
-        // Differences first: |x|² + |y|² − 2xy would cancel between neighbours.
         out.par_chunks_mut(n.max(1)).zip(x.par_chunks(d.max(1))).for_each(|(row, a)| {
             for (out, b) in row.iter_mut().zip(x.chunks_exact(d)) {
-                let sum: f64 = a.iter().zip(b).fold(0.0, |sum, (a, b)| {
-                    let by = f64::from(a - b);
-                    sum + by * by
-                });
+                let sum = squared_distance(a, b);
                 *out = if self.squared { sum } else { sum.sqrt() } as f32;
             }
         });
@@ -260,11 +272,7 @@ impl CustomOp2 for DistancesTo {
         let mut out = vec![0.0; m * n];
         out.par_chunks_mut(n.max(1)).zip(a.par_chunks(d.max(1))).for_each(|(row, a)| {
             for (out, b) in row.iter_mut().zip(b.chunks_exact(d)) {
-                let sum: f64 = a.iter().zip(b).fold(0.0, |sum, (a, b)| {
-                    let by = f64::from(a - b);
-                    sum + by * by
-                });
-                *out = sum as f32;
+                *out = squared_distance(a, b) as f32;
             }
         });
         Ok((CpuStorage::F32(out), Shape::from((m, n))))

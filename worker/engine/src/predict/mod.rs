@@ -9,7 +9,7 @@ use std::{
 
 use candle_core::Tensor;
 pub use support::{Learned, Taught};
-use tl_proto::spec::{AugmentSection, DataSection, ModelSection, Params, Precision};
+use tl_proto::spec::{DataSection, ModelSection, Params, Precision};
 
 use crate::{
     Error, Result,
@@ -192,17 +192,8 @@ fn section(format: &str, place: &str, params: Params, classes: &[String]) -> Dat
         train: place.into(),
         val: place.into(),
         batch: 1,
-        grains: None,
-        train_per_class: None,
-        train_classes: Vec::new(),
         val_classes: classes.to_vec(),
-        skip_bad: 0,
-        class_weights: None,
-        sampling: tl_proto::spec::Sampling::default(),
-        augment: AugmentSection::default(),
         params,
-        target: None,
-        pairs: None,
-        episodes: None,
+        ..DataSection::default()
     }
 }

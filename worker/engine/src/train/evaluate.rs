@@ -13,20 +13,22 @@ const BATCH: usize = 32;
 /// Bytes of one sample's line: index, class, loss, entropy.
 const LINE: usize = 32;
 
-/// What `rows` makes of every one of `n` samples, in index order, on every rank: each computes a run of whole batches.
+/// What `rows` makes of every one of `n` samples, in index order, on every rank: each computes a run of whole batches, and
+/// hears which comes next.
 ///
 /// # Errors
 /// Those of `rows`; a lost peer.
 pub fn gathered(
     n: usize,
     group: &mut dyn Collective,
-    mut rows: impl FnMut(&[usize]) -> Result<Vec<Vec<f32>>>,
+    mut rows: impl FnMut(&[usize], Option<&[usize]>) -> Result<Vec<Vec<f32>>>,
 ) -> Result<Vec<Vec<f32>>> {
     let indices: Vec<usize> = (0..n).collect();
     let batches: Vec<&[usize]> = indices.chunks(BATCH).collect();
     let mut own = Vec::new();
-    for batch in &batches[group.shares(batches.len())[group.rank()].clone()] {
-        own.extend(rows(batch)?.concat());
+    let run = &batches[group.shares(batches.len())[group.rank()].clone()];
+    for (i, batch) in run.iter().enumerate() {
+        own.extend(rows(batch, run.get(i + 1).copied())?.concat());
     }
     let all = group.all_gather(collective::to_bytes(&own))?.concat();
     let all = collective::from_bytes(&all)?;
@@ -41,7 +43,9 @@ pub fn gathered(
 /// # Errors
 /// A sample that cannot be read, a lost peer.
 pub fn embed(store: &Store, inputs: &Inputs<'_>, to: usize, group: &mut dyn Collective) -> Result<Vec<Vec<f32>>> {
-    gathered(inputs.samples.count(), group, |batch| {
+    gathered(inputs.samples.count(), group, |batch, next| {
+        let next = next.map(|next| (next.to_vec(), vec![0; next.len()]));
+        inputs.expect(next.as_slice(), false);
         let x = inputs.batch(store, batch, &vec![0; batch.len()], None)?;
         net::rows(&inputs.net.forward(store, x, inputs.cut, to)?)
     })

@@ -5,21 +5,18 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use tl_proto::spec::PairedBy;
 
-use super::{Features, Loop, fewshot, inputs::Inputs, net, pairs::Pairs, samples::Samples};
+use super::{Features, Loop, evaluate::embed, fewshot, inputs::Inputs, net, pairs::Pairs, samples::Samples};
 use crate::{
-    Error, Result,
+    Result,
     collective::Collective,
     eval::{
         self, Evaluation, Outcome,
         retrieval::{self, Retrieval},
     },
-    nn::{Store, tensor},
+    nn::tensor,
     num::rng::Philox,
     objective::{Batch, unit},
 };
-
-/// Samples of one evaluation batch.
-const BATCH: usize = 32;
 
 /// What was found on validation samples.
 pub(super) struct Judged {
@@ -42,34 +39,6 @@ impl Judged {
         }
         values
     }
-}
-
-/// What the last unit of a network gives for every sample of `inputs`, on every rank, in index order.
-///
-/// # Errors
-/// A sample that cannot be read, a lost peer.
-pub(super) fn outputs(store: &Store, inputs: &Inputs<'_>, group: &mut dyn Collective) -> Result<Vec<Vec<f32>>> {
-    let indices: Vec<usize> = (0..inputs.samples.count()).collect();
-    let batches: Vec<&[usize]> = indices.chunks(BATCH).collect();
-    let shares = group.shares(batches.len());
-    let own = &batches[shares[group.rank()].clone()];
-    let mut said = Vec::new();
-    for (i, batch) in own.iter().enumerate() {
-        let next = own.get(i + 1).map(|next| (next.to_vec(), vec![0; next.len()]));
-        inputs.expect(next.as_slice(), false);
-        let x = inputs.batch(store, batch, &vec![0; batch.len()], None)?;
-        let given = inputs.net.forward(store, x, inputs.cut, inputs.net.network.units.len())?;
-        said.extend(crate::collective::to_bytes(&crate::nn::host(&given)?));
-    }
-    // Ranks own contiguous runs of batches, in the order of ranks.
-    let all = group.all_gather(said)?.concat();
-    let values = crate::collective::from_bytes(&all)?;
-    let width = inputs.net.network.outputs;
-    let rows: Vec<Vec<f32>> = values.chunks_exact(width).map(<[f32]>::to_vec).collect();
-    if rows.len() != indices.len() {
-        return Err(Error::Internal(format!("{} embeddings of {} samples", rows.len(), indices.len())));
-    }
-    Ok(rows)
 }
 
 /// Keys of both lists as numbers, and what they stand for, in order.
@@ -120,7 +89,8 @@ impl<'a> Loop<'a> {
             return Ok(Judged { evaluation: self.evaluation(val, which, group)?, retrieval: None });
         };
         let store = &self.state.store;
-        let (ours, theirs) = (outputs(store, val, group)?, outputs(store, halves, group)?);
+        let mut embed = |inputs: &Inputs<'_>| embed(store, inputs, inputs.net.network.units.len(), group);
+        let (ours, theirs) = (embed(val)?, embed(halves)?);
         let loss = self.loss_of_pairs(&ours, &theirs, pairs)?;
         let unit = |rows: &[Vec<f32>]| -> Result<Vec<Vec<f32>>> {
             let width = rows.first().map_or(0, Vec::len);

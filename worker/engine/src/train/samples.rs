@@ -356,25 +356,8 @@ impl Source {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use tl_proto::spec::Params;
-
     use super::*;
-    use crate::{collective::Solo, link::Row};
-
-    struct Deaf;
-
-    impl Link for Deaf {
-        fn row(&mut self, _: &Row) {}
-        fn activity(&mut self, _: &str, _: u64, _: u64) {}
-        fn checkpoint(&mut self, _: u64, _: &Path) {}
-        fn artifact(&mut self, _: &str, _: &Path) {}
-        fn notice(&mut self, _: Notice, _: &str) {}
-        fn stop_requested(&self) -> bool {
-            false
-        }
-    }
+    use crate::{collective::Solo, link::Deaf};
 
     fn data(format: &str, place: &str) -> DataSection {
         DataSection {
@@ -382,18 +365,7 @@ mod tests {
             train: place.into(),
             val: place.into(),
             batch: 4,
-            grains: None,
-            train_per_class: None,
-            skip_bad: 0,
-            class_weights: None,
-            sampling: tl_proto::spec::Sampling::default(),
-            augment: AugmentSection::default(),
-            params: Params::new(),
-            target: None,
-            pairs: None,
-            episodes: None,
-            train_classes: Vec::new(),
-            val_classes: Vec::new(),
+            ..DataSection::default()
         }
     }
 

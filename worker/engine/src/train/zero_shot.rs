@@ -5,10 +5,10 @@ use tl_proto::spec::{JobSpec, TOWER};
 use super::{
     Config,
     begin::{same_numbers, same_samples, same_sources},
+    evaluate::embed,
     export::{self, PrefixFigures, Report},
     inputs::Inputs,
     net::{self, Net, weights_path},
-    retrieval::outputs,
     samples::Samples,
 };
 use crate::{
@@ -126,7 +126,7 @@ pub(super) fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Li
     }
     let shape = net.shape_at(store, 0)?;
     let inputs = Inputs { net: &net, samples: &val, cut: 0, features: None, shape, whole: false };
-    let rows = outputs(store, &inputs, group)?;
+    let rows = embed(store, &inputs, net.network.units.len(), group)?;
     let rows = net::rows(&unit(&tensor(rows.concat(), &[rows.len(), net.network.outputs])?)?)?;
     let classes = val.dataset.classes().to_vec();
     let judge = |(row, label): (&Vec<f32>, &usize)| -> Outcome {

@@ -16,7 +16,7 @@ use tl_proto::{
 
 use super::{
     Batch, Objective, PLAIN,
-    ops::{exp, product},
+    ops::{exp, product, unit},
 };
 use crate::{
     Result,
@@ -64,13 +64,6 @@ pub(super) const OBJECTIVE: Objective = Objective {
     },
     ..PLAIN
 };
-
-/// Rows of length one.
-pub fn unit(rows: &Tensor) -> Result<Tensor> {
-    // What is added keeps a row of zeros from being divided by zero, and changes no other.
-    let length = (rows.sqr()?.sum_keepdim(1)? + 1e-24)?.sqrt()?;
-    Ok(rows.broadcast_div(&length)?)
-}
 
 /// The logarithm of what similarities are multiplied by; it learns, up to a limit.
 fn scale(start: f64, most: f64) -> Own {

@@ -1,17 +1,8 @@
 //! Features that point where the teacher's do: one minus the cosine, after the student's are mapped to as many.
 
-use candle_core::Tensor;
 use tl_proto::catalog::{Entry, entry};
 
-use super::{Method, regressed, regressor, weight};
-use crate::Result;
-
-/// Added to squared norms, so that a row of zeros has a direction: none.
-const EPS: f64 = 1e-12;
-
-fn unit(rows: &Tensor) -> Result<Tensor> {
-    Ok(rows.broadcast_div(&(rows.sqr()?.sum_keepdim(1)? + EPS)?.sqrt()?)?)
-}
+use super::{super::ops::unit, Method, regressed, regressor, weight};
 
 pub(super) const METHOD: Method = Method {
     entry: || -> Entry {

@@ -5,13 +5,10 @@ use candle_core::Tensor;
 use tl_proto::catalog::{Entry, entry, number};
 
 use super::{
-    super::ops::{log_softmax, product},
+    super::ops::{log_softmax, product, unit},
     Learns, Method,
 };
 use crate::Result;
-
-/// Added to squared norms, so that a row of zeros has a direction: none.
-const EPS: f64 = 1e-12;
 
 fn describe() -> Entry {
     Entry {
@@ -24,11 +21,6 @@ fn describe() -> Entry {
         )],
         ..entry("matching", "attention over the shown samples by the cosine of features (MatchingNet)")
     }
-}
-
-/// Rows of length one.
-pub(super) fn unit(rows: &Tensor) -> Result<Tensor> {
-    Ok(rows.broadcast_div(&(rows.sqr()?.sum_keepdim(1)? + EPS)?.sqrt()?)?)
 }
 
 /// log Σ exp of each row: `[m, 1]`.

@@ -4,7 +4,10 @@
 
 use tl_proto::catalog::{Entry, choice, entry};
 
-use super::{super::ops::distances_to, Learns, Method, Shown, matching::unit, means};
+use super::{
+    super::ops::{distances_to, unit},
+    Learns, Method, Shown, means,
+};
 
 fn describe() -> Entry {
     let doc = "`unit`: features are scaled to length one first, for networks that were trained for something else";

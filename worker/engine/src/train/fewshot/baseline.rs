@@ -93,7 +93,7 @@ fn by_prototype(shown: &Shown<'_>) -> Result<candle_core::Tensor> {
 /// The pixels of every sample, at a size at which they can be compared.
 fn pixel_rows(samples: &Samples, side: u32, group: &mut dyn Collective) -> Result<Vec<Vec<f32>>> {
     let contract = Contract::named("unit", side.min(SIDE), None)?;
-    evaluate::gathered(samples.count(), group, |batch| {
+    evaluate::gathered(samples.count(), group, |batch, _| {
         let views: Vec<(usize, View)> = batch.iter().map(|i| (*i, View::PLAIN)).collect();
         let all = samples.inputs(&views, &contract)?;
         Ok(all.chunks_exact(pixels::values(&contract)).map(<[f32]>::to_vec).collect())

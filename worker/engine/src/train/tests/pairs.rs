@@ -47,7 +47,7 @@ fn crossed(dir: &Path, objective: &str) -> String {
         + " }\n"
         + "model = { backbone = \"small_cnn\" }\n[[stage]]\nname = \"all\"\nepochs = 6\ntrain = [\"*\"]\nlr = 0.01\nbn = \"train\"\n";
     train(&teacher, 1, false, &dir.join("teacher"), &[], &Recorder::default()).unwrap();
-    let weights = dir.join("teacher/work/model");
+    let weights = dir.join("teacher").join("work").join("model");
     format!(
         "schema = 1\njob = {{ name = \"t\", kind = \"cross_distill\", seed = 3 }}\n\
          data = {{ format = \"generated\", train = \"shifted\", val = \"shifted\", batch = 23, grains = 5, \
