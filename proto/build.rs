@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for message in shown {
         config = config.message_attribute(format!(".tl.v1.{message}"), "#[derive(serde::Serialize)]");
     }
-    for field in ["Job.spec_json", "Phase.result_json"] {
+    for field in ["Job.spec_json", "Job.compared_json", "Phase.result_json"] {
         config = config.field_attribute(format!(".tl.v1.{field}"), "#[serde(serialize_with = \"crate::raw_json\")]");
     }
     Ok(config.compile_fds(descriptors)?)

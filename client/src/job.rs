@@ -1,12 +1,15 @@
 //! One job: calls on it, and what happens to it as a stream of events.
 
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use tl_proto::v1::{self, watch_event::Body};
+use tl_proto::{
+    compare::Figures,
+    spec::JobSpec,
+    v1::{self, watch_event::Body},
+};
 use tokio_stream::StreamExt;
 use tonic::Streaming;
 
@@ -84,19 +87,28 @@ impl Job {
         Ok(self.client.call(self.client.user().artifacts(request)).await?.artifacts)
     }
 
-    /// Brings its files into `dir`: there for a plain job, in a folder per step for a pipeline.
+    /// Brings its files into `dir`: there for a plain job, and of one with baselines for the job itself; else in a folder
+    /// per step.
     ///
     /// # Errors
     /// The call fails, or the disk refuses.
     pub async fn fetch(&self, dir: &Path) -> Result<Vec<Fetched>, Error> {
-        let artifacts = self.artifacts().await?;
-        let several = artifacts.iter().any(|a| a.step != "main");
+        self.fetch_step(dir, None).await
+    }
+
+    /// The same for one step, if one is named.
+    ///
+    /// # Errors
+    /// The call fails, or the disk refuses.
+    pub async fn fetch_step(&self, dir: &Path, step: Option<&str>) -> Result<Vec<Fetched>, Error> {
+        let mut artifacts = self.artifacts().await?;
+        artifacts.retain(|a| step.is_none_or(|step| a.step == step));
         let mut fetched = Vec::new();
         for a in artifacts {
             let Some(blob) = &a.blob else { continue };
             // Names come over the network: only the last part of each counts.
             let plain = |name: &str| Path::new(name).file_name().map(PathBuf::from).unwrap_or_default();
-            let folder = if several { dir.join(plain(&a.step)) } else { dir.to_owned() };
+            let folder = if a.step == JobSpec::MAIN { dir.to_owned() } else { dir.join(plain(&a.step)) };
             std::fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
             let path = folder.join(plain(&a.name));
             self.client.download(blob, &path).await?;
@@ -196,7 +208,7 @@ impl Watch {
 }
 
 /// The metrics of each finished step, from the results of its training.
-pub fn metrics(job: &v1::Job) -> BTreeMap<String, BTreeMap<String, f64>> {
+pub fn metrics(job: &v1::Job) -> Figures {
     let trained = job.phases.iter().filter(|p| p.kind == "train" && !p.result_json.is_empty());
     trained
         .map(|p| {

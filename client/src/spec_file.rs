@@ -9,9 +9,10 @@ use tl_proto::{
 
 use crate::Error;
 
-/// Reads a job file, replaces keys (`a.b=c`), puts in the files of pipeline steps and makes paths absolute.
+/// Reads a job file, replaces keys (`a.b=c`), puts in the files of pipeline steps, writes out baselines and seeds, and makes
+/// paths absolute.
 ///
-/// The seed of a pipeline is added to those of its steps. A relative path is looked for beside the job file, then in the current folder.
+/// The seed of a pipeline, or each of its `seeds`, is added to those of its steps. A relative path is looked for beside the job file, then in the current folder.
 ///
 /// # Errors
 /// The first thing that is wrong, with its file and place.
@@ -20,10 +21,11 @@ pub fn load(path: &Path, overrides: &[String]) -> Result<JobSpec, Error> {
     let base = path.parent().unwrap_or(Path::new(""));
     for step in &mut spec.step {
         fill(step, base)?;
-        if let Some(inner) = &mut step.spec {
+        if let Some(inner) = step.spec.as_mut().filter(|_| spec.job.seeds.is_empty()) {
             inner.job.seed = inner.job.seed.wrapping_add(spec.job.seed);
         }
     }
+    spec.write_out_runs().map_err(|e| Error::input(format!("{}: {e}", path.display()), e.hint))?;
     absolute(&mut spec, base);
     Ok(spec)
 }
@@ -114,6 +116,31 @@ step = [{ id = "a", job = "inner.toml", set = { "stage.0.lr" = 0.5, "model.weigh
         let photos = dir.path().join("photos").canonicalize().unwrap();
         assert_eq!(inner.data.as_ref().unwrap().train, photos.display().to_string());
         assert!(spec.step[0].job.is_none() && spec.step[0].set.is_empty());
+    }
+
+    #[test]
+    fn baselines_and_seeds_are_written_out_and_their_paths_are_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("photos")).unwrap();
+        let inner = INNER.replace("backbone = \"small_cnn\"", "backbone = \"small_cnn\", weights = \"step:first\"");
+        std::fs::write(dir.path().join("inner.toml"), inner).unwrap();
+        let set = |seeds: &str| ["job.baseline=[\"scratch\"]".to_owned(), format!("job.seeds={seeds}")];
+        let spec = load(&dir.path().join("inner.toml"), &set("[4, 5]")).unwrap();
+        let seeds: Vec<_> = spec.steps().iter().map(|(id, s, _)| ((*id).to_owned(), s.job.seed)).collect();
+        let want = [("main", 4), ("scratch", 4), ("main-seed5", 5), ("scratch-seed5", 5)];
+        assert_eq!(seeds, want.map(|(id, seed)| (id.to_owned(), seed)));
+        let photos = dir.path().join("photos").canonicalize().unwrap().display().to_string();
+        assert!(spec.steps().iter().all(|(_, s, _)| s.data.as_ref().unwrap().train == photos));
+        let e = load(&dir.path().join("inner.toml"), &["job.baseline=[\"direct\"]".into()]).unwrap_err();
+        assert!(e.to_string().contains("inner.toml: `direct` is no baseline"), "{e}");
+        // Of a pipeline, the seeds come in place of its own, and are added to those of its steps.
+        let outer = "schema = 1\njob = { name = \"p\", kind = \"pipeline\", seed = 9, SEEDS }\n\
+                     step = [{ id = \"a\", job = \"inner.toml\", set = { \"job.seed\" = 10 } }]\n";
+        for (seeds, want) in [("priority = 0", vec![19]), ("seeds = [1, 2]", vec![11, 12])] {
+            std::fs::write(dir.path().join("outer.toml"), outer.replace("SEEDS", seeds)).unwrap();
+            let spec = load(&dir.path().join("outer.toml"), &[]).unwrap();
+            assert_eq!(spec.steps().iter().map(|(_, s, _)| s.job.seed).collect::<Vec<_>>(), want);
+        }
     }
 
     #[test]

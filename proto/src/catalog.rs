@@ -30,10 +30,19 @@ pub enum ParamKind {
         /// The words.
         of: Vec<String>,
     },
+    /// A list of finite numbers within `[min, max]`.
+    Numbers {
+        /// Smallest value.
+        min: f64,
+        /// Largest value.
+        max: f64,
+    },
     /// A list of names, each the end of a name from a dot on or `re:PATTERN`.
     Names,
     /// A list of sentences.
     Texts,
+    /// A regular expression; nothing if it is empty.
+    Pattern,
 }
 
 /// One parameter of an entry.
@@ -62,12 +71,18 @@ pub struct Entry {
     /// Roles of further networks that it needs (`[nets.ROLE]`).
     #[serde(default)]
     pub nets: Vec<String>,
+    /// Those of which there may be several: `ROLE`, `ROLE_2`, `ROLE_3` and so on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub several: Vec<String>,
     /// Roles of further data that it learns from (`[data.ROLE]`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<String>,
     /// Ways of doing it, of which a job names one as `method`; the first if it names none. Each has parameters of its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<Entry>,
+    /// It learns several tasks at once (`[tasks.NAME]`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tasks: bool,
     /// It trains nothing: a job of this kind has no stages.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub untrained: bool,
@@ -75,6 +90,9 @@ pub struct Entry {
     /// them.
     #[serde(default)]
     pub freezes: bool,
+    /// It is about the weights that the network begins with, so there must be some.
+    #[serde(default)]
+    pub begins_with_weights: bool,
 }
 
 /// Everything that a build of the worker offers.
@@ -127,6 +145,12 @@ impl Entry {
     pub fn names(&self, given: &Params, name: &str) -> Vec<String> {
         let list = self.value(given, name).and_then(serde_json::Value::as_array);
         list.into_iter().flatten().filter_map(|v| Some(v.as_str()?.to_owned())).collect()
+    }
+
+    /// The same for a list of numbers; else none.
+    pub fn numbers(&self, given: &Params, name: &str) -> Vec<f64> {
+        let list = self.value(given, name).and_then(serde_json::Value::as_array);
+        list.into_iter().flatten().filter_map(serde_json::Value::as_f64).collect()
     }
 
     /// The way of doing it that was asked for; the entry itself where there is only one.
@@ -184,6 +208,12 @@ pub fn choice(name: &str, of: &[&str], doc: &str) -> Param {
     Param { name: name.into(), kind: ParamKind::Choice { of: words }, default: default.into(), doc: doc.into() }
 }
 
+/// A parameter that is a list of numbers within a range; an empty one if nothing is said.
+pub fn numbers(name: &str, min: f64, max: f64, doc: &str) -> Param {
+    let default = serde_json::Value::Array(Vec::new());
+    Param { name: name.into(), kind: ParamKind::Numbers { min, max }, default, doc: doc.into() }
+}
+
 /// A parameter that is a list of names.
 pub fn names(name: &str, default: &[&str], doc: &str) -> Param {
     Param { name: name.into(), kind: ParamKind::Names, default: default.into(), doc: doc.into() }
@@ -192,6 +222,11 @@ pub fn names(name: &str, default: &[&str], doc: &str) -> Param {
 /// A parameter that is a list of sentences.
 pub fn texts(name: &str, default: &[&str], doc: &str) -> Param {
     Param { name: name.into(), kind: ParamKind::Texts, default: default.into(), doc: doc.into() }
+}
+
+/// A parameter that is a regular expression, or nothing.
+pub fn pattern(name: &str, doc: &str) -> Param {
+    Param { name: name.into(), kind: ParamKind::Pattern, default: "".into(), doc: doc.into() }
 }
 
 /// An entry without parameters.

@@ -26,11 +26,13 @@ pub enum FailureClass {
     Crash,
     /// The rank was told to stop.
     Stopped,
+    /// A step came to less than its gate asks for; the same training would come to the same.
+    Gate,
 }
 
 impl FailureClass {
     /// All classes, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::LostNode,
         Self::LostPeer,
         Self::OutOfMemory,
@@ -39,6 +41,7 @@ impl FailureClass {
         Self::Disk,
         Self::Crash,
         Self::Stopped,
+        Self::Gate,
     ];
 
     /// The name on the wire and in JSON.
@@ -52,6 +55,7 @@ impl FailureClass {
             Self::Disk => "disk",
             Self::Crash => "crash",
             Self::Stopped => "stopped",
+            Self::Gate => "gate",
         }
     }
 
@@ -66,7 +70,7 @@ impl FailureClass {
             Self::LostNode | Self::LostPeer | Self::Stopped => 20,
             Self::Crash => 3,
             Self::Disk => 2,
-            Self::OutOfMemory | Self::User | Self::Nan => 0,
+            Self::OutOfMemory | Self::User | Self::Nan | Self::Gate => 0,
         }
     }
 

@@ -5,11 +5,13 @@
 #[cfg(feature = "grpc")]
 pub mod bearer;
 pub mod catalog;
+pub mod compare;
 pub mod deadlines;
 pub mod elastic;
 pub mod failure;
 pub mod hardware;
 pub mod ids;
+pub mod interval;
 pub mod spec;
 pub mod words;
 

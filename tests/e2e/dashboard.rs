@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tl_tests::{Sandbox, alone, eventually, jobs};
 
-use crate::PROGRAM;
+use crate::{PROGRAM, pipelines};
 
 /// A browser without a window, and what drives it.
 struct Browser {
@@ -123,6 +123,12 @@ async fn the_dashboard_plots_what_the_api_says_and_points_arrive_without_a_reloa
     for chart in ["loss", "accuracy"] {
         assert_eq!(plotted(page, chart).await, reported(page, job.id(), chart).await, "{chart}");
     }
+    eventually("a picture that the job has left", async || {
+        let script = "return [...document.querySelectorAll('#pictures img')].map(i => i.naturalWidth)";
+        let widths = page.execute(script, vec![]).await.ok()?;
+        widths.as_array().is_some_and(|w| !w.is_empty() && w.iter().all(|w| w.as_u64() > Some(0))).then_some(())
+    })
+    .await;
     // What the job came to, as its report says.
     let script = "return document.querySelector('#figures tbody td:nth-child(2)').textContent";
     let shown = page.execute(script, vec![]).await.unwrap();
@@ -135,5 +141,39 @@ async fn the_dashboard_plots_what_the_api_says_and_points_arrive_without_a_reloa
     let loaded = "return performance.getEntriesByType('resource').map(e => new URL(e.name).host)";
     let hosts = page.execute(loaded, vec![]).await.unwrap();
     assert!(hosts.as_array().unwrap().iter().all(|h| h == sandbox.http.as_str()), "another network: {hosts}");
+    let _ = browser.client.clone().close().await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_pipeline_shows_what_waits_for_what_and_how_its_steps_compare() {
+    let Some(browser) = browser().await else { return };
+    let _alone = alone().await;
+    let page = &browser.client;
+    let sandbox = Sandbox::start(PROGRAM, 1).await;
+    let job = sandbox.submit(&pipelines::school("val.loss < 100")).await;
+    page.goto(&format!("http://{}/jobs/{}", sandbox.http, job.id())).await.unwrap();
+    let text = async |script: &str| page.execute(script, vec![]).await.ok();
+    eventually("a step that waits for a gate", async || {
+        let waits =
+            "return [...document.querySelectorAll('#phases tbody tr')].map(r => [...r.cells].map(c => c.textContent))";
+        let rows = text(waits).await?;
+        let student = rows.as_array()?.iter().find(|r| r[0] == "student/probe")?.clone();
+        (student[1] == "waiting" && student[4] == "teacher/gate").then_some(())
+    })
+    .await;
+    let (ended, ..) = sandbox.ends(&job).await;
+    let compared: Value = serde_json::from_slice(&ended.compared_json).unwrap();
+    assert!(compared["summary"].as_str().is_some_and(|s| s.contains("`alone`, the best baseline")), "{compared}");
+    eventually("what it came to", async || {
+        let summary = text("return document.getElementById('summary').textContent").await?;
+        (summary == compared["summary"]).then_some(())
+    })
+    .await;
+    let script =
+        "return [...document.querySelectorAll('#sides tbody tr')].map(r => [...r.cells].map(c => c.textContent))";
+    let rows = text(script).await.unwrap();
+    let percent = |i: usize| format!("{:.1} %", 100.0 * compared["rows"][i]["value"]["mean"].as_f64().unwrap());
+    let gain = format!("{:+.1}", compared["rows"][1]["gain"]["mean"].as_f64().unwrap());
+    assert_eq!(rows, json!([["student", percent(0), "", "1 of 1"], ["alone", percent(1), gain, "1 of 1"]]));
     let _ = browser.client.clone().close().await;
 }

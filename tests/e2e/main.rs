@@ -11,6 +11,7 @@ mod elastic;
 mod faults;
 mod hub;
 mod pairs;
+mod pipelines;
 mod transfer;
 
 /// The program whose mains the sandbox runs.

@@ -57,7 +57,7 @@ pub struct Order {
     pub cache: PathBuf,
     /// Bytes that it may take.
     pub cache_bytes: u64,
-    /// Models of earlier steps.
+    /// Models of earlier steps and jobs, by name.
     pub inputs: BTreeMap<String, PathBuf>,
     /// Folders of pushed data sets, by digest.
     pub pushed: BTreeMap<String, PathBuf>,

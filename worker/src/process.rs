@@ -198,11 +198,13 @@ async fn start(
         context.outbox.push(Body::Notice(v1::RankNotice { job_id, phase, generation, code, text }));
     };
     let mut inputs = BTreeMap::new();
-    for (step, blob) in &launch.inputs {
-        let found = context.blobs.fetch(blob, &slow).await.map_err(lost(&format!("the model of step `{step}`")))?;
-        let path = folder.join(format!("step-{step}.safetensors"));
+    for (name, blob) in &launch.inputs {
+        let found = context.blobs.fetch(blob, &slow).await.map_err(lost(&format!("the model `{name}`")))?;
+        // The name is that of a step, or says a job and its step.
+        let plain = name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        let path = folder.join(format!("input-{}-{plain}.safetensors", inputs.len()));
         link(&found, &path).map_err(disk("place a model"))?;
-        inputs.insert(step.clone(), path);
+        inputs.insert(name.clone(), path);
     }
     let (mut pushed, mut leases) = (BTreeMap::new(), Vec::new());
     for blob in &launch.data {

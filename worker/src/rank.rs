@@ -56,7 +56,7 @@ pub fn numbers() -> String {
 /// A finished model at work, for `tlctl predict` and `tlctl evaluate`.
 pub use tl_engine::{
     eval::Evaluation,
-    predict::{Asked, Model},
+    predict::{Asked, Model, Said},
 };
 
 /// GPUs, and quick looks at what this machine computes, for the inventory and `tl-worker doctor`.
@@ -275,13 +275,23 @@ fn way(devices: &[String]) -> Result<Way, Failure> {
 /// What the coordinator keeps of a report; the whole of it is an artifact.
 fn summary(report: &Report) -> serde_json::Value {
     let e = &report.evaluation;
-    let mut metrics = json!({ "val.accuracy": e.accuracy, "val.loss": e.loss });
+    // Of several tasks, the mean.
+    let all: Vec<&Evaluation> = match report.tasks.is_empty() {
+        true => vec![e],
+        false => report.tasks.values().map(|task| &task.evaluation).collect(),
+    };
+    let mean = |f: fn(&Evaluation) -> f64| all.iter().map(|e| f(e)).sum::<f64>() / all.len() as f64;
+    let mut metrics = json!({ "val.accuracy": mean(|e| e.accuracy), "val.loss": mean(|e| e.loss) });
+    for (name, task) in &report.tasks {
+        metrics[format!("tasks.{name}.accuracy")] = task.evaluation.accuracy.into();
+        metrics[format!("tasks.{name}.loss")] = task.evaluation.loss.into();
+    }
     if let Some(episodes) = &e.episodes {
         metrics["val.interval"] = episodes.interval.into();
         metrics["val.episodes"] = episodes.count.into();
     } else if !e.classes.is_empty() {
-        let k = e.classes.len() as f64;
-        metrics["val.macro_f1"] = (e.classes.iter().map(|c| c.f1).sum::<f64>() / k).into();
+        let f1 = |e: &Evaluation| e.classes.iter().map(|c| c.f1).sum::<f64>() / e.classes.len().max(1) as f64;
+        metrics["val.macro_f1"] = mean(f1).into();
     }
     if let Some(found) = &report.retrieval {
         let names = ["val.recall_1", "val.recall_5", "val.recall_10"];
@@ -290,12 +300,28 @@ fn summary(report: &Report) -> serde_json::Value {
     if let Some(target) = &report.target {
         (metrics["target.accuracy"], metrics["target.loss"]) = (target.accuracy.into(), target.loss.into());
     }
+    if let Some(shift) = &report.shift {
+        metrics["shift.a_distance"] = shift.after.a_distance.into();
+        if let Some(before) = &shift.before {
+            metrics["shift.a_distance_before"] = before.a_distance.into();
+            metrics["val.accuracy_before"] = before.source_accuracy.into();
+            if let Some(accuracy) = before.target_accuracy {
+                metrics["target.accuracy_before"] = accuracy.into();
+            }
+        }
+    }
+    let mut stages = report.stages.clone();
+    stages.iter_mut().for_each(|s| s.units.clear());
+    if let Some(source) = &report.source {
+        (metrics["source.before"], metrics["source.after"]) = (source.before.into(), source.after.accuracy.into());
+        metrics["source.forgotten"] = source.forgotten().into();
+    }
     json!({
         "metrics": metrics,
         "steps": report.steps,
         "samples": report.samples,
         "prefix": report.prefix,
-        "stages": report.stages,
+        "stages": stages,
         "baselines": report.baselines,
     })
 }

@@ -155,6 +155,9 @@ pub struct Fetch {
     /// Folder for the files [default: tl-out/JOB]
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// Only the files of this step of a pipeline
+    #[arg(long)]
+    pub step: Option<String>,
 }
 
 #[derive(Subcommand)]
@@ -208,7 +211,7 @@ pub struct Completions {
 pub struct Predict {
     /// The model's file, or its folder
     pub model: PathBuf,
-    /// Images
+    /// Images, or files with text or sound, as the model takes
     #[arg(required = true)]
     pub images: Vec<PathBuf>,
     /// Classes in place of the model's own: a folder with a folder of a few samples for each, or with one file for each
@@ -236,6 +239,9 @@ pub struct Evaluate {
     pub model: PathBuf,
     /// The data set
     pub data: String,
+    /// Which of several tasks [default: the first]
+    #[arg(long, conflicts_with_all = ["way", "shot", "query", "episodes"])]
+    pub task: Option<String>,
     /// Its format
     #[arg(long, default_value = "image_folder")]
     pub format: String,

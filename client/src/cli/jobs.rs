@@ -3,15 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use tl_proto::{ids::JobId, spec::JobSpec, v1};
+use tl_proto::{compare::Comparison, ids::JobId, spec::JobSpec, v1};
 use tokio_stream::StreamExt;
 
 use super::{
     CANCELLED, FAILED, INTERRUPTED,
     args::{Fetch, Logs, Ls, Submit},
+    compared,
     output::{Output, table},
 };
 use crate::{Client, Error, Event, Fetched, Job, metrics, spec_file};
+
+/// Steps of which all reports are printed; of more, only that of the main one.
+const REPORTS: usize = 6;
 
 pub(super) async fn submit(client: &Client, a: Submit, output: &Output) -> Result<u8, Error> {
     let spec = spec_file::load(&a.job.file, &a.job.set)?;
@@ -77,7 +81,8 @@ pub(super) async fn follow(job: &Job, out: Option<&Path>, output: &Output) -> Re
     }
     progress.clear();
     let Some(ended) = last else { return Ok(FAILED) };
-    let files = match out.filter(|_| ended.status == "succeeded") {
+    // Steps that are done have files, whatever became of the others.
+    let files = match out.filter(|_| ended.status != "cancelled") {
         Some(dir) => job.fetch(dir).await?,
         None => Vec::new(),
     };
@@ -93,29 +98,31 @@ pub(super) async fn follow(job: &Job, out: Option<&Path>, output: &Output) -> Re
 fn finished(job: &v1::Job, files: &[Fetched], output: &Output) {
     let steps = metrics(job);
     let spec: Option<JobSpec> = serde_json::from_slice(&job.spec_json).ok();
-    let compare = spec.as_ref().and_then(|s| s.compare.as_ref());
+    let compared = spec.as_ref().and_then(|s| Comparison::of(s, &steps));
     // A pipeline is what it was made for: the candidate of its comparison, or its last step.
-    let main = compare.map(|c| c.candidate.as_str()).or(job.phases.last().map(|p| p.step.as_str())).unwrap_or_default();
+    let main = spec.as_ref().map(JobSpec::main_step).unwrap_or_default();
     let figures = steps.get(main).cloned().unwrap_or_default();
     let artifacts: Vec<Value> =
         files.iter().map(|f| json!({ "name": f.name, "step": f.step, "path": f.path, "sha256": f.sha256 })).collect();
     let line = json!({
         "event": "finished", "job": job.id, "phase": job.status, "metrics": figures, "steps": steps,
-        "failure": job.failure, "artifacts": artifacts,
+        "failure": job.failure, "artifacts": artifacts, "compared": compared,
     });
     output.print(&line, || {
         let mut text = format!("{} ({}): {}\n", job.name, job.id, job.why);
         if let Some(failure) = job.failure.as_ref().filter(|f| !f.hint.is_empty()) {
             text += &format!("hint: {}\n", failure.hint);
         }
-        for file in files.iter().filter(|f| f.name == "report.txt") {
+        // Of many steps, the figures say enough.
+        let told = |step: &str| steps.len() <= REPORTS || step == main;
+        for file in files.iter().filter(|f| f.name == "report.txt" && told(&f.step)) {
             if steps.len() > 1 {
                 text += &format!("\n{}\n", file.step);
             }
             text += &format!("\n{}", std::fs::read_to_string(&file.path).unwrap_or_default());
         }
-        if let Some(compare) = compare {
-            text += &compared(compare, &steps);
+        if let Some(compared) = &compared {
+            text += &format!("\n{}", compared::text(compared));
         }
         if let Some(model) =
             files.iter().rfind(|f| f.name == "model.safetensors" && (f.step == main || main.is_empty()))
@@ -124,25 +131,6 @@ fn finished(job: &v1::Job, files: &[Fetched], output: &Output) {
         }
         text
     });
-}
-
-/// The figures of a comparison side by side.
-fn compared(
-    compare: &tl_proto::spec::CompareSection,
-    steps: &std::collections::BTreeMap<String, std::collections::BTreeMap<String, f64>>,
-) -> String {
-    let value = |step: &String| steps.get(step).and_then(|m| m.get(&compare.metric)).copied();
-    let all = std::iter::once(&compare.candidate).chain(&compare.baselines);
-    let shown = |v: Option<f64>| v.map_or_else(|| "none".into(), |v| format!("{:.1} %", 100.0 * v));
-    let rows: Vec<Vec<String>> = all.map(|s| vec![s.clone(), shown(value(s))]).collect();
-    let mut text = format!("\n{}\n", table(&["step", &compare.metric], &rows));
-    let best = compare.baselines.iter().filter_map(|b| Some((value(b)?, b))).max_by(|a, b| a.0.total_cmp(&b.0));
-    if let (Some(candidate), Some((best, name))) = (value(&compare.candidate), best) {
-        let points = 100.0 * (candidate - best);
-        let verdict = if points > 0.0 { "transfer paid" } else { "transfer did not pay" };
-        text += &format!("{verdict}: {points:+.1} points against `{name}`, the best baseline\n");
-    }
-    text
 }
 
 pub(super) async fn list(client: &Client, a: &Ls, output: &Output) -> Result<u8, Error> {
@@ -165,17 +153,33 @@ pub(super) async fn show(client: &Client, id: &str, output: &Output) -> Result<u
         }
         let ranks =
             |p: &v1::Phase| p.ranks.iter().map(|r| format!("{}#{}", r.node_id, r.slot)).collect::<Vec<_>>().join(" ");
-        let rows = job.phases.iter().map(|p| vec![p.id.clone(), p.status.clone(), p.generation.to_string(), ranks(p)]);
-        text += &format!("\n{}\n", table(&["PHASE", "STATUS", "ATTEMPT", "RANKS"], &rows.collect::<Vec<_>>()));
+        let rows = job.phases.iter().map(|p| {
+            let attempt = if p.kind == "gate" { String::new() } else { p.generation.to_string() };
+            vec![p.id.clone(), p.status.clone(), attempt, waits(&job, p), ranks(p)]
+        });
+        let head = ["PHASE", "STATUS", "ATTEMPT", "WAITS FOR", "RANKS"];
+        text += &format!("\n{}\n", table(&head, &rows.collect::<Vec<_>>()));
         for phase in &job.phases {
             phase.history.iter().for_each(|h| text += &format!("{}: {h}\n", phase.id));
         }
-        for (step, figures) in metrics(&job) {
-            figures.iter().for_each(|(k, v)| text += &format!("{step} {k}: {v:.4}\n"));
+        let steps = metrics(&job);
+        if !steps.is_empty() {
+            text += &format!("\n{}\n", compared::figures(&steps));
+        }
+        let spec: Option<JobSpec> = serde_json::from_slice(&job.spec_json).ok();
+        if let Some(compared) = spec.and_then(|s| Comparison::of(&s, &steps)) {
+            text += &format!("\n{}", compared::text(&compared));
         }
         text
     });
     Ok(0)
+}
+
+/// Phases that a phase still waits for.
+fn waits(job: &v1::Job, phase: &v1::Phase) -> String {
+    let done = |id: &str| job.phases.iter().any(|p| p.id == id && p.status == "succeeded");
+    let needs = phase.needs.iter().filter(|need| phase.status == "waiting" && !done(need));
+    needs.map(String::as_str).collect::<Vec<_>>().join(" ")
 }
 
 pub(super) async fn why(client: &Client, id: &str, output: &Output) -> Result<u8, Error> {
@@ -240,11 +244,14 @@ pub(super) async fn remove(client: &Client, id: &str, output: &Output) -> Result
 pub(super) async fn fetch(client: &Client, a: &Fetch, output: &Output) -> Result<u8, Error> {
     let job = find(client, &a.job).await?;
     let dir = a.out.clone().unwrap_or_else(|| PathBuf::from("tl-out").join(job.id()));
-    let files = job.fetch(&dir).await?;
+    let files = job.fetch_step(&dir, a.step.as_deref()).await?;
     if files.is_empty() {
         return Err(Error::Refused {
             code: tonic::Code::FailedPrecondition,
-            message: format!("job `{}` has no files yet", job.id()),
+            message: match &a.step {
+                Some(step) => format!("step `{step}` of job `{}` has no files", job.id()),
+                None => format!("job `{}` has no files yet", job.id()),
+            },
             hint: "`tlctl why` says where it stands".into(),
         });
     }

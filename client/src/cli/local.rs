@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::json;
 use tl_proto::{failure::Failure, spec, spec::Ranks};
-use tl_worker::rank::{Asked, Evaluation, Model};
+use tl_worker::rank::{Asked, Evaluation, Model, Said};
 
 use super::{
     INTERRUPTED,
@@ -66,6 +66,13 @@ async fn run_one(a: LocalRun, output: &Output) -> Result<u8, Error> {
     spec::check(&spec, &tl_worker::rank::catalog())
         .map_err(|e| Error::input(format!("{}: {e}", a.job.file.display()), e.hint))?;
     let all = spec.steps();
+    if let Some((key, place)) = all.iter().find_map(|(_, s, _)| s.models().next()) {
+        return Err(elsewhere(
+            &key,
+            place,
+            "`tlctl local run` starts a cluster of its own, which knows no earlier job",
+        ));
+    }
     let needed = all.iter().map(|(_, s, _)| s.cluster.ranks.min).max().unwrap_or(1);
     let workers = a.ranks.unwrap_or(needed.max(2));
     let out = a.out.unwrap_or_else(|| PathBuf::from("tl-out").join(plain(&spec.job.name)));
@@ -83,6 +90,12 @@ async fn run_one(a: LocalRun, output: &Output) -> Result<u8, Error> {
     };
     drop(scratch);
     result
+}
+
+/// A model of a job is named where there is no cluster that could have it.
+pub(super) fn elsewhere(key: &str, place: &str, why: &str) -> Error {
+    let hint = "`tlctl fetch JOB --out FOLDER` brings the model here: name that folder (`--set`)";
+    Error::input(format!("`{key}` is `{place}`, and {why}"), hint)
 }
 
 async fn train(config: &Config, spec: &spec::JobSpec, out: &Path, output: &Output) -> Result<u8, Error> {
@@ -162,19 +175,26 @@ pub(super) fn predict(a: &Predict, output: &Output) -> Result<u8, Error> {
     let learned = a.support.as_ref().map(|folder| model.learn(folder)).transpose();
     let learned = learned.map_err(|e| refused(&e.to_failure()))?;
     for image in &a.images {
-        let (names, chances) = match &learned {
-            Some(learned) => (learned.classes(), learned.predict(image)),
-            None => (model.classes(), model.predict(image)),
+        let said = match &learned {
+            Some(learned) => learned.predict(image).map(|chances| {
+                vec![Said { task: None, chances: learned.classes().iter().cloned().zip(chances).collect() }]
+            }),
+            None => model.predict_all(image),
         };
-        let chances = chances.map_err(|e| refused(&e.to_failure()))?;
-        let mut ranked: Vec<(&String, f64)> = names.iter().zip(chances).collect();
-        ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
-        ranked.truncate(a.top.max(1));
-        let classes: Vec<_> = ranked.iter().map(|(c, p)| json!({ "class": c, "probability": p })).collect();
-        output.print(&json!({ "event": "prediction", "image": image, "classes": classes }), || {
-            let shown: Vec<String> = ranked.iter().map(|(c, p)| format!("{c} {:.1} %", 100.0 * p)).collect();
-            format!("{}: {}", image.display(), shown.join(", "))
-        });
+        for Said { task, chances: mut ranked } in said.map_err(|e| refused(&e.to_failure()))? {
+            ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+            ranked.truncate(a.top.max(1));
+            let classes: Vec<_> = ranked.iter().map(|(c, p)| json!({ "class": c, "probability": p })).collect();
+            let mut event = json!({ "event": "prediction", "image": image, "classes": classes });
+            if let Some(task) = &task {
+                event["task"] = task.clone().into();
+            }
+            output.print(&event, || {
+                let shown: Vec<String> = ranked.iter().map(|(c, p)| format!("{c} {:.1} %", 100.0 * p)).collect();
+                let task = task.as_ref().map(|task| format!("{task}: ")).unwrap_or_default();
+                format!("{}: {task}{}", image.display(), shown.join(", "))
+            });
+        }
     }
     Ok(0)
 }
@@ -192,6 +212,7 @@ pub(super) fn evaluate(a: &Evaluate, output: &Output) -> Result<u8, Error> {
         place: a.data.clone(),
         params,
         seed: a.seed,
+        task: a.task.clone(),
         classes: a.classes.clone(),
         way: a.way,
         shot: a.shot,

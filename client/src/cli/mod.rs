@@ -1,6 +1,7 @@
 //! `tlctl`.
 
 mod args;
+mod compared;
 mod data;
 mod jobs;
 #[cfg(feature = "local")]

@@ -56,6 +56,11 @@ pub(super) const RECIPES: &[Recipe] = &[
         files: &[("adapt.toml", include_str!("../../recipes/adapt.toml"))],
     },
     Recipe {
+        name: "multitask",
+        doc: "several heads on one network, for other classes of the same photos or for other photos",
+        files: &[("multitask.toml", include_str!("../../recipes/multitask.toml"))],
+    },
+    Recipe {
         name: "contrastive",
         doc: "train two networks so that photos and the texts that go with them find each other",
         files: &[("contrastive.toml", include_str!("../../recipes/contrastive.toml"))],
@@ -75,6 +80,25 @@ pub(super) const RECIPES: &[Recipe] = &[
         doc: "tell new classes apart from one sample of each: prototypical networks, trained and judged by episodes",
         files: &[("fewshot.toml", include_str!("../../recipes/fewshot.toml"))],
     },
+    Recipe {
+        name: "audio",
+        doc: "tell sounds apart by their spectrograms",
+        files: &[("audio.toml", include_str!("../../recipes/audio.toml"))],
+    },
+    Recipe {
+        name: "keep",
+        doc: "teach a network something new, and say what it has forgotten",
+        files: &[("keep.toml", include_str!("../../recipes/keep.toml"))],
+    },
+    Recipe {
+        name: "pipeline",
+        doc: "train a teacher, see that it is good enough, teach a student, and compare it with one that had no teacher",
+        files: &[
+            ("pipeline.toml", include_str!("../../recipes/pipeline.toml")),
+            ("pipeline-teacher.toml", include_str!("../../recipes/pipeline-teacher.toml")),
+            ("pipeline-student.toml", include_str!("../../recipes/pipeline-student.toml")),
+        ],
+    },
 ];
 
 pub(super) fn check(a: &JobFile, catalog: &Catalog, output: &Output) -> Result<u8, Error> {
@@ -91,10 +115,12 @@ pub(super) fn schema(catalog: &Catalog, output: &Output) -> Result<u8, Error> {
 }
 
 pub(super) fn catalog(catalog: Catalog, output: &Output) -> Result<u8, Error> {
-    output.print(&json!({ "event": "catalog", "catalog": catalog }), || {
+    let baselines = spec::baselines();
+    output.print(&json!({ "event": "catalog", "catalog": catalog, "baselines": baselines }), || {
         let lists = [
             ("backbones (`model.backbone`)", &catalog.backbones),
             ("objectives (`job.kind`)", &catalog.objectives),
+            ("baselines (`job.baseline`)", &baselines),
             ("modifiers (`[modifiers.NAME]`)", &catalog.modifiers),
             ("data formats (`data.format`)", &catalog.formats),
             ("optimizers (`optimizer.name`)", &catalog.optimizers),

@@ -205,6 +205,11 @@ impl Progress<'_> {
                 "{phase}: stage `{stage}`, epoch {epoch:.0}: {figures}; validation loss {loss:.4}, accuracy {:.1} %",
                 100.0 * accuracy
             );
+            for (name, value) in row.values.iter().collect::<std::collections::BTreeMap<_, _>>() {
+                if let Some(task) = name.strip_prefix("tasks.").and_then(|name| name.strip_suffix(".accuracy")) {
+                    text += &format!("; {task} {:.1} %", 100.0 * value);
+                }
+            }
             if let [Some(first), Some(ten)] = ["val.recall_1", "val.recall_10"].map(get) {
                 text += &format!("; recall@1 {:.1} %, recall@10 {:.1} %", 100.0 * first, 100.0 * ten);
             }
@@ -213,6 +218,9 @@ impl Progress<'_> {
             }
             if let Some(entropy) = get("target.entropy") {
                 text += &format!("; other domain: entropy {entropy:.3}");
+            }
+            if let Some(density) = get("target.snd") {
+                text += &format!(", density {density:.3}");
             }
             if let Some(accuracy) = get("target.accuracy") {
                 text += &format!(", accuracy {:.1} %", 100.0 * accuracy);

@@ -40,6 +40,18 @@ fn text(plan: &Value) -> String {
         "  gradients of the grains add up to the batch's; at most {} samples of it are in memory at a time\n",
         plan["grain_samples"]
     );
+    for task in plan["tasks"].as_array().into_iter().flatten() {
+        let name = task["name"].as_str().unwrap_or_default();
+        let samples = match task["batch"].as_u64() {
+            Some(batch) => format!(
+                "{} samples of its own to train, {batch} in a step, {} to validate",
+                task["samples"][0], task["samples"][1]
+            ),
+            None => "the samples of `[data]`; what lies below the heads runs once for both".into(),
+        };
+        text +=
+            &format!("  task `{name}`: {}; {samples}; counts {} at first\n", names(&task["classes"]), task["weight"]);
+    }
     for warning in plan["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         text += &format!("  warning: {warning}\n");
     }
@@ -169,6 +181,19 @@ mod tests {
         );
         assert!(said.contains("to judge: 600, 5-way 1-shot with 15 queries of each, of 60 classes, by `prototype`"));
         assert!(!said.contains("classes: "), "{said}");
+    }
+
+    #[test]
+    fn a_task_says_whose_samples_it_has() {
+        let parity = json!({ "name": "parity", "classes": ["even", "odd"], "samples": [9, 3], "weight": 1.0 });
+        let mut own = parity.clone();
+        (own["name"], own["batch"]) = ("other".into(), 4.into());
+        let said = text(&json!({ "tasks": [parity, own] }));
+        assert!(said.contains("  task `parity`: even, odd; the samples of `[data]`; what lies below"), "{said}");
+        assert!(
+            said.contains("`other`: even, odd; 9 samples of its own to train, 4 in a step, 3 to validate"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tl_worker::rank::{self, Compared, ROOM};
 use super::{
     FAILED,
     args::Verify,
-    local::{Scratch, refused},
+    local::{Scratch, elsewhere, refused},
     output::Output,
 };
 use crate::{Error, spec_file};
@@ -22,6 +22,11 @@ pub(super) fn run(a: &Verify, output: &Output) -> Result<u8, Error> {
     let scratch = Scratch(Some(folder.clone()));
     let mut holds = true;
     for (step, inner, _) in spec.steps() {
+        // Of one job with several seeds, one says it for all.
+        let group = spec.step.iter().find(|s| s.id == step).and_then(|s| s.group.as_deref());
+        if group.is_some_and(|group| spec.members(group).first() != Some(&step)) {
+            continue;
+        }
         let compared = verify(inner, folder.join(step), u64::from(a.steps))?;
         holds &= compared.iter().all(Compared::holds);
         let several = spec.job.kind == JobSpec::PIPELINE;
@@ -40,8 +45,11 @@ fn verify(spec: &JobSpec, folder: PathBuf, steps: u64) -> Result<Vec<Compared>, 
     for model in spec.model.iter_mut().chain(spec.nets.values_mut()) {
         // What an earlier step would leave is not there; any weights do.
         if model.weights.as_deref().is_some_and(|w| w.starts_with("step:")) {
-            (model.weights, model.head.keep) = (None, false);
+            (model.weights, model.head.keep, model.random) = (None, false, false);
         }
+    }
+    if let Some((key, place)) = spec.models().next() {
+        return Err(elsewhere(&key, place, "`tlctl verify` runs here, without a cluster"));
     }
     if let Some((key, place)) = spec.places().find(|(_, place)| !JobSpec::is_path(place)) {
         return Err(Error::input(
@@ -89,8 +97,17 @@ mod tests {
             if let Some(episodes) = &mut data.episodes {
                 (episodes.way, episodes.query, episodes.train_way) = (2, 1, Some(4));
             }
+            data.source = None;
             if let Some(target) = &mut data.target {
                 (target.train, target.val) = ("shifted".into(), None);
+            }
+        }
+        // Eight classes in two groups, and the other domain as a task of its own.
+        for task in spec.tasks.values_mut() {
+            (task.format, task.params) = (None, spec::Params::new());
+            match &mut task.train {
+                Some(train) => (*train, task.val) = ("shifted".into(), Some("shifted".into())),
+                None => task.classes = grouped(),
             }
         }
         // Texts that go with pictures line by line, or pictures of another domain.
@@ -107,6 +124,13 @@ mod tests {
             *model = ModelSection { backbone: backbone.into(), head: model.head.clone(), ..ModelSection::default() };
         }
         spec
+    }
+
+    /// The classes of the drawn samples in two groups.
+    fn grouped() -> std::collections::BTreeMap<String, Vec<String>> {
+        let (plain, outlined) =
+            (["circle", "square", "triangle", "star-4"], ["ring", "square-outline", "triangle-outline", "star-6"]);
+        [("plain", plain), ("outlined", outlined)].map(|(k, of)| (k.to_owned(), of.map(str::to_owned).into())).into()
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use tl_proto::{
+    failure::Failure,
     ids::{JobId, PhaseId},
     spec::JobSpec,
 };
@@ -18,7 +19,7 @@ const MAX_HISTORY: usize = 200;
 /// Applies an event.
 pub fn apply(state: &mut State, event: &Event) {
     match event {
-        Event::Submitted { job, key, owner, spec, plan_only, at } => {
+        Event::Submitted { job, key, owner, spec, plan_only, models, at } => {
             state.keys.insert(key.clone(), job.clone());
             let fresh = Job {
                 phases: phases(spec, *plan_only),
@@ -30,6 +31,7 @@ pub fn apply(state: &mut State, event: &Event) {
                 status: JobStatus::Active,
                 failure: None,
                 artifacts: Vec::new(),
+                models: models.clone(),
             };
             state.jobs.insert(job.clone(), fresh);
         }
@@ -105,7 +107,7 @@ pub fn apply(state: &mut State, event: &Event) {
             note(p, *at, format!("stops at its next step: {reason}"));
         }),
         Event::AttemptEnded { job, phase, end, at, .. } => {
-            let mut failed = None;
+            let (mut failed, mut given_up) = (None, None);
             with(state, job, phase, |p| {
                 p.attempt = None;
                 p.status = PhaseStatus::Waiting;
@@ -122,12 +124,33 @@ pub fn apply(state: &mut State, event: &Event) {
                         failed = Some(failure.clone());
                         note(p, *at, format!("failed: {failure}"));
                     }
+                    End::GiveUp { failure } => given_up = Some(failure),
                     End::Replan { reason } => note(p, *at, format!("placed anew: {reason}")),
                 }
             });
+            // What an older release has written.
             if let (Some(failure), Some(job)) = (failed, state.jobs.get_mut(job)) {
                 finish(job, JobStatus::Failed, *at);
                 job.failure = Some(failure);
+            }
+            if let Some(failure) = given_up {
+                fail(state, job, phase, failure, *at);
+            }
+        }
+        Event::GateJudged { job, phase, said, failure, at } => {
+            if let Some(failure) = failure {
+                fail(state, job, phase, failure, *at);
+            } else {
+                with(state, job, phase, |p| {
+                    p.status = PhaseStatus::Succeeded;
+                    note(p, *at, said.clone());
+                });
+            }
+        }
+        Event::JobFailed { job, failure, at } => {
+            if let Some(job) = state.jobs.get_mut(job) {
+                finish(job, JobStatus::Failed, *at);
+                job.failure = Some(failure.clone());
             }
         }
         Event::CheckpointReady { job, phase, step, blob, .. } => {
@@ -169,7 +192,7 @@ pub fn apply(state: &mut State, event: &Event) {
         Event::JobRetried { job, .. } => {
             if let Some(job) = state.jobs.get_mut(job) {
                 (job.status, job.finished_ms, job.failure) = (JobStatus::Active, None, None);
-                for p in job.phases.iter_mut().filter(|p| p.status == PhaseStatus::Failed) {
+                for p in job.phases.iter_mut().filter(|p| p.status.is_lost()) {
                     p.status = PhaseStatus::Waiting;
                     p.not_before_ms = 0;
                     p.failures.clear();
@@ -188,8 +211,8 @@ pub fn apply(state: &mut State, event: &Event) {
     }
 }
 
-/// The DAG of a job: each step is probed, then trained; a probe waits for what its step needs. A plan has only probes,
-/// which take the models of earlier steps on trust.
+/// The DAG of a job: each step is probed, then trained, then judged if it has a gate; a probe waits for the last of what
+/// its step needs. A plan has only probes, which take the models of earlier steps on trust.
 fn phases(spec: &JobSpec, plan_only: bool) -> Vec<Phase> {
     let phase = |step: &str, kind: PhaseKind, needs: Vec<PhaseId>| Phase {
         id: PhaseId::new(step, kind.as_str()),
@@ -213,11 +236,38 @@ fn phases(spec: &JobSpec, plan_only: bool) -> Vec<Phase> {
             out.push(phase(step, PhaseKind::Probe, Vec::new()));
             continue;
         }
-        let needs = needs.iter().map(|n| PhaseId::new(n, PhaseKind::Train.as_str())).collect();
+        let last = |step: &str| if spec.gates(step).is_empty() { PhaseKind::Train } else { PhaseKind::Gate };
+        let needs = needs.iter().map(|n| PhaseId::new(n, last(n).as_str())).collect();
         out.push(phase(step, PhaseKind::Probe, needs));
         out.push(phase(step, PhaseKind::Train, vec![PhaseId::new(step, PhaseKind::Probe.as_str())]));
+        if last(step) == PhaseKind::Gate {
+            out.push(phase(step, PhaseKind::Gate, vec![PhaseId::new(step, PhaseKind::Train.as_str())]));
+        }
     }
     out
+}
+
+/// A phase has failed for good. What needs it is not run.
+fn fail(state: &mut State, job: &JobId, phase: &PhaseId, failure: &Failure, at: Millis) {
+    with(state, job, phase, |p| {
+        p.status = PhaseStatus::Failed;
+        p.attempt = None;
+        p.last_failure = Some(failure.clone());
+        note(p, at, format!("failed ({}): {failure}", failure.class));
+    });
+    let Some(job) = state.jobs.get_mut(job) else { return };
+    // In order, each comes after those that it needs.
+    for at_phase in 0..job.phases.len() {
+        let phase = &job.phases[at_phase];
+        let lost = phase.needs.iter().filter_map(|n| job.phase(n)).find(|n| n.status.is_lost());
+        let Some(lost) = lost.filter(|_| phase.status == PhaseStatus::Waiting) else { continue };
+        let how = if lost.status == PhaseStatus::Failed { "has failed" } else { "is not run" };
+        let said = format!("not run: it needs {}, which {how}", lost.id);
+        if let Some(p) = job.phases.get_mut(at_phase) {
+            p.status = PhaseStatus::Skipped;
+            note(p, at, said);
+        }
+    }
 }
 
 fn with(state: &mut State, job: &JobId, phase: &PhaseId, change: impl FnOnce(&mut Phase)) {
@@ -239,7 +289,7 @@ fn finish(job: &mut Job, status: JobStatus, at: Millis) {
     job.finished_ms = Some(at);
     for p in &mut job.phases {
         p.attempt = None;
-        if status != JobStatus::Succeeded && p.status != PhaseStatus::Succeeded {
+        if status != JobStatus::Succeeded && p.status.is_open() {
             p.status = PhaseStatus::Failed;
         }
     }

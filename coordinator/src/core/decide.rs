@@ -7,7 +7,7 @@ use tl_proto::{
 };
 
 use super::{
-    Command, Event, Refusal, State,
+    Command, Event, Refusal, State, gate, models,
     state::{Job, JobStatus, Millis, NodeStatus, Phase, PhaseKind, PhaseStatus},
 };
 
@@ -34,21 +34,26 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
             let checked = state.catalog.as_ref().map_or_else(|| spec::check_shape(&spec), |c| spec::check(&spec, c));
             checked.map_err(|e| Refusal::Invalid { message: e.to_string(), hint: e.hint })?;
             has_data(state, &spec)?;
-            Ok(vec![Event::Submitted { job, key, owner, spec, plan_only, at: now }])
+            let models = models::pin(state, &spec)?;
+            Ok(vec![Event::Submitted { job, key, owner, spec, plan_only, models, at: now }])
         }
         Command::Cancel { job } => match active(state, &job)? {
             true => Ok(vec![Event::JobCancelled { job, at: now }]),
             false => Err(Refusal::Precondition("the job is over".into())),
         },
-        Command::Retry { job } => match state.jobs.get(&job).ok_or_else(|| no_job(&job))?.status {
-            JobStatus::Failed | JobStatus::Cancelled => {
-                // It may have been removed meanwhile.
-                state.jobs.get(&job).map_or(Ok(()), |j| has_data(state, &j.spec))?;
-                Ok(vec![Event::JobRetried { job, at: now }])
+        Command::Retry { job } => {
+            let known = state.jobs.get(&job).ok_or_else(|| no_job(&job))?;
+            match known.status {
+                JobStatus::Failed | JobStatus::Cancelled => {
+                    // It may have been removed meanwhile.
+                    has_data(state, &known.spec)?;
+                    gate::may_retry(known)?;
+                    Ok(vec![Event::JobRetried { job, at: now }])
+                }
+                JobStatus::Active => Err(Refusal::Precondition("the job is not over".into())),
+                JobStatus::Succeeded => Err(Refusal::Precondition("the job has succeeded".into())),
             }
-            JobStatus::Active => Err(Refusal::Precondition("the job is not over".into())),
-            JobStatus::Succeeded => Err(Refusal::Precondition("the job has succeeded".into())),
-        },
+        }
         Command::Remove { job } => match active(state, &job)? {
             true => Err(Refusal::Precondition("the job is not over; cancel it first".into())),
             false => Ok(vec![Event::JobRemoved { job }]),
@@ -167,8 +172,7 @@ fn active(state: &State, job: &JobId) -> Result<bool, Refusal> {
 /// The phase, if `generation` is its newest attempt and it is not over.
 fn current<'a>(state: &'a State, job: &JobId, phase: &PhaseId, generation: u64) -> Result<&'a Phase, Refusal> {
     let job = state.jobs.get(job).filter(|j| j.status == JobStatus::Active).ok_or(Refusal::Stale)?;
-    let over = [PhaseStatus::Succeeded, PhaseStatus::Failed];
-    job.phase(phase).filter(|p| p.generation == generation && !over.contains(&p.status)).ok_or(Refusal::Stale)
+    job.phase(phase).filter(|p| p.generation == generation && p.status.is_open()).ok_or(Refusal::Stale)
 }
 
 /// The same, if `node` has a part in that attempt.

@@ -1,6 +1,8 @@
 //! What has happened: the entries of the lifecycle log. Names and fields are a stored format; add, never change.
 #![expect(missing_docs, reason = "fields are named after what they hold; the variants say what happened")]
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use tl_proto::{
     catalog::Catalog,
@@ -10,7 +12,7 @@ use tl_proto::{
     spec::JobSpec,
 };
 
-use super::state::{Blob, Millis, Placement, Slot};
+use super::state::{Blob, Millis, Model, Placement, Slot};
 
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +26,9 @@ pub enum Event {
         spec: Box<JobSpec>,
         #[serde(default)]
         plan_only: bool,
+        /// Models of earlier jobs that it names, as they were then.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        models: BTreeMap<String, Model>,
         at: Millis,
     },
     /// A node said hello.
@@ -66,6 +71,10 @@ pub enum Event {
     PhaseSucceeded { job: JobId, phase: PhaseId, generation: u64, result: serde_json::Value, at: Millis },
     /// Something worth keeping.
     Noted { job: JobId, phase: PhaseId, text: String, at: Millis },
+    /// The gate of a step was looked at: it holds, or there is a failure.
+    GateJudged { job: JobId, phase: PhaseId, said: String, failure: Option<Failure>, at: Millis },
+    /// A job is over: steps of it have failed, and all that did not need them is done.
+    JobFailed { job: JobId, failure: Failure, at: Millis },
     /// A job is over, well.
     JobSucceeded { job: JobId, at: Millis },
     /// Somebody cancelled a job.
@@ -86,8 +95,10 @@ pub enum Event {
 pub enum End {
     /// It failed and is tried again, not before a time.
     Retry { failure: Failure, not_before_ms: Millis },
-    /// It failed for good, and the job with it.
+    /// It failed for good, and the job with it at once: so releases wrote that knew no [`End::GiveUp`].
     Fail { failure: Failure },
+    /// It failed for good; what needs it is not run, and the rest of the job goes on.
+    GiveUp { failure: Failure },
     /// It was stopped on purpose and is placed anew.
     Replan { reason: String },
 }

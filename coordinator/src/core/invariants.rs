@@ -30,6 +30,13 @@ pub fn check(state: &State) -> Result<(), String> {
                     return Err(format!("{at}: a gang of {} instead of {fewest} to {most}", attempt.placements.len()));
                 }
             }
+            let lost = phase.needs.iter().filter_map(|n| job.phase(n)).any(|n| n.status.is_lost());
+            if lost && job.status == JobStatus::Active && phase.status.is_open() {
+                return Err(format!("{at} waits for what will not come"));
+            }
+            if phase.status == PhaseStatus::Skipped && !lost {
+                return Err(format!("{at} is not run for no reason"));
+            }
             if phase.checkpoints.windows(2).any(|w| w[0].0 <= w[1].0) {
                 return Err(format!("{at}: checkpoints do not grow"));
             }

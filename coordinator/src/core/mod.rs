@@ -8,7 +8,9 @@ mod command;
 mod decide;
 pub mod elastic;
 mod event;
+mod gate;
 pub mod invariants;
+mod models;
 mod placement;
 mod plan;
 mod state;
@@ -22,7 +24,7 @@ pub use decide::decide;
 pub use event::{End, Event};
 pub use plan::{Context, plan};
 pub use state::{
-    Artifact, Attempt, Blob, DataSet, Job, JobStatus, Millis, Node, NodeStatus, Phase, PhaseKind, PhaseStatus,
+    Artifact, Attempt, Blob, DataSet, Job, JobStatus, Millis, Model, Node, NodeStatus, Phase, PhaseKind, PhaseStatus,
     Placement, Slot, State,
 };
 pub use why::{Wait, why};

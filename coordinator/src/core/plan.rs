@@ -6,11 +6,11 @@ use tl_proto::{
     deadlines::Deadlines,
     failure::{Failure, FailureClass},
     ids::{JobId, NodeId},
-    spec::Device,
+    spec::{Device, JobSpec},
 };
 
 use super::{
-    End, Event, State,
+    End, Event, State, gate,
     placement::room,
     state::{Attempt, Job, JobStatus, Millis, NodeStatus, Phase, PhaseKind, PhaseStatus, Placement},
 };
@@ -47,14 +47,28 @@ pub fn plan(state: &State, context: &Context<'_>) -> Vec<Event> {
                 events.extend(end_of(state, context, id, phase, attempt));
             }
         }
-        if job.phases.iter().all(|p| p.status == PhaseStatus::Succeeded) {
-            events.push(Event::JobSucceeded { job: id.clone(), at: context.now });
-        }
+        events.extend(gate::judge(id, job, context.now));
+        events.extend(over(id, job, context.now));
     }
     if events.is_empty() {
         events = placements(state, context);
     }
     events
+}
+
+/// The end of a job of which nothing can run any more.
+fn over(id: &JobId, job: &Job, at: Millis) -> Option<Event> {
+    if job.phases.iter().any(|p| p.status.is_open()) {
+        return None;
+    }
+    let failed = job.phases.iter().find(|p| p.status == PhaseStatus::Failed);
+    let Some(phase) = failed else { return Some(Event::JobSucceeded { job: id.clone(), at }) };
+    let unknown = || Failure::new(FailureClass::Crash, format!("{} has failed", phase.id), "");
+    let mut failure = phase.last_failure.clone().unwrap_or_else(unknown);
+    if job.spec.job.kind == JobSpec::PIPELINE && phase.kind != PhaseKind::Gate {
+        failure.message = format!("step `{}`: {}", phase.step, failure.message);
+    }
+    Some(Event::JobFailed { job: id.clone(), failure, at })
 }
 
 /// Whether an attempt is over, or should be.
@@ -97,7 +111,7 @@ fn end_of(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attem
     };
     let count = phase.failures.get(&failure.class).copied().unwrap_or(0) + 1;
     Some(ended(if count > failure.class.retries() {
-        End::Fail { failure }
+        End::GiveUp { failure }
     } else {
         let not_before_ms = now + failure.class.backoff_ms(count);
         End::Retry { failure, not_before_ms }
@@ -152,6 +166,7 @@ fn somebody_waits(state: &State) -> bool {
 pub(super) fn ranks(job: &Job, phase: &Phase) -> Option<(usize, usize)> {
     let spec = job.step_spec(&phase.step)?;
     Some(match phase.kind {
+        PhaseKind::Gate => return None,
         PhaseKind::Probe => (1, 1),
         // More ranks than grains would have nothing to do.
         PhaseKind::Train => (spec.cluster.ranks.min as usize, spec.cluster.ranks.max.min(spec.grains()) as usize),
@@ -165,7 +180,7 @@ pub(super) fn queue(state: &State) -> Vec<(&JobId, &Job, &Phase)> {
         .iter()
         .filter(|(_, j)| j.status == JobStatus::Active)
         .flat_map(|(id, j)| j.phases.iter().map(move |p| (id, j, p)))
-        .filter(|(_, j, p)| p.status == PhaseStatus::Waiting && j.is_unblocked(p))
+        .filter(|(_, j, p)| p.kind != PhaseKind::Gate && p.status == PhaseStatus::Waiting && j.is_unblocked(p))
         .collect();
     queue.sort_by_key(|(id, j, _)| (std::cmp::Reverse(j.spec.job.priority), j.submitted_ms, (*id).clone()));
     queue

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use tl_proto::{
     catalog::Catalog,
+    compare::Figures,
     failure::{Failure, FailureClass},
     hardware::Hardware,
     ids::{JobId, NodeId, PhaseId},
-    spec::{JobSpec, Source},
+    spec::{Handed, JobSpec, Source},
 };
 
 /// Milliseconds since the epoch; never goes back.
@@ -65,6 +66,20 @@ pub struct Job {
     pub phases: Vec<Phase>,
     /// Files that it has produced.
     pub artifacts: Vec<Artifact>,
+    /// Models of earlier jobs that it names, by the place in its job file. They stay while it does.
+    #[serde(default)]
+    pub models: BTreeMap<String, Model>,
+}
+
+/// A model that a job has left, as it was when another one was submitted that names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Model {
+    /// The job.
+    pub job: JobId,
+    /// Its step.
+    pub step: String,
+    /// Where it lies.
+    pub blob: Blob,
 }
 
 /// Where a job stands.
@@ -123,6 +138,8 @@ pub enum PhaseKind {
     Probe,
     /// Training, evaluation and export, by a gang.
     Train,
+    /// Whether what the training came to is enough for the steps that need it; no node has a part in it.
+    Gate,
 }
 
 impl PhaseKind {
@@ -131,6 +148,7 @@ impl PhaseKind {
         match self {
             Self::Probe => "probe",
             Self::Train => "train",
+            Self::Gate => "gate",
         }
     }
 }
@@ -147,6 +165,20 @@ pub enum PhaseStatus {
     Succeeded,
     /// Failed for good, or cancelled.
     Failed,
+    /// Not run, because something that it needs has failed.
+    Skipped,
+}
+
+impl PhaseStatus {
+    /// Whether it may still run.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Waiting | Self::Running)
+    }
+
+    /// Whether nothing that needs it can run.
+    pub fn is_lost(self) -> bool {
+        matches!(self, Self::Failed | Self::Skipped)
+    }
 }
 
 /// One placement of a phase.
@@ -305,7 +337,35 @@ impl Job {
                 place.clone_from(&source.pinned);
             }
         }
+        for place in spec.models_mut() {
+            if let Some(model) = self.models.get(place) {
+                *place = Handed::of_job(&model.job, &model.step);
+            }
+        }
         Some(spec)
+    }
+
+    /// Models that the ranks of a step are handed, by the names that its pinned job has for them: of earlier steps, where
+    /// they are there, and of earlier jobs.
+    pub fn inputs(&self, spec: &JobSpec) -> BTreeMap<String, &Blob> {
+        let keys = spec.networks().filter_map(|(_, m)| Handed::key(m.weights.as_deref()?));
+        let blob = |key: &str| {
+            let model = |a: &&Artifact| a.step == key && a.name == Artifact::MODEL;
+            let own = self.artifacts.iter().find(model).map(|a| &a.blob);
+            let other = |m: &&Model| Handed::of_job(&m.job, &m.step) == key;
+            own.or_else(|| self.models.values().find(other).map(|m| &m.blob))
+        };
+        keys.filter_map(|key| Some((key.to_owned(), blob(key)?))).collect()
+    }
+
+    /// The metrics of each step that is trained.
+    pub fn figures(&self) -> Figures {
+        let trained = self.phases.iter().filter(|p| p.kind == PhaseKind::Train && p.status == PhaseStatus::Succeeded);
+        let numbers = |p: &Phase| {
+            let metrics = p.result.as_ref()?.get("metrics")?.as_object()?;
+            Some(metrics.iter().filter_map(|(k, v)| Some((k.clone(), v.as_f64()?))).collect())
+        };
+        trained.map(|p| (p.step.clone(), numbers(p).unwrap_or_default())).collect()
     }
 
     /// What the probe of a step has found of weights on the hub.
@@ -318,7 +378,7 @@ impl Job {
     /// Every blob that it refers to.
     pub fn blobs(&self) -> impl Iterator<Item = &Blob> {
         let checkpoints = self.phases.iter().flat_map(|p| p.checkpoints.iter().map(|(_, b)| b));
-        checkpoints.chain(self.artifacts.iter().map(|a| &a.blob))
+        checkpoints.chain(self.artifacts.iter().map(|a| &a.blob)).chain(self.models.values().map(|m| &m.blob))
     }
 
     /// Whether the model of a step is in the blob store.

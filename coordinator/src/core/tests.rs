@@ -1,6 +1,8 @@
 //! Scenarios, and properties of random histories.
 
 mod keeping;
+mod models;
+mod pipelines;
 mod placing;
 mod reporting;
 mod waiting;

@@ -11,14 +11,24 @@ use super::{
     State,
     placement::room,
     plan::{queue, ranks},
-    state::{JobStatus, Millis, NodeStatus, PhaseStatus},
+    state::{Job, JobStatus, Millis, NodeStatus, Phase, PhaseKind, PhaseStatus},
 };
+
+/// Steps that wait which are named; of more, only the number is told.
+const SHOWN: usize = 4;
 
 /// What a job waits for, or how it ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Wait {
     /// It runs.
-    Running(Vec<String>),
+    Running {
+        /// What runs now.
+        phases: Vec<String>,
+        /// Steps that wait for others of the job, each with what it waits for.
+        blocked: Vec<(String, String)>,
+        /// What has failed while the rest goes on.
+        failed: Option<String>,
+    },
     /// No node is there.
     NoNodes,
     /// Nodes are known, but not heard of yet.
@@ -72,7 +82,7 @@ impl Wait {
     /// A word for programs.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Running(_) => "running",
+            Self::Running { .. } => "running",
             Self::NoNodes => "no_nodes",
             Self::NodesUnknown(_) => "nodes_unknown",
             Self::TooFewSlots { .. } => "too_few_slots",
@@ -90,7 +100,16 @@ impl Wait {
 impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Running(phases) => write!(f, "running: {}", phases.join(", ")),
+            Self::Running { phases, blocked, failed } => {
+                write!(f, "running: {}", phases.join(", "))?;
+                for (step, need) in blocked.iter().take(SHOWN) {
+                    write!(f, "; `{step}` waits for {need}")?;
+                }
+                if blocked.len() > SHOWN {
+                    write!(f, "; {} more wait", blocked.len() - SHOWN)?;
+                }
+                failed.iter().try_for_each(|failed| write!(f, "; {failed}"))
+            }
             Self::NoNodes => write!(f, "no node is connected; start one with `tl-worker` or `tlctl local up`"),
             Self::NodesUnknown(n) => write!(f, "{n} slots are on nodes that have not been heard of yet"),
             Self::TooFewSlots { need, have, draining } => {
@@ -114,6 +133,20 @@ impl fmt::Display for Wait {
     }
 }
 
+/// Steps of a pipeline that wait for others, each with the first thing that it waits for.
+fn blocked(job: &Job) -> Vec<(String, String)> {
+    let probes = job.phases.iter().filter(|p| p.kind == PhaseKind::Probe && p.status == PhaseStatus::Waiting);
+    let open = |p: &Phase| p.needs.iter().find(|n| job.phase(n).is_some_and(|n| n.status.is_open())).cloned();
+    probes.filter_map(|p| Some((p.step.clone(), open(p)?.to_string()))).collect()
+}
+
+/// Steps that are not run because of what has failed, as the end of a sentence.
+fn not_run(job: &Job) -> String {
+    let skipped = job.phases.iter().filter(|p| p.kind == PhaseKind::Probe && p.status == PhaseStatus::Skipped);
+    let steps: Vec<String> = skipped.map(|p| format!("`{}`", p.step)).collect();
+    if steps.is_empty() { String::new() } else { format!("; not run: {}", steps.join(", ")) }
+}
+
 /// Why a job is where it is.
 pub fn why(state: &State, id: &JobId, now: Millis) -> Option<Wait> {
     let job = state.jobs.get(id)?;
@@ -122,14 +155,21 @@ pub fn why(state: &State, id: &JobId, now: Millis) -> Option<Wait> {
         JobStatus::Cancelled => return Some(Wait::Over("cancelled".into())),
         JobStatus::Failed => {
             let failure = job.failure.as_ref();
-            return Some(Wait::Over(failure.map_or_else(|| "failed".into(), |f| format!("failed ({}): {f}", f.class))));
+            let said = failure.map_or_else(|| "failed".into(), |f| format!("failed ({}): {f}", f.class));
+            return Some(Wait::Over(said + &not_run(job)));
         }
         JobStatus::Active => {}
     }
     let running: Vec<String> =
         job.phases.iter().filter(|p| p.status == PhaseStatus::Running).map(|p| p.id.to_string()).collect();
     if !running.is_empty() {
-        return Some(Wait::Running(running));
+        let failed = job.phases.iter().find(|p| p.status == PhaseStatus::Failed);
+        let failed = failed.map(|p| {
+            let (step, failure) = (&p.step, p.last_failure.as_ref());
+            let why = failure.map(|f| format!(" ({}): {f}", f.class)).unwrap_or_default();
+            format!("step `{step}` has failed{why}{}", not_run(job))
+        });
+        return Some(Wait::Running { phases: running, blocked: blocked(job), failed });
     }
     let queue = queue(state);
     let Some((_, _, phase)) = queue.iter().find(|(j, _, _)| *j == id) else { return Some(Wait::Starting) };

@@ -43,6 +43,7 @@ fn failed(failure: &Failure) -> Status {
         FailureClass::OutOfMemory | FailureClass::Disk => Code::ResourceExhausted,
         // Not `Unavailable`: for clients that is a coordinator that cannot be reached.
         FailureClass::LostNode | FailureClass::LostPeer | FailureClass::Stopped => Code::Aborted,
+        FailureClass::Gate => Code::FailedPrecondition,
         FailureClass::Crash => Code::Internal,
     };
     let mut status = Status::new(code, &failure.message);

@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{blob::blocking, id, status, stored};
 use crate::{
-    core::{Artifact, Attempt, Blob, Command, Job, NodeStatus, Phase, Slot, State},
+    core::{Attempt, Blob, Command, Job, NodeStatus, Phase, Slot, State},
     driver::{Driver, Rejection},
     records::Records,
     store::Blobs,
@@ -277,11 +277,8 @@ impl NodeService {
             .into_iter()
             .filter_map(|digest| Some(v1::BlobRef { digest: digest.to_owned(), size: state.data.get(digest)?.size }))
             .collect();
-        // Of earlier steps only the models that this one names.
-        let nets = spec.model.iter().chain(spec.nets.values());
-        let named: Vec<&str> = nets.filter_map(|m| m.weights.as_deref()?.strip_prefix("step:")).collect();
-        let models = job.artifacts.iter().filter(|a| a.name == Artifact::MODEL && named.contains(&a.step.as_str()));
-        let inputs: BTreeMap<String, v1::BlobRef> = models.map(|a| (a.step.clone(), blob(&a.blob))).collect();
+        let inputs: BTreeMap<String, v1::BlobRef> =
+            job.inputs(spec).into_iter().map(|(name, b)| (name, blob(b))).collect();
         // Whoever is ready first waits for those who still fetch.
         let newest = phase.checkpoints.first().map_or(0, |(_, b)| b.size);
         // The sizes of sources are what a node says.

@@ -1,6 +1,6 @@
 //! The state as messages.
 
-use tl_proto::{ids::NodeId, v1};
+use tl_proto::{compare::Comparison, ids::NodeId, v1};
 
 use crate::{
     core::{self, JobStatus, NodeStatus, PhaseStatus, State},
@@ -29,6 +29,7 @@ pub fn job(state: &State, records: &Records, id: &tl_proto::ids::JobId, now: u64
     };
     let why = core::why(state, id, now);
     let whole = detail == Detail::Whole;
+    let compared = if whole { Comparison::of(&job.spec, &job.figures()) } else { None };
     Some(v1::Job {
         id: id.to_string(),
         name: job.spec.job.name.clone(),
@@ -44,6 +45,7 @@ pub fn job(state: &State, records: &Records, id: &tl_proto::ids::JobId, now: u64
         spec_json: if whole { serde_json::to_vec(&job.spec).unwrap_or_default() } else { Vec::new() },
         owner: job.owner.clone(),
         project: job.spec.job.project.clone(),
+        compared_json: compared.and_then(|c| serde_json::to_vec(&c).ok()).unwrap_or_default(),
     })
 }
 
@@ -53,6 +55,7 @@ fn phase(records: &Records, job: &tl_proto::ids::JobId, phase: &core::Phase, who
         PhaseStatus::Running => "running",
         PhaseStatus::Succeeded => "succeeded",
         PhaseStatus::Failed => "failed",
+        PhaseStatus::Skipped => "skipped",
     };
     let placements = phase.attempt.iter().flat_map(|a| &a.placements).enumerate();
     let result = phase.result.as_ref().filter(|_| whole);

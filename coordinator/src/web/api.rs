@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Json,
     extract::{Path, Query, State},
-    http::StatusCode,
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,8 @@ use crate::rpc::{self, Detail};
 
 /// Largest report that is shown, in bytes.
 const MAX_REPORT: u64 = 32 << 20;
+/// What pictures are.
+const SVG: &str = ".svg";
 
 /// An answer that is no page: a status and a sentence.
 pub(super) struct Refused(StatusCode, String);
@@ -119,4 +121,39 @@ pub(super) async fn report(State(shared): State<Arc<Shared>>, Path(id): Path<Str
         parsed.collect::<Result<serde_json::Map<_, _>, crate::store::Error>>()
     });
     Ok(Json(Value::Object(read.await.map_err(unavailable)?.map_err(unavailable)?)))
+}
+
+/// A picture that a step has left.
+#[derive(Serialize)]
+struct Picture {
+    step: String,
+    file: String,
+}
+
+/// The pictures of a job's steps.
+pub(super) async fn pictures(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer {
+    let id = known(&shared, &id)?;
+    let found: Vec<Picture> = shared.driver.read(|s| {
+        let all = s.jobs.get(&id).into_iter().flat_map(|j| &j.artifacts).filter(|a| a.name.ends_with(SVG));
+        all.map(|a| Picture { step: a.step.clone(), file: a.name.clone() }).collect()
+    });
+    Ok(Json(json!({ "pictures": found })))
+}
+
+/// One of them. What is in it comes from a job: the policy of all pages lets no script of its own run.
+pub(super) async fn picture(
+    State(shared): State<Arc<Shared>>,
+    Path((id, step, file)): Path<(String, String, String)>,
+) -> Result<Response, Refused> {
+    let id = known(&shared, &id)?;
+    let found = shared.driver.read(|s| {
+        let mut all = s.jobs.get(&id).into_iter().flat_map(|j| &j.artifacts);
+        let wanted = all.find(|a| a.step == step && a.name == file && a.name.ends_with(SVG));
+        wanted.filter(|a| a.blob.size <= MAX_REPORT).map(|a| a.blob.digest.clone())
+    });
+    let digest = found.ok_or_else(|| Refused(StatusCode::NOT_FOUND, format!("there is no picture `{file}`")))?;
+    let blobs = shared.blobs.clone();
+    let read = tokio::task::spawn_blocking(move || blobs.read(&digest, 0, MAX_REPORT as usize));
+    let bytes = read.await.map_err(unavailable)?.map_err(unavailable)?;
+    Ok(([(header::CONTENT_TYPE, "image/svg+xml")], bytes).into_response())
 }

@@ -65,6 +65,8 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/api/jobs/{id}/series", get(api::series))
         .route("/api/jobs/{id}/logs", get(api::logs))
         .route("/api/jobs/{id}/report", get(api::report))
+        .route("/api/jobs/{id}/pictures", get(api::pictures))
+        .route("/api/jobs/{id}/pictures/{step}/{file}", get(api::picture))
         .route("/metrics", get(metrics::scrape))
         .route_layer(middleware::from_fn_with_state(shared.clone(), guard))
         .route("/healthz", get(async || "ok\n"))

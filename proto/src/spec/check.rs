@@ -1,7 +1,5 @@
 //! Checks of a whole job against itself and the catalog. Pure; nothing is opened.
 
-use std::collections::BTreeSet;
-
 use super::{
     ClassWeights, JobSpec, Sampling, SpecError,
     check_adapter::check_adapters,
@@ -9,10 +7,14 @@ use super::{
     check_model::{check_model, check_untrained},
     check_pairs::{TOWER, check_pairs},
     check_params::check_params,
+    check_pipeline::check_steps,
+    check_source::check_source,
     check_stage::{check_norms, check_stage, monitor},
+    check_tasks::{check_monitor, check_tasks},
     episodes::check_episodes,
+    nets::check_nets,
 };
-use crate::catalog::{Catalog, Entry, nearest_hint};
+use crate::catalog::{Catalog, Entry};
 
 pub(super) type Checked = Result<(), SpecError>;
 
@@ -54,6 +56,13 @@ pub fn check_shape(spec: &JobSpec) -> Checked {
             "send the job as `tlctl check --output json` prints it".into(),
         )
     })?;
+    let written_out = spec.job.baseline.is_empty() && spec.job.seeds.is_empty();
+    require(written_out, || {
+        (
+            "`job.baseline` and `job.seeds` are written out as steps when a job file is read".into(),
+            "send the job as `tlctl check --output json` prints it".into(),
+        )
+    })?;
     require(spec.schema == 1, || (format!("schema {} is not known", spec.schema), "write `schema = 1`".into()))?;
     label("job.name", &spec.job.name)?;
     label("job.project", &spec.job.project)?;
@@ -61,7 +70,10 @@ pub fn check_shape(spec: &JobSpec) -> Checked {
         return check_steps(spec);
     }
     require(spec.step.is_empty() && spec.compare.is_none(), || {
-        ("only a pipeline has `[[step]]` and `[compare]`".into(), "write `kind = \"pipeline\"`".into())
+        (
+            "only a pipeline has `[[step]]`, and only one or a job with `baseline` has `[compare]`".into(),
+            "write `kind = \"pipeline\"`, or `baseline = [\"scratch\"]` in `[job]`".into(),
+        )
     })?;
     within("cluster.threads", f64::from(spec.cluster.threads), 0.0, 1024.0)?;
     within("checkpoint.keep", f64::from(spec.checkpoint.keep), 1.0, 100.0)?;
@@ -96,64 +108,10 @@ fn check_split(spec: &JobSpec) -> Checked {
     })
 }
 
-fn check_steps(spec: &JobSpec) -> Checked {
-    require(!spec.step.is_empty(), || ("a pipeline needs at least one `[[step]]`".into(), String::new()))?;
-    require(spec.step.len() <= 64, || ("a pipeline has at most 64 steps".into(), "split it".into()))?;
-    let mut seen = BTreeSet::new();
-    for step in &spec.step {
-        let id = step.id.as_str();
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
-        // It becomes a part of other names: of phases, and of files on the nodes.
-        require(!id.is_empty() && id.len() <= 40 && id.chars().all(plain), || {
-            (format!("step id `{id}` must be letters, digits, `-` or `_`"), "rename the step".into())
-        })?;
-        for need in &step.needs {
-            // Needing only earlier steps is what makes the graph acyclic.
-            require(seen.contains(need.as_str()), || {
-                let known: Vec<&str> = seen.iter().copied().collect();
-                (format!("step `{id}` needs `{need}`, which is no earlier step"), nearest_hint(need, &known))
-            })?;
-        }
-        require(seen.insert(id), || (format!("two steps are called `{id}`"), "rename one".into()))?;
-        let inner = step.spec.as_deref().ok_or_else(|| {
-            SpecError::new(format!("step `{id}` has no job"), "write `job = \"FILE.toml\"` or `[step.spec]`")
-        })?;
-        require(inner.job.kind != JobSpec::PIPELINE, || (format!("step `{id}` is a pipeline itself"), String::new()))?;
-        check_shape(inner).map_err(|e| in_step(id, e))?;
-        let nets = inner.model.iter().chain(inner.nets.values());
-        for source in nets.filter_map(|m| m.weights.as_deref()?.strip_prefix("step:")) {
-            require(step.needs.iter().any(|n| n == source), || {
-                (
-                    format!("step `{id}` takes weights from `{source}` but does not need it"),
-                    format!("add `needs = [\"{source}\"]`"),
-                )
-            })?;
-        }
-    }
-    if let Some(compare) = &spec.compare {
-        for id in compare.baselines.iter().chain([&compare.candidate]) {
-            require(seen.contains(id.as_str()), || {
-                let known: Vec<&str> = seen.iter().copied().collect();
-                (format!("`compare` names step `{id}`, which is not there"), nearest_hint(id, &known))
-            })?;
-        }
-    }
-    Ok(())
-}
-
 fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     let objective = found(Catalog::find(&catalog.objectives, "job kind", &spec.job.kind))?;
     check_params("objective", objective, &spec.objective)?;
-    for role in &objective.nets {
-        require(spec.nets.contains_key(role), || {
-            (format!("`{}` needs a network `[nets.{role}]`", spec.job.kind), "give it a backbone and weights".into())
-        })?;
-    }
-    for role in spec.nets.keys() {
-        require(objective.nets.contains(role), || {
-            (format!("`{}` has no use for `nets.{role}`", spec.job.kind), String::new())
-        })?;
-    }
+    check_nets(spec, objective)?;
     for (name, params) in &spec.modifiers {
         check_params(
             &format!("modifiers.{name}"),
@@ -168,9 +126,14 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     check_target(spec, objective, catalog)?;
     check_pairs(spec, objective, catalog)?;
     check_episodes(spec, objective)?;
+    check_source(spec, objective, catalog)?;
+    check_tasks(spec, objective, catalog)?;
     let model = spec.model.as_ref().ok_or_else(|| missing("[model]"))?;
     for net in std::iter::once(model).chain(spec.nets.values()) {
         check_model(net, catalog)?;
+        require(!net.random || !objective.untrained, || {
+            (format!("`{}` trains nothing, and random values say nothing", spec.job.kind), "remove `random`".into())
+        })?;
     }
     for (role, net) in spec.nets.iter().filter(|(role, _)| *role != TOWER) {
         check_untrained(role, net)?;
@@ -178,12 +141,7 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     spec.check_places()?;
     found(Catalog::find(&catalog.optimizers, "optimizer", &spec.optimizer.name))?;
     check_augment("data.augment", &data.augment)?;
-    if let Some(ClassWeights::Each(weights)) = &data.class_weights {
-        weights.iter().try_for_each(|w| within("data.class_weights", *w, 0.0, 1e6))?;
-        require(weights.iter().any(|w| *w > 0.0), || {
-            ("`data.class_weights` weighs nothing".into(), "write `class_weights = \"balanced\"`".into())
-        })?;
-    }
+    check_class_weights("data.class_weights", data.class_weights.as_ref())?;
     let twice = data.sampling == Sampling::Balanced && matches!(data.class_weights, Some(ClassWeights::Rule(_)));
     require(!twice, || {
         (
@@ -207,6 +165,9 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
         (format!("`{}` trains nothing, and the job has stages", spec.job.kind), "remove `[[stage]]`".into())
     })?;
     spec.stage.iter().try_for_each(|s| check_stage(s, catalog))?;
+    for (key, name) in spec.monitors() {
+        check_monitor(spec, key, name)?;
+    }
     if let Some(stop) = &spec.stop {
         monitor("stop.monitor", &stop.monitor)?;
         within("stop.min_delta", stop.min_delta, 0.0, 1e3)?;
@@ -224,17 +185,10 @@ fn check_target(spec: &JobSpec, objective: &Entry, catalog: &Catalog) -> Checked
     require(wanted || target.is_none(), || {
         (format!("`{}` has no use for `data.target`", spec.job.kind), "`kind = \"adapt\"` learns from it".into())
     })?;
-    let stages = spec
-        .stage
-        .iter()
-        .flat_map(|s| s.plateau.iter().map(|p| &p.monitor).chain(s.advance.iter().map(|a| &a.monitor)));
-    let mut monitors = spec.stop.iter().map(|s| &s.monitor).chain(stages);
-    require(target.is_some() || !monitors.any(|m| m.starts_with("target.")), || {
-        (
-            "`target.entropy` is watched, and there is no `data.target`".into(),
-            "watch `val.accuracy` or `val.loss`".into(),
-        )
-    })?;
+    if let Some((_, monitor)) = spec.monitors().find(|(_, m)| m.starts_with("target.")).filter(|_| target.is_none()) {
+        let message = format!("`{monitor}` is watched, and there is no `data.target`");
+        return Err(SpecError::new(message, "watch `val.accuracy` or `val.loss`"));
+    }
     let Some(target) = target else {
         return require(!wanted, || {
             let hint =
@@ -246,12 +200,32 @@ fn check_target(spec: &JobSpec, objective: &Entry, catalog: &Catalog) -> Checked
     check_params("data.target.params", format, &target.params)
 }
 
+impl JobSpec {
+    /// Metrics that decisions are taken by, with their keys.
+    pub(super) fn monitors(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let stages = self.stage.iter().flat_map(|s| {
+            let plateau = s.plateau.iter().map(|p| ("plateau.monitor", p.monitor.as_str()));
+            plateau.chain(s.advance.iter().map(|a| ("advance.monitor", a.monitor.as_str())))
+        });
+        self.stop.iter().map(|s| ("stop.monitor", s.monitor.as_str())).chain(stages)
+    }
+}
+
 pub(super) fn require(holds: bool, otherwise: impl FnOnce() -> (String, String)) -> Checked {
     if holds {
         return Ok(());
     }
     let (message, hint) = otherwise();
     Err(SpecError::new(message, hint))
+}
+
+/// Checks what classes count, which the job calls `at`.
+pub(super) fn check_class_weights(at: &str, weights: Option<&ClassWeights>) -> Checked {
+    let Some(ClassWeights::Each(weights)) = weights else { return Ok(()) };
+    weights.iter().try_for_each(|w| within(at, *w, 0.0, 1e6))?;
+    require(weights.iter().any(|w| *w > 0.0), || {
+        (format!("`{at}` weighs nothing"), "write `class_weights = \"balanced\"`".into())
+    })
 }
 
 /// A label for people: there, and short.
@@ -262,7 +236,7 @@ fn label(key: &str, text: &str) -> Checked {
 }
 
 /// What is wrong with a step says with which.
-fn in_step(id: &str, mut e: SpecError) -> SpecError {
+pub(super) fn in_step(id: &str, mut e: SpecError) -> SpecError {
     e.message = format!("step `{id}`: {}", e.message);
     e
 }
@@ -391,58 +365,6 @@ lr = 0.1
             |augment: &str| refusal(&GOOD.replace("batch = 8", &format!("batch = 8, augment = {{ {augment} }}")));
         assert!(with("flip = true").message.contains("changes nothing with one view"));
         assert!(with("flip = true, views = 3").message.contains("only two different ones"));
-    }
-
-    /// A pipeline of good jobs, by their ids and what they need.
-    fn pipeline(steps: &[(&str, &[&str])]) -> JobSpec {
-        let inner = parse(GOOD).unwrap();
-        let mut spec = inner.clone();
-        spec.job.kind = JobSpec::PIPELINE.into();
-        let step = |(id, needs): &(&str, &[&str])| crate::spec::StepSection {
-            id: (*id).into(),
-            job: None,
-            needs: needs.iter().map(|n| (*n).into()).collect(),
-            set: crate::spec::Params::new(),
-            spec: Some(Box::new(inner.clone())),
-        };
-        spec.step = steps.iter().map(step).collect();
-        spec
-    }
-
-    #[test]
-    fn a_pipeline_step_may_only_need_earlier_steps() {
-        let wrong = pipeline(&[("a", &["b"]), ("b", &[])]);
-        assert!(check(&wrong, &catalog()).unwrap_err().message.contains("no earlier step"));
-        check(&pipeline(&[("b", &[]), ("a", &["b"])]), &catalog()).unwrap();
-    }
-
-    #[test]
-    fn what_phases_are_made_from_is_checked_without_a_catalog() {
-        let with = |change: &dyn Fn(&mut JobSpec)| {
-            let mut spec = pipeline(&[("a", &[]), ("b", &["a"])]);
-            change(&mut spec);
-            check_shape(&spec).map_err(|e| e.message)
-        };
-        assert_eq!(with(&|_| {}), Ok(()));
-        let inner = |s: &mut JobSpec, change: &dyn Fn(&mut JobSpec)| change(s.step[1].spec.as_mut().unwrap());
-        type Change<'a> = &'a dyn Fn(&mut JobSpec);
-        let rows: [(&str, Change<'_>); 9] = [
-            ("two steps are called `a`", &|s| s.step[1].id = "a".into()),
-            ("no earlier step", &|s| s.step[1].needs = vec!["c".into()]),
-            ("needs at least one", &|s| s.step.clear()),
-            ("has no job", &|s| s.step[0].spec = None),
-            ("at most 64 steps", &|s| s.step = vec![s.step[0].clone(); 65]),
-            ("is a pipeline itself", &|s| inner(s, &|i| i.job.kind = JobSpec::PIPELINE.into())),
-            ("step `b`: 2 grains cannot feed 3 ranks", &|s| inner(s, &|i| i.cluster.ranks.min = 3)),
-            ("does not need it", &|s| inner(s, &|i| i.model.as_mut().unwrap().weights = Some("step:c".into()))),
-            ("which is not there", &|s| {
-                let (metric, candidate) = ("val.accuracy".into(), "z".into());
-                s.compare = Some(crate::spec::CompareSection { metric, candidate, baselines: vec!["a".into()] });
-            }),
-        ];
-        for (part, change) in rows {
-            assert!(with(change).is_err_and(|message| message.contains(part)), "{part}: {:?}", with(change));
-        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Checks of what is trained in place of a network's weights: LoRA, IA3, adapters.
 
 use super::{
-    JobSpec,
+    Handed, JobSpec,
     check::{Checked, require},
 };
 use crate::catalog::Catalog;
@@ -17,10 +17,12 @@ pub(super) fn check_adapters(spec: &JobSpec, catalog: &Catalog) -> Checked {
                 format!("set `{key}.weights` to those that the adapter was trained on"),
             )
         })?;
-        require(!adapter.starts_with("step:"), || {
+        require(!Handed::is(adapter), || {
             (
                 format!("`{key}.adapter` cannot be `{adapter}`"),
-                format!("write `{key}.weights = \"{adapter}\"`: the model of a step has its adapter in its weights"),
+                format!(
+                    "write `{key}.weights = \"{adapter}\"`: what a step or job leaves has its adapter in its weights"
+                ),
             )
         })?;
     }

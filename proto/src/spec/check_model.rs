@@ -1,7 +1,7 @@
 //! Checks of a network: its name, its head, and what it makes of its own parameters.
 
 use super::{
-    ModelSection,
+    HeadSection, ModelSection,
     check::{Checked, found, require, within},
 };
 use crate::catalog::Catalog;
@@ -9,9 +9,12 @@ use crate::catalog::Catalog;
 /// Checks `[model]` or `[nets.ROLE]`.
 pub(super) fn check_model(net: &ModelSection, catalog: &Catalog) -> Checked {
     let entry = found(Catalog::find(&catalog.backbones, "backbone", &net.backbone))?;
-    within("head.dropout", net.head.dropout.unwrap_or_default(), 0.0, 0.95)?;
-    require(net.head.hidden.iter().all(|w| (1..=65_536).contains(w)), || {
-        ("widths in `head.hidden` must be between 1 and 65536".into(), String::new())
+    check_head("head", &net.head)?;
+    require(!net.random || (net.weights.is_some() && net.adapter.is_none() && !net.head.keep), || {
+        (
+            "`model.random` begins with random values, and takes only the shape from `model.weights`".into(),
+            "name weights without an adapter, do not keep their head, or leave `random` out".into(),
+        )
     })?;
     if let Some(side) = net.input {
         within("model.input", f64::from(side), 8.0, 1024.0)?;
@@ -32,6 +35,14 @@ pub(super) fn check_model(net: &ModelSection, catalog: &Catalog) -> Checked {
     Ok(())
 }
 
+/// Checks a classifier, which the job calls `at`.
+pub(super) fn check_head(at: &str, head: &HeadSection) -> Checked {
+    within(&format!("{at}.dropout"), head.dropout.unwrap_or_default(), 0.0, 0.95)?;
+    require(head.hidden.iter().all(|w| (1..=65_536).contains(w)), || {
+        (format!("widths in `{at}.hidden` must be between 1 and 65536"), String::new())
+    })
+}
+
 /// Checks what is said of `[nets.ROLE]`, a network that runs but is not trained: what only training would do is an error.
 pub(super) fn check_untrained(role: &str, net: &ModelSection) -> Checked {
     for (key, value) in [("dropout", net.dropout), ("attention_dropout", net.attention_dropout)] {
@@ -42,7 +53,9 @@ pub(super) fn check_untrained(role: &str, net: &ModelSection) -> Checked {
             )
         })?;
     }
-    Ok(())
+    require(!net.random, || {
+        (format!("`nets.{role}` is not trained, and random values say nothing"), format!("remove `nets.{role}.random`"))
+    })
 }
 
 #[cfg(test)]
@@ -62,6 +75,18 @@ mod tests {
         assert!(teacher(None, None).is_ok());
         assert!(teacher(Some(0.1), None).unwrap_err().contains("`nets.teacher.dropout` would do nothing"));
         assert!(teacher(None, Some(0.0)).unwrap_err().contains("`nets.teacher.attention_dropout`"));
+    }
+
+    #[test]
+    fn random_values_need_weights_to_be_shaped_by() {
+        let catalog = Catalog { backbones: vec![entry("b", "")], ..Catalog::default() };
+        let mut net = ModelSection { backbone: "b".into(), random: true, ..ModelSection::default() };
+        assert!(check_model(&net, &catalog).unwrap_err().message.contains("`model.random`"));
+        net.weights = Some("w".into());
+        assert_eq!(check_model(&net, &catalog), Ok(()));
+        assert!(check_untrained("teacher", &net).unwrap_err().message.contains("random values say nothing"));
+        net.head.keep = true;
+        assert!(check_model(&net, &catalog).is_err());
     }
 
     #[test]

@@ -47,6 +47,14 @@ pub(super) fn check_params(at: &str, entry: &Entry, params: &Params) -> Checked 
             ParamKind::Choice { of } => {
                 (value.as_str().is_some_and(|v| of.iter().any(|o| o == v)), format!("one of {}", of.join(", ")))
             }
+            ParamKind::Numbers { min, max } => {
+                let within =
+                    |v: &serde_json::Value| v.as_f64().is_some_and(|v| v.is_finite() && (*min..=*max).contains(&v));
+                (
+                    value.as_array().is_some_and(|l| l.iter().all(within)),
+                    format!("a list of numbers from {min} to {max}"),
+                )
+            }
             ParamKind::Names => (
                 value.as_array().is_some_and(|l| !l.is_empty() && l.iter().all(|v| v.as_str().is_some_and(is_name))),
                 "a list of names such as [\"query\", \"re:layer\\\\.[01]\\\\..*key\"]".into(),
@@ -54,6 +62,10 @@ pub(super) fn check_params(at: &str, entry: &Entry, params: &Params) -> Checked 
             ParamKind::Texts => (
                 value.as_array().is_some_and(|l| (1..=1000).contains(&l.len()) && l.iter().all(is_sentence)),
                 "a list of sentences of at most 1000 letters".into(),
+            ),
+            ParamKind::Pattern => (
+                value.as_str().is_some_and(|v| name_pattern(&format!("re:{v}")).is_ok()),
+                "a regular expression such as '_[0-4]\\.wav$'".into(),
             ),
         };
         require(fits, || (format!("`{at}.{key}` cannot be {value}"), format!("it takes {wanted}")))?;
@@ -75,7 +87,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::catalog::{entry, names, number};
+    use crate::catalog::{entry, names, number, numbers};
 
     #[test]
     fn a_method_brings_its_own_parameters_and_no_others() {
@@ -96,6 +108,19 @@ mod tests {
         assert!(error.message.contains("cannot be \"dan\"") && error.hint.contains("`dann`"), "{error}");
         assert!(check(json!({ "method": "dann", "alpha": 3 })).is_err());
         assert!(check(json!({ "method": 1 })).is_err());
+    }
+
+    #[test]
+    fn numbers_are_a_list_within_a_range() {
+        let entry = Entry { params: vec![numbers("weights", 0.0, 9.0, "")], ..entry("distill", "") };
+        let given = |value: Value| [("weights".to_owned(), value)].into();
+        check_params("objective", &entry, &given(json!([1, 0.5]))).unwrap();
+        assert_eq!(entry.numbers(&given(json!([1, 0.5])), "weights"), [1.0, 0.5]);
+        assert_eq!(entry.numbers(&Params::new(), "weights"), [0.0; 0]);
+        for bad in [json!(1), json!([10]), json!(["1"]), json!([null])] {
+            let error = check_params("objective", &entry, &given(bad)).unwrap_err();
+            assert!(error.hint.contains("a list of numbers from 0 to 9"), "{error}");
+        }
     }
 
     #[test]

@@ -62,7 +62,12 @@ pub(super) fn check_stage(stage: &StageSection, catalog: &Catalog) -> Checked {
 /// Checks that batch-norms that learn have something to learn from.
 pub(super) fn check_norms(spec: &JobSpec, batch: u32) -> Checked {
     let grains = spec.grains();
-    let in_head = spec.model.iter().chain(spec.nets.values()).any(|m| m.head.norm == Norm::Batch);
+    let heads =
+        spec.model.iter().chain(spec.nets.values()).map(|m| &m.head).chain(spec.tasks.values().map(|t| &t.head));
+    let in_head = heads.into_iter().any(|head| head.norm == Norm::Batch);
+    // Some see the samples of one task alone.
+    let alone = spec.tasks.values().filter(|t| t.head.norm == Norm::Batch).filter_map(|t| t.batch);
+    let batch = alone.fold(batch, u32::min);
     // Over the whole batch, grains of one sample are as good as others.
     let learn = |s: &StageSection| s.bn_scope == BnScope::Grain && (in_head || s.bn == BnMode::Train);
     let episodes = spec.data.as_ref().is_some_and(|d| d.episodes.is_some());
@@ -70,7 +75,7 @@ pub(super) fn check_norms(spec: &JobSpec, batch: u32) -> Checked {
         (
             format!("{grains} grains of a batch of {batch} hold one sample each: batch-norm learns nothing from it"),
             format!(
-                "set `data.grains = {}` or less, raise `data.batch`, or write `bn_scope = \"batch\"` in the stage",
+                "set `data.grains = {}` or less, raise the `batch`, or write `bn_scope = \"batch\"` in the stage",
                 (batch / 2).max(1)
             ),
         )
@@ -91,8 +96,12 @@ fn check_rule(rule: &str, at: impl Fn(&str) -> String) -> Checked {
 
 /// Metrics that decisions can be taken by.
 pub(super) fn monitor(key: &str, name: &str) -> Checked {
-    require(["val.accuracy", "val.loss", "target.entropy"].contains(&name), || {
-        let hint = "use `val.accuracy`, `val.loss`, or, where a network is brought to another domain, `target.entropy`";
+    // Of one task, whose name is looked at elsewhere.
+    let of_task = name.strip_prefix("tasks.").and_then(|rest| rest.rsplit_once('.'));
+    let of_task = of_task.is_some_and(|(_, what)| ["accuracy", "loss"].contains(&what));
+    require(of_task || ["val.accuracy", "val.loss", "target.entropy", "target.snd"].contains(&name), || {
+        let hint = "use `val.accuracy`, `val.loss`, `tasks.NAME.accuracy` or `tasks.NAME.loss` of one of several tasks, or, \
+            where a network is brought to another domain, `target.entropy` or `target.snd`; labels of that domain decide nothing";
         (format!("`{key}` cannot be `{name}`"), hint.into())
     })
 }
@@ -144,6 +153,8 @@ mod tests {
         let e = check("").unwrap_err();
         assert!(e.message.contains("one sample each") && e.hint.contains("bn_scope = \"batch\""), "{e} ({})", e.hint);
         check("bn_scope = \"batch\"\n").unwrap();
+        let fewer = check("bn_scope = \"grain\"\n[tasks.t]\nbatch = 3\nhead = { norm = \"batch\" }\n").unwrap_err();
+        assert!(fewer.message.contains("8 grains of a batch of 3"), "{fewer}");
         let e = parse(&format!("{head}{stage}bn_scope = \"all\"\n")).unwrap_err();
         assert!(e.message.contains("unknown variant `all`"), "{e}");
     }

@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AugmentSection, ClassWeights, CompareSection, EpisodesSection, PairsSection, Precision, RecipeSection, Sampling,
-    StageSection, StepSection,
+    AugmentSection, BaselineSection, ClassWeights, CompareSection, EpisodesSection, PairsSection, Precision,
+    RecipeSection, Sampling, SourceSection, StageSection, StepSection, TargetSection, TaskSection,
 };
 
 /// Free parameters of a catalog entry.
@@ -36,6 +36,9 @@ pub struct JobSpec {
     /// Further networks by role, such as `nets.teacher`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub nets: BTreeMap<String, ModelSection>,
+    /// What else is learned, by name, where the kind of job learns several tasks; the first is that of `[data]`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tasks: BTreeMap<String, TaskSection>,
     /// Parameters of the objective, as the catalog lists them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub objective: Params,
@@ -79,6 +82,14 @@ pub struct JobSection {
     /// Who it belongs to.
     #[serde(default = "default_project")]
     pub project: String,
+    /// What the job has to beat, each a name or a table: `["scratch", "linear_probe"]`. They are trained beside it, on
+    /// idle workers, and the difference is told. Written out as a pipeline when the job is read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub baseline: Vec<BaselineSection>,
+    /// The job once with each of these seeds in place of `seed` (in a pipeline: every step), and what it comes to as a
+    /// mean with its 95 % interval. Written out as steps when the job is read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seeds: Vec<u32>,
 }
 
 fn default_project() -> String {
@@ -223,60 +234,15 @@ pub struct DataSection {
     /// Samples of another domain, without labels, that `adapt` brings the network to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<TargetSection>,
+    /// Samples of what the weights were trained on: how much of it is forgotten is measured on them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceSection>,
     /// The other half of each sample, of another kind: sounds that go with pictures, pictures with texts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pairs: Option<PairsSection>,
     /// Few-shot tasks that `fewshot` draws from the samples. The classes of `train` and `val` should be different ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub episodes: Option<EpisodesSection>,
-}
-
-/// `[data.target]`
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TargetSection {
-    /// A format of the catalog; that of `[data]` if nothing is said.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub format: Option<String>,
-    /// Where the samples are that are learned from. Labels that lie with them are not looked at.
-    pub train: String,
-    /// Where samples with labels are, of the classes of `[data]`. What the network comes to on them is reported; nothing
-    /// is decided by their labels.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub val: Option<String>,
-    /// Further parameters of the format; those of `[data]` if neither they nor a format are said.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub params: Params,
-}
-
-impl DataSection {
-    /// The section of samples beside these, without what concerns these alone: their classes, and what goes with them.
-    pub(super) fn beside(&self) -> Self {
-        Self {
-            train_per_class: None,
-            class_weights: None,
-            sampling: Sampling::default(),
-            target: None,
-            pairs: None,
-            episodes: None,
-            train_classes: Vec::new(),
-            val_classes: Vec::new(),
-            ..self.clone()
-        }
-    }
-
-    /// The target's data as a section of its own; its validation samples are those it learns from where it has no others.
-    pub fn of_target(&self) -> Option<Self> {
-        let target = self.target.as_ref()?;
-        let own = target.format.is_some() || !target.params.is_empty();
-        Some(Self {
-            format: target.format.clone().unwrap_or_else(|| self.format.clone()),
-            train: target.train.clone(),
-            val: target.val.clone().unwrap_or_else(|| target.train.clone()),
-            params: if own { target.params.clone() } else { self.params.clone() },
-            ..self.beside()
-        })
-    }
 }
 
 /// `[model]` and `[nets.ROLE]`
@@ -286,9 +252,12 @@ pub struct ModelSection {
     /// A backbone of the catalog.
     pub backbone: String,
     /// A file, a folder of ours or of Hugging Face's layout, `hf://OWNER/REPO[@REVISION][#FILE]`, `data:DIGEST`,
-    /// `step:ID`, or nothing for random weights.
+    /// `step:ID`, `job:ID[/STEP]`, or nothing for random weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
+    /// Take preprocessing, tokenizer and sizes from the weights, and none of their values: the same network, begun anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub random: bool,
     /// A folder with `adapter_config.json` and `adapter_model.safetensors`, as peft and jobs of ours write it for LoRA and
     /// IA3. Its changes are worked into the weights; with `[modifiers.lora]` or `[modifiers.ia3]` they are trained on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -409,7 +378,9 @@ impl Default for OptimizerSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StopSection {
-    /// `val.accuracy` or `val.loss`.
+    /// `val.accuracy` or `val.loss`; `tasks.NAME.accuracy` or `tasks.NAME.loss` where there are several tasks; where a network
+    /// is brought to another domain also `target.entropy` (mean entropy of the predictions there: lower is better) or
+    /// `target.snd` (soft neighbourhood density, of at most 4096 samples: higher is better), neither of which looks at labels.
     pub monitor: String,
     /// Epochs without improvement before a stage ends.
     #[serde(default)]

@@ -1,6 +1,6 @@
 //! Places that a job names: paths on the nodes, data sets that were pushed to the blob store, weights on the hub.
 
-use super::{DataSection, Hub, JobSpec, SpecError};
+use super::{DataSection, Handed, Hub, JobSpec, SpecError, TaskSection};
 
 /// The format whose places are names of tasks.
 const GENERATED: &str = "generated";
@@ -46,8 +46,12 @@ impl<'a> Pushed<'a> {
 }
 
 impl JobSpec {
-    /// Places that this job (not its steps) names, with their keys. Models of other steps are none.
+    /// Places that this job (not its steps) names, with their keys. Models of steps and jobs are none.
     pub fn places(&self) -> impl Iterator<Item = (&'static str, &String)> {
+        self.named().filter(|(_, place)| !Handed::is(place))
+    }
+
+    fn named(&self) -> impl Iterator<Item = (&'static str, &String)> {
         let own = self.data.iter().filter(|d| d.format != GENERATED);
         let own = own.flat_map(|d| [("data.train", &d.train), ("data.val", &d.val)]);
         let target = self.data.iter().filter_map(|d| Some((d, d.target.as_ref()?)));
@@ -55,21 +59,41 @@ impl JobSpec {
         let target = target.flat_map(|(_, t)| {
             std::iter::once(("data.target.train", &t.train)).chain(t.val.as_ref().map(|v| ("data.target.val", v)))
         });
+        let source = self.data.iter().filter_map(|d| Some((d, d.source.as_ref()?)));
+        let source = source.filter(|(d, s)| s.format.as_ref().unwrap_or(&d.format) != GENERATED);
+        let source = source
+            .flat_map(|(_, s)| s.train.iter().map(|t| ("data.source.train", t)).chain([("data.source.val", &s.val)]));
         let pairs = self.data.iter().filter_map(|d| d.pairs.as_ref()).filter(|p| p.format != GENERATED);
         let pairs = pairs.flat_map(|p| {
             std::iter::once(("data.pairs.train", &p.train)).chain(p.val.as_ref().map(|v| ("data.pairs.val", v)))
         });
-        let data = own.chain(target).chain(pairs);
+        let tasks = self.tasks.values().filter(move |t| self.has_files(t));
+        let tasks = tasks.flat_map(|t| {
+            let train = t.train.as_ref().map(|p| ("tasks.*.train", p));
+            train.into_iter().chain(t.val.as_ref().map(|p| ("tasks.*.val", p)))
+        });
+        let data = own.chain(target).chain(source).chain(pairs).chain(tasks);
         let nets = self.model.iter().map(|m| (["model.weights", "model.adapter"], m));
         let nets = nets.chain(self.nets.values().map(|m| (["nets.*.weights", "nets.*.adapter"], m)));
         let files = nets.flat_map(|(keys, m)| keys.into_iter().zip([m.weights.as_ref(), m.adapter.as_ref()]));
-        data.chain(files.filter_map(|(key, place)| Some((key, place?)))).filter(|(_, p)| !is_step(p))
+        data.chain(files.filter_map(|(key, place)| Some((key, place?))))
+    }
+
+    /// Whether the places of a task are files.
+    fn has_files(&self, task: &TaskSection) -> bool {
+        let format = task.format.as_ref().or(self.data.as_ref().map(|d| &d.format));
+        format.is_none_or(|format| format != GENERATED)
     }
 
     /// The same, to be changed.
     pub fn places_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        let generated = self.data.as_ref().is_some_and(|d| d.format == GENERATED);
+        let files = move |t: &&mut TaskSection| t.format.as_ref().map_or(!generated, |format| format != GENERATED);
+        let tasks = self.tasks.values_mut().filter(files).flat_map(|t| t.train.iter_mut().chain(&mut t.val));
         let data = self.data.iter_mut().flat_map(|d| {
-            let DataSection { format, train, val, target, pairs, .. } = d;
+            let DataSection { format, train, val, target, source, pairs, .. } = d;
+            let source = source.iter_mut().filter(|s| s.format.as_ref().unwrap_or(format) != GENERATED);
+            let source: Vec<&mut String> = source.flat_map(|s| s.train.iter_mut().chain([&mut s.val])).collect();
             let target = target.iter_mut().filter(|t| t.format.as_ref().unwrap_or(format) != GENERATED);
             let target: Vec<&mut String> =
                 target.flat_map(|t| std::iter::once(&mut t.train).chain(t.val.as_mut())).collect();
@@ -77,10 +101,12 @@ impl JobSpec {
             let pairs = pairs.iter_mut().filter(|p| p.format != GENERATED);
             let pairs: Vec<&mut String> =
                 pairs.flat_map(|p| std::iter::once(&mut p.train).chain(p.val.as_mut())).collect();
-            own.into_iter().chain(target).chain(pairs)
+            own.into_iter().chain(target).chain(source).chain(pairs)
         });
         let nets = self.model.iter_mut().chain(self.nets.values_mut());
-        data.chain(nets.flat_map(|m| m.weights.iter_mut().chain(&mut m.adapter))).filter(|p| !is_step(p))
+        data.chain(tasks)
+            .chain(nets.flat_map(|m| m.weights.iter_mut().chain(&mut m.adapter)))
+            .filter(|p| !Handed::is(p))
     }
 
     /// Whether every place that this job (not its steps) names can be one.
@@ -88,10 +114,18 @@ impl JobSpec {
     /// # Errors
     /// Names the first that cannot.
     pub(super) fn check_places(&self) -> Result<(), SpecError> {
+        for (key, place) in self.named() {
+            let handed = Handed::parse(place)?.is_some();
+            if handed && key.starts_with("data.") {
+                let hint = "write it where weights belong: `model.weights`";
+                return Err(SpecError::new(format!("`{key}` is `{place}`, which is a model and no data"), hint));
+            }
+        }
         for (key, place) in self.places() {
             Pushed::parse(place)?;
             if Hub::parse(place)?.is_some() && !key.ends_with(".weights") {
-                let what = if key.starts_with("data.") { "samples" } else { "adapter" };
+                let samples = key.starts_with("data.") || key.starts_with("tasks.");
+                let what = if samples { "samples" } else { "adapter" };
                 let hint =
                     format!("bring the {what} yourself: `tlctl data push FOLDER` gives the folder a name for the job");
                 return Err(SpecError::new(format!("`{key}` names `{place}`: only weights come from the hub"), hint));
@@ -124,10 +158,6 @@ impl JobSpec {
     }
 }
 
-fn is_step(place: &str) -> bool {
-    place.starts_with("step:")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +171,25 @@ mod tests {
         check("backbone = \"bert\", weights = \"hf://a/b\"").unwrap();
         let error = check("backbone = \"bert\", weights = \"w\", adapter = \"hf://a/b\"").unwrap_err();
         assert!(error.contains("`model.adapter` names `hf://a/b`: only weights") && error.contains("adapter yourself"));
+    }
+
+    #[test]
+    fn models_of_steps_and_jobs_are_weights_and_no_places() {
+        let id = crate::ids::JobId::from_bits(1);
+        let job = |train: &str, weights: &str| {
+            let data = format!("data = {{ format = \"text\", train = \"{train}\", val = \"v\", batch = 4 }}");
+            let model = format!("model = {{ backbone = \"bert\", weights = \"{weights}\" }}");
+            crate::spec::parse(&format!("schema = 1\njob = {{ name = \"t\", kind = \"f\" }}\n{data}\n{model}\n"))
+                .unwrap()
+        };
+        for weights in ["step:a".to_owned(), format!("job:{id}"), format!("job:{id}/a")] {
+            let spec = job("t", &weights);
+            spec.check_places().unwrap();
+            assert_eq!(spec.places().map(|(key, _)| key).collect::<Vec<_>>(), ["data.train", "data.val"]);
+            let e = job(&weights, "w").check_places().unwrap_err();
+            assert!(e.message.contains("`data.train` is") && e.message.contains("no data"), "{e}");
+        }
+        assert!(job("t", "job:mine").check_places().unwrap_err().message.contains("not the model of a job"));
     }
 
     #[test]

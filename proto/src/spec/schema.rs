@@ -19,6 +19,8 @@ pub fn schema(catalog: &Catalog) -> Value {
         ("DataSection", "format", &catalog.formats),
         ("TargetSection", "format", &catalog.formats),
         ("PairsSection", "format", &catalog.formats),
+        ("SourceSection", "format", &catalog.formats),
+        ("TaskSection", "format", &catalog.formats),
         ("OptimizerSection", "name", &catalog.optimizers),
         ("StageSection", "schedule", &catalog.schedules),
     ] {
@@ -27,7 +29,7 @@ pub fn schema(catalog: &Catalog) -> Value {
     }
     // Parameters of the objective and the data format depend on which one it is; all of them are listed.
     schema["properties"]["objective"] = table(catalog.objectives.iter().flat_map(Entry::all_params));
-    for section in ["DataSection", "TargetSection", "PairsSection"] {
+    for section in ["DataSection", "TargetSection", "SourceSection", "PairsSection", "TaskSection"] {
         schema["$defs"][section]["properties"]["params"] = table(catalog.formats.iter().flat_map(Entry::all_params));
     }
     let modifiers: Map<String, Value> = catalog
@@ -64,6 +66,10 @@ fn param(p: &Param) -> Value {
         ParamKind::Integer { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
         ParamKind::Flag => json!({ "type": "boolean" }),
         ParamKind::Choice { of } => json!({ "enum": of }),
+        ParamKind::Numbers { min, max } => {
+            json!({ "type": "array", "items": { "type": "number", "minimum": min, "maximum": max } })
+        }
+        ParamKind::Pattern => json!({ "type": "string", "format": "regex" }),
         ParamKind::Names | ParamKind::Texts => json!({ "type": "array", "minItems": 1, "items": { "type": "string" } }),
     };
     value["description"] = p.doc.clone().into();

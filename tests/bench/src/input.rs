@@ -30,6 +30,7 @@ augment = {{ flip = true, rotate = 0.1, zoom = 0.1, crop = 0.1, views = "fresh" 
         next += 1;
         let image = photos.load(index).map_err(anyhow::Error::msg)?;
         let square = pixels::square(&image, contract.filter(), contract.resize_short_side as usize, contract.side());
+        let square = pixels::Square::Bytes(square);
         let view = View::draw(&section.augment, 1, &photos.digest(index), view as u64);
         pixels::input(&square, &view, &contract, &mut input);
         anyhow::ensure!(input[0].is_finite(), "no number");

@@ -20,6 +20,7 @@ pub mod nn;
 pub mod num;
 pub mod objective;
 pub mod optim;
+pub mod picture;
 pub mod predict;
 pub mod train;
 pub mod weights;

@@ -67,7 +67,8 @@ function layout() {
 
 // One trace per phase and metric; points are appended as they arrive.
 function plot(chart, row) {
-  for (const metric of [`train.${chart}`, `val.${chart}`, `target.${chart}`]) {
+  const tasks = Object.keys(row.values).filter((m) => m.startsWith("tasks.") && m.endsWith(`.${chart}`));
+  for (const metric of [`train.${chart}`, `val.${chart}`, `target.${chart}`, ...tasks]) {
     if (!(metric in row.values)) continue;
     const name = `${row.phase.split("/")[0]} ${metric}`;
     const key = `${chart} ${name}`;
@@ -124,6 +125,24 @@ function resolved(style, name) {
 
 const percent = (x) => `${(100 * x).toFixed(1)} %`;
 
+// What a network came to in another domain, and how far apart the two lie, before and after.
+function shift(metrics) {
+  const pair = (name, show) => {
+    const [before, after] = [metrics[`${name}_before`], metrics[name]];
+    if (after === undefined) return "";
+    return before === undefined ? show(after) : `${show(before)} → ${show(after)}`;
+  };
+  const distance = pair("shift.a_distance", (x) => x.toFixed(2));
+  return [pair("target.accuracy", percent), distance && `A-distance ${distance}`].filter(Boolean).join(", ");
+}
+
+// What is gone of the task that the weights were trained on.
+function forgotten(metrics) {
+  const points = metrics["source.forgotten"];
+  if (points === undefined) return "";
+  return points < 0 ? `gained ${(-points).toFixed(1)} points` : `forgot ${points.toFixed(1)} points`;
+}
+
 // What each step has come to.
 function results(phases) {
   const done = phases.filter((p) => p.result_json?.metrics);
@@ -136,7 +155,7 @@ function results(phases) {
     const interval = metrics["val.interval"] === undefined ? "" : ` ± ${(100 * metrics["val.interval"]).toFixed(1)}`;
     const f1 = metrics["val.macro_f1"] === undefined ? "" : percent(metrics["val.macro_f1"]);
     return [p.step, percent(metrics["val.accuracy"]) + interval, f1,
-      metrics["val.loss"].toFixed(4), steps, train, val, frozen];
+      metrics["val.loss"]?.toFixed(4), shift(metrics), forgotten(metrics), steps, train, val, frozen];
   }));
 }
 
@@ -157,29 +176,70 @@ function episodes(step, { evaluation, baselines, overlap }) {
   return cell;
 }
 
+// Phases that one still waits for.
+function waits(job, phase) {
+  if (phase.status !== "waiting") return "";
+  const done = new Set(job.phases.filter((p) => p.status === "succeeded").map((p) => p.id));
+  return phase.needs.filter((id) => !done.has(id)).join(", ");
+}
+
+// Candidate and baselines side by side, and what that comes to.
+function compared(c) {
+  byId("compared").hidden = !c;
+  if (!c) return;
+  const [scale, digits, unit] = c.unit === "points" ? [100, 1, " %"] : [1, 4, ""];
+  const interval = (m, by) => (m.half === null ? "" : ` ± ${(by * m.half).toFixed(digits)}`);
+  const value = (m) => (m ? `${(scale * m.mean).toFixed(digits)}${interval(m, scale)}${unit}` : "");
+  const gain = (m) => (m ? `${m.mean < 0 ? "" : "+"}${m.mean.toFixed(digits)}${interval(m, 1)}` : "");
+  byId("summary").textContent = c.summary;
+  byId("metric").textContent = c.metric;
+  fill("sides", c.rows.map((r) => [r.name, value(r.value), gain(r.gain), `${r.value?.runs ?? 0} of ${r.steps}`]));
+}
+
 async function confusions() {
   for (const [step, report] of Object.entries(await get(`/api/jobs/${id}/report`))) {
-    if (!report?.evaluation) continue;
-    if (report.evaluation.episodes) {
+    if (report?.evaluation?.episodes) {
       byId("confusions").append(episodes(step, report));
       continue;
     }
-    const { classes, confusion } = report.evaluation;
-    const names = classes.map((c) => c.class);
-    const [cell, title, chart] = ["div", "h2", "div"].map((tag) => document.createElement(tag));
-    title.textContent = `Confusion: ${step}, ${percent(report.evaluation.accuracy)} right`;
-    chart.className = "chart";
-    cell.append(title, chart);
-    byId("confusions").append(cell);
-    const axes = layout();
-    axes.xaxis.title.text = "predicted";
-    axes.yaxis = { ...axes.yaxis, title: { text: "true" }, autorange: "reversed" };
-    const style = getComputedStyle(document.body);
-    // From the colour of the page to that of links: none is none, in the dark too.
-    const colorscale = ["--panel", "--link"].map((name, i) => [i, resolved(style, name)]);
-    const texttemplate = names.length <= 20 ? "%{z}" : "";
-    const map = { type: "heatmap", x: names, y: names, z: confusion, colorscale, texttemplate, showscale: false };
-    await Plotly.react(chart, [map], axes, SHOWN);
+    const tasks = Object.entries(report?.tasks ?? {}).map(([task, t]) => [`${step}, task ${task}`, t.evaluation]);
+    for (const [name, evaluation] of tasks.length ? tasks : [[step, report?.evaluation]]) {
+      if (evaluation) await confusion(name, evaluation);
+    }
+  }
+}
+
+async function confusion(name, evaluation) {
+  const names = evaluation.classes.map((c) => c.class);
+  const [cell, title, chart] = ["div", "h2", "div"].map((tag) => document.createElement(tag));
+  title.textContent = `Confusion: ${name}, ${percent(evaluation.accuracy)} right`;
+  chart.className = "chart";
+  cell.append(title, chart);
+  byId("confusions").append(cell);
+  const axes = layout();
+  axes.xaxis.title.text = "predicted";
+  axes.yaxis = { ...axes.yaxis, title: { text: "true" }, autorange: "reversed" };
+  const style = getComputedStyle(document.body);
+  // From the colour of the page to that of links: none is none, in the dark too.
+  const colorscale = ["--panel", "--link"].map((name, i) => [i, resolved(style, name)]);
+  const texttemplate = names.length <= 20 ? "%{z}" : "";
+  const z = evaluation.confusion;
+  const map = { type: "heatmap", x: names, y: names, z, colorscale, texttemplate, showscale: false };
+  await Plotly.react(chart, [map], axes, SHOWN);
+}
+
+// Pictures that a run has left, but for those that this page draws itself.
+const DRAWN_HERE = ["curves.svg", "confusion.svg"];
+
+async function pictures() {
+  const { pictures } = await get(`/api/jobs/${id}/pictures`);
+  for (const { step, file } of pictures.filter((p) => !DRAWN_HERE.includes(p.file))) {
+    const [title, image] = ["h2", "img"].map((tag) => document.createElement(tag));
+    const name = file.replace(".svg", "");
+    title.textContent = `${name[0].toUpperCase()}${name.slice(1)}: ${step}`;
+    image.src = `/api/jobs/${id}/pictures/${encodeURIComponent(step)}/${encodeURIComponent(file)}`;
+    image.alt = title.textContent;
+    byId("pictures").append(title, image);
   }
 }
 
@@ -191,10 +251,12 @@ async function job() {
   const why = job.why === job.status ? "" : job.why;
   byId("why").textContent = job.failure?.hint ? `${why} (${job.failure.hint})` : why;
   results(job.phases);
+  compared(job.compared_json);
   fill("phases", job.phases.map((p) => {
     const a = p.activity;
     const now = a && p.status === "running" ? `${a.name} ${a.done}/${a.total}` : "";
-    return [p.id, marked(p.status), p.generation, p.ranks.length || "", now];
+    const attempt = p.kind === "gate" ? "" : p.generation;
+    return [p.id, marked(p.status), attempt, p.ranks.length || "", waits(job, p), now];
   }));
   byId("events").replaceChildren(...job.phases.flatMap((p) => p.history.map((text) => {
     const item = document.createElement("li");
@@ -202,9 +264,9 @@ async function job() {
     return item;
   })));
   await Promise.all([series(), logs()]);
-  if (job.status === "succeeded" && !seen.report) {
+  if (job.finished_ms && !seen.report) {
     seen.report = true;
-    await confusions();
+    await Promise.all([confusions(), pictures()]);
   }
 }
 

@@ -1,12 +1,62 @@
-//! A hidden layer of a classifier's head: dense, then norm and activation in either order. Dropout comes after it.
+//! A classifier's head: hidden layers, each dense, then norm and activation in either order, then dropout; and the output.
 
 use tl_proto::spec::{HeadAct, HeadSection, Norm};
 
-use crate::nn::{Act, Activation, Builder, Sequential};
+use super::Unit;
+use crate::{
+    nn::{Act, Activation, Builder, Dropout, Linear, Sequential},
+    weights::Contract,
+};
+
+/// A head that is to be built.
+pub(super) struct Wanted<'a> {
+    /// As the job has it.
+    pub head: &'a HeadSection,
+    /// What the names of its tensors begin with.
+    pub prefix: &'a str,
+    /// What its output is called behind that.
+    pub classifier: &'a str,
+    /// The number of the random numbers of its first dropout, less one.
+    pub site: u32,
+    /// How the output begins.
+    pub output: fn(&mut Builder, &str, (usize, usize)) -> Linear,
+}
+
+impl Wanted<'_> {
+    /// Its units, and how many numbers the output takes; where there are no classes, there is none, and that is what comes out.
+    pub fn units(
+        self,
+        b: &mut Builder,
+        contract: &Contract,
+        (features, outputs): (usize, usize),
+    ) -> (Vec<Unit>, usize) {
+        let Self { head, prefix, classifier, mut site, output } = self;
+        let usual = contract.text.as_ref().and_then(|t| t.shape.as_ref()).map_or(0.0, |s| s.head_dropout);
+        let p = head.dropout.map_or(usual, |p| p as f32);
+        let mut drop = |layers: Sequential| {
+            site += 1;
+            if p > 0.0 { layers.with(Dropout { p, site }) } else { layers }
+        };
+        let (mut units, mut width) = (Vec::new(), features);
+        for (i, wide) in head.hidden.iter().map(|h| *h as usize).enumerate() {
+            let name = format!("{prefix}head.{i}");
+            let layers = hidden(b, head, &name, (width, wide));
+            units.push(Unit { name, layer: drop(layers) });
+            width = wide;
+        }
+        if outputs > 0 {
+            let before = if head.hidden.is_empty() { drop(Sequential::default()) } else { Sequential::default() };
+            let name = format!("{prefix}{classifier}");
+            let layer = before.with(output(b, &name, (width, outputs)));
+            units.push(Unit { name, layer });
+        }
+        (units, width)
+    }
+}
 
 /// A hidden layer called `name`. PyTorch's heads have the norm before the activation; Keras' have it after
 /// (`act_first`).
-pub(super) fn hidden(b: &mut Builder, head: &HeadSection, name: &str, (input, output): (usize, usize)) -> Sequential {
+fn hidden(b: &mut Builder, head: &HeadSection, name: &str, (input, output): (usize, usize)) -> Sequential {
     let layers = Sequential::default().with(b.linear(name, (input, output)));
     let normed = |b: &mut Builder, layers: Sequential| match head.norm {
         Norm::Batch => layers.with(b.norm(&format!("{name}.norm"), output)),

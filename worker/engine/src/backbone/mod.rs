@@ -17,6 +17,7 @@ mod mobilenet_v2;
 mod nasnet_mobile;
 mod resnet;
 mod resnet101;
+mod resnet14_half;
 mod resnet152;
 mod resnet18;
 mod resnet20;
@@ -43,7 +44,7 @@ pub(crate) use text::DISTILBERT;
 pub use text::{DenseAct, Shape};
 
 use crate::{
-    nn::{Adapters, BatchNorm, Builder, Dropout, Given, Layer, Own, Padding, ParamId, Plan, Sequential, Store},
+    nn::{Adapters, BatchNorm, Builder, Given, Layer, Linear, OWN, Own, Padding, ParamId, Plan, Sequential, Store},
     weights::Contract,
 };
 
@@ -76,6 +77,7 @@ pub const ALL: &[Backbone] = &[
     resnet101::ENTRY,
     resnet152::ENTRY,
     resnet20::ENTRY,
+    resnet14_half::ENTRY,
     vgg16::ENTRY,
     vgg19::ENTRY,
     densenet121::ENTRY,
@@ -119,6 +121,9 @@ impl Same {
 
 /// The first of the sites that name the random numbers of a backbone's own dropouts; those of a head are below.
 pub(crate) const SITE: u32 = 1 << 16;
+
+/// Sites of one head.
+const HEAD_SITES: u32 = 1 << 8;
 
 /// What is dropped inside the blocks of a transformer while it is trained, where the job says it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -168,6 +173,38 @@ impl Unit {
     fn new(name: impl Into<String>, layer: impl Layer + 'static) -> Self {
         Self { name: name.into(), layer: Sequential::default().with(layer) }
     }
+
+    /// Its parameters.
+    pub fn params(&self) -> Vec<ParamId> {
+        let mut out = Vec::new();
+        self.layer.params(&mut out);
+        out
+    }
+}
+
+/// What the names of the tensors of further heads begin with.
+pub const TASKS: &str = "tasks.";
+
+/// A head beside the first, for other classes.
+pub struct TaskHead {
+    /// Name of its task.
+    pub name: String,
+    /// Its units; they take what the first unit of the first head takes.
+    pub units: Vec<Unit>,
+    /// Its classes.
+    pub classes: Vec<String>,
+}
+
+impl TaskHead {
+    /// What the names of its tensors begin with.
+    pub fn prefix(name: &str) -> String {
+        format!("{TASKS}{name}.")
+    }
+
+    /// Its parameters.
+    pub fn params(&self) -> Vec<ParamId> {
+        self.units.iter().flat_map(Unit::params).collect()
+    }
 }
 
 /// A backbone with a head, and its tensors.
@@ -184,10 +221,18 @@ pub struct Network {
     pub adapters: Adapters,
     /// How many features its last layer takes.
     pub width: usize,
+    /// How many features the backbone gives.
+    pub features: usize,
+    /// Heads beside the first.
+    pub tasks: Vec<TaskHead>,
+    /// How output layers begin.
+    output: fn(&mut Builder, &str, (usize, usize)) -> Linear,
     /// What the objective trains beside it.
     pub own: Vec<ParamId>,
     /// Of that, what an update may not lift above a number.
     pub limits: Vec<(ParamId, f32)>,
+    /// The head that came with the weights, where it goes on beside the new one; it takes what unit `head` takes.
+    pub old: Vec<Unit>,
 }
 
 impl Network {
@@ -207,32 +252,40 @@ impl Network {
     ) -> Self {
         let mut b = Builder::new(seed).with_eps(contract.batch_norm_eps);
         let shape = contract.text.as_ref().and_then(|t| t.shape.clone());
-        let usual = shape.as_ref().map_or(0.0, |s| s.head_dropout);
-        let p = head.dropout.map_or(usual, |p| p as f32);
         b.store = asked.behind.cloned().unwrap_or_default();
         b.given = Given { side: contract.side(), shape, dropout: asked.dropout };
         asked.plan.cloned().into_iter().for_each(|plan| b.adapt(plan));
         let (mut units, features) = (backbone.build)(&mut b, Same(contract.same()));
         let first = units.len();
         let adapters = b.adapted();
-        let mut width = features;
-        let mut site = 0;
-        let mut drop = |layers: Sequential| {
-            site += 1;
-            if p > 0.0 { layers.with(Dropout { p, site }) } else { layers }
-        };
-        for (i, hidden) in head.hidden.iter().map(|h| *h as usize).enumerate() {
-            let layers = head::hidden(&mut b, head, &format!("head.{i}"), (width, hidden));
-            units.push(Unit { name: format!("head.{i}"), layer: drop(layers) });
-            width = hidden;
-        }
-        if outputs > 0 {
-            let before = if head.hidden.is_empty() { drop(Sequential::default()) } else { Sequential::default() };
-            let output = b.output;
-            let last = before.with(output(&mut b, backbone.classifier, (width, outputs)));
-            units.push(Unit { name: backbone.classifier.into(), layer: last });
-        }
-        Self { units, head: first, outputs, initial: b.store, adapters, width, own: Vec::new(), limits: Vec::new() }
+        let output = b.output;
+        let wanted = head::Wanted { head, prefix: "", classifier: backbone.classifier, site: 0, output };
+        let (own, width) = wanted.units(&mut b, contract, (features, outputs));
+        units.extend(own);
+        let (tasks, own, limits, old) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (head, initial) = (first, b.store);
+        Self { units, head, outputs, initial, adapters, width, features, tasks, output, own, limits, old }
+    }
+
+    /// Adds a head for other classes. Its tensors begin with the name of its task; those of the network stay as they are.
+    pub fn with_task(
+        mut self,
+        backbone: &Backbone,
+        contract: &Contract,
+        (name, head): (&str, &HeadSection),
+        classes: &[String],
+        seed: u32,
+    ) -> Self {
+        let mut b = Builder::new(seed).with_eps(contract.batch_norm_eps);
+        b.store = self.initial;
+        // Masks of its own: a head has far fewer dropouts than this.
+        let site = HEAD_SITES * (self.tasks.len() as u32 + 1);
+        let prefix = &TaskHead::prefix(name);
+        let wanted = head::Wanted { head, prefix, classifier: backbone.classifier, site, output: self.output };
+        let (units, _) = wanted.units(&mut b, contract, (self.features, classes.len()));
+        self.tasks.push(TaskHead { name: name.into(), units, classes: classes.to_vec() });
+        self.initial = b.store;
+        self
     }
 
     /// The network without the parts that can be worked into its weights: its tensors are those of [`Adapters::merged`].
@@ -265,11 +318,43 @@ impl Network {
         self
     }
 
+    /// Adds the head of `from`, which was built with `head` on the same backbone, with its values; it drops nothing.
+    pub fn with_old(mut self, backbone: &Backbone, contract: &Contract, head: &HeadSection, from: &Self) -> Self {
+        let mut b = Builder::new(0);
+        b.store = self.initial;
+        let head = &HeadSection { dropout: Some(0.0), ..head.clone() };
+        let prefix = &format!("{OWN}source.");
+        let wanted = head::Wanted { head, prefix, classifier: backbone.classifier, site: 0, output: self.output };
+        (self.old, _) = wanted.units(&mut b, contract, (self.features, from.outputs));
+        self.initial = b.store;
+        let Store { params, buffers, values, buffer_values, .. } = &mut self.initial;
+        let theirs = &from.initial;
+        for (mine, values, list, known) in [
+            (params, values, &theirs.params, &theirs.values),
+            (buffers, buffer_values, &theirs.buffers, &theirs.buffer_values),
+        ] {
+            for entry in mine.iter() {
+                if let Some(same) = list.iter().find(|e| entry.name.strip_prefix(prefix.as_str()) == Some(&e.name)) {
+                    values[entry.range.clone()].copy_from_slice(&known[same.range.clone()]);
+                }
+            }
+        }
+        self
+    }
+
+    /// Parameters of the head that came with the weights, where it goes on.
+    pub fn old_params(&self) -> Vec<ParamId> {
+        self.old.iter().flat_map(Unit::params).collect()
+    }
+
+    /// Whether a parameter is none of the finished model's: an objective's own, or the old head's.
+    pub fn is_beside(&self, id: ParamId) -> bool {
+        self.own.contains(&id) || self.old_params().contains(&id)
+    }
+
     /// Parameters of a unit.
     pub fn unit_params(&self, unit: usize) -> Vec<ParamId> {
-        let mut out = Vec::new();
-        self.units[unit].layer.params(&mut out);
-        out
+        self.units[unit].params()
     }
 }
 

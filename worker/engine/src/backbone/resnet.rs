@@ -24,7 +24,7 @@ fn block(
 }
 
 /// Two 3x3 convolutions.
-pub(super) fn basic_block(
+fn basic_block(
     b: &mut Builder,
     name: &str,
     (cin, cout): (usize, usize),
@@ -84,12 +84,48 @@ pub(super) fn imagenet(b: &mut Builder, same: Same, block: Block, depths: [usize
     (units, cin)
 }
 
+/// A network for 32-pixel images: a 3x3 stem, three layers of so many basic blocks with shortcuts that have no parameters
+/// (option A), and the mean (He et al., 2015, section 4.2).
+pub(super) fn cifar(b: &mut Builder, same: Same, depth: usize, widths: [usize; 3]) -> (Vec<Unit>, usize) {
+    let [mut cin, _, features] = widths;
+    let (conv, norm) = (b.conv("conv1", (3, cin), 3, 1, same.or(1)), b.norm("bn1", cin));
+    let stem = conv_norm(Sequential::default(), conv, norm.act(Act::Relu));
+    let mut units = vec![Unit { name: "stem".into(), layer: stem }];
+    for (layer, cout) in widths.into_iter().enumerate() {
+        for block in 0..depth {
+            let name = format!("layer{}.{block}", layer + 1);
+            let (stride, shortcut) =
+                if cin == cout { (1, Shortcut::Identity) } else { (2, Shortcut::Subsample { channels: cout }) };
+            let layer = basic_block(b, &name, (cin, cout), stride, same, shortcut);
+            units.push(Unit { name, layer });
+            cin = cout;
+        }
+    }
+    units.push(Unit::new("pool", GlobalAvgPool));
+    (units, features)
+}
+
 #[cfg(test)]
 mod tests {
     use tl_proto::spec::HeadSection;
 
     use super::super::{ALL, Network};
     use crate::weights::Contract;
+
+    /// By hand: kernels, batch-norms, and a classifier of ten.
+    #[test]
+    fn a_student_at_half_width_has_a_sixth_of_the_parameters() {
+        let contract = Contract::named("torch", 32, None).unwrap();
+        let parameters = |name: &str| {
+            let backbone = ALL.iter().find(|b| b.name == name).unwrap();
+            Network::build(backbone, &contract, &HeadSection::default(), 10, 1).initial.values.len()
+        };
+        let kernels = 9 * (3 * 8 + 4 * 8 * 8 + 8 * 16 + 3 * 16 * 16 + 16 * 32 + 3 * 32 * 32);
+        let norms = 2 * (5 * 8 + 4 * 16 + 4 * 32);
+        assert_eq!(parameters("resnet14_half"), kernels + norms + 330);
+        assert_eq!(parameters("resnet20"), 269_722);
+        assert!(4 * parameters("resnet14_half") < parameters("resnet20"));
+    }
 
     /// Parameters of torchvision's models, as their documentation gives them, and names of their state dicts.
     #[test]

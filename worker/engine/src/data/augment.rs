@@ -99,6 +99,11 @@ impl View {
         }
     }
 
+    /// The same without moving up or down.
+    pub fn level(self) -> Self {
+        Self { shift: (self.shift.0, 0.0), ..self }
+    }
+
     /// Whether it mirrors, if that is all it does but for the erasing.
     pub(super) fn only_flips(&self) -> Option<bool> {
         (*self == Self { flip: self.flip, erase: self.erase, ..Self::PLAIN }).then_some(self.flip)

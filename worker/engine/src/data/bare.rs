@@ -1,9 +1,9 @@
 //! Samples without labels: what lies with them is not looked at. A network that is brought to another domain learns from
 //! these, and cannot come by a label that it must not know.
 
-use tl_proto::spec::PairedBy;
+use tl_proto::spec::{PairedBy, Params};
 
-use super::{Dataset, Image};
+use super::{Dataset, Image, audio::Clip};
 
 /// What stands where a label would: no class has this number.
 const NO_LABEL: usize = usize::MAX;
@@ -55,6 +55,12 @@ impl Dataset for Bare {
     }
     fn text(&self, index: usize) -> Option<&str> {
         self.inner.text(index)
+    }
+    fn heard(&self) -> Option<&Params> {
+        self.inner.heard()
+    }
+    fn clip(&self, index: usize) -> Result<Clip, String> {
+        self.inner.clip(index)
     }
     fn key(&self, index: usize) -> String {
         match &self.keys {

@@ -1,22 +1,28 @@
 //! A folder per class with JPEG and PNG files in it, at any depth.
 
-use std::path::{Path, PathBuf};
-
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use tl_proto::{
-    catalog::{Entry, entry, integer},
+    catalog::{Entry, entry},
     spec::Params,
 };
 
-use super::{Dataset, Format, Image, read_file};
-use crate::{Error, Result};
+use super::{
+    Dataset, Format, Image,
+    files::{self, Files, MAX_FILE},
+    read_file,
+};
+use crate::Result;
 
 pub(super) const FORMAT: Format = Format { entry: describe, open, bare };
 
+/// Largest side of an image, in pixels: bounds what a crafted header can make us allocate.
+const MAX_SIDE: u32 = 20_000;
+
+struct ImageFolder(Files);
+
 fn describe() -> Entry {
-    let doc = "how deep the folders of classes lie: with 2, those of `Greek/character01` are a class of that name";
     Entry {
-        params: vec![integer("depth", 1, 1, 8, doc)],
+        params: files::params(),
         ..entry(
             "image_folder",
             "a folder per class with JPEG or PNG images in it; where no labels are wanted, any folder with images",
@@ -24,135 +30,30 @@ fn describe() -> Entry {
     }
 }
 
-/// Largest image file, in bytes.
-const MAX_FILE: u64 = 256 << 20;
-/// Largest side of an image, in pixels: bounds what a crafted header can make us allocate.
-const MAX_SIDE: u32 = 20_000;
-/// Deepest folder that is looked into; a class's own is the first.
-const MAX_DEPTH: usize = 16;
-
-struct ImageFolder {
-    classes: Vec<String>,
-    labels: Vec<usize>,
-    /// Path below the root, and where it lies.
-    files: Vec<(String, PathBuf)>,
-    digests: Vec<[u8; 32]>,
-}
-
-fn open(place: &str, _part: &str, params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
-    let (mut classes, mut labels, mut files) = (Vec::new(), Vec::new(), Vec::new());
-    for (class, dir) in folders(Path::new(place), describe().number(params, "depth") as usize)? {
-        let mut found = Vec::new();
-        walk(&dir, &class, 1, &mut found)?;
-        found.sort();
-        labels.extend(std::iter::repeat_n(classes.len(), found.len()));
-        files.extend(found);
-        classes.push(class);
-    }
-    if classes.is_empty() {
-        return Err(Error::user(
-            format!("`{place}` has no folders in it"),
-            "put the images of each class into a folder named after it",
-        ));
-    }
-    let digests = digests(&files)?;
-    Ok(Box::new(ImageFolder { classes, labels, files, digests }))
-}
-
-/// Folders that lie `depth` folders deep, by the names of those on the way.
-fn folders(dir: &Path, depth: usize) -> Result<Vec<(String, PathBuf)>> {
-    let mut found = Vec::new();
-    for (name, path) in list(dir)? {
-        if !follow(&path)?.is_dir() {
-            continue;
-        }
-        if depth <= 1 {
-            found.push((name, path));
-        } else if !path.is_symlink() {
-            let below = folders(&path, depth - 1)?;
-            found.extend(below.into_iter().map(|(class, path)| (format!("{name}/{class}"), path)));
-        }
-    }
-    Ok(found)
+fn open(place: &str, part: &str, params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
+    Ok(Box::new(ImageFolder(Files::open(place, part, params)?)))
 }
 
 /// Every file at any depth, whatever its folder is called.
-fn bare(place: &str, _part: &str, _params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
-    let mut files = Vec::new();
-    walk(Path::new(place), "", 1, &mut files)?;
-    files.iter_mut().for_each(|(name, _)| *name = name.trim_start_matches('/').to_owned());
-    files.sort();
-    let digests = digests(&files)?;
-    Ok(Box::new(ImageFolder { classes: Vec::new(), labels: vec![0; files.len()], files, digests }))
-}
-
-fn digests(files: &[(String, PathBuf)]) -> Result<Vec<[u8; 32]>> {
-    files.iter().map(|(_, p)| Ok(*blake3::hash(&read_file(p, MAX_FILE)?).as_bytes())).collect()
-}
-
-/// What lies in a folder, by name, but for what is hidden: bytewise, so that the order is the same on every machine.
-fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let fail = |e: std::io::Error| {
-        Error::user(
-            format!("`{}` cannot be listed: {e}", dir.display()),
-            "give a folder: with one folder per class, or, where no labels are wanted, with images",
-        )
-    };
-    let mut found = Vec::new();
-    for item in std::fs::read_dir(dir).map_err(fail)? {
-        let item = item.map_err(fail)?;
-        let name = item.file_name().to_string_lossy().into_owned();
-        if !name.starts_with('.') {
-            found.push((name, item.path()));
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// What a path is, or what it links to.
-fn follow(path: &Path) -> Result<std::fs::Metadata> {
-    std::fs::metadata(path).map_err(|e| {
-        let what = if path.is_symlink() { "is a broken link" } else { "cannot be opened" };
-        Error::user(format!("`{}` {what}: {e}", path.display()), "mend it, or remove it")
-    })
-}
-
-/// Adds the files below `dir`, under names that begin with `name`. Links to files are samples; links to folders are not
-/// followed, so that nothing is counted twice and nothing goes round in circles.
-fn walk(dir: &Path, name: &str, depth: usize, found: &mut Vec<(String, PathBuf)>) -> Result<()> {
-    if depth > MAX_DEPTH {
-        return Err(Error::user(
-            format!("`{}` is more than {MAX_DEPTH} folders deep", dir.display()),
-            "put the images of a class closer to its folder",
-        ));
-    }
-    for (file, path) in list(dir)? {
-        let (kind, name) = (follow(&path)?, format!("{name}/{file}"));
-        if kind.is_file() {
-            found.push((name, path));
-        } else if kind.is_dir() && !path.is_symlink() {
-            walk(&path, &name, depth + 1, found)?;
-        }
-    }
-    Ok(())
+fn bare(place: &str, part: &str, params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
+    Ok(Box::new(ImageFolder(Files::bare(place, part, params)?)))
 }
 
 impl Dataset for ImageFolder {
     fn classes(&self) -> &[String] {
-        &self.classes
+        &self.0.classes
     }
     fn labels(&self) -> &[usize] {
-        &self.labels
+        &self.0.labels
     }
     fn name(&self, index: usize) -> String {
-        self.files[index].0.clone()
+        self.0.files[index].0.clone()
     }
     fn digest(&self, index: usize) -> [u8; 32] {
-        self.digests[index]
+        self.0.digests[index]
     }
     fn load(&self, index: usize) -> Result<Image, String> {
-        let bytes = read_file(&self.files[index].1, MAX_FILE).map_err(|e| e.to_string())?;
+        let bytes = read_file(&self.0.files[index].1, MAX_FILE).map_err(|e| e.to_string())?;
         decode(&bytes)
     }
 }
@@ -214,17 +115,6 @@ mod tests {
 
     use super::*;
 
-    fn png(path: &Path) {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        RgbImage::from_pixel(4, 3, Rgb([9, 8, 7])).save_with_format(path, ImageFormat::Png).unwrap();
-    }
-
-    fn names(place: &Path) -> Result<Vec<String>> {
-        let set = open(&place.display().to_string(), "train", &Params::new(), 0)?;
-        assert!((0..set.labels().len()).all(|i| set.name(i).starts_with(&set.classes()[set.labels()[i]])));
-        Ok((0..set.labels().len()).map(|i| set.name(i)).collect())
-    }
-
     fn encoded(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
         let image: DynamicImage = image.into();
         let mut out = std::io::Cursor::new(Vec::new());
@@ -238,43 +128,17 @@ mod tests {
     }
 
     #[test]
-    fn nested_folders_are_read_bytewise_and_links_to_folders_are_not() {
+    fn the_content_counts_not_the_extension() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["b/2.png", "b/1.PNG", "a/z.JPG", "a/x/y/0.png", "a/x.png", "a/.hidden/0.png", "a/.0.png"] {
-            png(&dir.path().join(name));
+        for name in ["b/1.png", "a/z.JPG"] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            RgbImage::from_pixel(4, 3, Rgb([9, 8, 7])).save_with_format(path, ImageFormat::Png).unwrap();
         }
-        std::os::unix::fs::symlink(dir.path(), dir.path().join("a/loop")).unwrap();
-        let want = ["a/x.png", "a/x/y/0.png", "a/z.JPG", "b/1.PNG", "b/2.png"];
-        assert_eq!(names(dir.path()).unwrap(), want);
-        let decoded = decode(&std::fs::read(dir.path().join("a/z.JPG")).unwrap()).unwrap();
-        assert_eq!((decoded.width, decoded.height), (4, 3), "the content counts, not the extension");
-    }
-
-    #[test]
-    fn classes_may_lie_in_folders_of_folders() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["Greek/b/1.png", "Greek/a/0.png", "Greek/loose.png", "Latin/a/x/2.png"] {
-            png(&dir.path().join(name));
-        }
-        let params = [("depth".to_owned(), 2.into())].into();
-        let set = open(&dir.path().display().to_string(), "train", &params, 0).unwrap();
-        assert_eq!(set.classes(), ["Greek/a", "Greek/b", "Latin/a"]);
-        let named: Vec<String> = (0..3).map(|i| format!("{} {}", set.labels()[i], set.name(i))).collect();
-        assert_eq!(named, ["0 Greek/a/0.png", "1 Greek/b/1.png", "2 Latin/a/x/2.png"]);
-    }
-
-    #[test]
-    fn a_broken_link_and_a_folder_too_deep_are_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let deep = (2..=MAX_DEPTH).fold(dir.path().join("a"), |path, _| path.join("n"));
-        png(&deep.join("0.png"));
-        assert_eq!(names(dir.path()).unwrap().len(), 1);
-        png(&deep.join("n/0.png"));
-        assert!(names(dir.path()).unwrap_err().to_string().contains("16 folders deep"));
-        std::fs::remove_dir_all(deep.join("n")).unwrap();
-        std::os::unix::fs::symlink("nowhere", dir.path().join("a/gone.jpg")).unwrap();
-        let error = names(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("a/gone.jpg` is a broken link"), "{error}");
+        let set = open(&dir.path().display().to_string(), "train", &Params::new(), 0).unwrap();
+        assert_eq!((set.name(0).as_str(), set.classes()[set.labels()[0]].as_str()), ("a/z.JPG", "a"));
+        let decoded = set.load(0).unwrap();
+        assert_eq!((decoded.width, decoded.height), (4, 3));
     }
 
     #[test]

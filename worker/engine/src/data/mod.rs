@@ -1,10 +1,13 @@
 //! Samples: where they come from, how they become pixels, and in which order they are seen. A new format is a file here
 //! and a line in [`FORMATS`].
 
+pub mod audio;
+mod audio_folder;
 pub mod augment;
 mod bare;
 mod classes;
 pub mod episodes;
+mod files;
 mod generated;
 mod idx;
 pub mod image_folder;
@@ -63,6 +66,19 @@ pub trait Dataset: Send + Sync {
         None
     }
 
+    /// If samples are sound: what is said of how they are heard.
+    fn heard(&self) -> Option<&Params> {
+        None
+    }
+
+    /// Decodes a sample that is sound.
+    ///
+    /// # Errors
+    /// Says in words why it cannot be decoded.
+    fn clip(&self, _index: usize) -> Result<audio::Clip, String> {
+        Err("it is no sound".into())
+    }
+
     /// What it has in common with the sample of another kind that it goes with: its name without an ending. Empty where
     /// there is nothing of the kind.
     fn key(&self, index: usize) -> String {
@@ -102,7 +118,8 @@ pub struct Format {
 }
 
 /// Every format.
-pub const FORMATS: &[Format] = &[image_folder::FORMAT, idx::FORMAT, generated::FORMAT, text::FORMAT];
+pub const FORMATS: &[Format] =
+    &[image_folder::FORMAT, audio_folder::FORMAT, idx::FORMAT, generated::FORMAT, text::FORMAT];
 
 /// Opens one part of a job's data.
 ///
@@ -247,6 +264,12 @@ impl Dataset for Subset {
     }
     fn text(&self, index: usize) -> Option<&str> {
         self.inner.text(self.keep[index])
+    }
+    fn heard(&self) -> Option<&Params> {
+        self.inner.heard()
+    }
+    fn clip(&self, index: usize) -> Result<audio::Clip, String> {
+        self.inner.clip(self.keep[index])
     }
     fn key(&self, index: usize) -> String {
         self.inner.key(self.keep[index])

@@ -31,13 +31,50 @@ impl Tones {
     }
 }
 
+/// A sample cut to the network's square, before it is made numbers of a view.
+#[derive(Debug, PartialEq)]
+pub enum Square {
+    /// Interleaved bytes, three channels.
+    Bytes(Vec<u8>),
+    /// One value a pixel, the same for all channels: 0 is black and 1 is white, as a byte of 0 and of 255.
+    Grey(Vec<f32>),
+}
+
+impl Square {
+    /// How much memory it takes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Grey(values) => 4 * values.len(),
+        }
+    }
+}
+
 /// Numbers of one input.
 pub fn values(contract: &Contract) -> usize {
     3 * contract.side() * contract.side()
 }
 
-/// Writes the network's input, `[side, side, 3]`, for a square of interleaved bytes under a view.
-pub fn input(square: &[u8], view: &View, contract: &Contract, out: &mut [f32]) {
+/// Writes the network's input, `[side, side, 3]`, for a square under a view.
+pub fn input(square: &Square, view: &View, contract: &Contract, out: &mut [f32]) {
+    match square {
+        Square::Bytes(bytes) => coloured(bytes, view, contract, out),
+        Square::Grey(values) => grey(values, view, contract, out),
+    }
+    view.blank(out, contract.side());
+}
+
+fn grey(values: &[f32], view: &View, contract: &Contract, out: &mut [f32]) {
+    let mut toned: Vec<f32> = values.iter().flat_map(|v| [0, 1, 2].map(|c| contract.value(c, 255.0 * v))).collect();
+    if view.only_flips() == Some(false) {
+        return out.copy_from_slice(&toned);
+    }
+    // One value more than pixels, so that every pixel can be read as four values.
+    toned.push(0.0);
+    view.warp(&toned, contract.side(), out);
+}
+
+fn coloured(square: &[u8], view: &View, contract: &Contract, out: &mut [f32]) {
     let (tones, side) = (Tones::new(contract), contract.side());
     let paint = if contract.bgr() { Tones::paint::<true> } else { Tones::paint::<false> };
     if let Some(flip) = view.only_flips() {
@@ -48,7 +85,6 @@ pub fn input(square: &[u8], view: &View, contract: &Contract, out: &mut [f32]) {
         paint(&tones, square, side, false, &mut toned);
         view.warp(&toned, side, out);
     }
-    view.blank(out, side);
 }
 
 /// A batch `[n, side, side, 3]` of inputs one after the other.
@@ -72,7 +108,7 @@ mod tests {
         let square = [255, 0, 0, 0, 0, 255, 0, 0, 0, 0, 255, 0];
         let seen = |contract: &Contract, view| {
             let mut out = vec![9.0; 12];
-            input(&square, &view, contract, &mut out);
+            input(&Square::Bytes(square.to_vec()), &view, contract, &mut out);
             out
         };
         let (black, plain) = ([0.0, -0.5, -1.0], View::PLAIN);

@@ -67,9 +67,14 @@ pub struct Endless {
 }
 
 impl Endless {
-    /// The order of `n` samples.
+    /// The order of `n` samples of another domain.
     pub fn new(seed: u32, n: usize) -> Self {
-        let rng = Philox::new(seed, "target-order");
+        Self::named("target-order", seed, n)
+    }
+
+    /// The order of `n` samples, other for each name of what they are drawn for.
+    pub fn named(purpose: &str, seed: u32, n: usize) -> Self {
+        let rng = Philox::new(seed, purpose);
         Self { last: Mutex::new((0, rng.permutation(n, 0))), rng, n }
     }
 
@@ -82,6 +87,15 @@ impl Endless {
         }
         (last.1[at], round)
     }
+}
+
+/// Draws beside those of a step, `of` for `batch` of its own: `n` samples of the step begin with draw `first` of the run.
+/// Steps draw one after the other; each has at least one for every one of its `grains`, so that a step with few samples
+/// may draw what the next one draws too.
+pub fn beside(first: u64, n: usize, batch: usize, of: usize, grains: usize) -> Range<u64> {
+    let at = |draw: u64| draw * of as u64 / batch.max(1) as u64;
+    let (from, to) = (at(first), at(first + n as u64));
+    from..to.max(from + grains as u64)
 }
 
 /// Grains of a step with `n` samples, where a full step has `grains` for `batch`.
@@ -140,6 +154,24 @@ mod tests {
     }
 
     proptest::proptest! {
+        #[test]
+        fn draws_beside_a_step_follow_each_other_and_reach_every_grain(n in 2usize..300, batch in 1usize..70, of in 1usize..200, grains in 1usize..9) {
+            let grains = grains.min(batch).min(of);
+            let (mut reached, per_epoch) = (0, steps_per_epoch(n, batch));
+            for (epoch, k) in (0..3).flat_map(|epoch| (0..per_epoch).map(move |k| (epoch, k))) {
+                let slots = Epoch::new(1, epoch as u64, n, batch).step(k);
+                let count = grains_of(slots.len(), batch, grains);
+                let drawn = beside((epoch * n + slots.start) as u64, slots.len(), batch, of, count);
+                assert!(drawn.start <= reached && reached <= drawn.end, "nothing is left out");
+                let len = (drawn.end - drawn.start) as usize;
+                assert!(len.abs_diff(slots.len() * of / batch) <= count, "{drawn:?} beside {slots:?}");
+                (0..count).for_each(|s| assert!(!grain(len, count, s).is_empty()));
+                reached = drawn.end;
+            }
+            let same = beside(7, 5, batch, batch, 1);
+            assert_eq!(same, 7..12, "as many as the step has, by the same numbers");
+        }
+
         #[test]
         fn every_sample_is_drawn_once_and_grains_tile_each_step(n in 2usize..300, batch in 1usize..70, grains in 1usize..9) {
             let grains = grains.min(batch);

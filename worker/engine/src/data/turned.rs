@@ -17,11 +17,14 @@ impl Turned {
     /// All turns of a data set: as it is, then turned.
     ///
     /// # Errors
-    /// Text.
+    /// Text or sound.
     pub fn new(inner: Box<dyn Dataset>) -> Result<Self> {
         let n = inner.labels().len();
         if n > 0 && inner.text(0).is_some() {
             return Err(Error::user("`data.episodes.rotations` turns images, and the data is text", "remove it"));
+        }
+        if inner.heard().is_some() {
+            return Err(Error::user("`data.episodes.rotations` turns images, and the data is sound", "remove it"));
         }
         let each = inner.classes().len();
         let classes = (0..TURNS).flat_map(|turn| inner.classes().iter().map(move |c| turned(c, turn))).collect();

@@ -1,6 +1,13 @@
-//! What a finished model is worth: accuracy, per-class figures and the confusion matrix, as JSON and as text.
+//! What a model is worth: accuracy, per-class figures and the confusion matrix, as JSON and as text; and what can be said
+//! of it in a domain without labels.
 
+pub mod density;
+mod matrix;
+mod pca;
 pub mod retrieval;
+pub mod selection;
+pub mod shift;
+pub mod softened;
 
 use std::fmt::Write as _;
 
@@ -36,7 +43,7 @@ pub struct ClassFigures {
 }
 
 /// The classification report.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Samples.
     pub samples: usize,

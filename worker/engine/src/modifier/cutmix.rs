@@ -13,6 +13,8 @@ fn describe() -> Entry {
 }
 
 pub(super) const MODIFIER: Modifier = Modifier {
+    hold: None,
+    remember: None,
     entry: describe,
     adapt: None,
     average: None,

@@ -16,6 +16,8 @@ fn describe() -> Entry {
 }
 
 pub(super) const MODIFIER: Modifier = Modifier {
+    hold: None,
+    remember: None,
     entry: describe,
     adapt: None,
     mix: None,

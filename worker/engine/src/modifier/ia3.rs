@@ -47,4 +47,5 @@ fn adapt(params: &Params) -> Plan {
     }
 }
 
-pub(super) const MODIFIER: Modifier = Modifier { entry: describe, adapt: Some(adapt), mix: None, average: None };
+pub(super) const MODIFIER: Modifier =
+    Modifier { hold: None, remember: None, entry: describe, adapt: Some(adapt), mix: None, average: None };

@@ -3,8 +3,11 @@
 mod adapter;
 mod cutmix;
 mod ema;
+mod ewc;
 mod ia3;
+mod l2_sp;
 mod lora;
+mod lwf;
 mod mixup;
 
 use std::{collections::BTreeMap, ops::Range};
@@ -46,11 +49,54 @@ pub struct Modifier {
     pub average: Option<fn(&Params, updates: u64) -> f64>,
     /// Which parts it puts on the network, to be trained in place of its weights, if it does.
     pub adapt: Option<fn(&Params) -> Plan>,
+    /// How it holds the network to the weights that it began with, if it does.
+    pub hold: Option<fn(&Params) -> Hold>,
+    /// How it has the head that came with the weights go on, if it does.
+    pub remember: Option<fn(&Params) -> Remember>,
+}
+
+/// What the old head learns to go on saying.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Remember {
+    /// Weight of it.
+    pub weight: f64,
+    /// Softens what it says, and what it said.
+    pub temperature: f64,
+}
+
+/// What is added to the loss: `½·came·Σ F·(w − w₀)²` over parameters that came with the weights, and `½·new·Σ w²` over the
+/// others.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Hold {
+    /// Weight of what came with the weights.
+    pub came: f64,
+    /// Weight of what is new.
+    pub new: f64,
+    /// F, where not everything matters as much: how it is learned from samples of the source.
+    pub importance: Option<Importance>,
+}
+
+/// How much each parameter matters to the source: the diagonal of a Fisher information.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Importance {
+    /// Samples that it is learned from, at most.
+    pub samples: usize,
+    /// Of the labels that they have; else of such as the network itself would give, drawn by its probabilities.
+    pub given: bool,
 }
 
 /// Every modifier.
-pub const ALL: &[Modifier] =
-    &[adapter::MODIFIER, cutmix::MODIFIER, ema::MODIFIER, ia3::MODIFIER, lora::MODIFIER, mixup::MODIFIER];
+pub const ALL: &[Modifier] = &[
+    adapter::MODIFIER,
+    cutmix::MODIFIER,
+    ema::MODIFIER,
+    ewc::MODIFIER,
+    ia3::MODIFIER,
+    l2_sp::MODIFIER,
+    lora::MODIFIER,
+    lwf::MODIFIER,
+    mixup::MODIFIER,
+];
 
 /// The modifier of a name.
 pub fn find(name: &str) -> Option<&'static Modifier> {
@@ -130,6 +176,16 @@ fn beta(rng: &Philox, step: u64, grain: u32, alpha: f64) -> (f64, crate::num::rn
 /// The modifier of a job that puts parts on its network, with its parameters, and what it puts where.
 pub fn adapt(modifiers: &BTreeMap<String, Params>) -> Option<(&str, &Params, Plan)> {
     modifiers.iter().find_map(|(name, params)| Some((name.as_str(), params, (find(name)?.adapt?)(params))))
+}
+
+/// How the modifiers of a job hold its network to the weights that it began with.
+pub fn holds(modifiers: &BTreeMap<String, Params>) -> Vec<Hold> {
+    modifiers.iter().filter_map(|(name, params)| Some((find(name)?.hold?)(params))).collect()
+}
+
+/// How a job has the head that came with the weights go on, if it does.
+pub fn remembers(modifiers: &BTreeMap<String, Params>) -> Option<Remember> {
+    modifiers.iter().find_map(|(name, params)| Some((find(name)?.remember?)(params)))
 }
 
 /// What the catalog says.

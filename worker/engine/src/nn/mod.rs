@@ -112,6 +112,7 @@ pub struct DropoutDraw<'a> {
 }
 
 /// What one layer keeps for its backward.
+#[derive(Clone)]
 pub enum Saved {
     /// A tensor.
     Tensor(Tensor),
@@ -124,7 +125,7 @@ pub enum Saved {
 }
 
 /// What the layers of one grain have kept, last in first out.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Tape(Vec<Saved>);
 
 impl Tape {

@@ -11,9 +11,13 @@ fn describe() -> Entry {
         params: vec![
             number("temperature", 2.0, 0.1, 100.0, "softens both distributions"),
             number("soft_weight", 1.0, 0.0, 100.0, "weight of the teacher's logits"),
-        ],
+        ]
+        .into_iter()
+        .chain(distill::teaching())
+        .collect(),
         methods: distill::methods(),
         nets: vec!["teacher".into()],
+        several: vec!["teacher".into()],
         data: vec!["pairs".into()],
         ..entry("cross_distill", "a teacher of one kind of sample teaches a student of another on pairs without labels")
     }
@@ -24,6 +28,8 @@ pub(super) const OBJECTIVE: Objective = Objective {
     coupled: distill::OBJECTIVE.coupled,
     features: distill::OBJECTIVE.features,
     looks_inside: distill::OBJECTIVE.looks_inside,
+    packed: distill::OBJECTIVE.packed,
+    taps: distill::OBJECTIVE.taps,
     own: distill::OBJECTIVE.own,
     loss: |params, batch| {
         let number = |name: &str| describe().number(params, name);

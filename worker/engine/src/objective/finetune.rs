@@ -5,7 +5,7 @@ use tl_proto::{
     spec::Params,
 };
 
-use super::{Batch, Objective, PLAIN, cross_entropy};
+use super::{Batch, Objective, PLAIN, cross_entropy, smoothed};
 
 fn describe() -> Entry {
     Entry {
@@ -18,12 +18,7 @@ pub(super) const OBJECTIVE: Objective = Objective {
     entry: describe,
     loss: |params: &Params, batch: &Batch<'_>| {
         let smoothing = describe().number(params, "label_smoothing");
-        if smoothing == 0.0 {
-            return cross_entropy(batch.logits, batch.targets, batch.weights);
-        }
-        let classes = batch.targets.dim(1)? as f64;
-        let smoothed = batch.targets.affine(1.0 - smoothing, smoothing / classes)?;
-        cross_entropy(batch.logits, &smoothed, batch.weights)
+        cross_entropy(batch.logits, &smoothed(batch.targets, smoothing)?, batch.weights)
     },
     ..PLAIN
 };

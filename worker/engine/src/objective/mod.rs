@@ -11,6 +11,7 @@ mod cross_distill;
 mod distill;
 pub mod fewshot;
 mod finetune;
+mod multitask;
 mod ops;
 mod zero_shot;
 
@@ -19,10 +20,11 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use tl_proto::{catalog::Entry, spec::Params};
 
+pub use multitask::{Balance, LOG_VARIANCES, Several, Task, Tasks, weights_of};
 pub use ops::{exp, log_softmax, unit};
 pub use zero_shot::{SCALE, sentences};
 
-use crate::{Error, Result, nn::Own};
+use crate::{Error, Result, cache::Packed, nn::Own};
 
 /// What an objective sees of one grain, or of all grains of a step. Samples with labels come first, then those of
 /// another domain, which have none.
@@ -35,6 +37,9 @@ pub struct Batch<'a> {
     pub targets: &'a Tensor,
     /// What the teacher makes of the samples, where the objective has one.
     pub teacher: Option<Taught<'a>>,
+    /// `[n, …]`: what came out of units inside the network, which are variables, and of the teacher's that they are
+    /// compared with.
+    pub taps: &'a [(Tensor, Tensor)],
     /// `[m, classes]`: logits by the average of the weights on the samples without labels, where the job keeps one.
     pub averaged: Option<&'a Tensor>,
     /// `[n, dimensions]`: what a second network makes of the other halves; a variable.
@@ -50,9 +55,9 @@ pub struct Batch<'a> {
 /// What a teacher says; nothing is learned through it.
 #[derive(Clone, Copy)]
 pub struct Taught<'a> {
-    /// `[n, classes]`
+    /// `[n, teachers · classes]`: of one teacher after the other, where there are several.
     pub logits: &'a Tensor,
-    /// `[n, d]`: what its last layer takes, if the objective looks at it.
+    /// `[n, d]`: what the first one's last layer takes, if the objective looks at it.
     pub features: Option<&'a Tensor>,
 }
 
@@ -96,15 +101,30 @@ impl Batch<'_> {
     }
 }
 
+/// Two units that are compared: one of the network that is trained, and one of the teacher.
+#[derive(Clone, Debug)]
+pub struct Tap {
+    /// Their names.
+    pub names: [String; 2],
+    /// Shapes of what comes out of them, of one sample.
+    pub shapes: [Vec<usize>; 2],
+}
+
 /// How wide the tensors are that an objective sees.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Widths {
     /// Of features.
     pub features: usize,
     /// Of logits.
     pub classes: usize,
-    /// Of the teacher's features; 0 without a teacher.
+    /// Of the first teacher's features; 0 without a teacher.
     pub teacher: usize,
+    /// How many teachers there are.
+    pub teachers: usize,
+    /// Where it looks inside the networks.
+    pub taps: Vec<Tap>,
+    /// How many tasks there are.
+    pub tasks: usize,
 }
 
 /// One objective.
@@ -119,12 +139,19 @@ pub struct Objective {
     pub averages: fn(&Params) -> bool,
     /// Whether it looks at the teacher's features.
     pub looks_inside: fn(&Params) -> bool,
+    /// How a teacher's logits are kept.
+    pub packed: fn(&Params) -> Packed,
+    /// Units whose outputs it compares with the teacher's, by name; an empty list stands for all whose maps have the same
+    /// size.
+    pub taps: fn(&Params) -> Option<Vec<String>>,
     /// Whether a step looks at samples of another domain.
     pub looks: fn(&Params) -> bool,
     /// Where networks end in an embedding and not in classes: of how many numbers.
     pub dimensions: fn(&Params) -> Option<usize>,
     /// Tensors of its own that it trains with the network; the finished model goes without them.
     pub own: fn(&Params, Widths) -> Result<Vec<Own>>,
+    /// How it learns several tasks at once, where it does; its loss is in there then.
+    pub several: Option<Several>,
     /// The sum of the loss over the samples.
     pub loss: fn(&Params, &Batch<'_>) -> Result<Tensor>,
 }
@@ -137,6 +164,7 @@ pub const ALL: &[Objective] = &[
     contrastive::OBJECTIVE,
     adapt::OBJECTIVE,
     fewshot::OBJECTIVE,
+    multitask::OBJECTIVE,
     zero_shot::OBJECTIVE,
 ];
 
@@ -154,7 +182,10 @@ const PLAIN: Objective = Objective {
     features: |_| false,
     averages: |_| false,
     looks_inside: |_| false,
+    packed: |_| Packed::default(),
+    taps: |_| None,
     own: nothing_own,
+    several: None,
     loss: |_, batch| cross_entropy(batch.logits, batch.targets, batch.weights),
 };
 
@@ -201,6 +232,14 @@ fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: Option<&Tensor>) ->
     Ok(counted.sum_all()?.neg()?)
 }
 
+/// Targets with a part of them spread evenly over all classes.
+fn smoothed(targets: &Tensor, smoothing: f64) -> Result<Tensor> {
+    if smoothing == 0.0 {
+        return Ok(targets.clone());
+    }
+    Ok(targets.affine(1.0 - smoothing, smoothing / targets.dim(1)? as f64)?)
+}
+
 /// What the catalog says.
 pub fn catalog() -> Vec<Entry> {
     ALL.iter().map(|o| (o.entry)()).collect()
@@ -217,7 +256,7 @@ mod tests {
     /// A batch of samples with labels.
     fn batch<'a>(logits: &'a Tensor, targets: &'a Tensor, own: &'a BTreeMap<String, Tensor>) -> Batch<'a> {
         let (teacher, averaged, paired, weights) = (None, None, None, None);
-        Batch { features: logits, logits, targets, teacher, averaged, paired, weights, own, progress: 0.0 }
+        Batch { features: logits, logits, targets, teacher, taps: &[], averaged, paired, weights, own, progress: 0.0 }
     }
 
     /// The gradient by candle and by the formula (softmax − target), and for distillation T·(p_s − p_t).

@@ -1,4 +1,4 @@
-//! A finished model at work: classes of images, and its score on a data set.
+//! A finished model at work: classes of images, texts or sounds, and its score on a data set.
 
 mod support;
 
@@ -9,14 +9,17 @@ use std::{
 
 use candle_core::Tensor;
 pub use support::{Learned, Taught};
-use tl_proto::spec::{DataSection, ModelSection, Params, Precision};
+use tl_proto::{
+    catalog::nearest_hint,
+    spec::{DataSection, HeadSection, MAIN, ModelSection, Params, Precision},
+};
 
 use crate::{
     Error, Result,
     collective::Solo,
-    data::{augment::View, image_folder, pixels},
+    data::{audio, augment::View, image_folder, pixels},
     eval::{Evaluation, softmax},
-    train::{evaluate, export::About, net, net::Net, samples::Samples},
+    train::{evaluate, export::About, net, net::Net, samples::Samples, tasks::regrouped},
     weights,
 };
 
@@ -25,6 +28,17 @@ pub struct Model {
     net: Net,
     classes: Vec<String>,
     taught: Option<Taught>,
+    /// For each further task, which classes of samples its classes are made of.
+    of: Vec<BTreeMap<String, Vec<String>>>,
+}
+
+/// What one head says of a sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Said {
+    /// Name of the task; nothing where the model has but one.
+    pub task: Option<String>,
+    /// The probability of each class, in the order of the model's.
+    pub chances: Vec<(String, f64)>,
 }
 
 impl Model {
@@ -37,7 +51,7 @@ impl Model {
         let shown = file.display().to_string();
         let about = weights::metadata(&file)?.remove("tl").and_then(|text| serde_json::from_str::<About>(&text).ok());
         let embeds = about.as_ref().is_some_and(|a| a.embeds);
-        let Some(About { backbone, classes, model: Some(model), taught, .. }) = about.filter(|_| !embeds) else {
+        let Some(About { backbone, classes, model: Some(model), taught, tasks, .. }) = about.filter(|_| !embeds) else {
             if embeds {
                 return Err(Error::user(
                     format!(
@@ -53,29 +67,63 @@ impl Model {
         };
         let mut model = ModelSection { backbone, weights: Some(shown), ..model };
         model.head.keep = true;
-        // Its changes are in the weights.
-        model.adapter = None;
+        // Its changes are in the weights, and so is what it has learned if it began anew.
+        (model.adapter, model.random) = (None, false);
         // The file has its own contract; what the job said of the weights it began with is in there.
         (model.preprocess, model.padding, model.input) = (None, None, None);
         // What is exported are f32 parameters, whatever they were trained with: products of a finished model are f32 too.
         model.precision = Precision::F32;
         let net = Net::build(&model, &classes, true, 0, &BTreeMap::new())?;
-        Ok(Self { net, classes, taught })
+        let kept = |head: &HeadSection| HeadSection { keep: true, ..head.clone() };
+        let heads: Vec<HeadSection> = tasks.values().map(|task| kept(&task.head)).collect();
+        let all = tasks.iter().zip(&heads).map(|((name, task), head)| (name.as_str(), head, task.classes.as_slice()));
+        let net = net.with_tasks(all, 0, Some(&file))?;
+        Ok(Self { net, classes, taught, of: tasks.into_values().map(|task| task.of).collect() })
     }
 
-    /// Names of its classes.
+    /// Names of its classes; where it has several tasks, those of the first.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
 
-    /// The probability of each class for a file with an image, or with text if that is what the model reads; in the order
-    /// of [`Model::classes`].
+    /// Its tasks and their classes, the first without a name where it is the only one.
+    fn tasks(&self) -> impl Iterator<Item = (Option<&str>, &[String])> {
+        let tasks = &self.net.network.tasks;
+        let first = (!tasks.is_empty()).then_some(MAIN);
+        let others = tasks.iter().map(|task| (Some(task.name.as_str()), task.classes.as_slice()));
+        std::iter::once((first, &self.classes[..])).chain(others)
+    }
+
+    /// The number of a head and its classes: the first, if no task is named.
+    fn head(&self, task: Option<&str>) -> Result<(usize, &[String])> {
+        let Some(task) = task else { return Ok((0, &self.classes)) };
+        let found = self.tasks().enumerate().find(|(_, (name, _))| *name == Some(task));
+        found.map(|(head, (_, classes))| (head, classes)).ok_or_else(|| {
+            let known: Vec<&str> = self.tasks().filter_map(|(name, _)| name).collect();
+            let hint = match known.is_empty() {
+                true => "it has but one; leave the name out".into(),
+                false => nearest_hint(task, &known),
+            };
+            Error::user(format!("the model has no task `{task}`"), hint)
+        })
+    }
+
+    /// The probability of each class for a file with an image, or with text or sound if that is what the model takes; in the
+    /// order of [`Model::classes`].
     ///
     /// # Errors
-    /// Something that is no image, or no text.
+    /// Something that is no image, no text or no sound.
     pub fn predict(&self, image: &Path) -> Result<Vec<f64>> {
+        Ok(first(self.predict_all(image)?))
+    }
+
+    /// The same for every task of the model, the first one first.
+    ///
+    /// # Errors
+    /// As [`Model::predict`].
+    pub fn predict_all(&self, image: &Path) -> Result<Vec<Said>> {
         self.knows_classes()?;
-        self.probabilities(self.input(image)?)
+        self.said(self.input(image)?)
     }
 
     /// Whether it has classes of its own.
@@ -99,11 +147,18 @@ impl Model {
             let text = text.map_err(|_| Error::user(format!("`{shown}` is not text in UTF-8"), ""))?;
             return self.text(text.trim());
         }
-        let decoded = image_folder::decode(&bytes)
-            .map_err(|e| Error::user(format!("`{shown}` is not an image: {e}"), "JPEG and PNG can be read"))?;
         let contract = &self.net.contract;
         let side = contract.side();
-        let square = pixels::square(&decoded, contract.filter(), contract.resize_short_side as usize, side);
+        let square = if let Some(heard) = &contract.audio {
+            let picture = audio::decode(&bytes).and_then(|clip| heard.picture(&clip, side));
+            let bad = |e| Error::user(format!("`{shown}` cannot be heard: {e}"), "WAV and FLAC can be read");
+            pixels::Square::Grey(picture.map_err(bad)?)
+        } else {
+            let decoded = image_folder::decode(&bytes)
+                .map_err(|e| Error::user(format!("`{shown}` is not an image: {e}"), "JPEG and PNG can be read"))?;
+            let short = contract.resize_short_side as usize;
+            pixels::Square::Bytes(pixels::square(&decoded, contract.filter(), short, side))
+        };
         let mut input = vec![0.0; pixels::values(contract)];
         pixels::input(&square, &View::PLAIN, contract, &mut input);
         pixels::batch(input, 1, side)
@@ -115,7 +170,7 @@ impl Model {
     /// A model of images, a text without words.
     pub fn predict_text(&self, text: &str) -> Result<Vec<f64>> {
         self.knows_classes()?;
-        self.probabilities(self.text(text)?)
+        Ok(first(self.said(self.text(text)?)?))
     }
 
     fn text(&self, text: &str) -> Result<Tensor> {
@@ -125,34 +180,52 @@ impl Model {
         contract.batch(&[ids], false)
     }
 
-    fn probabilities(&self, batch: Tensor) -> Result<Vec<f64>> {
-        let units = self.net.network.units.len();
-        let logits = net::rows(&self.net.forward(&self.net.network.initial, batch, 0, units)?)?;
-        Ok(softmax(logits.first().map_or(&[], Vec::as_slice)))
+    /// What every head makes of one sample.
+    fn said(&self, batch: Tensor) -> Result<Vec<Said>> {
+        let heads: Vec<usize> = (0..=self.net.network.tasks.len()).collect();
+        let logits = self.net.forward_heads(&self.net.network.initial, batch, 0, &heads)?;
+        let one = |((task, classes), logits): ((Option<&str>, &[String]), Tensor)| {
+            let rows = net::rows(&logits)?;
+            let chances = softmax(rows.first().map_or(&[], Vec::as_slice));
+            Ok(Said { task: task.map(str::to_owned), chances: classes.iter().cloned().zip(chances).collect() })
+        };
+        self.tasks().zip(logits).map(one).collect()
     }
 
-    /// Scores the model on a data set with the same classes; by few-shot episodes if that is what it was taught by, or if
-    /// their shape is asked for.
+    /// Scores the model on a data set with the same classes, or with those that the classes of its task are made of; by
+    /// few-shot episodes if that is what it was taught by, or if their shape is asked for.
     ///
     /// # Errors
-    /// Data that is not there, that will not decode, or with other classes.
+    /// Data that is not there, that will not decode, or with other classes; a task that the model has not learned.
     pub fn evaluate(&self, asked: &Asked) -> Result<Evaluation> {
+        let (head, classes) = self.head(asked.task.as_deref())?;
         let spec = section(&asked.format, &asked.place, asked.params.clone(), &asked.classes);
         let samples = Samples::open(&spec, "val", asked.seed)?;
         samples.fits(&self.net.contract)?;
         if self.taught.is_some() || asked.way.is_some() || asked.shot.is_some() {
             return self.by_episodes(asked, &samples);
         }
-        if samples.dataset.classes() != self.classes {
-            let place = &asked.place;
-            return Err(Error::user(
-                format!("`{place}` has the classes {:?} and the model {:?}", samples.dataset.classes(), self.classes),
-                "a model can only be scored on its own classes",
-            ));
+        let (own, mut labels) = (samples.dataset.classes(), samples.dataset.labels().to_vec());
+        if own != classes {
+            let of = head.checked_sub(1).map(|task| &self.of[task]).filter(|of| !of.is_empty());
+            let Some(of) = of else {
+                return Err(Error::user(
+                    format!("`{}` has the classes {own:?} and the model {classes:?}", asked.place),
+                    "a model can only be scored on its own classes",
+                ));
+            };
+            let (_, class_of) = regrouped(asked.task.as_deref().unwrap_or_default(), of, own.to_vec())?;
+            labels.iter_mut().for_each(|label| *label = class_of[*label]);
         }
-        let outcomes = evaluate::evaluate(&self.net.network.initial, &self.inputs(&samples)?, &mut Solo)?;
-        Ok(Evaluation::new(&self.classes, &outcomes))
+        let (store, heads) = (&self.net.network.initial, [(head, labels.as_slice())]);
+        let found = evaluate::evaluate_heads(store, &self.inputs(&samples)?, &heads, &mut Solo)?;
+        Ok(Evaluation::new(classes, found.first().map_or(&[], Vec::as_slice)))
     }
+}
+
+/// The probabilities of the first head.
+fn first(said: Vec<Said>) -> Vec<f64> {
+    said.into_iter().take(1).flat_map(|said| said.chances).map(|(_, p)| p).collect()
 }
 
 /// What a model is to be scored on.
@@ -166,6 +239,8 @@ pub struct Asked {
     pub params: Params,
     /// Seed of the job, for generated data and episodes.
     pub seed: u32,
+    /// Which of several tasks; the first, if none is named.
+    pub task: Option<String>,
     /// Only these classes, as `data.val_classes` names them; all if there are none.
     pub classes: Vec<String>,
     /// Classes of an episode; what the job said if nothing is asked.

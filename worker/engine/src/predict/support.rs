@@ -20,6 +20,7 @@ use crate::{
         samples::Samples,
         stage::Stage,
     },
+    weights::Contract,
 };
 
 /// How a model was taught to learn from a few samples.
@@ -65,7 +66,11 @@ impl Model {
             ));
         }
         let shown = place.display().to_string();
-        let format = if self.net.contract.text.is_some() { "text" } else { "image_folder" };
+        let format = match &self.net.contract {
+            Contract { text: Some(_), .. } => "text",
+            Contract { audio: Some(_), .. } => "audio_folder",
+            _ => "image_folder",
+        };
         let section = section(format, &shown, Params::new(), &[]);
         let has_folders = std::fs::read_dir(place).into_iter().flatten().flatten().any(|e| e.path().is_dir());
         let samples = match format == "text" || has_folders {
@@ -146,7 +151,7 @@ impl Learned<'_> {
     /// The probability of each class for a file, in the order of [`Learned::classes`].
     ///
     /// # Errors
-    /// Something that is no image, or no text.
+    /// Something that is no image, no text or no sound.
     pub fn predict(&self, file: &Path) -> Result<Vec<f64>> {
         let network = &self.model.net.network;
         let query = self.model.net.forward(&network.initial, self.model.input(file)?, 0, network.embeds())?;

@@ -9,6 +9,7 @@ use crate::{
     data::Dataset,
     link::{Link, Notice},
     num::fingerprint::fingerprint,
+    objective::Objective,
 };
 
 /// An ordered reduction gives the same bits only among ranks that compute the same bits.
@@ -43,7 +44,7 @@ pub(super) fn same_samples<'a>(parts: impl Iterator<Item = &'a Samples>, group: 
         let all = group.all_gather(manifest(&[&*samples.dataset]).as_bytes().to_vec())?;
         if let Some(odd) = all.iter().position(|m| *m != all[0]) {
             return Err(Error::user(
-                format!("rank {odd} sees other samples in `data.{}` than rank 0", samples.part),
+                format!("rank {odd} sees other samples in `{}` than rank 0", samples.key()),
                 "the same path must hold the same files on every node; `tlctl data push` brings them to all",
             ));
         }
@@ -65,16 +66,22 @@ pub(super) fn same_sources(config: &Config, group: &mut dyn Collective) -> Resul
     }
 }
 
+/// The teachers of a job, in their order.
+///
+/// # Errors
+/// See [`Net::build`].
+pub(super) fn teachers(spec: &JobSpec, classes: &[String], config: &Config) -> Result<Vec<Net>> {
+    let all = spec.nets_of("teacher").into_iter().filter(|_| Objective::find(&spec.job.kind).has_teacher());
+    all.map(|(_, section)| Net::build(section, classes, true, spec.job.seed, &config.inputs)).collect()
+}
+
 /// Digest of the parts of all networks, and of where they come from.
-pub(super) fn parts(student: &Net, teacher: Option<&Net>) -> String {
+pub(super) fn parts(student: &Net, teachers: &[Net]) -> String {
     // One without adapters says nothing, as in states from before teachers were compared.
-    match teacher.filter(|net| !net.merged.is_empty()) {
-        None => student.parts.clone(),
-        Some(teacher) => {
-            let both = format!("{};teacher:{}", student.parts, teacher.parts);
-            blake3::hash(both.as_bytes()).to_hex().to_string()
-        }
-    }
+    teachers.iter().filter(|net| !net.merged.is_empty()).fold(student.parts.clone(), |all, teacher| {
+        let both = format!("{all};teacher:{}", teacher.parts);
+        blake3::hash(both.as_bytes()).to_hex().to_string()
+    })
 }
 
 /// Ranks on different nodes have read the adapters for themselves; they must be the same, in the same places. `own` is

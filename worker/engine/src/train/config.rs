@@ -11,7 +11,7 @@ use crate::{Error, Result};
 pub struct Config {
     /// The job of one pipeline step.
     pub spec: JobSpec,
-    /// Models of earlier steps.
+    /// Models of earlier steps and jobs: by the step, or by all that names the job.
     pub inputs: BTreeMap<String, PathBuf>,
     /// Folders of pushed data sets, by digest.
     pub pushed: BTreeMap<String, PathBuf>,

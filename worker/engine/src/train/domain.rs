@@ -5,8 +5,26 @@ use std::collections::BTreeMap;
 
 use tl_proto::spec::DataSection;
 
-use super::{ByCut, Loop, evaluate, inputs::Inputs, probe::same_classes, samples::Samples};
-use crate::{Result, collective::Collective, data::sampler::Endless, eval::Evaluation, link::Link, weights::Contract};
+use super::{
+    ByCut, Features, Loop,
+    evaluate::{self, Rows, Wanted},
+    inputs::Inputs,
+    probe::same_classes,
+    samples::Samples,
+};
+use crate::{
+    Result,
+    collective::Collective,
+    data::sampler::Endless,
+    eval::{
+        Evaluation,
+        density::{self, density},
+        shift::{self, Apart},
+    },
+    link::Link,
+    num::rng::Philox,
+    weights::Contract,
+};
 
 /// The samples of another domain.
 pub(super) struct Domain {
@@ -71,6 +89,10 @@ impl Domain {
 pub(super) struct Shifted {
     /// Mean entropy of the predictions, in nats: what can be known without labels.
     pub entropy: f64,
+    /// How densely predictions lie together: that too.
+    pub density: f64,
+    /// What the network's last layer takes, of some samples, where it was asked for.
+    pub features: Vec<Vec<f32>>,
     /// By the labels, where there are some.
     pub evaluation: Option<Evaluation>,
 }
@@ -78,7 +100,8 @@ pub(super) struct Shifted {
 impl Shifted {
     /// As values of a series.
     pub fn values(&self) -> BTreeMap<String, f64> {
-        let mut values = BTreeMap::from([("target.entropy".to_owned(), self.entropy)]);
+        let known = [("target.entropy", self.entropy), ("target.snd", self.density)];
+        let mut values: BTreeMap<String, f64> = known.map(|(k, v)| (k.to_owned(), v)).into();
         if let Some(evaluation) = &self.evaluation {
             values.insert("target.accuracy".into(), evaluation.accuracy);
             values.insert("target.loss".into(), evaluation.loss);
@@ -87,30 +110,92 @@ impl Shifted {
     }
 }
 
+/// What a network comes to in the other domain by its labels, where there are some, and how far apart the two lie.
+pub(super) type Elsewhere = (Option<Evaluation>, Apart);
+
+/// The samples that are compared with each other, the same in every epoch: all, or as many of `n` as
+/// [`density::SAMPLES`].
+fn compared(n: usize, seed: u32) -> Vec<usize> {
+    if n <= density::SAMPLES {
+        return (0..n).collect();
+    }
+    let mut picked = Philox::new(seed, "compared").permutation(n, 0);
+    picked.truncate(density::SAMPLES);
+    picked.sort_unstable();
+    picked
+}
+
 impl Loop<'_> {
     /// Judges the network in the other domain, from features in front of `cut` where they are kept: by how certain it is on
-    /// what it learns from, and, for people, by labels on what it does not.
+    /// what it learns from, by how densely its predictions lie, and, for people, by labels on what it does not learn from.
     pub(super) fn shifted(
         &self,
         cut: usize,
         features: &[ByCut; 3],
+        inside: bool,
         group: &mut dyn Collective,
     ) -> Result<Option<Shifted>> {
         let Some(domain) = self.other else { return Ok(None) };
-        let mut judge = |samples: &Samples, features: &ByCut| {
+        let mut judge = |samples: &Samples, features: &ByCut, wanted: Wanted<'_>| {
             let inputs: Inputs<'_> = self.inputs(self.net, samples, cut, features.get(&cut))?;
-            evaluate::evaluate(&self.state.store, &inputs, group)
+            evaluate::look(&self.state.store, &inputs, wanted, group)
         };
         let (samples, known) = match &domain.plain {
             Some(plain) => (plain, &features[1]),
             None => (&domain.train, &features[0]),
         };
-        let outcomes = judge(samples, known)?;
+        let picked = compared(samples.count(), self.run.spec.job.seed);
+        let wanted = Wanted { samples: &picked, features: inside };
+        let (outcomes, Rows { features: own, logits }) = judge(samples, known, wanted)?;
         let entropy = outcomes.iter().map(|o| o.entropy).sum::<f64>() / outcomes.len().max(1) as f64;
         let evaluation = match &domain.val {
-            Some(val) => Some(Evaluation::new(self.classes, &judge(val, &features[2])?)),
+            Some(val) => {
+                let (outcomes, _) = judge(val, &features[2], Wanted::default())?;
+                Some(Evaluation::new(self.classes, &outcomes))
+            }
             None => None,
         };
-        Ok(Some(Shifted { entropy, evaluation }))
+        Ok(Some(Shifted { entropy, density: density(&logits), features: own, evaluation }))
+    }
+
+    /// Looks at both domains before anything is learned.
+    pub(super) fn look_before(
+        &mut self,
+        cut: usize,
+        features: &Features,
+        group: &mut dyn Collective,
+        link: &mut dyn Link,
+    ) -> Result<()> {
+        let p = &self.state.progress;
+        if self.other.is_some() && p.step == 0 && p.before.is_none() {
+            if group.rank() == 0 {
+                link.activity("compare domains", 0, 1);
+            }
+            let (_, other) = self.survey(cut, features, group)?;
+            self.state.progress.before = other.map(|(_, apart)| apart);
+        }
+        Ok(())
+    }
+
+    /// What the network as it is comes to on samples with labels, and, where it is brought to another domain, what it comes
+    /// to there and how far apart the two lie.
+    pub(super) fn survey(
+        &self,
+        cut: usize,
+        features: &Features,
+        group: &mut dyn Collective,
+    ) -> Result<(Evaluation, Option<Elsewhere>)> {
+        let inputs = self.inputs(self.net, self.val, cut, features.val.get(&cut))?;
+        let picked = compared(self.other.map_or(0, |_| self.val.count()), self.run.spec.job.seed);
+        let wanted = Wanted { samples: &picked, features: true };
+        let (outcomes, rows) = evaluate::look(&self.state.store, &inputs, wanted, group)?;
+        let evaluation = Evaluation::new(self.classes, &outcomes);
+        let Some(shifted) = self.shifted(cut, &features.other, true, group)? else { return Ok((evaluation, None)) };
+        let apart = Apart {
+            source_accuracy: evaluation.accuracy,
+            target_accuracy: shifted.evaluation.as_ref().map(|e| e.accuracy),
+            ..shift::apart(&rows.features, &shifted.features, self.run.spec.job.seed)
+        };
+        Ok((evaluation, Some((shifted.evaluation, apart))))
     }
 }

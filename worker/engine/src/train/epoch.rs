@@ -1,5 +1,7 @@
 //! The end of an epoch: what it came to, and what follows from it.
 
+use std::collections::BTreeMap;
+
 use tl_proto::spec::StageSection;
 
 use super::{
@@ -7,12 +9,12 @@ use super::{
     domain::Shifted,
     fewshot::judge::Judged,
     state::{EpochFigures, Sums},
+    tasks::mean,
     watch::{Watch, monitored},
 };
 use crate::{
     Error, Result,
     collective::Collective,
-    eval::Evaluation,
     link::{Link, Row},
 };
 
@@ -33,14 +35,14 @@ impl Loop<'_> {
             self.state.best = Some((self.state.store.values.clone(), self.state.store.buffer_values.clone()));
         }
         self.state.swap_averages();
-        let (evaluation, entropy, better) = judged?;
+        let (values, better) = judged?;
         let p = &mut self.state.progress;
         if let Some(plateau) = section.plateau() {
-            let value = monitored(&plateau.monitor, &evaluation, entropy);
+            let value = monitored(&plateau.monitor, &values);
             p.plateau_factor = p.plateau.lowered(value, top * p.plateau_factor, &plateau) / top;
         }
         let mut over = section.advance.as_ref().is_some_and(|a| {
-            let value = monitored(&a.monitor, &evaluation, entropy);
+            let value = monitored(&a.monitor, &values);
             p.advance.exhausted(value, a.min_delta, a.patience)
         });
         let Some(stop) = self.run.spec.stop.as_ref().filter(|_| !better) else { return Ok(over) };
@@ -55,50 +57,61 @@ impl Loop<'_> {
         Ok(over)
     }
 
-    /// Evaluates; says what it came to, the entropy of predictions in another domain, and whether it is the best of the
-    /// stage by the metric of `[stop]`.
+    /// Evaluates; says what it came to, by name, and whether it is the best of the stage by the metric of `[stop]`.
     fn judge(
         &mut self,
         section: &StageSection,
         fed: Fed<'_>,
         group: &mut dyn Collective,
         link: &mut dyn Link,
-    ) -> Result<(Evaluation, Option<f64>, bool)> {
-        let judged = self.judged(fed.val, fed.judged, Judged::Val, group)?;
-        let shifted = self.shifted(fed.val.cut, fed.shifted, group)?;
-        let entropy = shifted.as_ref().map(|s| s.entropy);
+    ) -> Result<(BTreeMap<String, f64>, bool)> {
+        let judged = self.judged(fed.val, fed.judged, fed.tasks, Judged::Val, group)?;
+        let shifted = self.shifted(fed.val.cut, fed.shifted, false, group)?;
         let predictions = self.run.predictions() as u64;
-        let evaluation = &judged.evaluation;
+        let mut values = judged.values();
+        let loss = values["val.loss"];
+        let trained = std::mem::take(&mut self.state.progress.weighing.sums);
+        let trained = self.figures(&trained);
         let p = &mut self.state.progress;
-        if !evaluation.loss.is_finite() {
+        if !loss.is_finite() {
             let (step, epoch) = (p.step, p.epoch + 1);
             return Err(Error::NotFinite(format!(
-                "the validation loss after step {step} (epoch {epoch} of the stage) is {}",
-                evaluation.loss
+                "the validation loss after step {step} (epoch {epoch} of the stage) is {loss}"
             )));
         }
         let sums = std::mem::take(&mut p.sums);
         p.epoch += 1;
         p.step_in_epoch = 0;
         let Sums { samples, loss, correct } = sums;
-        let mut values = judged.values();
         values.insert("train.loss".into(), loss / samples.max(1) as f64);
         if self.pairs.is_none() {
             values.insert("train.accuracy".into(), correct as f64 / (samples * predictions).max(1) as f64);
         }
         values.extend(shifted.iter().flat_map(Shifted::values));
+        values.extend(mean_accuracy(&trained).map(|mean| ("train.accuracy".to_owned(), mean)));
+        values.extend(trained);
         p.history.push(EpochFigures { stage: section.name.clone(), epoch: p.epoch, values: values.clone() });
         if group.rank() == 0 {
-            let only_val = values.into_iter().filter(|(k, _)| !k.starts_with("train.")).collect();
+            // Of tasks, `tasks.NAME.train_loss` and its like.
+            let trained = |name: &str| {
+                name.starts_with("train.") || name.rsplit('.').next().is_some_and(|last| last.starts_with("train_"))
+            };
+            let only_val = values.clone().into_iter().filter(|(name, _)| !trained(name)).collect();
             link.row(&Row { step: p.step, stage: section.name.clone(), epoch: f64::from(p.epoch), values: only_val });
         }
-        let Some(stop) = &self.run.spec.stop else { return Ok((judged.evaluation, entropy, false)) };
+        let Some(stop) = &self.run.spec.stop else { return Ok((values, false)) };
         let mut watch = Watch { best: p.best, ..Watch::default() };
-        let better = watch.improves(monitored(&stop.monitor, evaluation, entropy), stop.min_delta);
+        let better = watch.improves(monitored(&stop.monitor, &values), stop.min_delta);
         p.best = watch.best;
         if better {
             (p.stop_wait, p.plateau_wait) = (0, 0);
         }
-        Ok((judged.evaluation, entropy, better))
+        Ok((values, better))
     }
+}
+
+/// The mean of the accuracies of tasks, where there are several.
+pub(super) fn mean_accuracy(figures: &[(String, f64)]) -> Option<f64> {
+    let all: Vec<f64> = figures.iter().filter(|(name, _)| name.ends_with(".train_accuracy")).map(|f| f.1).collect();
+    (!all.is_empty()).then(|| mean(all.into_iter()))
 }

@@ -10,8 +10,27 @@ use crate::{
 
 /// Samples of one evaluation batch.
 const BATCH: usize = 32;
-/// Bytes of one sample's line: index, class, loss, entropy.
-const LINE: usize = 32;
+/// Bytes of a sample's index, and of what one head says of it: class, loss, entropy.
+const INDEX: usize = 8;
+const LINE: usize = 24;
+
+/// Of which samples more is wanted than how they were judged.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Wanted<'a> {
+    /// By index, ascending.
+    pub samples: &'a [usize],
+    /// Whether what the last layer takes of them is wanted, beside what it gives.
+    pub features: bool,
+}
+
+/// What the network made of the samples that were asked for, in their order.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rows {
+    /// What its last layer takes; nothing unless it was asked for.
+    pub features: Vec<Vec<f32>>,
+    /// What it gives.
+    pub logits: Vec<Vec<f32>>,
+}
 
 /// What `rows` makes of every one of `n` samples, in index order, on every rank: each computes a run of whole batches, and
 /// hears which comes next.
@@ -56,38 +75,107 @@ pub fn embed(store: &Store, inputs: &Inputs<'_>, to: usize, group: &mut dyn Coll
 /// # Errors
 /// A sample that cannot be read, a lost peer.
 pub fn evaluate(store: &Store, inputs: &Inputs<'_>, group: &mut dyn Collective) -> Result<Vec<Outcome>> {
+    Ok(look(store, inputs, Wanted::default(), group)?.0)
+}
+
+/// The same, with what the network makes of some samples.
+pub(super) fn look(
+    store: &Store,
+    inputs: &Inputs<'_>,
+    wanted: Wanted<'_>,
+    group: &mut dyn Collective,
+) -> Result<(Vec<Outcome>, Rows)> {
+    let (mut found, rows) = judged(store, inputs, &[(0, inputs.samples.dataset.labels())], wanted, group)?;
+    Ok((found.pop().unwrap_or_default(), rows))
+}
+
+/// The same as [`evaluate`] by several heads, each by its number, with the classes of the samples in its task.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_heads(
+    store: &Store,
+    inputs: &Inputs<'_>,
+    heads: &[(usize, &[usize])],
+    group: &mut dyn Collective,
+) -> Result<Vec<Vec<Outcome>>> {
+    Ok(judged(store, inputs, heads, Wanted::default(), group)?.0)
+}
+
+/// What each of some heads makes of every sample, and what the first of them makes of those that are `wanted`.
+fn judged(
+    store: &Store,
+    inputs: &Inputs<'_>,
+    heads: &[(usize, &[usize])],
+    wanted: Wanted<'_>,
+    group: &mut dyn Collective,
+) -> Result<(Vec<Vec<Outcome>>, Rows)> {
     let n = inputs.samples.count();
-    let labels = inputs.samples.dataset.labels();
+    let numbers: Vec<usize> = heads.iter().map(|(head, _)| *head).collect();
     let indices: Vec<usize> = (0..n).collect();
-    let mut said = Vec::new();
+    let (mut said, mut shown) = (Vec::new(), Vec::new());
+    // A network whose every unit is frozen hands over logits; then they are its features too.
+    let last = (inputs.net.network.units.len() - 1).max(inputs.cut);
     // Whole batches, so that what is computed together is the same for any number of ranks.
     let batches: Vec<&[usize]> = indices.chunks(BATCH).collect();
     let own = &batches[group.shares(batches.len())[group.rank()].clone()];
     for (i, batch) in own.iter().enumerate() {
         let next = own.get(i + 1).map(|next| (next.to_vec(), vec![0; next.len()]));
         inputs.expect(next.as_slice(), false);
-        let x = inputs.batch(store, batch, &vec![0; batch.len()], None)?;
-        let logits = inputs.net.forward(store, x, inputs.cut, inputs.net.network.units.len())?;
-        for (i, row) in batch.iter().zip(net::rows(&logits)?) {
-            let outcome = eval::judge(&row, labels[*i]);
+        let mut x = inputs.batch(store, batch, &vec![0; batch.len()], None)?;
+        let (mut from, mut kept) = (inputs.cut, Vec::new());
+        if wanted.features {
+            x = inputs.net.forward(store, x, from, last)?;
+            (from, kept) = (last, net::rows(&x)?);
+        }
+        let logits = inputs.net.forward_heads(store, x, from, &numbers)?;
+        let logits = logits.iter().map(net::rows).collect::<Result<Vec<_>>>()?;
+        for (at, i) in batch.iter().enumerate() {
+            if wanted.samples.binary_search(i).is_ok() {
+                let rows = kept.get(at).into_iter().chain(logits.first().map(|rows| &rows[at]));
+                rows.for_each(|values| shown.extend(collective::to_bytes(values)));
+            }
             said.extend((*i as u64).to_le_bytes());
-            said.extend((outcome.predicted as u64).to_le_bytes());
-            said.extend(outcome.loss.to_le_bytes());
-            said.extend(outcome.entropy.to_le_bytes());
+            for (rows, (_, labels)) in logits.iter().zip(heads) {
+                let outcome = eval::judge(&rows[at], labels[*i]);
+                said.extend((outcome.predicted as u64).to_le_bytes());
+                said.extend(outcome.loss.to_le_bytes());
+                said.extend(outcome.entropy.to_le_bytes());
+            }
         }
     }
-    let mut outcomes: Vec<Option<Outcome>> = vec![None; n];
+    let mut outcomes: Vec<Vec<Option<Outcome>>> = vec![vec![None; n]; heads.len()];
     for bytes in group.all_gather(said)? {
-        for line in bytes.chunks_exact(LINE) {
+        for line in bytes.chunks_exact(INDEX + LINE * heads.len()) {
             let word = |at: usize| u64::from_le_bytes(line[at..at + 8].try_into().expect("eight bytes"));
             let index = word(0) as usize;
-            let slot = outcomes.get_mut(index).filter(|s| s.is_none());
-            let slot = slot.ok_or_else(|| Error::Internal(format!("sample {index} was evaluated twice")))?;
-            let predicted = (word(8) as usize).min(inputs.net.network.outputs - 1);
-            let (loss, entropy) = (f64::from_bits(word(16)), f64::from_bits(word(24)));
-            *slot = Some(Outcome { label: labels[index], predicted, loss, entropy });
+            for (h, ((head, labels), found)) in heads.iter().zip(&mut outcomes).enumerate() {
+                let slot = found.get_mut(index).filter(|s| s.is_none());
+                let slot = slot.ok_or_else(|| Error::Internal(format!("sample {index} was evaluated twice")))?;
+                let at = INDEX + LINE * h;
+                let predicted = (word(at) as usize).min(inputs.net.classes_of(*head) - 1);
+                let (loss, entropy) = (f64::from_bits(word(at + 8)), f64::from_bits(word(at + 16)));
+                *slot = Some(Outcome { label: labels[index], predicted, loss, entropy });
+            }
         }
     }
-    let all: Option<Vec<Outcome>> = outcomes.into_iter().collect();
-    all.ok_or_else(|| Error::Internal("a sample was not evaluated".into()))
+    let all = outcomes.into_iter().map(|found| found.into_iter().collect::<Option<Vec<Outcome>>>());
+    let all: Option<Vec<Vec<Outcome>>> = all.collect();
+    let all = all.ok_or_else(|| Error::Internal("a sample was not evaluated".into()))?;
+    let mut rows = Rows::default();
+    if !wanted.samples.is_empty() {
+        // Ranks have runs of batches in their order, so what they say comes in the order of samples.
+        let values = collective::from_bytes(&group.all_gather(shown)?.concat())?;
+        let width = values.len() / wanted.samples.len();
+        let classes = inputs.net.network.outputs.min(width);
+        if width == 0 || values.len() != width * wanted.samples.len() {
+            return Err(Error::Internal("a sample that was asked for was not shown".into()));
+        }
+        for row in values.chunks_exact(width) {
+            let (features, logits) = row.split_at(width - classes);
+            rows.features.push(features.to_vec());
+            rows.logits.push(logits.to_vec());
+        }
+    }
+    Ok((all, rows))
 }

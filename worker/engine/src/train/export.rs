@@ -7,22 +7,32 @@ use std::{
 
 use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::{JobSpec, ModelSection, Params, Source, TOWER as ROLE};
+use tl_proto::spec::{HeadSection, JobSpec, ModelSection, Params, Source, StageSection, TOWER as ROLE};
 
-use super::{encode::Encoded, lr_find::Found, net::Net, saving::Saving, stage::Stage, state::EpochFigures};
+pub use super::state::EpochFigures;
+use super::{encode::Encoded, lr_find::Found, net::Net, origin::Retention, saving::Saving, stage::Stage};
 use crate::{
     Error, Result,
+    backbone::{TASKS, TaskHead, Unit},
     collective::to_bytes,
-    eval::{Evaluation, retrieval::Retrieval},
+    eval::{
+        Evaluation,
+        retrieval::Retrieval,
+        selection::{self, Picked},
+        shift::Shift,
+        softened::Softened,
+    },
     files,
     nn::{Kind, OWN, ParamId, Store},
     objective::Objective,
+    optim::Group,
+    picture,
     predict::Taught,
     weights::{Merged, TOWER, peft},
 };
 
 /// What `report.json` says.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Name of the job.
     pub job: String,
@@ -49,9 +59,24 @@ pub struct Report {
     /// Where halves of pairs were to find each other: how many did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retrieval: Option<Retrieval>,
+    /// Of every task, that of `[data]` as `main`, where there are several.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tasks: BTreeMap<String, TaskReport>,
     /// On those of the domain that the network was brought to, by labels that it did not learn from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Evaluation>,
+    /// On those of what the weights were trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Retention>,
+    /// How far apart the two domains lie, before and after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shift: Option<Shift>,
+    /// What each criterion would pick among the epochs of the last stage, and at the end who looks at labels there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub selection: Vec<Picked>,
+    /// What temperatures do to the probabilities of the first teacher.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub softened: Vec<Softened>,
     /// What there was to beat, on the same few-shot episodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub baselines: Vec<Baseline>,
@@ -73,7 +98,13 @@ impl Report {
     /// For people: the figures of the model, and what searches for a learning rate came to.
     pub fn to_text(&self) -> String {
         let found: String = self.lr_find.iter().map(|f| format!("{}\n", f.sentence())).collect();
-        let mut text = self.evaluation.to_text();
+        let of_task = |(name, task): (&String, &TaskReport)| {
+            format!("task `{name}`, which counts {:.3}:\n{}", task.weight, task.evaluation.to_text())
+        };
+        let mut text = match self.tasks.is_empty() {
+            true => self.evaluation.to_text(),
+            false => self.tasks.iter().map(of_task).collect::<Vec<_>>().join("\n"),
+        };
         if let Some(found) = &self.retrieval {
             text = format!("{text}\n{}", found.to_text());
         }
@@ -88,8 +119,26 @@ impl Report {
         if let Some(target) = &self.target {
             text = format!("{text}\nin the other domain, by labels that were not learned from:\n{}", target.to_text());
         }
+        if let Some(source) = &self.source {
+            text = format!("{text}\n{}\n{}", source.sentence(), source.after.to_text());
+        }
+        if let Some(shift) = &self.shift {
+            text = format!("{text}\n{}", shift.to_text());
+        }
+        if !self.selection.is_empty() {
+            text = format!("{text}\n{}", selection::to_text(&self.selection));
+        }
         if found.is_empty() { text } else { format!("{text}\n{found}") }
     }
+}
+
+/// What one of several tasks came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskReport {
+    /// What its loss counts at the end.
+    pub weight: f64,
+    /// On its validation samples.
+    pub evaluation: Evaluation,
 }
 
 /// How often a frozen prefix ran.
@@ -110,7 +159,7 @@ impl PrefixFigures {
 }
 
 /// What a stage trained.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageFigures {
     /// Its name.
     pub name: String,
@@ -126,6 +175,45 @@ pub struct StageFigures {
     /// What the feature cache is worth; only a look at a job works it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saving: Option<Saving>,
+    /// The units of the network, from input to head, then those of further heads.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub units: Vec<UnitFigures>,
+}
+
+/// What a stage does to a unit of the network.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct UnitFigures {
+    /// Its name.
+    pub name: String,
+    /// The highest rate that anything in it learns at, as the job says it; nothing if it is frozen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+}
+
+impl StageFigures {
+    /// What a stage of a job trains.
+    pub(super) fn of(net: &Net, store: &Store, stage: &Stage, section: &StageSection) -> Self {
+        let network = &net.network;
+        let heads = network.tasks.iter().flat_map(|task| &task.units);
+        let unit = |unit: &Unit| {
+            let params = unit.params();
+            let learns = |g: &&Group| {
+                let within = |p: &ParamId| g.values.contains(&store.params[p.0].range.start);
+                params.iter().any(within)
+            };
+            let scales = stage.groups.iter().filter(learns).map(|g| g.lr_scale * section.lr.top());
+            UnitFigures { name: unit.name.clone(), lr: scales.reduce(f64::max) }
+        };
+        Self {
+            name: section.name.clone(),
+            trained: stage.trained,
+            parameters: store.values.len(),
+            lr: stage.rates(section),
+            first_unit: network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default(),
+            saving: None,
+            units: network.units.iter().chain(heads).map(unit).collect(),
+        }
+    }
 }
 
 /// Bytes of a `.safetensors` file with everything needed to run the model. LoRA and IA3 are worked into the weights.
@@ -152,6 +240,7 @@ pub fn safetensors(net: &Net, store: &Store, classes: &[String], spec: &JobSpec)
     let embeds = (Objective::find(&spec.job.kind).dimensions)(&spec.objective).is_some();
     let mut about = About::of(net, classes, spec.model.clone(), changes, embeds);
     about.taught = taught(spec);
+    about.tasks = further_heads(net, spec);
     if let Some(tower) = &net.tower {
         about.tower = Some(Box::new(About::of(&tower.0, classes, spec.nets.get(ROLE).cloned(), None, embeds)));
     }
@@ -183,6 +272,9 @@ pub struct About {
     /// It ends in an embedding: its outputs are no classes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub embeds: bool,
+    /// Heads beside the first, whose tensors' names begin with `tasks.NAME.`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tasks: BTreeMap<String, AboutTask>,
     /// The second network in the file, whose tensors' names begin with `tower.`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tower: Option<Box<About>>,
@@ -200,6 +292,7 @@ impl About {
             merged: net.merged.and(changes),
             taught: None,
             embeds,
+            tasks: BTreeMap::new(),
             tower: None,
         }
     }
@@ -209,6 +302,27 @@ impl About {
 fn taught(spec: &JobSpec) -> Option<Taught> {
     let episodes = spec.data.as_ref()?.episodes.clone()?;
     Some(Taught { objective: spec.objective.clone(), episodes, stage: spec.stage.last().cloned() })
+}
+
+/// What a model file says of a further head.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AboutTask {
+    /// Names of its classes.
+    pub classes: Vec<String>,
+    /// Which classes of the samples each of them is made of, where they are not the same.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub of: BTreeMap<String, Vec<String>>,
+    /// How it is made.
+    pub head: HeadSection,
+}
+
+/// The same of all further heads of a network.
+fn further_heads(net: &Net, spec: &JobSpec) -> BTreeMap<String, AboutTask> {
+    let one = |task: &TaskHead| {
+        let section = spec.tasks.get(&task.name).cloned().unwrap_or_default();
+        (task.name.clone(), AboutTask { classes: task.classes.clone(), of: section.classes, head: section.head })
+    };
+    net.network.tasks.iter().map(one).collect()
 }
 
 /// The modifier that makes a network with the same bottlenecks.
@@ -235,10 +349,10 @@ fn adapter(net: &Net, store: &Store, spec: &JobSpec) -> Result<Option<[Vec<u8>; 
     }
     for section in &spec.stage {
         let stage = Stage::resolve(net, store, section)?;
-        // A second network is nothing that peft knows of.
-        let second = |name: &str| name.starts_with(TOWER);
+        // A second network, or a second head, is nothing that peft knows of.
+        let second = |name: &str| name.starts_with(TOWER) || name.starts_with(TASKS);
         let aside = |p: &ParamId| {
-            network.adapters.params.contains(p) || network.own.contains(p) || second(&store.params[p.0].name)
+            network.adapters.params.contains(p) || network.is_beside(*p) || second(&store.params[p.0].name)
         };
         let trained = stage.layout.trained().map(|(p, _)| p).filter(|p| !aside(p));
         saved.extend(trained.map(|ParamId(p)| module(&store.params[p].name)));
@@ -292,13 +406,13 @@ fn pretty(value: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec_pretty(value).map_err(|e| Error::Internal(e.to_string()))
 }
 
-/// The job as it ran, and what came of it.
+/// The job as it ran, and what came of it; the report last.
 fn said(spec: &JobSpec, report: &Report) -> Result<Files> {
-    Ok(vec![
-        ("job.toml", spec.to_toml().into_bytes()),
-        ("report.txt", report.to_text().into_bytes()),
-        ("report.json", pretty(report)?),
-    ])
+    let mut files: Files = vec![("job.toml", spec.to_toml().into_bytes())];
+    // A picture that cannot be drawn is no reason to lose a model.
+    files.extend(picture::ALL.iter().filter_map(|p| Some((p.file, (p.draw)(report).ok().flatten()?.into_bytes()))));
+    files.extend([("report.txt", report.to_text().into_bytes()), ("report.json", pretty(report)?)]);
+    Ok(files)
 }
 
 fn put(dir: &Path, files: Files) -> Result<Vec<(&'static str, PathBuf)>> {

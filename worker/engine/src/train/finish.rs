@@ -1,13 +1,30 @@
 //! The end of a run: the last evaluation and the package.
 
+use std::collections::BTreeMap;
+
 use super::{
     Features, Loop, evaluate, export,
-    export::Report,
+    export::{Report, TaskReport},
     fewshot::{adapt::Tuner, judge::Judged},
     inputs::Inputs,
+    net, retrieval,
     stage::Stage,
 };
-use crate::{Result, collective::Collective, eval::Evaluation, link::Link};
+use crate::{
+    Result,
+    collective::Collective,
+    eval::{
+        Evaluation,
+        selection::{Picked, selection},
+        shift::Shift,
+        softened::{Softened, softened},
+    },
+    link::Link,
+};
+
+/// The parameter of objectives that soften what a teacher says, and of how many samples that is shown.
+const TEMPERATURE: &str = "temperature";
+const FEW: usize = 64;
 
 impl Loop<'_> {
     /// What the network comes to on the validation samples, or on episodes of them.
@@ -41,9 +58,17 @@ impl Loop<'_> {
             cut = self.untrained_cut(few)?;
             cut = if features.val.contains_key(&cut) { cut } else { 0 };
         }
-        let inputs = self.inputs(self.net, self.val, cut, features.val.get(&cut))?;
-        let [_, halves] = self.halves(tower_cut, features)?;
-        let judged = self.judged(&inputs, halves.as_ref(), Judged::Test, group)?;
+        let (judged, other) = if self.other.is_some() {
+            let (evaluation, other) = self.survey(cut, features, group)?;
+            (retrieval::Judged { evaluation, retrieval: None, tasks: Vec::new() }, other)
+        } else {
+            let inputs = self.inputs(self.net, self.val, cut, features.val.get(&cut))?;
+            let [_, halves] = self.halves(tower_cut, features)?;
+            let tasks = self.fed_tasks(cut, &features.tasks)?;
+            (self.judged(&inputs, halves.as_ref(), &tasks, Judged::Test, group)?, None)
+        };
+        let (target, after) = other.unzip();
+        let tasks = judged.tasks.into_iter().zip(self.counts());
         let spec = self.run.spec;
         let report = Report {
             job: spec.job.name.clone(),
@@ -57,9 +82,14 @@ impl Loop<'_> {
             history: self.state.progress.history.clone(),
             evaluation: judged.evaluation,
             retrieval: judged.retrieval,
+            tasks: tasks.map(|((name, evaluation), weight)| (name, TaskReport { weight, evaluation })).collect(),
             baselines: self.state.progress.baselines.clone(),
             overlap: self.run.few.as_ref().map(|few| few.overlap.clone()).unwrap_or_default(),
-            target: self.shifted(cut, &features.other, group)?.and_then(|s| s.evaluation),
+            target: target.flatten(),
+            selection: if after.is_some() { self.selection() } else { Vec::new() },
+            softened: self.softened()?,
+            shift: after.map(|after| Shift { before: self.state.progress.before.clone(), after }),
+            source: self.retention(group)?,
         };
         if group.rank() == 0 {
             link.activity("export", 0, 1);
@@ -72,5 +102,30 @@ impl Loop<'_> {
         // Nobody leaves while another may still need an answer.
         group.barrier()?;
         Ok(report)
+    }
+
+    /// What temperatures do to what the first teacher says of some samples.
+    fn softened(&self) -> Result<Vec<Softened>> {
+        let spec = self.run.spec;
+        let entry = (self.run.objective.entry)();
+        let (Some(net), true) = (self.teachers.first(), entry.params.iter().any(|p| p.name == TEMPERATURE)) else {
+            return Ok(Vec::new());
+        };
+        // Of pairs, it sees the other halves, and only training samples have some.
+        let samples = self.pairs.map_or(self.val, |pairs| &pairs.train);
+        let inputs = self.inputs(net, samples, net.network.units.len(), None)?;
+        let few: Vec<usize> = (0..samples.count().min(FEW)).collect();
+        let logits = inputs.batch(&net.network.initial, &few, &vec![0; few.len()], None)?;
+        Ok(softened(&net::rows(&logits)?, entry.number(&spec.objective, TEMPERATURE)))
+    }
+
+    /// What each criterion would pick among the epochs of the last stage, whose model goes out.
+    fn selection(&self) -> Vec<Picked> {
+        let history = &self.state.progress.history;
+        let Some(last) = history.last() else { return Vec::new() };
+        let epochs = history.iter().filter(|h| h.stage == last.stage);
+        let epochs: Vec<(u32, &BTreeMap<String, f64>)> = epochs.map(|h| (h.epoch, &h.values)).collect();
+        let used = self.run.spec.stop.as_ref().filter(|s| s.restore_best && s.min_delta == 0.0);
+        selection(&epochs, used.map(|s| s.monitor.as_str()))
     }
 }

@@ -3,9 +3,11 @@
 use candle_core::Tensor;
 
 use super::{
-    chain,
-    judge::{Judge, Seen},
+    chain::{self, Wanted},
+    judge::{Judge, Said, Seen},
+    remember::remember,
     step::Step,
+    tasks::TaskSums,
 };
 use crate::{
     Result,
@@ -23,13 +25,15 @@ pub(super) struct GrainSums {
     pub touched: Vec<bool>,
     pub loss: f64,
     pub correct: u64,
+    /// By task, where there are several.
+    pub tasks: Vec<TaskSums>,
 }
 
 /// A sample and the id of this draw of it.
 pub(super) type Draw = (usize, u64);
 
 impl Step<'_> {
-    fn mix(&self, grain: usize) -> Option<Mix> {
+    pub(super) fn mix(&self, grain: usize) -> Option<Mix> {
         let (spec, side) = (self.run.spec, self.inputs.net.contract.side());
         modifier::mix(&spec.modifiers, spec.job.seed, self.state.progress.step, grain as u32, side)
     }
@@ -46,6 +50,20 @@ impl Step<'_> {
             targets = mix.targets(&targets, classes);
         }
         Ok((tensor(targets, &[labels.len(), classes])?, labels))
+    }
+
+    /// What teachers say of samples, and what comes out of the first one's units that are compared.
+    fn taught(&self, indices: &[usize], turns: &[u64], mix: Option<&Mix>) -> Result<(Option<Said>, Vec<Tensor>)> {
+        let Some((first, others)) = self.teachers.split_first() else { return Ok((None, Vec::new())) };
+        let says = first.says(indices, turns, mix)?;
+        let theirs = self.inputs.net.taps.teacher.iter().map(|unit| says.at(unit + 1)).collect::<Result<_>>()?;
+        let inside = (self.run.objective.looks_inside)(&self.run.spec.objective);
+        let features = first.features().filter(|_| inside).map(|cut| says.at(cut)).transpose()?;
+        let mut logits = says.logits;
+        for other in others {
+            logits = Tensor::cat(&[logits, other.says(indices, turns, mix)?.logits], 1)?.contiguous()?;
+        }
+        Ok((Some((logits, features)), theirs))
     }
 
     /// Computes one grain. `averaged` are the averages of the weights, where the objective lets them speak.
@@ -65,19 +83,8 @@ impl Step<'_> {
         let halves = self.paired.map(|paired| paired.of(draws.iter().copied()));
         let mix = self.mix(grain);
         let (targets, labels) = self.targets(&indices, mix.as_ref())?;
-        let teacher = match self.teacher {
-            Some(inputs) => {
-                let (net, store) = (inputs.net, &inputs.net.network.initial);
-                let (indices, turns) = halves.as_ref().map_or((&indices, &turns), |(i, t)| (i, t));
-                let said = inputs.batch(store, indices, turns, mix.as_ref())?;
-                let all = net.network.units.len();
-                Some(match inputs.cut == all {
-                    true => (said, None),
-                    false => (net.forward(store, said.clone(), inputs.cut, all)?, Some(said)),
-                })
-            }
-            None => None,
-        };
+        let shown = halves.as_ref().map_or((&indices, &turns), |(i, t)| (i, t));
+        let (teacher, theirs) = self.taught(shown.0, shown.1, mix.as_ref())?;
         let mut x = self.inputs.batch(&self.state.store, &indices, &turns, mix.as_ref())?;
         let mut second = None;
         if let Some(other) = &self.other {
@@ -98,7 +105,15 @@ impl Step<'_> {
         let dropout = Some(DropoutDraw { rng, draws: &ids });
         let pass = Pass { store: &self.state.store, layout, dropout, grains: joined };
         let (mut tape, units) = (Tape::default(), &self.inputs.net.network.units[self.stage.cut..]);
-        let [features, logits] = chain::forward(units, x, &pass, &mut tape)?;
+        // A stage that does not reach one of them is refused.
+        let looks: Vec<usize> =
+            self.inputs.net.taps.own.iter().filter_map(|at| at.checked_sub(self.stage.cut)).collect();
+        // Where the old head goes on, it takes what the unit below the new one gives.
+        let below = self.said.map(|_| self.inputs.net.network.head - 1 - self.stage.cut);
+        let places: Vec<usize> = looks.iter().copied().chain(below).collect();
+        let chain::Outputs { features, out: logits, mut inside } = chain::forward(units, x, &places, &pass, &mut tape)?;
+        let before = below.and_then(|_| inside.pop());
+        let taps = inside.into_iter().zip(theirs).collect();
 
         // A second network has its own draws of dropout: of numbers that no draw of a sample has.
         let other_ids: Vec<u64> = ids.iter().map(|id| id ^ (1 << 62)).collect();
@@ -110,18 +125,28 @@ impl Step<'_> {
         if let (Some(inputs), Some((indices, turns))) = (self.paired.and_then(|p| p.inputs), &halves) {
             other_units = &inputs.net.network.units[inputs.cut..];
             let x = inputs.batch(&self.state.store, indices, turns, None)?;
-            let [_, embedding] = chain::forward(other_units, x, &other_pass, &mut other_tape)?;
-            paired = Some(embedding);
+            paired = Some(chain::forward(other_units, x, &[], &other_pass, &mut other_tape)?.out);
         }
 
         // The cut: candle differentiates the loss, our layers everything below.
-        let seen = Seen { features, logits, targets, teacher, averaged: second, paired };
+        let seen = Seen { features, logits, targets, teacher, taps, averaged: second, paired };
         let judged = judge.judge(&seen, grain, grains)?;
         let mut grads = Gradients::new(&self.stage.layout);
         if let Some(dy) = &judged.paired {
-            chain::backward(other_units, dy, None, &other_pass, &mut other_tape, &mut grads)?;
+            chain::backward(other_units, Wanted::of(dy), &other_pass, &mut other_tape, &mut grads, false)?;
         }
-        chain::backward(units, &judged.logits, judged.features.as_ref(), &pass, &mut tape, &mut grads)?;
+        let (mut loss, mut more) = (judged.loss, None);
+        if let (Some(inputs), Some(before), Some(how)) =
+            (self.said, &before, modifier::remembers(&self.run.spec.modifiers))
+        {
+            let said = inputs.batch(&inputs.net.network.initial, &indices, &turns, mix.as_ref())?;
+            let (own, dx) = remember(self.inputs.net, before, &said, how, &pass, &mut grads)?;
+            (loss, more) = (loss + own, Some(dx));
+        }
+        let inside = looks.into_iter().zip(&judged.taps).filter_map(|(at, more)| Some((at, more.as_ref()?)));
+        let inside: Vec<(usize, &Tensor)> = inside.chain(below.zip(more.as_ref())).collect();
+        let wanted = Wanted { out: &judged.logits, features: judged.features.as_ref(), inside: &inside };
+        chain::backward(units, wanted, &pass, &mut tape, &mut grads, false)?;
         for (id, gradient) in &judged.own {
             let gradient = host(gradient)?;
             if let Some(slot) = grads.slot(*id) {
@@ -132,6 +157,7 @@ impl Step<'_> {
         let rows = values.chunks_exact(self.inputs.net.network.outputs).zip(&labels);
         let correct = rows.filter(|(row, label)| eval::judge(row, **label).predicted == **label).count() as u64;
         let samples = draws.len() as u64;
-        Ok(GrainSums { samples, flat: grads.flat, touched: grads.touched, loss: judged.loss, correct })
+        let tasks = Vec::new();
+        Ok(GrainSums { samples, flat: grads.flat, touched: grads.touched, loss, correct, tasks })
     }
 }

@@ -27,13 +27,18 @@ pub(super) struct Seen {
     pub logits: Tensor,
     /// `[n, classes]`
     pub targets: Tensor,
-    /// The teacher's logits `[n, classes]`, and features `[n, d]` if the objective looks at them.
-    pub teacher: Option<(Tensor, Option<Tensor>)>,
+    /// What teachers say, where there are some.
+    pub teacher: Option<Said>,
+    /// What came out of units inside, and of the teacher's that they are compared with.
+    pub taps: Vec<(Tensor, Tensor)>,
     /// `[m, classes]`
     pub averaged: Option<Tensor>,
     /// `[n, d]`: what a second network that is trained makes of the other halves.
     pub paired: Option<Tensor>,
 }
+
+/// Logits of all teachers `[n, teachers · classes]`, and the first one's features `[n, d]` if the objective looks at them.
+pub(super) type Said = (Tensor, Option<Tensor>);
 
 /// The loss and what it asks of the network.
 pub(super) struct Judged {
@@ -45,6 +50,8 @@ pub(super) struct Judged {
     pub features: Option<Tensor>,
     /// `[n, d]`, of what a second network makes of the other halves.
     pub paired: Option<Tensor>,
+    /// Of what came out of units inside.
+    pub taps: Vec<Option<Tensor>>,
     /// Of the objective's own tensors.
     pub own: Vec<(ParamId, Tensor)>,
 }
@@ -81,6 +88,9 @@ impl<'a> Judge<'a> {
         let Some(grains) = grains.filter(|_| (self.run.objective.coupled)(&self.run.spec.objective)) else {
             return self.alone(seen);
         };
+        if !seen.taps.is_empty() {
+            return Err(Error::Internal("a loss of the whole batch does not look inside".into()));
+        }
         let all = grains.joined(handed_in(seen)?, Join::Append)?;
         let mut known = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
         let whole = match &*known {
@@ -99,15 +109,12 @@ impl<'a> Judge<'a> {
     fn alone(&self, seen: &Seen) -> Result<Judged> {
         let (features, logits) = (Var::from_tensor(&seen.features)?, Var::from_tensor(&seen.logits)?);
         let paired = seen.paired.as_ref().map(Var::from_tensor).transpose()?;
-        let mut vars: Vec<(ParamId, Var)> = Vec::new();
-        let mut own = BTreeMap::new();
-        for id in &self.net.network.own {
-            let entry = &self.store.params[id.0];
-            let var = Var::from_tensor(&tensor(self.store.param(*id).to_vec(), &entry.shape)?)?;
-            own.insert(entry.name.trim_start_matches(OWN).to_owned(), var.as_tensor().clone());
-            vars.push((*id, var));
-        }
+        let (vars, own) = own_tensors(self.net, self.store)?;
+        let inside = seen.taps.iter().map(|(own, _)| Var::from_tensor(own)).collect::<candle_core::Result<Vec<_>>>()?;
+        let pairs = inside.iter().zip(&seen.taps).map(|(var, (_, theirs))| (var.as_tensor().clone(), theirs.clone()));
+        let taps: Vec<(Tensor, Tensor)> = pairs.collect();
         let batch = Batch {
+            taps: &taps,
             features: features.as_tensor(),
             logits: logits.as_tensor(),
             targets: &seen.targets,
@@ -126,8 +133,28 @@ impl<'a> Judge<'a> {
         let own = vars.iter().filter_map(|(id, var)| Some(of(var).transpose()?.map(|g| (*id, g))));
         let own = own.collect::<candle_core::Result<_>>()?;
         let paired = paired.as_ref().map(of).transpose()?.flatten();
-        Ok(Judged { loss: value, logits, features: of(&features)?, paired, own })
+        let taps = inside.iter().map(of).collect::<candle_core::Result<_>>()?;
+        Ok(Judged { loss: value, logits, features: of(&features)?, paired, taps, own })
     }
+}
+
+/// An objective's own tensors as variables, and by name.
+type OwnTensors = (Vec<(ParamId, Var)>, BTreeMap<String, Tensor>);
+
+/// Takes an objective's own tensors out of a store.
+///
+/// # Errors
+/// None that can be caused from outside.
+pub(super) fn own_tensors(net: &Net, store: &Store) -> Result<OwnTensors> {
+    let mut vars: Vec<(ParamId, Var)> = Vec::new();
+    let mut own = BTreeMap::new();
+    for id in &net.network.own {
+        let entry = &store.params[id.0];
+        let var = Var::from_tensor(&tensor(store.param(*id).to_vec(), &entry.shape)?)?;
+        own.insert(entry.name.trim_start_matches(OWN).to_owned(), var.as_tensor().clone());
+        vars.push((*id, var));
+    }
+    Ok((vars, own))
 }
 
 impl Whole {
@@ -141,13 +168,14 @@ impl Whole {
             let part = |r: Range<usize>| t.narrow(0, r.start, r.len());
             Ok(Tensor::cat(&[part(first..first + n)?, part(others..others + m)?], 0)?.contiguous()?)
         };
-        let Judged { loss, logits, features, paired, own } = &self.judged;
+        let Judged { loss, logits, features, paired, own, .. } = &self.judged;
         let once = grain == 0;
         Ok(Judged {
             loss: if once { *loss } else { 0.0 },
             logits: rows(logits)?,
             features: features.as_ref().map(rows).transpose()?,
             paired: paired.as_ref().map(labelled_rows).transpose()?,
+            taps: Vec::new(),
             own: if once { own.clone() } else { Vec::new() },
         })
     }
@@ -214,6 +242,7 @@ fn put_together(mut all: &[f64]) -> Result<(Vec<[usize; 2]>, Seen)> {
         logits: logits.ok_or_else(odd)?,
         targets: targets.ok_or_else(odd)?,
         teacher: taught.map(|logits| (logits, inside)),
+        taps: Vec::new(),
         averaged,
         paired,
     };

@@ -1,6 +1,7 @@
 //! A run from its first sample to its exported model: the one loop, for one rank and for many.
 
 mod ahead;
+mod anchor;
 mod begin;
 mod chain;
 mod config;
@@ -9,8 +10,10 @@ mod encode;
 mod epoch;
 pub(crate) mod evaluate;
 pub mod export;
+mod features;
 pub(crate) mod fewshot;
 mod finish;
+mod fisher;
 mod gate;
 mod grain;
 pub(crate) mod inputs;
@@ -19,12 +22,14 @@ mod lockstep;
 mod lr_find;
 pub mod net;
 mod opened;
+pub mod origin;
 mod pairs;
 mod parts;
 mod prepare;
 pub mod probe;
 mod publish;
 mod rates;
+mod remember;
 mod retrieval;
 mod rules;
 pub(crate) mod samples;
@@ -32,6 +37,9 @@ pub mod saving;
 pub(crate) mod stage;
 mod state;
 mod step;
+mod taps;
+pub(crate) mod tasks;
+mod teacher;
 #[cfg(test)]
 mod tests;
 mod tower;
@@ -40,25 +48,30 @@ mod watch;
 mod weights;
 mod zero_shot;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+use std::{path::PathBuf, time::Instant};
 
 use candle_core::Tensor;
 use tl_proto::spec::{DataSection, JobSpec, Sampling};
 
 pub use self::config::Config;
 use self::{
+    anchor::Anchor,
     begin::{resume, same_numbers, same_parts, same_samples, same_sources},
     domain::Domain,
     export::{PrefixFigures, Report, StageFigures},
+    features::{ByCut, Features},
     fewshot::Few,
     inputs::Inputs,
     net::Net,
     opened::{Opened, Ready},
+    origin::Origin,
     pairs::Pairs,
     samples::Samples,
     stage::Stage,
     state::RunState,
     step::{Other, Paired, Step},
+    tasks::{Task, Tasked},
+    teacher::Teacher,
     watch::Watch,
 };
 use crate::{
@@ -118,15 +131,20 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let classes = opened.outputs.clone();
     let student = Net::build_for(model, &classes, spec, &config.inputs, &*opened.train.dataset)?;
     let student = opened.with_tower(student, &local, &config.inputs)?;
-    let teacher = match local.nets.get("teacher").filter(|_| objective.has_teacher()) {
-        Some(section) => Some(Net::build(section, &classes, true, spec.job.seed, &config.inputs)?),
-        None => None,
-    };
-    let parts = begin::parts(&student, teacher.as_ref());
+    let file = net::weights_path(model, &config.inputs)?;
+    let student = student.with_tasks_of(spec, &opened.tasks, file.as_deref())?;
+    let teachers = begin::teachers(&local, &classes, config)?;
+    let parts = begin::parts(&student, &teachers);
     same_parts(&parts, group)?;
-    let mut student = student.with_own(spec, teacher.as_ref())?;
-    let second = student.tower.as_ref().map(|t| &t.0).or(teacher.as_ref()).map(|net| &net.contract);
-    let Ready { train, val, other, pairs } = opened.ready(spec, data, &student.contract, second, group, link)?;
+    let mut student = student.with_own(spec, &teachers)?;
+    let second = student.tower.as_ref().map(|t| &t.0).or(teachers.first()).map(|net| &net.contract);
+    let Ready { train, val, other, pairs, source, tasks } =
+        opened.ready(spec, data, &student.contract, second, group, link)?;
+    let origin = Origin::open(spec, model, &student, source.as_ref(), &config.inputs)?;
+    if let (Some(origin), Some(_)) = (&origin, modifier::remembers(&spec.modifiers)) {
+        student = origin.beside(student);
+    }
+    let anchor = Anchor::of(&student, origin.as_ref(), spec, group, link)?;
     let weights = weights::of_classes(data, &*train.dataset)?;
     let weights = weights.map(|w| nn::tensor(w, &[classes.len()])).transpose()?;
     // What was left out is in no episode.
@@ -142,16 +160,23 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let moments = (optimizer.init)(initial.values.len());
     let mut fresh = RunState::new(initial, moments);
     fresh.progress.parts = parts;
+    if let Some(several) = &objective.several {
+        let others: Vec<f64> = spec.tasks.values().map(|task| task.weight).collect();
+        fresh.progress.weighing.weights = (several.first)(&spec.objective, &others);
+    }
     let state = resume(config, fresh, group, link)?;
     let mut looped = Loop {
         config,
         run,
         net: &student,
-        teacher: teacher.as_ref(),
+        teachers: &teachers,
         train: &train,
         val: &val,
         other: other.as_ref(),
         pairs: pairs.as_ref(),
+        origin: origin.as_ref(),
+        anchor,
+        tasks: tasks.as_deref(),
         classes: &classes,
         state,
         prefix: PrefixFigures::default(),
@@ -166,13 +191,19 @@ struct Loop<'a> {
     config: &'a Config,
     run: Run<'a>,
     net: &'a Net,
-    teacher: Option<&'a Net>,
+    teachers: &'a [Net],
     train: &'a Samples,
     val: &'a Samples,
     /// Where the run adapts to another domain.
     other: Option<&'a Domain>,
     /// What the samples go with, where the run learns from pairs.
     pairs: Option<&'a Pairs>,
+    /// Where it is told what a run forgets.
+    origin: Option<&'a Origin<'a>>,
+    /// Where it is held to the weights that it began with.
+    anchor: Option<Anchor>,
+    /// What else is learned, where the objective learns several tasks.
+    tasks: Option<&'a [Task]>,
     classes: &'a [String],
     state: RunState,
     prefix: PrefixFigures,
@@ -187,42 +218,24 @@ struct Loop<'a> {
 struct Fed<'a> {
     inputs: &'a Inputs<'a>,
     val: &'a Inputs<'a>,
-    teacher: Option<&'a Inputs<'a>>,
+    teachers: &'a [Teacher<'a>],
+    /// What the network said as it came, where its old head goes on.
+    said: Option<&'a Inputs<'a>>,
     other: Option<Other<'a>>,
     /// Features of the other domain.
     shifted: &'a [ByCut; 3],
     paired: Option<Paired<'a>>,
     /// What the second network sees of validation samples.
     judged: Option<&'a Inputs<'a>>,
-}
-
-/// Features of samples and views, by cut.
-type ByCut = BTreeMap<usize, Vec<Vec<f32>>>;
-
-/// Features of all parts.
-#[derive(Default)]
-struct Features {
-    train: ByCut,
-    val: ByCut,
-    /// Of the other domain: what is learned from, the same as it is, and what is judged by its labels.
-    other: [ByCut; 3],
-    /// Of other halves, by the second network: what is learned from, and what is judged.
-    pairs: [ByCut; 2],
-}
-
-impl Features {
-    /// Once a stage has trained units from its cuts on, what came out of them before is out of date.
-    fn forget_above(&mut self, stage: &Stage) {
-        let all = [&mut self.train, &mut self.val].into_iter().chain(&mut self.other);
-        all.for_each(|kept| kept.retain(|c, _| *c <= stage.cut));
-        self.pairs.iter_mut().for_each(|kept| kept.retain(|c, _| *c <= stage.tower_cut));
-    }
+    /// What it sees of tasks with samples of their own.
+    tasks: &'a tasks::Fed<'a>,
 }
 
 impl Loop<'_> {
     fn run(&mut self, optimizer: &optim::Optimizer, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Report> {
         let spec = self.run.spec;
         let taught = self.teach(group, link)?;
+        let recalled = self.recall(group, link)?;
         self.baselines(group, link)?;
         let mut features = Features::default();
         if let Some(few) = self.run.few.as_ref().filter(|_| spec.stage.is_empty()) {
@@ -232,26 +245,21 @@ impl Loop<'_> {
         }
         for (index, stage_spec) in spec.stage.iter().enumerate() {
             let stage = Stage::resolve(self.net, &self.state.store, stage_spec)?;
-            self.stages.push(StageFigures {
-                name: stage_spec.name.clone(),
-                trained: stage.trained,
-                parameters: self.state.store.values.len(),
-                lr: stage.rates(stage_spec),
-                first_unit: self.net.network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default(),
-                saving: None,
-            });
+            self.stages.push(StageFigures::of(self.net, &self.state.store, &stage, stage_spec));
             if index < self.state.progress.stage {
                 continue;
             }
             self.encode(index, &stage, &mut features, group, link)?;
+            self.look_before(stage.cut, &features, group, link)?;
             let inputs = self.inputs(self.net, self.train, stage.cut, features.train.get(&stage.cut))?;
             let val = self.inputs(self.net, self.val, stage.cut, features.val.get(&stage.cut))?;
-            let teacher = match self.teacher {
-                Some(net) => Some(self.inputs(net, self.shown(), self.taught(net), taught.as_ref())?),
-                None => None,
-            };
+            let teachers = self.teachers(&taught)?;
             let [halves, judged] = self.halves(stage.tower_cut, &features)?;
             let paired = self.pairs.map(|pairs| Paired { inputs: halves.as_ref(), pairs });
+            let said = match self.remembers(&stage) {
+                Some(net) => Some(self.inputs(net, self.train, net.network.units.len(), recalled.as_ref())?),
+                None => None,
+            };
             let looks = (self.run.objective.looks)(&spec.objective);
             let theirs = match self.other.filter(|_| looks) {
                 Some(domain) => {
@@ -262,8 +270,10 @@ impl Loop<'_> {
             };
             let other = theirs.as_ref().map(|(inputs, order)| Other { inputs, order });
             let shifted = &features.other;
-            let (teacher, judged) = (teacher.as_ref(), judged.as_ref());
-            let fed = Fed { inputs: &inputs, val: &val, teacher, other, shifted, paired, judged };
+            let tasks = &self.fed_tasks(stage.cut, &features.tasks)?;
+            let (said, judged) = (said.as_ref(), judged.as_ref());
+            let fed =
+                Fed { inputs: &inputs, val: &val, teachers: &teachers, said, other, shifted, paired, judged, tasks };
             self.stage(index, &stage, fed, optimizer, group, link)?;
             features.forget_above(&stage);
         }
@@ -288,7 +298,7 @@ impl Loop<'_> {
             cut,
             features: features.map(Vec::as_slice),
             shape: net.shape_at(store, cut)?,
-            whole: self.other.is_some(),
+            whole: self.other.is_some() || self.tasks.unwrap_or_default().iter().any(|task| task.own.is_some()),
         })
     }
 
@@ -354,7 +364,9 @@ impl Loop<'_> {
             );
         }
         let network = &self.net.network;
-        gate::check_short(&self.state.progress, &network.initial, &stage.layout, &network.adapters.late)?;
+        // An old head says at first what it said.
+        let late = [network.adapters.late.clone(), network.old_params()].concat();
+        gate::check_short(&self.state.progress, &network.initial, &stage.layout, &late)?;
         let digest = gate::frozen_digest(&self.state, &self.net.network.initial, &stage.layout, &norms);
         gate::check_frozen(&self.state.progress, &digest, &section.name)?;
         // What was judged is what goes on: the average where one is kept, and of those the best.
@@ -369,8 +381,21 @@ impl Loop<'_> {
     }
 
     fn step<'s>(&'s self, stage: &'s Stage, fed: Fed<'s>, epoch: &'s Epoch, measures: bool) -> Step<'s> {
-        let Fed { inputs, teacher, other, paired, .. } = fed;
-        Step { run: &self.run, state: &self.state, stage, inputs, teacher, epoch, measures, other, paired }
+        let Fed { inputs, teachers, said, other, paired, .. } = fed;
+        let tasks = self.tasks.map(|tasks| Tasked { tasks, inputs: &fed.tasks.train });
+        Step {
+            run: &self.run,
+            state: &self.state,
+            stage,
+            inputs,
+            teachers,
+            said,
+            epoch,
+            measures,
+            other,
+            paired,
+            tasks,
+        }
     }
 
     /// Steps of an epoch.
@@ -421,6 +446,9 @@ impl Loop<'_> {
         num::divide(mean, n);
         let names = &self.net.network.initial;
         gate::check(&mut self.state.progress, names, &stage.layout, &reduced.touched, mean)?;
+        if let Some(anchor) = &self.anchor {
+            reduced.penalty = anchor.pull(&self.state.store.values, &stage.layout, mean);
+        }
         let norm = optim::clip(mean, self.run.spec.optimizer.clip_norm);
         if !norm.is_finite() {
             return Err(Error::NotFinite(format!(
@@ -458,6 +486,7 @@ impl Loop<'_> {
         p.sums.samples += reduced.samples;
         p.sums.loss += reduced.loss;
         p.sums.correct += reduced.correct;
+        self.weigh(reduced, stage.layout.total_len());
         Ok(norm)
     }
 }

@@ -1,15 +1,18 @@
 //! A network ready to run: layers, tensors, and the preprocessing that goes with them.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use candle_core::Tensor;
-use tl_proto::spec::{JobSpec, ModelSection, Params};
+use tl_proto::spec::{Handed, JobSpec, ModelSection, Params};
 
-use super::{parts::Parts, tower::Tower};
+use super::{parts::Parts, taps::Taps, tower::Tower};
 use crate::{
     Error, Result,
     backbone::{Asked, Backbone, Inside, Network, find},
-    data::{Dataset, pixels, tokens},
+    data::{Dataset, audio::Audio, pixels, tokens},
     nn::{Layer, Pass, Store, Tape, host},
     objective::{Objective, Widths},
     weights::{self, Contract, Merged, Which},
@@ -29,21 +32,25 @@ pub struct Net {
     pub parts: String,
     /// A second network that is trained with it: its tensors lie behind this one's.
     pub tower: Option<Box<Tower>>,
+    /// Where a job's objective looks inside it, and inside its teacher.
+    pub taps: Taps,
+    /// Names of the parameters that came with its weights.
+    pub loaded: BTreeSet<String>,
 }
 
-/// Resolves `step:ID` to the file that the step has left.
+/// Resolves `step:ID` and `job:ID/STEP` to the file that was left there.
 ///
 /// # Errors
-/// A step whose file was not handed over.
+/// A file that was not handed over.
 pub fn weights_path(model: &ModelSection, inputs: &BTreeMap<String, PathBuf>) -> Result<Option<PathBuf>> {
     let Some(weights) = &model.weights else { return Ok(None) };
-    let Some(step) = weights.strip_prefix("step:") else {
+    let Some(name) = Handed::key(weights) else {
         let path = PathBuf::from(weights);
         // A folder of ours, or of anyone who keeps the usual name.
         return Ok(Some(if path.is_dir() { path.join("model.safetensors") } else { path }));
     };
-    let found = inputs.get(step).cloned();
-    found.map(Some).ok_or_else(|| Error::Internal(format!("the model of step `{step}` was not handed over")))
+    let found = inputs.get(name).cloned();
+    found.map(Some).ok_or_else(|| Error::Internal(format!("the model `{name}` was not handed over")))
 }
 
 /// What a network is built for.
@@ -122,12 +129,17 @@ impl Net {
     /// The network with what a job's objective trains beside it.
     ///
     /// # Errors
-    /// A network that is too wide for the objective.
-    pub fn with_own(mut self, spec: &JobSpec, teacher: Option<&Self>) -> Result<Self> {
+    /// A network that is too wide for the objective, or units that cannot be compared.
+    pub fn with_own(mut self, spec: &JobSpec, teachers: &[Self]) -> Result<Self> {
+        let objective = Objective::find(&spec.job.kind);
+        if let (Some(named), Some(teacher)) = ((objective.taps)(&spec.objective), teachers.first()) {
+            self.taps = Taps::resolve(&named, &self, teacher)?;
+        }
         let Network { width, outputs, .. } = self.network;
-        let teacher = teacher.map_or(0, |t| t.network.width);
-        let widths = Widths { features: width, classes: outputs, teacher };
-        let own = (Objective::find(&spec.job.kind).own)(&spec.objective, widths)?;
+        let teacher = teachers.first().map_or(0, |t| t.network.width);
+        let (teachers, taps, tasks) = (teachers.len(), self.taps.about.clone(), self.network.tasks.len() + 1);
+        let widths = Widths { features: width, classes: outputs, teacher, teachers, taps, tasks };
+        let own = (objective.own)(&spec.objective, widths)?;
         self.network = self.network.with_own(&own, spec.job.seed);
         Ok(self)
     }
@@ -158,7 +170,14 @@ impl Net {
                 agree(found, named, model, &path.display().to_string())?
             }
         };
-        let first = path.as_deref().filter(|_| purpose.which == Which::Model);
+        if let (None, Some(said)) = (&contract.text, purpose.samples.and_then(Dataset::heard)) {
+            let audio = Audio::agreed(contract.audio.as_ref(), said)?;
+            audio.fits(contract.side())?;
+            contract.audio = Some(audio);
+        }
+        // What begins anew has nothing of what its weights hold, only their shape.
+        let values = path.as_deref().filter(|_| !model.random);
+        let first = values.filter(|_| purpose.which == Which::Model);
         let parts = Parts::of(model, backbone, purpose.modifiers, first)?;
         let (head, seed, dropout) = (&model.head, purpose.seed, Inside::of(model));
         let asked = Asked { dropout, plan: parts.plan(), behind: None };
@@ -170,10 +189,13 @@ impl Net {
             parts.are_placed(&network.adapters, backbone)?;
         }
         let kept = (purpose.keep_head || head.keep).then_some(classes);
-        if let Some(path) = &path {
-            let kept = kept.filter(|_| !parts.bring_a_head());
-            weights::load(&mut network, backbone, path, purpose.which, kept)?;
-        }
+        let loaded = match values {
+            Some(path) => {
+                let kept = kept.filter(|_| !parts.bring_a_head());
+                weights::load(&mut network, backbone, path, purpose.which, kept)?
+            }
+            None => BTreeSet::new(),
+        };
         if sized {
             parts.fill(&mut network, backbone, kept)?;
         }
@@ -191,7 +213,7 @@ impl Net {
         if let Some(text) = &mut contract.text {
             complete(text, &network, purpose.samples)?;
         }
-        Ok(Self { backbone, network, contract, merged, parts: digest, tower: None })
+        Ok(Self { backbone, network, contract, merged, parts: digest, loaded, tower: None, taps: Taps::default() })
     }
 
     /// Runs units `from..to` on a batch without keeping anything for a backward.
@@ -208,12 +230,30 @@ impl Net {
     /// # Errors
     /// An input that is too small for the network.
     pub fn shape_at(&self, store: &Store, cut: usize) -> Result<Vec<usize>> {
+        Ok(self.forward(store, self.blank()?, 0, cut)?.dims()[1..].to_vec())
+    }
+
+    /// The shape of one sample behind each unit.
+    ///
+    /// # Errors
+    /// An input that is too small for the network.
+    pub fn shapes(&self, store: &Store) -> Result<Vec<Vec<usize>>> {
+        let mut x = self.blank()?;
+        let mut shapes = Vec::new();
+        for unit in 0..self.network.units.len() {
+            x = self.forward(store, x, unit, unit + 1)?;
+            shapes.push(x.dims()[1..].to_vec());
+        }
+        Ok(shapes)
+    }
+
+    /// One sample of nothing.
+    fn blank(&self) -> Result<Tensor> {
         let side = self.contract.side();
-        let blank = match &self.contract.text {
-            Some(text) => text.batch(&[vec![0.0]], true)?,
-            None => pixels::batch(vec![0.0; 3 * side * side], 1, side)?,
-        };
-        Ok(self.forward(store, blank, 0, cut)?.dims()[1..].to_vec())
+        match &self.contract.text {
+            Some(text) => text.batch(&[vec![0.0]], true),
+            None => pixels::batch(vec![0.0; 3 * side * side], 1, side),
+        }
     }
 
     /// Everything that determines what comes out of units `0..cut`: a digest of preprocessing, layers and tensors.
@@ -299,6 +339,10 @@ mod tests {
 
     /// Random weights of a small network, with a contract beside them that says `text`; what a job makes of them.
     fn build(text: &str, input: Option<u32>) -> Result<Net> {
+        build_as(text, input, false, 1)
+    }
+
+    fn build_as(text: &str, input: Option<u32>, random: bool, seed: u32) -> Result<Net> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("w.safetensors");
         let mut model = ModelSection { backbone: "small_cnn".into(), weights: None, ..ModelSection::default() };
@@ -306,8 +350,19 @@ mod tests {
         let net = Net::build(&model, &classes, false, 1, &BTreeMap::new())?;
         weights::testing::bare(&net, &path);
         std::fs::write(dir.path().join("preprocess.json"), text).unwrap();
-        (model.weights, model.input) = (Some(path.display().to_string()), input);
-        Net::build(&model, &classes, false, 1, &BTreeMap::new())
+        (model.weights, model.input, model.random) = (Some(path.display().to_string()), input, random);
+        Net::build(&model, &classes, false, seed, &BTreeMap::new())
+    }
+
+    #[test]
+    fn a_network_that_begins_anew_has_the_preprocessing_of_its_weights_and_none_of_their_values() {
+        let build = |random, seed| build_as(TEXT, None, random, seed).unwrap();
+        let (given, anew, other) = (build(false, 2), build(true, 2), build(true, 1));
+        assert_eq!(given.contract.describe(), anew.contract.describe());
+        let kernel = |net: &Net| net.network.initial.values[..64].to_vec();
+        assert_ne!(kernel(&given), kernel(&anew));
+        // The weights were drawn with seed 1.
+        assert_eq!(kernel(&given), kernel(&other));
     }
 
     const TEXT: &str = r#"{"input_size": [3, 32, 32], "resize_short_side": 40, "scale": "x / 255",

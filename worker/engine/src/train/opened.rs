@@ -8,9 +8,11 @@ use super::{
     domain::Domain,
     fewshot::Few,
     net::Net,
+    origin::Source,
     pairs::{Halves, Pairs, notice},
     probe::same_classes,
     samples::Samples,
+    tasks::{self, Task},
 };
 use crate::{Error, Result, collective::Collective, link::Link, objective::Objective, weights::Contract};
 
@@ -22,6 +24,10 @@ pub(super) struct Opened {
     pub other: Option<Domain>,
     /// What the samples go with.
     pub halves: Option<Halves>,
+    /// What the weights were trained on.
+    pub source: Option<Source>,
+    /// What else is learned.
+    pub tasks: Vec<tasks::Opened>,
     /// What the network's outputs are called.
     pub outputs: Vec<String>,
 }
@@ -32,6 +38,9 @@ pub(super) struct Ready {
     pub val: Samples,
     pub other: Option<Domain>,
     pub pairs: Option<Pairs>,
+    pub source: Option<Source>,
+    /// What else is learned, where the objective learns several tasks.
+    pub tasks: Option<Vec<Task>>,
 }
 
 impl Opened {
@@ -69,7 +78,12 @@ impl Opened {
                 (train, val, None, halves, outputs)
             }
         };
-        let opened = Self { train, val, other, halves, outputs };
+        let tasks = match objective.several {
+            Some(_) => tasks::Opened::all(spec, data, &train)?,
+            None => Vec::new(),
+        };
+        let source = Source::open(data, seed)?;
+        let opened = Self { train, val, other, halves, source, tasks, outputs };
         opened.fit(spec)?;
         Ok(opened)
     }
@@ -80,7 +94,10 @@ impl Opened {
         let (model, paired) = (spec.model.iter(), self.halves.is_some());
         let ours: Vec<&ModelSection> = if paired { model.collect() } else { model.chain(others()).collect() };
         let own = [&self.train, &self.val].into_iter().chain(self.other.iter().flat_map(Domain::parts));
+        let own = own.chain(self.tasks.iter().flat_map(tasks::Opened::parts));
         own.into_iter().try_for_each(|samples| samples.fits_job(spec, ours.iter().copied()))?;
+        let known = || self.source.iter().flat_map(Source::parts);
+        known().try_for_each(|samples| samples.fits_job(spec, &spec.model))?;
         self.halves.iter().flat_map(Halves::parts).try_for_each(|samples| samples.fits_job(spec, others()))
     }
 
@@ -109,7 +126,10 @@ impl Opened {
     /// All parts, in the order in which ranks compare them.
     pub fn parts(&self) -> impl Iterator<Item = &Samples> {
         let pairs = self.halves.iter().flat_map(Halves::parts);
-        [&self.train, &self.val].into_iter().chain(self.other.iter().flat_map(Domain::parts)).chain(pairs)
+        let known = self.source.iter().flat_map(Source::parts);
+        let tasks = self.tasks.iter().flat_map(tasks::Opened::parts);
+        let other = self.other.iter().flat_map(Domain::parts);
+        [&self.train, &self.val].into_iter().chain(other).chain(pairs).chain(known).chain(tasks)
     }
 
     /// Has every rank decode its share for the networks that will see it, leaves out what will not decode and what has no
@@ -133,11 +153,20 @@ impl Opened {
             Some(domain) => Some(domain.leave_out_bad(contract, limit, seed, group, link)?),
             None => None,
         };
-        let Some(halves) = self.halves else { return Ok(Ready { train, val, other, pairs: None }) };
+        let source = match self.source {
+            Some(source) => Some(source.leave_out_bad(contract, limit, group, link)?),
+            None => None,
+        };
+        let mut tasks = Vec::new();
+        for task in self.tasks {
+            tasks.push(task.ready([&train, &val], contract, (seed, limit), group, link)?);
+        }
+        let tasks = Objective::find(&spec.job.kind).several.is_some().then_some(tasks);
+        let Some(halves) = self.halves else { return Ok(Ready { train, val, other, pairs: None, source, tasks }) };
         let second = second.ok_or_else(|| Error::Internal("pairs without a network that sees them".into()))?;
         let halves = halves.leave_out_bad(second, limit, group, link)?;
         let by = data.pairs.as_ref().map_or(PairedBy::Name, |p| p.by);
         let (train, val, pairs) = halves.matched([train, val], seed, by, notice(group, link))?;
-        Ok(Ready { train, val, other, pairs: Some(pairs) })
+        Ok(Ready { train, val, other, pairs: Some(pairs), source, tasks })
     }
 }

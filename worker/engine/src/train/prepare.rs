@@ -1,24 +1,92 @@
 //! What a stage needs before its first step: features of the frozen prefix, logits of the teacher.
 
-use super::{Features, Loop, encode, encode::Encoded, net::Net, samples::Samples, saving, saving::Load, stage::Stage};
-use crate::{Result, cache, collective::Collective, link::Link, modifier, nn};
+use super::{
+    ByCut, Features, Loop, encode,
+    encode::Encoded,
+    net::{self, Net},
+    samples::Samples,
+    saving,
+    saving::Load,
+    stage::Stage,
+    teacher::{self, Teacher},
+};
+use crate::{Result, cache, cache::Packed, collective::Collective, link::Link, modifier, nn};
 
-impl Loop<'_> {
-    /// How many of the teacher's units run once: all of them, or all but the last where the objective looks at what that
-    /// one takes.
-    pub(super) fn taught(&self, teacher: &Net) -> usize {
-        let inside = (self.run.objective.looks_inside)(&self.run.spec.objective);
-        teacher.network.units.len() - usize::from(inside)
+/// Samples of which a teacher's outputs are looked at before anything else.
+const FEW: usize = 8;
+
+impl<'a> Loop<'a> {
+    /// The teachers in a stage, with what they have said.
+    pub(super) fn teachers<'k>(&self, taught: &'k [ByCut]) -> Result<Vec<Teacher<'k>>>
+    where
+        'a: 'k,
+    {
+        let (all, shown): (&'k [Net], &'k Samples) = (self.teachers, self.shown());
+        let one = |(which, (net, kept)): (usize, (&'k Net, &'k ByCut))| {
+            let cuts = self.teachers_cuts(which).into_iter();
+            let cuts = cuts.map(|cut| self.inputs(net, shown, cut, kept.get(&cut)));
+            Ok(Teacher { cuts: cuts.collect::<Result<_>>()?, packed: self.packed() })
+        };
+        all.iter().zip(taught).enumerate().map(one).collect()
     }
 
-    /// What the teacher says, once per sample and view.
-    pub(super) fn teach(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Option<Vec<Vec<f32>>>> {
-        let (Some(net), true) = (self.teacher, self.shown().views().is_some()) else { return Ok(None) };
-        if modifier::mixes(&self.run.spec.modifiers) {
+    /// What each teacher says, once per sample and view; nothing of one whose outputs cannot be kept.
+    pub(super) fn teach(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Vec<ByCut>> {
+        let mut taught = Vec::new();
+        let shown = self.shown();
+        let views = shown.views().filter(|_| !modifier::mixes(&self.run.spec.modifiers));
+        for (which, net) in self.teachers.iter().enumerate() {
+            let store = &net.network.initial;
+            let logits = self.inputs(net, shown, net.network.units.len(), None)?;
+            let few: Vec<usize> = (0..shown.count().min(FEW)).collect();
+            let rows = net::rows(&logits.batch(store, &few, &vec![0; few.len()], None)?)?;
+            let names = self.run.spec.nets_of("teacher");
+            teacher::gives_logits(&rows, names.get(which).map_or("teacher", |(name, _)| *name))?;
+            let cuts = self.teachers_cuts(which);
+            let mut widths = 0;
+            for cut in &cuts {
+                widths += net.shape_at(store, *cut)?.iter().product::<usize>();
+            }
+            let fits = |views: &usize| widths * 4 * shown.count() * views <= encode::BUDGET;
+            let mut kept = ByCut::new();
+            if views.as_ref().is_some_and(fits) {
+                let done = self.encoded(net, store, &cuts, shown, group, link)?;
+                self.prefix.count(&done);
+                kept = done.by_cut;
+            }
+            taught.push(kept);
+        }
+        Ok(taught)
+    }
+
+    /// Where a teacher is cut: the first one where the objective looks too, the others behind their logits.
+    fn teachers_cuts(&self, which: usize) -> Vec<usize> {
+        let inside = (self.run.objective.looks_inside)(&self.run.spec.objective);
+        match which {
+            0 => teacher::cuts(&self.teachers[0], &self.net.taps.teacher, inside, self.packed()),
+            _ => teacher::cuts(&self.teachers[which], &[], false, self.packed()),
+        }
+    }
+
+    /// How teachers' logits are kept.
+    fn packed(&self) -> Packed {
+        (self.run.objective.packed)(&self.run.spec.objective)
+    }
+
+    /// The network as it came, for a stage in which its old head has to go on saying what it said.
+    pub(super) fn remembers(&self, stage: &Stage) -> Option<&'a Net> {
+        let network = &self.net.network;
+        self.origin.map(|o| &o.net).filter(|_| stage.cut < network.head && !network.old.is_empty())
+    }
+
+    /// What the network said as it came, once per sample and view, where its old head goes on and that can be kept.
+    pub(super) fn recall(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Option<Vec<Vec<f32>>>> {
+        let Some(origin) = self.origin.filter(|_| !self.net.network.old.is_empty()) else { return Ok(None) };
+        let (net, cut, views) = (&origin.net, origin.net.network.units.len(), self.load().views);
+        if views == 0 || net.network.outputs * 4 * self.train.count() * views > encode::BUDGET {
             return Ok(None);
         }
-        let cut = self.taught(net);
-        let mut done = self.encoded(net, &net.network.initial, &[cut], self.shown(), group, link)?;
+        let mut done = self.encoded(net, &net.network.initial, &[cut], self.train, group, link)?;
         self.prefix.count(&done);
         Ok(done.by_cut.remove(&cut))
     }
@@ -30,6 +98,7 @@ impl Loop<'_> {
 
     fn load(&self) -> Load {
         Load::of(self.train, self.val, self.other, self.run.spec)
+            .with_tasks(self.run.data, self.tasks.unwrap_or_default())
     }
 
     pub(super) fn encoded(
@@ -43,7 +112,9 @@ impl Loop<'_> {
     ) -> Result<Encoded> {
         let root = &self.config.cache;
         cache::trim(root, self.config.cache_bytes);
-        encode::encode(net, store, cuts, samples, root, group, link)
+        let teaches = self.teachers.iter().any(|teacher| std::ptr::eq(teacher, net));
+        let packed = if teaches { self.packed() } else { Packed::default() };
+        encode::encode(net, store, (cuts, packed), samples, root, group, link)
     }
 
     /// Makes sure that the features of this stage are there; with them those of every later stage whose prefix will not
@@ -77,10 +148,23 @@ impl Loop<'_> {
                 }
             }
         }
-        let done = train.iter().chain([&val]).chain(other.iter().flatten());
+        let mut tasks: Vec<[Option<Encoded>; 2]> = Vec::new();
+        for task in self.tasks.unwrap_or_default() {
+            let own = task.own.as_ref();
+            let parts = [own.map(|own| &own.train).filter(|_| self.cacheable()), own.map(|own| &own.val)];
+            let mut done = [None, None];
+            for (done, samples) in done.iter_mut().zip(parts) {
+                if let Some(samples) = samples {
+                    *done = Some(self.encoded(net, store, &fitting, samples, group, link)?);
+                }
+            }
+            tasks.push(done);
+        }
+        let done = train.iter().chain([&val]).chain(other.iter().flatten()).chain(tasks.iter().flatten().flatten());
         done.for_each(|done| self.prefix.count(done));
         let by_cut = |done: Option<Encoded>| done.map(|d| d.by_cut).unwrap_or_default();
         (features.train, features.val, features.other) = (by_cut(train), val.by_cut, other.map(by_cut));
+        features.tasks = tasks.into_iter().map(|task| task.map(by_cut)).collect();
         Ok(())
     }
 

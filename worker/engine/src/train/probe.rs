@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::{BnScope, EpisodesSection, Hub, JobSpec, ModelSection, Precision, Source, TOWER};
+use tl_proto::spec::{BnScope, EpisodesSection, Handed, Hub, JobSpec, ModelSection, Precision, Source, TOWER};
 
 use super::{
     Config,
@@ -12,9 +12,11 @@ use super::{
     fewshot::Few,
     net::Net,
     opened::Opened,
+    origin::Origin,
     samples::Samples,
     saving::{self, Load, Span},
     stage::Stage,
+    tasks::{self, PlannedTask},
     weights, zero_shot,
 };
 use crate::{
@@ -24,6 +26,7 @@ use crate::{
         Dataset,
         sampler::{grain, grains_of, steps_per_epoch},
     },
+    modifier,
     objective::Objective,
     weights::{Contract, peft},
 };
@@ -62,6 +65,9 @@ pub struct Plan {
     /// What may be dearer than it looks, or does nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// What is learned beside the classes of `[data]`, where there are several tasks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<PlannedTask>,
     /// What each class counts in the loss, where they do not all count the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class_weights: Option<Vec<f32>>,
@@ -90,11 +96,11 @@ pub(super) fn same_classes(first: &Samples, second: &Samples) -> Result<Vec<Stri
     let (a, b) = (first.dataset.classes(), second.dataset.classes());
     let only = |here: &Samples, there: &Samples| {
         let odd = here.dataset.classes().iter().find(|c| !there.dataset.classes().contains(c))?;
-        Some(format!("class `{odd}` is in `data.{}` but not in `data.{}`", here.part, there.part))
+        Some(format!("class `{odd}` is in `{}` but not in `{}`", here.key(), there.key()))
     };
     let odd = only(second, first).or_else(|| only(first, second)).or_else(|| {
-        let (first, second) = (first.part, second.part);
-        (a != b).then(|| format!("`data.{first}` and `data.{second}` have their classes in different orders"))
+        let (first, second) = (first.key(), second.key());
+        (a != b).then(|| format!("`{first}` and `{second}` have their classes in different orders"))
     });
     match odd {
         None => Ok(a.to_vec()),
@@ -146,25 +152,31 @@ pub fn probe(config: &Config) -> Result<Plan> {
         model.weights = None;
     }
     let net = Net::build_for(&model, &classes, spec, &config.inputs, &*train.dataset)?;
-    let mut teacher = None;
-    if let Some(section) = spec.nets.get("teacher").filter(|_| objective.has_teacher()) {
+    let known = opened.source.iter().flat_map(|source| source.parts());
+    [train, val].into_iter().chain(known).try_for_each(|samples| samples.fits(&net.contract))?;
+    if !on_trust {
+        Origin::open(spec, &model, &net, opened.source.as_ref(), &config.inputs)?;
+    }
+    let mut teachers = Vec::new();
+    for (role, section) in spec.nets_of("teacher").into_iter().filter(|_| objective.has_teacher()) {
         if section.weights.is_none() {
             return Err(Error::user(
-                "the teacher has no weights",
-                "set `nets.teacher.weights`: a random teacher teaches nothing",
+                format!("the {role} has no weights"),
+                format!("set `nets.{role}.weights`: a random teacher teaches nothing"),
             ));
         }
         let mut section = section.clone();
         if later(&section) {
             (section.weights, section.adapter) = (None, None);
         }
-        teacher = Some(Net::build(&section, &classes, true, spec.job.seed, &config.inputs)?);
+        teachers.push(Net::build(&section, &classes, true, spec.job.seed, &config.inputs)?);
     }
     let mut trusting = spec.clone();
     if let Some(tower) = trusting.nets.get_mut(TOWER).filter(|tower| later(tower)) {
         tower.weights = None;
     }
-    let net = opened.with_tower(net, &trusting, &config.inputs)?.with_own(spec, teacher.as_ref())?;
+    let net = opened.with_tower(net, &trusting, &config.inputs)?;
+    let net = net.with_planned_tasks(spec, &opened.tasks, &model, config)?.with_own(spec, &teachers)?;
     let store = &net.network.initial;
     for one in net.all() {
         one.shape_at(store, one.network.units.len())?;
@@ -176,9 +188,12 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let (batch, grains) = (data.batch as usize, spec.grains() as usize);
     // Of another domain there are as many beside them.
     let sides = if (objective.looks)(&spec.objective) { 2 } else { each };
-    let grain_samples = sides * at_a_time(n, batch, grains, |count| (0..count).map(|s| s..s + 1).collect());
+    // Of tasks with samples of their own, as many as they have in a step.
+    let beside: usize = opened.tasks.iter().map(|task| task.own_batch()).sum();
+    let with_tasks = |samples: usize| samples + (samples * beside).div_ceil(batch);
+    let grain_samples = with_tasks(sides * at_a_time(n, batch, grains, |count| (0..count).map(|s| s..s + 1).collect()));
     let fewest = spec.cluster.ranks.min as usize;
-    let together = sides * at_a_time(n, batch, grains, |count| partition(count, fewest));
+    let together = with_tasks(sides * at_a_time(n, batch, grains, |count| partition(count, fewest)));
     let own = partition(grains, fewest).iter().map(Range::len).max().unwrap_or(0);
     let (mut warnings, mut lockstep) = (said, (objective.coupled)(&spec.objective));
     warnings.extend(untaught(&net, spec)?);
@@ -186,6 +201,13 @@ pub fn probe(config: &Config) -> Result<Plan> {
     if !net.network.adapters.sites.is_empty() && !peft::has_their_head(&net.network, net.backbone) {
         warnings.push(
             "the head is not that of the model that peft wraps: peft loads the adapter and leaves the head out"
+                .to_owned(),
+        );
+    }
+    if spec.optimizer.weight_decay > 0.0 && modifier::holds(&spec.modifiers).iter().any(|h| h.came > 0.0) {
+        warnings.push(
+            "`optimizer.weight_decay` pulls all weights towards zero, and a modifier towards where they began: set it to 0 \
+             unless you want both"
                 .to_owned(),
         );
     }
@@ -214,6 +236,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
                 (4 * own * stage.layout.total_len()) >> 20
             ));
         }
+        warnings.extend(tasks::warning(spec, objective, &stage, &s.name));
         if stage.cut + 1 == net.network.units.len() && (objective.features)(&spec.objective) {
             warnings.push(format!(
                 "stage `{}` trains the last layer alone: what the objective does to features changes nothing there; train \
@@ -225,19 +248,11 @@ pub fn probe(config: &Config) -> Result<Plan> {
         if stage.cut > 0 && (drops(model.dropout) || drops(model.attention_dropout)) {
             warnings.push(format!("in stage `{}` only what it trains and lies above drops: what is frozen below runs once", s.name));
         }
-        let first_unit = net.network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default();
-        Ok(StageFigures {
-            name: s.name.clone(),
-            trained: stage.trained,
-            parameters: store.values.len(),
-            lr: stage.rates(s),
-            first_unit,
-            saving: None,
-        })
+        Ok(StageFigures { units: Vec::new(), ..StageFigures::of(&net, store, &stage, s) })
     });
     let mut stages = stages.collect::<Result<Vec<StageFigures>>>()?;
     if config.look {
-        let load = Load::of(train, val, other, spec);
+        let load = Load::of(train, val, other, spec).with_opened(data, &opened.tasks);
         let (seconds, width) = saving::measure(&net, store, train)?;
         let all = saving::savings(&spans, load, &seconds, &width);
         stages.iter_mut().zip(all).for_each(|(stage, saving)| stage.saving = Some(saving));
@@ -264,6 +279,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
         grains: spec.grains(),
         grain_samples: if lockstep { together } else { grain_samples },
         warnings,
+        tasks: opened.tasks.iter().map(|task| task.planned([n, val.count()])).collect(),
         class_weights: weights::of_classes(data, &*train.dataset)?,
         split: split.iter().map(Range::len).collect(),
         stages,
@@ -294,15 +310,18 @@ fn untaught(net: &Net, spec: &JobSpec) -> Result<Vec<String>> {
 /// Whether weights come from a step that has not run yet, or from the hub.
 fn later(model: &ModelSection, config: &Config) -> bool {
     let weights = model.weights.as_deref().unwrap_or_default();
-    let step = weights.strip_prefix("step:");
-    step.is_some_and(|s| !config.inputs.contains_key(s)) || matches!(Hub::parse(weights), Ok(Some(_)))
+    let handed = Handed::key(weights);
+    handed.is_some_and(|name| !config.inputs.contains_key(name)) || matches!(Hub::parse(weights), Ok(Some(_)))
 }
 
 /// Preprocessing, for people.
 fn described(c: &Contract) -> String {
     match &c.text {
         Some(text) => format!("texts of at most {} tokens", text.max_length),
-        None => format!("{} pixels, {:?}, {} padding", c.side(), c.scale, c.padding),
+        None => {
+            let sound = c.audio.as_ref().map(|a| format!(", of {}", a.sentence())).unwrap_or_default();
+            format!("{} pixels{sound}, {:?}, {} padding", c.side(), c.scale, c.padding)
+        }
     }
 }
 
@@ -327,6 +346,7 @@ fn untrained(config: &Config, spec: &JobSpec) -> Result<Plan> {
         grains: spec.grains(),
         grain_samples: 0,
         warnings: Vec::new(),
+        tasks: Vec::new(),
         class_weights: None,
         split: Vec::new(),
         stages: Vec::new(),

@@ -1,8 +1,8 @@
 //! What rank 0 hands out on the way: rows of the series, and checkpoints.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
-use super::{Loop, step};
+use super::{Loop, epoch::mean_accuracy, step};
 use crate::{
     Result,
     collective::Collective,
@@ -34,10 +34,15 @@ impl Loop<'_> {
             ("grad_norm", norm),
             (speed, rate),
         ];
+        let penalty = self.anchor.is_some().then_some(("penalty", reduced.penalty));
         let epoch = f64::from(p.epoch) + p.step_in_epoch as f64 / per_epoch as f64;
         let stage = self.run.spec.stage[p.stage].name.clone();
         let values = values.into_iter().filter(|(name, _)| self.pairs.is_none() || *name != "train.accuracy");
-        let values = values.map(|(name, value)| (name.to_owned(), value)).collect();
+        let mut values: BTreeMap<String, f64> =
+            values.chain(penalty).map(|(name, value)| (name.to_owned(), value)).collect();
+        let tasks = self.figures(&reduced.tasks);
+        values.extend(mean_accuracy(&tasks).map(|mean| ("train.accuracy".to_owned(), mean)));
+        values.extend(tasks);
         link.row(&Row { step: p.step, stage: stage.clone(), epoch, values });
         link.activity(&format!("train {stage}"), p.stage_step, total);
     }

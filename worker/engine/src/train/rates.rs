@@ -56,7 +56,7 @@ fn by_rule(
     named.sort_by_key(|(params, ..)| params.len());
     let rate = |p: &ParamId| {
         // What an objective trains for itself is new, as a head is.
-        if net.network.own.contains(p) {
+        if net.network.is_beside(*p) {
             return Ok(1.0);
         }
         let mut fitting = named.iter().filter(|(params, ..)| params.binary_search(p).is_ok());

@@ -5,7 +5,16 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use tl_proto::spec::PairedBy;
 
-use super::{Features, Loop, evaluate::embed, fewshot, inputs::Inputs, net, pairs::Pairs, samples::Samples};
+use super::{
+    Features, Loop,
+    evaluate::embed,
+    fewshot,
+    inputs::Inputs,
+    net,
+    pairs::Pairs,
+    samples::Samples,
+    tasks::{self, mean},
+};
 use crate::{
     Result,
     collective::Collective,
@@ -24,6 +33,8 @@ pub(super) struct Judged {
     pub evaluation: Evaluation,
     /// Where the run learns from pairs with two networks.
     pub retrieval: Option<Retrieval>,
+    /// Of every task, that of `[data]` first, where there are several.
+    pub tasks: Vec<(String, Evaluation)>,
 }
 
 impl Judged {
@@ -33,6 +44,14 @@ impl Judged {
             [("val.loss".to_owned(), self.evaluation.loss), ("val.accuracy".to_owned(), self.evaluation.accuracy)]
                 .into();
         values.extend(self.evaluation.episodes.iter().map(|e| ("val.interval".to_owned(), e.interval)));
+        for (name, found) in &self.tasks {
+            values.insert(format!("tasks.{name}.loss"), found.loss);
+            values.insert(format!("tasks.{name}.accuracy"), found.accuracy);
+        }
+        if !self.tasks.is_empty() {
+            values.insert("val.loss".into(), mean(self.tasks.iter().map(|t| t.1.loss)));
+            values.insert("val.accuracy".into(), mean(self.tasks.iter().map(|t| t.1.accuracy)));
+        }
         if let Some(found) = &self.retrieval {
             let names = retrieval::DEPTHS.map(|d| format!("val.recall_{d}"));
             values.extend(names.into_iter().zip(found.mean()));
@@ -74,7 +93,8 @@ impl<'a> Loop<'a> {
         self.pairs.map_or(self.train, |pairs| &pairs.train)
     }
 
-    /// Judges the validation samples: by their labels, or by whether the halves of pairs find each other.
+    /// Judges the validation samples: by their labels, those of all tasks, or by whether the halves of pairs find each
+    /// other.
     ///
     /// # Errors
     /// A sample that cannot be read, a lost peer.
@@ -82,11 +102,16 @@ impl<'a> Loop<'a> {
         &self,
         val: &Inputs<'_>,
         halves: Option<&Inputs<'_>>,
+        tasks: &tasks::Fed<'_>,
         which: fewshot::judge::Judged,
         group: &mut dyn Collective,
     ) -> Result<Judged> {
+        let tasks = self.judged_tasks(val, tasks, group)?;
+        if let Some((_, first)) = tasks.first() {
+            return Ok(Judged { evaluation: first.clone(), retrieval: None, tasks });
+        }
         let (Some(halves), Some(pairs)) = (halves, self.pairs) else {
-            return Ok(Judged { evaluation: self.evaluation(val, which, group)?, retrieval: None });
+            return Ok(Judged { evaluation: self.evaluation(val, which, group)?, retrieval: None, tasks });
         };
         let store = &self.state.store;
         let mut embed = |inputs: &Inputs<'_>| embed(store, inputs, inputs.net.network.units.len(), group);
@@ -104,7 +129,7 @@ impl<'a> Loop<'a> {
             PairedBy::Name | PairedBy::Order => Evaluation::without_classes(ours.len(), found.to_pairs[0]),
         };
         evaluation.loss = loss;
-        Ok(Judged { evaluation, retrieval: Some(found) })
+        Ok(Judged { evaluation, retrieval: Some(found), tasks })
     }
 
     /// The mean of the objective over validation samples and their halves in turn, in batches as in training: in an order of
@@ -138,6 +163,7 @@ impl<'a> Loop<'a> {
             let (teacher, averaged, weights) = (None, None, None);
             let (logits, paired) = (&a, Some(&b));
             let batch = Batch {
+                taps: &[],
                 features: &a,
                 logits,
                 targets: &a,

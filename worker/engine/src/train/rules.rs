@@ -1,5 +1,5 @@
 //! What the rules of a stage name: `head`, `top:20`, `*`, `norms`, `re:PATTERN`, or the start of a parameter's name; of a
-//! second network that is trained too, the same behind `tower.`.
+//! second network that is trained too, the same behind `tower.`; of one of several tasks, `tasks.NAME.head`.
 
 use tl_proto::spec::name_pattern;
 
@@ -24,6 +24,7 @@ pub fn named(net: &Net, store: &Store, stage: &str, rule: &str) -> Result<Vec<Pa
     let nets: Vec<&Net> = if rule == "*" { net.all().collect() } else { vec![of] };
     let params = |net: &Net| units_of(net, inner).flat_map(|u| net.network.unit_params(u)).collect::<Vec<_>>();
     let mut named: Vec<ParamId> = nets.into_iter().flat_map(params).collect();
+    named.extend(net.named_heads(rule));
     if inner == "norms" {
         // Those of the head are trained with it.
         let network = &of.network;
@@ -34,7 +35,7 @@ pub fn named(net: &Net, store: &Store, stage: &str, rule: &str) -> Result<Vec<Pa
             None => name == rule || name.strip_prefix(rule).is_some_and(|r| r.starts_with('.')),
         };
         // What an objective trains beside the network always learns, and no rule names it.
-        let all = store.params.iter().enumerate().filter(|(i, _)| !net.network.own.contains(&ParamId(*i)));
+        let all = store.params.iter().enumerate().filter(|(i, _)| !net.network.is_beside(ParamId(*i)));
         named = all.filter(|(_, e)| names(&e.name)).map(|(i, _)| ParamId(i)).collect();
     }
     if named.is_empty() && !inner.starts_with("top:") {

@@ -2,6 +2,7 @@
 //! caller says what comes next.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -16,8 +17,9 @@ use crate::{
     collective::{Collective, partition::partition},
     data::{
         self, Dataset, Subset,
+        audio::Audio,
         augment::View,
-        pixels::{self, Filter},
+        pixels::{self, Filter, Square},
         tokens::Text,
         turned::Turned,
     },
@@ -26,19 +28,24 @@ use crate::{
     weights::Contract,
 };
 
+/// What samples can be.
+const IMAGES: &str = "images";
+const TEXT: &str = "text";
+const SOUND: &str = "sound";
+
 /// Bytes of decoded images that are kept in memory.
 const KEEP_BYTES: usize = 1 << 30;
 
-/// Bytes kept, and the squares by filter, short side, side and sample: a teacher may see more of an image than its
-/// student.
-type Kept = (usize, BTreeMap<(Filter, usize, usize, usize), Arc<Vec<u8>>>);
+/// Bytes kept, and the squares by filter, short side, side, how sound is heard, and sample: a teacher may see more of an
+/// image than its student.
+type Kept = (usize, BTreeMap<(Filter, usize, usize, Option<String>, usize), Arc<Square>>);
 
 /// One part of a job's data.
 pub struct Samples {
     source: Arc<Source>,
     ahead: Ahead<Wanted, Vec<f32>>,
-    /// What it is called below `data.`.
-    pub part: &'static str,
+    /// What it is called below `data.`; those of a task, with `tasks.` in front.
+    pub part: Cow<'static, str>,
     augment: AugmentSection,
     seed: u32,
 }
@@ -89,7 +96,7 @@ impl Samples {
         if turns == Rotations::All || (turns == Rotations::Train && part == "train") {
             dataset = Box::new(Turned::new(dataset)?);
         }
-        Ok(Self { source: Source::new(dataset), ahead: Ahead::default(), part, augment, seed })
+        Ok(Self { source: Source::new(dataset), ahead: Ahead::default(), part: part.into(), augment, seed })
     }
 
     /// Opens samples of another domain that are learned from without labels; `spec` is that domain's section.
@@ -98,7 +105,7 @@ impl Samples {
     /// Data that is not there.
     pub fn open_bare(spec: &DataSection, seed: u32) -> Result<Self> {
         let source = Source::new(data::open_bare(spec, seed)?);
-        let (augment, part) = (spec.augment.clone(), "target.train");
+        let (augment, part) = (spec.augment.clone(), Cow::Borrowed("target.train"));
         Ok(Self { source, ahead: Ahead::default(), part, augment, seed })
     }
 
@@ -109,7 +116,7 @@ impl Samples {
     pub fn open_paired(spec: &DataSection, part: &'static str, by: PairedBy, seed: u32) -> Result<Self> {
         let source = Source::new(data::open_paired(spec, part, by, seed)?);
         let augment = if part == "train" { spec.augment.clone() } else { AugmentSection::default() };
-        Ok(Self { source, ahead: Ahead::default(), part, augment, seed })
+        Ok(Self { source, ahead: Ahead::default(), part: part.into(), augment, seed })
     }
 
     /// Only the samples in `keep`, in that order.
@@ -127,12 +134,18 @@ impl Samples {
     /// The same samples as they are, without transforms.
     pub fn plain(&self) -> Self {
         let (source, augment) = (self.source.clone(), AugmentSection::default());
-        Self { source, ahead: Ahead::default(), part: self.part, augment, seed: self.seed }
+        Self { source, ahead: Ahead::default(), part: self.part.clone(), augment, seed: self.seed }
     }
 
     /// The same samples under the name of another part, in errors.
-    pub fn called(self, part: &'static str) -> Self {
-        Self { part, ..self }
+    pub fn called(self, part: impl Into<Cow<'static, str>>) -> Self {
+        Self { part: part.into(), ..self }
+    }
+
+    /// Where the job names them.
+    pub fn key(&self) -> String {
+        let (part, section) = (&self.part, if self.part.starts_with("tasks.") { "" } else { "data." });
+        format!("{section}{part}")
     }
 
     /// Has every rank decode its share, for the network that will see it, and leaves out what will not decode, up to
@@ -157,29 +170,29 @@ impl Samples {
             all.extend(serde_json::from_slice::<Vec<_>>(&bytes).map_err(internal)?);
         }
         let Some((first, why)) = all.first() else { return Ok(self) };
-        let (name, part) = (self.dataset.name(*first), self.part);
+        let (name, part) = (self.dataset.name(*first), self.key());
         if all.len() > limit as usize {
             return Err(Error::user(
-                format!("`{name}` cannot be decoded ({why}); {} such in `data.{part}`", all.len()),
+                format!("`{name}` cannot be decoded ({why}); {} such in `{part}`", all.len()),
                 format!("remove them, or set `data.skip_bad = {}`", all.len()),
             ));
         }
         let keep: Vec<usize> = (0..self.count()).filter(|i| all.iter().all(|(b, _)| b != i)).collect();
         if keep.is_empty() {
             return Err(Error::user(
-                format!("none of the samples in `data.{part}` can be decoded, first `{name}` ({why})"),
+                format!("none of the samples in `{part}` can be decoded, first `{name}` ({why})"),
                 "give a folder with images",
             ));
         }
         let kept = self.only(keep)?;
         if let Some(class) = data::empty_class(&*kept.dataset) {
             return Err(Error::user(
-                format!("none of the samples of class `{class}` in `data.{part}` can be decoded"),
+                format!("none of the samples of class `{class}` in `{part}` can be decoded"),
                 "mend them, or remove the class",
             ));
         }
         if group.rank() == 0 {
-            let text = format!("{} samples of `data.{part}` left out, first `{name}`: {why}", all.len());
+            let text = format!("{} samples of `{part}` left out, first `{name}`: {why}", all.len());
             link.notice(Notice::SamplesSkipped, &text);
         }
         Ok(kept)
@@ -188,20 +201,25 @@ impl Samples {
     /// Whether a network of this contract can be fed with these samples.
     ///
     /// # Errors
-    /// Images for a network of text, or text for one of images.
+    /// Images for a network of text, or text for one of images; sound that is to be heard otherwise.
     pub fn fits(&self, contract: &Contract) -> Result<()> {
-        let part = self.part;
-        match (contract.text.is_some(), self.is_text()) {
-            (true, false) => Err(Error::user(
-                format!("the network reads text, and `data.{part}` has images"),
-                "use `format = \"text\"`, or a backbone for images; see `tlctl catalog`",
-            )),
-            (false, true) => Err(Error::user(
-                format!("the network wants images, and `data.{part}` has text"),
-                "use a backbone for text; see `tlctl catalog`",
-            )),
-            _ => Ok(()),
+        let part = self.key();
+        let wants = match contract {
+            Contract { text: Some(_), .. } => TEXT,
+            Contract { audio: Some(_), .. } => SOUND,
+            _ => IMAGES,
+        };
+        let has = self.kind();
+        if has == wants {
+            let heard = contract.audio.as_ref().zip(self.dataset.heard());
+            return heard.map_or(Ok(()), |(known, said)| Audio::agreed(Some(known), said).map(|_| ()));
         }
+        let hint = match (wants, has) {
+            (TEXT, _) => "use `format = \"text\"`, or a backbone for images; see `tlctl catalog`",
+            (_, TEXT) => "use a backbone for text; see `tlctl catalog`",
+            _ => "give data of what the network was trained on",
+        };
+        Err(Error::user(format!("the network wants {wants}, and `{part}` has {has}"), hint))
     }
 
     /// Whether the networks that see these samples, and the transforms of a job, suit them.
@@ -209,14 +227,15 @@ impl Samples {
     /// # Errors
     /// Says what does not.
     pub fn fits_job<'m>(&self, spec: &JobSpec, nets: impl IntoIterator<Item = &'m ModelSection>) -> Result<()> {
-        let text = self.is_text();
+        let (has, text) = (self.kind(), self.kind() == TEXT);
         for model in nets {
             if let Some(backbone) = backbone::find(&model.backbone).filter(|b| b.reads_text() != text) {
-                let (name, part) = (backbone.name, self.part);
-                let (has, wants) = if text { ("text", "images") } else { ("images", "text") };
+                let (name, part) = (backbone.name, self.key());
+                let wants = if text { IMAGES } else { TEXT };
+                let other = if text { TEXT } else { IMAGES };
                 return Err(Error::user(
-                    format!("{name} wants {wants}, and `data.{part}` has {has}"),
-                    format!("use a backbone for {has}, or data of {wants}; see `tlctl catalog`"),
+                    format!("{name} wants {wants}, and `{part}` has {has}"),
+                    format!("use a backbone for {other}, or data of {wants}; see `tlctl catalog`"),
                 ));
             }
         }
@@ -226,11 +245,23 @@ impl Samples {
                 "remove them",
             ));
         }
+        let a = &self.augment;
+        if has == SOUND && (a.flip || a.rotate != 0.0 || a.zoom != 0.0) {
+            return Err(Error::user(
+                "`flip`, `rotate` and `zoom` in `data.augment` make a spectrogram that no sound has",
+                "use `crop`, which shifts clips in time, and `erase`",
+            ));
+        }
         Ok(())
     }
 
-    fn is_text(&self) -> bool {
-        self.count() > 0 && self.dataset.text(0).is_some()
+    /// What samples are, in a word.
+    fn kind(&self) -> &'static str {
+        match () {
+            () if self.dataset.heard().is_some() => SOUND,
+            () if self.count() > 0 && self.dataset.text(0).is_some() => TEXT,
+            () => IMAGES,
+        }
     }
 
     fn decodes(&self, index: usize, contract: &Contract) -> Result<(), String> {
@@ -267,7 +298,9 @@ impl Samples {
         if number == 0 {
             View::PLAIN
         } else {
-            View::draw(&self.augment, self.seed, &self.dataset.digest(index), number)
+            let view = View::draw(&self.augment, self.seed, &self.dataset.digest(index), number);
+            // A sound may come earlier or later, and keeps its pitch.
+            if self.kind() == SOUND { view.level() } else { view }
         }
     }
 
@@ -337,18 +370,21 @@ impl Source {
     }
 
     /// The decoded sample, cut to the network's square; kept while memory lasts.
-    fn square(&self, index: usize, contract: &Contract) -> Result<Arc<Vec<u8>>, String> {
+    fn square(&self, index: usize, contract: &Contract) -> Result<Arc<Square>, String> {
         let (filter, short, side) = (contract.filter(), contract.resize_short_side as usize, contract.side());
+        let key = (filter, short, side, contract.audio.as_ref().map(Audio::describe), index);
         let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(square) = lock().1.get(&(filter, short, side, index)) {
+        if let Some(square) = lock().1.get(&key) {
             return Ok(square.clone());
         }
-        let image = self.dataset.load(index)?;
-        let square = Arc::new(pixels::square(&image, filter, short, side));
+        let square = Arc::new(match &contract.audio {
+            Some(audio) => Square::Grey(audio.picture(&self.dataset.clip(index)?, side)?),
+            None => Square::Bytes(pixels::square(&self.dataset.load(index)?, filter, short, side)),
+        });
         let mut kept = lock();
-        if kept.0 + square.len() <= KEEP_BYTES {
-            kept.0 += square.len();
-            kept.1.insert((filter, short, side, index), square.clone());
+        if kept.0 + square.bytes() <= KEEP_BYTES {
+            kept.0 += square.bytes();
+            kept.1.insert(key, square.clone());
         }
         Ok(square)
     }

@@ -4,9 +4,15 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::{EpisodeShape, JobSpec};
+use tl_proto::spec::{DataSection, EpisodeShape, JobSpec};
 
-use super::{domain::Domain, encode, net::Net, samples::Samples};
+use super::{
+    domain::Domain,
+    encode,
+    net::Net,
+    samples::Samples,
+    tasks::{self, Task},
+};
 use crate::{
     Result,
     data::{pixels, tokens::Text},
@@ -58,6 +64,8 @@ pub struct Load {
     pub beside: usize,
     /// Samples of another domain that are judged: those that are learned from, as they are, and those with labels.
     pub judged: usize,
+    /// Samples of further tasks that are learned from.
+    pub aside: usize,
 }
 
 impl Load {
@@ -72,14 +80,35 @@ impl Load {
         let episodes = spec.data.as_ref().and_then(|d| d.episodes.as_ref());
         let of_episode = |shape: EpisodeShape| shape.support() + shape.queries();
         let drawn = episodes.map_or(train, |e| e.per_epoch as usize * of_episode(e.trained()));
-        Self { train, drawn, views: kept.unwrap_or(0), val, other, beside, judged: other + labelled }
+        Self { train, drawn, views: kept.unwrap_or(0), val, other, beside, judged: other + labelled, aside: 0 }
+    }
+
+    /// With further tasks that have samples of their own.
+    pub(super) fn with_tasks(mut self, data: &DataSection, tasks: &[Task]) -> Self {
+        for own in tasks.iter().filter_map(|task| task.own.as_ref()) {
+            self.aside += own.train.count();
+            self.beside += own.per_epoch(self.train, data.batch as usize);
+            self.judged += own.val.count();
+        }
+        self
+    }
+
+    /// The same of tasks that are opened only.
+    pub(super) fn with_opened(mut self, data: &DataSection, tasks: &[tasks::Opened]) -> Self {
+        for task in tasks.iter().filter(|task| task.own.is_some()) {
+            let [train, val] = task.counts([0, 0]);
+            self.aside += train;
+            self.beside += self.train * task.own_batch() / data.batch.max(1) as usize;
+            self.judged += val;
+        }
+        self
     }
 
     /// Features of one cut.
     pub(super) fn rows(&self) -> u64 {
         // Of fixed views, what is judged of the samples that are learned from is one.
         let plain = if self.views > 0 { self.other } else { 0 };
-        ((self.train + self.other) * self.views + self.val + self.judged - plain) as u64
+        ((self.train + self.other + self.aside) * self.views + self.val + self.judged - plain) as u64
     }
 
     /// Samples that pass the network in an epoch: in training, and when it is judged.
@@ -196,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_head_on_frozen_units_saves_all_epochs_but_the_one_that_fills_the_cache() {
-        let load = Load { train: 10, drawn: 10, views: 1, val: 4, other: 0, beside: 0, judged: 0 };
+        let load = Load { train: 10, drawn: 10, views: 1, val: 4, other: 0, beside: 0, judged: 0, aside: 0 };
         // Without: 5 epochs of 14 samples, 8 s each. The first two units (3 s) run 14 times instead of 70.
         let s = savings(&[stage(2, 5)], load, &SECONDS, &WIDTH)[0];
         assert_eq!((s.passes, s.encoded, s.bytes), (70, 14, 4 * 10 * 14));
@@ -213,7 +242,7 @@ mod tests {
 
     #[test]
     fn stages_that_go_down_share_one_pass_and_a_trained_unit_ends_what_was_kept() {
-        let load = Load { train: 10, drawn: 10, views: 1, val: 0, other: 0, beside: 0, judged: 0 };
+        let load = Load { train: 10, drawn: 10, views: 1, val: 0, other: 0, beside: 0, judged: 0, aside: 0 };
         let stages = [stage(2, 2), stage(1, 3), stage(0, 4), stage(1, 1)];
         let all = savings(&stages, load, &SECONDS, &WIDTH);
         // The one pass goes to the deepest cut and leaves both on the way: 20 · 3 − 10 · 3, then 30 · 1.
@@ -247,7 +276,7 @@ mod tests {
     #[test]
     fn another_domain_counts_in_training_and_where_it_is_judged() {
         // Ten samples beside ten of sixteen, the sixteen judged as they are, and three with labels.
-        let load = Load { train: 10, drawn: 10, views: 1, val: 4, other: 16, beside: 10, judged: 19 };
+        let load = Load { train: 10, drawn: 10, views: 1, val: 4, other: 16, beside: 10, judged: 19, aside: 0 };
         let s = savings(&[stage(2, 5)], load, &SECONDS, &WIDTH)[0];
         // The view that is judged is the one that is learned from.
         assert_eq!((s.passes, s.encoded), (5 * (20 + 23), 10 + 16 + 4 + 3));
@@ -257,7 +286,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_not_kept_and_saves_nothing() {
-        let load = Load { train: 1 << 20, drawn: 1 << 20, views: 1, val: 0, other: 0, beside: 0, judged: 0 };
+        let load = Load { train: 1 << 20, drawn: 1 << 20, views: 1, val: 0, other: 0, beside: 0, judged: 0, aside: 0 };
         let s = savings(&[stage(1, 2)], load, &SECONDS, &[1, 2048, 1, 1])[0];
         assert_eq!((s.bytes, s.encoded, s.seconds), (0, 0, 0.0));
     }

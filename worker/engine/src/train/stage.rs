@@ -25,6 +25,8 @@ pub struct Stage {
     pub lockstep: bool,
     /// Trained parameters, elements.
     pub trained: usize,
+    /// Where there are several tasks: the last matrix or kernel below their heads that is trained, and its unit.
+    pub shared: Option<(usize, ParamId)>,
 }
 
 impl Stage {
@@ -65,7 +67,10 @@ impl Stage {
             }
             cuts.push(cut);
         }
-        let (cut, tower_cut) = (cuts[0], cuts.get(1).copied().unwrap_or_default());
+        let (mut cut, tower_cut) = (cuts[0], cuts.get(1).copied().unwrap_or_default());
+        for task in network.tasks.iter().filter(|task| task.params().iter().any(|p| trained[p.0])) {
+            task.units.iter().for_each(|unit| unit.layer.norms(&mut norms));
+        }
         if !trained.contains(&true) {
             let rules: Vec<String> = spec.train.iter().map(|rule| format!("`{rule}`")).collect();
             // What was named and is frozen nevertheless are batch-norms.
@@ -77,7 +82,21 @@ impl Stage {
             };
             return Err(Error::user(format!("stage `{}` trains nothing: {}", spec.name, rules.join(", ")), hint));
         }
+        net.taps.are_reached(cut, &spec.name)?;
+        let mut shared = None;
+        if !network.tasks.is_empty() {
+            // All heads take the same features.
+            cut = cut.min(network.head);
+            let last = |u: usize| {
+                let kernel = |p: &ParamId| trained[p.0] && store.params[p.0].shape.len() > 1;
+                Some((u, network.unit_params(u).into_iter().rev().find(kernel)?))
+            };
+            shared = (cut..network.head).rev().find_map(last);
+        }
         network.own.iter().for_each(|p| trained[p.0] = true);
+        // On features that stay as they are, the old head says what it said.
+        let old = if cut < network.head { network.old_params() } else { Vec::new() };
+        old.iter().for_each(|p| trained[p.0] = true);
         let ids: Vec<ParamId> = (0..trained.len()).filter(|i| trained[*i]).map(ParamId).collect();
         let means: Vec<BufferId> = norms.iter().map(|n| n.0).collect();
         let layout = Layout::new(store, &ids, &means);
@@ -85,7 +104,7 @@ impl Stage {
         let groups = optim::groups(store, &layout, &scales);
         let count = layout.params_len();
         let lockstep = spec.bn_scope == BnScope::Batch && !norms.is_empty();
-        Ok(Self { cut, tower_cut, layout, groups, norms, lockstep, trained: count })
+        Ok(Self { cut, tower_cut, layout, groups, norms, lockstep, trained: count, shared })
     }
 
     /// The lowest and the highest rate that anything is trained at, before schedules.

@@ -4,8 +4,10 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{export::Baseline, lr_find::Found, stage::Stage, watch::Watch};
-use crate::{Error, Result, collective, files, nn::Store, num::fingerprint::fingerprint, optim::Moments};
+use super::{export::Baseline, lr_find::Found, stage::Stage, tasks::Weighing, watch::Watch};
+use crate::{
+    Error, Result, collective, eval::shift::Apart, files, nn::Store, num::fingerprint::fingerprint, optim::Moments,
+};
 
 /// One epoch's figures.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -82,9 +84,15 @@ pub struct Progress {
     /// What there is to beat, measured before the first step.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub baselines: Vec<Baseline>,
+    /// What tasks count, where there are several.
+    #[serde(default)]
+    pub weighing: Weighing,
     /// What searches for a learning rate came to, by stage.
     #[serde(default)]
     pub found: BTreeMap<usize, Found>,
+    /// How far apart two domains lay before anything was learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Apart>,
     /// How often the optimizer updated each run of parameters.
     #[serde(default)]
     pub updates: BTreeMap<usize, u64>,

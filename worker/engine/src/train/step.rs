@@ -3,14 +3,23 @@
 use tl_proto::spec::{Reduction, Sampling};
 
 use super::{
-    Run, grain::GrainSums, inputs::Inputs, judge::Judge, lockstep, pairs::Pairs, stage::Stage, state::RunState,
+    Run,
+    grain::GrainSums,
+    inputs::Inputs,
+    judge::Judge,
+    lockstep,
+    pairs::Pairs,
+    stage::Stage,
+    state::RunState,
+    tasks::{TaskSums, Tasked},
+    teacher::Teacher,
 };
 use crate::{
     Error, Result,
     collective::{self, Collective, tree},
     data::sampler::{Endless, Epoch, grain, grains_of},
     modifier,
-    nn::Store,
+    nn::{Grains, Store},
     num,
 };
 
@@ -26,14 +35,21 @@ pub struct Reduced {
     pub correct: u64,
     /// Norms of the gradients of grains, added up; 0 where nobody asked for them.
     pub norms: f64,
+    /// What holds the network to its weights, once it is added to the mean gradient.
+    pub penalty: f64,
     /// Which parameters backward reached, here.
     pub touched: Vec<bool>,
     /// Whether any rank wants to stop.
     pub stop: bool,
+    /// By task, where there are several.
+    pub tasks: Vec<TaskSums>,
 }
 
 /// Bytes of one grain's line in the tally: index, samples, right ones, Σ loss, norm of its gradient.
 const LINE: usize = 40;
+
+/// And of each task, where there are several: samples, right ones, Σ loss.
+const TASK_LINE: usize = 24;
 
 /// Everything that a step reads.
 #[derive(Clone, Copy)]
@@ -46,8 +62,10 @@ pub struct Step<'a> {
     pub stage: &'a Stage,
     /// What the network sees.
     pub inputs: &'a Inputs<'a>,
-    /// The teacher's logits, where there is a teacher.
-    pub teacher: Option<&'a Inputs<'a>>,
+    /// What teachers say of it, where there are some.
+    pub(super) teachers: &'a [Teacher<'a>],
+    /// What the network said as it came, where its old head goes on.
+    pub said: Option<&'a Inputs<'a>>,
     /// The order of samples.
     pub epoch: &'a Epoch,
     /// Whether the norm of each grain's gradient is wanted.
@@ -56,6 +74,8 @@ pub struct Step<'a> {
     pub other: Option<Other<'a>>,
     /// What the samples go with, where the objective learns from pairs.
     pub paired: Option<Paired<'a>>,
+    /// Further tasks, where the objective learns several.
+    pub tasks: Option<Tasked<'a>>,
 }
 
 /// The other halves of the epoch's samples.
@@ -117,6 +137,11 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
         tally.extend(one.loss.to_le_bytes());
         let norm = if step.measures { num::squared_norm(&one.flat[..stage.layout.params_len()]).sqrt() } else { 0.0 };
         tally.extend(norm.to_le_bytes());
+        for task in &one.tasks {
+            tally.extend(task.samples.to_le_bytes());
+            tally.extend(task.correct.to_le_bytes());
+            tally.extend(task.loss.to_le_bytes());
+        }
         match (fast, stack.last_mut()) {
             // A rank adds its grains as they come.
             (true, Some(sum)) => sum.data.iter_mut().zip(&one.flat).for_each(|(a, b)| *a += b),
@@ -126,25 +151,36 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     };
     let judge = Judge::new(run, step.inputs.net, &state.store, step.progress());
     let averaged = step.averaged();
+    let compute = |s: usize, grains: Option<&dyn Grains>| match step.tasks {
+        Some(tasked) => step.grain_of_tasks(tasked, &slots, (s, count), grains),
+        None => step.grain(&draws(s), s, &judge, averaged.as_ref(), grains),
+    };
     if stage.lockstep || (run.objective.coupled)(&run.spec.objective) {
-        let all = lockstep::run(&shares, group, |s, grains| {
-            step.grain(&draws(s), s, &judge, averaged.as_ref(), Some(grains))
-        })?;
+        let all = lockstep::run(&shares, group, |s, grains| compute(s, Some(grains)))?;
         own.zip(all).for_each(|(s, one)| add(s, one));
     } else {
         for s in own {
-            add(s, step.grain(&draws(s), s, &judge, averaged.as_ref(), None)?);
+            add(s, compute(s, None)?);
         }
     }
-    let flat = collective::reduce(group, stack, if fast { busy } else { count }, stage.layout.total_len())?;
-    let mut reduced = Reduced { flat, samples: 0, loss: 0.0, correct: 0, norms: 0.0, touched, stop: false };
+    let leaves = if fast { busy } else { count };
+    let flat = collective::reduce(group, stack, leaves, stage.layout.total_len() + step.asides())?;
+    let several = step.tasks.map_or(0, |tasked| tasked.tasks.len() + 1);
+    let tasks = vec![TaskSums::default(); several];
+    let mut reduced =
+        Reduced { flat, samples: 0, loss: 0.0, correct: 0, norms: 0.0, penalty: 0.0, touched, stop: false, tasks };
     let mut lines = Vec::new();
     for bytes in group.all_gather(tally)? {
         let (stop, rest) = bytes.split_first().ok_or_else(|| Error::Internal("a peer sent no tally".into()))?;
         reduced.stop |= *stop != 0;
-        lines.extend(rest.chunks_exact(LINE).map(|l| {
+        lines.extend(rest.chunks_exact(LINE + several * TASK_LINE).map(|l| {
             let word = |at: usize| u64::from_le_bytes(l[at..at + 8].try_into().expect("eight bytes"));
-            (word(0), word(8), word(16), f64::from_bits(word(24)), f64::from_bits(word(32)))
+            let task = |at: usize| {
+                let (samples, correct, loss) = (word(at), word(at + 8), f64::from_bits(word(at + 16)));
+                TaskSums { samples, loss, correct }
+            };
+            let tasks = (0..several).map(|t| task(LINE + t * TASK_LINE)).collect::<Vec<_>>();
+            (word(0), word(8), word(16), f64::from_bits(word(24)), f64::from_bits(word(32)), tasks)
         }));
     }
     lines.sort_by_key(|l| l.0);
@@ -155,7 +191,8 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
             lines.len()
         )));
     }
-    for (_, samples, correct, loss, norm) in lines {
+    for (_, samples, correct, loss, norm, tasks) in lines {
+        reduced.tasks.iter_mut().zip(&tasks).for_each(|(sum, one)| sum.add(one));
         reduced.norms += norm;
         reduced.samples += samples;
         reduced.correct += correct;
@@ -202,7 +239,7 @@ impl Step<'_> {
         let count = grains_of(slots.len(), self.run.data.batch as usize, self.run.spec.grains() as usize);
         let own = group.shares(count)[group.rank()].clone();
         let draws = |s| grain(slots.len(), count, s).map(|p| self.epoch.draw(slots.start + p)).unzip();
-        let drawn: Vec<(Vec<usize>, Vec<u64>)> = own.map(draws).collect();
+        let drawn: Vec<(Vec<usize>, Vec<u64>)> = own.clone().map(draws).collect();
         if let Some(few) = &self.run.few {
             let batches: Result<Vec<_>> = drawn.iter().map(|(_, ids)| few.batches(ids)).collect();
             // Who cannot draw an episode says so when it is computed.
@@ -216,14 +253,15 @@ impl Step<'_> {
             other.inputs.expect(&ids, false);
         }
         let mixes = modifier::mixes(&self.run.spec.modifiers);
-        self.inputs.expect(&batches, mixes);
+        self.expect_tasks(&slots, count, own, mixes);
+        [Some(self.inputs), self.said].into_iter().flatten().for_each(|i| i.expect(&batches, mixes));
         let halves = self.paired.map(|paired| {
             let of =
                 |(indices, ids): &(Vec<usize>, Vec<u64>)| paired.of(indices.iter().copied().zip(ids.iter().copied()));
             drawn.iter().map(of).collect::<Vec<_>>()
         });
         let second = self.paired.and_then(|paired| paired.inputs);
-        let others = [self.teacher, second].into_iter().flatten();
+        let others = self.teachers.iter().filter_map(Teacher::inputs).chain(second);
         others.for_each(|i| i.expect(halves.as_ref().unwrap_or(&batches), mixes));
     }
 

@@ -1,8 +1,12 @@
 //! Whole runs: the same bits for any number of ranks, cold or warm cache, interrupted or not.
 
 mod adapt;
+mod audio;
+mod distill;
 mod fewshot;
+mod forget;
 mod lockstep;
+mod multitask;
 mod pairs;
 mod parts;
 mod precision;

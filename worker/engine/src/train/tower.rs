@@ -42,6 +42,7 @@ impl Net {
         }
         joined.precision = self.network.initial.precision;
         self.network.initial = joined;
+        self.loaded.extend(other.loaded.iter().map(|name| format!("{TOWER}{name}")));
         self.tower = Some(Box::new(Tower(Net { network, ..other })));
         Ok(self)
     }

@@ -1,9 +1,9 @@
 //! Whether a metric still improves, epoch by epoch: decisions from numbers that every rank has alike.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use tl_proto::spec::PlateauSection;
-
-use crate::eval::Evaluation;
 
 /// What is remembered of a metric.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -17,14 +17,14 @@ pub struct Watch {
     pub cooldown: u32,
 }
 
-/// The value of a metric by name, and whether more of it is better. `entropy` is that of the predictions in another
-/// domain, where there is one.
-pub fn monitored(monitor: &str, evaluation: &Evaluation, entropy: Option<f64>) -> (f64, bool) {
-    match (monitor, entropy) {
-        ("target.entropy", Some(entropy)) => (entropy, false),
-        ("val.loss", _) => (evaluation.loss, false),
-        _ => (evaluation.accuracy, true),
-    }
+/// What decisions are taken by where the job asks for something that there is not.
+const USUAL: &str = "val.accuracy";
+
+/// The value of a metric by name among those of an epoch, and whether more of it is better.
+pub fn monitored(monitor: &str, values: &BTreeMap<String, f64>) -> (f64, bool) {
+    let name = if values.contains_key(monitor) { monitor } else { USUAL };
+    let less = name.ends_with(".loss") || name == "target.entropy";
+    (values.get(name).copied().unwrap_or_default(), !less)
 }
 
 impl Watch {
@@ -89,6 +89,16 @@ mod tests {
         assert_eq!(run(cool), [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]);
         let floor = PlateauSection { min_lr: 0.4, ..settings };
         assert_eq!(run(floor)[4..], [0.5, 0.5, 0.4, 0.4, 0.4, 0.4, 0.4]);
+    }
+
+    #[test]
+    fn less_is_better_of_losses_and_entropies() {
+        let names = ["val.loss", "val.accuracy", "target.entropy", "target.snd"];
+        let values: BTreeMap<String, f64> =
+            names.iter().zip([1.0, 2.0, 3.0, 4.0]).map(|(n, v)| ((*n).into(), v)).collect();
+        let seen = names.map(|name| monitored(name, &values));
+        assert_eq!(seen, [(1.0, false), (2.0, true), (3.0, false), (4.0, true)]);
+        assert_eq!(monitored("target.gone", &values), (2.0, true));
     }
 
     #[test]

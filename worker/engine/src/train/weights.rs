@@ -6,16 +6,28 @@ use crate::{Error, Result, data::Dataset};
 
 /// A weight for each class in the order of the data set, or nothing where all count the same.
 ///
+/// # Errors
+/// See [`of_labels`].
+pub fn of_classes(data: &DataSection, train: &dyn Dataset) -> Result<Option<Vec<f32>>> {
+    of_labels("data", data.class_weights.as_ref(), train.classes(), train.labels())
+}
+
+/// The same of samples with these labels; `section` is where the job says it.
+///
 /// `balanced` is scikit-learn's: all samples / (classes · samples of the class).
 ///
 /// # Errors
 /// A list that is as long as there are no classes.
-pub fn of_classes(data: &DataSection, train: &dyn Dataset) -> Result<Option<Vec<f32>>> {
-    let classes = train.classes();
-    match &data.class_weights {
+pub fn of_labels(
+    section: &str,
+    weights: Option<&ClassWeights>,
+    classes: &[String],
+    labels: &[usize],
+) -> Result<Option<Vec<f32>>> {
+    match weights {
         None => Ok(None),
         Some(ClassWeights::Rule(WeightRule::Balanced)) => {
-            let (labels, n) = (train.labels(), classes.len() as f64);
+            let n = classes.len() as f64;
             let mut counts = vec![0usize; classes.len()];
             labels.iter().for_each(|l| counts[*l] += 1);
             Ok(Some(counts.iter().map(|c| (labels.len() as f64 / (n * (*c).max(1) as f64)) as f32).collect()))
@@ -24,7 +36,7 @@ pub fn of_classes(data: &DataSection, train: &dyn Dataset) -> Result<Option<Vec<
             Ok(Some(weights.iter().map(|w| *w as f32).collect()))
         }
         Some(ClassWeights::Each(weights)) => Err(Error::user(
-            format!("`data.class_weights` has {} numbers for {} classes", weights.len(), classes.len()),
+            format!("`{section}.class_weights` has {} numbers for {} classes", weights.len(), classes.len()),
             format!("give one for each of {}", classes.join(", ")),
         )),
     }

@@ -6,7 +6,7 @@ use super::{
     Config,
     begin::{same_numbers, same_samples, same_sources},
     evaluate::embed,
-    export::{self, PrefixFigures, Report},
+    export::{self, Report},
     inputs::Inputs,
     net::{self, Net, weights_path},
     samples::Samples,
@@ -137,18 +137,10 @@ pub(super) fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Li
     let report = Report {
         job: spec.job.name.clone(),
         kind: spec.job.kind.clone(),
-        steps: 0,
         samples: [0, val.count()],
         sources: config.sources(),
-        prefix: PrefixFigures::default(),
-        stages: Vec::new(),
-        lr_find: Vec::new(),
-        history: Vec::new(),
         evaluation: Evaluation::new(&classes, &outcomes),
-        retrieval: None,
-        baselines: Vec::new(),
-        overlap: Vec::new(),
-        target: None,
+        ..Report::default()
     };
     if group.rank() == 0 {
         for (name, path) in export::write_report(&config.work.join("model"), spec, &report)? {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
-    data::{pixels::Filter, tokens::Text},
+    data::{audio::Audio, pixels::Filter, tokens::Text},
     nn::Builder,
 };
 
@@ -60,6 +60,9 @@ pub struct Contract {
     /// For text: how it becomes ids. What is said of images means nothing then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<Text>,
+    /// For sound: how it becomes a picture. Then that picture, in grey, is what `scale`, `mean` and `std` are of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audio: Option<Audio>,
 }
 
 fn ones() -> [f32; 3] {
@@ -122,6 +125,7 @@ impl Contract {
             batch_norm_eps: batch_norm_eps(),
             activation: None,
             text: None,
+            audio: None,
         })
     }
 
@@ -190,6 +194,10 @@ impl Contract {
         if let Some(text) = &contract.text {
             text.check(shown)?;
         }
+        if let Some(audio) = &contract.audio {
+            audio.check(shown)?;
+            audio.fits(contract.side())?;
+        }
         Ok(contract)
     }
 
@@ -229,6 +237,9 @@ impl Contract {
         }
         let text =
             format!("{:?}", (self.input_size, self.resize_short_side, self.scale, self.mean, self.std, &self.color));
+        if let Some(audio) = &self.audio {
+            return format!("{text}{}", audio.describe());
+        }
         // The usual one is not named: what was cached before there was another stays of use.
         match self.filter() {
             Filter::Bilinear => text,

@@ -2,6 +2,7 @@
 
 mod contract;
 mod header;
+mod heads;
 mod inside;
 pub mod keras;
 pub mod peft;
@@ -23,6 +24,8 @@ use candle_core::{DType, Device, Tensor};
 pub use contract::{Contract, Scale};
 pub use header::metadata;
 use header::{METADATA, header, not_whole};
+pub use heads::load_tasks;
+use heads::same_classes;
 pub use inside::{Inside, Merged, inside};
 pub use which::{TOWER, Which, outputs};
 
@@ -180,7 +183,8 @@ fn strangers(params: &[Entry], file: &BTreeMap<String, Tensor>, keep_head: impl 
     odd.cloned().collect()
 }
 
-/// Fills a new network from a file: all but the head, or all of it where the head is `kept` for these classes.
+/// Fills a new network from a file: all but the head, or all of it where the head is `kept` for these classes. Returns the
+/// names of the parameters that were there.
 ///
 /// # Errors
 /// See [`read`] and [`fill`]; a file that says it was trained on other classes than a kept head is for.
@@ -190,7 +194,7 @@ pub fn load(
     path: &Path,
     which: Which,
     kept: Option<&[String]>,
-) -> Result<()> {
+) -> Result<BTreeSet<String>> {
     if let Some(classes) = kept {
         same_classes(path, classes)?;
     }
@@ -216,26 +220,15 @@ pub fn load(
     let parts: BTreeSet<String> = network.adapters.params.iter().map(part).collect();
     let has_parts = inside(path)?.plan.is_some() || parts.iter().any(|name| file.contains_key(name));
     let wanted = |name: &str| (kept.is_some() || !head(name)) && (has_parts || !parts.contains(name));
-    fill(&mut network.initial, &file, wanted, &path.display().to_string())
-}
-
-/// Outputs of a head mean the classes that it was trained on, in their order.
-fn same_classes(path: &Path, classes: &[String]) -> Result<()> {
-    let own = about(path)?.get("classes").and_then(|c| serde_json::from_value::<Vec<String>>(c.clone()).ok());
-    let Some(own) = own else { return Ok(()) };
-    let Some(odd) = (0..own.len().max(classes.len())).find(|i| own.get(*i) != classes.get(*i)) else {
-        return Ok(());
-    };
-    let name = |list: &[String]| list.get(odd).map_or("missing".to_owned(), |class| format!("`{class}`"));
-    let (theirs, wanted) = (name(&own), name(classes));
-    Err(Error::user(
-        format!("class {} of weights `{}` is {theirs}, and of the data {wanted}", odd + 1, path.display()),
-        "a head can only be kept for the classes that it was trained on: the same names, in the same order",
-    ))
+    fill(&mut network.initial, &file, wanted, &path.display().to_string())?;
+    Ok(network.initial.params.iter().map(|e| &e.name).filter(|name| wanted(name)).cloned().collect())
 }
 
 /// What a `.safetensors` file of ours says of itself; nothing for any other file.
-fn about(path: &Path) -> Result<serde_json::Value> {
+///
+/// # Errors
+/// A file that is not whole.
+pub fn about(path: &Path) -> Result<serde_json::Value> {
     if path.extension().is_none_or(|e| e != "safetensors") {
         return Ok(serde_json::Value::Null);
     }

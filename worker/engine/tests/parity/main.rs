@@ -5,6 +5,7 @@
 //! thousandth of its norm.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
 
+mod audio;
 mod bf16;
 mod golden;
 mod keras;

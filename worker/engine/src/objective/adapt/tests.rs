@@ -28,7 +28,7 @@ fn given() -> (Tensor, Tensor) {
 
 /// The method's own tensors, with constants moved off their trivial values.
 fn own(given: &Params) -> BTreeMap<String, Tensor> {
-    let own = (method(given).own)(given, Widths { features: D, classes: CLASSES, teacher: 0 }).unwrap();
+    let own = (method(given).own)(given, Widths { features: D, classes: CLASSES, ..Widths::default() }).unwrap();
     let value = |o: crate::nn::Own| {
         let noise = host(&testing::input(&o.shape)).unwrap().to_vec();
         let values = noise.iter().map(|v| match o.fill {
@@ -43,7 +43,8 @@ fn own(given: &Params) -> BTreeMap<String, Tensor> {
 fn loss(given: &Params, features: &Tensor, logits: &Tensor, own: &BTreeMap<String, Tensor>, progress: f64) -> Tensor {
     let targets = Tensor::zeros((N, CLASSES), candle_core::DType::F32, logits.device()).unwrap();
     let (teacher, averaged, paired, weights) = (None, None, None, None);
-    let batch = Batch { features, logits, targets: &targets, teacher, averaged, paired, weights, own, progress };
+    let batch =
+        Batch { features, logits, targets: &targets, teacher, taps: &[], averaged, paired, weights, own, progress };
     (method(given).loss)(given, &batch).unwrap().unwrap()
 }
 

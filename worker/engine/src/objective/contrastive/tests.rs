@@ -52,7 +52,18 @@ fn losses_and_gradients_are_those_of_the_formulas() {
         let (a, b) = (vars[0].as_tensor(), vars[1].as_tensor());
         let (teacher, averaged, weights, progress) = (None, None, None, 0.0);
         let (logits, targets, own) = (a, &targets, &own);
-        let batch = Batch { features: a, logits, targets, teacher, averaged, weights, own, progress, paired: Some(b) };
+        let batch = Batch {
+            features: a,
+            logits,
+            targets,
+            teacher,
+            taps: &[],
+            averaged,
+            weights,
+            own,
+            progress,
+            paired: Some(b),
+        };
         let loss = (OBJECTIVE.loss)(&params, &batch).unwrap();
         let at: Vec<Vec<f64>> =
             vars.iter().map(|v| host(v.as_tensor()).unwrap().iter().map(|v| f64::from(*v)).collect()).collect();

@@ -2,20 +2,22 @@
 
 use tl_proto::catalog::{Entry, entry};
 
-use super::{super::ops::unit, Method, regressed, regressor, weight};
+use super::{super::ops::unit, Looks, Method, regressed, regressor, weight};
+
+fn describe() -> Entry {
+    Entry {
+        params: vec![weight(1.0)],
+        ..entry("cosine", "and a linear map of the student's features is to point where the teacher's do")
+    }
+}
 
 pub(super) const METHOD: Method = Method {
-    entry: || -> Entry {
-        Entry {
-            params: weight(1.0),
-            ..entry("cosine", "and a linear map of the student's features is to point where the teacher's do")
-        }
-    },
-    inside: true,
+    entry: describe,
+    looks: |_| Looks::AtFeatures,
     coupled: false,
-    own: regressor,
-    loss: |batch, features| {
-        let cosines = unit(&regressed(batch)?)?.mul(&unit(features)?)?.sum(1)?;
-        Ok(Some((cosines.mean_all()?.neg()? + 1.0)?))
+    own: |widths| Ok(regressor(widths)),
+    loss: |params, batch| {
+        let cosines = unit(&regressed(batch)?)?.mul(&unit(batch.features_taught()?)?)?.sum(1)?;
+        Ok(Some(((cosines.mean_all()?.neg()? + 1.0)? * describe().number(params, "feature_weight"))?))
     },
 };

@@ -1,41 +1,61 @@
 //! Knowledge distillation (Hinton et al., 2015): `hard·CE(z_s, y) + soft·T²·KL(softmax(z_t/T) ‖ softmax(z_s/T))`, and
 //! what a method adds that looks at features too. A new method is a file here and a line in [`METHODS`].
+//!
+//! The teacher may be of the student's own network (self-distillation: a model of an earlier job), and there may be
+//! several, whose softened probabilities are averaged; features are those of the first.
 
+mod attention;
 mod cosine;
 mod hint;
 mod logits;
+mod maps;
 mod relational;
+mod teachers;
 #[cfg(test)]
 mod tests;
 
 use candle_core::Tensor;
 use tl_proto::{
-    catalog::{Entry, Param, entry, number},
+    catalog::{Entry, Param, choice, entry, integer, names, number, numbers},
     spec::Params,
 };
 
-use super::{Batch, Objective, PLAIN, Widths, cross_entropy, exp, log_softmax, ops::product};
+use super::{Batch, Objective, PLAIN, Tap, Widths, cross_entropy, log_softmax, ops::product};
 use crate::{
     Error, Result,
+    cache::Packed,
     nn::{Fill, Own},
 };
+
+/// Where a method looks.
+enum Looks {
+    /// At logits alone.
+    Nowhere,
+    /// At what the last layers take.
+    AtFeatures,
+    /// At what comes out of units inside, by name; of all whose maps have the same size, if none is named.
+    AtUnits(Vec<String>),
+}
 
 /// One way of looking at a teacher.
 struct Method {
     /// What the catalog says.
     entry: fn() -> Entry,
-    /// Whether it looks at features.
-    inside: bool,
+    /// Where it looks.
+    looks: fn(&Params) -> Looks,
     /// Whether it compares samples with each other.
     coupled: bool,
     /// Tensors of its own.
-    own: fn(Widths) -> Vec<Own>,
-    /// What it adds for student's and teacher's features, a mean over samples; nothing where it adds none.
-    loss: fn(&Batch<'_>, features: &Tensor) -> Result<Option<Tensor>>,
+    own: fn(&Widths) -> Result<Vec<Own>>,
+    /// What it adds, with its weight, a mean over samples; nothing where it adds none.
+    loss: fn(&Params, &Batch<'_>) -> Result<Option<Tensor>>,
 }
 
 /// Every method.
-const METHODS: &[Method] = &[logits::METHOD, hint::METHOD, cosine::METHOD, relational::METHOD];
+const METHODS: &[Method] = &[logits::METHOD, hint::METHOD, attention::METHOD, cosine::METHOD, relational::METHOD];
+
+/// What is said of `top_k`.
+const TOP: &str = "keep so many of the largest logits of a teacher, the others as one number; 0 keeps all";
 
 fn describe() -> Entry {
     Entry {
@@ -43,25 +63,48 @@ fn describe() -> Entry {
             number("temperature", 4.0, 0.1, 100.0, "softens both distributions"),
             number("soft_weight", 0.9, 0.0, 100.0, "weight of the teacher's part"),
             number("hard_weight", 0.1, 0.0, 100.0, "weight of the labels' part"),
-        ],
+        ]
+        .into_iter()
+        .chain(teaching())
+        .collect(),
         methods: methods(),
         nets: vec!["teacher".into()],
+        several: vec!["teacher".into()],
         ..entry("distill", "a student learns from a teacher's logits, or features too, and from labels")
     }
 }
 
-/// The parameter of every method that looks at features.
-fn weight(default: f64) -> Vec<Param> {
-    vec![number("feature_weight", default, 0.0, 1e6, "weight of what is compared between features")]
+/// Parameters of every kind of job that learns from teachers' logits.
+pub(super) fn teaching() -> [Param; 3] {
+    [
+        choice("logits", &["f32", "f16"], "how what teachers say is kept; f16 takes half the room and rounds it"),
+        integer("top_k", 0, 0, 1_000_000, TOP),
+        numbers("teacher_weights", 0.0, 1e6, "what each of several teachers counts; all alike, if nothing is said"),
+    ]
+}
+
+/// The parameter of methods that look at features.
+fn weight(default: f64) -> Param {
+    number("feature_weight", default, 0.0, 1e6, "weight of what is compared between features")
+}
+
+/// The parameter of methods that look at units.
+fn taps(doc: &str) -> Param {
+    let form = "\"UNIT\", or \"UNIT:UNIT\" where the teacher's has another name";
+    names("taps", &[], &format!("{doc}; {form}"))
 }
 
 /// A map from the student's features to as many as the teacher has: FitNets' 1x1 regressor.
-fn regressor(widths: Widths) -> Vec<Own> {
-    let bound = 1.0 / (widths.features as f32).sqrt();
-    let fill = Fill::Uniform(bound);
+fn regressor(widths: &Widths) -> Vec<Own> {
+    regressor_of("regressor", widths.features, widths.teacher)
+}
+
+/// The same for some other features.
+fn regressor_of(name: &str, own: usize, theirs: usize) -> Vec<Own> {
+    let fill = Fill::Uniform(1.0 / (own as f32).sqrt());
     vec![
-        Own { name: "regressor.weight".into(), shape: vec![widths.features, widths.teacher], fill, most: None },
-        Own { name: "regressor.bias".into(), shape: vec![widths.teacher], fill, most: None },
+        Own { name: format!("{name}.weight"), shape: vec![own, theirs], fill, most: None },
+        Own { name: format!("{name}.bias"), shape: vec![theirs], fill, most: None },
     ]
 }
 
@@ -69,6 +112,14 @@ fn regressor(widths: Widths) -> Vec<Own> {
 fn regressed(batch: &Batch<'_>) -> Result<Tensor> {
     let mapped = product(batch.features, batch.own("regressor.weight")?)?;
     Ok(mapped.broadcast_add(batch.own("regressor.bias")?)?)
+}
+
+impl<'a> Batch<'a> {
+    /// The teacher's features.
+    fn features_taught(&self) -> Result<&'a Tensor> {
+        let features = self.teacher.and_then(|t| t.features);
+        features.ok_or_else(|| Error::Internal("a teacher without features".into()))
+    }
 }
 
 /// The method of a job that the check has let through; the first one otherwise.
@@ -80,9 +131,20 @@ fn method(params: &Params) -> &'static Method {
 pub(super) const OBJECTIVE: Objective = Objective {
     entry: describe,
     coupled: |params| method(params).coupled,
-    features: |params| method(params).inside,
-    looks_inside: |params| method(params).inside,
-    own: |params, widths| Ok((method(params).own)(widths)),
+    features: |params| matches!((method(params).looks)(params), Looks::AtFeatures),
+    looks_inside: |params| matches!((method(params).looks)(params), Looks::AtFeatures),
+    packed: |params| {
+        let top = describe().number(params, "top_k") as usize;
+        Packed { half: describe().word(params, "logits") == "f16", top: (top > 0).then_some(top) }
+    },
+    taps: |params| match (method(params).looks)(params) {
+        Looks::AtUnits(named) => Some(named),
+        _ => None,
+    },
+    own: |params, widths| {
+        teachers::check(&describe().numbers(params, "teacher_weights"), widths.teachers)?;
+        (method(params).own)(&widths)
+    },
     loss: |params: &Params, batch: &Batch<'_>| {
         let number = |name: &str| describe().number(params, name);
         let hard = (cross_entropy(batch.logits, batch.targets, batch.weights)? * number("hard_weight"))?;
@@ -91,20 +153,16 @@ pub(super) const OBJECTIVE: Objective = Objective {
     ..PLAIN
 };
 
-/// What a teacher adds to the loss: its softened logits, and what the method compares of its features.
+/// What teachers add to the loss: their softened logits, and what the method compares of the first one's features.
 pub(super) fn taught(params: &Params, batch: &Batch<'_>, [t, soft]: [f64; 2]) -> Result<Tensor> {
-    let taught = batch.taught()?;
     let student = log_softmax(&(batch.logits / t)?)?;
-    let teacher = log_softmax(&(taught.logits / t)?)?;
-    let loss = (exp(&teacher)?.mul(&teacher.sub(&student)?)?.sum_all()? * (soft * t * t))?;
-    let method = method(params);
-    if !method.inside {
-        return Ok(loss);
+    let weights = describe().numbers(params, "teacher_weights");
+    let (p, log_p) = teachers::softened(batch.taught()?.logits, batch.logits.dim(1)?, t, &weights)?;
+    let loss = (p.mul(&log_p.sub(&student)?)?.sum_all()? * (soft * t * t))?;
+    match (method(params).loss)(params, batch)? {
+        Some(more) => Ok((loss + (more * batch.samples()? as f64)?)?),
+        None => Ok(loss),
     }
-    let features = taught.features.ok_or_else(|| Error::Internal("a teacher without features".into()))?;
-    let Some(more) = (method.loss)(batch, features)? else { return Ok(loss) };
-    let weight = (method.entry)().number(params, "feature_weight") * batch.samples()? as f64;
-    Ok((loss + (more * weight)?)?)
 }
 
 /// What the catalog says of the methods.

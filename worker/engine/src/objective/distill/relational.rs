@@ -1,11 +1,24 @@
-//! Relational distillation by distance (Park et al., 2019): samples are to lie as far from each other, in units of the mean
-//! distance, as they do for the teacher. Huber's loss, over all pairs of the batch; features may be of any width.
+//! Relational distillation (Park et al., 2019): samples are to lie to each other as they do for the teacher, by distance (in
+//! units of the mean one) and by the angles of all triangles. Huber's loss, over all pairs and triples of the batch, with
+//! the paper's weights; features may be of any width.
 
-use candle_core::Tensor;
-use tl_proto::catalog::{Entry, entry};
+use candle_core::{DType, Tensor};
+use tl_proto::catalog::{Entry, entry, number};
 
-use super::{super::ops::distances, Method, weight};
+use super::{
+    super::ops::{distances, product},
+    Looks, Method,
+};
 use crate::Result;
+
+fn describe() -> Entry {
+    let doc = "weight of the distances between two samples (RKD-D); 0 leaves them out";
+    let angles = "weight of the angles between three samples (RKD-A), of which there are batch³; 0 leaves them out";
+    Entry {
+        params: vec![number("distance_weight", 25.0, 0.0, 1e6, doc), number("angle_weight", 50.0, 0.0, 1e6, angles)],
+        ..entry("relational", "and samples are to lie to each other as they do for the teacher (RKD)")
+    }
+}
 
 /// Distances over the mean of those that are not zero.
 fn relative(rows: &Tensor) -> Result<Option<Tensor>> {
@@ -18,23 +31,42 @@ fn relative(rows: &Tensor) -> Result<Option<Tensor>> {
     Ok(Some(far.broadcast_div(&mean)?))
 }
 
+/// Cosines of the angles at each sample between all others: `[n · n, n]`; 0 where two of the three are the same.
+fn angles(rows: &Tensor) -> Result<Tensor> {
+    let apart = rows.unsqueeze(0)?.broadcast_sub(&rows.unsqueeze(1)?)?;
+    let squares = apart.sqr()?.sum_keepdim(2)?;
+    // What has no length has no direction, and nothing flows back through one.
+    let none = squares.detach().eq(0.0)?.to_dtype(DType::F32)?;
+    let directions = apart.broadcast_div(&(squares + none)?.sqrt()?)?;
+    let at = |i: usize| -> Result<Tensor> {
+        let directions = directions.get(i)?;
+        product(&directions, &directions.t()?)
+    };
+    Ok(Tensor::cat(&(0..rows.dim(0)?).map(at).collect::<Result<Vec<_>>>()?, 0)?)
+}
+
+/// Half the square up to one, beyond it straight; the mean.
+fn huber(own: &Tensor, theirs: &Tensor) -> Result<Tensor> {
+    let by = own.sub(theirs)?.abs()?;
+    let near = by.minimum(1.0)?;
+    Ok(((near.sqr()? * 0.5)? + by.sub(&near)?)?.mean_all()?)
+}
+
 pub(super) const METHOD: Method = Method {
-    entry: || -> Entry {
-        Entry {
-            params: weight(25.0),
-            ..entry("relational", "and samples are to be as far from each other as they are for the teacher (RKD-D)")
-        }
-    },
-    inside: true,
+    entry: describe,
+    looks: |_| Looks::AtFeatures,
     coupled: true,
-    own: |_| Vec::new(),
-    loss: |batch, features| {
-        let (Some(own), Some(theirs)) = (relative(batch.features)?, relative(&features.detach())?) else {
+    own: |_| Ok(Vec::new()),
+    loss: |params, batch| {
+        let theirs = batch.features_taught()?.detach();
+        let (Some(own_far), Some(their_far)) = (relative(batch.features)?, relative(&theirs)?) else {
             return Ok(None);
         };
-        let by = own.sub(&theirs)?.abs()?;
-        // Half the square up to one, beyond it straight.
-        let near = by.minimum(1.0)?;
-        Ok(Some(((near.sqr()? * 0.5)? + by.sub(&near)?)?.mean_all()?))
+        let [distance, angle] = ["distance_weight", "angle_weight"].map(|name| describe().number(params, name));
+        let mut loss = (huber(&own_far, &their_far)? * distance)?;
+        if angle > 0.0 {
+            loss = (loss + (huber(&angles(batch.features)?, &angles(&theirs)?)? * angle)?)?;
+        }
+        Ok(Some(loss))
     },
 };

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use candle_core::{Tensor, Var};
 
-use super::{super::Taught, *};
+use super::{
+    super::{Objective, Taught, exp},
+    *,
+};
 use crate::nn::{host, tensor, testing};
 
 const N: usize = 5;
@@ -15,21 +18,48 @@ fn rows(t: &Tensor) -> Vec<Vec<f64>> {
     host(t).unwrap().chunks(t.dims()[1]).map(|r| r.iter().map(|v| f64::from(*v)).collect()).collect()
 }
 
-fn loss(method: &Method, student: &Tensor, teacher: &Tensor, own: &BTreeMap<String, Tensor>) -> Tensor {
-    let logits = Tensor::zeros((N, 2), candle_core::DType::F32, student.device()).unwrap();
-    let taught = Taught { logits: &logits, features: Some(teacher) };
+/// What a method adds for features, or for the outputs of units.
+fn loss(
+    method: &Method,
+    params: &Params,
+    features: Option<[&Tensor; 2]>,
+    taps: &[(Tensor, Tensor)],
+    own: &BTreeMap<String, Tensor>,
+) -> Option<Tensor> {
+    let logits = tensor(vec![0.0; N * 2], &[N, 2]).unwrap();
+    let taught = Taught { logits: &logits, features: features.map(|f| f[1]) };
     let (averaged, paired, weights, progress) = (None, None, None, 0.0);
-    let (features, logits, targets, teacher_says) = (student, &logits, &logits, Some(taught));
-    let batch = Batch { features, logits, targets, teacher: teacher_says, averaged, paired, weights, own, progress };
-    (method.loss)(&batch, teacher).unwrap().unwrap()
+    let (features, logits, targets, teacher) = (features.map_or(&logits, |f| f[0]), &logits, &logits, Some(taught));
+    let batch = Batch { features, logits, targets, teacher, taps, averaged, paired, weights, own, progress };
+    (method.loss)(params, &batch).unwrap()
+}
+
+fn params(text: &str) -> Params {
+    serde_json::from_str(text).unwrap()
 }
 
 fn own() -> BTreeMap<String, Tensor> {
-    let widths = Widths { features: STUDENT, classes: 2, teacher: TEACHER };
-    regressor(widths).into_iter().map(|o| (o.name.clone(), testing::input(&o.shape))).collect()
+    let widths = Widths { features: STUDENT, classes: 2, teacher: TEACHER, ..Widths::default() };
+    regressor(&widths).into_iter().map(|o| (o.name.clone(), testing::input(&o.shape))).collect()
 }
 
-/// The three losses in f64, of student's rows that were mapped and of student's rows as they are.
+fn huber(a: &[f64], b: &[f64]) -> f64 {
+    let one = |(a, b): (&f64, &f64)| if (a - b).abs() < 1.0 { (a - b) * (a - b) / 2.0 } else { (a - b).abs() - 0.5 };
+    a.iter().zip(b).map(one).sum::<f64>() / a.len() as f64
+}
+
+/// Cosines at `j` between `i` and `k`, for all three; 0 where two are the same.
+fn cosines(rows: &[Vec<f64>]) -> Vec<f64> {
+    let toward = |j: usize, i: usize| -> Vec<f64> {
+        let d: Vec<f64> = rows[i].iter().zip(&rows[j]).map(|(a, b)| a - b).collect();
+        let length = d.iter().map(|v| v * v).sum::<f64>().sqrt();
+        d.iter().map(|v| if length > 0.0 { v / length } else { 0.0 }).collect()
+    };
+    let each = (0..N * N * N).map(|t| (t / (N * N), t / N % N, t % N));
+    each.map(|(j, i, k)| toward(j, i).iter().zip(toward(j, k)).map(|(a, b)| a * b).sum()).collect()
+}
+
+/// The losses on features in f64, of student's rows that were mapped and of student's rows as they are.
 fn wanted(name: &str, mapped: &[Vec<f64>], student: &[Vec<f64>], teacher: &[Vec<f64>]) -> f64 {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
@@ -45,9 +75,7 @@ fn wanted(name: &str, mapped: &[Vec<f64>], student: &[Vec<f64>], teacher: &[Vec<
                 let mean = far.iter().sum::<f64>() / (N * (N - 1)) as f64;
                 far.iter().map(|d| d / mean).collect()
             };
-            let huber =
-                |(a, b): (f64, f64)| if (a - b).abs() < 1.0 { (a - b) * (a - b) / 2.0 } else { (a - b).abs() - 0.5 };
-            relative(student).into_iter().zip(relative(teacher)).map(huber).sum::<f64>() / (N * N) as f64
+            25.0 * huber(&relative(student), &relative(teacher)) + 50.0 * huber(&cosines(student), &cosines(teacher))
         }
     }
 }
@@ -56,7 +84,7 @@ fn wanted(name: &str, mapped: &[Vec<f64>], student: &[Vec<f64>], teacher: &[Vec<
 fn methods_are_their_formulas_and_their_gradients_the_slopes() {
     let (student, own) = (testing::input(&[N, STUDENT]), own());
     let teacher = (testing::input(&[N, TEACHER]) * 2.0).unwrap();
-    for method in METHODS.iter().filter(|m| m.inside) {
+    for method in METHODS.iter().filter(|m| matches!((m.looks)(&Params::new()), Looks::AtFeatures)) {
         let name = (method.entry)().name;
         let value = |student: &[Vec<f64>]| {
             let (w, b) = (rows(&own["regressor.weight"]), host(&own["regressor.bias"]).unwrap().to_vec());
@@ -67,7 +95,7 @@ fn methods_are_their_formulas_and_their_gradients_the_slopes() {
             wanted(&name, &mapped, student, &rows(&teacher))
         };
         let var = Var::from_tensor(&student).unwrap();
-        let got = loss(method, var.as_tensor(), &teacher, &own);
+        let got = loss(method, &Params::new(), Some([var.as_tensor(), &teacher]), &[], &own).unwrap();
         let want = value(&rows(&student));
         assert!((f64::from(host(&got).unwrap()[0]) - want).abs() < 1e-5 * (1.0 + want), "{name}: {want}");
         let grads = got.backward().unwrap();
@@ -85,14 +113,135 @@ fn methods_are_their_formulas_and_their_gradients_the_slopes() {
     }
 }
 
+/// `at(x)` and `at_loss` of the authors' code in f64, with the student's maps averaged to the teacher's size.
+#[test]
+fn attention_is_the_distance_of_normalised_maps() {
+    let (own, theirs) = (testing::input(&[N, 4, 4, 3]), testing::input(&[N, 2, 2, 5]));
+    let map = |t: &Tensor, sample: usize, side: usize| -> Vec<f64> {
+        let (_, h, _, c) = t.dims4().unwrap();
+        let values = host(t).unwrap();
+        let strength = |y: usize, x: usize| {
+            let at = ((sample * h + y) * h + x) * c;
+            values[at..at + c].iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>() / c as f64
+        };
+        let f = h / side;
+        let cell = |k: usize| {
+            let (y, x) = (k / side * f, k % side * f);
+            (0..f * f).map(|i| strength(y + i / f, x + i % f)).sum::<f64>() / (f * f) as f64
+        };
+        let map: Vec<f64> = (0..side * side).map(cell).collect();
+        let length = map.iter().map(|v| v * v).sum::<f64>().sqrt();
+        map.into_iter().map(|v| v / length).collect()
+    };
+    let mut want = 0.0;
+    for sample in 0..N {
+        let (a, b) = (map(&own, sample, 2), map(&theirs, sample, 2));
+        want += a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>() / (N * 4) as f64;
+    }
+    let var = Var::from_tensor(&own).unwrap();
+    let pairs = [(var.as_tensor().clone(), theirs.clone())];
+    let given = params(r#"{"method": "attention", "feature_weight": 10}"#);
+    let got = loss(&attention::METHOD, &given, None, &pairs, &BTreeMap::new()).unwrap();
+    assert!((f64::from(host(&got).unwrap()[0]) - 10.0 * want).abs() < 1e-5 * want.max(1.0), "{want}");
+    assert!(got.backward().unwrap().get(&var).is_some());
+    // Twice the same pair counts twice, and a map of zeros breaks nothing.
+    let twice = [pairs[0].clone(), pairs[0].clone()];
+    let both = loss(&attention::METHOD, &given, None, &twice, &BTreeMap::new()).unwrap();
+    assert!((host(&both).unwrap()[0] - 2.0 * host(&got).unwrap()[0]).abs() < 1e-5);
+    let dark = [(own.zeros_like().unwrap(), theirs)];
+    assert!(host(&loss(&attention::METHOD, &given, None, &dark, &BTreeMap::new()).unwrap()).unwrap()[0].is_finite());
+}
+
+#[test]
+fn a_hint_inside_maps_every_place_alike() {
+    let (own, theirs) = (testing::input(&[N, 2, 2, 3]), testing::input(&[N, 2, 2, 4]));
+    let tap = Tap { names: ["a".into(), "b".into()], shapes: [vec![2, 2, 3], vec![2, 2, 4]] };
+    let widths = Widths { taps: vec![tap], ..Widths::default() };
+    let tensors: BTreeMap<String, Tensor> =
+        (hint::METHOD.own)(&widths).unwrap().into_iter().map(|o| (o.name, testing::input(&o.shape))).collect();
+    let (w, b) = (rows(&tensors["regressor.0.weight"]), host(&tensors["regressor.0.bias"]).unwrap().to_vec());
+    let (x, y) = (host(&own).unwrap().to_vec(), host(&theirs).unwrap().to_vec());
+    let mut want = 0.0;
+    for place in 0..N * 4 {
+        for j in 0..4 {
+            let mapped: f64 = (0..3).map(|i| f64::from(x[place * 3 + i]) * w[i][j]).sum::<f64>() + f64::from(b[j]);
+            want += (mapped - f64::from(y[place * 4 + j])).powi(2) / (N * 16) as f64;
+        }
+    }
+    let given = params(r#"{"method": "hint", "taps": ["a:b"]}"#);
+    let got = loss(&hint::METHOD, &given, None, &[(own, theirs)], &tensors).unwrap();
+    assert!((f64::from(host(&got).unwrap()[0]) - want).abs() < 1e-5 * want, "{want}");
+}
+
+#[test]
+fn maps_that_cannot_be_laid_on_each_other_are_refused() {
+    let tap = |own: &[usize], theirs: &[usize]| Tap {
+        names: ["block1".into(), "layer2".into()],
+        shapes: [own.to_vec(), theirs.to_vec()],
+    };
+    let refused = |own: &[usize], theirs: &[usize], places: bool| {
+        maps::check(&[tap(own, theirs)], places).map_err(|e| e.to_string()).err()
+    };
+    assert_eq!(refused(&[8, 8, 3], &[4, 4, 7], true), None);
+    assert_eq!(refused(&[4, 4, 3], &[8, 8, 7], true), None);
+    let error = refused(&[8, 8, 3], &[7, 7, 7], false).unwrap();
+    assert!(error.contains("`block1` and of the teacher's `layer2` cannot be compared: 8x8 and 7x7"), "{error}");
+    assert!(refused(&[8, 4, 3], &[4, 4, 7], false).is_some(), "not the same along both sides");
+    assert_eq!(refused(&[6], &[9], false), None);
+    assert!(refused(&[6], &[9], true).unwrap().contains("no map of attention"));
+}
+
 #[test]
 fn samples_that_are_all_the_same_have_no_relations() {
     let same = tensor(vec![1.0; N * STUDENT], &[N, STUDENT]).unwrap();
-    let logits = Tensor::zeros((N, 2), candle_core::DType::F32, same.device()).unwrap();
-    let own = BTreeMap::new();
-    let taught = Some(Taught { logits: &logits, features: Some(&same) });
-    let (averaged, paired, weights, progress) = (None, None, None, 0.0);
-    let (features, logits, targets) = (&same, &logits, &logits);
-    let batch = Batch { features, logits, targets, teacher: taught, averaged, paired, weights, own: &own, progress };
-    assert!((relational::METHOD.loss)(&batch, &same).unwrap().is_none());
+    let got = loss(&relational::METHOD, &Params::new(), Some([&same, &same]), &[], &BTreeMap::new());
+    assert!(got.is_none());
+    // Two that are the same among others leave gradients finite.
+    let mut values = host(&testing::input(&[N, STUDENT])).unwrap().to_vec();
+    values.copy_within(0..STUDENT, STUDENT);
+    let var = Var::from_tensor(&tensor(values, &[N, STUDENT]).unwrap()).unwrap();
+    let teacher = testing::input(&[N, TEACHER]);
+    let got = loss(&relational::METHOD, &Params::new(), Some([var.as_tensor(), &teacher]), &[], &BTreeMap::new());
+    let grads = got.unwrap().backward().unwrap();
+    let slopes = host(&grads.get(&var).unwrap().contiguous().unwrap()).unwrap().to_vec();
+    assert!(slopes.iter().all(|g| g.is_finite() && g.abs() < 1e3), "{slopes:?}");
+}
+
+/// The gradient of the soft part is T·(p_s − Σ w·p_t) for weights that add up to one.
+#[test]
+fn several_teachers_are_a_mean_of_their_softened_probabilities() {
+    let classes = 4;
+    let logits = Var::from_tensor(&testing::input(&[N, classes])).unwrap();
+    let (first, second) = (testing::input(&[N, classes]), (testing::input(&[N, classes]) * -2.0).unwrap());
+    let both = Tensor::cat(&[&first, &second], 1).unwrap();
+    let softmax = |t: &Tensor| exp(&log_softmax(&(t / 3.0).unwrap()).unwrap()).unwrap();
+    for (weights, shares) in [("[3, 1]", [0.75, 0.25]), ("[]", [0.5, 0.5])] {
+        let given = params(&format!(
+            r#"{{"temperature": 3, "soft_weight": 0.7, "hard_weight": 0, "teacher_weights": {weights}}}"#
+        ));
+        let taught = Taught { logits: &both, features: None };
+        let targets = tensor(vec![0.25; N * classes], &[N, classes]).unwrap();
+        let (averaged, paired, weights, progress, own) = (None, None, None, 0.0, BTreeMap::new());
+        let batch = Batch {
+            features: logits.as_tensor(),
+            logits: logits.as_tensor(),
+            targets: &targets,
+            teacher: Some(taught),
+            taps: &[],
+            averaged,
+            paired,
+            weights,
+            own: &own,
+            progress,
+        };
+        let loss = (Objective::find("distill").loss)(&given, &batch).unwrap();
+        let got = loss.backward().unwrap().get(&logits).unwrap().clone();
+        let mean = ((softmax(&first) * shares[0]).unwrap() + (softmax(&second) * shares[1]).unwrap()).unwrap();
+        let want = ((softmax(logits.as_tensor()) - mean).unwrap() * (0.7 * 3.0)).unwrap();
+        testing::assert_close(&got, &want, 1e-5);
+    }
+    assert!(teachers::check(&[], 3).is_ok() && teachers::check(&[1.0, 0.0], 2).is_ok());
+    for bad in [&[1.0][..], &[0.0, 0.0][..]] {
+        assert!(teachers::check(bad, 2).unwrap_err().to_string().contains("for 2 teachers"));
+    }
 }

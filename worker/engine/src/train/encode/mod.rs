@@ -8,7 +8,7 @@ use self::share::Holdings;
 use super::{net::Net, samples::Samples};
 use crate::{
     Error, Result,
-    cache::{self, Key, Space},
+    cache::{self, Key, Packed, Space},
     collective::Collective,
     data::augment::View,
     link::{Link, Notice},
@@ -36,14 +36,15 @@ pub struct Encoded {
 /// Outputs at every cut, by sample and view.
 type Records = BTreeMap<Key, Vec<Vec<f32>>>;
 
-/// Features of every sample and view in front of each of `cuts` (ascending).
+/// Features of every sample and view in front of each of `cuts` (ascending); behind the last unit, as they come back when
+/// they are `packed`.
 ///
 /// # Errors
 /// A sample that cannot be read, a lost peer. A cache that cannot be written is told, and costs time only.
 pub fn encode(
     net: &Net,
     store: &Store,
-    cuts: &[usize],
+    (cuts, packed): (&[usize], Packed),
     samples: &Samples,
     root: &std::path::Path,
     group: &mut dyn Collective,
@@ -57,7 +58,7 @@ pub fn encode(
         })
         .collect();
     let keys: Vec<Key> = wanted.iter().map(|w| w.2).collect();
-    let mut disk = Disk::open(net, store, cuts, root)?;
+    let mut disk = Disk::open(net, store, cuts, packed, root)?;
     let mut records = disk.read(&keys, link);
     let holdings = Holdings::learn(&keys, &records, &cache::identity(root), group)?;
 
@@ -79,7 +80,8 @@ pub fn encode(
             from = *cut;
             let values = host(&x)?;
             let width = values.len() / chunk.len();
-            outputs.iter_mut().zip(values.chunks_exact(width)).for_each(|(o, v)| o.push(v.to_vec()));
+            let packed = packing(net, *cut, packed);
+            outputs.iter_mut().zip(values.chunks_exact(width)).for_each(|(o, v)| o.push(packed.round(v)));
         }
         for (j, output) in chunk.iter().zip(outputs) {
             records.insert(keys[*j], output);
@@ -103,6 +105,11 @@ pub fn encode(
         computed: holdings.missing() as u64,
         needed: keys.len() as u64,
     })
+}
+
+/// How what comes out in front of a cut is kept: only what the last unit gives in less room.
+fn packing(net: &Net, cut: usize, packed: Packed) -> Packed {
+    if cut == net.network.units.len() { packed } else { Packed::default() }
 }
 
 /// Rows in the order of `keys`. What several samples share is copied, the rest is moved: features may fill the memory.
@@ -130,11 +137,13 @@ struct Disk {
 }
 
 impl Disk {
-    fn open(net: &Net, store: &Store, cuts: &[usize], root: &std::path::Path) -> Result<Self> {
+    fn open(net: &Net, store: &Store, cuts: &[usize], packed: Packed, root: &std::path::Path) -> Result<Self> {
         let space = |cut: &usize| {
+            let packed = packing(net, *cut, packed);
+            let digest = net.prefix_digest(store, *cut) + &packed.describe();
             // Features belong to the numbers of this kind of machine, as the gang does.
-            let name = blake3::hash(&[net.prefix_digest(store, *cut).as_bytes(), &fingerprint()].concat());
-            Ok(Space::new(root, &name.to_hex(), net.shape_at(store, *cut)?.iter().product()))
+            let name = blake3::hash(&[digest.as_bytes(), &fingerprint()].concat());
+            Ok(Space::new(root, &name.to_hex(), net.shape_at(store, *cut)?.iter().product()).packed(packed))
         };
         Ok(Self { spaces: cuts.iter().map(space).collect::<Result<_>>()?, refused: false })
     }

@@ -51,7 +51,7 @@ impl Loop<'_> {
             let inputs: Inputs<'_> = self.inputs(self.net, self.val, at, features)?;
             let rows = evaluate::embed(&self.state.store, &inputs, cut, group)?;
             let evaluation = few.by_rows(&rows, Judged::Test, by_prototype, group)?;
-            let name = match self.run.spec.model.as_ref().is_some_and(|m| m.weights.is_some()) {
+            let name = match self.run.spec.model.as_ref().is_some_and(|m| m.weights.is_some() && !m.random) {
                 true => "nearest prototype on the weights as they came",
                 false => "nearest prototype on the untrained network",
             };

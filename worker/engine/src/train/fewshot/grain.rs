@@ -57,7 +57,8 @@ impl Step<'_> {
             Learns::Adapts(_) => self.adapted(few, &ids, &fed, &mut grads)?,
             _ => self.compared(few, &ids, &fed, &mut grads, grains)?,
         };
-        Ok(GrainSums { samples: draws.len() as u64, flat: grads.flat, touched: grads.touched, loss, correct })
+        let (samples, tasks) = (draws.len() as u64, Vec::new());
+        Ok(GrainSums { samples, flat: grads.flat, touched: grads.touched, loss, correct, tasks })
     }
 
     /// Random numbers of dropout for so many samples of the run, from `first` on.

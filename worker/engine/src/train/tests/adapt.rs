@@ -48,7 +48,9 @@ fn every_method_gives_the_same_file_for_any_number_of_ranks() {
                 .unwrap_or_else(|e| panic!("{method}: {e}"));
             let target = report.target.clone().expect("the other domain is judged");
             assert_eq!(target.samples, 32, "{method}");
-            let got = (model_of(dir.path()), report.evaluation, target);
+            // What is told of the other domain is the same too: density, distance, picks.
+            let told = (report.shift.unwrap(), report.selection, report.history);
+            let got = (model_of(dir.path()), report.evaluation, target, told);
             assert_eq!(wanted.get_or_insert_with(|| got.clone()), &got, "{method}, {world} ranks");
             let file = std::fs::read(dir.path().join("work/model/model.safetensors")).unwrap();
             let names = safetensors::SafeTensors::deserialize(&file).unwrap();
@@ -63,13 +65,44 @@ fn a_run_that_adapts_goes_on_where_it_stopped() {
     let job = JOB.replace("OBJECTIVE", METHODS[0]);
     let job = job.replace("objective =", "checkpoint = { every = 2 }\nobjective =");
     let undisturbed = tempfile::tempdir().unwrap();
-    train(&job, 1, false, undisturbed.path(), &[], &Recorder::default()).unwrap();
+    let wanted = train(&job, 1, false, undisturbed.path(), &[], &Recorder::default()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let link = Recorder { stop_after: Some(5), ..Recorder::default() };
     train(&job, 2, false, dir.path(), &[], &link).unwrap_err();
     let resume = link.checkpoints.lock().unwrap().clone();
-    train(&job, 3, false, dir.path(), &resume, &Recorder::default()).unwrap();
+    let got = train(&job, 3, false, dir.path(), &resume, &Recorder::default()).unwrap();
     assert_eq!(model_of(dir.path()), model_of(undisturbed.path()));
+    assert!(got.shift.as_ref().is_some_and(|s| s.before.is_some()) && got.shift == wanted.shift);
+}
+
+#[test]
+fn the_densest_epoch_goes_out_and_both_domains_are_shown_before_and_after() {
+    let stop = "[stop]\nmonitor = \"target.snd\"\nrestore_best = true\n[[stage]]\nname = \"top\"";
+    let job = JOB.replace("OBJECTIVE", METHODS[2]).replace("[[stage]]\nname = \"top\"", stop);
+    let job = job.replace("epochs = 2", "epochs = 4").replace("lr = 0.003", "lr = 0.01");
+    let dir = tempfile::tempdir().unwrap();
+    let report = train(&job, 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+    let last: Vec<_> = report.history.iter().filter(|h| h.stage == "all").collect();
+    assert!(last.iter().all(|h| h.values["target.snd"] > 0.0));
+    let picked = |name: &str| report.selection.iter().find(|p| p.criterion == name).unwrap();
+    let densest = last.iter().fold(last[0], |a, b| if b.values["target.snd"] > a.values["target.snd"] { b } else { a });
+    assert_eq!((picked("target.snd").epoch, picked("target.snd").used), (densest.epoch, true));
+    // It is that epoch that is judged at the end.
+    assert_eq!(report.target.as_ref().unwrap().accuracy, densest.values["target.accuracy"]);
+    let best = last.iter().map(|h| h.values["target.accuracy"]).fold(0.0, f64::max);
+    assert_eq!((picked("oracle").value, picked("oracle").used), (best, false));
+    let shift = report.shift.as_ref().unwrap();
+    let before = shift.before.as_ref().unwrap();
+    assert_eq!(shift.after.target_accuracy, Some(densest.values["target.accuracy"]));
+    // Eight classes and a head that has learned nothing.
+    assert!(before.source_accuracy < 0.4 && shift.after.source_accuracy == report.evaluation.accuracy);
+    assert!(before.points.iter().chain(&shift.after.points).all(|p| p.len() == 40), "all of the smaller part");
+    for picture in crate::picture::ALL {
+        let svg = std::fs::read_to_string(dir.path().join("work/model").join(picture.file));
+        assert_eq!(svg.is_ok_and(|s| s.starts_with("<svg")), (picture.draw)(&report).unwrap().is_some());
+    }
+    let text = std::fs::read_to_string(dir.path().join("work/model/report.txt")).unwrap();
+    assert!(text.contains("before: A-distance") && text.contains("oracle"), "{text}");
 }
 
 #[test]

@@ -68,6 +68,9 @@ fn pairs_give_the_same_file_for_any_number_of_ranks() {
         crossed(teacher.path(), "method = \"logits\""),
         crossed(teacher.path(), "method = \"hint\""),
         crossed(teacher.path(), "method = \"relational\""),
+        // Inside both networks, and with a second teacher.
+        crossed(teacher.path(), "method = \"attention\", teacher_weights = [3, 1]")
+            .replace("nets = { teacher =", "nets = { teacher_2 = { backbone = \"small_cnn\" }, teacher ="),
     ];
     let mut files = std::collections::BTreeSet::new();
     for (i, job) in jobs.iter().enumerate() {

@@ -191,8 +191,15 @@ fn every_way_of_distilling_gives_the_same_file_for_any_number_of_ranks() {
     let job = super::JOB.replace("kind = \"finetune\"", "kind = \"distill\"");
     let job = format!("{job}\n[nets.teacher]\nbackbone = \"resnet20\"\n[objective]\n");
     let mut files = std::collections::BTreeSet::new();
-    for (i, method) in ["logits", "hint", "cosine", "relational"].iter().enumerate() {
-        let job = format!("{job}method = \"{method}\"\n");
+    let methods = [
+        "method = \"logits\"",
+        "method = \"hint\"",
+        "method = \"cosine\"",
+        "method = \"relational\"",
+        "teacher_weights = [2, 1]\n[nets.teacher_2]\nbackbone = \"small_cnn\"",
+    ];
+    for (i, method) in methods.iter().enumerate() {
+        let job = format!("{job}{method}\n");
         let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
         train(&job, 1, false, dirs[0].path(), &[], &Recorder::default()).unwrap();
         train(&job, 2 + i % 2, false, dirs[1].path(), &[], &Recorder::default()).unwrap();

@@ -54,8 +54,8 @@ pub(super) fn folder(backbone: &str, dir: &Path, config: &str) -> String {
         .for_each(|e| e.name.insert_str(0, "bert."));
     let place = dir.join(backbone.name);
     std::fs::create_dir_all(&place).unwrap();
-    let (merged, parts, tower) = Default::default();
-    bare(&Net { backbone, network, contract, merged, parts, tower }, &place.join("model.safetensors"));
+    let (merged, parts, loaded, tower, taps) = Default::default();
+    bare(&Net { backbone, network, contract, merged, parts, loaded, tower, taps }, &place.join("model.safetensors"));
     std::fs::write(place.join("tokenizer.json"), learned).unwrap();
     std::fs::write(place.join("config.json"), config).unwrap();
     place.display().to_string()
@@ -121,6 +121,19 @@ fn every_kind_of_encoder_and_the_two_from_scratch_learn() {
         let report = train(&job, 2, false, dir.path(), &[], &Recorder::default()).unwrap();
         assert!(report.evaluation.accuracy > 0.9, "{model}: {}", report.evaluation.accuracy);
     }
+}
+
+#[test]
+fn a_model_that_began_anew_is_run_with_what_it_has_learned() {
+    let (data, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    sentences(data.path());
+    let weights = folder("bert", data.path(), CONFIG);
+    let model = format!("{{ backbone = \"bert\", weights = \"{weights}\", random = true, input = 12 }}");
+    let job = job(data.path(), &model, &stage("all", "\"*\"", 2, 0.01));
+    let report = train(&job, 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+    let place = data.path().join("val.tsv").display().to_string();
+    let again = Model::open(&dir.path().join("work/model")).unwrap();
+    assert_eq!(again.evaluate(&Asked::of("text", &place, Default::default(), 0)).unwrap(), report.evaluation);
 }
 
 #[test]

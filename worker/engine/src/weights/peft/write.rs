@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
-use tl_proto::spec::{Hub, JobSpec};
+use tl_proto::spec::{Handed, Hub, JobSpec};
 
 use super::{
     COUNTER, PARTS,
@@ -117,7 +117,7 @@ pub fn files(
 fn base_of(place: Option<&str>) -> (Option<&str>, Option<&str>) {
     match place.map(|place| (place, Hub::parse(place))) {
         Some((_, Ok(Some(hub)))) => (Some(hub.repo), Some(hub.revision).filter(|r| *r != "main")),
-        Some((place, _)) if JobSpec::is_path(place) && !place.starts_with("step:") => (Some(place), None),
+        Some((place, _)) if JobSpec::is_path(place) && !Handed::is(place) => (Some(place), None),
         _ => (None, None),
     }
 }
@@ -156,6 +156,7 @@ mod tests {
             ("hf://a/b@v1.0#w.safetensors", Some("a/b"), Some("v1.0")),
             ("/srv/weights", Some("/srv/weights"), None),
             ("step:first", None, None),
+            ("job:job_00000000000000000000000007", None, None),
             (&format!("data:{}", "0a".repeat(32)), None, None),
         ] {
             assert_eq!(base_of(Some(place)), (name, revision), "{place}");

@@ -1,0 +1,255 @@
+//! `baseline = ["scratch"]`: what a job has to beat. Each is the same job with one thing changed, and is written out as a
+//! step beside it when the job is read. A new baseline is a file here and a line in [`ALL`].
+
+mod direct;
+mod linear_probe;
+mod no_teacher;
+mod scratch;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{BnMode, BnScope, JobSpec, ModelSection, Ranks, SpecError, StageSection};
+use crate::catalog::{Entry, entry, nearest_hint};
+
+/// A baseline of a job: a name, or a table with a name and what differs from the usual.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "BaselineText")]
+pub struct BaselineSection {
+    /// `scratch`, `linear_probe`, `no_teacher` or `direct`.
+    pub name: String,
+    /// What its step is called; its name if nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The rate of `scratch` or `linear_probe`, instead of the usual one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+    /// Their epochs, instead of those of all stages together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<u32>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a baseline is a name such as \"scratch\", or a table with `name`, `id`, `lr`, `epochs`")]
+enum BaselineText {
+    Name(String),
+    Table(BaselineTable),
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct BaselineTable {
+    name: String,
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    lr: Option<f64>,
+    #[serde(default)]
+    epochs: Option<u32>,
+}
+
+impl From<BaselineText> for BaselineSection {
+    fn from(text: BaselineText) -> Self {
+        match text {
+            BaselineText::Name(name) => Self { name, id: None, lr: None, epochs: None },
+            BaselineText::Table(t) => Self { name: t.name, id: t.id, lr: t.lr, epochs: t.epochs },
+        }
+    }
+}
+
+impl BaselineSection {
+    /// What its step is called.
+    pub fn id(&self) -> &str {
+        self.id.as_deref().unwrap_or(&self.name)
+    }
+
+    /// The job that it stands for, beside `spec`.
+    ///
+    /// # Errors
+    /// One that is not known, makes no sense for the kind of job, or would be the job itself.
+    pub(super) fn job(&self, spec: &JobSpec) -> Result<JobSpec, SpecError> {
+        let names: Vec<&str> = ALL.iter().map(|b| b.name).collect();
+        let found = ALL.iter().find(|b| b.name == self.name).ok_or_else(|| {
+            SpecError::new(format!("there is no baseline `{}`", self.name), nearest_hint(&self.name, &names))
+        })?;
+        let kind = spec.job.kind.as_str();
+        if !found.kinds.contains(&kind) {
+            let others: Vec<&str> = ALL.iter().filter(|b| b.kinds.contains(&kind)).map(|b| b.name).collect();
+            let hint = match (kind, others.is_empty()) {
+                (JobSpec::PIPELINE, _) => "write the baseline as a `[[step]]`, and name it in `[compare]`".into(),
+                (_, true) => format!("`{}` is for `{}`; remove it", self.name, found.kinds.join("`, `")),
+                (_, false) => format!("`{kind}` has {}", others.join(", ")),
+            };
+            return Err(SpecError::new(format!("`{}` is no baseline of a job of kind `{kind}`", self.name), hint));
+        }
+        if !found.has_stage && (self.lr.is_some() || self.epochs.is_some()) {
+            let message = format!("`{}` has the stages of the job, and no `lr` or `epochs` of its own", self.name);
+            return Err(SpecError::new(message, "remove them, or write the baseline as a step of a pipeline"));
+        }
+        let mut job = spec.clone();
+        (job.job.baseline, job.job.seeds, job.compare) = (Vec::new(), Vec::new(), None);
+        job.job.name = format!("{} ({})", spec.job.name, self.id());
+        // Any idle worker will do: how many ranks there are changes no result.
+        job.cluster.ranks = Ranks { min: 1, ..spec.cluster.ranks };
+        (found.make)(self, &mut job)?;
+        Ok(job)
+    }
+}
+
+/// One baseline.
+struct Baseline {
+    name: &'static str,
+    /// What it is, in a line.
+    doc: &'static str,
+    /// Kinds of jobs that it is one for.
+    kinds: &'static [&'static str],
+    /// Whether it trains one stage of its own, in place of the job's.
+    has_stage: bool,
+    /// Makes the job into it.
+    make: fn(&BaselineSection, &mut JobSpec) -> Result<(), SpecError>,
+}
+
+/// Every baseline.
+const ALL: &[Baseline] = &[scratch::BASELINE, linear_probe::BASELINE, no_teacher::BASELINE, direct::BASELINE];
+
+/// Every baseline as a catalog lists it.
+pub fn baselines() -> Vec<Entry> {
+    let listed = |b: &Baseline| entry(b.name, &format!("{} ({})", b.doc, b.kinds.join(", ")));
+    ALL.iter().map(listed).collect()
+}
+
+/// Modifiers that are about samples, or average what is trained. Those that change what is trained, or hold on to the
+/// weights that it begins with, are no part of a baseline that trains something else.
+const KEPT: [&str; 3] = ["mixup", "cutmix", "ema"];
+
+/// The network of a job, if it begins with weights: without them there is nothing that transfers.
+fn transferred<'a>(name: &str, job: &'a mut JobSpec) -> Result<&'a mut ModelSection, SpecError> {
+    job.modifiers.retain(|name, _| KEPT.contains(&name.as_str()));
+    job.model.as_mut().filter(|m| m.weights.is_some()).ok_or_else(|| {
+        let message = format!("`{name}` is no baseline of a job that has no `model.weights`: nothing is transferred");
+        SpecError::new(message, "set `model.weights`, or leave the baseline out")
+    })
+}
+
+/// One stage in place of all, of as many epochs: one cycle (`one_cycle`) up to `lr`; 1e-3 where nothing else is said, or
+/// with SGD 0.1 for a batch of 256 and in proportion (Goyal et al., 2017).
+fn one_stage(given: &BaselineSection, job: &mut JobSpec, train: &str, bn: BnMode) -> Result<(), SpecError> {
+    let epochs = given.epochs.unwrap_or_else(|| job.stage.iter().fold(0, |sum, s| sum.saturating_add(s.epochs)));
+    if epochs == 0 {
+        let message = format!("`{}` would train for no epoch", given.name);
+        return Err(SpecError::new(message, format!("write {{ name = \"{}\", epochs = 10 }}", given.name)));
+    }
+    let batch = job.data.as_ref().map_or(0, |d| d.batch);
+    let usual = if job.optimizer.name == "sgd" { 0.1 * f64::from(batch) / 256.0 } else { 1e-3 };
+    let whole = job.stage.iter().any(|s| s.bn_scope == BnScope::Batch);
+    job.stage = vec![StageSection {
+        schedule: "one_cycle".into(),
+        bn,
+        bn_scope: if whole { BnScope::Batch } else { BnScope::Grain },
+        ..StageSection::new(&given.name, epochs, &[train], given.lr.unwrap_or(usual))
+    }];
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{Norm, Rates, parse};
+
+    const JOB: &str = r#"
+schema = 1
+job = { name = "t", kind = "finetune", seed = 7 }
+cluster = { ranks = "2..4" }
+data = { format = "image_folder", train = "a", val = "b", batch = 64 }
+model = { backbone = "resnet18", weights = "w", input = 96, head = { hidden = [8], norm = "batch", dropout = 0.5 } }
+modifiers = { lora = { rank = 4 }, mixup = { alpha = 0.2 } }
+objective = { label_smoothing = 0.1 }
+stop = { monitor = "val.accuracy", restore_best = true }
+stage = [
+  { name = "a", epochs = 3, train = ["head"], lr = 1e-3 },
+  { name = "b", epochs = 4, train = ["head", "top:2"], lr = 1e-4, bn_scope = "batch" },
+]
+"#;
+
+    fn made(text: &str, baseline: &str) -> Result<JobSpec, String> {
+        let job = parse(text).unwrap();
+        let given: BaselineSection = serde_json::from_str(baseline).unwrap();
+        given.job(&job).map_err(|e| format!("{}; {}", e.message, e.hint))
+    }
+
+    #[test]
+    fn from_scratch_the_same_network_learns_all_of_itself_for_as_long() {
+        let job = parse(JOB).unwrap();
+        let made = made(JOB, "\"scratch\"").unwrap();
+        let model = made.model.as_ref().unwrap();
+        let begun = ModelSection { random: true, ..job.model.clone().unwrap() };
+        assert_eq!(*model, begun, "the same network, sizes and preprocessing");
+        let [stage] = &made.stage[..] else { panic!("{:?}", made.stage) };
+        assert_eq!((stage.epochs, stage.train.clone(), stage.bn), (7, vec!["*".to_owned()], BnMode::Train));
+        assert_eq!(
+            (stage.lr.clone(), stage.schedule.as_str(), stage.bn_scope),
+            (Rates::One(1e-3), "one_cycle", BnScope::Batch)
+        );
+        assert_eq!(made.modifiers.keys().collect::<Vec<_>>(), ["mixup"], "nothing is frozen");
+        assert_eq!((&made.data, &made.objective, &made.stop, made.job.seed), (&job.data, &job.objective, &job.stop, 7));
+        assert_eq!((made.cluster.ranks.min, made.cluster.ranks.max, made.job.name.as_str()), (1, 4, "t (scratch)"));
+    }
+
+    #[test]
+    fn rate_and_epochs_can_be_set_and_follow_the_batch_with_sgd() {
+        let sgd = JOB.replace("schema = 1", "schema = 1\noptimizer = { name = \"sgd\" }");
+        assert_eq!(made(&sgd, "\"scratch\"").unwrap().stage[0].lr, Rates::One(0.025));
+        let set = r#"{ "name": "scratch", "id": "fast", "lr": 0.004, "epochs": 9 }"#;
+        let made = made(JOB, set).unwrap();
+        assert_eq!((made.stage[0].lr.clone(), made.stage[0].epochs), (Rates::One(0.004), 9));
+        assert_eq!(made.job.name, "t (fast)");
+    }
+
+    #[test]
+    fn a_linear_probe_trains_one_dense_layer_on_frozen_features() {
+        let made = made(JOB, "\"linear_probe\"").unwrap();
+        let model = made.model.as_ref().unwrap();
+        assert_eq!((model.weights.as_deref(), model.random), (Some("w"), false));
+        assert_eq!((model.head.hidden.len(), model.head.norm, model.head.dropout), (0, Norm::None, Some(0.0)));
+        let [stage] = &made.stage[..] else { panic!("{:?}", made.stage) };
+        assert_eq!((stage.epochs, stage.train.clone(), stage.bn), (7, vec!["head".to_owned()], BnMode::Frozen));
+        assert_eq!(made.modifiers.keys().collect::<Vec<_>>(), ["mixup"]);
+    }
+
+    #[test]
+    fn without_a_teacher_the_student_learns_the_labels() {
+        let job = JOB.replace("\"finetune\"", "\"distill\"").replace("label_smoothing = 0.1", "temperature = 2")
+            + "[nets.teacher]\nbackbone = \"resnet50\"\nweights = \"t\"\n";
+        let (spec, made) = (parse(&job).unwrap(), made(&job, "\"no_teacher\"").unwrap());
+        assert_eq!((made.job.kind.as_str(), made.nets.len(), made.objective.len()), ("finetune", 0, 0));
+        assert_eq!((&made.model, &made.stage, &made.modifiers), (&spec.model, &spec.stage, &spec.modifiers));
+    }
+
+    #[test]
+    fn direct_looks_at_the_labels_alone() {
+        let adapt = |method: &str| JOB.replace("\"finetune\"", "\"adapt\"").replace("label_smoothing = 0.1", method);
+        let job = adapt("method = \"dann\", trade_off = 0.5");
+        let (spec, direct) = (parse(&job).unwrap(), made(&job, "\"direct\"").unwrap());
+        assert_eq!(direct.objective, [("method".to_owned(), "direct".into())].into());
+        assert_eq!((&direct.model, &direct.stage, &direct.data), (&spec.model, &spec.stage, &spec.data));
+        assert!(made(&adapt("method = \"direct\""), "\"direct\"").unwrap_err().contains("is `direct` itself"));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_a_hint() {
+        for (job, baseline, part) in [
+            (JOB.to_owned(), "\"scrach\"", "there is no baseline `scrach`; did you mean `scratch`?"),
+            (JOB.to_owned(), "\"no_teacher\"", "of kind `finetune`; `finetune` has scratch, linear_probe"),
+            (JOB.replace("finetune", "fewshot"), "\"scratch\"", "of kind `fewshot`; `scratch` is for `finetune`, "),
+            (JOB.replace("finetune", "pipeline"), "\"scratch\"", "as a `[[step]]`"),
+            (JOB.replace("weights = \"w\", ", ""), "\"scratch\"", "nothing is transferred"),
+            (JOB.replace("weights = \"w\", ", ""), "\"linear_probe\"", "nothing is transferred"),
+            (JOB.replace("finetune", "adapt"), r#"{ "name": "direct", "lr": 1 }"#, "has the stages of the job"),
+            (JOB.to_owned(), r#"{ "name": "scratch", "epochs": 0 }"#, "no epoch; write { name = \"scratch\""),
+        ] {
+            let error = made(&job, baseline).unwrap_err();
+            assert!(error.contains(part), "{baseline}: {error}");
+        }
+        assert!(serde_json::from_str::<BaselineSection>(r#"{ "nam": "scratch" }"#).is_err());
+    }
+}

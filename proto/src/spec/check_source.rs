@@ -1,0 +1,100 @@
+//! Checks of what a job says of the task that its weights were trained on.
+
+use super::{
+    JobSpec,
+    check::{Checked, found, require},
+    check_params::check_params,
+};
+use crate::catalog::{Catalog, Entry};
+
+/// The source's data is there where a modifier learns from it, and has a format; what is about weights has some.
+pub(super) fn check_source(spec: &JobSpec, objective: &Entry, catalog: &Catalog) -> Checked {
+    let used = catalog.modifiers.iter().filter(|e| spec.modifiers.contains_key(&e.name));
+    let weights = spec.model.as_ref().is_some_and(|m| m.weights.is_some());
+    let source = spec.data.as_ref().and_then(|d| d.source.as_ref());
+    let trains = source.is_some_and(|s| s.train.is_some());
+    let mut learns = false;
+    for entry in used {
+        let name = &entry.name;
+        require(weights || !entry.begins_with_weights, || {
+            let what =
+                format!("`modifiers.{name}` is about the weights that the network begins with, and there are none");
+            (what, "set `model.weights`, or remove it".into())
+        })?;
+        let wants = entry.data.iter().any(|role| role == "source");
+        require(trains || !wants, || {
+            let hint =
+                "add `[data.source]` with `train` and `val`: samples, with labels, of what the weights were trained on";
+            (format!("`modifiers.{name}` needs `data.source.train`"), hint.into())
+        })?;
+        let single = spec.tasks.is_empty() && spec.data.as_ref().is_none_or(|d| d.episodes.is_none());
+        require(name != "lwf" || single, || {
+            let hint = "hold the network by `[modifiers.l2_sp]` or `[modifiers.ewc]`";
+            (
+                "`modifiers.lwf` is for one head that learns from single samples, not for episodes or tasks".into(),
+                hint.into(),
+            )
+        })?;
+        learns |= wants;
+    }
+    let Some(data) = spec.data.as_ref().and_then(|d| d.of_source()) else { return Ok(()) };
+    require(weights, || {
+        (
+            "`data.source` tells what is forgotten of the weights, and there are none".into(),
+            "set `model.weights`".into(),
+        )
+    })?;
+    require(!objective.untrained, || {
+        (format!("`{}` trains nothing, and forgets nothing", spec.job.kind), "remove `[data.source]`".into())
+    })?;
+    require(learns || !trains, || {
+        ("nothing looks at `data.source.train`".into(), "`modifiers.ewc` does; or remove it".into())
+    })?;
+    let format = found(Catalog::find(&catalog.formats, "data format", &data.format))?;
+    check_params("data.source.params", format, &data.params)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{catalog::entry, spec::parse};
+
+    fn check(model: &str, lines: &str) -> Result<(), String> {
+        let text = format!(
+            "schema = 1\njob = {{ name = \"t\", kind = \"finetune\" }}\nmodel = {{ backbone = \"b\", {model} }}\n\
+             {lines}\n[data]\nformat = \"f\"\ntrain = \"t\"\nval = \"v\"\nbatch = 2\n"
+        );
+        let own = |name: &str, data: &[&str]| Entry {
+            begins_with_weights: true,
+            data: data.iter().map(|d| (*d).to_owned()).collect(),
+            ..entry(name, "")
+        };
+        let catalog = Catalog {
+            modifiers: vec![own("ewc", &["source"]), own("l2_sp", &[]), own("lwf", &[]), entry("mixup", "")],
+            formats: vec![entry("f", "")],
+            ..Catalog::default()
+        };
+        check_source(&parse(&text).unwrap(), &entry("finetune", ""), &catalog)
+            .map_err(|e| format!("{}; {}", e.message, e.hint))
+    }
+
+    #[test]
+    fn what_is_not_there_or_of_no_use_is_refused() {
+        let with = "weights = \"w\"";
+        for (model, lines, part) in [
+            ("", "[modifiers.l2_sp]", "`modifiers.l2_sp` is about the weights"),
+            ("", "[data.source]\nval = \"s\"", "there are none; set `model.weights`"),
+            (with, "[modifiers.ewc]", "`modifiers.ewc` needs `data.source.train`"),
+            (with, "[modifiers.ewc]\n[data.source]\nval = \"s\"", "needs `data.source.train`"),
+            (with, "[modifiers.l2_sp]\n[data.source]\ntrain = \"s\"\nval = \"s\"", "nothing looks at"),
+            (with, "[data.source]\nval = \"s\"\nformat = \"g\"", "there is no data format `g`"),
+        ] {
+            let error = check(model, lines).unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+        check(with, "[modifiers.l2_sp]\n[modifiers.mixup]").unwrap();
+        check(with, "[data.source]\nval = \"s\"").unwrap();
+        check(with, "[modifiers.ewc]\n[data.source]\ntrain = \"s\"\nval = \"s\"").unwrap();
+        check("", "[modifiers.mixup]").unwrap();
+    }
+}

@@ -1,0 +1,89 @@
+//! Data beside that of the task: samples of another domain, and of what the weights were trained on.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{AugmentSection, DataSection, Params, Sampling};
+
+/// `[data.target]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TargetSection {
+    /// A format of the catalog; that of `[data]` if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// Where the samples are that are learned from. Labels that lie with them are not looked at.
+    pub train: String,
+    /// Where samples with labels are, of the classes of `[data]`. What the network comes to on them is reported; nothing
+    /// is decided by their labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val: Option<String>,
+    /// Further parameters of the format; those of `[data]` if neither they nor a format are said.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub params: Params,
+}
+
+/// `[data.source]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SourceSection {
+    /// A format of the catalog; that of `[data]` if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// Where samples are from which `[modifiers.ewc]` learns what matters; no others look at them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train: Option<String>,
+    /// Where samples with labels are, of the classes that the weights' own head was trained on: what the network comes to
+    /// on them, before and after, is reported, and nothing is decided by it.
+    pub val: String,
+    /// Further parameters of the format; those of `[data]` if neither they nor a format are said.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub params: Params,
+}
+
+impl DataSection {
+    /// The section of samples beside these, without what concerns these alone: their classes, and what goes with them.
+    pub(super) fn beside(&self) -> Self {
+        Self {
+            train_per_class: None,
+            class_weights: None,
+            sampling: Sampling::default(),
+            target: None,
+            source: None,
+            pairs: None,
+            episodes: None,
+            train_classes: Vec::new(),
+            val_classes: Vec::new(),
+            ..self.clone()
+        }
+    }
+
+    /// The target's data as a section of its own; its validation samples are those it learns from where it has no others.
+    pub fn of_target(&self) -> Option<Self> {
+        let target = self.target.as_ref()?;
+        let own = target.format.is_some() || !target.params.is_empty();
+        Some(Self {
+            format: target.format.clone().unwrap_or_else(|| self.format.clone()),
+            train: target.train.clone(),
+            val: target.val.clone().unwrap_or_else(|| target.train.clone()),
+            params: if own { target.params.clone() } else { self.params.clone() },
+            ..self.beside()
+        })
+    }
+
+    /// The same for the source's data; its samples are seen as they are.
+    pub fn of_source(&self) -> Option<Self> {
+        let source = self.source.as_ref()?;
+        let own = source.format.is_some() || !source.params.is_empty();
+        Some(Self {
+            format: source.format.clone().unwrap_or_else(|| self.format.clone()),
+            train: source.train.clone().unwrap_or_else(|| source.val.clone()),
+            val: source.val.clone(),
+            params: if own { source.params.clone() } else { self.params.clone() },
+            augment: AugmentSection::default(),
+            ..self.beside()
+        })
+    }
+}

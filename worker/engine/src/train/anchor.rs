@@ -1,0 +1,185 @@
+//! What holds a network to the weights that it began with: penalties on the distance of parameters, by `[modifiers.l2_sp]`
+//! and `[modifiers.ewc]`. They are of the parameters alone, so every rank adds the same to the mean gradient, and no number
+//! of samples divides it.
+//!
+//! Where a run began is no part of a checkpoint: an attempt that goes on reads the weights again, as the first did.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+use tl_proto::spec::JobSpec;
+
+use super::{fisher, net::Net, origin::Origin};
+use crate::{
+    Error, Result,
+    collective::Collective,
+    link::Link,
+    modifier::{self, Hold},
+    nn::{Entry, Layout, ParamId},
+    num::simd::vectorised,
+};
+
+/// Where a network began, and how it is held to that.
+pub(super) struct Anchor {
+    /// By parameter: whether it came with the weights; nothing of what an objective trains for itself.
+    came: Vec<Option<bool>>,
+    /// All parameters as they were.
+    start: Vec<f32>,
+    ranges: Vec<Range<usize>>,
+    /// With F for every number, where not all matter as much.
+    holds: Vec<(Hold, Option<Vec<f32>>)>,
+}
+
+impl Anchor {
+    /// The anchor of a job whose modifiers want one; `net` still has its initial values. All ranks call it together.
+    ///
+    /// # Errors
+    /// Samples of the source that cannot be read, or are not given; a lost peer.
+    pub fn of(
+        net: &Net,
+        origin: Option<&Origin<'_>>,
+        spec: &JobSpec,
+        group: &mut dyn Collective,
+        link: &mut dyn Link,
+    ) -> Result<Option<Self>> {
+        let wanted = modifier::holds(&spec.modifiers);
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+        let mut holds = Vec::new();
+        for hold in wanted {
+            let importance = match hold.importance {
+                None => None,
+                Some(how) => {
+                    let origin =
+                        origin.ok_or_else(|| Error::Internal("nobody has opened the samples of the source".into()))?;
+                    Some(fisher::importance(net, origin, how, spec.job.seed, group, link)?)
+                }
+            };
+            holds.push((hold, importance));
+        }
+        let store = &net.network.initial;
+        let came = |(i, e): (usize, &Entry)| (!net.network.is_beside(ParamId(i))).then(|| net.loaded.contains(&e.name));
+        Ok(Some(Self {
+            came: store.params.iter().enumerate().map(came).collect(),
+            start: store.values.clone(),
+            ranges: store.params.iter().map(|e| e.range.clone()).collect(),
+            holds,
+        }))
+    }
+
+    /// Adds the gradient of the penalties to a mean gradient of what `layout` trains; returns the penalties.
+    pub fn pull(&self, values: &[f32], layout: &Layout, mean: &mut [f32]) -> f64 {
+        let mut penalty = 0.0;
+        for (id, slot) in layout.trained() {
+            let (Some(came), range) = (self.came[id.0], self.ranges[id.0].clone()) else { continue };
+            for (hold, importance) in &self.holds {
+                let weight = if came { hold.came } else { hold.new };
+                if weight == 0.0 {
+                    continue;
+                }
+                let parts = mean[slot.clone()].par_chunks_mut(PART).zip(values[range.clone()].par_chunks(PART));
+                let start = self.start[range.clone()].par_chunks(PART);
+                let important = importance.as_ref().filter(|_| came).map(|f| &f[range.clone()]);
+                let sums: Vec<f64> = parts
+                    .zip(start)
+                    .enumerate()
+                    .map(|(i, ((mean, now), start))| {
+                        let start = if came { start } else { &ZEROS[..now.len()] };
+                        let at = i * PART..i * PART + now.len();
+                        let f = important.map_or(&ONES[..now.len()], |f| &f[at]);
+                        distance(mean, now, start, f, weight as f32)
+                    })
+                    .collect();
+                penalty += 0.5 * sums.iter().fold(0.0, |sum, part| sum + part);
+            }
+        }
+        penalty
+    }
+}
+
+/// Numbers that are worked on by themselves.
+const PART: usize = 1 << 13;
+static ZEROS: [f32; PART] = [0.0; PART];
+static ONES: [f32; PART] = [1.0; PART];
+
+vectorised! {
+    /// Adds `weight·f·(now − start)` to each number; returns Σ weight·f·(now − start)².
+    fn distance(mean: &mut [f32], now: &[f32], start: &[f32], f: &[f32], weight: f32) -> f64 {
+        let mut sum = 0.0f64;
+        for (((mean, now), start), f) in mean.iter_mut().zip(now).zip(start).zip(f) {
+            let away = now - start;
+            let pull = weight * f * away;
+            *mean += pull;
+            sum += f64::from(pull) * f64::from(away);
+        }
+        sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{Builder, Fill, Own};
+
+    /// A network of two layers, of which the first came with the weights, and a tensor of an objective's own.
+    fn anchor(holds: Vec<(Hold, Option<Vec<f32>>)>) -> (Anchor, Layout) {
+        let mut b = Builder::new(3);
+        b.linear("old", (5, 3));
+        b.linear("new", (3, 2));
+        b.own(&Own { name: "own".into(), shape: vec![2], fill: Fill::Constant(1.0), most: None });
+        let store = b.store;
+        let came = vec![Some(true), Some(true), Some(false), Some(false), None];
+        let ranges = store.params.iter().map(|e| e.range.clone()).collect();
+        // The second tensor is frozen.
+        let layout = Layout::new(&store, &[0, 2, 3, 4].map(ParamId), &[]);
+        (Anchor { came, start: store.values, ranges, holds }, layout)
+    }
+
+    fn moved(anchor: &Anchor) -> Vec<f32> {
+        anchor.start.iter().enumerate().map(|(i, v)| v + 0.1 * (i as f32 - 7.0)).collect()
+    }
+
+    #[test]
+    fn the_pull_is_the_slope_of_the_penalty() {
+        let importance: Vec<f32> = (0..28).map(|i| (i % 5) as f32).collect();
+        let l2_sp = Hold { came: 0.3, new: 0.2, importance: None };
+        let ewc = Hold { came: 2.0, new: 0.0, importance: None };
+        let (anchor, layout) = anchor(vec![(l2_sp, None), (ewc, Some(importance.clone()))]);
+        let mut values = moved(&anchor);
+        let penalty = |values: &[f32]| anchor.pull(values, &layout, &mut vec![0.0; layout.params_len()]);
+        let mut pull = vec![1.0; layout.params_len()];
+        let own = anchor.pull(&values, &layout, &mut pull);
+        let mut want = 0.0;
+        for i in (0..15).chain(18..26) {
+            let away = f64::from(values[i]) - if i < 15 { f64::from(anchor.start[i]) } else { 0.0 };
+            let weight = if i < 15 { 0.3 + 2.0 * f64::from(importance[i]) } else { 0.2 };
+            want += 0.5 * weight * away * away;
+        }
+        assert!((own - want).abs() < 1e-5 * want, "{own} {want}");
+        for (id, slot) in layout.trained() {
+            for (at, place) in slot.zip(anchor.ranges[id.0].clone()) {
+                let kept = values[place];
+                values[place] = kept + 0.01;
+                let above = penalty(&values);
+                values[place] = kept - 0.01;
+                let slope = (above - penalty(&values)) / 0.02;
+                values[place] = kept;
+                assert!((f64::from(pull[at]) - 1.0 - slope).abs() < 1e-3, "{place}: {} {slope}", pull[at]);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_pulls_where_it_began_and_what_is_new_is_pulled_to_zero() {
+        let hold = Hold { came: 5.0, new: 0.5, importance: None };
+        let (anchor, layout) = anchor(vec![(hold, None)]);
+        let mut mean = vec![0.0; layout.params_len()];
+        let penalty = anchor.pull(&anchor.start, &layout, &mut mean);
+        assert!(mean[..15].iter().all(|g| *g == 0.0), "it came with the weights");
+        assert!((15..23).all(|i| mean[i] == 0.5 * anchor.start[i + 3]), "it is new");
+        assert_eq!(mean[23..], [0.0, 0.0], "it is the objective's own");
+        let norm: f64 = anchor.start[18..26].iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
+        assert!((penalty - 0.25 * norm).abs() < 1e-6);
+    }
+}

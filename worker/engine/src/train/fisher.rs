@@ -1,0 +1,108 @@
+//! How much each parameter matters to the source: the mean over samples of the square of the gradient of each sample's
+//! loss, by the network as it came. Sums are made in units of fixed samples and added by the tree of gradients, so the bits
+//! are the same for any number of ranks.
+
+use super::{inputs::Inputs, net, net::Net, origin::Origin};
+use crate::{
+    Error, Result,
+    collective::{self, Collective, tree},
+    eval,
+    link::Link,
+    modifier::Importance,
+    nn::{Gradients, Layer, Layout, ParamId, Pass, Tape, tensor},
+    num::{self, rng::Philox},
+};
+
+/// Samples of one leaf of the sum.
+const UNIT: usize = 16;
+
+/// F for every number of the parameters of `net`: 0 where they did not come with the weights or are those of a head.
+///
+/// # Errors
+/// A sample that cannot be read, a lost peer.
+pub(super) fn importance(
+    net: &Net,
+    origin: &Origin<'_>,
+    how: Importance,
+    seed: u32,
+    group: &mut dyn Collective,
+    link: &mut dyn Link,
+) -> Result<Vec<f32>> {
+    let Some(samples) = origin.source.and_then(|source| source.train.as_ref()) else {
+        return Err(Error::user("`modifiers.ewc` has no samples that show what matters", "set `data.source.train`"));
+    };
+    let theirs = &origin.net;
+    let store = &theirs.network.initial;
+    let mut ids: Vec<ParamId> = (0..theirs.network.head).flat_map(|unit| theirs.network.unit_params(unit)).collect();
+    ids.sort_unstable();
+    let layout = Layout::new(store, &ids, &[]);
+    let shape = theirs.shape_at(store, 0)?;
+    let inputs = Inputs { net: theirs, samples, cut: 0, features: None, shape, whole: false };
+    let chosen = Philox::new(seed, "fisher-samples").permutation(samples.count(), 0);
+    let chosen = &chosen[..how.samples.min(chosen.len())];
+    let units: Vec<&[usize]> = chosen.chunks(UNIT).collect();
+    let own = group.shares(units.len())[group.rank()].clone();
+    let labels = Philox::new(seed, "fisher-labels");
+    let mut stack = Vec::new();
+    for unit in own.clone() {
+        if group.rank() == 0 {
+            link.activity("learn what matters", (unit - own.start) as u64, own.len() as u64);
+        }
+        let mut squares = vec![0.0f32; layout.params_len()];
+        for index in units[unit] {
+            let given = how.given.then(|| samples.dataset.labels()[*index]);
+            let uniform = labels.stream(*index as u64, 0).uniform();
+            let gradient = of_sample(&inputs, &layout, *index, given, uniform)?;
+            squares.iter_mut().zip(&gradient).for_each(|(sum, g)| *sum += g * g);
+        }
+        tree::push(&mut stack, tree::Node::leaf(unit, squares), units.len());
+    }
+    let mut mean = collective::reduce(group, stack, units.len(), layout.params_len())?;
+    num::divide(&mut mean, chosen.len() as f32);
+    let mine = &net.network.initial;
+    let mut out = vec![0.0; mine.values.len()];
+    for entry in mine.params.iter().filter(|e| net.loaded.contains(&e.name)) {
+        let known = layout.trained().find(|(id, _)| store.params[id.0].name == entry.name);
+        if let Some((_, slot)) = known.filter(|(_, slot)| slot.len() == entry.range.len()) {
+            out[entry.range.clone()].copy_from_slice(&mean[slot]);
+        }
+    }
+    Ok(out)
+}
+
+/// The gradient of −log p(label) of one sample, batch-norms by the statistics that came with the weights.
+fn of_sample(
+    inputs: &Inputs<'_>,
+    layout: &Layout,
+    index: usize,
+    given: Option<usize>,
+    uniform: f32,
+) -> Result<Vec<f32>> {
+    let network = &inputs.net.network;
+    let store = &network.initial;
+    let pass = Pass { layout: Some(layout), ..Pass::eval(store) };
+    let mut tape = Tape::default();
+    let x = inputs.batch(store, &[index], &[0], None)?;
+    let logits = network.units.iter().try_fold(x, |x, unit| unit.layer.forward(&x, &pass, &mut tape))?;
+    let p = eval::softmax(net::rows(&logits)?.first().map_or(&[], Vec::as_slice));
+    let label = given.unwrap_or_else(|| drawn(&p, f64::from(uniform)));
+    let dy: Vec<f32> = p.iter().enumerate().map(|(c, p)| (p - f64::from(u8::from(c == label))) as f32).collect();
+    let mut grads = Gradients::new(layout);
+    let mut dy = Some(tensor(dy, &[1, p.len()])?);
+    for (i, unit) in network.units.iter().enumerate().rev() {
+        if let Some(g) = dy.take() {
+            dy = unit.layer.backward(&g, &pass, &mut tape, &mut grads, i > 0)?;
+        }
+    }
+    Ok(grads.flat)
+}
+
+/// The class whose part of the probabilities a number in [0, 1) falls into.
+fn drawn(p: &[f64], uniform: f64) -> usize {
+    let mut sum = 0.0;
+    let below = |p: &f64| {
+        sum += p;
+        uniform < sum
+    };
+    p.iter().position(below).unwrap_or(p.len() - 1)
+}

@@ -1,0 +1,122 @@
+//! What a teacher says of samples: at the cuts that an objective looks at, and its logits. It runs once per sample and
+//! view where that can be kept.
+
+use candle_core::Tensor;
+
+use super::{
+    inputs::Inputs,
+    net::{Net, rows},
+};
+use crate::{Error, Result, cache::Packed, modifier::Mix, nn::tensor};
+
+/// A teacher in one stage.
+pub(super) struct Teacher<'a> {
+    /// What comes out of it at each cut that is kept, ascending.
+    pub cuts: Vec<Inputs<'a>>,
+    /// How its logits are kept.
+    pub packed: Packed,
+}
+
+/// What it says of a batch.
+pub(super) struct Says {
+    /// By cut, as in [`Teacher::cuts`].
+    pub at: Vec<(usize, Tensor)>,
+    /// `[n, classes]`
+    pub logits: Tensor,
+}
+
+impl Says {
+    /// What comes out in front of a cut.
+    ///
+    /// # Errors
+    /// One that was not asked for.
+    pub fn at(&self, cut: usize) -> Result<Tensor> {
+        let found = self.at.iter().find(|(c, _)| *c == cut).map(|(_, t)| t.clone());
+        found.ok_or_else(|| Error::Internal("a teacher was not asked for its features".into()))
+    }
+}
+
+/// Where a teacher is cut, ascending: behind the units that are compared, and in front of its last one if what that takes
+/// is; else, or where its logits are kept in less room, behind that one.
+pub(super) fn cuts(teacher: &Net, taps: &[usize], inside: bool, packed: Packed) -> Vec<usize> {
+    let all = teacher.network.units.len();
+    let mut cuts: Vec<usize> = taps.iter().map(|unit| unit + 1).collect();
+    cuts.extend(inside.then_some(all - 1));
+    cuts.extend((!inside || !packed.is_plain()).then_some(all));
+    cuts.sort_unstable();
+    cuts.dedup();
+    cuts
+}
+
+impl Teacher<'_> {
+    /// Where its pixels come from.
+    pub fn inputs(&self) -> Option<&Inputs<'_>> {
+        self.cuts.first()
+    }
+
+    /// Where its last unit begins.
+    pub fn features(&self) -> Option<usize> {
+        Some(self.cuts.first()?.net.network.units.len() - 1)
+    }
+
+    /// What it says of samples, each in the view of its turn.
+    ///
+    /// # Errors
+    /// A sample that cannot be read.
+    pub fn says(&self, indices: &[usize], turns: &[u64], mix: Option<&Mix>) -> Result<Says> {
+        let none = || Error::Internal("a teacher without cuts".into());
+        let net = self.cuts.first().ok_or_else(none)?.net;
+        let store = &net.network.initial;
+        let kept = mix.is_none() && self.cuts.iter().all(|i| i.features.is_some() && i.samples.views().is_some());
+        let mut at: Vec<(usize, Tensor)> = Vec::new();
+        let all = net.network.units.len();
+        for inputs in &self.cuts {
+            let mut next = match at.last() {
+                Some((from, x)) if !kept => net.forward(store, x.clone(), *from, inputs.cut)?,
+                _ => inputs.batch(store, indices, turns, mix)?,
+            };
+            if !kept && inputs.cut == all && !self.packed.is_plain() {
+                let rows = rows(&next)?.iter().flat_map(|row| self.packed.round(row)).collect();
+                next = tensor(rows, next.dims())?;
+            }
+            at.push((inputs.cut, next));
+        }
+        let (cut, x) = at.last().ok_or_else(none)?;
+        let logits = net.forward(store, x.clone(), *cut, all)?;
+        Ok(Says { at, logits })
+    }
+}
+
+/// Refuses what a head says that ends in a softmax: distillation softens logits, and probabilities would be softened to
+/// nothing.
+///
+/// # Errors
+/// Rows that are probabilities.
+pub(super) fn gives_logits(rows: &[Vec<f32>], role: &str) -> Result<()> {
+    let is_probability = |row: &Vec<f32>| {
+        let sum: f64 = row.iter().map(|v| f64::from(*v)).sum();
+        row.iter().all(|v| (0.0..=1.0).contains(v)) && (sum - 1.0).abs() < 1e-4
+    };
+    if rows.is_empty() || !rows.iter().all(is_probability) {
+        return Ok(());
+    }
+    Err(Error::user(
+        format!("what `nets.{role}` says are probabilities already: its head ends in a softmax"),
+        "give it the weights of a network that ends in logits: softened twice, nothing is left of what it knows",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_that_ends_in_a_softmax_is_refused() {
+        let soft = vec![vec![0.7, 0.2, 0.1], vec![0.0, 1.0, 0.0]];
+        let error = gives_logits(&soft, "teacher_2").unwrap_err().to_string();
+        assert!(error.contains("`nets.teacher_2`") && error.contains("softmax"), "{error}");
+        let logits = [soft, vec![vec![0.5, 0.5, 0.1]]].concat();
+        gives_logits(&logits, "teacher").unwrap();
+        gives_logits(&[], "teacher").unwrap();
+    }
+}

@@ -1,0 +1,81 @@
+//! Whole runs on sound.
+
+use super::*;
+use crate::{
+    data::audio::testing::wav,
+    predict::{Asked, Model},
+};
+
+/// Clips of low and high tones, of two rates and lengths, class and number in their names.
+fn tones(dir: &Path) {
+    for i in 0..36u32 {
+        let (class, hertz) = if i % 2 == 0 { ("low", 300.0) } else { ("high", 1_400.0) };
+        let rate = if i % 3 == 0 { 11_025 } else { 8_000 };
+        let count = rate / 4 + 37 * i;
+        let hertz = hertz + 15.0 * f64::from(i);
+        let noise = |t: u32| f64::from((t * 7_919 + i * 31) % 1_009) / 1_009.0 - 0.5;
+        let value = |t: u32| (std::f64::consts::TAU * hertz * f64::from(t) / f64::from(rate)).sin() + 0.6 * noise(t);
+        let samples: Vec<i16> = (0..count).map(|t| (8_000.0 * value(t)) as i16).collect();
+        std::fs::write(dir.join(format!("{class}_{i}.wav")), wav(rate, 1, &samples)).unwrap();
+    }
+}
+
+fn job(dir: &Path, data: &str, model: &str) -> String {
+    format!(
+        "schema = 1\njob = {{ name = \"t\", kind = \"finetune\", seed = 7 }}\nmodel = {{ backbone = \"small_cnn\", {model} }}\n\
+         data = {{ format = \"audio_folder\", train = {0:?}, val = {0:?}, batch = 7, grains = 3, {data}, \
+         params = {{ label = '^([a-z]+)_', held_out = '[05]\\.wav$', rate = 8000, seconds = 0.3 }} }}\n\
+         [[stage]]\nname = \"all\"\nepochs = 8\ntrain = [\"*\"]\nlr = 0.01\nbn = \"train\"\n",
+        dir.display().to_string()
+    )
+}
+
+#[test]
+fn a_network_for_images_learns_to_hear_and_the_model_hears_as_it_was_trained() {
+    let data = tempfile::tempdir().unwrap();
+    tones(data.path());
+    let job = job(data.path(), "augment = { crop = 0.1, erase = 0.2, views = \"fresh\" }", "input = 24");
+    let mut files = Vec::new();
+    for world in [1, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let report = train(&job, world, false, dir.path(), &[], &Recorder::default()).unwrap();
+        assert_eq!((report.samples, report.evaluation.accuracy), ([28, 8], 1.0));
+        files.push((model_of(dir.path()), dir));
+    }
+    assert_eq!(files[0].0, files[1].0);
+    // Nothing is said any more of how clips are heard: it is in the file.
+    let model = Model::open(&files[0].1.path().join("work/model")).unwrap();
+    assert_eq!(model.classes(), ["high", "low"]);
+    for (name, class) in [("low_10.wav", 1), ("high_15.wav", 0)] {
+        let chances = model.predict(&data.path().join(name)).unwrap();
+        assert!(chances[class] > 0.5, "{name}: {chances:?}");
+    }
+    let by_name: tl_proto::spec::Params = [("label".to_owned(), "^([a-z]+)_".into())].into();
+    let place = data.path().display().to_string();
+    let scored = model.evaluate(&Asked::of("audio_folder", &place, by_name.clone(), 0)).unwrap();
+    assert_eq!(scored.accuracy, 1.0);
+    let other = [("rate".to_owned(), 16_000.into())].into_iter().chain(by_name).collect();
+    let error = model.evaluate(&Asked::of("audio_folder", &place, other, 0)).unwrap_err().to_string();
+    assert!(error.contains("trained on sound heard as 0.3 s at 8000 Hz"), "{error}");
+    std::fs::write(data.path().join("text.txt"), "no sound").unwrap();
+    let error = model.predict(&data.path().join("text.txt")).unwrap_err().to_string();
+    assert!(error.contains("neither WAV nor FLAC"), "{error}");
+}
+
+#[test]
+fn a_clip_that_cannot_be_heard_is_counted_and_pictures_are_not_turned() {
+    let data = tempfile::tempdir().unwrap();
+    tones(data.path());
+    std::fs::write(data.path().join("low_99.wav"), "RIFF but no more").unwrap();
+    let run = |job: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        train(job, 1, false, dir.path(), &[], &Recorder::default()).map(|r| r.samples).map_err(|e| e.to_string())
+    };
+    let short = |data_line: &str| job(data.path(), data_line, "input = 24").replace("epochs = 8", "epochs = 1");
+    assert!(run(&short("skip_bad = 0")).unwrap_err().contains("low_99.wav"));
+    assert_eq!(run(&short("skip_bad = 1")).unwrap(), [28, 8]);
+    let error = run(&short("skip_bad = 1, augment = { flip = true, views = 2 }")).unwrap_err();
+    assert!(error.contains("no sound has"), "{error}");
+    let error = run(&job(data.path(), "skip_bad = 1", "input = 1024").replace("0.3", "0.1")).unwrap_err();
+    assert!(error.contains("do not make 1024 frames"), "{error}");
+}

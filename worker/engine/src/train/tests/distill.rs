@@ -1,0 +1,72 @@
+//! Runs in which a student looks inside its teacher, or has several.
+
+use super::*;
+
+/// One stage that trains everything, nothing that depends on the grain, and nothing but what is added to the logits' part.
+const JOB: &str = r#"
+schema = 1
+job = { name = "t", kind = "distill", seed = 5 }
+data = { format = "generated", train = "source", val = "source", batch = 24, grains = 3, params = { train_samples = 3, val_samples = 2 } }
+model = { backbone = "small_cnn" }
+objective = { OBJECTIVE }
+optimizer = { name = "sgd", momentum = 0.0, weight_decay = 0.0 }
+[nets.teacher]
+backbone = "resnet20"
+[[stage]]
+name = "all"
+epochs = 3
+train = ["*"]
+lr = 0.01
+bn = "affine_only"
+"#;
+
+const METHODS: [&str; 6] = [
+    "method = \"attention\"",
+    "method = \"attention\", taps = [\"block1:layer2.0\", \"block1:layer3.1\"]",
+    "method = \"hint\", taps = [\"block2:layer3.2\", \"pool\"]",
+    "method = \"attention\", taps = [\"block1:layer2.2\"]",
+    "method = \"logits\", top_k = 3",
+    "method = \"hint\", logits = \"f16\"",
+];
+
+fn job(method: &str, more: &str) -> String {
+    JOB.replace("OBJECTIVE", &format!("{method}, {more}"))
+}
+
+#[test]
+fn a_student_that_looks_inside_gives_the_same_file_for_any_number_of_ranks() {
+    let mut files = std::collections::BTreeSet::new();
+    for (i, method) in METHODS.iter().enumerate() {
+        // Mixing rules kept outputs of the teacher out: then it runs in every step.
+        for more in ["", "[modifiers.mixup]\n"] {
+            let job = job(method, "soft_weight = 0.5") + more;
+            let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
+            train(&job, 1, false, dirs[0].path(), &[], &Recorder::default()).unwrap();
+            train(&job, 2 + i % 2, true, dirs[1].path(), &[], &Recorder::default()).unwrap();
+            assert_eq!(model_of(dirs[0].path()), model_of(dirs[1].path()), "{method}");
+            assert!(files.insert(model_of(dirs[0].path()).to_hex().to_string()), "{method} changes nothing");
+            let file = std::fs::read(dirs[0].path().join("work/model/model.safetensors")).unwrap();
+            let names = safetensors::SafeTensors::deserialize(&file).unwrap();
+            assert!(names.names().iter().all(|n| !n.starts_with("objective")), "{method}");
+        }
+    }
+}
+
+#[test]
+fn two_teachers_teach_something_else_than_one() {
+    let second = "[nets.teacher_2]\nbackbone = \"small_cnn\"\n[[stage]]";
+    let one = job("method = \"logits\"", "soft_weight = 1");
+    let two = one.replace("[[stage]]", second);
+    let weighted = two.replace("soft_weight = 1", "soft_weight = 1, teacher_weights = [1, 0]");
+    let models = [&one, &two, &weighted].map(|job| {
+        let dir = tempfile::tempdir().unwrap();
+        train(job, 2, false, dir.path(), &[], &Recorder::default()).unwrap();
+        model_of(dir.path())
+    });
+    assert_ne!(models[0], models[1]);
+    assert_ne!(models[1], models[2]);
+    let dir = tempfile::tempdir().unwrap();
+    let short = two.replace("soft_weight = 1", "soft_weight = 1, teacher_weights = [1, 2, 3]");
+    let error = train(&short, 1, false, dir.path(), &[], &Recorder::default()).unwrap_err().to_string();
+    assert!(error.contains("3 numbers for 2 teachers"), "{error}");
+}
