@@ -25,6 +25,10 @@ pub fn load(path: &Path, overrides: &[String]) -> Result<JobSpec, Error> {
             inner.job.seed = inner.job.seed.wrapping_add(spec.job.seed);
         }
     }
+    if !spec.step.is_empty() && spec.job.seeds.is_empty() {
+        // The seeds are those of the steps now: what is written out and read again is the same job.
+        spec.job.seed = 0;
+    }
     spec.write_out_runs().map_err(|e| Error::input(format!("{}: {e}", path.display()), e.hint))?;
     absolute(&mut spec, base);
     Ok(spec)
@@ -140,6 +144,8 @@ step = [{ id = "a", job = "inner.toml", set = { "stage.0.lr" = 0.5, "model.weigh
             std::fs::write(dir.path().join("outer.toml"), outer.replace("SEEDS", seeds)).unwrap();
             let spec = load(&dir.path().join("outer.toml"), &[]).unwrap();
             assert_eq!(spec.steps().iter().map(|(_, s, _)| s.job.seed).collect::<Vec<_>>(), want);
+            std::fs::write(dir.path().join("again.toml"), spec.to_toml()).unwrap();
+            assert_eq!(load(&dir.path().join("again.toml"), &[]).unwrap(), spec, "written out, it is the same job");
         }
     }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     interval::Mean,
-    spec::{JobSpec, METRICS, Metric},
+    spec::{JobSpec, Metric},
 };
 
 /// Metrics by step.
@@ -31,8 +31,10 @@ pub enum Verdict {
 pub struct Comparison {
     /// What is compared.
     pub metric: String,
-    /// What differences are in: points of a hundred, or the loss itself.
+    /// What differences are in: points of a hundred (`points`), or the number itself (`loss`).
     pub unit: &'static str,
+    /// By what values are multiplied to be in that.
+    pub scale: f64,
     /// The candidate first.
     pub rows: Vec<Row>,
     /// The baseline that came closest, or farthest ahead.
@@ -63,18 +65,18 @@ impl Comparison {
     /// That of a pipeline with these figures; nothing where it compares nothing.
     pub fn of(spec: &JobSpec, figures: &Figures) -> Option<Self> {
         let asked = spec.compare.as_ref()?;
-        let metric = *METRICS.iter().find(|m| m.name == asked.metric)?;
+        let metric = Metric::named(&asked.metric)?;
         let runs = |name: &str| -> Vec<Option<f64>> {
-            let value = |step: &str| figures.get(step)?.get(metric.name).copied();
-            spec.members(name).into_iter().map(value).collect()
+            let value = |step: &str| Metric::value(&asked.metric, figures.get(step)?);
+            spec.runs(name).into_iter().map(|(_, step)| value(step)).collect()
         };
         let candidate = runs(&asked.candidate);
         let row = |name: &String, gain: bool| {
             let own = runs(name);
             let values: Vec<f64> = own.iter().copied().flatten().collect();
-            // The first with the first and so on: of one seed.
+            // Both in the order of their seeds, which are the same.
             let pairs = candidate.iter().zip(&own).filter_map(|(a, b)| Some(metric.gain((*a)?, (*b)?)));
-            let gains: Vec<f64> = if gain { pairs.collect() } else { Vec::new() };
+            let gains: Vec<f64> = if gain && own.len() == candidate.len() { pairs.collect() } else { Vec::new() };
             Row { name: name.clone(), steps: own.len() as u32, value: Mean::of(&values), gain: Mean::of(&gains) }
         };
         let rows: Vec<Row> = std::iter::once(row(&asked.candidate, false))
@@ -85,11 +87,12 @@ impl Comparison {
         // Only when all is said: a baseline that still runs may be the best one.
         let complete = rows.len() > 1 && rows.iter().all(|r| r.value.is_some_and(|v| v.runs == r.steps as usize));
         let best = best.filter(|_| complete);
-        let verdict = best.and_then(|b| b.gain).map(verdict);
-        let unit = if metric.is_part { "points" } else { "loss" };
+        let verdict = best.and_then(|b| b.gain).map(|gain| metric.verdict(gain));
+        let unit = if metric.in_points() { "points" } else { "loss" };
         let mut compared = Self {
-            metric: metric.name.into(),
+            metric: asked.metric.clone(),
             unit,
+            scale: metric.scale(),
             best: best.map(|b| b.name.clone()),
             verdict,
             rows,
@@ -100,19 +103,23 @@ impl Comparison {
     }
 
     fn sentence(&self, metric: Metric) -> String {
-        let name = metric.name;
+        let name = &self.metric;
         let best = self.rows.iter().find(|r| Some(&r.name) == self.best.as_ref());
         let (Some(verdict), Some(best), Some(gain)) = (self.verdict, best, best.and_then(|b| b.gain)) else {
-            let own = self.rows.first().filter(|_| self.rows.len() == 1);
-            return own
-                .and_then(|r| Some(format!("{name} of `{}`: {}", r.name, metric.shown(&r.value?))))
-                .unwrap_or_default();
+            return match &self.rows[..] {
+                [own] => {
+                    own.value.map(|v| format!("{name} of `{}`: {}", own.name, metric.shown(&v))).unwrap_or_default()
+                }
+                rows => lacking(rows),
+            };
         };
+        // One run of each may differ by chance.
+        let chance = if gain.half.is_none() { "; several `seeds` would show whether that is chance" } else { "" };
         let how = |amount: f64| metric.amount(amount, gain);
         let against = format!("`{}`, the best baseline", best.name);
         match verdict {
-            Verdict::Positive => format!("transfer paid: {} of {name} against {against}", how(gain.mean)),
-            Verdict::Negative => format!("negative transfer: {} of {name} against {against}", how(gain.mean)),
+            Verdict::Positive => format!("transfer paid: {} of {name} against {against}{chance}", how(gain.mean)),
+            Verdict::Negative => format!("negative transfer: {} of {name} against {against}{chance}", how(gain.mean)),
             Verdict::Equal => format!("transfer made no difference: the same {name} as {against}"),
             Verdict::Open if gain.mean < 0.0 => {
                 let seeds = "more seeds would show whether that is chance";
@@ -130,20 +137,39 @@ fn gain_of(row: &Row) -> f64 {
     row.gain.map_or(f64::INFINITY, |g| g.mean)
 }
 
-fn verdict(gain: Mean) -> Verdict {
-    let half = gain.half.unwrap_or(0.0);
-    match gain.mean {
-        g if g - half > 0.0 => Verdict::Positive,
-        g if g + half < 0.0 => Verdict::Negative,
-        g if g == 0.0 && half == 0.0 => Verdict::Equal,
-        _ => Verdict::Open,
-    }
+/// Why there is no verdict: what has no figure yet, or never had one.
+fn lacking(rows: &[Row]) -> String {
+    let runs = |r: &Row| r.value.map_or(0, |v| v.runs);
+    let lack = rows.iter().filter(|r| runs(r) < r.steps as usize);
+    let lack: Vec<String> = lack.map(|r| format!("`{}` has {} of {} runs", r.name, runs(r), r.steps)).collect();
+    if lack.is_empty() { String::new() } else { format!("no verdict: {}", lack.join(", ")) }
 }
 
 impl Metric {
+    /// What a difference comes to. One that is zero in the digits that people see is none.
+    fn verdict(self, gain: Mean) -> Verdict {
+        let half = gain.half.unwrap_or(0.0);
+        let none = |v: f64| (v * 10f64.powi(self.digits() as i32)).round() == 0.0;
+        match gain.mean {
+            g if none(g) && none(half) => Verdict::Equal,
+            g if g - half > 0.0 => Verdict::Positive,
+            g if g + half < 0.0 => Verdict::Negative,
+            _ => Verdict::Open,
+        }
+    }
+
+    fn digits(self) -> usize {
+        if self.in_points() { 1 } else { 4 }
+    }
+
+    fn scale(self) -> f64 {
+        if self.is_part() { 100.0 } else { 1.0 }
+    }
+
     /// A value for people.
     pub fn shown(self, value: &Mean) -> String {
-        let (scale, digits, sign) = if self.is_part { (100.0, 1, " %") } else { (1.0, 4, "") };
+        let (scale, digits) = (self.scale(), self.digits());
+        let sign = if self.is_part() { " %" } else { "" };
         let half = value.half.map(|h| format!(" ± {:.digits$}", scale * h)).unwrap_or_default();
         format!("{:.digits$}{half}{sign}", scale * value.mean)
     }
@@ -151,14 +177,14 @@ impl Metric {
     /// A difference for people, with what it is an interval of.
     fn amount(self, amount: f64, gain: Mean) -> String {
         let shown = self.difference(&Mean { mean: amount, ..gain });
-        let unit = if self.is_part { " points" } else { "" };
+        let unit = if self.in_points() { " points" } else { "" };
         let seeds = gain.half.map(|_| format!(" (95 % interval of {} seeds)", gain.runs)).unwrap_or_default();
         format!("{shown}{unit}{seeds}")
     }
 
     /// A difference for people.
     pub fn difference(self, gain: &Mean) -> String {
-        let digits = if self.is_part { 1 } else { 4 };
+        let digits = self.digits();
         let half = gain.half.map(|h| format!(" ± {h:.digits$}")).unwrap_or_default();
         format!("{:+.digits$}{half}", gain.mean)
     }
@@ -180,7 +206,8 @@ mod tests {
             if let Some(value) = values.get(i) {
                 figures.insert(id.clone(), [(metric.to_owned(), *value)].into());
             }
-            let job = Box::new(spec.clone());
+            let mut job = Box::new(spec.clone());
+            job.job.seed = seed as u32;
             spec.step.push(StepSection { id, group: Some(name.into()), spec: Some(job), ..StepSection::default() });
         }
         let baselines = baselines.iter().map(|b| (*b).to_owned()).collect();
@@ -192,7 +219,11 @@ mod tests {
     fn a_single_run_is_measured_against_the_best_baseline_in_points() {
         let paid = compared("val.accuracy", &["scratch", "probe"], 1, &[0.9, 0.5, 0.85]);
         assert_eq!((paid.verdict, paid.best.as_deref()), (Some(Verdict::Positive), Some("probe")));
-        assert_eq!(paid.summary, "transfer paid: +5.0 points of val.accuracy against `probe`, the best baseline");
+        assert_eq!(
+            paid.summary,
+            "transfer paid: +5.0 points of val.accuracy against `probe`, the best baseline; several `seeds` would \
+             show whether that is chance"
+        );
         let gains: Vec<f64> = paid.rows[1..].iter().map(|r| r.gain.unwrap().mean).collect();
         assert!((gains[0] - 40.0).abs() < 1e-9 && (gains[1] - 5.0).abs() < 1e-9, "{gains:?}");
         let lost = compared("val.accuracy", &["scratch", "probe"], 1, &[0.8, 0.5, 0.85]);
@@ -200,13 +231,24 @@ mod tests {
         assert!(lost.summary.starts_with("negative transfer: -5.0 points"), "{}", lost.summary);
         let same = compared("val.accuracy", &["scratch"], 1, &[0.8, 0.8]);
         assert_eq!(same.verdict, Some(Verdict::Equal));
+        let almost = compared("val.accuracy", &["scratch"], 1, &[0.8004, 0.8]);
+        assert_eq!(
+            almost.summary,
+            "transfer made no difference: the same val.accuracy as `scratch`, the best baseline"
+        );
+        assert_eq!(compared("val.accuracy", &["scratch"], 1, &[0.8006, 0.8]).verdict, Some(Verdict::Positive));
+        let spread = compared("val.accuracy", &["scratch"], 2, &[0.9, 0.8, 0.7, 0.8]);
+        assert_eq!(spread.verdict, Some(Verdict::Open), "a mean of zero between two that are not");
     }
 
     #[test]
     fn of_a_loss_less_is_better() {
         let paid = compared("val.loss", &["a", "b"], 1, &[0.5, 0.75, 1.0]);
         assert_eq!((paid.verdict, paid.best.as_deref(), paid.unit), (Some(Verdict::Positive), Some("a"), "loss"));
-        assert_eq!(paid.summary, "transfer paid: +0.2500 of val.loss against `a`, the best baseline");
+        assert!(paid.summary.starts_with("transfer paid: +0.2500 of val.loss against `a`, the best baseline"));
+        let kept = compared("source.forgotten", &["a"], 1, &[1.0, 4.0]);
+        assert!(kept.summary.starts_with("transfer paid: +3.0 points of source.forgotten"), "{}", kept.summary);
+        assert_eq!((kept.unit, kept.scale, paid.scale), ("points", 1.0, 1.0));
     }
 
     #[test]
@@ -218,15 +260,37 @@ mod tests {
         // 5, 4 and 6 points: a mean of 5, a deviation of 1, and t = 4.303.
         assert!((gain.mean - 5.0).abs() < 1e-9 && (gain.half.unwrap() - 4.302_653 / 3f64.sqrt()).abs() < 1e-5);
         assert!(paired.summary.contains("+5.0 ± 2.5 points (95 % interval of 3 seeds)"), "{}", paired.summary);
+        assert!(paired.summary.ends_with("the best baseline"), "{}", paired.summary);
         let open = compared("val.accuracy", &["scratch"], 2, &[0.5, 0.6, 0.7, 0.65]);
         assert_eq!(open.verdict, Some(Verdict::Open));
         assert!(open.summary.starts_with("negative transfer, if any: -2.5 ±"), "{}", open.summary);
     }
 
     #[test]
+    fn pairs_are_those_of_one_seed_whatever_the_order_of_the_steps() {
+        let mut spec = parse("schema = 1\njob = { name = \"t\", kind = \"pipeline\" }").unwrap();
+        let mut figures = Figures::new();
+        for (id, group, seed, value) in [("a", "a", 1, 0.9), ("b", "a", 2, 0.5), ("c", "c", 2, 0.4), ("d", "c", 1, 0.8)]
+        {
+            let mut job = Box::new(spec.clone());
+            (job.job.seed, job.step) = (seed, Vec::new());
+            let group = Some(group.into());
+            spec.step.push(StepSection { id: id.into(), group, spec: Some(job), ..StepSection::default() });
+            figures.insert(id.into(), [("val.accuracy".to_owned(), value)].into());
+        }
+        let (metric, candidate) = ("val.accuracy".into(), "a".into());
+        spec.compare = Some(CompareSection { metric, candidate, baselines: vec!["c".into()] });
+        let compared = Comparison::of(&spec, &figures).unwrap();
+        assert_eq!(compared.verdict, Some(Verdict::Positive), "both are ahead by 10 points: {}", compared.summary);
+    }
+
+    #[test]
     fn there_is_no_verdict_before_all_is_done_and_none_without_baselines() {
         let early = compared("val.accuracy", &["a", "b"], 1, &[0.9, 0.5]);
-        assert_eq!((early.verdict, early.summary.as_str(), early.rows[2].value), (None, "", None));
+        assert_eq!((early.verdict, early.rows[2].value), (None, None));
+        assert_eq!(early.summary, "no verdict: `b` has 0 of 1 runs");
+        let some = compared("val.accuracy", &["a"], 3, &[0.9, 0.5, 0.9, 0.5, 0.9]);
+        assert_eq!((some.verdict, some.summary.as_str()), (None, "no verdict: `a` has 2 of 3 runs"));
         let alone = compared("val.accuracy", &[], 2, &[0.5, 0.75]);
         assert_eq!(alone.verdict, None);
         assert!(alone.summary.starts_with("val.accuracy of `main`: 62.5 ± "), "{}", alone.summary);

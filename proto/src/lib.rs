@@ -12,6 +12,7 @@ pub mod failure;
 pub mod hardware;
 pub mod ids;
 pub mod interval;
+pub mod picked;
 pub mod spec;
 pub mod words;
 

@@ -323,12 +323,31 @@ fn summary(report: &Report) -> serde_json::Value {
         "prefix": report.prefix,
         "stages": stages,
         "baselines": report.baselines,
+        "selection": report.selection,
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use tl_engine::eval::selection;
+
     use super::*;
+
+    #[test]
+    fn what_criteria_pick_is_kept_of_a_report_and_read_again() {
+        let picked = |criterion: &str, value: Option<f64>, accuracy: Option<f64>| selection::Picked {
+            criterion: criterion.into(),
+            epoch: 3,
+            value,
+            accuracy,
+            used: value.is_some(),
+        };
+        let all = vec![picked(selection::MODEL, None, Some(0.5)), picked("target.snd", Some(1.5), None)];
+        let told = summary(&Report { selection: all.clone(), ..Report::default() });
+        let back: Vec<selection::Picked> = serde_json::from_value(told["selection"].clone()).unwrap();
+        assert_eq!(back, all);
+        assert!(told["selection"][0].get("value").is_none(), "the model saw nothing");
+    }
 
     #[test]
     fn ranks_on_cpus_talk_over_tcp_and_gpus_are_refused_while_they_cannot_train() {

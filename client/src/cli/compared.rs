@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 
 use tl_proto::{
     compare::{Comparison, Figures},
-    spec::METRICS,
+    spec::Metric,
 };
 
 use super::output::table;
 
 /// Candidate and baselines side by side, and what that comes to.
 pub(super) fn text(compared: &Comparison) -> String {
-    let Some(metric) = METRICS.iter().find(|m| m.name == compared.metric) else { return String::new() };
+    let Some(metric) = Metric::named(&compared.metric) else { return String::new() };
     let gains = compared.rows.len() > 1;
     let rows = compared.rows.iter().map(|row| {
         let done = row.value.map_or(0, |v| v.runs);
@@ -23,7 +23,7 @@ pub(super) fn text(compared: &Comparison) -> String {
         if gains { vec![row.name.clone(), value, gain] } else { vec![row.name.clone(), value] }
     });
     let ahead = if compared.unit == "points" { "AHEAD BY (POINTS)" } else { "AHEAD BY" };
-    let head = ["STEP", metric.name, ahead];
+    let head = ["STEP", compared.metric.as_str(), ahead];
     let rows: Vec<_> = rows.collect();
     let table = table(&head[..if gains { 3 } else { 2 }], &rows);
     let summary = if compared.summary.is_empty() { String::new() } else { format!("{}\n", compared.summary) };
@@ -65,11 +65,12 @@ mod tests {
         assert_eq!(
             text_of(&[("main", 0.75), ("scratch", 0.8)]),
             "STEP     val.accuracy  AHEAD BY (POINTS)\nmain     75.0 %\nscratch  80.0 %        -5.0\n\
-             negative transfer: -5.0 points of val.accuracy against `scratch`, the best baseline\n"
+             negative transfer: -5.0 points of val.accuracy against `scratch`, the best baseline; several `seeds` \
+             would show whether that is chance\n"
         );
         assert_eq!(
             text_of(&[("main", 0.75)]),
-            "STEP     val.accuracy  AHEAD BY (POINTS)\nmain     75.0 %\nscratch  none\n"
+            "STEP     val.accuracy  AHEAD BY (POINTS)\nmain     75.0 %\nscratch  none\nno verdict: `scratch` has 0 of 1 runs\n"
         );
     }
 }

@@ -1,9 +1,19 @@
 //! Commands about jobs.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde_json::{Value, json};
-use tl_proto::{compare::Comparison, ids::JobId, spec::JobSpec, v1};
+use tl_proto::{
+    catalog::nearest_hint,
+    compare::Comparison,
+    ids::JobId,
+    picked::{self, Picked},
+    spec::JobSpec,
+    v1,
+};
 use tokio_stream::StreamExt;
 
 use super::{
@@ -106,7 +116,7 @@ fn finished(job: &v1::Job, files: &[Fetched], output: &Output) {
         files.iter().map(|f| json!({ "name": f.name, "step": f.step, "path": f.path, "sha256": f.sha256 })).collect();
     let line = json!({
         "event": "finished", "job": job.id, "phase": job.status, "metrics": figures, "steps": steps,
-        "failure": job.failure, "artifacts": artifacts, "compared": compared,
+        "failure": job.failure, "artifacts": artifacts, "compared": compared, "selection": selections(job),
     });
     output.print(&line, || {
         let mut text = format!("{} ({}): {}\n", job.name, job.id, job.why);
@@ -121,6 +131,9 @@ fn finished(job: &v1::Job, files: &[Fetched], output: &Output) {
             }
             text += &format!("\n{}", std::fs::read_to_string(&file.path).unwrap_or_default());
         }
+        // A report that was printed has said it.
+        let silent = |step: &str| !files.iter().any(|f| f.name == "report.txt" && f.step == step && told(step));
+        text += &picks(job, silent);
         if let Some(compared) = &compared {
             text += &format!("\n{}", compared::text(compared));
         }
@@ -166,6 +179,7 @@ pub(super) async fn show(client: &Client, id: &str, output: &Output) -> Result<u
         if !steps.is_empty() {
             text += &format!("\n{}\n", compared::figures(&steps));
         }
+        text += &picks(&job, |_| true);
         let spec: Option<JobSpec> = serde_json::from_slice(&job.spec_json).ok();
         if let Some(compared) = spec.and_then(|s| Comparison::of(&s, &steps)) {
             text += &format!("\n{}", compared::text(&compared));
@@ -173,6 +187,24 @@ pub(super) async fn show(client: &Client, id: &str, output: &Output) -> Result<u
         text
     });
     Ok(0)
+}
+
+/// Of finished steps that bring a network to another domain: which epoch the model is of, what each criterion picks, and
+/// beside them who looks at labels there.
+fn selections(job: &v1::Job) -> BTreeMap<String, Vec<Picked>> {
+    let of = |p: &v1::Phase| {
+        let result: Value = serde_json::from_slice(&p.result_json).ok()?;
+        let picked: Vec<Picked> = serde_json::from_value(result["selection"].clone()).ok()?;
+        (!picked.is_empty()).then(|| (p.step.clone(), picked))
+    };
+    job.phases.iter().filter(|p| p.kind == "train").filter_map(of).collect()
+}
+
+/// The same of some steps for people.
+fn picks(job: &v1::Job, wanted: impl Fn(&str) -> bool) -> String {
+    let all = selections(job);
+    let wanted = all.iter().filter(|(step, _)| wanted(step));
+    wanted.map(|(step, all)| format!("\n{step}: {}", picked::to_text(all))).collect()
 }
 
 /// Phases that a phase still waits for.
@@ -244,6 +276,15 @@ pub(super) async fn remove(client: &Client, id: &str, output: &Output) -> Result
 pub(super) async fn fetch(client: &Client, a: &Fetch, output: &Output) -> Result<u8, Error> {
     let job = find(client, &a.job).await?;
     let dir = a.out.clone().unwrap_or_else(|| PathBuf::from("tl-out").join(job.id()));
+    if let Some(step) = &a.step {
+        let known = job.get().await?;
+        let mut steps: Vec<&str> = known.phases.iter().map(|p| p.step.as_str()).collect();
+        steps.dedup();
+        if !steps.contains(&step.as_str()) {
+            let message = format!("job `{}` has no step `{step}`", job.id());
+            return Err(Error::input(message, nearest_hint(step, &steps)));
+        }
+    }
     let files = job.fetch_step(&dir, a.step.as_deref()).await?;
     if files.is_empty() {
         return Err(Error::Refused {
@@ -264,6 +305,26 @@ pub(super) async fn fetch(client: &Client, a: &Fetch, output: &Output) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_criteria_pick_is_told_of_each_step_that_adapts() {
+        let result = json!({ "metrics": {}, "selection": [
+            { "criterion": "target.snd", "epoch": 2, "value": 3.25, "accuracy": 0.7, "used": true },
+            { "criterion": "oracle", "epoch": 4, "value": 0.75, "accuracy": 0.75, "used": false },
+        ] });
+        let phase = |step: &str, result: &Value| v1::Phase {
+            kind: "train".into(),
+            step: step.into(),
+            result_json: serde_json::to_vec(result).unwrap(),
+            ..v1::Phase::default()
+        };
+        let phases = vec![phase("adapt", &result), phase("student", &json!({ "metrics": {} }))];
+        let job = v1::Job { phases, ..v1::Job::default() };
+        let text = picks(&job, |_| true);
+        assert!(text.starts_with("\nadapt: ") && text.contains("70.0 % right") && text.contains("oracle"), "{text}");
+        assert!(!text.contains("student") && picks(&job, |step| step != "adapt").is_empty());
+        assert_eq!(selections(&job)["adapt"][0].value, Some(3.25));
+    }
 
     #[test]
     fn a_long_name_is_no_id() {

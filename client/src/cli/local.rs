@@ -94,7 +94,9 @@ async fn run_one(a: LocalRun, output: &Output) -> Result<u8, Error> {
 
 /// A model of a job is named where there is no cluster that could have it.
 pub(super) fn elsewhere(key: &str, place: &str, why: &str) -> Error {
-    let hint = "`tlctl fetch JOB --out FOLDER` brings the model here: name that folder (`--set`)";
+    let step = place.split_once('/').map(|(_, step)| step).filter(|step| *step != spec::JobSpec::MAIN);
+    let folder = step.map_or_else(|| "FOLDER".to_owned(), |step| format!("FOLDER/{step}"));
+    let hint = format!("`tlctl fetch JOB --out FOLDER` brings the model here: name `{folder}` (`--set`)");
     Error::input(format!("`{key}` is `{place}`, and {why}"), hint)
 }
 
@@ -226,4 +228,18 @@ pub(super) fn evaluate(a: &Evaluate, output: &Output) -> Result<u8, Error> {
     }
     output.print(&json!({ "event": "evaluated", "metrics": metrics, "evaluation": scored }), || scored.to_text());
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_of_a_step_lies_in_a_folder_of_its_own() {
+        let hint = |place: &str| elsewhere("model.weights", place, "why").hint().to_owned();
+        assert!(hint("job:J/teacher").contains("name `FOLDER/teacher`"));
+        for main in ["job:J", "job:J/main"] {
+            assert!(hint(main).contains("name `FOLDER` "), "{main}");
+        }
+    }
 }

@@ -183,6 +183,35 @@ mod tests {
 
     #[test]
     #[cfg(feature = "local")]
+    fn every_recipe_with_every_baseline_of_its_kind_is_a_good_job_file() {
+        let (dir, catalog) = (tempfile::tempdir().unwrap(), tl_worker::rank::catalog());
+        let mut made = std::collections::BTreeSet::new();
+        // Held to weights that are learned about from samples of their own task, too.
+        let kept = ["modifiers={ ewc = {} }".to_owned(), "data.source={ train = \"a\", val = \"b\" }".to_owned()];
+        for Recipe { name, files, .. } in RECIPES {
+            files.iter().for_each(|(file, text)| std::fs::write(dir.path().join(file), text).unwrap());
+            for baseline in spec::baselines() {
+                for more in [&kept[..0], &kept[..if *name == "keep" { 2 } else { 0 }]] {
+                    let mut set = vec![format!("job.baseline=[\"{}\"]", baseline.name)];
+                    set.extend_from_slice(more);
+                    let spec = match spec_file::load(&dir.path().join(files[0].0), &set) {
+                        Ok(spec) => spec,
+                        Err(e) => {
+                            assert!(e.to_string().contains("is no baseline of a job"), "{name}, {set:?}: {e}");
+                            continue;
+                        }
+                    };
+                    let checked = spec::check(&spec, &catalog);
+                    checked.unwrap_or_else(|e| panic!("{name}, {set:?}: {e} ({})", e.hint));
+                    made.insert(baseline.name.clone());
+                }
+            }
+        }
+        assert_eq!(made.len(), spec::baselines().len(), "{made:?}");
+    }
+
+    #[test]
+    #[cfg(feature = "local")]
     fn every_recipe_is_a_good_job_file() {
         for Recipe { name, files, .. } in RECIPES {
             let dir = tempfile::tempdir().unwrap();

@@ -109,7 +109,13 @@ struct Phase {
     activity: String,
     /// The last line of its history that was printed.
     told: Option<String>,
-    figures: String,
+    speed: String,
+}
+
+/// What training came to, in words. What learns from pairs looks at no labels, and has no accuracy.
+fn trained(loss: Option<f64>, accuracy: Option<f64>) -> Option<String> {
+    let accuracy = accuracy.map(|a| format!(", accuracy {:.1} %", 100.0 * a)).unwrap_or_default();
+    Some(format!("loss {:.4}{accuracy}", loss?))
 }
 
 /// Lines after the last one that was told. A history keeps its newest lines only, so counting them would not do.
@@ -183,26 +189,19 @@ impl Progress<'_> {
         }
         let known = self.phases.entry(row.phase.clone()).or_default();
         let get = |key: &str| row.values.get(key).copied();
-        if let Some(loss) = get("train.loss") {
-            known.figures = format!("loss {loss:.4}");
-            // What learns from pairs looks at no labels.
-            if let Some(accuracy) = get("train.accuracy") {
-                known.figures += &format!(", accuracy {:.1} %", 100.0 * accuracy);
-            }
-            if let Some(rate) = get("samples_per_s") {
-                known.figures += &format!(", {rate:.0} samples/s");
-            }
-            if let Some(rate) = get("episodes_per_s") {
-                known.figures += &format!(", {rate:.1} episodes/s");
-            }
+        if let Some(figures) = trained(get("train.loss"), get("train.accuracy")) {
+            let per_s = |key: &str, unit: &str, digits| get(key).map(|rate| format!(", {rate:.digits$} {unit}/s"));
+            known.speed =
+                per_s("samples_per_s", "samples", 0).or(per_s("episodes_per_s", "episodes", 1)).unwrap_or_default();
             if let Some(bar) = &known.bar {
-                bar.set_message(known.figures.clone());
+                bar.set_message(figures + &known.speed);
             }
         }
         if let (Some(loss), Some(accuracy)) = (get("val.loss"), get("val.accuracy")) {
-            let (phase, stage, epoch, figures) = (&row.phase, &row.stage, row.epoch, &known.figures);
+            let (phase, stage, epoch, speed) = (&row.phase, &row.stage, row.epoch, &known.speed);
+            let figures = trained(get("train.epoch_loss"), get("train.epoch_accuracy")).unwrap_or_default();
             let mut text = format!(
-                "{phase}: stage `{stage}`, epoch {epoch:.0}: {figures}; validation loss {loss:.4}, accuracy {:.1} %",
+                "{phase}: stage `{stage}`, epoch {epoch:.0}: {figures}{speed}; validation loss {loss:.4}, accuracy {:.1} %",
                 100.0 * accuracy
             );
             for (name, value) in row.values.iter().collect::<std::collections::BTreeMap<_, _>>() {

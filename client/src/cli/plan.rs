@@ -1,7 +1,7 @@
 //! `tlctl plan`: what a job would do, before it does it.
 
 use serde_json::{Value, json};
-use tl_proto::words::size;
+use tl_proto::{spec::JobSpec, words::size};
 
 use super::{args::JobFile, output::Output};
 use crate::{Client, Error, spec_file};
@@ -10,10 +10,29 @@ pub(super) async fn run(client: &Client, a: &JobFile, output: &Output) -> Result
     let spec = spec_file::load(&a.file, &a.set)?;
     let plan = client.plan(&spec).await?;
     output.print(&json!({ "event": "plan", "plan": plan }), || {
-        let steps = plan["steps"].as_object().into_iter().flatten();
-        steps.map(|(step, plan)| format!("step `{step}`\n{}", text(plan))).collect()
+        let steps = spec.steps();
+        let planned = steps.iter().filter_map(|(step, ..)| Some((step, plan["steps"].get(step)?)));
+        planned.map(|(step, plan)| format!("{}\n{}", head(&spec, step), text(plan))).collect()
     });
     Ok(0)
+}
+
+/// What a step is called, what it stands for, and what it and others wait for.
+fn head(spec: &JobSpec, step: &str) -> String {
+    let mut head = format!("step `{step}`");
+    let Some(known) = spec.step.iter().find(|s| s.id == step) else { return head };
+    let seeds = known.group.as_deref().map_or(1, |group| spec.members(group).len());
+    if seeds > 1 {
+        head += &format!(" ({seeds} seeds)");
+    }
+    if !known.needs.is_empty() {
+        let needs: Vec<String> = known.needs.iter().map(|n| format!("`{n}`")).collect();
+        head += &format!(", after {}", needs.join(", "));
+    }
+    for gate in &known.gate.0 {
+        head += &format!(", gate {gate}");
+    }
+    head
 }
 
 /// The plan of one step.
@@ -40,6 +59,13 @@ fn text(plan: &Value) -> String {
         "  gradients of the grains add up to the batch's; at most {} samples of it are in memory at a time\n",
         plan["grain_samples"]
     );
+    if plan["weighed"].is_object() {
+        let method = plan["weighed"]["method"].as_str().unwrap_or_default();
+        text += &format!(
+            "  task `main`: the classes of `[data]`; counts {} at first; tasks are weighed by `{method}`\n",
+            plan["weighed"]["first"]
+        );
+    }
     for task in plan["tasks"].as_array().into_iter().flatten() {
         let name = task["name"].as_str().unwrap_or_default();
         let samples = match task["batch"].as_u64() {
@@ -51,6 +77,9 @@ fn text(plan: &Value) -> String {
         };
         text +=
             &format!("  task `{name}`: {}; {samples}; counts {} at first\n", names(&task["classes"]), task["weight"]);
+        if let Some(weights) = task["class_weights"].as_array() {
+            text += &format!("    its classes count {}\n", Value::from(weights.clone()));
+        }
     }
     for warning in plan["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         text += &format!("  warning: {warning}\n");
@@ -184,11 +213,33 @@ mod tests {
     }
 
     #[test]
+    fn a_step_says_what_it_stands_for_and_what_waits_for_it() {
+        let text = r#"
+schema = 1
+job = { name = "t", kind = "pipeline" }
+step = [
+  { id = "a", group = "a", gate = ["val.accuracy >= 0.9", "val.loss < 1"] }, { id = "a-seed2", group = "a" },
+  { id = "b", needs = ["a"] },
+]
+"#;
+        let spec = tl_proto::spec::parse(text).unwrap();
+        assert_eq!(head(&spec, "a"), "step `a` (2 seeds), gate val.accuracy >= 0.9, gate val.loss < 1");
+        assert_eq!(head(&spec, "b"), "step `b`, after `a`");
+        assert_eq!(head(&spec, "main"), "step `main`");
+    }
+
+    #[test]
     fn a_task_says_whose_samples_it_has() {
         let parity = json!({ "name": "parity", "classes": ["even", "odd"], "samples": [9, 3], "weight": 1.0 });
         let mut own = parity.clone();
         (own["name"], own["batch"]) = ("other".into(), 4.into());
-        let said = text(&json!({ "tasks": [parity, own] }));
+        own["class_weights"] = json!([0.5, 2.0]);
+        let weighed = json!({ "method": "gradnorm", "first": 1.0 });
+        let said = text(&json!({ "tasks": [parity, own], "weighed": weighed }));
+        assert!(
+            said.contains("task `main`: the classes of `[data]`; counts 1.0 at first; tasks are weighed by `gradnorm`")
+        );
+        assert!(said.contains("    its classes count [0.5,2.0]\n"), "{said}");
         assert!(said.contains("  task `parity`: even, odd; the samples of `[data]`; what lies below"), "{said}");
         assert!(
             said.contains("`other`: even, odd; 9 samples of its own to train, 4 in a step, 3 to validate"),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde_json::json;
-use tl_proto::spec::{self, JobSpec};
+use tl_proto::spec::{self, JobSpec, ModelSection};
 use tl_worker::rank::{self, Compared, ROOM};
 
 use super::{
@@ -23,8 +23,7 @@ pub(super) fn run(a: &Verify, output: &Output) -> Result<u8, Error> {
     let mut holds = true;
     for (step, inner, _) in spec.steps() {
         // Of one job with several seeds, one says it for all.
-        let group = spec.step.iter().find(|s| s.id == step).and_then(|s| s.group.as_deref());
-        if group.is_some_and(|group| spec.members(group).first() != Some(&step)) {
+        if !spec.leads_group(step) {
             continue;
         }
         let compared = verify(inner, folder.join(step), u64::from(a.steps))?;
@@ -42,12 +41,7 @@ pub(super) fn run(a: &Verify, output: &Output) -> Result<u8, Error> {
 
 fn verify(spec: &JobSpec, folder: PathBuf, steps: u64) -> Result<Vec<Compared>, Error> {
     let mut spec = spec.clone();
-    for model in spec.model.iter_mut().chain(spec.nets.values_mut()) {
-        // What an earlier step would leave is not there; any weights do.
-        if model.weights.as_deref().is_some_and(|w| w.starts_with("step:")) {
-            (model.weights, model.head.keep, model.random) = (None, false, false);
-        }
-    }
+    without_steps(&mut spec);
     if let Some((key, place)) = spec.models().next() {
         return Err(elsewhere(&key, place, "`tlctl verify` runs here, without a cluster"));
     }
@@ -58,6 +52,18 @@ fn verify(spec: &JobSpec, folder: PathBuf, steps: u64) -> Result<Vec<Compared>, 
         ));
     }
     rank::verify(&spec, &folder, steps).map_err(|e| refused(&e))
+}
+
+/// What an earlier step would leave is not there; any weights do.
+fn without_steps(spec: &mut JobSpec) {
+    let left = |model: &ModelSection| model.weights.as_deref().is_some_and(|w| w.starts_with("step:"));
+    if spec.model.as_ref().is_some_and(left) {
+        // Heads of tasks come with the weights of the network.
+        spec.tasks.values_mut().for_each(|task| task.head.keep = false);
+    }
+    for model in spec.model.iter_mut().chain(spec.nets.values_mut()).filter(|m| left(m)) {
+        (model.weights, model.head.keep, model.random) = (None, false, false);
+    }
 }
 
 fn line(step: Option<&str>, c: &Compared) -> String {
@@ -79,7 +85,7 @@ fn line(step: Option<&str>, c: &Compared) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tl_proto::spec::{ModelSection, PairedBy, TOWER};
+    use tl_proto::spec::{PairedBy, TOWER};
 
     use super::{super::offline::RECIPES, *};
 
@@ -131,6 +137,23 @@ mod tests {
         let (plain, outlined) =
             (["circle", "square", "triangle", "star-4"], ["ring", "square-outline", "triangle-outline", "star-6"]);
         [("plain", plain), ("outlined", outlined)].map(|(k, of)| (k.to_owned(), of.map(str::to_owned).into())).into()
+    }
+
+    #[test]
+    fn heads_that_an_earlier_step_would_leave_are_new_ones() {
+        let job = |weights: &str| {
+            let text = format!(
+                "schema = 1\njob = {{ name = \"t\", kind = \"multitask\" }}\n\
+                 model = {{ backbone = \"small_cnn\", weights = \"{weights}\", head = {{ keep = true }} }}\n\
+                 tasks.a = {{ classes = {{ x = [\"0\"], y = [\"1\"] }}, head = {{ keep = true }} }}\n"
+            );
+            let mut spec = spec::parse(&text).unwrap();
+            without_steps(&mut spec);
+            let model = spec.model.unwrap();
+            (model.weights, model.head.keep, spec.tasks["a"].head.keep)
+        };
+        assert_eq!(job("step:first"), (None, false, false));
+        assert_eq!(job("w"), (Some("w".to_owned()), true, true));
     }
 
     #[test]

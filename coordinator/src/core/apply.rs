@@ -212,7 +212,8 @@ pub fn apply(state: &mut State, event: &Event) {
 }
 
 /// The DAG of a job: each step is probed, then trained, then judged if it has a gate; a probe waits for the last of what
-/// its step needs. A plan has only probes, which take the models of earlier steps on trust.
+/// its step needs. A plan has only probes, which take the models of earlier steps on trust, and of steps that differ in
+/// their seed one.
 fn phases(spec: &JobSpec, plan_only: bool) -> Vec<Phase> {
     let phase = |step: &str, kind: PhaseKind, needs: Vec<PhaseId>| Phase {
         id: PhaseId::new(step, kind.as_str()),
@@ -233,7 +234,9 @@ fn phases(spec: &JobSpec, plan_only: bool) -> Vec<Phase> {
     let mut out = Vec::new();
     for (step, _, needs) in spec.steps() {
         if plan_only {
-            out.push(phase(step, PhaseKind::Probe, Vec::new()));
+            if spec.leads_group(step) {
+                out.push(phase(step, PhaseKind::Probe, Vec::new()));
+            }
             continue;
         }
         let last = |step: &str| if spec.gates(step).is_empty() { PhaseKind::Train } else { PhaseKind::Gate };

@@ -3,7 +3,7 @@
 use tl_proto::{
     failure::{Failure, FailureClass},
     ids::JobId,
-    spec::Gate,
+    spec::{Gate, Metric},
 };
 
 use super::{
@@ -18,9 +18,14 @@ const HINT: &str =
 /// Judges every gate whose step is trained.
 pub(super) fn judge(id: &JobId, job: &Job, at: Millis) -> Vec<Event> {
     let ready = |p: &&Phase| p.kind == PhaseKind::Gate && p.status == PhaseStatus::Waiting && job.is_unblocked(p);
+    let ready: Vec<&Phase> = job.phases.iter().filter(ready).collect();
+    // At most plans nothing is, and figures are those of every step.
+    if ready.is_empty() {
+        return Vec::new();
+    }
     let figures = job.figures();
-    let judged = job.phases.iter().filter(ready).map(|phase| {
-        let value = |gate: &Gate| figures.get(&phase.step).and_then(|f| f.get(&gate.metric)).copied();
+    let judged = ready.into_iter().map(|phase| {
+        let value = |gate: &Gate| Metric::value(&gate.metric, figures.get(&phase.step)?);
         let gates = job.spec.gates(&phase.step);
         let closed: Vec<&Gate> = gates.iter().filter(|g| !value(g).is_some_and(|v| g.holds(v))).collect();
         let say = |gates: &[&Gate], must: &str| {
@@ -53,7 +58,8 @@ fn shown(value: f64, bound: f64) -> String {
 pub(super) fn may_retry(job: &Job) -> Result<(), Refusal> {
     let mut failed = job.phases.iter().filter(|p| p.status == PhaseStatus::Failed).peekable();
     let Some(first) = failed.peek().map(|p| p.step.clone()) else { return Ok(()) };
-    if failed.any(|p| p.kind != PhaseKind::Gate) {
+    // A gate that was cancelled before it was judged says nothing.
+    if failed.any(|p| p.last_failure.as_ref().is_none_or(|f| f.class != FailureClass::Gate)) {
         return Ok(());
     }
     Err(Refusal::Precondition(format!(

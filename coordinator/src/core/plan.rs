@@ -56,12 +56,14 @@ pub fn plan(state: &State, context: &Context<'_>) -> Vec<Event> {
     events
 }
 
-/// The end of a job of which nothing can run any more.
+/// The end of a job of which nothing can run any more, or nothing needs to.
 fn over(id: &JobId, job: &Job, at: Millis) -> Option<Event> {
-    if job.phases.iter().any(|p| p.status.is_open()) {
+    let failed = job.phases.iter().find(|p| p.status == PhaseStatus::Failed);
+    // Whoever asked for a plan hears what is wrong at once.
+    let told = job.plan_only && failed.is_some();
+    if !told && job.phases.iter().any(|p| p.status.is_open()) {
         return None;
     }
-    let failed = job.phases.iter().find(|p| p.status == PhaseStatus::Failed);
     let Some(phase) = failed else { return Some(Event::JobSucceeded { job: id.clone(), at }) };
     let unknown = || Failure::new(FailureClass::Crash, format!("{} has failed", phase.id), "");
     let mut failure = phase.last_failure.clone().unwrap_or_else(unknown);

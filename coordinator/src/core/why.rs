@@ -74,6 +74,13 @@ pub enum Wait {
     },
     /// It will start with the next plan.
     Starting,
+    /// It waits, and something of it has failed.
+    AfterFailure {
+        /// What it waits for.
+        wait: Box<Wait>,
+        /// What has failed.
+        failed: String,
+    },
     /// It is over.
     Over(String),
 }
@@ -92,6 +99,7 @@ impl Wait {
             Self::Behind(_) => "behind",
             Self::Backoff { .. } => "backoff",
             Self::Starting => "starting",
+            Self::AfterFailure { wait, .. } => wait.code(),
             Self::Over(_) => "over",
         }
     }
@@ -128,6 +136,7 @@ impl fmt::Display for Wait {
             Self::Behind(job) => write!(f, "job {job} comes first"),
             Self::Backoff { left_ms, failure } => write!(f, "it pauses for {left_ms} ms after a failure: {failure}"),
             Self::Starting => write!(f, "it is about to start"),
+            Self::AfterFailure { wait, failed } => write!(f, "{wait}; {failed}"),
             Self::Over(how) => f.write_str(how),
         }
     }
@@ -162,15 +171,24 @@ pub fn why(state: &State, id: &JobId, now: Millis) -> Option<Wait> {
     }
     let running: Vec<String> =
         job.phases.iter().filter(|p| p.status == PhaseStatus::Running).map(|p| p.id.to_string()).collect();
+    let failed = job.phases.iter().find(|p| p.status == PhaseStatus::Failed);
+    let failed = failed.map(|p| {
+        let (step, failure) = (&p.step, p.last_failure.as_ref());
+        let why = failure.map(|f| format!(" ({}): {f}", f.class)).unwrap_or_default();
+        format!("step `{step}` has failed{why}{}", not_run(job))
+    });
     if !running.is_empty() {
-        let failed = job.phases.iter().find(|p| p.status == PhaseStatus::Failed);
-        let failed = failed.map(|p| {
-            let (step, failure) = (&p.step, p.last_failure.as_ref());
-            let why = failure.map(|f| format!(" ({}): {f}", f.class)).unwrap_or_default();
-            format!("step `{step}` has failed{why}{}", not_run(job))
-        });
         return Some(Wait::Running { phases: running, blocked: blocked(job), failed });
     }
+    let wait = waits(state, id, job, now)?;
+    Some(match failed {
+        Some(failed) => Wait::AfterFailure { wait: Box::new(wait), failed },
+        None => wait,
+    })
+}
+
+/// What a job waits for of which nothing runs.
+fn waits(state: &State, id: &JobId, job: &Job, now: Millis) -> Option<Wait> {
     let queue = queue(state);
     let Some((_, _, phase)) = queue.iter().find(|(j, _, _)| *j == id) else { return Some(Wait::Starting) };
     if phase.not_before_ms > now {

@@ -6,7 +6,8 @@ use crate::core::{Event, State, apply};
 
 use super::{Error, open};
 
-/// Version of the stored events; older ones are read too. 2: steps are given up, gates judged, models pinned.
+/// Version of the stored events and of the snapshot; older ones are read too. 2: steps are given up, gates judged, models
+/// pinned.
 const VERSION: i64 = 2;
 /// Events after which a snapshot replaces what came before.
 const SNAPSHOT_EVERY: i64 = 5_000;
@@ -28,10 +29,16 @@ impl Lifecycle {
             "CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY, version INTEGER NOT NULL, body TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS snapshot (id INTEGER PRIMARY KEY CHECK (id = 1), upto INTEGER NOT NULL, body TEXT NOT NULL);",
         )?;
-        let snapshot =
-            db.query_row("SELECT upto, body FROM snapshot", [], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?)));
+        // Older releases have written snapshots without a version.
+        if db.prepare("SELECT version FROM snapshot").is_err() {
+            db.execute_batch("ALTER TABLE snapshot ADD COLUMN version INTEGER NOT NULL DEFAULT 1")?;
+        }
+        let snapshot = db.query_row("SELECT upto, version, body FROM snapshot", [], |r| {
+            Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?, r.get::<_, String>(2)?))
+        });
         let (upto, mut state) = match snapshot {
-            Ok((upto, body)) => (upto, serde_json::from_str(&body).map_err(|e| Error::Entry(upto, e))?),
+            Ok((_, version, _)) if version > VERSION => return Err(newer("the snapshot", version)),
+            Ok((upto, _, body)) => (upto, serde_json::from_str(&body).map_err(|e| Error::Entry(upto, e))?),
             Err(rusqlite::Error::QueryReturnedNoRows) => (0, State::default()),
             Err(e) => return Err(e.into()),
         };
@@ -42,9 +49,7 @@ impl Lifecycle {
             while let Some(row) = rows.next()? {
                 let (id, version, body): (i64, i64, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
                 if version > VERSION {
-                    return Err(Error::Refused(format!(
-                        "event {id} was written by a newer coordinator (version {version})"
-                    )));
+                    return Err(newer(&format!("event {id}"), version));
                 }
                 let event: Event = serde_json::from_str(&body).map_err(|e| Error::Entry(id, e))?;
                 apply(&mut state, &event);
@@ -80,12 +85,19 @@ impl Lifecycle {
         let body = serde_json::to_string(state).map_err(|e| Error::Entry(0, e))?;
         let transaction = self.db.transaction()?;
         let upto: i64 = transaction.query_row("SELECT COALESCE(MAX(id), 0) FROM event", [], |r| r.get(0))?;
-        transaction.execute("INSERT OR REPLACE INTO snapshot (id, upto, body) VALUES (1, ?, ?)", (upto, body))?;
+        transaction.execute(
+            "INSERT OR REPLACE INTO snapshot (id, upto, version, body) VALUES (1, ?, ?, ?)",
+            (upto, VERSION, body),
+        )?;
         transaction.execute("DELETE FROM event WHERE id < ?", [upto])?;
         transaction.commit()?;
         self.since_snapshot = 0;
         Ok(())
     }
+}
+
+fn newer(what: &str, version: i64) -> Error {
+    Error::Refused(format!("{what} was written by a newer coordinator (version {version})"))
 }
 
 #[cfg(test)]
@@ -111,6 +123,24 @@ mod tests {
         let mut stored: serde_json::Value = serde_json::to_value(event(0)).unwrap();
         stored.as_object_mut().unwrap().remove("hardware");
         assert_eq!(serde_json::from_value::<Event>(stored).unwrap(), event(0));
+    }
+
+    #[test]
+    fn a_snapshot_of_an_older_release_is_read_and_one_of_a_newer_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut want = State::default();
+        apply(&mut want, &event(1));
+        let body = serde_json::to_string(&want).unwrap();
+        let db = open(&dir.path().join("lifecycle.db")).unwrap();
+        db.execute_batch(
+            "CREATE TABLE snapshot (id INTEGER PRIMARY KEY CHECK (id = 1), upto INTEGER NOT NULL, body TEXT NOT NULL)",
+        )
+        .unwrap();
+        db.execute("INSERT INTO snapshot (id, upto, body) VALUES (1, 0, ?)", [body]).unwrap();
+        assert_eq!(Lifecycle::open(dir.path()).unwrap().1, want);
+        db.execute("UPDATE snapshot SET version = ?", [VERSION + 1]).unwrap();
+        let refused = Lifecycle::open(dir.path()).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(refused.contains("the snapshot was written by a newer coordinator"), "{refused}");
     }
 
     #[test]

@@ -18,6 +18,13 @@ use crate::catalog::{Catalog, Entry};
 
 pub(super) type Checked = Result<(), SpecError>;
 
+/// Most characters of a label for people.
+pub(super) const MAX_LABEL: usize = 100;
+
+/// What to do about what is written out when a file is read, and was not.
+const WRITTEN_OUT: &str = "`tlctl submit FILE` does so (for a step: `job = \"FILE.toml\"`); a program sends the job as \
+                           `tlctl check --output json` prints it";
+
 /// Checks a job, and every step of a pipeline.
 ///
 /// # Errors
@@ -51,17 +58,11 @@ pub fn check(spec: &JobSpec, catalog: &Catalog) -> Checked {
 /// The first thing that cannot stand, as one sentence and a hint.
 pub fn check_shape(spec: &JobSpec) -> Checked {
     require(spec.recipe.is_none(), || {
-        (
-            "`recipe` is written out as stages when a job file is read".into(),
-            "send the job as `tlctl check --output json` prints it".into(),
-        )
+        ("`recipe` is written out as stages when a job file is read".into(), WRITTEN_OUT.into())
     })?;
     let written_out = spec.job.baseline.is_empty() && spec.job.seeds.is_empty();
     require(written_out, || {
-        (
-            "`job.baseline` and `job.seeds` are written out as steps when a job file is read".into(),
-            "send the job as `tlctl check --output json` prints it".into(),
-        )
+        ("`job.baseline` and `job.seeds` are written out as steps when a job file is read".into(), WRITTEN_OUT.into())
     })?;
     require(spec.schema == 1, || (format!("schema {} is not known", spec.schema), "write `schema = 1`".into()))?;
     label("job.name", &spec.job.name)?;
@@ -230,8 +231,8 @@ pub(super) fn check_class_weights(at: &str, weights: Option<&ClassWeights>) -> C
 
 /// A label for people: there, and short.
 fn label(key: &str, text: &str) -> Checked {
-    require(!text.trim().is_empty() && text.chars().count() <= 100, || {
-        (format!("`{key}` must have 1 to 100 characters"), "give it a short name".into())
+    require(!text.trim().is_empty() && text.chars().count() <= MAX_LABEL, || {
+        (format!("`{key}` must have 1 to {MAX_LABEL} characters"), "give it a short name".into())
     })
 }
 

@@ -21,9 +21,11 @@ pub(super) fn check_params(at: &str, entry: &Entry, params: &Params) -> Checked 
     for (key, value) in params.iter().filter(|(key, _)| *key != METHOD || entry.methods.is_empty()) {
         let Some(param) = known.iter().find(|p| p.name == *key) else {
             if let Some(other) = entry.methods.iter().find(|m| m.params.iter().any(|p| p.name == *key)) {
+                let own: Vec<String> = method.params.iter().map(|p| format!("`{}`", p.name)).collect();
+                let own = if own.is_empty() { "nothing of its own".into() } else { own.join(", ") };
                 return Err(SpecError::new(
                     format!("`{at}.{key}` says nothing to the method `{}`", method.name),
-                    format!("remove it, or write `{METHOD} = \"{}\"`", other.name),
+                    format!("remove it, or write `{METHOD} = \"{}\"`; `{}` takes {own}", other.name, method.name),
                 ));
             }
             let known: Vec<&str> = known.iter().map(|p| p.name.as_str()).collect();
@@ -103,7 +105,7 @@ mod tests {
         check(json!({ "method": "dann", "alpha": 2, "weight": 3 })).unwrap();
         let error = check(json!({ "method": "dann", "mean": 0.5 })).unwrap_err();
         assert_eq!(error.message, "`objective.mean` says nothing to the method `dann`");
-        assert!(error.hint.contains("method = \"coral\""), "{}", error.hint);
+        assert_eq!(error.hint, "remove it, or write `method = \"coral\"`; `dann` takes `alpha`");
         let error = check(json!({ "method": "dan" })).unwrap_err();
         assert!(error.message.contains("cannot be \"dan\"") && error.hint.contains("`dann`"), "{error}");
         assert!(check(json!({ "method": "dann", "alpha": 3 })).is_err());

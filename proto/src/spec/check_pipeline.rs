@@ -10,6 +10,8 @@ use crate::catalog::nearest_hint;
 
 /// Most steps of a pipeline.
 pub(super) const MAX_STEPS: usize = 64;
+/// Most characters of the id of a step.
+pub(super) const MAX_ID: usize = 40;
 /// Most gates of a step.
 const MAX_GATES: usize = 8;
 
@@ -24,7 +26,7 @@ pub(super) fn check_steps(spec: &JobSpec) -> Checked {
         let id = step.id.as_str();
         // It becomes a part of other names: of phases, and of files on the nodes.
         require(is_plain(id), || {
-            (format!("step id `{id}` must be letters, digits, `-` or `_`, at most 40"), "rename the step".into())
+            (format!("step id `{id}` must be letters, digits, `-` or `_`, at most {MAX_ID}"), "rename the step".into())
         })?;
         for need in &step.needs {
             // Needing only earlier steps is what makes the graph acyclic.
@@ -36,6 +38,12 @@ pub(super) fn check_steps(spec: &JobSpec) -> Checked {
         require(seen.insert(id), || (format!("two steps are called `{id}`"), "rename one".into()))?;
         let inner = step.spec.as_deref().ok_or_else(|| {
             SpecError::new(format!("step `{id}` has no job"), "write `job = \"FILE.toml\"` or `[step.spec]`")
+        })?;
+        require(step.set.is_empty(), || {
+            (
+                format!("step `{id}` has `set` beside a job that is written out"),
+                "`set` replaces keys of the file in `job`; write them into the job itself".into(),
+            )
         })?;
         require(inner.job.kind != JobSpec::PIPELINE, || {
             (format!("step `{id}` is a pipeline itself"), "make its steps steps of this one".into())
@@ -70,8 +78,11 @@ fn check_groups(spec: &JobSpec) -> Checked {
     for name in spec.step.iter().filter_map(|s| s.group.as_deref()) {
         let stranger = spec.step.iter().any(|s| s.id == name && s.group.as_deref() != Some(name));
         require(is_plain(name) && !stranger, || {
-            let rule = "letters, digits, `-` or `_`, at most 40, and no step's outside of it";
-            (format!("the name `{name}` of a group must be {rule}"), "rename the group".into())
+            let rule = "and no step's outside of it";
+            (
+                format!("the name `{name}` of a group must be letters, digits, `-` or `_`, at most {MAX_ID}, {rule}"),
+                "rename the group".into(),
+            )
         })?;
     }
     Ok(())
@@ -81,7 +92,7 @@ fn check_compare(spec: &JobSpec, compare: &CompareSection) -> Checked {
     require(!compare.candidate.is_empty(), || {
         ("`[compare]` names no candidate".into(), "write `candidate = \"STEP\"`".into())
     })?;
-    for name in compare.baselines.iter().chain([&compare.candidate]) {
+    for name in [&compare.candidate].into_iter().chain(&compare.baselines) {
         let members = spec.members(name);
         require(!members.is_empty(), || {
             let names = spec.step.iter().flat_map(|s| [Some(s.id.as_str()), s.group.as_deref()]);
@@ -92,6 +103,7 @@ fn check_compare(spec: &JobSpec, compare: &CompareSection) -> Checked {
         for (id, inner, _) in spec.steps().into_iter().filter(|(id, _, _)| members.contains(id)) {
             Metric::find("compare.metric", &compare.metric, inner).map_err(|e| in_step(id, e))?;
         }
+        check_seeds(spec, &compare.candidate, name)?;
     }
     require(compare.baselines.iter().collect::<BTreeSet<_>>().len() == compare.baselines.len(), || {
         ("`compare` names a baseline twice".into(), "name each of them once".into())
@@ -101,9 +113,21 @@ fn check_compare(spec: &JobSpec, compare: &CompareSection) -> Checked {
     })
 }
 
+/// What runs with several seeds is compared seed by seed.
+fn check_seeds(spec: &JobSpec, candidate: &str, name: &str) -> Checked {
+    let seeds = |name: &str| spec.runs(name).iter().map(|(seed, _)| seed.to_string()).collect::<Vec<_>>();
+    let (own, others) = (seeds(candidate), seeds(name));
+    let several = own.len().max(others.len()) > 1;
+    require(own == others || !several, || {
+        let (own, others) = (own.join(", "), others.join(", "));
+        let message = format!("`compare` takes pairs of one seed: `{candidate}` has {own}, and `{name}` has {others}");
+        (message, "give the steps of both the same seeds (`job.seed`)".into())
+    })
+}
+
 fn is_plain(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
-    !name.is_empty() && name.len() <= 40 && name.chars().all(plain)
+    !name.is_empty() && name.len() <= MAX_ID && name.chars().all(plain)
 }
 
 #[cfg(test)]
@@ -154,7 +178,7 @@ lr = 0.1
         assert_eq!(with(&|_| {}), Ok(()));
         let inner = |s: &mut JobSpec, change: &dyn Fn(&mut JobSpec)| change(s.step[1].spec.as_mut().unwrap());
         type Change<'a> = &'a dyn Fn(&mut JobSpec);
-        let rows: [(&str, Change<'_>); 19] = [
+        let rows: [(&str, Change<'_>); 21] = [
             ("two steps are called `a`", &|s| s.step[1].id = "a".into()),
             ("no earlier step", &|s| s.step[1].needs = vec!["c".into()]),
             ("no earlier step", &|s| s.step[0].needs = vec!["b".into()]),
@@ -175,6 +199,13 @@ lr = 0.1
             }),
             ("the name `b` of a group", &|s| s.step[0].group = Some("b".into())),
             ("the name `a/b` of a group", &|s| s.step[0].group = Some("a/b".into())),
+            ("`set` beside", &|s| s.step[0].set = [("job.seed".to_owned(), 3.into())].into()),
+            ("labels of that domain", &|s| {
+                let target =
+                    Some(crate::spec::TargetSection { train: "x".into(), val: Some("x".into()), ..Default::default() });
+                inner(s, &|i| i.data.as_mut().unwrap().target = target.clone());
+                s.step[1].gate.0 = vec!["target.loss < 1".parse().unwrap()];
+            }),
             ("`seeds` of its own", &|s| inner(s, &|i| i.job.seeds = vec![1, 2])),
         ];
         for (part, change) in rows {
@@ -186,7 +217,26 @@ lr = 0.1
     fn groups_are_compared_as_steps_are() {
         let mut spec = pipeline(&[("a", &[]), ("b", &[]), ("c", &[])]);
         (spec.step[0].group, spec.step[1].group) = (Some("a".into()), Some("a".into()));
+        spec.step.push(StepSection { id: "d".into(), ..spec.step[2].clone() });
+        (spec.step[2].group, spec.step[3].group) = (Some("c".into()), Some("c".into()));
+        let seeds = |spec: &mut JobSpec, seeds: [u32; 4]| {
+            let inner = spec.step.iter_mut().filter_map(|s| s.spec.as_mut());
+            inner.zip(seeds).for_each(|(inner, seed)| inner.job.seed = seed);
+        };
+        seeds(&mut spec, [1, 2, 2, 1]);
         spec.compare = compare("val.loss", "a", &["c"]);
+        check_shape(&spec).unwrap();
+        seeds(&mut spec, [1, 2, 3, 1]);
+        let other = check_shape(&spec).unwrap_err().message;
+        assert!(other.contains("`a` has 1, 2, and `c` has 1, 3"), "{other}");
+        spec.step.truncate(3);
+        let fewer = check_shape(&spec).unwrap_err().message;
+        assert!(fewer.contains("`a` has 1, 2, and `c` has 3"), "{fewer}");
+        spec.step[2].group = None;
+        spec.compare = compare("val.loss", "b", &["c"]);
+        spec.step[1].group = None;
+        check_shape(&spec).unwrap();
+        (spec.step[1].group, spec.compare) = (Some("a".into()), compare("val.loss", "a", &[]));
         check_shape(&spec).unwrap();
         assert_eq!((spec.members("a"), spec.members("c"), spec.main_step()), (vec!["a", "b"], vec!["c"], "a"));
         spec.compare = None;

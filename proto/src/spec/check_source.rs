@@ -10,7 +10,8 @@ use crate::catalog::{Catalog, Entry};
 /// The source's data is there where a modifier learns from it, and has a format; what is about weights has some.
 pub(super) fn check_source(spec: &JobSpec, objective: &Entry, catalog: &Catalog) -> Checked {
     let used = catalog.modifiers.iter().filter(|e| spec.modifiers.contains_key(&e.name));
-    let weights = spec.model.as_ref().is_some_and(|m| m.weights.is_some());
+    // With `random`, they give the shape alone.
+    let weights = spec.model.as_ref().is_some_and(|m| m.weights.is_some() && !m.random);
     let source = spec.data.as_ref().and_then(|d| d.source.as_ref());
     let trains = source.is_some_and(|s| s.train.is_some());
     let mut learns = false;
@@ -19,7 +20,7 @@ pub(super) fn check_source(spec: &JobSpec, objective: &Entry, catalog: &Catalog)
         require(weights || !entry.begins_with_weights, || {
             let what =
                 format!("`modifiers.{name}` is about the weights that the network begins with, and there are none");
-            (what, "set `model.weights`, or remove it".into())
+            (what, "set `model.weights`, without `model.random`, or remove it".into())
         })?;
         let wants = entry.data.iter().any(|role| role == "source");
         require(trains || !wants, || {
@@ -41,7 +42,7 @@ pub(super) fn check_source(spec: &JobSpec, objective: &Entry, catalog: &Catalog)
     require(weights, || {
         (
             "`data.source` tells what is forgotten of the weights, and there are none".into(),
-            "set `model.weights`".into(),
+            "set `model.weights`, without `model.random`, or remove `[data.source]`".into(),
         )
     })?;
     require(!objective.untrained, || {
@@ -84,6 +85,16 @@ mod tests {
         for (model, lines, part) in [
             ("", "[modifiers.l2_sp]", "`modifiers.l2_sp` is about the weights"),
             ("", "[data.source]\nval = \"s\"", "there are none; set `model.weights`"),
+            (
+                "weights = \"w\", random = true",
+                "[modifiers.l2_sp]",
+                "there are none; set `model.weights`, without `model.random`",
+            ),
+            (
+                "weights = \"w\", random = true",
+                "[data.source]\nval = \"s\"",
+                "tells what is forgotten of the weights, and there are none",
+            ),
             (with, "[modifiers.ewc]", "`modifiers.ewc` needs `data.source.train`"),
             (with, "[modifiers.ewc]\n[data.source]\nval = \"s\"", "needs `data.source.train`"),
             (with, "[modifiers.l2_sp]\n[data.source]\ntrain = \"s\"\nval = \"s\"", "nothing looks at"),

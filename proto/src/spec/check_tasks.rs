@@ -27,9 +27,14 @@ pub(super) fn check_tasks(spec: &JobSpec, objective: &Entry, catalog: &Catalog) 
     require(spec.tasks.len() <= MOST, || {
         (format!("{} tasks are more than {MOST}", spec.tasks.len()), "leave some out".into())
     })?;
+    let random = spec.model.as_ref().is_some_and(|m| m.random);
     let fixed = objective.method(&spec.objective).name == FIXED;
     for (name, task) in &spec.tasks {
         check_task(name, task, data, spec.grains(), catalog)?;
+        require(!random || !task.head.keep, || {
+            let hint = "do not keep it, or leave `model.random` out";
+            (format!("`tasks.{name}.head` is kept, and `model.random` begins with random values"), hint.into())
+        })?;
         require(fixed || task.weight == 1.0, || {
             let method = &objective.method(&spec.objective).name;
             let hint = format!("remove it, or write `objective.method = \"{FIXED}\"`");
@@ -167,6 +172,12 @@ mod tests {
             (
                 format!("[tasks.p]\nweight = 2\n{PARITY}\n[objective]\nmethod = \"uncertainty\""),
                 "`uncertainty` learns the weights",
+            ),
+            (
+                format!(
+                    "[tasks.p]\nhead = {{ keep = true }}\n{PARITY}\n[model]\nbackbone = \"b\"\nweights = \"w\"\nrandom = true"
+                ),
+                "`tasks.p.head` is kept",
             ),
         ] {
             let e = check("multitask", &tasks).unwrap_err();

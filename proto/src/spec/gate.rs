@@ -83,15 +83,21 @@ impl Gate {
     /// Whether some reports of `spec` have it, and others not.
     pub(super) fn check(&self, spec: &JobSpec) -> Checked {
         let metric = Metric::find("gate", &self.metric, spec)?;
-        let (most, bound) = (metric.most(), self.bound);
+        require(!metric.is_of_target(), || {
+            (
+                format!("the gate `{self}` looks at `{}`: labels of that domain decide nothing", self.metric),
+                "use `val.accuracy`, `val.loss` or `shift.a_distance`".into(),
+            )
+        })?;
+        let ([least, most], bound) = (metric.range(), self.bound);
         let (can_hold, can_fail) = match self.side {
-            Side::AtLeast => (bound <= most, bound > 0.0),
-            Side::Above => (bound < most, bound >= 0.0),
-            Side::AtMost => (bound >= 0.0, bound < most),
-            Side::Below => (bound > 0.0, bound <= most),
+            Side::AtLeast => (bound <= most, bound > least),
+            Side::Above => (bound < most, bound >= least),
+            Side::AtMost => (bound >= least, bound < most),
+            Side::Below => (bound > least, bound <= most),
         };
-        let what = if metric.is_part { "a part of one" } else { "a loss, and not below 0" };
-        let hint = if metric.is_part && bound <= 100.0 && bound > 1.0 {
+        let what = metric.kind();
+        let hint = if metric.is_part() && bound <= 100.0 && bound > 1.0 {
             format!("for {bound} % write `{} {} {}`", self.metric, self.side, bound / 100.0)
         } else {
             "give it a bound that some models pass and others do not".into()
@@ -210,6 +216,13 @@ mod tests {
             let error = check(bad, &alone).unwrap_err();
             assert!(error.contains(part), "{bad}: {error}");
         }
-        assert_eq!(check("target.accuracy > 0.5", &labelled), Ok(()));
+        let error = check("target.accuracy > 0.5", &labelled).unwrap_err();
+        assert!(error.contains("labels of that domain decide nothing"), "{error}");
+        assert_eq!(check("shift.a_distance < 1.5", &labelled), Ok(()));
+        assert!(check("shift.a_distance <= 2", &labelled).unwrap_err().contains("always holds"));
+        let old = data(", source = { val = \"b\" }");
+        for good in ["source.after > 0.5", "source.forgotten < 3", "source.forgotten <= 0", "tasks.main.loss < 1"] {
+            assert_eq!(check(good, &old), Ok(()), "{good}");
+        }
     }
 }

@@ -38,7 +38,7 @@ pub use episodes::{EpisodeShape, EpisodesSection, Rotations};
 pub use gate::{Gate, Gates, Side};
 pub use handed::Handed;
 pub use hub::{Fetched, HUB_FILE, Hub, Source, SourceFile};
-pub use metric::{METRICS, Metric};
+pub use metric::Metric;
 pub use model::*;
 pub use pairs::{PairedBy, PairsSection};
 pub use parse::{SpecError, parse, set_override};

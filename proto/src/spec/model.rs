@@ -76,10 +76,10 @@ pub struct JobSection {
     /// Seed of everything random.
     #[serde(default)]
     pub seed: u32,
-    /// Higher runs first.
+    /// Higher runs first. That of a pipeline counts, and none of its steps'.
     #[serde(default)]
     pub priority: i32,
-    /// Who it belongs to.
+    /// Who it belongs to; the same holds of it.
     #[serde(default = "default_project")]
     pub project: String,
     /// What the job has to beat, each a name or a table: `["scratch", "linear_probe"]`. They are trained beside it, on

@@ -116,9 +116,10 @@ impl JobSpec {
     pub(super) fn check_places(&self) -> Result<(), SpecError> {
         for (key, place) in self.named() {
             let handed = Handed::parse(place)?.is_some();
-            if handed && key.starts_with("data.") {
+            if handed && !key.ends_with(".weights") {
                 let hint = "write it where weights belong: `model.weights`";
-                return Err(SpecError::new(format!("`{key}` is `{place}`, which is a model and no data"), hint));
+                let key = self.whole_key(key, place);
+                return Err(SpecError::new(format!("`{key}` is `{place}`, which only weights can be"), hint));
             }
         }
         for (key, place) in self.places() {
@@ -132,6 +133,15 @@ impl JobSpec {
             }
         }
         Ok(())
+    }
+
+    /// The key of a place with the name of the task or the role that it belongs to.
+    fn whole_key(&self, key: &str, place: &str) -> String {
+        let is = |known: Option<&String>| known.is_some_and(|known| known == place);
+        let task = self.tasks.iter().find(|(_, t)| is(t.train.as_ref()) || is(t.val.as_ref())).map(|(name, _)| name);
+        let role = self.nets.iter().find(|(_, m)| is(m.adapter.as_ref())).map(|(role, _)| role);
+        let owner = if key.starts_with("tasks.") { task } else { role };
+        owner.map_or_else(|| key.to_owned(), |owner| key.replace('*', owner))
     }
 
     /// Places of weights on the hub, each once.
@@ -187,7 +197,20 @@ mod tests {
             spec.check_places().unwrap();
             assert_eq!(spec.places().map(|(key, _)| key).collect::<Vec<_>>(), ["data.train", "data.val"]);
             let e = job(&weights, "w").check_places().unwrap_err();
-            assert!(e.message.contains("`data.train` is") && e.message.contains("no data"), "{e}");
+            assert!(e.message.contains("`data.train` is") && e.message.contains("only weights"), "{e}");
+            let with = |more: &str| {
+                let text = format!("{}\n{more}", job("t", "w").to_toml());
+                crate::spec::parse(&text).unwrap().check_places().unwrap_err().message
+            };
+            let task = with(&format!(
+                "[tasks.a]\ntrain = \"t\"\nval = \"v\"\n[tasks.b]\ntrain = \"{weights}\"\nval = \"v\"\n"
+            ));
+            assert!(task.contains("`tasks.b.train` is"), "{task}");
+            let net = with(&format!("[nets.teacher]\nbackbone = \"bert\"\nweights = \"w\"\nadapter = \"{weights}\"\n"));
+            assert!(net.contains("`nets.teacher.adapter` is"), "{net}");
+            let mut own = job("t", "w");
+            own.model.as_mut().unwrap().adapter = Some(weights);
+            assert!(own.check_places().unwrap_err().message.contains("`model.adapter` is"));
         }
         assert!(job("t", "job:mine").check_places().unwrap_err().message.contains("not the model of a job"));
     }

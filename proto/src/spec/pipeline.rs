@@ -73,6 +73,24 @@ impl JobSpec {
         if self.job.kind == Self::PIPELINE { wins.unwrap_or_else(last) } else { Self::MAIN }
     }
 
+    /// Whether a step stands for its group: another seed of the same job shows nothing else before it runs.
+    pub fn leads_group(&self, step: &str) -> bool {
+        let group = self.step.iter().find(|s| s.id == step).and_then(|s| s.group.as_deref());
+        group.is_none_or(|group| self.members(group).first() == Some(&step))
+    }
+
+    /// The steps of a group, or the one step of this name, in the order of their seeds.
+    pub(crate) fn runs(&self, name: &str) -> Vec<(u32, &str)> {
+        let seed = |id: &str| {
+            let step = self.step.iter().find(|s| s.id == id);
+            step.and_then(|s| s.spec.as_deref()).map_or(0, |spec| spec.job.seed)
+        };
+        let mut runs: Vec<(u32, &str)> = self.members(name).into_iter().map(|id| (seed(id), id)).collect();
+        // Steps of one seed stay in the order of the file.
+        runs.sort_by_key(|(seed, _)| *seed);
+        runs
+    }
+
     /// The steps of a group, or the one step of this name.
     pub fn members(&self, name: &str) -> Vec<&str> {
         let grouped = self.step.iter().filter(|s| s.group.as_deref() == Some(name));

@@ -3,9 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use super::{CompareSection, JobSpec, SpecError, StepSection, check_pipeline::MAX_STEPS};
+use super::{
+    CompareSection, JobSpec, SpecError, StepSection,
+    check_pipeline::{MAX_ID, MAX_STEPS},
+};
 
-/// What is compared where nothing is said: the target's accuracy where there is one.
+/// What is compared where nothing is said: the target's accuracy where there is one; of several tasks, the mean.
 fn usual_metric(spec: &JobSpec) -> &'static str {
     let labelled = spec.data.as_ref().and_then(|d| d.target.as_ref()).is_some_and(|t| t.val.is_some());
     if labelled { "target.accuracy" } else { "val.accuracy" }
@@ -52,7 +55,7 @@ impl JobSpec {
             self.make_pipeline(steps);
         }
         if !seeds.is_empty() {
-            self.repeat(&seeds);
+            self.repeat(&seeds)?;
         }
         Ok(())
     }
@@ -60,7 +63,10 @@ impl JobSpec {
     /// Steps that wait for nothing, of which the first one is to beat the others.
     fn make_pipeline(&mut self, steps: Vec<(String, Self)>) {
         let asked = self.compare.take();
-        let metric = asked.as_ref().map_or_else(|| usual_metric(self).to_owned(), |c| c.metric.clone());
+        // What has fewer tasks has another mean.
+        let alone = steps.iter().any(|(_, s)| s.tasks.len() < self.tasks.len());
+        let usual = if alone { "tasks.main.accuracy" } else { usual_metric(self) };
+        let metric = asked.map_or_else(|| usual.to_owned(), |c| c.metric);
         let baselines = steps[1..].iter().map(|(id, _)| id.clone()).collect();
         let step = |(id, mut spec): (String, Self)| {
             spec.compare = None;
@@ -91,7 +97,7 @@ impl JobSpec {
 
     /// Every step once for each seed. Those of the first seed keep their names, so that what names a step means theirs;
     /// those of the others take models of their own seed.
-    fn repeat(&mut self, seeds: &[u32]) {
+    fn repeat(&mut self, seeds: &[u32]) -> Result<(), SpecError> {
         let once = std::mem::take(&mut self.step);
         if self.compare.is_none() {
             let main = once.last();
@@ -103,6 +109,13 @@ impl JobSpec {
             let named = |id: &str| if n == 0 { id.to_owned() } else { format!("{id}-seed{seed}") };
             for step in &once {
                 let mut step = step.clone();
+                if n > 0 && named(&step.id).len() > MAX_ID {
+                    let message = format!("step `{}` is too long for the seed {seed} behind it", step.id);
+                    return Err(SpecError::new(
+                        message,
+                        format!("`{}` must have at most {MAX_ID} characters", named("ID")),
+                    ));
+                }
                 if seeds.len() > 1 {
                     step.group.get_or_insert_with(|| step.id.clone());
                 }
@@ -120,6 +133,7 @@ impl JobSpec {
                 self.step.push(step);
             }
         }
+        Ok(())
     }
 }
 
@@ -193,9 +207,26 @@ stage = [{ name = "a", epochs = 3, train = ["head"], lr = 1e-3 }]
         assert_eq!(ids(&spec), ["main", "scratch", "main-seed9", "scratch-seed9"]);
         assert_eq!(seeds(&spec), [3, 3, 9, 9], "in place of `seed`");
         assert_eq!((spec.members("main"), spec.main_step()), (vec!["main", "main-seed9"], "main"));
+        let id = "i".repeat(36);
+        let long = runs(&format!("baseline = [{{ name = \"scratch\", id = \"{id}\" }}], seeds = [1, 2]")).unwrap_err();
+        assert!(long.message.contains(&format!("step `{id}` is too long")), "{long}");
+        runs(&format!("baseline = [{{ name = \"scratch\", id = \"{id}\" }}]")).unwrap();
         let alone = runs("seeds = [1, 2]").unwrap();
         assert_eq!((ids(&alone), seeds(&alone)), (vec!["main", "main-seed2"], vec![1, 2]));
         assert_eq!(alone.compare.unwrap().baselines, Vec::<String>::new());
+    }
+
+    #[test]
+    fn one_task_alone_is_measured_by_that_task() {
+        let job = JOB.replace("finetune", "multitask") + "[tasks.t]\nclasses = { x = [\"0\"], y = [\"1\"] }\n";
+        let metric = |baselines: &str| {
+            let mut spec = parse(&job.replace("JOB", &format!("baseline = [{baselines}]"))).unwrap();
+            spec.write_out_runs().unwrap();
+            check_shape(&spec).unwrap();
+            spec.compare.unwrap().metric
+        };
+        assert_eq!(metric("\"scratch\""), "val.accuracy");
+        assert_eq!(metric("\"scratch\", \"single\""), "tasks.main.accuracy");
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub enum Notice {
     Resumed,
     /// Classes that few-shot episodes are judged by were trained on.
     SameClasses,
+    /// What a teacher says cannot be kept; it runs in every step.
+    TeacherNotKept,
 }
 
 /// One row of the training series.

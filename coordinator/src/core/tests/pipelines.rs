@@ -105,6 +105,67 @@ fn a_gate_that_does_not_hold_ends_what_needs_it_and_nothing_else() {
 }
 
 #[test]
+fn a_gate_on_the_first_task_reads_the_report_of_a_job_with_one() {
+    let mut w = with(&[("a", &[], &["tasks.main.accuracy >= 0.9"]), ("b", &["a"], &[])], 1);
+    trained(&mut w, "a", 0.95);
+    assert_eq!(status(&w, "a", "gate"), PhaseStatus::Succeeded);
+}
+
+#[test]
+fn what_has_failed_is_told_while_the_rest_waits_in_the_queue() {
+    let mut w = with(&[("a", &[], &["val.accuracy >= 0.9"]), ("b", &[], &[])], 1);
+    done(&mut w, "a", "probe", 0.0);
+    // The only slot goes to a more urgent job as soon as it is free.
+    w.submit_spec(2, spec("1", 9));
+    done(&mut w, "a", "train", 0.5);
+    assert_eq!((status(&w, "a", "gate"), w.why(1)), (PhaseStatus::Failed, "slots_busy"));
+    let failed =
+        "; step `a` has failed (gate): the gate of step `a` does not hold: val.accuracy is 0.5000, and must be >= 0.9";
+    assert!(says(&w).ends_with(failed), "{}", says(&w));
+}
+
+#[test]
+fn a_job_that_was_cancelled_before_its_gate_was_judged_can_go_on() {
+    let mut w = with(&[("a", &[], &["val.accuracy >= 0.9"])], 1);
+    done(&mut w, "a", "probe", 0.0);
+    let known = phase(&w, "a", "train");
+    let (generation, placed) = (known.generation, known.attempt.as_ref().unwrap().placements[0].clone());
+    let (node, incarnation) = (placed.node, placed.incarnation);
+    let id = PhaseId::new("a", "train");
+    let (phase, name) = (id.clone(), Artifact::MODEL.into());
+    w.command(Command::Artifact { job: job(1), phase, generation, name, blob: blob(), node: node.clone() }).unwrap();
+    let result = serde_json::json!({ "metrics": { "val.accuracy": 0.95 } });
+    w.command(Command::Result { job: job(1), phase: id, generation, result, node, incarnation }).unwrap();
+    // Before the next plan.
+    w.command(Command::Cancel { job: job(1) }).unwrap();
+    assert_eq!(status(&w, "a", "gate"), PhaseStatus::Failed);
+    w.command(Command::Retry { job: job(1) }).unwrap();
+    w.plan();
+    assert_eq!(w.state.jobs[&job(1)].status, JobStatus::Succeeded);
+}
+
+#[test]
+fn a_plan_looks_at_one_of_several_seeds_and_ends_with_the_first_failure() {
+    let mut pipe = pipeline(&[("a", &[], &[]), ("b", &["a"], &[]), ("a2", &[], &[]), ("b2", &["a2"], &[])]);
+    for (step, group) in pipe.step.iter_mut().zip(["a", "b", "a", "b"]) {
+        step.group = Some(group.into());
+    }
+    let mut w = World::new();
+    w.join(1, "a", 1).unwrap();
+    let spec = Box::new(pipe);
+    w.command(Command::Submit { job: job(1), key: "p".into(), owner: "o".into(), spec, plan_only: true }).unwrap();
+    w.plan();
+    let ids: Vec<String> = w.state.jobs[&job(1)].phases.iter().map(|p| p.id.to_string()).collect();
+    assert_eq!(ids, ["a/probe", "b/probe"]);
+    broken(&mut w, "a", "probe");
+    let ended = &w.state.jobs[&job(1)];
+    assert_eq!(
+        (ended.status, &*ended.failure.as_ref().unwrap().message),
+        (JobStatus::Failed, "step `a`: the data is not there")
+    );
+}
+
+#[test]
 fn a_gate_on_a_figure_that_a_report_lacks_does_not_hold() {
     let mut w = with(&[("a", &[], &["val.macro_f1 > 0.1"]), ("b", &["a"], &[])], 1);
     trained(&mut w, "a", 1.0);
@@ -173,7 +234,7 @@ fn what_is_compared_is_told_as_far_as_it_is_known() {
         (PhaseStatus::Running, PhaseStatus::Running)
     );
     trained(&mut w, "main", 0.75);
-    assert_eq!(compared(&w), "");
+    assert_eq!(compared(&w), "no verdict: `scratch` has 0 of 1 runs");
     trained(&mut w, "scratch", 0.8);
     assert!(compared(&w).starts_with("negative transfer: -5.0 points"), "{}", compared(&w));
 }

@@ -65,6 +65,9 @@ function layout() {
   };
 }
 
+// The last two are of what is known of another domain without labels; they are there where there is one.
+const CHARTS = ["loss", "accuracy", "entropy", "snd"];
+
 // One trace per phase and metric; points are appended as they arrive.
 function plot(chart, row) {
   const tasks = Object.keys(row.values).filter((m) => m.startsWith("tasks.") && m.endsWith(`.${chart}`));
@@ -91,14 +94,17 @@ async function series() {
   let fresh = false;
   for (;;) {
     const { cursor, rows } = await get(`/api/jobs/${id}/series?cursor=${seen.series}&limit=2000`);
-    rows.forEach((row) => ["loss", "accuracy"].forEach((chart) => plot(chart, row)));
+    rows.forEach((row) => CHARTS.forEach((chart) => plot(chart, row)));
     seen.series = cursor;
     fresh ||= rows.length > 0;
     if (rows.length < 2000) break;
   }
   if (!fresh) return;
-  for (const chart of ["loss", "accuracy"]) {
+  for (const chart of CHARTS) {
     const traces = [...seen.traces.values()].filter((t) => t.chart === chart);
+    const cell = byId(chart).parentElement;
+    if (traces.length) cell.hidden = false;
+    if (cell.hidden) continue;
     const data = traces.map(({ name, mode, x, y }) => ({ name, mode, x: [...x], y: [...y] }));
     await Plotly.react(chart, data, layout(), SHOWN);
   }
@@ -159,6 +165,16 @@ function results(phases) {
   }));
 }
 
+// Which epoch each criterion picks where a network is brought to another domain.
+function picked(phases) {
+  const rows = phases.flatMap((p) => (p.result_json?.selection ?? []).map((c) => [
+    p.step, c.criterion, c.epoch, c.value?.toFixed(4), c.accuracy === undefined ? "" : percent(c.accuracy),
+    c.used ? "the job goes by it" : "",
+  ]));
+  byId("selection").hidden = rows.length === 0;
+  fill("picked", rows);
+}
+
 // Few-shot episodes have no classes in common: what they came to, and what there was to beat on the same ones.
 function episodes(step, { evaluation, baselines, overlap }) {
   const [cell, title, list] = ["div", "h2", "ul"].map((tag) => document.createElement(tag));
@@ -187,7 +203,7 @@ function waits(job, phase) {
 function compared(c) {
   byId("compared").hidden = !c;
   if (!c) return;
-  const [scale, digits, unit] = c.unit === "points" ? [100, 1, " %"] : [1, 4, ""];
+  const [scale, digits, unit] = [c.scale, c.unit === "points" ? 1 : 4, c.scale === 100 ? " %" : ""];
   const interval = (m, by) => (m.half === null ? "" : ` ± ${(by * m.half).toFixed(digits)}`);
   const value = (m) => (m ? `${(scale * m.mean).toFixed(digits)}${interval(m, scale)}${unit}` : "");
   const gain = (m) => (m ? `${m.mean < 0 ? "" : "+"}${m.mean.toFixed(digits)}${interval(m, 1)}` : "");
@@ -251,6 +267,7 @@ async function job() {
   const why = job.why === job.status ? "" : job.why;
   byId("why").textContent = job.failure?.hint ? `${why} (${job.failure.hint})` : why;
   results(job.phases);
+  picked(job.phases);
   compared(job.compared_json);
   fill("phases", job.phases.map((p) => {
     const a = p.activity;

@@ -5,18 +5,19 @@ mod direct;
 mod linear_probe;
 mod no_teacher;
 mod scratch;
+mod single;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{BnMode, BnScope, JobSpec, ModelSection, Ranks, SpecError, StageSection};
+use super::{BnMode, BnScope, JobSpec, ModelSection, Ranks, SpecError, StageSection, check::MAX_LABEL};
 use crate::catalog::{Entry, entry, nearest_hint};
 
 /// A baseline of a job: a name, or a table with a name and what differs from the usual.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "BaselineText")]
 pub struct BaselineSection {
-    /// `scratch`, `linear_probe`, `no_teacher` or `direct`.
+    /// `scratch`, `linear_probe`, `no_teacher`, `direct` or `single`.
     pub name: String,
     /// What its step is called; its name if nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -88,7 +89,7 @@ impl BaselineSection {
         }
         let mut job = spec.clone();
         (job.job.baseline, job.job.seeds, job.compare) = (Vec::new(), Vec::new(), None);
-        job.job.name = format!("{} ({})", spec.job.name, self.id());
+        job.job.name = named(&spec.job.name, self.id());
         // Any idle worker will do: how many ranks there are changes no result.
         job.cluster.ranks = Ranks { min: 1, ..spec.cluster.ranks };
         (found.make)(self, &mut job)?;
@@ -110,7 +111,8 @@ struct Baseline {
 }
 
 /// Every baseline.
-const ALL: &[Baseline] = &[scratch::BASELINE, linear_probe::BASELINE, no_teacher::BASELINE, direct::BASELINE];
+const ALL: &[Baseline] =
+    &[scratch::BASELINE, linear_probe::BASELINE, no_teacher::BASELINE, direct::BASELINE, single::BASELINE];
 
 /// Every baseline as a catalog lists it.
 pub fn baselines() -> Vec<Entry> {
@@ -118,13 +120,23 @@ pub fn baselines() -> Vec<Entry> {
     ALL.iter().map(listed).collect()
 }
 
+/// The name of a job with that of a baseline behind it, within the length of a label.
+fn named(job: &str, baseline: &str) -> String {
+    let room = MAX_LABEL.saturating_sub(baseline.chars().count() + " ()".len());
+    format!("{} ({baseline})", job.chars().take(room).collect::<String>())
+}
+
 /// Modifiers that are about samples, or average what is trained. Those that change what is trained, or hold on to the
 /// weights that it begins with, are no part of a baseline that trains something else.
 const KEPT: [&str; 3] = ["mixup", "cutmix", "ema"];
 
-/// The network of a job, if it begins with weights: without them there is nothing that transfers.
+/// The network of a job, if it begins with weights: without them there is nothing that transfers. What those were trained
+/// on goes: no modifier that is left learns from it, and what is forgotten is told of the job.
 fn transferred<'a>(name: &str, job: &'a mut JobSpec) -> Result<&'a mut ModelSection, SpecError> {
     job.modifiers.retain(|name, _| KEPT.contains(&name.as_str()));
+    if let Some(data) = &mut job.data {
+        data.source = None;
+    }
     job.model.as_mut().filter(|m| m.weights.is_some()).ok_or_else(|| {
         let message = format!("`{name}` is no baseline of a job that has no `model.weights`: nothing is transferred");
         SpecError::new(message, "set `model.weights`, or leave the baseline out")
@@ -154,15 +166,15 @@ fn one_stage(given: &BaselineSection, job: &mut JobSpec, train: &str, bn: BnMode
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Norm, Rates, parse};
+    use crate::spec::{DataSection, Norm, Rates, parse};
 
     const JOB: &str = r#"
 schema = 1
 job = { name = "t", kind = "finetune", seed = 7 }
 cluster = { ranks = "2..4" }
-data = { format = "image_folder", train = "a", val = "b", batch = 64 }
+data = { format = "image_folder", train = "a", val = "b", batch = 64, source = { train = "c", val = "d" } }
 model = { backbone = "resnet18", weights = "w", input = 96, head = { hidden = [8], norm = "batch", dropout = 0.5 } }
-modifiers = { lora = { rank = 4 }, mixup = { alpha = 0.2 } }
+modifiers = { lora = { rank = 4 }, ewc = {}, mixup = { alpha = 0.2 } }
 objective = { label_smoothing = 0.1 }
 stop = { monitor = "val.accuracy", restore_best = true }
 stage = [
@@ -191,7 +203,9 @@ stage = [
             (Rates::One(1e-3), "one_cycle", BnScope::Batch)
         );
         assert_eq!(made.modifiers.keys().collect::<Vec<_>>(), ["mixup"], "nothing is frozen");
-        assert_eq!((&made.data, &made.objective, &made.stop, made.job.seed), (&job.data, &job.objective, &job.stop, 7));
+        let data = job.data.clone().map(|d| DataSection { source: None, ..d });
+        assert_eq!(made.data, data, "there is nothing to forget");
+        assert_eq!((&made.objective, &made.stop, made.job.seed), (&job.objective, &job.stop, 7));
         assert_eq!((made.cluster.ranks.min, made.cluster.ranks.max, made.job.name.as_str()), (1, 4, "t (scratch)"));
     }
 
@@ -214,6 +228,37 @@ stage = [
         let [stage] = &made.stage[..] else { panic!("{:?}", made.stage) };
         assert_eq!((stage.epochs, stage.train.clone(), stage.bn), (7, vec!["head".to_owned()], BnMode::Frozen));
         assert_eq!(made.modifiers.keys().collect::<Vec<_>>(), ["mixup"]);
+        assert_eq!(made.data.unwrap().source, None);
+    }
+
+    #[test]
+    fn a_long_name_makes_room_for_that_of_the_baseline() {
+        let long = "é".repeat(MAX_LABEL);
+        let name = made(&JOB.replace("name = \"t\"", &format!("name = \"{long}\"")), "\"scratch\"").unwrap().job.name;
+        assert_eq!(name.chars().count(), MAX_LABEL);
+        assert!(name.ends_with("é (scratch)"), "{name}");
+    }
+
+    #[test]
+    fn alone_the_first_task_has_the_stages_and_none_of_the_other_heads() {
+        let job =
+            JOB.replace("\"finetune\"", "\"multitask\"").replace("label_smoothing = 0.1", "method = \"uncertainty\"")
+                + "[tasks.other]\nclasses = { x = [\"0\"], y = [\"1\"] }\nhead = { keep = true }\n";
+        let job = job.replace("val.accuracy", "tasks.other.accuracy");
+        let job = job.replace("train = [\"head\"], lr = 1e-3", "train = [\"tasks.other.head\"], lr = 1e-3");
+        let ruled = "train = [\"tasks.main.head\", \"tasks.other.head\"], lr = { \"tasks.main.head\" = 1e-3, \"tasks.other\" = 1 }";
+        let job = job.replace("train = [\"head\", \"top:2\"], lr = 1e-4", ruled);
+        let single = made(&job, "\"single\"").unwrap();
+        assert_eq!((single.job.kind.as_str(), single.tasks.len(), single.objective.len()), ("finetune", 0, 0));
+        assert_eq!(single.stop.as_ref().unwrap().monitor, "val.accuracy");
+        let [stage] = &single.stage[..] else { panic!("{:?}", single.stage) };
+        let rates = Rates::Rules([("head".to_owned(), 1e-3)].into());
+        assert_eq!((stage.name.as_str(), &stage.train, &stage.lr), ("b", &vec!["head".to_owned()], &rates));
+        assert_eq!(single.modifiers, parse(&job).unwrap().modifiers, "what is measured is the other tasks alone");
+        let other = job.replace("\"tasks.main.head\", \"tasks.other.head\"", "\"tasks.other.head\"");
+        assert!(made(&other, "\"single\"").unwrap_err().contains("no stage"));
+        let scratch = made(&job, "\"scratch\"").unwrap();
+        assert_eq!((scratch.job.kind.as_str(), scratch.tasks["other"].head.keep), ("multitask", false));
     }
 
     #[test]

@@ -13,9 +13,9 @@ use std::{
     time::SystemTime,
 };
 
-pub use packed::Packed;
+pub use packed::{Packed, Top};
 
-use crate::{Result, files};
+use crate::{Result, collective, files};
 
 /// Names one output: sample content and view.
 pub type Key = [u8; 32];
@@ -32,7 +32,6 @@ pub fn key(digest: &[u8; 32], view: &str) -> Key {
 pub struct Space {
     dir: PathBuf,
     width: usize,
-    packed: Packed,
 }
 
 /// Largest segment that is read, in bytes.
@@ -41,12 +40,7 @@ const MAX_SEGMENT: u64 = 4 << 30;
 impl Space {
     /// The space `name` below `root` for records of `width` numbers.
     pub fn new(root: &Path, name: &str, width: usize) -> Self {
-        Self { dir: root.join(name), width, packed: Packed::default() }
-    }
-
-    /// The same with records in less room; the name says how.
-    pub fn packed(self, packed: Packed) -> Self {
-        Self { packed, ..self }
+        Self { dir: root.join(name), width }
     }
 
     /// Numbers of one record.
@@ -100,7 +94,7 @@ impl Space {
         let mut bytes = (self.width as u64).to_le_bytes().to_vec();
         for (key, values) in records {
             bytes.extend(key);
-            bytes.extend(self.packed.pack(values));
+            bytes.extend(collective::to_bytes(values));
         }
         let sealed = files::seal(bytes);
         let name =
@@ -110,9 +104,9 @@ impl Space {
 
     fn decode<'b>(&'b self, bytes: &'b [u8]) -> Option<impl Iterator<Item = (Key, Vec<f32>)> + use<'b>> {
         let (width, rest) = bytes.split_first_chunk::<8>()?;
-        let record = 32 + self.packed.bytes(self.width);
+        let record = 32 + 4 * self.width;
         let fits = u64::from_le_bytes(*width) == self.width as u64 && rest.len().is_multiple_of(record);
-        let one = move |r: &[u8]| Some((*r.first_chunk::<32>()?, self.packed.unpack(&r[32..], self.width)?));
+        let one = |r: &[u8]| Some((*r.first_chunk::<32>()?, collective::from_bytes(&r[32..]).ok()?));
         fits.then(|| rest.chunks_exact(record).filter_map(one))
     }
 }
@@ -188,11 +182,14 @@ mod tests {
         std::fs::write(&victim, &bytes[..bytes.len() - 3]).unwrap();
         let (records, damaged) = space.read(&both);
         assert_eq!((records.len(), damaged), (1, 1));
-        let small = Space::new(dir.path(), "p", 40).packed(Packed { half: true, top: Some(2) });
-        small.write(&[(a, &[1.5; 40])]).unwrap();
-        assert_eq!(small.read(&BTreeSet::from([a])).0[&a], [1.5; 40]);
+        let packed = Packed { half: true, top: Some(Top { count: 2, temperature: 4.0 }) };
+        let small = Space::new(dir.path(), "p", packed.words(40));
+        small.write(&[(a, &packed.pack(&[1.5; 40]).unwrap())]).unwrap();
+        let mut back = Vec::new();
+        packed.unpack(&small.read(&BTreeSet::from([a])).0[&a], 40, &mut back).unwrap();
+        assert_eq!(back, [1.5; 40]);
         let file = std::fs::read_dir(dir.path().join("p")).unwrap().next().unwrap().unwrap();
-        assert_eq!(file.metadata().unwrap().len(), 8 + 32 + 14 + 32, "three halves and two places");
+        assert_eq!(file.metadata().unwrap().len(), 8 + 32 + 16 + 32, "three halves and two places, in whole words");
         assert_eq!(identity(dir.path()), identity(dir.path()));
         let nowhere = dir.path().join("s").join("file");
         std::fs::write(&nowhere, "").unwrap();

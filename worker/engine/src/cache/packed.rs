@@ -1,18 +1,27 @@
-//! Records in less room than four bytes a number. What comes back is what counts: whoever computes a record anew rounds it
-//! the same way, so that nobody can tell what was in the cache.
+//! Records in less room than four bytes a number, in memory and on disk. What comes back is what counts: whoever works a
+//! record out anew rounds it the same way, so that nobody can tell what was kept.
 
 use half::f16;
 
-use crate::collective;
+use crate::{Error, Result, collective};
 
 /// How the numbers of a record are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Packed {
     /// In two bytes each.
     pub half: bool,
-    /// Only so many of the largest, which are logits, with their places. All others come back as one number, such that the
-    /// probabilities of the kept ones (at temperature 1) are what they were.
-    pub top: Option<usize>,
+    /// Not all of them.
+    pub top: Option<Top>,
+}
+
+/// The largest numbers of a record, which are logits, with their places. All others come back as one number, such that the
+/// probabilities of the kept ones are what they were at the temperature at which they are learned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Top {
+    /// How many.
+    pub count: usize,
+    /// What logits are divided by.
+    pub temperature: f64,
 }
 
 impl Packed {
@@ -23,60 +32,99 @@ impl Packed {
 
     /// A name for it, as a part of others.
     pub fn describe(self) -> String {
-        let top = self.top.map_or(String::new(), |k| format!(";top{k}"));
-        let half = if self.half { ";f16" } else { "" };
+        let top = self.top.map_or(String::new(), |top| format!(";top{}@{}", top.count, top.temperature));
+        let half = if self.half { ";half" } else { "" };
         format!("{half}{top}")
     }
 
-    /// Bytes of a record of `width` numbers.
-    pub fn bytes(self, width: usize) -> usize {
+    /// Words of four bytes of a record of `width` numbers.
+    pub fn words(self, width: usize) -> usize {
+        self.bytes(width).div_ceil(WORD)
+    }
+
+    /// The record as words, which are no numbers unless it is plain.
+    ///
+    /// # Errors
+    /// A number that two bytes cannot hold.
+    pub fn pack(self, values: &[f32]) -> Result<Vec<f32>> {
+        if self.is_plain() {
+            return Ok(values.to_vec());
+        }
+        // Infinite already, it is no fault of how it is kept.
+        let large = |v: &&f32| v.is_finite() && f16::from_f32(**v).is_infinite();
+        if let Some(v) = values.iter().find(large).filter(|_| self.half) {
+            return Err(Error::user(
+                format!("a logit of a teacher is {v}, and `objective.logits = \"f16\"` holds none above {}", f16::MAX),
+                "set `objective.logits = \"f32\"`",
+            ));
+        }
+        let mut bytes = match self.kept(values.len()) {
+            Some(top) => self.largest(values, top),
+            None => self.numbers(values),
+        };
+        bytes.resize(self.words(values.len()) * WORD, 0);
+        collective::from_bytes(&bytes)
+    }
+
+    /// Adds the numbers of a record of `width` to `out`.
+    ///
+    /// # Errors
+    /// Words that are none of such a record.
+    pub fn unpack(self, words: &[f32], width: usize, out: &mut Vec<f32>) -> Result<()> {
+        if self.is_plain() {
+            out.extend(words);
+            return Ok(());
+        }
+        let odd = || Error::Internal("a record of the cache is of another kind".into());
+        let bytes = collective::to_bytes(words);
+        let bytes = bytes.get(..self.bytes(width)).ok_or_else(odd)?;
+        let Some(top) = self.kept(width) else {
+            out.extend(self.floats(bytes)?);
+            return Ok(());
+        };
+        let (numbers, places) = bytes.split_at(self.number() * (top.count + 1));
+        let numbers = self.floats(numbers)?;
+        let mut record = vec![numbers.last().copied().unwrap_or_default(); width];
+        for (value, place) in numbers.iter().zip(places.as_chunks::<4>().0) {
+            *record.get_mut(u32::from_le_bytes(*place) as usize).ok_or_else(odd)? = *value;
+        }
+        out.extend(record);
+        Ok(())
+    }
+
+    /// What comes back of numbers that are kept.
+    ///
+    /// # Errors
+    /// See [`Packed::pack`].
+    pub fn round(self, values: &[f32]) -> Result<Vec<f32>> {
+        let mut out = Vec::with_capacity(values.len());
+        self.unpack(&self.pack(values)?, values.len(), &mut out)?;
+        Ok(out)
+    }
+
+    fn bytes(self, width: usize) -> usize {
         match self.kept(width) {
-            Some(k) => self.number() * (k + 1) + 4 * k,
+            Some(top) => self.number() * (top.count + 1) + 4 * top.count,
             None => self.number() * width,
         }
     }
 
-    /// The record as bytes.
-    pub fn pack(self, values: &[f32]) -> Vec<u8> {
-        let Some(k) = self.kept(values.len()) else { return self.numbers(values) };
+    fn largest(self, values: &[f32], top: Top) -> Vec<u8> {
         let mut order: Vec<u32> = (0..values.len() as u32).collect();
         // Of equals the first.
         order.sort_by(|a, b| values[*b as usize].total_cmp(&values[*a as usize]).then(a.cmp(b)));
-        let (kept, others) = order.split_at(k);
+        let (kept, others) = order.split_at(top.count);
         let value = |i: &u32| values[*i as usize];
         let mut numbers: Vec<f32> = kept.iter().map(value).collect();
-        numbers.push(mean(others.iter().map(value)));
+        numbers.push(folded(others.iter().map(value), top.temperature));
         let mut out = self.numbers(&numbers);
         out.extend(kept.iter().flat_map(|i| i.to_le_bytes()));
         out
     }
 
-    /// The numbers of a record of `width`; nothing if the bytes are none.
-    pub fn unpack(self, bytes: &[u8], width: usize) -> Option<Vec<f32>> {
-        if bytes.len() != self.bytes(width) {
-            return None;
-        }
-        let Some(k) = self.kept(width) else { return self.floats(bytes) };
-        let (numbers, places) = bytes.split_at(self.number() * (k + 1));
-        let numbers = self.floats(numbers)?;
-        let mut out = vec![*numbers.last()?; width];
-        for (value, place) in numbers.iter().zip(places.as_chunks::<4>().0) {
-            *out.get_mut(u32::from_le_bytes(*place) as usize)? = *value;
-        }
-        Some(out)
-    }
-
-    /// What comes back of numbers that are kept.
-    pub fn round(self, values: &[f32]) -> Vec<f32> {
-        if self.is_plain() {
-            return values.to_vec();
-        }
-        self.unpack(&self.pack(values), values.len()).unwrap_or_default()
-    }
-
     /// How many of `width` are kept, where not all are.
-    fn kept(self, width: usize) -> Option<usize> {
-        self.top.filter(|k| *k < width)
+    fn kept(self, width: usize) -> Option<Top> {
+        self.top.filter(|top| top.count < width)
     }
 
     fn number(self) -> usize {
@@ -90,61 +138,88 @@ impl Packed {
         }
     }
 
-    fn floats(self, bytes: &[u8]) -> Option<Vec<f32>> {
+    fn floats(self, bytes: &[u8]) -> Result<Vec<f32>> {
         match self.half {
-            true => Some(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
-            false => collective::from_bytes(bytes).ok(),
+            true => Ok(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
+            false => collective::from_bytes(bytes),
         }
     }
 }
 
-/// ln of the mean of eˣ.
-fn mean(values: impl ExactSizeIterator<Item = f32> + Clone) -> f32 {
-    let largest = values.clone().map(f64::from).fold(f64::NEG_INFINITY, f64::max);
-    let n = values.len() as f64;
-    let total: f64 = values.map(|v| libm::exp(f64::from(v) - largest)).sum();
-    (largest + libm::log(total / n)) as f32
+/// Bytes of a word.
+const WORD: usize = size_of::<f32>();
+
+/// T·ln of the mean of e^(x/T): as many times this weighs in a softmax over T what all of them weigh.
+fn folded(values: impl ExactSizeIterator<Item = f32> + Clone, temperature: f64) -> f32 {
+    let scaled = values.map(|v| f64::from(v) / temperature);
+    let largest = scaled.clone().fold(f64::NEG_INFINITY, f64::max);
+    let n = scaled.len() as f64;
+    let total: f64 = scaled.map(|v| libm::exp(v - largest)).sum();
+    (temperature * (largest + libm::log(total / n))) as f32
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn softmax(z: &[f32]) -> Vec<f64> {
-        let e: Vec<f64> = z.iter().map(|v| f64::from(*v).exp()).collect();
+    fn softmax(z: &[f32], temperature: f64) -> Vec<f64> {
+        let e: Vec<f64> = z.iter().map(|v| (f64::from(*v) / temperature).exp()).collect();
         let sum: f64 = e.iter().sum();
         e.iter().map(|v| v / sum).collect()
     }
 
+    fn top(count: usize, temperature: f64) -> Option<Top> {
+        Some(Top { count, temperature })
+    }
+
     #[test]
-    fn the_likeliest_classes_keep_their_probabilities() {
+    fn the_likeliest_classes_keep_their_probabilities_at_the_temperature_of_the_job() {
         let z = [0.3f32, 4.0, -2.0, 4.0, 1.0, -7.5];
-        let packed = Packed { top: Some(3), ..Packed::default() };
-        let back = packed.round(&z);
-        let (want, got) = (softmax(&z), softmax(&back));
-        for i in [1, 3, 4] {
-            assert!(back[i] == z[i] && (want[i] - got[i]).abs() < 1e-6, "{i}");
+        for temperature in [1.0, 4.0] {
+            let packed = Packed { top: top(3, temperature), ..Packed::default() };
+            let back = packed.round(&z).unwrap();
+            let (want, got) = (softmax(&z, temperature), softmax(&back, temperature));
+            for i in [1, 3, 4] {
+                assert!(back[i] == z[i] && (want[i] - got[i]).abs() < 1e-6, "{i} at {temperature}");
+            }
+            assert!(back[0] == back[2] && back[2] == back[5]);
+            assert_eq!((packed.bytes(6), packed.words(6)), (4 * 4 + 3 * 4, 7));
+            assert_eq!(packed.round(&back).unwrap()[..2], back[..2]);
         }
-        assert!(back[0] == back[2] && back[2] == back[5]);
-        assert_eq!(packed.bytes(6), 4 * 4 + 3 * 4);
-        // Of equals the first is kept, and what is rounded once stays.
-        assert_eq!(Packed { top: Some(1), ..packed }.round(&z)[1], 4.0);
-        assert_ne!(Packed { top: Some(1), ..packed }.round(&z)[3], 4.0);
-        assert_eq!(packed.round(&back)[..2], back[..2]);
-        assert_eq!(Packed { top: Some(9), ..packed }.round(&z), z);
+        // Of equals the first is kept.
+        let round = |count| Packed { top: top(count, 1.0), ..Packed::default() }.round(&z).unwrap();
+        assert_eq!(round(1)[1], 4.0);
+        assert_ne!(round(1)[3], 4.0);
+        assert_eq!(round(9), z);
     }
 
     #[test]
     fn halves_take_two_bytes_and_come_back_as_what_is_nearest() {
         let half = Packed { half: true, top: None };
-        assert_eq!(half.round(&[1.0, 0.1, -65504.0]), [1.0, f16::from_f32(0.1).to_f32(), -65504.0]);
-        assert_eq!((half.bytes(10), Packed { half: true, top: Some(2) }.bytes(10)), (20, 2 * 3 + 2 * 4));
-        let both = Packed { half: true, top: Some(2) };
-        let back = both.round(&[9.0, 1.0, 3.0, 1.0]);
+        assert_eq!(half.round(&[1.0, 0.1, -65504.0]).unwrap(), [1.0, f16::from_f32(0.1).to_f32(), -65504.0]);
+        let both = Packed { half: true, top: top(2, 1.0) };
+        assert_eq!((half.bytes(10), both.bytes(10)), (20, 2 * 3 + 2 * 4));
+        assert_eq!((half.words(3), both.words(10)), (2, 4), "whole words");
+        let back = both.round(&[9.0, 1.0, 3.0, 1.0]).unwrap();
         assert_eq!(back, [9.0, 1.0, 3.0, 1.0]);
-        assert_eq!(both.round(&back), back);
-        assert!(both.unpack(&[0; 3], 4).is_none());
-        let names = [Packed::default(), half, both].map(Packed::describe);
-        assert_eq!(names, ["", ";f16", ";f16;top2"]);
+        assert_eq!(both.round(&back).unwrap(), back);
+        assert!(both.unpack(&[0.0; 2], 4, &mut Vec::new()).is_err());
+        let wide = Packed { top: top(2, 2.5), ..both };
+        let names = [Packed::default(), half, both, wide].map(Packed::describe);
+        assert_eq!(names, ["", ";half", ";half;top2@1", ";half;top2@2.5"]);
+    }
+
+    #[test]
+    fn what_two_bytes_cannot_hold_is_refused_with_the_key() {
+        for top in [None, top(1, 1.0)] {
+            let half = Packed { half: true, top };
+            for large in [7e4, -7e4] {
+                let error = half.round(&[1.0, large, 0.0]).unwrap_err();
+                assert!(matches!(&error, Error::User { hint, .. } if hint.contains("objective.logits")), "{error}");
+                assert!(Packed { half: false, top }.round(&[1.0, large, 0.0]).is_ok());
+            }
+            // A teacher that has gone astray by itself is another matter.
+            assert!(half.pack(&[f32::INFINITY, f32::NAN, 0.0]).is_ok());
+        }
     }
 }

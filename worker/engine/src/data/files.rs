@@ -54,6 +54,12 @@ impl Files {
     /// A folder that cannot be read; a file whose class is not said.
     pub fn open(place: &str, part: &str, params: &Params) -> Result<Self> {
         let by_name = pattern_of(params, "label")?;
+        if by_name.is_some() && params.contains_key("depth") {
+            return Err(Error::user(
+                "`params.depth` says in which folders classes are, and `params.label` that they are in names",
+                "remove one of them",
+            ));
+        }
         let depth = params.get("depth").and_then(serde_json::Value::as_f64).map_or(1, |d| d as usize);
         let (mut classes, mut found) = (Vec::new(), Vec::new());
         if by_name.is_some() {
@@ -271,6 +277,8 @@ mod tests {
     fn a_name_without_a_class_and_a_pattern_that_is_none_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         fill(dir.path(), &["7_a.x", "notes.txt"]);
+        let both = opened(dir.path(), "train", json!({ "label": "^([0-9]+)_", "depth": 2 }));
+        assert!(both.err().unwrap().to_string().contains("`params.depth`"));
         for (label, says) in
             [("^([0-9]+)_", "`notes.txt`"), ("_", "`7_a.x`"), ("(", "`params.label`"), ("(x*)", "`7_a.x`")]
         {

@@ -144,9 +144,15 @@ pub fn open(data: &DataSection, part: &str, seed: u32) -> Result<Box<dyn Dataset
         ));
     }
     if let Some(class) = empty_class(&*opened) {
+        let held_out = data.params.contains_key("held_out");
+        let what = if held_out { format!(" for {part}, by `held_out`") } else { String::new() };
         return Err(Error::user(
-            format!("class `{class}` of `{place}` has no samples"),
-            "add samples, or remove the empty folder",
+            format!("class `{class}` of `{place}` has no samples{what}"),
+            if held_out {
+                "have `params.held_out` match some of its files and not all of them"
+            } else {
+                "add samples, or remove the empty folder"
+            },
         ));
     }
     Ok(opened)
@@ -312,5 +318,26 @@ mod tests {
         ] {
             assert_eq!(stem(name), want);
         }
+    }
+
+    #[test]
+    fn a_class_that_is_held_out_as_a_whole_is_told_by_what_holds_it_out() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["ants/1.wav", "ants/2.wav", "bees/1.wav", "bees/2.wav"] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, name).unwrap();
+        }
+        let opened = |held_out: &str| {
+            let place = dir.path().display().to_string();
+            let params = serde_json::json!({ "held_out": held_out });
+            let data = serde_json::json!({
+                "format": "audio_folder", "train": place, "val": place, "batch": 2, "params": params
+            });
+            open(&serde_json::from_value(data).unwrap(), "train", 1)
+        };
+        assert_eq!(opened("1\\.wav$").unwrap().labels(), [0, 1]);
+        let Some(Error::User { message, hint }) = opened("^bees/").err() else { panic!("no error") };
+        assert!(message.contains("class `bees`") && hint.contains("held_out"), "{message}: {hint}");
     }
 }

@@ -9,7 +9,7 @@ use super::{
 use crate::num::rng::Philox;
 
 /// The most samples of each domain that a distance is worked out from: half to learn on, half to judge by.
-const COMPARED: usize = 500;
+pub const COMPARED: usize = 500;
 /// The most samples of each domain that are shown.
 const SHOWN: usize = 250;
 /// Weight of ½‖w‖² beside the mean of the losses.

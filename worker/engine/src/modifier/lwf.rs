@@ -9,7 +9,7 @@ use super::{Modifier, Remember};
 fn describe() -> Entry {
     Entry {
         params: vec![
-            number("lambda", 1.0, 0.0, 1e6, "weight of what the old head says"),
+            number("lambda", 1.0, 1e-6, 1e6, "weight of what the old head says"),
             number("temperature", 2.0, 0.1, 100.0, "softens both distributions"),
         ],
         begins_with_weights: true,

@@ -28,7 +28,7 @@ pub(super) const OBJECTIVE: Objective = Objective {
     coupled: distill::OBJECTIVE.coupled,
     features: distill::OBJECTIVE.features,
     looks_inside: distill::OBJECTIVE.looks_inside,
-    packed: distill::OBJECTIVE.packed,
+    packed: |params| distill::packed(params, describe().number(params, "temperature")),
     taps: distill::OBJECTIVE.taps,
     own: distill::OBJECTIVE.own,
     loss: |params, batch| {

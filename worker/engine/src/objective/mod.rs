@@ -141,8 +141,8 @@ pub struct Objective {
     pub looks_inside: fn(&Params) -> bool,
     /// How a teacher's logits are kept.
     pub packed: fn(&Params) -> Packed,
-    /// Units whose outputs it compares with the teacher's, by name; an empty list stands for all whose maps have the same
-    /// size.
+    /// Units whose outputs it compares with the teacher's, by name; an empty list stands for the last of each size
+    /// of maps that both have.
     pub taps: fn(&Params) -> Option<Vec<String>>,
     /// Whether a step looks at samples of another domain.
     pub looks: fn(&Params) -> bool,

@@ -1,4 +1,4 @@
-//! Learning curves: loss and accuracy by epoch, over all stages.
+//! Learning curves: loss and accuracy by epoch, over all stages, and of validation samples by task where there are several.
 
 use plotters::prelude::{ChartBuilder, Circle, Color, LineSeries, PathElement};
 
@@ -17,15 +17,16 @@ fn of(report: &Report) -> Result<Option<String>> {
     if report.history.is_empty() {
         return Ok(None);
     }
+    let tasks: Vec<String> = report.tasks.keys().map(|name| format!("tasks.{name}")).collect();
+    let parts = || PARTS.into_iter().chain(tasks.iter().map(String::as_str));
     let charts = ["loss", "accuracy"].map(|what| Chart {
         what,
-        lines: PARTS
-            .iter()
+        lines: parts()
             .map(|part| {
                 let value = |(i, h): (usize, &crate::train::export::EpochFigures)| {
                     Some(((i + 1) as f64, h.values.get(&format!("{part}.{what}")).copied().filter(|v| v.is_finite())?))
                 };
-                (*part, report.history.iter().enumerate().filter_map(value).collect())
+                (part, report.history.iter().enumerate().filter_map(value).collect())
             })
             .collect(),
         stages: (1..report.history.len())
@@ -64,7 +65,8 @@ fn panel(area: &Area<'_>, one: &Chart<'_>) -> Drawn {
     chart.configure_mesh().x_desc("epoch").light_line_style(COLOURS[5].mix(0.08)).label_style((FONT, 12)).draw()?;
     let border = |x: &f64| PathElement::new(vec![(*x, height.start), (*x, height.end)], COLOURS[5].mix(0.5));
     chart.draw_series(one.stages.iter().map(border))?;
-    for ((name, line), colour) in one.lines.iter().zip(COLOURS).filter(|((_, line), _)| !line.is_empty()) {
+    let colours = COLOURS.into_iter().cycle();
+    for ((name, line), colour) in one.lines.iter().zip(colours).filter(|((_, line), _)| !line.is_empty()) {
         chart
             .draw_series(LineSeries::new(line.iter().copied(), colour.stroke_width(2)))?
             .label(*name)
@@ -82,7 +84,7 @@ fn panel(area: &Area<'_>, one: &Chart<'_>) -> Drawn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::export::EpochFigures;
+    use crate::train::export::{EpochFigures, TaskReport};
 
     #[test]
     fn each_part_has_a_line_and_stages_are_divided() {
@@ -98,5 +100,11 @@ mod tests {
         assert!(["loss", "accuracy", ">\ntrain\n", ">\nval\n"].iter().all(|said| text.contains(said)), "{text}");
         // Three epochs of the one and three of the other; what is not finite is left out.
         assert_eq!(text.matches("<circle").count(), 6);
+
+        let mut several = vec![epoch("head", 1)];
+        several[0].values.insert("tasks.other.loss".into(), 0.7);
+        let tasks = [("other".to_owned(), TaskReport { weight: 1.0, evaluation: Default::default() })].into();
+        let text = of(&Report { history: several, tasks, ..Report::default() }).unwrap().unwrap();
+        assert!(text.contains(">\ntasks.other\n") && text.matches("<circle").count() == 3, "{text}");
     }
 }

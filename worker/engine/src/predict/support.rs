@@ -8,6 +8,7 @@ use tl_proto::spec::{EpisodesSection, Params, StageSection};
 use super::{Asked, Model, section};
 use crate::{
     Error, Result,
+    cache::Packed,
     collective::Solo,
     eval::{Evaluation, softmax},
     nn::tensor,
@@ -106,7 +107,7 @@ impl Model {
 
     pub(super) fn inputs<'m>(&'m self, samples: &'m Samples) -> Result<Inputs<'m>> {
         let shape = self.net.shape_at(&self.net.network.initial, 0)?;
-        Ok(Inputs { net: &self.net, samples, cut: 0, features: None, shape, whole: false })
+        Ok(Inputs { net: &self.net, samples, cut: 0, features: None, packed: Packed::default(), shape, whole: false })
     }
 
     /// Judges the model by episodes of a data set: those of its job but for what is `asked`, or, for a model of another kind

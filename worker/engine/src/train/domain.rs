@@ -113,14 +113,13 @@ impl Shifted {
 /// What a network comes to in the other domain by its labels, where there are some, and how far apart the two lie.
 pub(super) type Elsewhere = (Option<Evaluation>, Apart);
 
-/// The samples that are compared with each other, the same in every epoch: all, or as many of `n` as
-/// [`density::SAMPLES`].
-fn compared(n: usize, seed: u32) -> Vec<usize> {
-    if n <= density::SAMPLES {
+/// The samples that are compared with each other, the same in every epoch: all of `n`, or `most` of them.
+fn compared(n: usize, most: usize, seed: u32) -> Vec<usize> {
+    if n <= most {
         return (0..n).collect();
     }
     let mut picked = Philox::new(seed, "compared").permutation(n, 0);
-    picked.truncate(density::SAMPLES);
+    picked.truncate(most);
     picked.sort_unstable();
     picked
 }
@@ -144,8 +143,10 @@ impl Loop<'_> {
             Some(plain) => (plain, &features[1]),
             None => (&domain.train, &features[0]),
         };
-        let picked = compared(samples.count(), self.run.spec.job.seed);
-        let wanted = Wanted { samples: &picked, features: inside };
+        let (n, seed) = (samples.count(), self.run.spec.job.seed);
+        let all = compared(n, density::SAMPLES, seed);
+        let some = if inside { compared(n, shift::COMPARED, seed) } else { Vec::new() };
+        let wanted = Wanted { features: &some, logits: &all };
         let (outcomes, Rows { features: own, logits }) = judge(samples, known, wanted)?;
         let entropy = outcomes.iter().map(|o| o.entropy).sum::<f64>() / outcomes.len().max(1) as f64;
         let evaluation = match &domain.val {
@@ -167,7 +168,8 @@ impl Loop<'_> {
         link: &mut dyn Link,
     ) -> Result<()> {
         let p = &self.state.progress;
-        if self.other.is_some() && p.step == 0 && p.before.is_none() {
+        // Who compares gradients has no use for it.
+        if self.other.is_some() && p.step == 0 && p.before.is_none() && !link.compares() {
             if group.rank() == 0 {
                 link.activity("compare domains", 0, 1);
             }
@@ -186,8 +188,9 @@ impl Loop<'_> {
         group: &mut dyn Collective,
     ) -> Result<(Evaluation, Option<Elsewhere>)> {
         let inputs = self.inputs(self.net, self.val, cut, features.val.get(&cut))?;
-        let picked = compared(self.other.map_or(0, |_| self.val.count()), self.run.spec.job.seed);
-        let wanted = Wanted { samples: &picked, features: true };
+        let n = self.other.map_or(0, |_| self.val.count());
+        let picked = compared(n, shift::COMPARED, self.run.spec.job.seed);
+        let wanted = Wanted { features: &picked, logits: &[] };
         let (outcomes, rows) = evaluate::look(&self.state.store, &inputs, wanted, group)?;
         let evaluation = Evaluation::new(self.classes, &outcomes);
         let Some(shifted) = self.shifted(cut, &features.other, true, group)? else { return Ok((evaluation, None)) };
@@ -197,5 +200,18 @@ impl Loop<'_> {
             ..shift::apart(&rows.features, &shifted.features, self.run.spec.job.seed)
         };
         Ok((evaluation, Some((shifted.evaluation, apart))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_that_are_compared_are_some_of_all_in_their_order() {
+        assert_eq!(compared(5, 5, 1), [0, 1, 2, 3, 4]);
+        let some = compared(100, 20, 1);
+        assert!(some.len() == 20 && some.is_sorted() && some[19] < 100 && some != (0..20).collect::<Vec<_>>());
+        assert!(some.windows(2).all(|w| w[0] < w[1]), "none twice");
     }
 }

@@ -33,6 +33,7 @@ impl Loop<'_> {
         let judged = self.judge(section, fed, group, link);
         if matches!(&judged, Ok((.., true))) && self.run.spec.stop.as_ref().is_some_and(|s| s.restore_best) {
             self.state.best = Some((self.state.store.values.clone(), self.state.store.buffer_values.clone()));
+            self.state.progress.weighing.keep();
         }
         self.state.swap_averages();
         let (values, better) = judged?;
@@ -83,12 +84,13 @@ impl Loop<'_> {
         p.epoch += 1;
         p.step_in_epoch = 0;
         let Sums { samples, loss, correct } = sums;
-        values.insert("train.loss".into(), loss / samples.max(1) as f64);
+        let minimised = loss / samples.max(1) as f64;
+        values.insert("train.loss".into(), minimised);
         if self.pairs.is_none() {
             values.insert("train.accuracy".into(), correct as f64 / (samples * predictions).max(1) as f64);
         }
         values.extend(shifted.iter().flat_map(Shifted::values));
-        values.extend(mean_accuracy(&trained).map(|mean| ("train.accuracy".to_owned(), mean)));
+        values.extend(of_tasks(&trained, minimised));
         values.extend(trained);
         p.history.push(EpochFigures { stage: section.name.clone(), epoch: p.epoch, values: values.clone() });
         if group.rank() == 0 {
@@ -96,22 +98,33 @@ impl Loop<'_> {
             let trained = |name: &str| {
                 name.starts_with("train.") || name.rsplit('.').next().is_some_and(|last| last.starts_with("train_"))
             };
-            let only_val = values.clone().into_iter().filter(|(name, _)| !trained(name)).collect();
-            link.row(&Row { step: p.step, stage: section.name.clone(), epoch: f64::from(p.epoch), values: only_val });
+            // Series of `train.` are of steps; what they came to over the epoch has names of its own.
+            let over_epoch =
+                ["loss", "accuracy"].map(|n| Some((format!("train.epoch_{n}"), *values.get(&format!("train.{n}"))?)));
+            let only_val = values.clone().into_iter().filter(|(name, _)| !trained(name));
+            let row = only_val.chain(over_epoch.into_iter().flatten()).collect();
+            link.row(&Row { step: p.step, stage: section.name.clone(), epoch: f64::from(p.epoch), values: row });
         }
         let Some(stop) = &self.run.spec.stop else { return Ok((values, false)) };
         let mut watch = Watch { best: p.best, ..Watch::default() };
         let better = watch.improves(monitored(&stop.monitor, &values), stop.min_delta);
         p.best = watch.best;
         if better {
-            (p.stop_wait, p.plateau_wait) = (0, 0);
+            (p.stop_wait, p.plateau_wait, p.best_epoch) = (0, 0, p.epoch);
         }
         Ok((values, better))
     }
 }
 
-/// The mean of the accuracies of tasks, where there are several.
-pub(super) fn mean_accuracy(figures: &[(String, f64)]) -> Option<f64> {
-    let all: Vec<f64> = figures.iter().filter(|(name, _)| name.ends_with(".train_accuracy")).map(|f| f.1).collect();
-    (!all.is_empty()).then(|| mean(all.into_iter()))
+/// What stands for all tasks, where there are such: the means of their own figures, as of validation samples, and beside
+/// them what is minimised, in which each counts what it counts.
+pub(super) fn of_tasks(figures: &[(String, f64)], objective: f64) -> Vec<(String, f64)> {
+    let of = |what: &str| {
+        let all: Vec<f64> = figures.iter().filter(|(name, _)| name.ends_with(what)).map(|f| f.1).collect();
+        (!all.is_empty()).then(|| mean(all.into_iter()))
+    };
+    let (Some(loss), Some(accuracy)) = (of(".train_loss"), of(".train_accuracy")) else { return Vec::new() };
+    [("train.loss", loss), ("train.accuracy", accuracy), ("train.objective", objective)]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
 }

@@ -14,19 +14,19 @@ const BATCH: usize = 32;
 const INDEX: usize = 8;
 const LINE: usize = 24;
 
-/// Of which samples more is wanted than how they were judged.
+/// Of which samples more is wanted than how they were judged, by index, ascending.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Wanted<'a> {
-    /// By index, ascending.
-    pub samples: &'a [usize],
-    /// Whether what the last layer takes of them is wanted, beside what it gives.
-    pub features: bool,
+    /// What the last layer takes.
+    pub features: &'a [usize],
+    /// What it gives.
+    pub logits: &'a [usize],
 }
 
 /// What the network made of the samples that were asked for, in their order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Rows {
-    /// What its last layer takes; nothing unless it was asked for.
+    /// What its last layer takes.
     pub features: Vec<Vec<f32>>,
     /// What it gives.
     pub logits: Vec<Vec<f32>>,
@@ -113,7 +113,7 @@ fn judged(
     let n = inputs.samples.count();
     let numbers: Vec<usize> = heads.iter().map(|(head, _)| *head).collect();
     let indices: Vec<usize> = (0..n).collect();
-    let (mut said, mut shown) = (Vec::new(), Vec::new());
+    let (mut said, mut inside, mut given) = (Vec::new(), Vec::new(), Vec::new());
     // A network whose every unit is frozen hands over logits; then they are its features too.
     let last = (inputs.net.network.units.len() - 1).max(inputs.cut);
     // Whole batches, so that what is computed together is the same for any number of ranks.
@@ -124,16 +124,20 @@ fn judged(
         inputs.expect(next.as_slice(), false);
         let mut x = inputs.batch(store, batch, &vec![0; batch.len()], None)?;
         let (mut from, mut kept) = (inputs.cut, Vec::new());
-        if wanted.features {
+        if !wanted.features.is_empty() {
             x = inputs.net.forward(store, x, from, last)?;
             (from, kept) = (last, net::rows(&x)?);
         }
         let logits = inputs.net.forward_heads(store, x, from, &numbers)?;
         let logits = logits.iter().map(net::rows).collect::<Result<Vec<_>>>()?;
         for (at, i) in batch.iter().enumerate() {
-            if wanted.samples.binary_search(i).is_ok() {
-                let rows = kept.get(at).into_iter().chain(logits.first().map(|rows| &rows[at]));
-                rows.for_each(|values| shown.extend(collective::to_bytes(values)));
+            let logits_of = logits.first().and_then(|rows| rows.get(at));
+            for (some, row, out) in
+                [(wanted.features, kept.get(at), &mut inside), (wanted.logits, logits_of, &mut given)]
+            {
+                if let Some(values) = row.filter(|_| some.binary_search(i).is_ok()) {
+                    out.extend(collective::to_bytes(values));
+                }
             }
             said.extend((*i as u64).to_le_bytes());
             for (rows, (_, labels)) in logits.iter().zip(heads) {
@@ -162,20 +166,19 @@ fn judged(
     let all = outcomes.into_iter().map(|found| found.into_iter().collect::<Option<Vec<Outcome>>>());
     let all: Option<Vec<Vec<Outcome>>> = all.collect();
     let all = all.ok_or_else(|| Error::Internal("a sample was not evaluated".into()))?;
-    let mut rows = Rows::default();
-    if !wanted.samples.is_empty() {
-        // Ranks have runs of batches in their order, so what they say comes in the order of samples.
-        let values = collective::from_bytes(&group.all_gather(shown)?.concat())?;
-        let width = values.len() / wanted.samples.len();
-        let classes = inputs.net.network.outputs.min(width);
-        if width == 0 || values.len() != width * wanted.samples.len() {
-            return Err(Error::Internal("a sample that was asked for was not shown".into()));
-        }
-        for row in values.chunks_exact(width) {
-            let (features, logits) = row.split_at(width - classes);
-            rows.features.push(features.to_vec());
-            rows.logits.push(logits.to_vec());
-        }
+    let features = shown(wanted.features.len(), inside, group)?;
+    Ok((all, Rows { features, logits: shown(wanted.logits.len(), given, group)? }))
+}
+
+/// The rows of `n` samples that ranks have as bytes.
+fn shown(n: usize, own: Vec<u8>, group: &mut dyn Collective) -> Result<Vec<Vec<f32>>> {
+    if n == 0 {
+        return Ok(Vec::new());
     }
-    Ok((all, rows))
+    // Ranks have runs of batches in their order, so what they say comes in the order of samples.
+    let values = collective::from_bytes(&group.all_gather(own)?.concat())?;
+    if values.is_empty() || !values.len().is_multiple_of(n) {
+        return Err(Error::Internal("a sample that was asked for was not shown".into()));
+    }
+    Ok(values.chunks_exact(values.len() / n).map(<[f32]>::to_vec).collect())
 }

@@ -71,7 +71,8 @@ pub struct Report {
     /// How far apart the two domains lie, before and after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shift: Option<Shift>,
-    /// What each criterion would pick among the epochs of the last stage, and at the end who looks at labels there.
+    /// Which epoch of the last stage the model is of, what each criterion would pick, and at the end who looks at labels
+    /// there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub selection: Vec<Picked>,
     /// What temperatures do to the probabilities of the first teacher.
@@ -175,7 +176,7 @@ pub struct StageFigures {
     /// What the feature cache is worth; only a look at a job works it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saving: Option<Saving>,
-    /// The units of the network, from input to head, then those of further heads.
+    /// The units of the network, from input to head, then those of further heads, or those of a second network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub units: Vec<UnitFigures>,
 }
@@ -195,15 +196,17 @@ impl StageFigures {
     pub(super) fn of(net: &Net, store: &Store, stage: &Stage, section: &StageSection) -> Self {
         let network = &net.network;
         let heads = network.tasks.iter().flat_map(|task| &task.units);
-        let unit = |unit: &Unit| {
+        let unit = |prefix: &str, unit: &Unit| {
             let params = unit.params();
             let learns = |g: &&Group| {
                 let within = |p: &ParamId| g.values.contains(&store.params[p.0].range.start);
                 params.iter().any(within)
             };
             let scales = stage.groups.iter().filter(learns).map(|g| g.lr_scale * section.lr.top());
-            UnitFigures { name: unit.name.clone(), lr: scales.reduce(f64::max) }
+            UnitFigures { name: format!("{prefix}{}", unit.name), lr: scales.reduce(f64::max) }
         };
+        let own = network.units.iter().chain(heads).map(|one| unit("", one));
+        let second = net.tower.iter().flat_map(|t| &t.0.network.units).map(|one| unit(TOWER, one));
         Self {
             name: section.name.clone(),
             trained: stage.trained,
@@ -211,7 +214,7 @@ impl StageFigures {
             lr: stage.rates(section),
             first_unit: network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default(),
             saving: None,
-            units: network.units.iter().chain(heads).map(unit).collect(),
+            units: own.chain(second).collect(),
         }
     }
 }

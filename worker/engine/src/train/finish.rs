@@ -119,13 +119,18 @@ impl Loop<'_> {
         Ok(softened(&net::rows(&logits)?, entry.number(&spec.objective, TEMPERATURE)))
     }
 
-    /// What each criterion would pick among the epochs of the last stage, whose model goes out.
+    /// What each criterion would pick among the epochs of the last stage, and which of them the model is of that goes out.
     fn selection(&self) -> Vec<Picked> {
         let history = &self.state.progress.history;
         let Some(last) = history.last() else { return Vec::new() };
         let epochs = history.iter().filter(|h| h.stage == last.stage);
         let epochs: Vec<(u32, &BTreeMap<String, f64>)> = epochs.map(|h| (h.epoch, &h.values)).collect();
-        let used = self.run.spec.stop.as_ref().filter(|s| s.restore_best && s.min_delta == 0.0);
-        selection(&epochs, used.map(|s| s.monitor.as_str()))
+        let used = self.run.spec.stop.as_ref().filter(|s| s.restore_best);
+        let model = match used {
+            // Not known of a stage that ended in a release that did not keep it.
+            Some(_) => Some(self.state.progress.best_epoch).filter(|epoch| *epoch > 0),
+            None => Some(last.epoch),
+        };
+        selection(&epochs, model, used.map(|s| s.monitor.as_str()))
     }
 }

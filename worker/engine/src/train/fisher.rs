@@ -5,6 +5,7 @@
 use super::{inputs::Inputs, net, net::Net, origin::Origin};
 use crate::{
     Error, Result,
+    cache::Packed,
     collective::{self, Collective, tree},
     eval,
     link::Link,
@@ -16,10 +17,11 @@ use crate::{
 /// Samples of one leaf of the sum.
 const UNIT: usize = 16;
 
-/// F for every number of the parameters of `net`: 0 where they did not come with the weights or are those of a head.
+/// F for every number of the parameters of `net`: 0 where they did not come with the weights, and for a head that was left
+/// behind.
 ///
 /// # Errors
-/// A sample that cannot be read, a lost peer.
+/// A sample that cannot be read, a lost peer; [`Error::Stopped`] where the run is to end.
 pub(super) fn importance(
     net: &Net,
     origin: &Origin<'_>,
@@ -33,23 +35,31 @@ pub(super) fn importance(
     };
     let theirs = &origin.net;
     let store = &theirs.network.initial;
-    let mut ids: Vec<ParamId> = (0..theirs.network.head).flat_map(|unit| theirs.network.unit_params(unit)).collect();
+    let end = if net.keeps_head() { theirs.network.units.len() } else { theirs.network.head };
+    let mut ids: Vec<ParamId> = (0..end).flat_map(|unit| theirs.network.unit_params(unit)).collect();
     ids.sort_unstable();
     let layout = Layout::new(store, &ids, &[]);
     let shape = theirs.shape_at(store, 0)?;
-    let inputs = Inputs { net: theirs, samples, cut: 0, features: None, shape, whole: false };
+    let inputs =
+        Inputs { net: theirs, samples, cut: 0, features: None, packed: Packed::default(), shape, whole: false };
     let chosen = Philox::new(seed, "fisher-samples").permutation(samples.count(), 0);
     let chosen = &chosen[..how.samples.min(chosen.len())];
     let units: Vec<&[usize]> = chosen.chunks(UNIT).collect();
     let own = group.shares(units.len())[group.rank()].clone();
     let labels = Philox::new(seed, "fisher-labels");
     let mut stack = Vec::new();
-    for unit in own.clone() {
-        if group.rank() == 0 {
-            link.activity("learn what matters", (unit - own.start) as u64, own.len() as u64);
-        }
+    let (mut done, all) = (0, own.clone().map(|unit| units[unit].len()).sum::<usize>());
+    for unit in own {
         let mut squares = vec![0.0f32; layout.params_len()];
         for index in units[unit] {
+            if link.stop_requested() {
+                // The others learn of it by our absence, as while features are computed.
+                return Err(Error::Stopped);
+            }
+            if group.rank() == 0 {
+                link.activity("learn what matters", done, all as u64);
+            }
+            done += 1;
             let given = how.given.then(|| samples.dataset.labels()[*index]);
             let uniform = labels.stream(*index as u64, 0).uniform();
             let gradient = of_sample(&inputs, &layout, *index, given, uniform)?;

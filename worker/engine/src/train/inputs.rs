@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use super::{net::Net, samples::Samples};
 use crate::{
     Result,
+    cache::Packed,
     data::augment::View,
     modifier::Mix,
     nn::{Store, tensor},
@@ -20,6 +21,8 @@ pub struct Inputs<'a> {
     pub cut: usize,
     /// Features of `(sample, view)` at `sample · views + view`, if they are cached.
     pub features: Option<&'a [Vec<f32>]>,
+    /// How those are kept.
+    pub packed: Packed,
     /// Shape of one sample at the cut.
     pub shape: Vec<usize>,
     /// Texts get as much room as the longest that the network takes, so that batches fit together.
@@ -34,8 +37,12 @@ impl Inputs<'_> {
     pub fn batch(&self, store: &Store, indices: &[usize], turns: &[u64], mix: Option<&Mix>) -> Result<Tensor> {
         let shape: Vec<usize> = std::iter::once(indices.len()).chain(self.shape.iter().copied()).collect();
         if let (Some(features), Some(views), None) = (self.features, self.samples.views(), mix) {
-            let at = |(i, turn): (&usize, &u64)| &features[i * views + (turn % views as u64) as usize];
-            let rows = indices.iter().zip(turns).flat_map(at).copied().collect();
+            let width: usize = self.shape.iter().product();
+            let mut rows = Vec::with_capacity(indices.len() * width);
+            for (i, turn) in indices.iter().zip(turns) {
+                let record = &features[i * views + (turn % views as u64) as usize];
+                self.packed.unpack(record, width, &mut rows)?;
+            }
             return tensor(rows, &shape);
         }
         let contract = &self.net.contract;

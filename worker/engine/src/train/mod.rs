@@ -21,6 +21,7 @@ mod judge;
 mod lockstep;
 mod lr_find;
 pub mod net;
+mod odd;
 mod opened;
 pub mod origin;
 mod pairs;
@@ -134,6 +135,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let file = net::weights_path(model, &config.inputs)?;
     let student = student.with_tasks_of(spec, &opened.tasks, file.as_deref())?;
     let teachers = begin::teachers(&local, &classes, config)?;
+    teachers.iter().try_for_each(|teacher| opened.fit_teacher(&teacher.contract))?;
     let parts = begin::parts(&student, &teachers);
     same_parts(&parts, group)?;
     let mut student = student.with_own(spec, &teachers)?;
@@ -297,6 +299,7 @@ impl Loop<'_> {
             samples,
             cut,
             features: features.map(Vec::as_slice),
+            packed: encode::packing(net, cut, self.packed(net)),
             shape: net.shape_at(store, cut)?,
             whole: self.other.is_some() || self.tasks.unwrap_or_default().iter().any(|task| task.own.is_some()),
         })
@@ -371,6 +374,7 @@ impl Loop<'_> {
         gate::check_frozen(&self.state.progress, &digest, &section.name)?;
         // What was judged is what goes on: the average where one is kept, and of those the best.
         let averages = self.state.averages.take();
+        self.state.progress.weighing.restore();
         if let Some((values, buffers)) = self.state.best.take().or(averages) {
             (self.state.store.values, self.state.store.buffer_values) = (values, buffers);
         }
@@ -423,7 +427,7 @@ impl Loop<'_> {
         let digest = gate::frozen_digest(&self.state, &self.net.network.initial, &stage.layout, norms);
         let p = &mut self.state.progress;
         (p.stage, p.stage_open, p.frozen, p.watched) = (index, true, digest, 0);
-        (p.best, p.stop_wait, p.plateau_wait, p.plateau_factor) = (None, 0, 0, 1.0);
+        (p.best, p.best_epoch, p.stop_wait, p.plateau_wait, p.plateau_factor) = (None, 0, 0, 0, 1.0);
         (p.advance, p.plateau, p.averaged) = (Watch::default(), Watch::default(), 0);
         self.state.best = None;
         let store = &self.state.store;

@@ -216,6 +216,13 @@ impl Net {
         Ok(Self { backbone, network, contract, merged, parts: digest, loaded, tower: None, taps: Taps::default() })
     }
 
+    /// Whether the head is the one that came with the weights, to be trained on.
+    pub fn keeps_head(&self) -> bool {
+        let names = &self.network.initial.params;
+        let mut head = (self.network.head..self.network.units.len()).flat_map(|unit| self.network.unit_params(unit));
+        head.all(|p| self.loaded.contains(&names[p.0].name)) && !self.loaded.is_empty()
+    }
+
     /// Runs units `from..to` on a batch without keeping anything for a backward.
     ///
     /// # Errors

@@ -98,7 +98,26 @@ impl Opened {
         own.into_iter().try_for_each(|samples| samples.fits_job(spec, ours.iter().copied()))?;
         let known = || self.source.iter().flat_map(Source::parts);
         known().try_for_each(|samples| samples.fits_job(spec, &spec.model))?;
+        if let Some(odd) = known().find(|samples| samples.kind() != self.train.kind()) {
+            let (key, has, mine, task) = (odd.key(), odd.kind(), self.train.key(), self.train.kind());
+            return Err(Error::user(
+                format!("`{key}` has {has}, and `{mine}` has {task}"),
+                "what weights forget is asked of samples of one kind with those of the job: remove `[data.source]` where \
+                 weights for images learn to hear",
+            ));
+        }
         self.halves.iter().flat_map(Halves::parts).try_for_each(|samples| samples.fits_job(spec, others()))
+    }
+
+    /// Whether a teacher of this contract can be fed with what it sees: the student's samples, or of pairs the other halves.
+    ///
+    /// # Errors
+    /// See [`Samples::fits`].
+    pub fn fit_teacher(&self, contract: &Contract) -> Result<()> {
+        match &self.halves {
+            Some(halves) => halves.parts().try_for_each(|samples| samples.fits(contract)),
+            None => [&self.train, &self.val].into_iter().try_for_each(|samples| samples.fits(contract)),
+        }
     }
 
     /// The network with the one that is trained with it, where the job has such a one.

@@ -45,7 +45,7 @@ pub(super) struct Origin<'a> {
 pub struct Retention {
     /// Accuracy of the network as it came.
     pub before: f64,
-    /// What the same head makes of the network that was trained.
+    /// What the same head makes of the network that was trained; where that keeps it, as it is by then.
     pub after: Evaluation,
 }
 
@@ -132,7 +132,9 @@ impl<'a> Origin<'a> {
         let head = about.as_ref().and_then(|a| a.model.as_ref()).map(|m| m.head.clone()).unwrap_or_default();
         let head = HeadSection { keep: true, ..head };
         let model = ModelSection { head: head.clone(), ..model.clone() };
-        let net = Net::build(&model, classes, true, spec.job.seed, inputs)?;
+        // The same weights have filled the student: what does not fit is the head.
+        let net = Net::build(&model, classes, true, spec.job.seed, inputs)
+            .map_err(|error| if source.is_some() { misfit(error, named, classes) } else { error })?;
         let net = Net { contract: student.contract.clone(), ..net };
         Ok(Some(Self { net, source, head }))
     }
@@ -144,9 +146,27 @@ impl<'a> Origin<'a> {
     }
 }
 
+/// Says that a head is none for the source's classes; `named` are those that its file says it is for.
+fn misfit(error: Error, named: Option<&[String]>, classes: &[String]) -> Error {
+    let message = match error {
+        Error::User { message, .. } => message,
+        other => return other,
+    };
+    let m = classes.len();
+    let said = match named.map(<[String]>::len).filter(|n| *n != m) {
+        Some(n) => format!("the head of the weights is for {n} classes, and `data.source.val` has {m}"),
+        None => {
+            let why = message.split_once("another network: ").map_or(message.as_str(), |(_, why)| why);
+            format!("the head of the weights is none for the {m} classes of `data.source.val`: {why}")
+        }
+    };
+    Error::user(said, "give samples of the classes that the weights were trained on, and weights that have their head")
+}
+
 impl Loop<'_> {
-    /// Judges the network as it came and as it is, both by the head that came with it, on the source's samples. Batch-norms
-    /// take the statistics that training has left.
+    /// Judges the network as it came and as it is, both by the head that came with it, on the source's samples. Where the
+    /// network goes on with that head it is its own, trained as it is: that is what goes out. Batch-norms take the
+    /// statistics that training has left.
     pub(super) fn retention(&self, group: &mut dyn Collective) -> Result<Option<Retention>> {
         let Some((origin, source)) = self.origin.and_then(|o| Some((o, o.source?))) else { return Ok(None) };
         let samples = &source.val;
@@ -154,11 +174,15 @@ impl Loop<'_> {
         let (store, now) = (&theirs.network.initial, &self.state.store);
         let before = evaluate::evaluate(store, &self.inputs(theirs, samples, 0, None)?, group)?;
         let inputs = self.inputs(self.net, samples, 0, None)?;
+        let kept = self.net.keeps_head() && mine.outputs == theirs.network.outputs;
         let logits = evaluate::gathered(samples.count(), group, |batch, next| {
             let next = next.map(|next| (next.to_vec(), vec![0; next.len()]));
             inputs.expect(next.as_slice(), false);
             let x = inputs.batch(now, batch, &vec![0; batch.len()], None)?;
             let features = self.net.forward(now, x, 0, mine.head)?;
+            if kept {
+                return net::rows(&self.net.forward(now, features, mine.head, mine.units.len())?);
+            }
             if mine.old.is_empty() {
                 let (first, last) = (theirs.network.head, theirs.network.units.len());
                 return net::rows(&theirs.forward(store, features, first, last)?);

@@ -10,7 +10,13 @@ use super::{
     stage::Stage,
     teacher::{self, Teacher},
 };
-use crate::{Result, cache, cache::Packed, collective::Collective, link::Link, modifier, nn};
+use crate::{
+    Result, cache,
+    cache::Packed,
+    collective::Collective,
+    link::{Link, Notice},
+    modifier, nn,
+};
 
 /// Samples of which a teacher's outputs are looked at before anything else.
 const FEW: usize = 8;
@@ -25,7 +31,7 @@ impl<'a> Loop<'a> {
         let one = |(which, (net, kept)): (usize, (&'k Net, &'k ByCut))| {
             let cuts = self.teachers_cuts(which).into_iter();
             let cuts = cuts.map(|cut| self.inputs(net, shown, cut, kept.get(&cut)));
-            Ok(Teacher { cuts: cuts.collect::<Result<_>>()?, packed: self.packed() })
+            Ok(Teacher { cuts: cuts.collect::<Result<_>>()?, packed: self.packed(net) })
         };
         all.iter().zip(taught).enumerate().map(one).collect()
     }
@@ -41,18 +47,25 @@ impl<'a> Loop<'a> {
             let few: Vec<usize> = (0..shown.count().min(FEW)).collect();
             let rows = net::rows(&logits.batch(store, &few, &vec![0; few.len()], None)?)?;
             let names = self.run.spec.nets_of("teacher");
-            teacher::gives_logits(&rows, names.get(which).map_or("teacher", |(name, _)| *name))?;
+            let name = names.get(which).map_or("teacher", |(name, _)| *name);
+            teacher::gives_logits(&rows, name)?;
             let cuts = self.teachers_cuts(which);
-            let mut widths = 0;
+            let mut words = 0;
             for cut in &cuts {
-                widths += net.shape_at(store, *cut)?.iter().product::<usize>();
+                let width = net.shape_at(store, *cut)?.iter().product();
+                words += encode::packing(net, *cut, self.packed(net)).words(width);
             }
-            let fits = |views: &usize| widths * 4 * shown.count() * views <= encode::BUDGET;
             let mut kept = ByCut::new();
-            if views.as_ref().is_some_and(fits) {
-                let done = self.encoded(net, store, &cuts, shown, group, link)?;
-                self.prefix.count(&done);
-                kept = done.by_cut;
+            match views.map(|views| teacher::room(words, shown.count() * views)) {
+                Some(Ok(())) => {
+                    let done = self.encoded(net, store, &cuts, shown, group, link)?;
+                    self.prefix.count(&done);
+                    kept = done.by_cut;
+                }
+                Some(Err(text)) if group.rank() == 0 => {
+                    link.notice(Notice::TeacherNotKept, &format!("what `nets.{name}` says {text}"));
+                }
+                _ => {}
             }
             taught.push(kept);
         }
@@ -63,14 +76,15 @@ impl<'a> Loop<'a> {
     fn teachers_cuts(&self, which: usize) -> Vec<usize> {
         let inside = (self.run.objective.looks_inside)(&self.run.spec.objective);
         match which {
-            0 => teacher::cuts(&self.teachers[0], &self.net.taps.teacher, inside, self.packed()),
-            _ => teacher::cuts(&self.teachers[which], &[], false, self.packed()),
+            0 => teacher::cuts(&self.teachers[0], &self.net.taps.teacher, inside, self.packed(&self.teachers[0])),
+            _ => teacher::cuts(&self.teachers[which], &[], false, self.packed(&self.teachers[which])),
         }
     }
 
-    /// How teachers' logits are kept.
-    fn packed(&self) -> Packed {
-        (self.run.objective.packed)(&self.run.spec.objective)
+    /// How what comes out of a network is kept: of teachers, the logits as the job says.
+    pub(super) fn packed(&self, net: &Net) -> Packed {
+        let teaches = self.teachers.iter().any(|teacher| std::ptr::eq(teacher, net));
+        if teaches { (self.run.objective.packed)(&self.run.spec.objective) } else { Packed::default() }
     }
 
     /// The network as it came, for a stage in which its old head has to go on saying what it said.
@@ -112,9 +126,7 @@ impl<'a> Loop<'a> {
     ) -> Result<Encoded> {
         let root = &self.config.cache;
         cache::trim(root, self.config.cache_bytes);
-        let teaches = self.teachers.iter().any(|teacher| std::ptr::eq(teacher, net));
-        let packed = if teaches { self.packed() } else { Packed::default() };
-        encode::encode(net, store, (cuts, packed), samples, root, group, link)
+        encode::encode(net, store, (cuts, self.packed(net)), samples, root, group, link)
     }
 
     /// Makes sure that the features of this stage are there; with them those of every later stage whose prefix will not

@@ -8,15 +8,17 @@ use tl_proto::spec::{BnScope, EpisodesSection, Handed, Hub, JobSpec, ModelSectio
 use super::{
     Config,
     begin::manifest,
+    domain::Domain,
     export::StageFigures,
     fewshot::Few,
     net::Net,
+    odd,
     opened::Opened,
     origin::Origin,
     samples::Samples,
     saving::{self, Load, Span},
     stage::Stage,
-    tasks::{self, PlannedTask},
+    tasks::{self, PlannedTask, Weighed},
     weights, zero_shot,
 };
 use crate::{
@@ -68,6 +70,9 @@ pub struct Plan {
     /// What is learned beside the classes of `[data]`, where there are several tasks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<PlannedTask>,
+    /// How these and the first are weighed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weighed: Option<Weighed>,
     /// What each class counts in the loss, where they do not all count the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class_weights: Option<Vec<f32>>,
@@ -153,7 +158,8 @@ pub fn probe(config: &Config) -> Result<Plan> {
     }
     let net = Net::build_for(&model, &classes, spec, &config.inputs, &*train.dataset)?;
     let known = opened.source.iter().flat_map(|source| source.parts());
-    [train, val].into_iter().chain(known).try_for_each(|samples| samples.fits(&net.contract))?;
+    let others = other.into_iter().flat_map(Domain::parts).chain(opened.tasks.iter().flat_map(tasks::Opened::parts));
+    [train, val].into_iter().chain(known).chain(others).try_for_each(|samples| samples.fits(&net.contract))?;
     if !on_trust {
         Origin::open(spec, &model, &net, opened.source.as_ref(), &config.inputs)?;
     }
@@ -165,11 +171,16 @@ pub fn probe(config: &Config) -> Result<Plan> {
                 format!("set `nets.{role}.weights`: a random teacher teaches nothing"),
             ));
         }
-        let mut section = section.clone();
-        if later(&section) {
+        let (mut section, on_trust) = (section.clone(), later(section));
+        if on_trust {
             (section.weights, section.adapter) = (None, None);
         }
-        teachers.push(Net::build(&section, &classes, true, spec.job.seed, &config.inputs)?);
+        let teacher = Net::build(&section, &classes, true, spec.job.seed, &config.inputs)?;
+        // How one hears that is not here yet is known later.
+        if !on_trust {
+            opened.fit_teacher(&teacher.contract)?;
+        }
+        teachers.push(teacher);
     }
     let mut trusting = spec.clone();
     if let Some(tower) = trusting.nets.get_mut(TOWER).filter(|tower| later(tower)) {
@@ -196,7 +207,10 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let together = with_tasks(sides * at_a_time(n, batch, grains, |count| partition(count, fewest)));
     let own = partition(grains, fewest).iter().map(Range::len).max().unwrap_or(0);
     let (mut warnings, mut lockstep) = (said, (objective.coupled)(&spec.objective));
-    warnings.extend(untaught(&net, spec)?);
+    let trained = odd::trained(&net, store, spec)?;
+    warnings.extend(odd::untaught(&net, spec, &trained));
+    warnings.extend(odd::idle_holds(&net, spec, &trained).filter(|_| !on_trust));
+    warnings.extend(odd::importance(spec, opened.source.as_ref()));
     warnings.extend(few.as_ref().and_then(Few::warning));
     if !net.network.adapters.sites.is_empty() && !peft::has_their_head(&net.network, net.backbone) {
         warnings.push(
@@ -216,24 +230,24 @@ pub fn probe(config: &Config) -> Result<Plan> {
         let stage = Stage::resolve(&net, store, s)?;
         spans.push(Span { cut: stage.cut, epochs: s.epochs });
         lockstep |= stage.lockstep;
+        let numbers = stage.layout.total_len() + tasks::asides(spec, objective, &stage, store, opened.tasks.len());
+        let gradients = (4 * own * numbers) >> 20;
         if stage.lockstep {
             warnings.push(format!(
                 "stage `{}` takes the statistics of {} batch-norms over the whole batch: up to {together} samples (more where \
-                 slots are unequal) and {} MiB of gradients of {own} grains are in memory at a time, and ranks wait for each \
-                 other at each of them, forward and backward",
+                 slots are unequal) and {gradients} MiB of gradients of {own} grains are in memory at a time, and ranks wait for \
+                 each other at each of them, forward and backward",
                 s.name,
-                stage.norms.len(),
-                (4 * own * stage.layout.total_len()) >> 20
+                stage.norms.len()
             ));
         } else if s.bn_scope == BnScope::Batch {
             warnings.push(format!("no batch-norm learns in stage `{}`: its `bn_scope` changes nothing", s.name));
         }
         if (objective.coupled)(&spec.objective) {
             warnings.push(format!(
-                "the loss of stage `{}` is one of the whole batch: up to {together} samples and {} MiB of gradients of {own} \
-                 grains are in memory at a time",
-                s.name,
-                (4 * own * stage.layout.total_len()) >> 20
+                "the loss of stage `{}` is one of the whole batch: up to {together} samples and {gradients} MiB of gradients \
+                 of {own} grains are in memory at a time",
+                s.name
             ));
         }
         warnings.extend(tasks::warning(spec, objective, &stage, &s.name));
@@ -279,32 +293,12 @@ pub fn probe(config: &Config) -> Result<Plan> {
         grains: spec.grains(),
         grain_samples: if lockstep { together } else { grain_samples },
         warnings,
-        tasks: opened.tasks.iter().map(|task| task.planned([n, val.count()])).collect(),
+        tasks: opened.tasks.iter().map(|task| task.planned([n, val.count()], train)).collect::<Result<_>>()?,
+        weighed: tasks::weighed(spec, objective),
         class_weights: weights::of_classes(data, &*train.dataset)?,
         split: split.iter().map(Range::len).collect(),
         stages,
     })
-}
-
-/// New heads that no stage trains: what they give stays as it was drawn.
-fn untaught(net: &Net, spec: &JobSpec) -> Result<Vec<String>> {
-    if net.tower.is_none() {
-        return Ok(Vec::new());
-    }
-    let mut trained = std::collections::BTreeSet::new();
-    for section in &spec.stage {
-        let stage = Stage::resolve(net, &net.network.initial, section)?;
-        trained.extend(stage.layout.trained().map(|(p, _)| p));
-    }
-    let heads = net.all().zip([("model", spec.model.as_ref(), "head"), (TOWER, spec.nets.get(TOWER), "tower.head")]);
-    let untaught = heads.filter(|(net, (_, section, _))| {
-        let mut params = (net.network.head..net.network.units.len()).flat_map(|u| net.network.unit_params(u));
-        !section.is_some_and(|m| m.head.keep) && !params.any(|p| trained.contains(&p))
-    });
-    let say = |(_, (name, _, rule)): (_, (&str, _, &str))| {
-        format!("the head of `{name}` is new, and no stage trains it: add `{rule}` to a stage's `train`")
-    };
-    Ok(untaught.map(say).collect())
 }
 
 /// Whether weights come from a step that has not run yet, or from the hub.
@@ -347,6 +341,7 @@ fn untrained(config: &Config, spec: &JobSpec) -> Result<Plan> {
         grain_samples: 0,
         warnings: Vec::new(),
         tasks: Vec::new(),
+        weighed: None,
         class_weights: None,
         split: Vec::new(),
         stages: Vec::new(),

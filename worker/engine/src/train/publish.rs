@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Instant};
 
-use super::{Loop, epoch::mean_accuracy, step};
+use super::{Loop, epoch::of_tasks, step};
 use crate::{
     Result,
     collective::Collective,
@@ -41,7 +41,7 @@ impl Loop<'_> {
         let mut values: BTreeMap<String, f64> =
             values.chain(penalty).map(|(name, value)| (name.to_owned(), value)).collect();
         let tasks = self.figures(&reduced.tasks);
-        values.extend(mean_accuracy(&tasks).map(|mean| ("train.accuracy".to_owned(), mean)));
+        values.extend(of_tasks(&tasks, reduced.loss / n));
         values.extend(tasks);
         link.row(&Row { step: p.step, stage: stage.clone(), epoch, values });
         link.activity(&format!("train {stage}"), p.stage_step, total);

@@ -256,7 +256,7 @@ impl Samples {
     }
 
     /// What samples are, in a word.
-    fn kind(&self) -> &'static str {
+    pub(super) fn kind(&self) -> &'static str {
         match () {
             () if self.dataset.heard().is_some() => SOUND,
             () if self.count() > 0 && self.dataset.text(0).is_some() => TEXT,

@@ -56,6 +56,9 @@ pub struct Progress {
     pub stop_wait: u32,
     /// Best value of the monitored metric in this stage.
     pub best: Option<f64>,
+    /// The epoch of the stage that it is of, from 1; 0 if there is none.
+    #[serde(default)]
+    pub best_epoch: u32,
     /// Digest of what the stage must not change.
     pub frozen: String,
     /// Trained parameters whose gradient was once not zero, by index.

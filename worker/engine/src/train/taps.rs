@@ -18,7 +18,7 @@ pub struct Taps {
 
 impl Taps {
     /// The pairs that a job names as `UNIT` or `UNIT:UNIT`. Where it names none: of each size of maps that both networks
-    /// have, the last units.
+    /// have, the last units; maps of one place are none.
     ///
     /// # Errors
     /// Networks for text, a unit that is not there, networks without maps of the same size.
@@ -65,10 +65,12 @@ impl Taps {
     }
 }
 
-/// The last unit of each size of maps that both have.
+/// The last unit of each size of maps that both have. What is one place says nothing of where: a small picture is that deep
+/// in a network.
 fn of_one_size(shapes: &[Vec<Vec<usize>>; 2]) -> Vec<[usize; 2]> {
     let last = |shapes: &[Vec<usize>], size: &[usize]| shapes.iter().rposition(|s| s.len() == 3 && s[..2] == *size);
-    let own = shapes[0].iter().enumerate().filter(|(i, s)| s.len() == 3 && last(&shapes[0], &s[..2]) == Some(*i));
+    let maps = |s: &[usize]| s.len() == 3 && s[0] * s[1] > 1;
+    let own = shapes[0].iter().enumerate().filter(|(i, s)| maps(s) && last(&shapes[0], &s[..2]) == Some(*i));
     own.filter_map(|(i, s)| Some([i, last(&shapes[1], &s[..2])?])).collect()
 }
 
@@ -95,7 +97,7 @@ mod tests {
     use super::*;
 
     fn net(backbone: &str) -> Net {
-        let model = ModelSection { backbone: backbone.into(), ..ModelSection::default() };
+        let model = ModelSection { backbone: backbone.into(), input: Some(32), ..ModelSection::default() };
         Net::build(&model, &["a".into(), "b".into()], false, 1, &BTreeMap::new()).unwrap()
     }
 
@@ -106,6 +108,14 @@ mod tests {
         assert_eq!(names, [["block0", "layer1.2"], ["block1", "layer2.2"], ["block2", "layer3.2"]]);
         assert_eq!(taps.about[1].shapes, [vec![16, 16, 32], vec![16, 16, 32]]);
         taps.are_reached(0, "all").unwrap();
+        // What is 1x1 at this side is left out.
+        let deep = Taps::resolve(&[], &net("resnet18"), &net("resnet18")).unwrap();
+        let sides = |net: &Net| {
+            let shapes = net.shapes(&net.network.initial).unwrap();
+            shapes.into_iter().filter(|s| s.len() == 3).map(|s| s[0] * s[1]).collect::<Vec<_>>()
+        };
+        assert!(sides(&net("resnet18")).contains(&1), "the test is of a network that goes that deep");
+        assert!(deep.about.len() > 1 && deep.about.iter().all(|tap| tap.shapes[0][0] * tap.shapes[0][1] > 1));
         let error = taps.are_reached(1, "top").unwrap_err().to_string();
         assert!(error.contains("stage `top` trains nothing up to `block0`"), "{error}");
     }

@@ -4,6 +4,7 @@
 use candle_core::Tensor;
 
 use super::{
+    encode::BUDGET,
     inputs::Inputs,
     net::{Net, rows},
 };
@@ -76,8 +77,8 @@ impl Teacher<'_> {
                 _ => inputs.batch(store, indices, turns, mix)?,
             };
             if !kept && inputs.cut == all && !self.packed.is_plain() {
-                let rows = rows(&next)?.iter().flat_map(|row| self.packed.round(row)).collect();
-                next = tensor(rows, next.dims())?;
+                let rows = rows(&next)?.iter().map(|row| self.packed.round(row)).collect::<Result<Vec<_>>>()?;
+                next = tensor(rows.concat(), next.dims())?;
             }
             at.push((inputs.cut, next));
         }
@@ -85,6 +86,20 @@ impl Teacher<'_> {
         let logits = net.forward(store, x.clone(), *cut, all)?;
         Ok(Says { at, logits })
     }
+}
+
+/// Whether what a teacher says of so many samples and views, of `words` numbers each, has room in memory.
+///
+/// # Errors
+/// Says that it has not, and what that means.
+pub(super) fn room(words: usize, rows: usize) -> std::result::Result<(), String> {
+    let bytes = words.saturating_mul(4).saturating_mul(rows);
+    if bytes <= BUDGET {
+        return Ok(());
+    }
+    let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+    let (needs, most) = (gib(bytes), gib(BUDGET));
+    Err(format!("takes {needs:.1} GiB, and at most {most:.0} are kept: it runs in every step, which takes longer"))
 }
 
 /// Refuses what a head says that ends in a softmax: distillation softens logits, and probabilities would be softened to
@@ -109,6 +124,15 @@ pub(super) fn gives_logits(rows: &[Vec<f32>], role: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::Top;
+
+    #[test]
+    fn what_has_no_room_is_told() {
+        let (rows, classes) = (1_300_000, 1000);
+        assert!(room(classes, rows).unwrap_err().contains("takes 4.8 GiB, and at most 4 are kept"));
+        let top = Packed { half: true, top: Some(Top { count: 10, temperature: 4.0 }) };
+        assert_eq!(room(top.words(classes), rows), Ok(()), "what is kept in less room counts less");
+    }
 
     #[test]
     fn a_head_that_ends_in_a_softmax_is_refused() {

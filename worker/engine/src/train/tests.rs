@@ -65,6 +65,7 @@ struct Recorder {
     checkpoints: Arc<Mutex<Vec<PathBuf>>>,
     notices: Arc<Mutex<Vec<Notice>>>,
     stop_after: Option<u64>,
+    compares: bool,
 }
 
 impl Link for Recorder {
@@ -78,6 +79,9 @@ impl Link for Recorder {
     fn artifact(&mut self, _: &str, _: &Path) {}
     fn notice(&mut self, notice: Notice, _: &str) {
         self.notices.lock().unwrap().push(notice);
+    }
+    fn compares(&self) -> bool {
+        self.compares
     }
     fn stop_requested(&self) -> bool {
         let done = self.rows.lock().unwrap().last().map_or(0, |r| r.step);

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     Error, Result,
+    cache::Packed,
     collective::Collective,
     eval::{self, Evaluation, Outcome, retrieval},
     link::Link,
@@ -125,7 +126,8 @@ pub(super) fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Li
         link.activity("evaluate", 0, val.count() as u64);
     }
     let shape = net.shape_at(store, 0)?;
-    let inputs = Inputs { net: &net, samples: &val, cut: 0, features: None, shape, whole: false };
+    let inputs =
+        Inputs { net: &net, samples: &val, cut: 0, features: None, packed: Packed::default(), shape, whole: false };
     let rows = embed(store, &inputs, net.network.units.len(), group)?;
     let rows = net::rows(&unit(&tensor(rows.concat(), &[rows.len(), net.network.outputs])?)?)?;
     let classes = val.dataset.classes().to_vec();

@@ -6,12 +6,12 @@ use super::{about, fill, read};
 use crate::{Error, Result, backbone::TaskHead, nn::Store};
 
 /// Fills the heads of further tasks, which a network of ours has brought, from its file: names of tasks, and the classes
-/// that they are for.
+/// that they are for. Returns the names of the parameters that were there.
 ///
 /// # Errors
 /// As [`super::load`].
-pub fn load_tasks(store: &mut Store, path: &Path, tasks: &[(&str, &[String])]) -> Result<()> {
-    let about = about(path)?;
+pub fn load_tasks(store: &mut Store, path: &Path, tasks: &[(&str, &[String])]) -> Result<Vec<String>> {
+    let (about, file, mut loaded) = (about(path)?, read(path)?, Vec::new());
     for (name, classes) in tasks {
         let said = about.get("tasks").and_then(|tasks| tasks.get(*name)).and_then(|task| task.get("classes"));
         if said.is_none() {
@@ -21,9 +21,18 @@ pub fn load_tasks(store: &mut Store, path: &Path, tasks: &[(&str, &[String])]) -
             ));
         }
         compare_classes(path, said, classes)?;
+        let prefix = TaskHead::prefix(name);
+        let own = |entry: &str| entry.starts_with(&prefix);
+        fill(store, &file, own, &path.display().to_string()).map_err(|error| match error {
+            // The network itself is theirs, or it would not have come so far.
+            Error::User { message, .. } => {
+                Error::user(message, format!("`tasks.{name}.head` must be as in the job that has trained it"))
+            }
+            other => other,
+        })?;
+        loaded.extend(store.params.iter().map(|entry| &entry.name).filter(|entry| own(entry)).cloned());
     }
-    let kept = |entry: &str| tasks.iter().any(|(name, _)| entry.starts_with(&TaskHead::prefix(name)));
-    fill(store, &read(path)?, kept, &path.display().to_string())
+    Ok(loaded)
 }
 
 /// Outputs of a head mean the classes that it was trained on, in their order.

@@ -9,6 +9,17 @@ const MAX_FRAME: usize = 1 << 16;
 /// Of a second: how long a window is at least.
 const WINDOW: f64 = 0.025;
 
+/// Part of a clip that may be lost because it is no whole number of steps.
+const LOST: f64 = 0.1;
+
+/// Why clips make no picture of some side.
+#[derive(Debug)]
+pub(super) struct Unfit {
+    pub why: String,
+    /// What to do about it.
+    pub hint: String,
+}
+
 /// How a clip is cut into frames and bands.
 pub(super) struct Mel {
     /// Values from one frame to the next.
@@ -26,14 +37,25 @@ impl Mel {
     /// evenly on the scale. With Slaney's scale their areas are one, as in his toolbox and librosa; with HTK's their tips.
     ///
     /// A window is as long as 25 ms or two steps, so that nothing lies between frames, and a frame long enough that every
-    /// band has a frequency of its own.
+    /// band has a frequency of its own. Steps are whole values: what is left over is lost at both ends.
     ///
     /// # Errors
-    /// A clip too short for so many frames; bands too narrow.
-    pub fn new(side: usize, rate: u32, count: usize, hertz: Range<f64>, scale: Scale) -> Result<Self, String> {
+    /// A clip too short or too long for so many frames, or of which too much would be left over; bands too narrow.
+    pub fn new(side: usize, rate: u32, count: usize, hertz: Range<f64>, scale: Scale) -> Result<Self, Unfit> {
+        let unfit = |why: String, hint: &str| Err(Unfit { why, hint: hint.into() });
         let (rate, hop) = (f64::from(rate), count / side);
         if hop == 0 {
-            return Err(format!("clips of {count} values do not make {side} frames"));
+            let hint = "lower `model.input`, or raise `data.params.seconds` or `data.params.rate`";
+            return unfit(format!("clips of {count} values do not make {side} frames"), hint);
+        }
+        let lost = (count - hop * side) as f64 / count as f64;
+        if lost > LOST {
+            // Rounded up: so long it has one value more in each frame.
+            let more = ((hop + 1) * side * 10_000).div_ceil(rate as usize) as f64 / 1e4;
+            return unfit(
+                format!("{side} frames of {hop} values leave out {:.0} % of clips of {count} values", 100.0 * lost),
+                &format!("set `data.params.seconds` to {more}, or lower `model.input`"),
+            );
         }
         let length = (2 * hop).max((WINDOW * rate).round() as usize);
         let (low, high) = (scale.mel(hertz.start), scale.mel(hertz.end));
@@ -41,8 +63,17 @@ impl Mel {
         let corners: Vec<f64> = (0..side + 2).map(corner).collect();
         // Bands are narrowest at the lower end.
         let fine = (rate / (corners[1] - corners[0])).ceil();
-        if fine > MAX_FRAME as f64 || length > MAX_FRAME {
-            return Err(format!("{side} bands from {} to {} Hz are too narrow", hertz.start, hertz.end));
+        if length > MAX_FRAME {
+            return unfit(
+                format!("{side} frames of clips of {count} values are too long, of {length} values each"),
+                "raise `model.input`, or lower `data.params.seconds` or `data.params.rate`",
+            );
+        }
+        if fine > MAX_FRAME as f64 {
+            return unfit(
+                format!("{side} bands from {} to {} Hz are too narrow", hertz.start, hertz.end),
+                "lower `model.input`, or raise the distance from `data.params.low` to `high`",
+            );
         }
         let frame = length.max(fine as usize).next_power_of_two();
         let bands = corners.windows(3).map(|c| {
@@ -133,7 +164,26 @@ mod tests {
 
     #[test]
     fn too_many_frames_or_bands_are_refused() {
-        assert!(Mel::new(64, 8_000, 60, 0.0..4_000.0, Scale::Slaney).err().unwrap().contains("64 frames"));
-        assert!(Mel::new(64, 48_000, 48_000, 100.0..110.0, Scale::Htk).err().unwrap().contains("too narrow"));
+        let refused = |side: usize, rate: u32, count: usize, hertz: Range<f64>| {
+            let Unfit { why, hint } = Mel::new(side, rate, count, hertz, Scale::Htk).err().unwrap();
+            format!("{why}; {hint}")
+        };
+        for (said, parts) in [
+            (refused(64, 8_000, 60, 0.0..4_000.0), ["do not make 64 frames", "lower `model.input`"]),
+            (refused(64, 48_000, 48_000, 100.0..110.0), ["bands from 100 to 110 Hz are too narrow", "distance"]),
+            // A step of 30 seconds in 32 frames is longer than any frame.
+            (refused(32, 44_100, 30 * 44_100, 0.0..22_050.0), ["are too long", "raise `model.input`"]),
+        ] {
+            assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_clip_of_which_much_would_be_left_over_is_refused_with_a_length_that_fits() {
+        let new = |count: usize| Mel::new(224, 8_000, count, 0.0..4_000.0, Scale::Slaney);
+        // 50 ms are 400 values, and one each is as much as 224 frames can have.
+        let Unfit { why, hint } = new(400).err().unwrap();
+        assert!(why.contains("leave out 44 %") && hint.contains("seconds` to 0.056,"), "{why}; {hint}");
+        assert!(new(448).is_ok() && new(450).is_ok());
     }
 }

@@ -15,7 +15,7 @@ use tl_proto::{
 };
 
 pub use self::decode::decode;
-use self::mel::Mel;
+use self::mel::{Mel, Unfit};
 use crate::{Error, Result};
 
 /// A sound as decoded: one channel.
@@ -67,7 +67,7 @@ pub struct Audio {
     pub range: f64,
 }
 
-/// No power is taken for smaller than this, 100 dB below one.
+/// No power is taken for smaller than this, 100 dB below what decibels count from; a clip that is nowhere louder is silence.
 const LEAST: f64 = 1e-10;
 
 /// Parameters of a format of sound, with what they are where nothing is said.
@@ -151,10 +151,9 @@ impl Audio {
     /// Checks that there are so many frames and bands.
     ///
     /// # Errors
-    /// An input that is too large for the clips.
+    /// An input that is too large or too small for the clips.
     pub fn fits(&self, side: usize) -> Result<()> {
-        let hint = "lower `model.input`, or raise `data.params.seconds` or the distance from `low` to `high`";
-        self.mel(side).map(|_| ()).map_err(|why| Error::user(why, hint))
+        self.mel(side).map(|_| ()).map_err(|Unfit { why, hint }| Error::user(why, hint))
     }
 
     /// The picture of a clip, `[side, side]`: a row for each band, lowest first, a column for each frame. 1 is the loudest, 0
@@ -163,23 +162,25 @@ impl Audio {
     /// # Errors
     /// See [`Audio::fits`].
     pub fn picture(&self, clip: &Clip, side: usize) -> Result<Vec<f32>, String> {
-        let mel = self.mel(side)?;
+        let mel = self.mel(side).map_err(|unfit| unfit.why)?;
         let power = mel.power(&resample::middle(clip, self.rate, mel.hop * side));
-        let decibels = |p: &f64| 10.0 * libm::log10(p.max(LEAST));
         let loudest = power.iter().copied().fold(0.0, f64::max);
-        let top = match self.level {
+        let reference = match self.level {
             Level::Peak if loudest <= LEAST => return Ok(vec![0.0; power.len()]),
-            Level::Peak => decibels(&loudest),
-            Level::Absolute => 0.0,
+            Level::Peak => loudest,
+            Level::Absolute => 1.0,
         };
-        Ok(power.iter().map(|p| (1.0 + (decibels(p) - top) / self.range).max(0.0) as f32).collect())
+        // The floor goes with the reference: else silence in a quiet clip would not be black.
+        let (least, top) = (LEAST * reference, 10.0 * libm::log10(reference));
+        let level = |p: &f64| 1.0 + (10.0 * libm::log10(p.max(least)) - top) / self.range;
+        Ok(power.iter().map(|p| level(p).max(0.0) as f32).collect())
     }
 
     fn top(&self) -> f64 {
         if self.high == 0.0 { f64::from(self.rate) / 2.0 } else { self.high }
     }
 
-    fn mel(&self, side: usize) -> Result<Mel, String> {
+    fn mel(&self, side: usize) -> Result<Mel, Unfit> {
         let count = (self.seconds * f64::from(self.rate)).round() as usize;
         Mel::new(side, self.rate, count, self.low..self.top(), self.scale)
     }
@@ -193,7 +194,7 @@ impl Audio {
     /// What changes pictures, as text: part of the key of cached features. The number is that of this code: another one where
     /// the same clip becomes another picture.
     pub fn describe(&self) -> String {
-        format!("audio/1:{self:?}")
+        format!("audio/2:{self:?}")
     }
 }
 
@@ -225,6 +226,18 @@ mod tests {
         // Ten times the amplitude is 20 dB of 80.
         assert!(soft.iter().zip(&loud).all(|(a, b)| (b - a - 0.25).abs() < 1e-3 || *a == 0.0));
         assert!(picture("peak", 0.0).iter().all(|v| *v == 0.0), "silence is black");
+    }
+
+    #[test]
+    fn silence_is_black_beside_a_soft_sound_too() {
+        let audio = Audio::agreed(None, &Params::new()).unwrap();
+        for gain in [1e-5, 0.5] {
+            let mut clip = noise(gain);
+            clip.samples[..8_000].fill(0.0);
+            let picture = audio.picture(&clip, 16).unwrap();
+            assert!((0..16).all(|band| picture[band * 16 + 2] < 1e-6), "{gain}: {picture:?}");
+            assert!((0..16).any(|band| picture[band * 16 + 12] > 0.9), "{gain}: {picture:?}");
+        }
     }
 
     #[test]

@@ -17,7 +17,10 @@ const EPS: f64 = 1e-12;
 
 fn describe() -> Entry {
     Entry {
-        params: vec![weight(1e3), taps("units to compare; where both have maps of the same size, if none is named")],
+        params: vec![
+            weight(1e3),
+            taps("units to compare; the last of each size of maps that both have, if none is named"),
+        ],
         ..entry("attention", "and the student's maps are to be strong where the teacher's are (attention transfer)")
     }
 }

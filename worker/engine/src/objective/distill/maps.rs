@@ -34,9 +34,11 @@ pub(super) fn check(taps: &[Tap], places: bool) -> Result<()> {
                 "name units of the same size in `objective.taps`, or such that one's are a whole number of times larger",
             ));
         }
-        if places && a[0] * a[1] == 1 {
+        let one = |[h, w, _]: [usize; 3]| h * w == 1;
+        if places && (one(a) || one(b)) {
+            let unit = if one(a) { format!("`{own}`") } else { format!("the teacher's `{theirs}`") };
             return Err(Error::user(
-                format!("what comes out of `{own}` is one place: it has no map of attention"),
+                format!("what comes out of {unit} is one place: it has no map of attention"),
                 "name units in front of the pooling in `objective.taps`",
             ));
         }

@@ -4,6 +4,7 @@
 //! The teacher may be of the student's own network (self-distillation: a model of an earlier job), and there may be
 //! several, whose softened probabilities are averaged; features are those of the first.
 
+mod angles;
 mod attention;
 mod cosine;
 mod hint;
@@ -23,7 +24,7 @@ use tl_proto::{
 use super::{Batch, Objective, PLAIN, Tap, Widths, cross_entropy, log_softmax, ops::product};
 use crate::{
     Error, Result,
-    cache::Packed,
+    cache::{Packed, Top},
     nn::{Fill, Own},
 };
 
@@ -33,7 +34,7 @@ enum Looks {
     Nowhere,
     /// At what the last layers take.
     AtFeatures,
-    /// At what comes out of units inside, by name; of all whose maps have the same size, if none is named.
+    /// At what comes out of units inside, by name; of the last of each size of maps that both have, if none is named.
     AtUnits(Vec<String>),
 }
 
@@ -55,7 +56,8 @@ struct Method {
 const METHODS: &[Method] = &[logits::METHOD, hint::METHOD, attention::METHOD, cosine::METHOD, relational::METHOD];
 
 /// What is said of `top_k`.
-const TOP: &str = "keep so many of the largest logits of a teacher, the others as one number; 0 keeps all";
+const TOP: &str = "keep so many of the largest logits of a teacher, and for the others one number, so that at `temperature` \
+    the probabilities of the kept ones stay; 0 keeps all";
 
 fn describe() -> Entry {
     Entry {
@@ -133,10 +135,7 @@ pub(super) const OBJECTIVE: Objective = Objective {
     coupled: |params| method(params).coupled,
     features: |params| matches!((method(params).looks)(params), Looks::AtFeatures),
     looks_inside: |params| matches!((method(params).looks)(params), Looks::AtFeatures),
-    packed: |params| {
-        let top = describe().number(params, "top_k") as usize;
-        Packed { half: describe().word(params, "logits") == "f16", top: (top > 0).then_some(top) }
-    },
+    packed: |params| packed(params, describe().number(params, "temperature")),
     taps: |params| match (method(params).looks)(params) {
         Looks::AtUnits(named) => Some(named),
         _ => None,
@@ -152,6 +151,13 @@ pub(super) const OBJECTIVE: Objective = Objective {
     },
     ..PLAIN
 };
+
+/// How a teacher's logits are kept that are softened by `temperature`.
+pub(super) fn packed(params: &Params, temperature: f64) -> Packed {
+    let count = describe().number(params, "top_k") as usize;
+    let top = (count > 0).then_some(Top { count, temperature });
+    Packed { half: describe().word(params, "logits") == "f16", top }
+}
 
 /// What teachers add to the loss: their softened logits, and what the method compares of the first one's features.
 pub(super) fn taught(params: &Params, batch: &Batch<'_>, [t, soft]: [f64; 2]) -> Result<Tensor> {

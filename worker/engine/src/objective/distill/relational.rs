@@ -2,13 +2,10 @@
 //! units of the mean one) and by the angles of all triangles. Huber's loss, over all pairs and triples of the batch, with
 //! the paper's weights; features may be of any width.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use tl_proto::catalog::{Entry, entry, number};
 
-use super::{
-    super::ops::{distances, product},
-    Looks, Method,
-};
+use super::{super::ops::distances, Looks, Method, angles};
 use crate::Result;
 
 fn describe() -> Entry {
@@ -31,20 +28,6 @@ fn relative(rows: &Tensor) -> Result<Option<Tensor>> {
     Ok(Some(far.broadcast_div(&mean)?))
 }
 
-/// Cosines of the angles at each sample between all others: `[n · n, n]`; 0 where two of the three are the same.
-fn angles(rows: &Tensor) -> Result<Tensor> {
-    let apart = rows.unsqueeze(0)?.broadcast_sub(&rows.unsqueeze(1)?)?;
-    let squares = apart.sqr()?.sum_keepdim(2)?;
-    // What has no length has no direction, and nothing flows back through one.
-    let none = squares.detach().eq(0.0)?.to_dtype(DType::F32)?;
-    let directions = apart.broadcast_div(&(squares + none)?.sqrt()?)?;
-    let at = |i: usize| -> Result<Tensor> {
-        let directions = directions.get(i)?;
-        product(&directions, &directions.t()?)
-    };
-    Ok(Tensor::cat(&(0..rows.dim(0)?).map(at).collect::<Result<Vec<_>>>()?, 0)?)
-}
-
 /// Half the square up to one, beyond it straight; the mean.
 fn huber(own: &Tensor, theirs: &Tensor) -> Result<Tensor> {
     let by = own.sub(theirs)?.abs()?;
@@ -65,7 +48,7 @@ pub(super) const METHOD: Method = Method {
         let [distance, angle] = ["distance_weight", "angle_weight"].map(|name| describe().number(params, name));
         let mut loss = (huber(&own_far, &their_far)? * distance)?;
         if angle > 0.0 {
-            loss = (loss + (huber(&angles(batch.features)?, &angles(&theirs)?)? * angle)?)?;
+            loss = (loss + (angles::loss(batch.features, &theirs)? * angle)?)?;
         }
         Ok(Some(loss))
     },

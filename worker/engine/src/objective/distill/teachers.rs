@@ -34,11 +34,13 @@ pub(super) fn softened(logits: &Tensor, classes: usize, temperature: f64, weight
 /// # Errors
 /// Another number of weights, or nothing but zeros.
 pub(super) fn check(weights: &[f64], teachers: usize) -> Result<()> {
-    if weights.is_empty() || (weights.len() == teachers && weights.iter().any(|w| *w > 0.0)) {
-        return Ok(());
+    let hint = "write one for each of `nets.teacher`, `nets.teacher_2` and so on, or none; one at least is above 0";
+    if !weights.is_empty() && weights.len() != teachers {
+        let message = format!("`objective.teacher_weights` has {} numbers for {teachers} teachers", weights.len());
+        return Err(Error::user(message, hint));
     }
-    Err(Error::user(
-        format!("`objective.teacher_weights` has {} numbers for {teachers} teachers", weights.len()),
-        "write one for each of `nets.teacher`, `nets.teacher_2` and so on, or none; one at least is above 0",
-    ))
+    if !weights.is_empty() && weights.iter().all(|w| *w <= 0.0) {
+        return Err(Error::user("all of `objective.teacher_weights` are zero", hint));
+    }
+    Ok(())
 }

@@ -188,7 +188,14 @@ fn maps_that_cannot_be_laid_on_each_other_are_refused() {
     assert!(error.contains("`block1` and of the teacher's `layer2` cannot be compared: 8x8 and 7x7"), "{error}");
     assert!(refused(&[8, 4, 3], &[4, 4, 7], false).is_some(), "not the same along both sides");
     assert_eq!(refused(&[6], &[9], false), None);
-    assert!(refused(&[6], &[9], true).unwrap().contains("no map of attention"));
+    assert!(refused(&[6], &[9], true).unwrap().contains("`block1` is one place: it has no map of attention"));
+    assert!(refused(&[1, 1, 3], &[4, 4, 7], true).unwrap().contains("of `block1` is one place"));
+    // All of the student's places would be averaged to the teacher's one, and nothing learned.
+    for theirs in [&[9][..], &[1, 1, 9]] {
+        let error = refused(&[4, 4, 3], theirs, true).unwrap();
+        assert!(error.contains("of the teacher's `layer2` is one place"), "{error}");
+        assert_eq!(refused(&[4, 4, 3], theirs, false), None);
+    }
 }
 
 #[test]
@@ -205,6 +212,19 @@ fn samples_that_are_all_the_same_have_no_relations() {
     let grads = got.unwrap().backward().unwrap();
     let slopes = host(&grads.get(&var).unwrap().contiguous().unwrap()).unwrap().to_vec();
     assert!(slopes.iter().all(|g| g.is_finite() && g.abs() < 1e3), "{slopes:?}");
+}
+
+#[test]
+fn logits_are_kept_for_the_temperature_at_which_they_are_learned() {
+    // Each kind of job has a temperature of its own, if nothing is said.
+    for (kind, given, temperature) in
+        [("distill", "", 4.0), ("cross_distill", "", 2.0), ("cross_distill", r#", "temperature": 7.5"#, 7.5)]
+    {
+        let given = params(&format!(r#"{{"top_k": 3, "logits": "f16"{given}}}"#));
+        let want = Packed { half: true, top: Some(Top { count: 3, temperature }) };
+        assert_eq!((Objective::find(kind).packed)(&given), want, "{kind}");
+    }
+    assert!((Objective::find("distill").packed)(&params(r#"{"temperature": 7.5}"#)).is_plain());
 }
 
 /// The gradient of the soft part is T·(p_s − Σ w·p_t) for weights that add up to one.
@@ -241,7 +261,7 @@ fn several_teachers_are_a_mean_of_their_softened_probabilities() {
         testing::assert_close(&got, &want, 1e-5);
     }
     assert!(teachers::check(&[], 3).is_ok() && teachers::check(&[1.0, 0.0], 2).is_ok());
-    for bad in [&[1.0][..], &[0.0, 0.0][..]] {
-        assert!(teachers::check(bad, 2).unwrap_err().to_string().contains("for 2 teachers"));
+    for (bad, says) in [(&[1.0][..], "1 numbers for 2 teachers"), (&[0.0, 0.0][..], "are zero")] {
+        assert!(teachers::check(bad, 2).unwrap_err().to_string().contains(says));
     }
 }

@@ -25,7 +25,7 @@ pub const BUDGET: usize = 4 << 30;
 
 /// What was encoded.
 pub struct Encoded {
-    /// For each cut: features of `(sample, view)` at `sample · views + view`.
+    /// For each cut: features of `(sample, view)` at `sample · views + view`, as they are kept.
     pub by_cut: BTreeMap<usize, Vec<Vec<f32>>>,
     /// Samples that ran through the prefix, over all ranks.
     pub computed: u64,
@@ -33,14 +33,13 @@ pub struct Encoded {
     pub needed: u64,
 }
 
-/// Outputs at every cut, by sample and view.
+/// Outputs at every cut, as they are kept, by sample and view.
 type Records = BTreeMap<Key, Vec<Vec<f32>>>;
 
-/// Features of every sample and view in front of each of `cuts` (ascending); behind the last unit, as they come back when
-/// they are `packed`.
+/// Features of every sample and view in front of each of `cuts` (ascending); behind the last unit they are `packed`.
 ///
 /// # Errors
-/// A sample that cannot be read, a lost peer. A cache that cannot be written is told, and costs time only.
+/// A sample that cannot be read, a number that cannot be packed, a lost peer. A cache that cannot be written is told, and costs time only.
 pub fn encode(
     net: &Net,
     store: &Store,
@@ -81,7 +80,9 @@ pub fn encode(
             let values = host(&x)?;
             let width = values.len() / chunk.len();
             let packed = packing(net, *cut, packed);
-            outputs.iter_mut().zip(values.chunks_exact(width)).for_each(|(o, v)| o.push(packed.round(v)));
+            for (output, values) in outputs.iter_mut().zip(values.chunks_exact(width)) {
+                output.push(packed.pack(values)?);
+            }
         }
         for (j, output) in chunk.iter().zip(outputs) {
             records.insert(keys[*j], output);
@@ -108,7 +109,7 @@ pub fn encode(
 }
 
 /// How what comes out in front of a cut is kept: only what the last unit gives in less room.
-fn packing(net: &Net, cut: usize, packed: Packed) -> Packed {
+pub fn packing(net: &Net, cut: usize, packed: Packed) -> Packed {
     if cut == net.network.units.len() { packed } else { Packed::default() }
 }
 
@@ -143,7 +144,8 @@ impl Disk {
             let digest = net.prefix_digest(store, *cut) + &packed.describe();
             // Features belong to the numbers of this kind of machine, as the gang does.
             let name = blake3::hash(&[digest.as_bytes(), &fingerprint()].concat());
-            Ok(Space::new(root, &name.to_hex(), net.shape_at(store, *cut)?.iter().product()).packed(packed))
+            let width = net.shape_at(store, *cut)?.iter().product();
+            Ok(Space::new(root, &name.to_hex(), packed.words(width)))
         };
         Ok(Self { spaces: cuts.iter().map(space).collect::<Result<_>>()?, refused: false })
     }

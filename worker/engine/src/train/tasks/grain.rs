@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use candle_core::Tensor;
+use tl_proto::spec::JobSpec;
 
 use super::{
     TaskSums, Tasked,
@@ -15,11 +16,13 @@ use crate::{
     data::sampler::grain,
     eval,
     modifier::Mix,
-    nn::{DropoutDraw, Gradients, Grains, ParamId, Pass, Tape, host, tensor},
+    nn::{DropoutDraw, Gradients, Grains, Layout, ParamId, Pass, Store, Tape, host, tensor},
     num::rng::Philox,
+    objective::Objective,
     train::{
         chain::{self, Wanted},
         grain::{Draw, GrainSums},
+        stage::Stage,
         step::Step,
     },
 };
@@ -43,18 +46,33 @@ fn targets(labels: &[usize], classes: usize, mix: Option<&Mix>) -> Result<Tensor
     tensor(targets, &[labels.len(), classes])
 }
 
+/// The unit with the last shared tensor that a stage trains, and that tensor, where weights follow its gradients.
+fn followed(spec: &JobSpec, objective: &Objective, stage: &Stage) -> Option<(usize, ParamId)> {
+    (objective.several.as_ref()?.balance)(&spec.objective)?;
+    stage.shared
+}
+
+/// Numbers of a grain behind those of the stage's layout, for so many tasks beside the first.
+pub(in crate::train) fn asides(
+    spec: &JobSpec,
+    objective: &Objective,
+    stage: &Stage,
+    store: &Store,
+    tasks: usize,
+) -> usize {
+    followed(spec, objective, stage).map_or(0, |(_, id)| (tasks + 1) * store.params[id.0].range.len())
+}
+
 impl<'a> Step<'a> {
     /// The unit with the last shared tensor that is trained, and that tensor, where weights follow its gradients.
     fn shared(&self) -> Option<(usize, ParamId)> {
-        let several = self.run.objective.several.as_ref()?;
-        (several.balance)(&self.run.spec.objective)?;
-        self.stage.shared
+        followed(self.run.spec, self.run.objective, self.stage)
     }
 
     /// Numbers behind those of the layout: for each task, the gradient of its weighed loss at the last shared tensor.
     pub(in crate::train) fn asides(&self) -> usize {
-        let (Some(tasked), Some((_, id))) = (self.tasks, self.shared()) else { return 0 };
-        (tasked.tasks.len() + 1) * self.state.store.param(id).len()
+        let Some(tasked) = self.tasks else { return 0 };
+        asides(self.run.spec, self.run.objective, self.stage, &self.state.store, tasked.tasks.len())
     }
 
     /// Samples of the step over those of each task in it.
@@ -157,9 +175,11 @@ impl<'a> Step<'a> {
         let mut asides = Vec::new();
         if cut < head {
             if let Some((_, id)) = shared {
+                // Nothing else is kept of these passes.
+                let one = Layout::new(store, &[id], &[]);
                 for t in 0..parts.len() {
                     let alone = joined_rows(&parts, &below, Some(t))?;
-                    let mut scratch = Gradients::new(&self.stage.layout);
+                    let mut scratch = Gradients::new(&one);
                     let tape = &mut upper_tape.clone();
                     chain::backward(upper, Wanted::of(&alone), &pass, tape, &mut scratch, false)?;
                     asides.extend_from_slice(scratch.slot(id).unwrap_or_default());

@@ -40,7 +40,8 @@ impl Net {
                 "remove it, or set `model.weights`",
             ));
         };
-        weights::load_tasks(&mut self.network.initial, path, &kept)?;
+        let loaded = weights::load_tasks(&mut self.network.initial, path, &kept)?;
+        self.loaded.extend(loaded);
         Ok(self)
     }
 

@@ -16,11 +16,15 @@ use tl_proto::{
     spec::{DataSection, JobSpec, MAIN, TaskSection},
 };
 
+pub(super) use self::{
+    grain::asides,
+    plan::{warning, weighed},
+    weighing::mean,
+};
 pub use self::{
-    plan::PlannedTask,
+    plan::{PlannedTask, Weighed},
     weighing::{TaskSums, Weighing},
 };
-pub(super) use self::{plan::warning, weighing::mean};
 use super::{ByCut, inputs::Inputs, probe::same_classes, samples::Samples, weights};
 use crate::{
     Error, Result,

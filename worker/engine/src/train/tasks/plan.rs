@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tl_proto::spec::{JobSpec, ModelSection};
 
 use super::{
-    super::{Config, net, net::Net, stage::Stage},
+    super::{Config, net, net::Net, samples::Samples, stage::Stage, weights},
     Opened,
 };
 use crate::{Result, objective::Objective};
@@ -24,18 +24,37 @@ pub struct PlannedTask {
     pub batch: Option<usize>,
     /// What its loss counts in the first step.
     pub weight: f64,
+    /// What each of its classes counts in the loss, where they do not all count the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<Vec<f32>>,
+}
+
+/// How the losses of several tasks are weighed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Weighed {
+    /// The method.
+    pub method: String,
+    /// What the loss of the first task counts in the first step.
+    pub first: f64,
 }
 
 impl Opened {
-    /// What is to be said of it; `data` are the samples of `[data]`.
-    pub fn planned(&self, data: [usize; 2]) -> PlannedTask {
-        PlannedTask {
+    /// What is to be said of it; `data` are how many samples `[data]` has, and `train` those that are learned from.
+    ///
+    /// # Errors
+    /// Class weights for other classes.
+    pub fn planned(&self, data: [usize; 2], train: &Samples) -> Result<PlannedTask> {
+        let samples = self.own.as_ref().map_or(train, |[own, _]| own);
+        let labels: Vec<usize> = samples.dataset.labels().iter().map(|l| self.class_of[*l]).collect();
+        let (section, given) = (format!("tasks.{}", self.name), self.section.class_weights.as_ref());
+        Ok(PlannedTask {
             name: self.name.clone(),
             classes: self.classes.clone(),
             samples: self.counts(data),
             batch: self.own.is_some().then_some(self.batch),
             weight: self.section.weight,
-        }
+            class_weights: weights::of_labels(&section, given, &self.classes, &labels)?,
+        })
     }
 
     /// Samples of its own in a step.
@@ -67,6 +86,13 @@ impl Net {
         let tasks = heads.iter().map(|(t, head)| (t.name.as_str(), head, t.classes.as_slice()));
         self.with_tasks(tasks, spec.job.seed, None)
     }
+}
+
+/// How the tasks of a job are weighed, where there are several.
+pub(in crate::train) fn weighed(spec: &JobSpec, objective: &Objective) -> Option<Weighed> {
+    let several = objective.several.as_ref().filter(|_| !spec.tasks.is_empty())?;
+    let first = (several.first)(&spec.objective, &[]).first().copied()?;
+    Some(Weighed { method: (objective.entry)().method(&spec.objective).name.clone(), first })
 }
 
 /// What is odd about the tasks of a stage.

@@ -20,6 +20,9 @@ pub struct Weighing {
     pub weights: Vec<f64>,
     /// The mean loss of each in the first step; empty before it, and where nothing follows from it.
     pub first: Vec<f64>,
+    /// `weights` as they were with the best values of the stage.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub best: Vec<f64>,
     /// Sums over the steps of the epoch.
     pub sums: Vec<TaskSums>,
 }
@@ -33,6 +36,20 @@ pub struct TaskSums {
     pub loss: f64,
     /// Right predictions.
     pub correct: u64,
+}
+
+impl Weighing {
+    /// Keeps what tasks count now, beside values that are kept.
+    pub fn keep(&mut self) {
+        self.best.clone_from(&self.weights);
+    }
+
+    /// Goes back to what was kept, if anything was.
+    pub fn restore(&mut self) {
+        if !self.best.is_empty() {
+            self.weights = std::mem::take(&mut self.best);
+        }
+    }
 }
 
 impl TaskSums {

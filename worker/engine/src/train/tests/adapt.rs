@@ -90,7 +90,11 @@ fn the_densest_epoch_goes_out_and_both_domains_are_shown_before_and_after() {
     // It is that epoch that is judged at the end.
     assert_eq!(report.target.as_ref().unwrap().accuracy, densest.values["target.accuracy"]);
     let best = last.iter().map(|h| h.values["target.accuracy"]).fold(0.0, f64::max);
-    assert_eq!((picked("oracle").value, picked("oracle").used), (best, false));
+    assert_eq!((picked("oracle").value, picked("oracle").used), (Some(best), false));
+    assert_eq!(
+        (picked("the model").epoch, picked("the model").accuracy),
+        (densest.epoch, picked("target.snd").accuracy)
+    );
     let shift = report.shift.as_ref().unwrap();
     let before = shift.before.as_ref().unwrap();
     assert_eq!(shift.after.target_accuracy, Some(densest.values["target.accuracy"]));
@@ -103,6 +107,44 @@ fn the_densest_epoch_goes_out_and_both_domains_are_shown_before_and_after() {
     }
     let text = std::fs::read_to_string(dir.path().join("work/model/report.txt")).unwrap();
     assert!(text.contains("before: A-distance") && text.contains("oracle"), "{text}");
+}
+
+#[test]
+fn who_compares_gradients_looks_at_no_domain_before() {
+    let job = JOB.replace("OBJECTIVE", METHODS[7]).replace("epochs = 2", "epochs = 1");
+    for compares in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let link = Recorder { compares, ..Recorder::default() };
+        let report = train(&job, 1, false, dir.path(), &[], &link).unwrap();
+        assert_eq!(report.shift.unwrap().before.is_none(), compares);
+    }
+}
+
+/// Whatever the job goes by, and however it restores, the model is of the epoch that the report says.
+#[test]
+fn the_epoch_that_the_model_is_of_is_always_said() {
+    let stops = [
+        "[stop]\nmonitor = \"val.loss\"\nrestore_best = true\n",
+        "[stop]\nmonitor = \"target.entropy\"\nrestore_best = true\nmin_delta = 100\n",
+        "",
+    ];
+    for (which, stop) in stops.into_iter().enumerate() {
+        let job = JOB.replace("OBJECTIVE", METHODS[7]);
+        let job = job.replace("[[stage]]\nname = \"top\"", &format!("{stop}[[stage]]\nname = \"top\""));
+        let dir = tempfile::tempdir().unwrap();
+        let report = train(&job, 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+        let of = |name: &str| report.selection.iter().find(|p| p.criterion == name).unwrap();
+        let used: Vec<_> = report.selection.iter().filter(|p| p.used).map(|p| p.criterion.as_str()).collect();
+        let (epoch, by) = match which {
+            0 => (of("val.loss").epoch, vec!["val.loss"]),
+            // No epoch is that much better than the first.
+            1 => (1, vec!["target.entropy"]),
+            _ => (2, vec![]),
+        };
+        assert_eq!((of("the model").epoch, used), (epoch, by), "{stop}");
+        let told = report.history.iter().find(|h| h.stage == "all" && h.epoch == epoch).unwrap();
+        assert_eq!(report.target.as_ref().unwrap().accuracy, told.values["target.accuracy"], "{stop}");
+    }
 }
 
 #[test]

@@ -79,3 +79,64 @@ fn a_clip_that_cannot_be_heard_is_counted_and_pictures_are_not_turned() {
     let error = run(&job(data.path(), "skip_bad = 1", "input = 1024").replace("0.3", "0.1")).unwrap_err();
     assert!(error.contains("do not make 1024 frames"), "{error}");
 }
+
+/// Bare weights of a network for images, in a folder that stays as long as it is held.
+fn for_images() -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("w.safetensors");
+    let model = tl_proto::spec::ModelSection { backbone: "small_cnn".into(), ..Default::default() };
+    let classes = ["high", "low"].map(str::to_owned);
+    crate::weights::testing::bare(&Net::build(&model, &classes, false, 4, &[].into()).unwrap(), &path);
+    let shown = format!("{:?}", path.display().to_string());
+    (dir, shown)
+}
+
+/// What stops a look at a job, and what stops its run.
+fn stopped(job: &str) -> [String; 2] {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(job, dir.path(), "cache", Vec::new());
+    let looked = crate::train::probe::probe(&config).err().unwrap();
+    [looked, run(&config, &mut Solo, &mut Recorder::default()).err().unwrap()].map(|error| error.to_string())
+}
+
+#[test]
+fn a_teacher_that_has_not_learned_to_hear_is_refused_before_anything_is_computed() {
+    let (data, (_weights, path)) = (tempfile::tempdir().unwrap(), for_images());
+    tones(data.path());
+    let teacher =
+        format!("[nets.teacher]\nbackbone = \"small_cnn\"\nweights = {path}\npreprocess = \"unit\"\n[[stage]]");
+    let job = job(data.path(), "skip_bad = 0", "input = 24").replace("finetune", "distill");
+    for error in stopped(&job.replace("[[stage]]", &teacher)) {
+        assert!(error.contains("the network wants images, and `data.train` has sound"), "{error}");
+    }
+}
+
+#[test]
+fn a_task_with_sound_beside_images_is_refused_by_name() {
+    let data = tempfile::tempdir().unwrap();
+    tones(data.path());
+    let job = format!(
+        "schema = 1\njob = {{ name = \"t\", kind = \"multitask\", seed = 3 }}\nmodel = {{ backbone = \"small_cnn\" }}\n\
+         data = {{ format = \"generated\", train = \"source\", val = \"source\", batch = 8, grains = 2, \
+         params = {{ train_samples = 3, val_samples = 2 }} }}\n\
+         [tasks.b]\nformat = \"audio_folder\"\ntrain = {0:?}\nval = {0:?}\nbatch = 5\n\
+         params = {{ label = '^([a-z]+)_', held_out = '[05]\\.wav$', rate = 8000, seconds = 0.3 }}\n\
+         [[stage]]\nname = \"all\"\nepochs = 1\ntrain = [\"*\"]\nlr = 0.001\n",
+        data.path().display().to_string()
+    );
+    for error in stopped(&job) {
+        assert!(error.contains("the network wants images, and `tasks.b.train` has sound"), "{error}");
+    }
+}
+
+#[test]
+fn what_weights_for_images_forget_on_the_way_to_sound_is_not_asked() {
+    let (data, (_weights, path)) = (tempfile::tempdir().unwrap(), for_images());
+    tones(data.path());
+    let source =
+        "source = { format = \"generated\", val = \"source\", params = { train_samples = 2, val_samples = 2 } }";
+    let model = format!("input = 24, weights = {path}, preprocess = \"unit\"");
+    for error in stopped(&job(data.path(), source, &model)) {
+        assert!(error.contains("`data.source.val` has images, and `data.train` has sound"), "{error}");
+    }
+}

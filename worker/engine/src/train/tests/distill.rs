@@ -52,6 +52,24 @@ fn a_student_that_looks_inside_gives_the_same_file_for_any_number_of_ranks() {
     }
 }
 
+/// FitNets' two stages, as two jobs.
+#[test]
+fn hints_alone_come_first_and_what_the_teacher_says_after_them() {
+    let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
+    let hints = job("method = \"hint\", taps = [\"block2:layer3.2\"]", "soft_weight = 0, hard_weight = 0");
+    let below = hints.replace("train = [\"*\"]", "train = [\"block0\", \"block1\", \"block2\"]");
+    let report = train(&below, 1, false, dirs[0].path(), &[], &Recorder::default()).unwrap();
+    let losses: Vec<f64> = report.history.iter().map(|h| h.values["train.loss"]).collect();
+    assert!(losses[0] > losses[2] && losses[2] > 0.0, "{losses:?}");
+    // What lies above the hint learns nothing from it, and is not to be trained.
+    let dir = tempfile::tempdir().unwrap();
+    let error = train(&hints, 1, false, dir.path(), &[], &Recorder::default()).unwrap_err().to_string();
+    assert!(error.contains("was zero in each of the 3 steps"), "{error}");
+    let weights = format!("backbone = \"small_cnn\", weights = {:?}", dirs[0].path().join("work/model"));
+    let then = job("method = \"logits\"", "soft_weight = 1").replacen("backbone = \"small_cnn\"", &weights, 1);
+    train(&then, 1, false, dirs[1].path(), &[], &Recorder::default()).unwrap();
+}
+
 #[test]
 fn two_teachers_teach_something_else_than_one() {
     let second = "[nets.teacher_2]\nbackbone = \"small_cnn\"\n[[stage]]";

@@ -154,7 +154,18 @@ fn what_matters_is_the_mean_square_of_the_slopes_of_single_samples() {
     let (net, samples) = (&origin.net, source.train.as_ref().unwrap());
     let chosen = &Philox::new(1, "fisher-samples").permutation(samples.count(), 0)[..19];
     let names = &student.network.initial.params;
-    for (name, at) in [("block0.conv.weight", 7), ("block2.conv.weight", 1234), ("block3.norm.weight", 5)] {
+    // A head that goes on is held as everything else is.
+    let head = tl_proto::spec::HeadSection { keep: true, ..Default::default() };
+    let keeping = tl_proto::spec::ModelSection { head, ..model.clone() };
+    let keeping = Net::build(&keeping, &classes, false, 9, &[].into()).unwrap();
+    assert!(keeping.keeps_head() && !student.keeps_head());
+    let kept = fisher::importance(&keeping, &origin, how, 1, &mut Solo, &mut Recorder::default()).unwrap();
+    for (name, at, (got, names)) in [
+        ("block0.conv.weight", 7, (&got, names)),
+        ("block2.conv.weight", 1234, (&got, names)),
+        ("block3.norm.weight", 5, (&got, names)),
+        ("fc.weight", 9, (&kept, &keeping.network.initial.params)),
+    ] {
         let place = net.network.initial.params.iter().find(|e| e.name == name).unwrap().range.start + at;
         let loss = |index: usize, by: f32| {
             let mut store = net.network.initial.clone();
@@ -170,4 +181,45 @@ fn what_matters_is_the_mean_square_of_the_slopes_of_single_samples() {
     }
     let head = names.iter().find(|e| e.name == "fc.weight").unwrap();
     assert!(got[head.range.clone()].iter().all(|f| *f == 0.0), "the new head matters to nobody");
+    let mut link = Recorder { stop_after: Some(0), ..Recorder::default() };
+    let stopped = fisher::importance(&student, &origin, how, 1, &mut Solo, &mut link);
+    assert!(matches!(stopped, Err(Error::Stopped)));
+}
+
+#[test]
+fn a_head_that_is_kept_is_judged_as_it_goes_out() {
+    // More of what it was trained on, with its own head.
+    let model = "backbone = \"small_cnn\", head = { hidden = [24], norm = \"batch\", keep = true },";
+    let job = job("", 0.2, "", "\"head\"").replace("backbone = \"small_cnn\",", model);
+    let job = job.replace(&place(pretrained(), "target"), &place(pretrained(), "source"));
+    let (report, ..) = run_once(&job.replace("epochs = 6", "epochs = 1"), 1);
+    let source = report.source.unwrap();
+    let (after, own) = (source.after, report.evaluation);
+    assert_eq!(after.accuracy, own.accuracy, "the same samples, and the same network");
+    assert!((after.loss - own.loss).abs() < 1e-9, "{} {}", after.loss, own.loss);
+}
+
+#[test]
+fn a_source_of_other_classes_than_the_head_has_is_told_with_both_numbers() {
+    let source = |part: &str| format!("source = {{ val = {}", place(pretrained(), part));
+    let job = job("", 0.1, "", "\"*\"").replace(&source("source"), &source("target"));
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(&job, dir.path(), "cache", Vec::new());
+    let error = crate::train::probe::probe(&config).err().unwrap().to_string();
+    assert!(error.contains("is for 4 classes, and `data.source.val` has 3"), "{error}");
+}
+
+#[test]
+fn what_holds_nothing_and_what_it_takes_to_learn_what_matters_are_told() {
+    let warned = |modifiers: &str, source: &str, train: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(&job(modifiers, 0.1, source, train), dir.path(), "cache", Vec::new());
+        crate::train::probe::probe(&config).unwrap().warnings.join("\n")
+    };
+    let idle = warned("[modifiers.l2_sp]", "", "\"head\"");
+    assert!(idle.contains("`modifiers.l2_sp` can hold nothing"), "{idle}");
+    let held = warned("[modifiers.l2_sp]", "", "\"*\"");
+    assert!(!held.contains("can hold nothing"), "{held}");
+    let learned = warned(EWC, &train_on(), "\"*\"");
+    assert!(learned.contains("`modifiers.ewc` runs 70 samples"), "{learned}");
 }

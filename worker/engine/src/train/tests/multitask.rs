@@ -124,7 +124,7 @@ fn a_task_that_nothing_hears_leaves_the_first_head_as_fine_tuning_makes_it() {
 }
 
 #[test]
-fn the_loss_is_the_sum_of_the_means_of_all_tasks() {
+fn what_is_minimised_is_the_sum_of_what_tasks_count_and_what_is_told_the_mean() {
     // Nothing moves: what is reported of a step is the network as it came.
     let job = job("weight = 0.5").replace("0.003", "1e-12").replace("0.001", "1e-12");
     let job = job.replace("[tasks.other]", "[tasks.other]\nweight = 3.0").replace("dropout = 0.3, ", "");
@@ -136,7 +136,10 @@ fn the_loss_is_the_sum_of_the_means_of_all_tasks() {
     for row in steps {
         let of = |task: &str| row.values[&format!("tasks.{task}.train_loss")];
         let want = 0.5 * of("main") + of("outline") + 3.0 * of("other");
-        assert!((row.values["train.loss"] - want).abs() < 1e-5 * want, "{} for {want}", row.values["train.loss"]);
+        let objective = row.values["train.objective"];
+        assert!((objective - want).abs() < 1e-5 * want, "{objective} for {want}");
+        let mean = ["main", "outline", "other"].map(of).iter().sum::<f64>() / 3.0;
+        assert!((row.values["train.loss"] - mean).abs() < 1e-12);
         let accuracy = ["main", "outline", "other"].map(|t| row.values[&format!("tasks.{t}.train_accuracy")]);
         assert!((row.values["train.accuracy"] - accuracy.iter().sum::<f64>() / 3.0).abs() < 1e-12);
     }
@@ -203,6 +206,30 @@ fn every_head_is_in_the_file_and_says_what_it_says() {
         let (a, b) = (&task.evaluation, &report.tasks[name].evaluation);
         assert!((a.accuracy - b.accuracy).abs() < 0.1, "{name}: {a:?} {b:?}");
     }
+    let again_bytes = file(kept.path());
+    let learned = safetensors::SafeTensors::deserialize(&again_bytes).unwrap();
+    let values = |t: safetensors::tensor::TensorView<'_>| -> Vec<f32> {
+        t.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    for name in ["fc.weight", "tasks.outline.fc.weight", "tasks.outline.fc.bias", "tasks.other.fc.weight"] {
+        let (a, b) = (values(tensors.tensor(name).unwrap()), values(learned.tensor(name).unwrap()));
+        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-6), "{name} is not that of the file");
+    }
+    // What came with the weights is held to them as such, and no head that is new.
+    let spec = JobSpec::from_toml(&again, &[]).unwrap();
+    let outline = ["outlined", "plain"].map(str::to_owned);
+    for keep in [true, false] {
+        let net = Net::build(spec.model.as_ref().unwrap(), model.classes(), true, 1, &[].into()).unwrap();
+        let head = tl_proto::spec::HeadSection { keep, ..spec.tasks["outline"].head.clone() };
+        let path = folder.join("model.safetensors");
+        let net = net.with_tasks([("outline", &head, &outline[..])], 1, Some(path.as_path())).unwrap();
+        assert!(net.loaded.contains("fc.weight"));
+        assert_eq!(net.loaded.contains("tasks.outline.fc.weight"), keep);
+    }
+    let wide = again.replace("head = { hidden = [12],", "head = { hidden = [13],");
+    let run = train(&wide, 1, false, tempfile::tempdir().unwrap().path(), &[], &Recorder::default());
+    let Some(Error::User { message, hint }) = run.err() else { panic!("no error") };
+    assert!(message.contains("tasks.other.") && hint.contains("`tasks.other.head`"), "{message}: {hint}");
     let other = again.replace("plain = [", "bare = [");
     assert!(refused(&other).contains("class 1 of weights"), "{}", refused(&other));
 }
@@ -274,6 +301,38 @@ fn tasks_are_watched_by_name() {
     let of_last = report.history.iter().filter(|h| h.stage == "all").map(|h| h.values["tasks.other.loss"]);
     let best = of_last.fold(f64::INFINITY, f64::min);
     assert!((report.tasks["other"].evaluation.loss - best).abs() < 1e-9);
+}
+
+#[test]
+fn what_tasks_counted_comes_back_with_the_best_values() {
+    // No later epoch is better by so much.
+    let stop =
+        "[stop]\nmonitor = \"tasks.other.loss\"\nmin_delta = 100\nrestore_best = true\n[[stage]]\nname = \"top\"";
+    let job = job("method = \"gradnorm\", rate = 0.1").replace("[[stage]]\nname = \"top\"", stop);
+    let dir = tempfile::tempdir().unwrap();
+    let report = train(&job, 2, false, dir.path(), &[], &Recorder::default()).unwrap();
+    let of_last: Vec<_> = report.history.iter().filter(|h| h.stage == "all").collect();
+    assert_eq!(of_last.len(), 2);
+    for (name, task) in &report.tasks {
+        let weights = [0usize, 1].map(|epoch| of_last[epoch].values[&format!("tasks.{name}.weight")]);
+        assert_eq!(task.weight, weights[0], "{name}");
+        assert_ne!(weights[0], weights[1], "{name}");
+    }
+}
+
+#[test]
+fn a_head_that_no_stage_trains_is_told() {
+    let warned = |train: &str| {
+        let stage = format!("[[stage]]\nname = \"s\"\nepochs = 1\ntrain = [\"{train}\"]\nlr = 0.003\n");
+        let job = job("").split("[[stage]]").next().unwrap().to_owned() + &stage;
+        let dir = tempfile::tempdir().unwrap();
+        crate::train::probe::probe(&config(&job, dir.path(), "cache", Vec::new())).unwrap().warnings
+    };
+    let warnings = warned("tasks.main.head").join("\n");
+    assert!(["outline", "other"].iter().all(|t| warnings.contains(&format!("add `tasks.{t}.head`"))), "{warnings}");
+    assert!(!warnings.contains("tasks.main.head"), "{warnings}");
+    let warnings = warned("head");
+    assert!(warnings.iter().all(|w| !w.contains("no stage trains it")), "{warnings:?}");
 }
 
 #[test]

@@ -104,6 +104,11 @@ fn two_networks_lie_in_one_file_and_go_on_from_there() {
     let last = &report.history.last().unwrap().values;
     assert_eq!(last["val.recall_5"], found.mean()[1]);
     assert!(!last.contains_key("train.accuracy"), "nothing is looked up in labels");
+    // What the stages do to both networks, by name.
+    let rate = |stage: usize, unit: &str| report.stages[stage].units.iter().find(|u| u.name == unit).unwrap().lr;
+    assert_eq!((rate(0, "block0"), rate(0, "tower.block0"), rate(0, "tower.block3")), (None, None, None));
+    assert!(rate(0, "block3").is_some() && report.stages[0].units.last().unwrap().lr.is_some());
+    assert!((rate(1, "tower.block0").unwrap() - 0.001).abs() < 1e-9 && rate(1, "tower.block1") == rate(1, "block1"));
 
     // Both networks from the file, their heads kept: so small a step changes nothing that anybody sees.
     let weights = format!("weights = {:?}", model.display().to_string());
