@@ -4,7 +4,7 @@
 //! error its log. It dies with its agent: by signal where the system offers that, else when the socket ends.
 
 /// Lets a rank be started with memory for training.
-pub use tl_engine::memory::tune;
+pub use tl_engine::environment::tune;
 
 use std::{
     fs::{File, OpenOptions},

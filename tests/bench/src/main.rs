@@ -11,7 +11,7 @@ mod steps;
 use std::{os::unix::process::CommandExt, path::PathBuf};
 
 use clap::{Parser, ValueEnum};
-use tl_engine::{memory, num::pool};
+use tl_engine::{environment, num::pool};
 
 use crate::harness::Harness;
 
@@ -61,10 +61,10 @@ struct Options {
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    if !memory::is_tuned() {
+    if !environment::is_tuned() {
         // A rank is started so by its agent.
         let mut command = std::process::Command::new(std::env::current_exe()?);
-        memory::tune(command.args(std::env::args_os().skip(1)));
+        environment::tune(command.args(std::env::args_os().skip(1)));
         return Err(command.exec().into());
     }
     let mut harness = Harness::new();

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Axis, Conv2d, Geometry};
+use super::{Axis, Conv2d, Geometry, geometry::Place};
 use crate::num::{
     fresh::{Fresh, zeros},
     gemm::{Packed, STRIPE, View, add_outer, multiply},
@@ -104,10 +104,10 @@ impl Conv2d {
                 patches.par_chunks_mut(64 * depth).enumerate().for_each(|(i, p)| self.gather(g, x, from + i * 64, p));
                 vec![Packed::of(View::rows(&patches, depth), count, depth)]
             } else {
+                let places: Vec<Place> = g.places(from, count).collect();
                 let pack = |tap: (usize, usize)| {
                     let mut packed = Packed::new(count, cin);
-                    let pixel = |m| g.read(m, tap).map(|p| &x[p * cin..(p + 1) * cin]);
-                    packed.fill_rows((from..from + count).map(pixel));
+                    packed.fill_rows(places.iter().map(|at| g.read(*at, tap).map(|p| &x[p * cin..(p + 1) * cin])));
                     packed
                 };
                 let list: Vec<_> = self.tap_places().collect();

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Conv2d, Geometry};
+use super::{Conv2d, Geometry, geometry::Place};
 use crate::num::{
     fresh::Fresh,
     gemm::{Packed, View, multiply},
@@ -24,12 +24,23 @@ impl Conv2d {
 
     /// Gathers the patches of output pixels `from..`, `(tap, channel)` within a row.
     pub(super) fn gather(&self, g: &Geometry, x: &[f32], from: usize, out: &mut [f32]) {
-        let (cin, taps) = (self.spec.cin, self.taps());
-        for (i, patch) in out.chunks_exact_mut(taps * cin).enumerate() {
-            for (tap, part) in self.tap_places().zip(patch.chunks_exact_mut(cin)) {
-                match g.read(from + i, tap) {
-                    Some(p) => part.copy_from_slice(&x[p * cin..(p + 1) * cin]),
-                    None => part.fill(0.0),
+        let (cin, width) = (self.spec.cin, self.spec.kernel.1);
+        let patches = out.chunks_exact_mut(self.taps() * cin);
+        for (at, patch) in g.places(from, patches.len()).zip(patches) {
+            // Where all taps of a row are inside, what they read lies side by side.
+            let inside = g.x.input(at.x, 0).filter(|first| first + width <= g.x.size);
+            for (ky, line) in patch.chunks_exact_mut(width * cin).enumerate() {
+                match (g.row(at, ky), inside) {
+                    (Some(row), Some(first)) => line.copy_from_slice(&x[(row + first) * cin..][..width * cin]),
+                    (Some(row), None) => {
+                        for (kx, part) in line.chunks_exact_mut(cin).enumerate() {
+                            match g.x.input(at.x, kx) {
+                                Some(column) => part.copy_from_slice(&x[(row + column) * cin..][..cin]),
+                                None => part.fill(0.0),
+                            }
+                        }
+                    }
+                    (None, _) => line.fill(0.0),
                 }
             }
         }
@@ -52,8 +63,9 @@ impl Conv2d {
                 multiply(out, &at, &rows, depth, &weights, false);
             } else {
                 let mut rows = Vec::with_capacity(self.taps() * count);
+                let places: Vec<Place> = g.places(from, count).collect();
                 for tap in self.tap_places() {
-                    rows.extend((from..from + count).map(|m| match g.read(m, tap) {
+                    rows.extend(places.iter().map(|at| match g.read(*at, tap) {
                         Some(p) => &x[p * cin..(p + 1) * cin],
                         None => &zeros[..],
                     }));

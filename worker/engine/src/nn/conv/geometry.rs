@@ -56,8 +56,23 @@ impl Axis {
     #[inline]
     pub fn output(&self, i: usize, tap: usize) -> Option<usize> {
         let at = (i + self.before).checked_sub(tap)?;
+        if self.stride == 1 {
+            // The usual one, and a division takes as long as the rest together.
+            return (at < self.outputs).then_some(at);
+        }
         (at.is_multiple_of(self.stride) && at / self.stride < self.outputs).then_some(at / self.stride)
     }
+}
+
+/// Where an output pixel lies.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Its image.
+    pub image: usize,
+    /// Its row.
+    pub y: usize,
+    /// Its column.
+    pub x: usize,
 }
 
 /// A convolution on images of one size.
@@ -96,12 +111,30 @@ impl Geometry {
         self.n * self.y.outputs * self.x.outputs
     }
 
-    /// The input pixel that tap `(ky, kx)` of output pixel `m` reads, counted over all images.
+    /// Where `count` output pixels lie, from the one with number `from` over all images on.
+    pub fn places(&self, from: usize, count: usize) -> impl Iterator<Item = Place> {
+        let Self { y: Axis { outputs: rows, .. }, x: Axis { outputs: columns, .. }, .. } = *self;
+        let row = from / columns;
+        let first = Place { image: row / rows, y: row % rows, x: from % columns };
+        let next = move |Place { image, y, x }: &Place| {
+            Some(match (y + 1 < rows, x + 1 < columns) {
+                (_, true) => Place { image: *image, y: *y, x: x + 1 },
+                (true, false) => Place { image: *image, y: y + 1, x: 0 },
+                (false, false) => Place { image: image + 1, y: 0, x: 0 },
+            })
+        };
+        std::iter::successors(Some(first), next).take(count)
+    }
+
+    /// The input pixel that tap `(ky, kx)` of an output pixel reads, counted over all images.
     #[inline]
-    pub fn read(&self, m: usize, (ky, kx): (usize, usize)) -> Option<usize> {
-        let (row, ox) = (m / self.x.outputs, m % self.x.outputs);
-        let (image, oy) = (row / self.y.outputs, row % self.y.outputs);
-        let (y, x) = (self.y.input(oy, ky)?, self.x.input(ox, kx)?);
-        Some((image * self.y.size + y) * self.x.size + x)
+    pub fn read(&self, at: Place, (ky, kx): (usize, usize)) -> Option<usize> {
+        Some(self.row(at, ky)? + self.x.input(at.x, kx)?)
+    }
+
+    /// The first input pixel of the row that taps `(ky, ..)` of an output pixel read.
+    #[inline]
+    pub fn row(&self, at: Place, ky: usize) -> Option<usize> {
+        Some((at.image * self.y.size + self.y.input(at.y, ky)?) * self.x.size)
     }
 }
