@@ -263,7 +263,7 @@ impl SpecError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::{
         catalog::entry,
@@ -281,7 +281,8 @@ mod tests {
         }
     }
 
-    const GOOD: &str = r#"
+    /// A job that nothing is wrong with.
+    pub(in crate::spec) const GOOD: &str = r#"
 schema = 1
 job = { name = "t", kind = "finetune" }
 cluster = { ranks = "1..2" }

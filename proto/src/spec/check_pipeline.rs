@@ -133,20 +133,7 @@ fn is_plain(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{StepSection, parse};
-
-    const GOOD: &str = r#"
-schema = 1
-job = { name = "t", kind = "finetune" }
-cluster = { ranks = "1..2" }
-data = { format = "generated", train = "shapes", val = "shapes", batch = 8 }
-model = { backbone = "small_cnn" }
-[[stage]]
-name = "all"
-epochs = 1
-train = ["*"]
-lr = 0.1
-"#;
+    use crate::spec::{StepSection, check::tests::GOOD, parse};
 
     /// A pipeline of good jobs, by their ids and what they need.
     fn pipeline(steps: &[(&str, &[&str])]) -> JobSpec {

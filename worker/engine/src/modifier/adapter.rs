@@ -31,5 +31,4 @@ fn adapt(params: &Params) -> Plan {
     Plan { kind: Kind::Bottleneck { twice, reduction }, targets: Vec::new(), strict: false }
 }
 
-pub(super) const MODIFIER: Modifier =
-    Modifier { hold: None, remember: None, entry: describe, adapt: Some(adapt), mix: None, average: None };
+pub(super) const MODIFIER: Modifier = Modifier { adapt: Some(adapt), ..Modifier::new(describe) };

@@ -13,11 +13,6 @@ fn describe() -> Entry {
 }
 
 pub(super) const MODIFIER: Modifier = Modifier {
-    hold: None,
-    remember: None,
-    entry: describe,
-    adapt: None,
-    average: None,
     mix: Some(|params, rng, step, grain, side| {
         let (keep, mut draws) = beta(rng, step, grain, describe().number(params, "alpha"));
         let half = (side as f64 * libm::sqrt(1.0 - keep)) as usize / 2;
@@ -29,6 +24,7 @@ pub(super) const MODIFIER: Modifier = Modifier {
         let share = (rows.len() * columns.len()) as f64 / (side * side) as f64;
         Mix { keep: (1.0 - share) as f32, patch: Some(Patch { side, rows, columns }) }
     }),
+    ..Modifier::new(describe)
 };
 
 #[cfg(test)]

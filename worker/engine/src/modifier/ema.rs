@@ -16,11 +16,6 @@ fn describe() -> Entry {
 }
 
 pub(super) const MODIFIER: Modifier = Modifier {
-    hold: None,
-    remember: None,
-    entry: describe,
-    adapt: None,
-    mix: None,
     average: Some(|params, updates| {
         let entry = describe();
         let (decay, warmup) = (entry.number(params, "decay"), entry.number(params, "warmup"));
@@ -30,6 +25,7 @@ pub(super) const MODIFIER: Modifier = Modifier {
         }
         if warmup == 0.0 { decay } else { decay.min(1.0 - libm::pow(1.0 + updates as f64 / warmup, -2.0 / 3.0)) }
     }),
+    ..Modifier::new(describe)
 };
 
 #[cfg(test)]

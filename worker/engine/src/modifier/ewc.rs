@@ -25,15 +25,11 @@ fn describe() -> Entry {
 }
 
 pub(super) const MODIFIER: Modifier = Modifier {
-    entry: describe,
-    adapt: None,
-    mix: None,
-    average: None,
-    remember: None,
     hold: Some(|params| {
         let entry = describe();
         let samples = entry.number(params, "samples") as usize;
         let importance = Importance { samples, given: entry.word(params, "labels") == "given" };
         Hold { came: entry.number(params, "lambda"), new: 0.0, importance: Some(importance) }
     }),
+    ..Modifier::new(describe)
 };

@@ -17,13 +17,9 @@ fn describe() -> Entry {
 }
 
 pub(super) const MODIFIER: Modifier = Modifier {
-    entry: describe,
-    adapt: None,
-    mix: None,
-    average: None,
-    remember: None,
     hold: Some(|params| {
         let entry = describe();
         Hold { came: entry.number(params, "alpha"), new: entry.number(params, "beta"), importance: None }
     }),
+    ..Modifier::new(describe)
 };

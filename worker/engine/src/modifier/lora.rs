@@ -43,8 +43,7 @@ fn adapt(params: &Params) -> Plan {
     }
 }
 
-pub(super) const MODIFIER: Modifier =
-    Modifier { hold: None, remember: None, entry: describe, adapt: Some(adapt), mix: None, average: None };
+pub(super) const MODIFIER: Modifier = Modifier { adapt: Some(adapt), ..Modifier::new(describe) };
 
 #[cfg(test)]
 mod tests {

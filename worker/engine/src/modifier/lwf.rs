@@ -18,13 +18,9 @@ fn describe() -> Entry {
 }
 
 pub(super) const MODIFIER: Modifier = Modifier {
-    hold: None,
     remember: Some(|params| {
         let entry = describe();
         Remember { weight: entry.number(params, "lambda"), temperature: entry.number(params, "temperature") }
     }),
-    entry: describe,
-    adapt: None,
-    mix: None,
-    average: None,
+    ..Modifier::new(describe)
 };

@@ -12,15 +12,11 @@ fn describe() -> Entry {
 }
 
 pub(super) const MODIFIER: Modifier = Modifier {
-    hold: None,
-    remember: None,
-    entry: describe,
-    adapt: None,
-    average: None,
     mix: Some(|params, rng, step, grain, _| {
         let (keep, _) = beta(rng, step, grain, describe().number(params, "alpha"));
         Mix { keep: keep as f32, patch: None }
     }),
+    ..Modifier::new(describe)
 };
 
 #[cfg(test)]

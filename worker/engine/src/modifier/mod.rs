@@ -55,6 +55,13 @@ pub struct Modifier {
     pub remember: Option<fn(&Params) -> Remember>,
 }
 
+impl Modifier {
+    /// One that does nothing yet: `Modifier { mix: Some(…), ..Modifier::new(describe) }`.
+    const fn new(entry: fn() -> Entry) -> Self {
+        Self { entry, mix: None, average: None, adapt: None, hold: None, remember: None }
+    }
+}
+
 /// What the old head learns to go on saying.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Remember {

@@ -4,9 +4,10 @@
 use std::ops::Range;
 
 use plotters::{
-    coord::Shift,
+    chart::ChartContext,
+    coord::{CoordTranslate, Shift},
     drawing::DrawingAreaErrorKind,
-    prelude::{DrawingArea, IntoDrawingArea, RGBColor, SVGBackend, WHITE},
+    prelude::{Color, DrawingArea, IntoDrawingArea, RGBColor, SVGBackend, WHITE},
 };
 
 use crate::{Error, Result};
@@ -37,6 +38,16 @@ pub(super) fn svg(size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> Re
         sheet.fill(&WHITE).and_then(|()| draw(&sheet)).and_then(|()| sheet.present()).map_err(failed)?;
     }
     Ok(text)
+}
+
+/// Draws what the lines and dots of a chart are called.
+pub(super) fn legend<'a, 'b: 'a, C: CoordTranslate>(chart: &mut ChartContext<'a, SVGBackend<'b>, C>) -> Drawn {
+    chart
+        .configure_series_labels()
+        .background_style(WHITE.mix(0.8))
+        .border_style(COLOURS[5])
+        .label_font((FONT, 12))
+        .draw()
 }
 
 /// The range of what is finite, with some room; from 0 to 1 where there is nothing.

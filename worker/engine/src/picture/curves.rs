@@ -4,7 +4,7 @@ use plotters::prelude::{ChartBuilder, Circle, Color, LineSeries, PathElement};
 
 use super::{
     Picture,
-    canvas::{Area, COLOURS, Drawn, FONT, range, svg},
+    canvas::{Area, COLOURS, Drawn, FONT, legend, range, svg},
 };
 use crate::{Result, train::export::Report};
 
@@ -73,12 +73,7 @@ fn panel(area: &Area<'_>, one: &Chart<'_>) -> Drawn {
             .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(2)));
         chart.draw_series(line.iter().map(|p| Circle::new(*p, 2, colour.filled())))?;
     }
-    chart
-        .configure_series_labels()
-        .background_style(plotters::style::WHITE.mix(0.8))
-        .border_style(COLOURS[5])
-        .label_font((FONT, 12))
-        .draw()
+    legend(&mut chart)
 }
 
 #[cfg(test)]

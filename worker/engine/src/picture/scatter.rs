@@ -5,7 +5,7 @@ use plotters::prelude::{ChartBuilder, Circle, Color, Cross};
 
 use super::{
     Picture,
-    canvas::{Area, COLOURS, Drawn, FONT, range, svg},
+    canvas::{Area, COLOURS, Drawn, FONT, legend, range, svg},
 };
 use crate::{Result, eval::shift::Apart, train::export::Report};
 
@@ -52,12 +52,7 @@ fn panel(area: &Area<'_>, cloud: &Cloud<'_>) -> Drawn {
         .draw_series(target.iter().map(|p| Cross::new(at(p), 3, orange)))?
         .label("target")
         .legend(move |at| Cross::new(at, 3, orange));
-    chart
-        .configure_series_labels()
-        .background_style(plotters::style::WHITE.mix(0.8))
-        .border_style(COLOURS[5])
-        .label_font((FONT, 12))
-        .draw()
+    legend(&mut chart)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use plotters::prelude::{ChartBuilder, Circle, Color, IntoLogRange, LineSeries, P
 
 use super::{
     Picture,
-    canvas::{COLOURS, FONT, svg},
+    canvas::{COLOURS, FONT, legend, svg},
 };
 use crate::{Result, train::export::Report};
 
@@ -44,12 +44,7 @@ fn of(report: &Report) -> Result<Option<String>> {
                 .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(2)));
             chart.draw_series(points().map(|p| Circle::new(p, 2, colour.filled())))?;
         }
-        chart
-            .configure_series_labels()
-            .background_style(plotters::style::WHITE.mix(0.8))
-            .border_style(COLOURS[5])
-            .label_font((FONT, 12))
-            .draw()
+        legend(&mut chart)
     });
     drawn.map(Some)
 }

@@ -168,14 +168,8 @@ impl Opened {
         let (seed, limit) = (spec.job.seed, data.skip_bad);
         let train = self.train.leave_out_bad(contract, limit, group, link)?;
         let val = self.val.leave_out_bad(contract, limit, group, link)?;
-        let other = match self.other {
-            Some(domain) => Some(domain.leave_out_bad(contract, limit, seed, group, link)?),
-            None => None,
-        };
-        let source = match self.source {
-            Some(source) => Some(source.leave_out_bad(contract, limit, group, link)?),
-            None => None,
-        };
+        let other = self.other.map(|domain| domain.leave_out_bad(contract, limit, seed, group, link)).transpose()?;
+        let source = self.source.map(|source| source.leave_out_bad(contract, limit, group, link)).transpose()?;
         let mut tasks = Vec::new();
         for task in self.tasks {
             tasks.push(task.ready([&train, &val], contract, (seed, limit), group, link)?);

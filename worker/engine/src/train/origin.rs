@@ -94,10 +94,7 @@ impl Source {
         group: &mut dyn Collective,
         link: &mut dyn Link,
     ) -> Result<Self> {
-        let train = match self.train {
-            Some(train) => Some(train.leave_out_bad(contract, limit, group, link)?),
-            None => None,
-        };
+        let train = self.train.map(|train| train.leave_out_bad(contract, limit, group, link)).transpose()?;
         Ok(Self { train, val: self.val.leave_out_bad(contract, limit, group, link)? })
     }
 }
