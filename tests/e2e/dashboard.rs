@@ -149,7 +149,8 @@ async fn a_pipeline_shows_what_waits_for_what_and_how_its_steps_compare() {
     let Some(browser) = browser().await else { return };
     let _alone = alone().await;
     let page = &browser.client;
-    let sandbox = Sandbox::start(PROGRAM, 1).await;
+    // Without a worker nothing runs before the page has been read.
+    let mut sandbox = Sandbox::bare(PROGRAM, None).await;
     let job = sandbox.submit(&pipelines::school("val.loss < 100")).await;
     page.goto(&format!("http://{}/jobs/{}", sandbox.http, job.id())).await.unwrap();
     let text = async |script: &str| page.execute(script, vec![]).await.ok();
@@ -161,6 +162,7 @@ async fn a_pipeline_shows_what_waits_for_what_and_how_its_steps_compare() {
         (student[1] == "waiting" && student[4] == "teacher/gate").then_some(())
     })
     .await;
+    sandbox.add_worker(&[]);
     let (ended, ..) = sandbox.ends(&job).await;
     let compared: Value = serde_json::from_slice(&ended.compared_json).unwrap();
     assert!(compared["summary"].as_str().is_some_and(|s| s.contains("`alone`, the best baseline")), "{compared}");
