@@ -12,6 +12,7 @@ mod head;
 mod inception;
 mod inception_resnet_v2;
 mod inception_v3;
+mod lenet;
 mod minilm;
 mod mobilenet_v2;
 mod nasnet_mobile;
@@ -89,6 +90,7 @@ pub const ALL: &[Backbone] = &[
     nasnet_mobile::ENTRY,
     vit_s16::ENTRY,
     small_cnn::ENTRY,
+    lenet::ENTRY,
     conv4_64::ENTRY,
 ];
 

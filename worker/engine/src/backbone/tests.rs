@@ -191,3 +191,14 @@ fn a_network_for_no_classes_ends_with_its_features() {
     let hidden = HeadSection { hidden: vec![7], ..HeadSection::default() };
     assert_eq!((of(&hidden, 0).width, of(&hidden, 0).embeds() - bare.embeds()), (7, 1));
 }
+
+#[test]
+fn lenet_is_caffes_and_takes_digits_of_any_size_that_leaves_some_pixels() {
+    let net = build("lenet");
+    let names: Vec<(&str, &[usize])> = net.initial.params.iter().map(|p| (p.name.as_str(), &p.shape[..])).collect();
+    let (first, second, dense) = ([20, 3, 5, 5], [50, 20, 5, 5], [500, 50 * 4 * 4]);
+    assert_eq!(names[..2], [("conv1.weight", &first[..]), ("conv1.bias", &[20])]);
+    assert_eq!(names[2..5], [("conv2.weight", &second[..]), ("conv2.bias", &[50]), ("fc1.weight", &dense)]);
+    learns(&net, 28);
+    learns(&build_for("lenet", 33, Inside::default()), 33);
+}

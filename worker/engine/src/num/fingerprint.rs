@@ -14,7 +14,7 @@ use super::{
 /// probe below would see it: another order of a sum or of draws, another formula in a layer, a loss or an optimizer,
 /// other initial values, another decoding of pixels or tokens. Checkpoints and cached features of before are left then,
 /// and ranks of before and after do not meet in one ordered gang. What only becomes faster leaves it as it is.
-const NUMERICS: u32 = 2;
+const NUMERICS: u32 = 3;
 
 /// Points at which the functions of [`math`] are sampled, and how many functions there are.
 const POINTS: usize = 257;

@@ -50,8 +50,25 @@ impl Conv2d {
         phases
     }
 
+    /// Weights as rows `(tap in reverse, output channel)` by input channels.
+    fn turned_weights(&self, w: &[f32]) -> Packed {
+        let (cin, cout, taps) = (self.spec.cin, self.spec.cout, self.taps());
+        let mut packed = Packed::new(taps * cout, cin);
+        let view = |t: usize| View { data: &w[taps - 1 - t..], row: cin * taps, col: taps };
+        packed.fill(&(0..taps).map(|t| (t * cout, view(t), cout)).collect::<Vec<_>>());
+        packed
+    }
+
     /// `dx`, each pixel the sum over the taps that read it.
     pub(super) fn input_gradient(&self, g: &Geometry, dy: &[f32], w: &[f32]) -> Vec<f32> {
+        match self.window(*g).turned(self.spec.cout) {
+            Some(turned) => turned.times(dy, &self.turned_weights(w), None),
+            None => self.phased_gradient(g, dy, w),
+        }
+    }
+
+    /// The same by phases, where outputs are apart.
+    fn phased_gradient(&self, g: &Geometry, dy: &[f32], w: &[f32]) -> Vec<f32> {
         let (cin, cout, stride) = (self.spec.cin, self.spec.cout, self.spec.stride);
         let phases = self.phases(g, w);
         let zeros = vec![0.0; cout];
@@ -91,35 +108,23 @@ impl Conv2d {
     /// `dw += Σ over output pixels of dy · patch`, stripe by stripe.
     pub(super) fn weight_gradient(&self, g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
         let (cin, cout, taps) = (self.spec.cin, self.spec.cout, self.taps());
-        let pixels = g.outputs();
-        let depth = cin * taps;
+        let (window, pixels, depth) = (self.window(*g), g.outputs(), cin * taps);
         // Sums are made as `[cout, tap, cin]`; with one tap, or one channel, that is how the weights lie.
         let direct = taps == 1 || cin == 1;
         let mut sums = if direct { Vec::new() } else { zeros(cout * depth) };
         for from in (0..pixels).step_by(STRIPE) {
             let count = STRIPE.min(pixels - from);
             let left = View::transposed(&dy[from * cout..(from + count) * cout], cout);
-            let right = if self.gathers() {
-                let mut patches = zeros(count * depth);
-                patches.par_chunks_mut(64 * depth).enumerate().for_each(|(i, p)| self.gather(g, x, from + i * 64, p));
-                vec![Packed::of(View::rows(&patches, depth), count, depth)]
+            let right = if window.is_pixel() {
+                Packed::of(View::rows(&x[from * cin..(from + count) * cin], cin), count, cin)
             } else {
                 let places: Vec<Place> = g.places(from, count).collect();
-                let pack = |tap: (usize, usize)| {
-                    let mut packed = Packed::new(count, cin);
-                    packed.fill_rows(places.iter().map(|at| g.read(*at, tap).map(|p| &x[p * cin..(p + 1) * cin])));
-                    packed
-                };
-                let list: Vec<_> = self.tap_places().collect();
-                if taps == 1 && self.spec.stride == 1 && g.y.before + g.x.before == 0 {
-                    // The patches are the input itself.
-                    vec![Packed::of(View::rows(&x[from * cin..(from + count) * cin], cin), count, cin)]
-                } else {
-                    list.into_par_iter().map(pack).collect()
-                }
+                let mut right = Packed::new(count, depth);
+                right.fill_with(|row, first, out| window.read(x, places[row], first, out));
+                right
             };
             let target = if direct { &mut *dw } else { &mut sums[..] };
-            add_outer(target, left, (cout, count), &right, depth);
+            add_outer(target, left, (cout, count), &right);
         }
         if !direct {
             dw.par_chunks_exact_mut(depth).zip(sums.par_chunks_exact(depth)).for_each(|(dw, sums)| {

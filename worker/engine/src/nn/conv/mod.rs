@@ -1,18 +1,22 @@
 //! Dense 2-d convolution on channels-last images, without unfolding: every output pixel is a sum over the taps of one
 //! slice of the input times one slice of the weights ("indirect convolution", Dukhan 2019). Only inputs of few channels,
-//! such as a stem's three, are gathered into patches first.
+//! such as a stem's three, are copied together first.
 
 mod backward;
-mod forward;
 mod geometry;
+mod window;
 
 use candle_core::Tensor;
 
 use geometry::Geometry;
+use window::Window;
 pub use geometry::{Axis, Padding};
 
 use super::{Gradients, Layer, ParamId, Pass, Tape, adapter::Adapter, host, precision::Rounds, tensor};
-use crate::Result;
+use crate::{
+    Result,
+    num::gemm::{Packed, View},
+};
 
 /// What a convolution is.
 #[derive(Clone, Copy, Debug)]
@@ -40,22 +44,23 @@ pub struct Conv2d {
     pub(super) adapter: Option<Box<Adapter>>,
 }
 
-/// Inputs of fewer channels are gathered into patches: their slices would be shorter than a vector.
-const FEW: usize = 8;
-
 impl Conv2d {
     fn taps(&self) -> usize {
         self.spec.kernel.0 * self.spec.kernel.1
     }
 
-    fn gathers(&self) -> bool {
-        self.spec.cin < FEW && self.taps() > 1
+    fn window(&self, g: Geometry) -> Window {
+        Window { g, kernel: self.spec.kernel, channels: self.spec.cin }
     }
 
-    /// Rows and columns of the taps, in the order of the weights.
-    fn tap_places(&self) -> impl Iterator<Item = (usize, usize)> {
-        let width = self.spec.kernel.1;
-        (0..self.taps()).map(move |t| (t / width, t % width))
+    /// Weights as rows `(tap, input channel)` by output channels.
+    fn forward_weights(&self, w: &[f32]) -> Packed {
+        let (cin, taps) = (self.spec.cin, self.taps());
+        let mut packed = Packed::new(taps * cin, self.spec.cout);
+        let parts: Vec<_> =
+            (0..taps).map(|t| (t * cin, View { data: &w[t..], row: taps, col: cin * taps }, cin)).collect();
+        packed.fill(&parts);
+        packed
     }
 
     /// What its own weights make of an input.
@@ -63,7 +68,8 @@ impl Conv2d {
         let g = Geometry::new(&self.spec, x.dims())?;
         let precision = pass.precision();
         let bias = self.b.map(|b| pass.weight(b));
-        let out = self.compute(&g, &precision.operand(&host(x)?), &pass.weight(self.w), bias.as_deref());
+        let weights = self.forward_weights(&pass.weight(self.w));
+        let out = self.window(g).times(&precision.operand(&host(x)?), &weights, bias.as_deref());
         tape.push_input(x, pass, self.w);
         tensor(precision.product(out), &[g.n, g.y.outputs, g.x.outputs, self.spec.cout])
     }

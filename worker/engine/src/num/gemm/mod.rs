@@ -10,7 +10,8 @@ mod scratch;
 use rayon::prelude::*;
 
 pub use kernel::ROWS;
-use kernel::tile;
+use kernel::{Left, Part, Slices, Target, Tiles, strip};
+use panels::Panel;
 pub use panels::Packed;
 use scratch::Scratch;
 
@@ -54,25 +55,19 @@ impl<'a> View<'a> {
 pub fn multiply(c: &mut [f32], at: &[usize], a: &[&[f32]], depth: usize, b: &Packed, add: bool) {
     let m = at.len();
     assert!(depth > 0 && a.len() * depth == m * b.k, "taps do not fit the packed matrix");
-    let lanes = kernel::lanes();
-    let mut starts = [0; ROWS];
+    let mut c = Target::new(c, at, b.columns());
     for panel in &b.panels {
-        let width = panel.vectors * lanes;
-        let data = &b.data[panel.start..];
         for (t, taps) in a.chunks_exact(m).enumerate() {
-            for from in (0..depth).step_by(DEPTH) {
-                let len = DEPTH.min(depth - from);
-                let add = add || t > 0 || from > 0;
-                let part = &data[(t * depth + from) * width..];
-                for (rows, at) in taps.chunks(ROWS).zip(at.chunks(ROWS)) {
-                    let mut slices = [&[][..]; ROWS];
-                    slices.iter_mut().zip(rows).for_each(|(s, r)| *s = &r[from..]);
-                    starts.iter_mut().zip(at).for_each(|(s, a)| *s = a + panel.first);
-                    let count = rows.len();
-                    tile(len, &slices[..count], 1, part, panel.vectors, c, &starts[..count], panel.cols, add);
-                }
-            }
+            panel_times(&Slices::new(taps, depth), b, panel, t * depth, &mut c, add || t > 0);
         }
+    }
+}
+
+/// One panel's columns of a product with the rows of `b` from `top` on, block by block.
+fn panel_times<L: Left>(left: &L, b: &Packed, panel: &Panel, top: usize, c: &mut Target<'_>, add: bool) {
+    for from in (0..left.depth()).step_by(DEPTH) {
+        let len = DEPTH.min(left.depth() - from);
+        strip(left, b.part(panel, top + from, len, from), c, add || from > 0);
     }
 }
 
@@ -116,23 +111,11 @@ impl Columns {
     /// stays in the second cache.
     fn product(&self, c: &mut [f32], ldc: usize, b: &Packed, add: bool) {
         assert!(self.k <= b.k, "the sides of a product are of one depth");
-        let lanes = kernel::lanes();
+        let at: Vec<usize> = (0..self.m).map(|i| i * ldc).collect();
+        let (left, mut c) = (Tiles::new(&self.data, self.m, self.k), Target::new(c, &at, b.columns()));
         for from in (0..self.k).step_by(DEPTH) {
-            let (len, add) = (DEPTH.min(self.k - from), add || from > 0);
-            for panel in &b.panels {
-                let part = &b.data[panel.start + from * panel.vectors * lanes..];
-                for first in (0..self.m).step_by(ROWS) {
-                    let count = ROWS.min(self.m - first);
-                    let own = &self.data[first * self.k + from * ROWS..];
-                    let (mut slices, mut starts) = ([&[][..]; ROWS], [0; ROWS]);
-                    for i in 0..count {
-                        slices[i] = &own[i..];
-                        starts[i] = (first + i) * ldc + panel.first;
-                    }
-                    let (slices, starts) = (&slices[..count], &starts[..count]);
-                    tile(len, slices, ROWS, part, panel.vectors, c, starts, panel.cols, add);
-                }
-            }
+            let len = DEPTH.min(self.k - from);
+            b.panels.iter().for_each(|panel| strip(&left, b.part(panel, from, len, from), &mut c, add || from > 0));
         }
     }
 }
@@ -141,22 +124,17 @@ impl Columns {
 /// nearest cache.
 const TALL: usize = 64;
 
-/// `c[m, n] += a·b` for `a[m, k]` and matrices `b` side by side, `n` columns in all, in parallel over rows of `c`.
+/// `c[m, n] += a·b` for `a[m, k]`, in parallel over rows of `c`.
 ///
 /// # Panics
 /// If a slice is too short for its shape.
-pub fn add_outer(c: &mut [f32], a: View<'_>, (m, k): (usize, usize), b: &[Packed], n: usize) {
-    let threads = rayon::current_num_threads();
+pub fn add_outer(c: &mut [f32], a: View<'_>, (m, k): (usize, usize), b: &Packed) {
+    let (n, threads) = (b.columns(), rayon::current_num_threads());
     let tasks = threads * (m / (threads * TALL)).max(1);
     let block = m.div_ceil(tasks).next_multiple_of(ROWS).max(ROWS);
     c[..m * n].par_chunks_mut(block * n).enumerate().for_each(|(i, c)| {
         let own = View { data: &a.data[i * block * a.row..], ..a };
-        let left = Columns::pack(own, c.len() / n, k);
-        let mut column = 0;
-        for b in b {
-            left.product(&mut c[column..], n, b, true);
-            column += b.columns();
-        }
+        Columns::pack(own, c.len() / n, k).product(c, n, b, true);
     });
 }
 
@@ -223,8 +201,7 @@ pub const STRIPE: usize = 8 * DEPTH;
 pub fn outer(dw: &mut [f32], dy: &[f32], x: &[f32], (rows, o, k): (usize, usize, usize)) {
     for (dy, x) in dy[..rows * o].chunks(STRIPE * o).zip(x[..rows * k].chunks(STRIPE * k)) {
         let rows = dy.len() / o;
-        let right = [Packed::of(View::rows(x, k), rows, k)];
-        add_outer(dw, View::transposed(dy, o), (o, rows), &right, k);
+        add_outer(dw, View::transposed(dy, o), (o, rows), &Packed::of(View::rows(x, k), rows, k));
     }
 }
 

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{
     View,
-    kernel::{VECTORS, lanes},
+    kernel::{Part, VECTORS, lanes},
     scratch::Scratch,
 };
 
@@ -76,19 +76,11 @@ impl Packed {
     }
 
     fn fill_by(&mut self, parts: &[(usize, View<'_>, usize)], parallel: bool) {
-        let (k, lanes) = (self.k, lanes());
-        let n = self.columns();
+        let (k, n, lanes) = (self.k, self.columns(), lanes());
         for (at, view, rows) in parts {
             assert!(at + rows <= k && view.holds(*rows, n), "matrix does not fit its slice");
         }
-        let mut rest = &mut self.data[..];
-        let mut tasks = Vec::with_capacity(self.panels.len());
-        for panel in &self.panels {
-            let (own, after) = rest.split_at_mut(k * panel.vectors * lanes);
-            tasks.push((panel, own));
-            rest = after;
-        }
-        let work = |(panel, out): (&Panel, &mut [f32])| {
+        self.by_panel(parallel, |panel, out| {
             let width = panel.vectors * lanes;
             for (at, view, rows) in parts {
                 let out = &mut out[at * width..(at + rows) * width];
@@ -112,12 +104,7 @@ impl Packed {
                     }
                 }
             }
-        };
-        if parallel {
-            tasks.into_par_iter().for_each(work);
-        } else {
-            tasks.into_iter().for_each(work);
-        }
+        });
     }
 
     /// Columns of the matrix.
@@ -125,21 +112,39 @@ impl Packed {
         self.panels.last().map_or(0, |p| p.first + p.cols)
     }
 
-    /// Packs one row per entry; `None` is a row of zeros. Serial: the caller packs several matrices at once.
-    pub fn fill_rows<'a>(&mut self, rows: impl Iterator<Item = Option<&'a [f32]>>) {
-        let lanes = lanes();
-        for (r, row) in rows.enumerate() {
-            for panel in &self.panels {
-                let width = panel.vectors * lanes;
-                let line = &mut self.data[panel.start + r * width..][..width];
-                match row {
-                    Some(row) => {
-                        line[..panel.cols].copy_from_slice(&row[panel.first..panel.first + panel.cols]);
-                        line[panel.cols..].fill(0.0);
-                    }
-                    None => line.fill(0.0),
-                }
+    /// Rows `[top, top + len)` of a panel, for the numbers from `from` on of each row on the left.
+    pub(super) fn part(&self, panel: &Panel, top: usize, len: usize, from: usize) -> Part<'_> {
+        let Panel { first, cols, vectors, start } = *panel;
+        let width = vectors * lanes();
+        Part { data: &self.data[start + top * width..start + (top + len) * width], vectors, first, cols, len, from }
+    }
+
+    /// Packs rows that somebody writes: `write(r, first, out)` puts the numbers of row `r` from column `first` on into `out`.
+    /// In parallel over panels.
+    pub fn fill_with(&mut self, write: impl Fn(usize, usize, &mut [f32]) + Sync) {
+        self.by_panel(self.k * self.columns() >= PARALLEL, |panel, out| {
+            for (r, line) in out.chunks_exact_mut(panel.vectors * lanes()).enumerate() {
+                let (own, beside) = line.split_at_mut(panel.cols);
+                write(r, panel.first, own);
+                beside.fill(0.0);
             }
+        });
+    }
+
+    /// Hands each panel and its memory to `work`.
+    fn by_panel(&mut self, parallel: bool, work: impl Fn(&Panel, &mut [f32]) + Sync) {
+        let (k, lanes) = (self.k, lanes());
+        let mut rest = &mut self.data[..];
+        let mut tasks = Vec::with_capacity(self.panels.len());
+        for panel in &self.panels {
+            let (own, after) = rest.split_at_mut(k * panel.vectors * lanes);
+            tasks.push((panel, own));
+            rest = after;
+        }
+        if parallel {
+            tasks.into_par_iter().for_each(|(panel, own)| work(panel, own));
+        } else {
+            tasks.into_iter().for_each(|(panel, own)| work(panel, own));
         }
     }
 }
