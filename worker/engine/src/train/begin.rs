@@ -69,10 +69,10 @@ pub(super) fn same_sources(config: &Config, group: &mut dyn Collective) -> Resul
 /// The teachers of a job, in their order.
 ///
 /// # Errors
-/// See [`Net::build`].
+/// See [`Net::build_teacher`].
 pub(super) fn teachers(spec: &JobSpec, classes: &[String], config: &Config) -> Result<Vec<Net>> {
     let all = spec.nets_of("teacher").into_iter().filter(|_| Objective::find(&spec.job.kind).has_teacher());
-    all.map(|(_, section)| Net::build(section, classes, true, spec.job.seed, &config.inputs)).collect()
+    all.map(|(role, section)| Net::build_teacher(role, section, classes, spec.job.seed, &config.inputs)).collect()
 }
 
 /// Digest of the parts of all networks, and of where they come from.

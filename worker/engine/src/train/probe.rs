@@ -175,7 +175,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
         if on_trust {
             (section.weights, section.adapter) = (None, None);
         }
-        let teacher = Net::build(&section, &classes, true, spec.job.seed, &config.inputs)?;
+        let teacher = Net::build_teacher(role, &section, &classes, spec.job.seed, &config.inputs)?;
         // How one hears that is not here yet is known later.
         if !on_trust {
             opened.fit_teacher(&teacher.contract)?;
