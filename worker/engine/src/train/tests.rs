@@ -14,7 +14,6 @@ mod techniques;
 mod text;
 
 use std::{
-    net::TcpListener,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -25,7 +24,7 @@ use tl_proto::spec::JobSpec;
 use super::{Config, export::Report, net::Net, run, state::RunState};
 use crate::{
     Error, Result,
-    collective::{Collective, Mesh, MeshConfig, Solo},
+    collective::{Solo, on_loopback},
     link::{Link, Notice, Row},
 };
 
@@ -114,41 +113,20 @@ fn train(job: &str, world: usize, apart: bool, dir: &Path, resume: &[PathBuf], l
 /// The same with a job for each rank: what nodes see may differ.
 fn train_each(jobs: &[&str], apart: bool, dir: &Path, resume: &[PathBuf], link: &Recorder) -> Result<Report> {
     let world = jobs.len();
-    let listeners: Vec<_> = (0..world).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let addresses: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
-    let results = std::thread::scope(|s| {
-        let threads: Vec<_> = listeners
-            .iter()
-            .enumerate()
-            .map(|(rank, listener)| {
-                let addresses = addresses.clone();
-                s.spawn(move || {
-                    let cache = if apart { format!("cache{rank}") } else { "cache".into() };
-                    let config = config(jobs[rank], dir, &cache, resume.to_vec());
-                    let mesh = MeshConfig {
-                        rank,
-                        weights: (1..=world as u32).collect(),
-                        addresses,
-                        attempt: "t".into(),
-                        secret: "s".into(),
-                        rendezvous: Duration::from_secs(10),
-                        beat: Duration::from_millis(100),
-                        silence: Duration::from_secs(10),
-                    };
-                    let mut link = link.clone();
-                    // As a rank's process does: its run is inside the pool and holds one of its threads. Here one of
-                    // two, or the only one.
-                    let pool = crate::num::pool::build(1 + (world + rank) % 2);
-                    if world == 1 {
-                        return pool.install(|| run(&config, &mut Solo, &mut link));
-                    }
-                    let mut group: Box<dyn Collective> = Box::new(Mesh::connect(listener, &mesh).unwrap());
-                    pool.install(|| run(&config, &mut *group, &mut link))
-                })
-            })
-            .collect();
-        threads.into_iter().map(|t| t.join().unwrap()).collect::<Vec<_>>()
+    let weights: Vec<u32> = (1..=world as u32).collect();
+    let results = on_loopback(&weights, Duration::from_secs(10), |group| {
+        let rank = group.rank();
+        let cache = if apart { format!("cache{rank}") } else { "cache".into() };
+        let config = config(jobs[rank], dir, &cache, resume.to_vec());
+        let mut link = link.clone();
+        // As a rank's process does: its run is inside the pool and holds one of its threads. Here one of two, or the
+        // only one.
+        let pool = crate::num::pool::build(1 + (world + rank) % 2);
+        pool.install(|| run(&config, group, &mut link))
     });
+    let results = results.unwrap();
+    let errors = results.iter().filter_map(|r| r.as_ref().err());
+    errors.for_each(|e| assert!(!e.to_string().contains("panicked"), "{e}"));
     results.into_iter().next().unwrap()
 }
 
