@@ -140,7 +140,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     same_parts(&parts, group)?;
     let mut student = student.with_own(spec, &teachers)?;
     let second = student.tower.as_ref().map(|t| &t.0).or(teachers.first()).map(|net| &net.contract);
-    let Ready { train, val, other, pairs, source, tasks } =
+    let Ready { train, val, other, pairs, source, tasks, few } =
         opened.ready(spec, data, &student.contract, second, group, link)?;
     let origin = Origin::open(spec, model, &student, source.as_ref(), &config.inputs)?;
     if let (Some(origin), Some(_)) = (&origin, modifier::remembers(&spec.modifiers)) {
@@ -149,8 +149,6 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     let anchor = Anchor::of(&student, origin.as_ref(), spec, group, link)?;
     let weights = weights::of_classes(data, &*train.dataset)?;
     let weights = weights.map(|w| nn::tensor(w, &[classes.len()])).transpose()?;
-    // What was left out is in no episode.
-    let few = Few::open(spec, &train, &val)?;
     if let (Some(warning), 0) = (few.as_ref().and_then(Few::warning), group.rank()) {
         link.notice(Notice::SameClasses, &warning);
     }

@@ -149,7 +149,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let opened = Opened::new(spec, data, objective)?;
     let (train, val, other) = (&opened.train, &opened.val, opened.other.as_ref());
     let classes = opened.outputs.clone();
-    let few = Few::open(spec, train, val)?;
+    let few = opened.few.as_ref();
     let later = |m: &ModelSection| later(m, config);
     let mut model = model.clone();
     let on_trust = later(&model);
@@ -194,8 +194,8 @@ pub fn probe(config: &Config) -> Result<Plan> {
     }
     // What an epoch draws, and the samples of each draw.
     let (paired, said) = opened.paired(data)?;
-    let n = few.as_ref().map_or(paired[0], |few| few.section.per_epoch as usize);
-    let each = few.as_ref().map_or(1, |few| few.trained().support() + few.trained().queries());
+    let n = few.map_or(paired[0], |few| few.section.per_epoch as usize);
+    let each = few.map_or(1, |few| few.trained().support() + few.trained().queries());
     let (batch, grains) = (data.batch as usize, spec.grains() as usize);
     // Of another domain there are as many beside them.
     let sides = if (objective.looks)(&spec.objective) { 2 } else { each };
@@ -211,7 +211,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     warnings.extend(odd::untaught(&net, spec, &trained));
     warnings.extend(odd::idle_holds(&net, spec, &trained).filter(|_| !on_trust));
     warnings.extend(odd::importance(spec, opened.source.as_ref()));
-    warnings.extend(few.as_ref().and_then(Few::warning));
+    warnings.extend(few.and_then(Few::warning));
     if !net.network.adapters.sites.is_empty() && !peft::has_their_head(&net.network, net.backbone) {
         warnings.push(
             "the head is not that of the model that peft wraps: peft loads the adapter and leaves the head out"
@@ -280,7 +280,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
         episodes: few.map(|few| EpisodePlan {
             method: few.method.name(),
             classes: [train.dataset.classes().len(), val.dataset.classes().len()],
-            section: few.section,
+            section: few.section.clone(),
         }),
         samples: paired,
         manifest: manifest(&all).to_hex().to_string(),

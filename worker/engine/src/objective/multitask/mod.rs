@@ -21,7 +21,7 @@ use tl_proto::{
 pub use gradnorm::Balance;
 pub use uncertainty::{LOG_VARIANCES, weights as weights_of};
 
-use super::{Objective, PLAIN, cross_entropy, smoothed};
+use super::{Objective, PLAIN, chosen, cross_entropy, smoothed};
 use crate::{Error, Result, nn::Own};
 
 /// What a grain holds of one task.
@@ -85,8 +85,7 @@ fn describe() -> Entry {
 
 /// The method of a job that the check has let through; the first one otherwise.
 fn method(params: &Params) -> &'static Method {
-    let name = describe().method(params).name.clone();
-    METHODS.iter().find(|m| (m.entry)().name == name).unwrap_or(&METHODS[0])
+    chosen(params, describe, METHODS, |m| (m.entry)())
 }
 
 pub(super) const OBJECTIVE: Objective = Objective {
