@@ -1,5 +1,21 @@
 //! Whole runs: the same bits for any number of ranks, cold or warm cache, interrupted or not.
 
+/// Two stages: one epoch of what is named, then two of everything at the last rate; batch-norms learn in both.
+macro_rules! stages {
+    ($name:literal, $train:literal, $lr:literal) => {
+        concat!(
+            "[[stage]]\nname = \"",
+            $name,
+            "\"\nepochs = 1\ntrain = ",
+            $train,
+            "\nlr = 0.003\nbn = \"train\"\n",
+            "[[stage]]\nname = \"all\"\nepochs = 2\ntrain = [\"*\"]\nlr = ",
+            $lr,
+            "\nbn = \"train\"\n"
+        )
+    };
+}
+
 mod adapt;
 mod audio;
 mod distill;
@@ -128,6 +144,20 @@ fn train_each(jobs: &[&str], apart: bool, dir: &Path, resume: &[PathBuf], link: 
     let errors = results.iter().filter_map(|r| r.as_ref().err());
     errors.for_each(|e| assert!(!e.to_string().contains("panicked"), "{e}"));
     results.into_iter().next().unwrap()
+}
+
+/// A job by one rank without a break, and stopped after so many steps and gone on with by others: one model. What both
+/// runs report.
+fn gone_on(job: &str, stop_after: u64, worlds: [usize; 2]) -> [Report; 2] {
+    let (undisturbed, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let whole = train(job, 1, false, undisturbed.path(), &[], &Recorder::default()).unwrap();
+    let link = Recorder { stop_after: Some(stop_after), ..Recorder::default() };
+    train(job, worlds[0], false, dir.path(), &[], &link).unwrap_err();
+    let resume = link.checkpoints.lock().unwrap().clone();
+    assert!(!resume.is_empty(), "it begins anew");
+    let later = train(job, worlds[1], false, dir.path(), &resume, &Recorder::default()).unwrap();
+    assert_eq!(model_of(dir.path()), model_of(undisturbed.path()), "stopped after {stop_after}");
+    [whole, later]
 }
 
 fn model_of(dir: &Path) -> blake3::Hash {
