@@ -161,6 +161,7 @@ impl Net {
         let widths = Widths { features: width, classes: outputs, teacher, teachers, taps, tasks };
         let own = (objective.own)(&spec.objective, widths)?;
         self.network = self.network.with_own(&own, spec.job.seed);
+        self.network.own_rate = objective.several.as_ref().and_then(|several| (several.rate)(&spec.objective));
         Ok(self)
     }
 

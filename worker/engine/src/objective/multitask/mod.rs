@@ -59,6 +59,8 @@ pub struct Several {
     pub first: fn(&Params, &[f64]) -> Vec<f64>,
     /// How weights follow the gradients of the tasks, where they do.
     pub balance: fn(&Params) -> Option<Balance>,
+    /// At what rate the objective's own tensors learn, where that is not a stage's highest.
+    pub rate: fn(&Params) -> Option<f64>,
 }
 
 /// One way of weighing.
@@ -91,7 +93,7 @@ fn method(params: &Params) -> &'static Method {
 pub(super) const OBJECTIVE: Objective = Objective {
     entry: describe,
     own: |params, widths| Ok((method(params).own)(widths.tasks)),
-    several: Some(Several { loss, first: fixed::first, balance: gradnorm::balance }),
+    several: Some(Several { loss, first: fixed::first, balance: gradnorm::balance, rate: uncertainty::rate }),
     ..PLAIN
 };
 

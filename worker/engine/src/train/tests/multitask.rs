@@ -42,7 +42,7 @@ fn refused(job: &str) -> String {
 fn tasks_give_the_same_file_for_any_number_of_ranks_and_any_cache() {
     let jobs = [
         job("method = \"fixed\", weight = 0.7"),
-        job("method = \"uncertainty\", label_smoothing = 0.1"),
+        job("method = \"uncertainty\", label_smoothing = 0.1, variance_lr = 0.02"),
         job("method = \"gradnorm\", rate = 0.1"),
         job("method = \"gradnorm\"").replace("bn = \"train\"", "bn = \"train\"\nbn_scope = \"batch\""),
         format!("{}[modifiers.mixup]\n[modifiers.cutmix]\n", job("")),
@@ -71,6 +71,22 @@ fn a_run_of_several_tasks_goes_on_where_it_stopped() {
             job(&format!("method = \"{method}\"")).replace("objective =", "checkpoint = { every = 2 }\nobjective =");
         let [wanted, got] = gone_on(&job, 5, [2, 3]);
         assert_eq!((got.tasks, got.history), (wanted.tasks, wanted.history));
+    }
+}
+
+#[test]
+fn variances_learn_at_the_rate_of_the_stage_or_at_one_of_their_own() {
+    for (given, rate) in [("", 0.003), (", variance_lr = 0.05", 0.05)] {
+        let job = job(&format!("method = \"uncertainty\"{given}"));
+        let (dir, link) = (tempfile::tempdir().unwrap(), Recorder { stop_after: Some(1), ..Recorder::default() });
+        train(&job, 1, false, dir.path(), &[], &link).unwrap_err();
+        let rows = link.rows.lock().unwrap().clone();
+        let first = rows.iter().find(|r| r.values.contains_key("lr")).unwrap();
+        for task in ["main", "outline", "other"] {
+            // The first step of Adam is as long as the rate.
+            let moved = first.values[&format!("tasks.{task}.weight")].ln().abs();
+            assert!((moved - rate).abs() < 1e-3 * rate, "{task}: {moved} for {rate}");
+        }
     }
 }
 
