@@ -1,6 +1,6 @@
 //! Weights by how uncertain each task is (Kendall, Gal and Cipolla, 2018): `Σ exp(−s)·L + s/2`, where `s = log σ²` of a
-//! task is learned with the network. What a task counts is `exp(−s)`. As in the paper `s` learns at the rate of weights: from
-//! rates and numbers of steps of a fine-tuning it does not go far from 0, unless it is given a rate of its own.
+//! task is learned with the network. What a task counts is `exp(−s)`. As in the paper `s` learns at the rate of weights:
+//! from rates and numbers of steps of a fine-tuning it does not go far from 0, unless it is given a rate of its own.
 
 use candle_core::Tensor;
 use tl_proto::{
@@ -26,8 +26,8 @@ fn describe() -> Entry {
             0.0,
             0.0,
             10.0,
-            "rate of the variances' logarithms, which follows the stage's schedule; 0 is the stage's highest, at which all tasks go \
-             on counting about the same in few steps, or slow ones",
+            "rate of the variances' logarithms, which follows the stage's schedule; 0 is the stage's highest, at which all \
+             tasks go on counting about the same in few steps, or slow ones",
         )],
         ..entry(NAME, "tasks count by how uncertain they are, which is learned")
     }
