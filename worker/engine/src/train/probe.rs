@@ -225,10 +225,11 @@ pub fn probe(config: &Config) -> Result<Plan> {
                 .to_owned(),
         );
     }
-    let mut spans = Vec::new();
+    let mut spans = [Vec::new(), Vec::new()];
     let stages = spec.stage.iter().map(|s| {
         let stage = Stage::resolve(&net, store, s)?;
-        spans.push(Span { cut: stage.cut, epochs: s.epochs });
+        let cuts = [stage.cut, stage.tower_cut];
+        spans.iter_mut().zip(cuts).for_each(|(spans, cut)| spans.push(Span { cut, epochs: s.epochs }));
         lockstep |= stage.lockstep;
         let numbers = stage.layout.total_len() + tasks::asides(spec, objective, &stage, store, opened.tasks.len());
         let gradients = (4 * own * numbers) >> 20;
@@ -267,9 +268,17 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let mut stages = stages.collect::<Result<Vec<StageFigures>>>()?;
     if config.look {
         let load = Load::of(train, val, other, spec).with_opened(data, &opened.tasks);
-        let (seconds, width) = saving::measure(&net, store, train)?;
-        let all = saving::savings(&spans, load, &seconds, &width);
-        stages.iter_mut().zip(all).for_each(|(stage, saving)| stage.saving = Some(saving));
+        for (stage, (saving, unit)) in stages.iter_mut().zip(saving::looked(&net, store, (train, load), &spans[0])?) {
+            (stage.saving, stage.cached) = (Some(saving), unit.into_iter().collect());
+        }
+        if let (Some(tower), Some(halves)) = (&net.tower, &opened.halves) {
+            let seen = (halves.learned_from(), Load::of_halves(halves, n));
+            let second = saving::looked(&tower.0, store, seen, &spans[1])?;
+            for (stage, (saving, unit)) in stages.iter_mut().zip(second) {
+                stage.saving = stage.saving.map(|first| first.with(saving));
+                stage.cached.extend(unit.map(|unit| format!("{TOWER}.{unit}")));
+            }
+        }
     }
     let all: Vec<&dyn Dataset> = opened.parts().map(|samples| &*samples.dataset).collect();
     let split = partition(grains, spec.cluster.ranks.max as usize);

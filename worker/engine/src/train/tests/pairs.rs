@@ -127,6 +127,30 @@ fn a_run_of_two_networks_goes_on_where_it_stopped() {
     gone_on(&job, 5, [2, 3]);
 }
 
+#[test]
+fn a_look_at_two_networks_tells_what_is_kept_of_both_and_what_both_take() {
+    let looked = |job: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { look: true, ..config(job, dir.path(), "cache", Vec::new()) };
+        crate::train::probe::probe(&config).unwrap().stages
+    };
+    let [locked, all] = <[_; 2]>::try_from(looked(&job("method = \"clip\""))).unwrap();
+    let saving = locked.saving.unwrap();
+    assert_eq!(locked.cached, ["block3", "tower.head.0"]);
+    // 64 samples and 72 halves in two views, 40 and 32 that are judged; an epoch draws a half for each sample.
+    assert_eq!((saving.encoded, saving.passes), (64 * 2 + 40 + 72 * 2 + 32, 64 + 40 + 64 + 32));
+    assert_eq!((all.saving.unwrap().bytes, all.cached.len(), all.saving.unwrap().passes), (0, 0, 2 * 200));
+    // One network trained, the other not at all.
+    let alone = job("method = \"clip\"").replace("\"head\", \"tower.head\"", "\"head\"");
+    let [alone, _] = <[_; 2]>::try_from(looked(&alone)).unwrap();
+    assert_eq!(alone.cached, ["block3", "tower.end"]);
+    // What is kept of the second is all that differs: embeddings of 12 numbers for 176 views of halves.
+    let open = job("method = \"clip\"").replace("\"head\", \"tower.head\"", "\"head\", \"tower.*\"");
+    let [open, _] = <[_; 2]>::try_from(looked(&open)).unwrap();
+    assert_eq!(open.cached, ["block3"]);
+    assert_eq!(alone.saving.unwrap().bytes - open.saving.unwrap().bytes, 4 * 12 * (72 * 2 + 32));
+}
+
 /// Photos and lines of text that go with them by name; some have none.
 fn captions(dir: &Path) -> String {
     for part in ["train", "val"] {
