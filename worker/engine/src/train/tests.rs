@@ -18,6 +18,7 @@ macro_rules! stages {
 
 mod adapt;
 mod audio;
+mod by_layer;
 mod distill;
 mod fewshot;
 mod forget;
