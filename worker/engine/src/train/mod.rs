@@ -146,7 +146,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     if let (Some(origin), Some(_)) = (&origin, modifier::remembers(&spec.modifiers)) {
         student = origin.beside(student);
     }
-    let anchor = Anchor::of(&student, origin.as_ref(), spec, group, link)?;
+    let anchor = Anchor::of(&student, spec);
     let weights = weights::of_classes(data, &*train.dataset)?;
     let weights = weights.map(|w| nn::tensor(w, &[classes.len()])).transpose()?;
     if let (Some(warning), 0) = (few.as_ref().and_then(Few::warning), group.rank()) {
@@ -164,7 +164,10 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
         let others: Vec<f64> = spec.tasks.values().map(|task| task.weight).collect();
         fresh.progress.weighing.weights = (several.first)(&spec.objective, &others);
     }
-    let state = resume(config, fresh, group, link)?;
+    let mut state = resume(config, fresh, group, link)?;
+    if let Some(anchor) = &anchor {
+        anchor.learn(&mut state, &student, origin.as_ref(), spec.job.seed, group, link)?;
+    }
     let mut looped = Loop {
         config,
         run,
@@ -449,7 +452,7 @@ impl Loop<'_> {
         let names = &self.net.network.initial;
         gate::check(&mut self.state.progress, names, &stage.layout, &reduced.touched, mean)?;
         if let Some(anchor) = &self.anchor {
-            reduced.penalty = anchor.pull(&self.state.store.values, &stage.layout, mean);
+            reduced.penalty = anchor.pull(&self.state.store.values, &self.state.importance, &stage.layout, mean);
         }
         let norm = optim::clip(mean, self.run.spec.optimizer.clip_norm);
         if !norm.is_finite() {

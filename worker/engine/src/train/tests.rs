@@ -31,6 +31,7 @@ mod techniques;
 mod text;
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -80,6 +81,7 @@ struct Recorder {
     rows: Arc<Mutex<Vec<Row>>>,
     checkpoints: Arc<Mutex<Vec<PathBuf>>>,
     notices: Arc<Mutex<Vec<Notice>>>,
+    activities: Arc<Mutex<BTreeSet<String>>>,
     stop_after: Option<u64>,
     compares: bool,
 }
@@ -88,7 +90,9 @@ impl Link for Recorder {
     fn row(&mut self, row: &Row) {
         self.rows.lock().unwrap().push(row.clone());
     }
-    fn activity(&mut self, _: &str, _: u64, _: u64) {}
+    fn activity(&mut self, name: &str, _: u64, _: u64) {
+        self.activities.lock().unwrap().insert(name.to_owned());
+    }
     fn checkpoint(&mut self, _: u64, path: &Path) {
         self.checkpoints.lock().unwrap().insert(0, path.to_owned());
     }
