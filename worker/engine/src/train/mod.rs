@@ -154,16 +154,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     }
     let run = Run { spec, data, objective, weights, few };
     let optimizer = optim::find(&spec.optimizer.name);
-    // From here on the numbers are the state's: the network keeps their names and shapes.
-    let names = student.network.initial.names();
-    let initial = std::mem::replace(&mut student.network.initial, names);
-    let moments = (optimizer.init)(initial.values.len());
-    let mut fresh = RunState::new(initial, moments);
-    fresh.progress.parts = parts;
-    if let Some(several) = &objective.several {
-        let others: Vec<f64> = spec.tasks.values().map(|task| task.weight).collect();
-        fresh.progress.weighing.weights = (several.first)(&spec.objective, &others);
-    }
+    let fresh = begin::fresh(&mut student, spec, optimizer, parts);
     let mut state = resume(config, fresh, group, link)?;
     if let Some(anchor) = &anchor {
         anchor.learn(&mut state, &student, origin.as_ref(), spec.job.seed, group, link)?;
