@@ -39,7 +39,7 @@ const JUDGE: &str = r#"
 schema = 1
 job = { name = "judge", kind = "zero_shot" }
 cluster = { ranks = "1..2" }
-data = { format = "image_folder", train = "photos", val = "photos", batch = 12 }
+data = { format = "image_folder", val = "photos", batch = 12 }
 model = { backbone = "small_cnn", weights = "step:learn" }
 objective = { templates = ["a {} one", "it is {}"] }
 nets = { tower = { backbone = "embedding_lstm", weights = "step:learn" } }

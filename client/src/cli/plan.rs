@@ -96,11 +96,14 @@ fn text(plan: &Value) -> String {
         } else {
             format!("rates {:.1e} to {:e}", rates[0], rates[1])
         };
+        let kept = stage["cached"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let kept: Vec<String> = kept.map(|unit| format!("`{unit}`")).collect();
+        let place = if kept.is_empty() { format!("`{first}`") } else { kept.join(" and ") };
         text += &format!(
             "  stage `{name}`: {} of {} parameters trained, {rates}\n    {}\n",
             stage["trained"],
             stage["parameters"],
-            cached(first, &stage["saving"])
+            cached(&place, &stage["saving"])
         );
     }
     text
@@ -143,13 +146,13 @@ fn episodes(plan: &Value) -> String {
 }
 
 /// Where features of a stage are kept, how much they take, and what they save.
-fn cached(first: &str, saving: &Value) -> String {
+fn cached(place: &str, saving: &Value) -> String {
     let number = |key: &str| saving[key].as_f64().unwrap_or_default();
     let (bytes, seconds, all) = (saving["bytes"].as_u64().unwrap_or_default(), number("seconds"), number("of_seconds"));
     if bytes == 0 {
         return "nothing is cached: no frozen unit comes first, or its outputs would be too large".into();
     }
-    let place = format!("cached in front of `{first}`: {}", size(bytes));
+    let place = format!("cached in front of {place}: {}", size(bytes));
     let share = 100.0 * number("share");
     let of = format!("{} of {}", time(seconds.abs()), time(all));
     if seconds < 0.0 {
@@ -179,15 +182,15 @@ mod tests {
             json!({ "bytes": 3 << 20, "passes": 70, "encoded": encoded, "share": seconds / 560.0, "seconds": seconds,
                 "of_seconds": 560.0 })
         };
-        let said = cached("pool", &saving(14, 168.0));
+        let said = cached("`pool`", &saving(14, 168.0));
         assert_eq!(
             said,
             "cached in front of `pool`: 3.0 MiB, if it is empty now; saves 30 % of the forward work, about 2.8 min of \
              9.3 min on one rank of that node"
         );
-        assert!(cached("pool", &saving(0, 42.0)).contains("which an earlier stage fills; saves 8 %"));
-        assert!(cached("pool", &saving(14, -90.0)).ends_with("costs more than this stage saves: 1.5 min of 9.3 min"));
-        assert!(cached("stem", &json!({ "bytes": 0 })).starts_with("nothing is cached"));
+        assert!(cached("`pool`", &saving(0, 42.0)).contains("which an earlier stage fills; saves 8 %"));
+        assert!(cached("`pool`", &saving(14, -90.0)).ends_with("costs more than this stage saves: 1.5 min of 9.3 min"));
+        assert!(cached("`stem`", &json!({ "bytes": 0 })).starts_with("nothing is cached"));
     }
 
     #[test]

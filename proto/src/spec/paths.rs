@@ -53,7 +53,10 @@ impl JobSpec {
 
     fn named(&self) -> impl Iterator<Item = (&'static str, &String)> {
         let own = self.data.iter().filter(|d| d.format != GENERATED);
-        let own = own.flat_map(|d| [("data.train", &d.train), ("data.val", &d.val)]);
+        let own = own.flat_map(|d| {
+            let train = Some(("data.train", &d.train)).filter(|(_, place)| !place.is_empty());
+            train.into_iter().chain([("data.val", &d.val)])
+        });
         let target = self.data.iter().filter_map(|d| Some((d, d.target.as_ref()?)));
         let target = target.filter(|(d, t)| t.format.as_ref().unwrap_or(&d.format) != GENERATED);
         let target = target.flat_map(|(_, t)| {
@@ -97,7 +100,11 @@ impl JobSpec {
             let target = target.iter_mut().filter(|t| t.format.as_ref().unwrap_or(format) != GENERATED);
             let target: Vec<&mut String> =
                 target.flat_map(|t| std::iter::once(&mut t.train).chain(t.val.as_mut())).collect();
-            let own = if format == GENERATED { Vec::new() } else { vec![train, val] };
+            let own = match train.is_empty() {
+                _ if format == GENERATED => Vec::new(),
+                true => vec![val],
+                false => vec![train, val],
+            };
             let pairs = pairs.iter_mut().filter(|p| p.format != GENERATED);
             let pairs: Vec<&mut String> =
                 pairs.flat_map(|p| std::iter::once(&mut p.train).chain(p.val.as_mut())).collect();
@@ -213,6 +220,16 @@ mod tests {
             assert!(own.check_places().unwrap_err().message.contains("`model.adapter` is"));
         }
         assert!(job("t", "job:mine").check_places().unwrap_err().message.contains("not the model of a job"));
+    }
+
+    #[test]
+    fn training_samples_that_are_not_named_are_no_place() {
+        let data = "data = { format = \"text\", val = \"v\", batch = 4 }";
+        let job = format!("schema = 1\njob = {{ name = \"t\", kind = \"f\" }}\n{data}\n");
+        let mut spec = crate::spec::parse(&job).unwrap();
+        assert_eq!(spec.places().collect::<Vec<_>>(), [("data.val", &"v".to_owned())]);
+        assert_eq!(spec.places_mut().collect::<Vec<_>>(), ["v"]);
+        assert_eq!(crate::spec::parse(&spec.to_toml()).unwrap(), spec);
     }
 
     #[test]

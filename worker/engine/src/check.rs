@@ -1,7 +1,6 @@
 //! Quick looks at what this machine computes, and how fast: for `tl-worker doctor`. Each ends within a moment of its time.
 
 use std::{
-    net::TcpListener,
     path::Path,
     time::{Duration, Instant},
 };
@@ -11,7 +10,7 @@ use tl_proto::spec::JobSpec;
 
 use crate::{
     Error, Result,
-    collective::{Collective, Mesh, MeshConfig, Solo, reduce, tree::Node},
+    collective::{Collective, Solo, on_loopback, reduce, tree::Node},
     link::Deaf,
     num::{
         gemm::{self, View},
@@ -121,36 +120,8 @@ pub fn step(folder: &Path) -> Result<f64> {
 /// # Errors
 /// Ranks do not meet, or the sum comes out wrong.
 pub fn all_reduce(ranks: usize, time: Duration) -> Result<f64> {
-    if ranks == 1 {
-        return rank(&mut Solo, time);
-    }
-    let no_socket = |e: std::io::Error| Error::Internal(format!("no socket on loopback: {e}"));
-    let listeners = (0..ranks).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<Vec<_>>>();
-    let listeners = listeners.map_err(no_socket)?;
-    let addresses = listeners.iter().map(|l| Ok(l.local_addr()?.to_string())).collect::<std::io::Result<Vec<_>>>();
-    let addresses = addresses.map_err(no_socket)?;
-    let meet = |at: usize| {
-        let config = MeshConfig {
-            rank: at,
-            addresses: addresses.clone(),
-            weights: vec![1; ranks],
-            attempt: "doctor".into(),
-            secret: "doctor".into(),
-            rendezvous: Duration::from_secs(5),
-            beat: Duration::from_millis(200),
-            silence: Duration::from_secs(5),
-        };
-        rank(&mut Mesh::connect(&listeners[at], &config)?, time)
-    };
-    std::thread::scope(|scope| {
-        let meet = &meet;
-        let threads: Vec<_> = (0..ranks).map(|at| scope.spawn(move || meet(at))).collect();
-        let join = |t: std::thread::ScopedJoinHandle<'_, _>| {
-            t.join().unwrap_or_else(|_| Err(Error::Internal("a rank panicked".into())))
-        };
-        threads.into_iter().map(join).collect::<Result<Vec<f64>>>()
-    })
-    .map(|rates| rates.into_iter().fold(f64::INFINITY, f64::min))
+    let rates = on_loopback(&vec![1; ranks], Duration::from_secs(5), |group| rank(group, time))?;
+    rates.into_iter().try_fold(f64::INFINITY, |least, rate| Ok(least.min(rate?)))
 }
 
 /// One of them.

@@ -231,6 +231,8 @@ pub struct Network {
     output: fn(&mut Builder, &str, (usize, usize)) -> Linear,
     /// What the objective trains beside it.
     pub own: Vec<ParamId>,
+    /// At what rate that learns, where it is not the highest of a stage.
+    pub own_rate: Option<f64>,
     /// Of that, what an update may not lift above a number.
     pub limits: Vec<(ParamId, f32)>,
     /// The head that came with the weights, where it goes on beside the new one; it takes what unit `head` takes.
@@ -264,9 +266,9 @@ impl Network {
         let wanted = head::Wanted { head, prefix: "", classifier: backbone.classifier, site: 0, output };
         let (own, width) = wanted.units(&mut b, contract, (features, outputs));
         units.extend(own);
-        let (tasks, own, limits, old) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (tasks, own, own_rate, limits, old) = (Vec::new(), Vec::new(), None, Vec::new(), Vec::new());
         let (head, initial) = (first, b.store);
-        Self { units, head, outputs, initial, adapters, width, features, tasks, output, own, limits, old }
+        Self { units, head, outputs, initial, adapters, width, features, tasks, output, own, own_rate, limits, old }
     }
 
     /// Adds a head for other classes. Its tensors begin with the name of its task; those of the network stay as they are.

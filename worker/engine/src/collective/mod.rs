@@ -3,6 +3,7 @@
 
 pub mod choice;
 mod frame;
+mod loopback;
 pub mod partition;
 mod peer;
 mod reduce;
@@ -13,6 +14,7 @@ pub mod tree;
 use std::ops::Range;
 
 pub use frame::parse_header;
+pub use loopback::on_loopback;
 pub use reduce::reduce;
 pub use solo::Solo;
 pub use tcp::{Mesh, MeshConfig};

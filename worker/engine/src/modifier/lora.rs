@@ -37,6 +37,7 @@ fn adapt(params: &Params) -> Plan {
             alpha: entry.number(params, "alpha"),
             rslora: entry.flag(params, "rslora"),
             dropout: entry.number(params, "dropout") as f32,
+            own: Default::default(),
         },
         targets: Target::list(entry.names(params, "targets")),
         strict: params.contains_key("targets"),
@@ -52,7 +53,7 @@ mod tests {
     #[test]
     fn what_is_not_said_is_pefts_default() {
         let plan = adapt(&Params::new());
-        assert_eq!(plan.kind, Kind::Lora { rank: 8, alpha: 8.0, rslora: false, dropout: 0.0 });
+        assert_eq!(plan.kind, Kind::Lora { rank: 8, alpha: 8.0, rslora: false, dropout: 0.0, own: [].into() });
         assert!(!plan.strict && plan.targets.iter().any(|t| t.names("encoder.layer.3.attention.self.query")));
         let said = adapt(&[("targets".to_owned(), ["dense"].into()), ("rank".to_owned(), 2.into())].into());
         assert!(said.strict && said.targets.len() == 1 && said.kind.scale() == 4.0);

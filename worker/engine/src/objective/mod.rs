@@ -221,6 +221,12 @@ impl Objective {
     }
 }
 
+/// Of an objective's methods, that of a job that the check has let through; the first one otherwise.
+fn chosen<M>(params: &Params, describe: fn() -> Entry, methods: &'static [M], entry: fn(&M) -> Entry) -> &'static M {
+    let name = describe().method(params).name.clone();
+    methods.iter().find(|m| entry(m).name == name).unwrap_or(&methods[0])
+}
+
 /// −Σ over samples and classes of w_c·t_c·log p_c. A step divides it by its samples, as PyTorch's `CrossEntropyLoss`
 /// with class weights does for targets that are probabilities, and Keras for class weights.
 fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: Option<&Tensor>) -> Result<Tensor> {

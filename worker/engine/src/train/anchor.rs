@@ -2,14 +2,15 @@
 //! and `[modifiers.ewc]`. They are of the parameters alone, so every rank adds the same to the mean gradient, and no number
 //! of samples divides it.
 //!
-//! Where a run began is no part of a checkpoint: an attempt that goes on reads the weights again, as the first did.
+//! Where a run began is no part of a checkpoint: an attempt that goes on reads the weights again, as the first did. How
+//! much each of them matters is, for that takes long to learn.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 use tl_proto::spec::JobSpec;
 
-use super::{fisher, net::Net, origin::Origin};
+use super::{fisher, net::Net, origin::Origin, state::RunState};
 use crate::{
     Error, Result,
     collective::Collective,
@@ -26,61 +27,61 @@ pub(super) struct Anchor {
     /// All parameters as they were.
     start: Vec<f32>,
     ranges: Vec<Range<usize>>,
-    /// With F for every number, where not all matter as much.
-    holds: Vec<(Hold, Option<Vec<f32>>)>,
+    holds: Vec<Hold>,
 }
 
 impl Anchor {
-    /// The anchor of a job whose modifiers want one; `net` still has its initial values. All ranks call it together.
-    ///
-    /// # Errors
-    /// Samples of the source that cannot be read, or are not given; a lost peer.
-    pub fn of(
-        net: &Net,
-        origin: Option<&Origin<'_>>,
-        spec: &JobSpec,
-        group: &mut dyn Collective,
-        link: &mut dyn Link,
-    ) -> Result<Option<Self>> {
-        let wanted = modifier::holds(&spec.modifiers);
-        if wanted.is_empty() {
-            return Ok(None);
-        }
-        let mut holds = Vec::new();
-        for hold in wanted {
-            let importance = match hold.importance {
-                None => None,
-                Some(how) => {
-                    let origin =
-                        origin.ok_or_else(|| Error::Internal("nobody has opened the samples of the source".into()))?;
-                    Some(fisher::importance(net, origin, how, spec.job.seed, group, link)?)
-                }
-            };
-            holds.push((hold, importance));
+    /// The anchor of a job whose modifiers want one; `net` still has its initial values.
+    pub fn of(net: &Net, spec: &JobSpec) -> Option<Self> {
+        let holds = modifier::holds(&spec.modifiers);
+        if holds.is_empty() {
+            return None;
         }
         let store = &net.network.initial;
         let came = |(i, e): (usize, &Entry)| (!net.network.is_beside(ParamId(i))).then(|| net.loaded.contains(&e.name));
-        Ok(Some(Self {
+        Some(Self {
             came: store.params.iter().enumerate().map(came).collect(),
             start: store.values.clone(),
             ranges: store.params.iter().map(|e| e.range.clone()).collect(),
             holds,
-        }))
+        })
     }
 
-    /// Adds the gradient of the penalties to a mean gradient of what `layout` trains; returns the penalties.
-    pub fn pull(&self, values: &[f32], layout: &Layout, mean: &mut [f32]) -> f64 {
+    /// Has the state say what matters, where not everything matters as much: that of a run that goes on does already. All
+    /// ranks call it together.
+    ///
+    /// # Errors
+    /// Samples of the source that cannot be read, or are not given; a lost peer.
+    pub fn learn(
+        &self,
+        state: &mut RunState,
+        net: &Net,
+        origin: Option<&Origin<'_>>,
+        seed: u32,
+        group: &mut dyn Collective,
+        link: &mut dyn Link,
+    ) -> Result<()> {
+        let asked = self.holds.iter().find_map(|hold| hold.importance);
+        let Some(how) = asked.filter(|_| state.importance.is_empty()) else { return Ok(()) };
+        let origin = origin.ok_or_else(|| Error::Internal("nobody has opened the samples of the source".into()))?;
+        state.importance = fisher::importance(net, origin, how, seed, group, link)?;
+        Ok(())
+    }
+
+    /// Adds the gradient of the penalties to a mean gradient of what `layout` trains; returns the penalties. `importance`
+    /// is F for every number, where a modifier asks for it.
+    pub fn pull(&self, values: &[f32], importance: &[f32], layout: &Layout, mean: &mut [f32]) -> f64 {
         let mut penalty = 0.0;
         for (id, slot) in layout.trained() {
             let (Some(came), range) = (self.came[id.0], self.ranges[id.0].clone()) else { continue };
-            for (hold, importance) in &self.holds {
+            for hold in &self.holds {
                 let weight = if came { hold.came } else { hold.new };
                 if weight == 0.0 {
                     continue;
                 }
                 let parts = mean[slot.clone()].par_chunks_mut(PART).zip(values[range.clone()].par_chunks(PART));
                 let start = self.start[range.clone()].par_chunks(PART);
-                let important = importance.as_ref().filter(|_| came).map(|f| &f[range.clone()]);
+                let important = hold.importance.filter(|_| came).map(|_| &importance[range.clone()]);
                 let sums: Vec<f64> = parts
                     .zip(start)
                     .enumerate()
@@ -120,10 +121,13 @@ vectorised! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::{Builder, Fill, Own};
+    use crate::{
+        modifier::Importance,
+        nn::{Builder, Fill, Own},
+    };
 
     /// A network of two layers, of which the first came with the weights, and a tensor of an objective's own.
-    fn anchor(holds: Vec<(Hold, Option<Vec<f32>>)>) -> (Anchor, Layout) {
+    fn anchor(holds: Vec<Hold>) -> (Anchor, Layout) {
         let mut b = Builder::new(3);
         b.linear("old", (5, 3));
         b.linear("new", (3, 2));
@@ -144,12 +148,12 @@ mod tests {
     fn the_pull_is_the_slope_of_the_penalty() {
         let importance: Vec<f32> = (0..28).map(|i| (i % 5) as f32).collect();
         let l2_sp = Hold { came: 0.3, new: 0.2, importance: None };
-        let ewc = Hold { came: 2.0, new: 0.0, importance: None };
-        let (anchor, layout) = anchor(vec![(l2_sp, None), (ewc, Some(importance.clone()))]);
+        let ewc = Hold { came: 2.0, new: 0.0, importance: Some(Importance { samples: 1, given: true }) };
+        let (anchor, layout) = anchor(vec![l2_sp, ewc]);
         let mut values = moved(&anchor);
-        let penalty = |values: &[f32]| anchor.pull(values, &layout, &mut vec![0.0; layout.params_len()]);
+        let penalty = |values: &[f32]| anchor.pull(values, &importance, &layout, &mut vec![0.0; layout.params_len()]);
         let mut pull = vec![1.0; layout.params_len()];
-        let own = anchor.pull(&values, &layout, &mut pull);
+        let own = anchor.pull(&values, &importance, &layout, &mut pull);
         let mut want = 0.0;
         for i in (0..15).chain(18..26) {
             let away = f64::from(values[i]) - if i < 15 { f64::from(anchor.start[i]) } else { 0.0 };
@@ -173,9 +177,9 @@ mod tests {
     #[test]
     fn nothing_pulls_where_it_began_and_what_is_new_is_pulled_to_zero() {
         let hold = Hold { came: 5.0, new: 0.5, importance: None };
-        let (anchor, layout) = anchor(vec![(hold, None)]);
+        let (anchor, layout) = anchor(vec![hold]);
         let mut mean = vec![0.0; layout.params_len()];
-        let penalty = anchor.pull(&anchor.start, &layout, &mut mean);
+        let penalty = anchor.pull(&anchor.start, &[], &layout, &mut mean);
         assert!(mean[..15].iter().all(|g| *g == 0.0), "it came with the weights");
         assert!((15..23).all(|i| mean[i] == 0.5 * anchor.start[i + 3]), "it is new");
         assert_eq!(mean[23..], [0.0, 0.0], "it is the objective's own");

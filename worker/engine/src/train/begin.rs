@@ -10,6 +10,7 @@ use crate::{
     link::{Link, Notice},
     num::fingerprint::fingerprint,
     objective::Objective,
+    optim::Optimizer,
 };
 
 /// An ordered reduction gives the same bits only among ranks that compute the same bits.
@@ -69,10 +70,10 @@ pub(super) fn same_sources(config: &Config, group: &mut dyn Collective) -> Resul
 /// The teachers of a job, in their order.
 ///
 /// # Errors
-/// See [`Net::build`].
+/// See [`Net::build_teacher`].
 pub(super) fn teachers(spec: &JobSpec, classes: &[String], config: &Config) -> Result<Vec<Net>> {
     let all = spec.nets_of("teacher").into_iter().filter(|_| Objective::find(&spec.job.kind).has_teacher());
-    all.map(|(_, section)| Net::build(section, classes, true, spec.job.seed, &config.inputs)).collect()
+    all.map(|(role, section)| Net::build_teacher(role, section, classes, spec.job.seed, &config.inputs)).collect()
 }
 
 /// Digest of the parts of all networks, and of where they come from.
@@ -96,6 +97,21 @@ pub(super) fn same_parts(own: &str, group: &mut dyn Collective) -> Result<()> {
              them; `tlctl data push` brings them to all",
         )),
     }
+}
+
+/// The state of a run that has not begun. From here on the numbers are the state's: the network keeps their names and
+/// shapes.
+pub(super) fn fresh(student: &mut Net, spec: &JobSpec, optimizer: &Optimizer, parts: String) -> RunState {
+    let names = student.network.initial.names();
+    let initial = std::mem::replace(&mut student.network.initial, names);
+    let moments = (optimizer.init)(initial.values.len());
+    let mut fresh = RunState::new(initial, moments);
+    fresh.progress.parts = parts;
+    if let Some(several) = &Objective::find(&spec.job.kind).several {
+        let others: Vec<f64> = spec.tasks.values().map(|task| task.weight).collect();
+        fresh.progress.weighing.weights = (several.first)(&spec.objective, &others);
+    }
+    fresh
 }
 
 /// Rank 0 reads the newest checkpoint that is whole and hands it to the others.

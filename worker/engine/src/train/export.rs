@@ -173,9 +173,12 @@ pub struct StageFigures {
     pub lr: [f64; 2],
     /// The first unit that is not frozen.
     pub first_unit: String,
-    /// What the feature cache is worth; only a look at a job works it out.
+    /// What the feature cache is worth, that of a second network too; only a look at a job works it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saving: Option<Saving>,
+    /// Units in front of which it keeps something.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cached: Vec<String>,
     /// The units of the network, from input to head, then those of further heads, or those of a second network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub units: Vec<UnitFigures>,
@@ -214,6 +217,7 @@ impl StageFigures {
             lr: stage.rates(section),
             first_unit: network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default(),
             saving: None,
+            cached: Vec::new(),
             units: own.chain(second).collect(),
         }
     }

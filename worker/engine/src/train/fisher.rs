@@ -70,7 +70,8 @@ pub(super) fn importance(
     let mut mean = collective::reduce(group, stack, units.len(), layout.params_len())?;
     num::divide(&mut mean, chosen.len() as f32);
     let mine = &net.network.initial;
-    let mut out = vec![0.0; mine.values.len()];
+    // Its values may be the state's by now; names and places are still here.
+    let mut out = vec![0.0; mine.params.iter().map(|e| e.range.end).max().unwrap_or(0)];
     for entry in mine.params.iter().filter(|e| net.loaded.contains(&e.name)) {
         let known = layout.trained().find(|(id, _)| store.params[id.0].name == entry.name);
         if let Some((_, slot)) = known.filter(|(_, slot)| slot.len() == entry.range.len()) {

@@ -140,33 +140,25 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     same_parts(&parts, group)?;
     let mut student = student.with_own(spec, &teachers)?;
     let second = student.tower.as_ref().map(|t| &t.0).or(teachers.first()).map(|net| &net.contract);
-    let Ready { train, val, other, pairs, source, tasks } =
+    let Ready { train, val, other, pairs, source, tasks, few } =
         opened.ready(spec, data, &student.contract, second, group, link)?;
     let origin = Origin::open(spec, model, &student, source.as_ref(), &config.inputs)?;
     if let (Some(origin), Some(_)) = (&origin, modifier::remembers(&spec.modifiers)) {
         student = origin.beside(student);
     }
-    let anchor = Anchor::of(&student, origin.as_ref(), spec, group, link)?;
+    let anchor = Anchor::of(&student, spec);
     let weights = weights::of_classes(data, &*train.dataset)?;
     let weights = weights.map(|w| nn::tensor(w, &[classes.len()])).transpose()?;
-    // What was left out is in no episode.
-    let few = Few::open(spec, &train, &val)?;
     if let (Some(warning), 0) = (few.as_ref().and_then(Few::warning), group.rank()) {
         link.notice(Notice::SameClasses, &warning);
     }
     let run = Run { spec, data, objective, weights, few };
     let optimizer = optim::find(&spec.optimizer.name);
-    // From here on the numbers are the state's: the network keeps their names and shapes.
-    let names = student.network.initial.names();
-    let initial = std::mem::replace(&mut student.network.initial, names);
-    let moments = (optimizer.init)(initial.values.len());
-    let mut fresh = RunState::new(initial, moments);
-    fresh.progress.parts = parts;
-    if let Some(several) = &objective.several {
-        let others: Vec<f64> = spec.tasks.values().map(|task| task.weight).collect();
-        fresh.progress.weighing.weights = (several.first)(&spec.objective, &others);
+    let fresh = begin::fresh(&mut student, spec, optimizer, parts);
+    let mut state = resume(config, fresh, group, link)?;
+    if let Some(anchor) = &anchor {
+        anchor.learn(&mut state, &student, origin.as_ref(), spec.job.seed, group, link)?;
     }
-    let state = resume(config, fresh, group, link)?;
     let mut looped = Loop {
         config,
         run,
@@ -451,7 +443,7 @@ impl Loop<'_> {
         let names = &self.net.network.initial;
         gate::check(&mut self.state.progress, names, &stage.layout, &reduced.touched, mean)?;
         if let Some(anchor) = &self.anchor {
-            reduced.penalty = anchor.pull(&self.state.store.values, &stage.layout, mean);
+            reduced.penalty = anchor.pull(&self.state.store.values, &self.state.importance, &stage.layout, mean);
         }
         let norm = optim::clip(mean, self.run.spec.optimizer.clip_norm);
         if !norm.is_finite() {

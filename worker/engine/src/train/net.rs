@@ -60,6 +60,8 @@ struct Purpose<'a> {
     modifiers: &'a BTreeMap<String, Params>,
     samples: Option<&'a dyn Dataset>,
     which: Which,
+    /// Where the job says which network it is.
+    section: &'a str,
 }
 
 impl Net {
@@ -76,7 +78,24 @@ impl Net {
         inputs: &BTreeMap<String, PathBuf>,
     ) -> Result<Self> {
         let (modifiers, samples, which) = (&BTreeMap::new(), None, Which::Model);
-        Self::make(model, classes, inputs, Purpose { keep_head, seed, modifiers, samples, which })
+        let section = which.section();
+        Self::make(model, classes, inputs, Purpose { keep_head, seed, modifiers, samples, which, section })
+    }
+
+    /// The same for a teacher, which goes on with the head that it came with; `role` is what the job calls it.
+    ///
+    /// # Errors
+    /// As [`Net::build`].
+    pub fn build_teacher(
+        role: &str,
+        model: &ModelSection,
+        classes: &[String],
+        seed: u32,
+        inputs: &BTreeMap<String, PathBuf>,
+    ) -> Result<Self> {
+        let (modifiers, samples, which) = (&BTreeMap::new(), None, Which::Model);
+        let section = &format!("nets.{role}");
+        Self::make(model, classes, inputs, Purpose { keep_head: true, seed, modifiers, samples, which, section })
     }
 
     /// The same for a job that trains on `samples`: where no weights bring a tokenizer, their words make one, and its
@@ -92,8 +111,8 @@ impl Net {
         samples: &dyn Dataset,
     ) -> Result<Self> {
         let (seed, modifiers, which) = (spec.job.seed, &spec.modifiers, Which::Model);
-        let samples = Some(samples);
-        Self::make(model, classes, inputs, Purpose { keep_head: false, seed, modifiers, samples, which })
+        let (samples, section) = (Some(samples), which.section());
+        Self::make(model, classes, inputs, Purpose { keep_head: false, seed, modifiers, samples, which, section })
     }
 
     /// The same for the network that is trained with the job's, from the second of two networks where the weights hold
@@ -109,7 +128,8 @@ impl Net {
         samples: &dyn Dataset,
     ) -> Result<Self> {
         let (modifiers, which, samples) = (&BTreeMap::new(), Which::Tower, Some(samples));
-        Self::make(model, outputs, inputs, Purpose { keep_head: false, seed, modifiers, samples, which })
+        let section = which.section();
+        Self::make(model, outputs, inputs, Purpose { keep_head: false, seed, modifiers, samples, which, section })
     }
 
     /// One of the networks that a job left, whole, to be run as it is.
@@ -122,8 +142,8 @@ impl Net {
         inputs: &BTreeMap<String, PathBuf>,
         which: Which,
     ) -> Result<Self> {
-        let modifiers = &BTreeMap::new();
-        Self::make(model, outputs, inputs, Purpose { keep_head: true, seed: 0, modifiers, samples: None, which })
+        let (modifiers, samples, section) = (&BTreeMap::new(), None, which.section());
+        Self::make(model, outputs, inputs, Purpose { keep_head: true, seed: 0, modifiers, samples, which, section })
     }
 
     /// The network with what a job's objective trains beside it.
@@ -141,6 +161,7 @@ impl Net {
         let widths = Widths { features: width, classes: outputs, teacher, teachers, taps, tasks };
         let own = (objective.own)(&spec.objective, widths)?;
         self.network = self.network.with_own(&own, spec.job.seed);
+        self.network.own_rate = objective.several.as_ref().and_then(|several| (several.rate)(&spec.objective));
         Ok(self)
     }
 
@@ -157,7 +178,9 @@ impl Net {
         let named =
             model.preprocess.as_deref().map(|p| Contract::named(p, side, model.padding.as_deref())).transpose()?;
         let mut contract = match &path {
-            _ if backbone.reads_text() => weights::text::contract(backbone, model, path.as_deref(), purpose.which)?,
+            _ if backbone.reads_text() => {
+                weights::text::contract(backbone, (purpose.section, model), path.as_deref(), purpose.which)?
+            }
             None => named.map_or_else(|| Contract::named("tf", side, model.padding.as_deref()), Ok)?,
             Some(path) => {
                 let mut found = weights::contract_of(path, purpose.which)?;
@@ -167,7 +190,7 @@ impl Net {
                     found = weights::keras::agreed(backbone.name, backbone.input, named.as_ref(), padding)?;
                     named = named.filter(|_| found.is_none());
                 }
-                agree(found, named, model, &path.display().to_string())?
+                agree(found, named, (purpose.section, model), &path.display().to_string())?
             }
         };
         if let (None, Some(said)) = (&contract.text, purpose.samples.and_then(Dataset::heard)) {
@@ -207,11 +230,11 @@ impl Net {
             let (name, own) = (backbone.name, backbone.activation);
             return Err(Error::user(
                 format!("the contract of the weights wants the activation `{other}`, and {name} has `{own}`"),
-                "`model.backbone` must be the network that the weights were trained with",
+                format!("`{}.backbone` must be the network that the weights were trained with", purpose.section),
             ));
         }
         if let Some(text) = &mut contract.text {
-            complete(text, &network, purpose.samples)?;
+            complete(text, &network, purpose.samples, purpose.section)?;
         }
         Ok(Self { backbone, network, contract, merged, parts: digest, loaded, tower: None, taps: Taps::default() })
     }
@@ -288,12 +311,12 @@ impl Net {
 }
 
 /// Makes a tokenizer of the samples' words where there is none, and checks that the network takes texts that long.
-fn complete(text: &mut tokens::Text, network: &Network, samples: Option<&dyn Dataset>) -> Result<()> {
+fn complete(text: &mut tokens::Text, network: &Network, samples: Option<&dyn Dataset>, section: &str) -> Result<()> {
     let params = &network.initial.params;
     let positions = params.iter().find(|e| e.name.ends_with("position_embeddings.weight"));
     if let Some(most) = positions.map(|e| e.shape[0]).filter(|most| text.max_length > *most) {
         return Err(Error::user(
-            format!("the network takes texts of {most} tokens, and `model.input` is {}", text.max_length),
+            format!("the network takes texts of {most} tokens, and `{section}.input` is {}", text.max_length),
             "lower it: what follows is cut off",
         ));
     }
@@ -304,12 +327,20 @@ fn complete(text: &mut tokens::Text, network: &Network, samples: Option<&dyn Dat
     Ok(())
 }
 
-/// The contract of weights, from beside them, from the job, or from both if they say the same.
-fn agree(found: Option<Contract>, named: Option<Contract>, model: &ModelSection, shown: &str) -> Result<Contract> {
+/// The contract of weights, from beside them, from the job's section of the network, or from both if they say the same.
+fn agree(
+    found: Option<Contract>,
+    named: Option<Contract>,
+    (section, model): (&str, &ModelSection),
+    shown: &str,
+) -> Result<Contract> {
     match (found, named) {
         (None, None) => Err(Error::user(
             format!("weights `{shown}` come without a preprocessing contract"),
-            "put `preprocess.json` beside them, or write `preprocess = \"torch\"` (or tf, unit) and `padding = \"symmetric\"` (or same) in `[model]`",
+            format!(
+                "put `preprocess.json` beside them, or write `preprocess = \"torch\"` (or tf, unit) and `padding = \
+                 \"symmetric\"` (or same) in `[{section}]`"
+            ),
         )),
         (None, Some(named)) => Ok(named),
         (Some(found), None) => Ok(match model.input {
@@ -320,11 +351,14 @@ fn agree(found: Option<Contract>, named: Option<Contract>, model: &ModelSection,
             let pixels = |c: &Contract| (c.scale, c.mean, c.std, c.bgr());
             let padding = model.padding.is_none() || found.padding == named.padding;
             if pixels(&found) == pixels(&named) && padding {
-                return agree(Some(found), None, model, shown);
+                return agree(Some(found), None, (section, model), shown);
             }
             Err(Error::user(
-                format!("`[model]` and the contract of `{shown}` ask for different preprocessing"),
-                "remove `preprocess` and `padding` from `[model]`: what lies beside the weights is what they were trained with",
+                format!("`[{section}]` and the contract of `{shown}` ask for different preprocessing"),
+                format!(
+                    "remove `preprocess` and `padding` from `[{section}]`: what lies beside the weights is what they \
+                     were trained with"
+                ),
             ))
         }
     }
@@ -393,6 +427,36 @@ mod tests {
         let said = norms(TEXT);
         assert!(said.contains("norm:0.001:") && !said.contains("norm:0.00001:"), "{said}");
         assert!(norms(&TEXT.replace("\"batch_norm_eps\": 0.001,", "")).contains("norm:0.00001:"));
+    }
+
+    #[test]
+    fn what_is_missing_is_asked_for_in_the_section_of_the_network() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        let mut model = ModelSection { backbone: "small_cnn".into(), ..ModelSection::default() };
+        let classes = ["a".to_owned(), "b".to_owned()];
+        weights::testing::bare(&Net::build(&model, &classes, false, 1, &[].into()).unwrap(), &path);
+        model.weights = Some(path.display().to_string());
+        let hint = |net: Result<Net>| match net.err().unwrap() {
+            Error::User { hint, .. } => hint,
+            other => panic!("{other}"),
+        };
+        let own = |model: &ModelSection| hint(Net::build(model, &classes, false, 1, &[].into()));
+        let teacher = |model: &ModelSection| hint(Net::build_teacher("teacher_2", model, &classes, 1, &[].into()));
+        let kept = |model: &ModelSection, which| hint(Net::build_kept(model, &classes, &[].into(), which));
+        for (said, section) in [
+            (own(&model), "model"),
+            (teacher(&model), "nets.teacher_2"),
+            (kept(&model, Which::Model), "model"),
+            (kept(&model, Which::Tower), "nets.tower"),
+        ] {
+            let end = format!("in `[{section}]`");
+            assert!(said.starts_with("put `preprocess.json`") && said.ends_with(&end), "{said}");
+        }
+        // And what is there twice, where it is said.
+        std::fs::write(dir.path().join("preprocess.json"), TEXT).unwrap();
+        model.preprocess = Some("torch".into());
+        assert!(teacher(&model).contains("from `[nets.teacher_2]`") && own(&model).contains("from `[model]`"));
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub(super) fn importance(spec: &JobSpec, source: Option<&Source>) -> Option<Stri
     let wanted = modifier::holds(&spec.modifiers).into_iter().filter_map(|hold| hold.importance);
     let samples = wanted.map(|how| how.samples.min(all)).max()?;
     Some(format!(
-        "`modifiers.ewc` runs {samples} samples of `data.source.train` forward and backward, one by one, each time that the \
-         run begins or goes on"
+        "`modifiers.ewc` runs {samples} samples of `data.source.train` forward and backward, one by one, before the first \
+         step"
     ))
 }

@@ -30,6 +30,8 @@ pub(super) struct Opened {
     pub tasks: Vec<tasks::Opened>,
     /// What the network's outputs are called.
     pub outputs: Vec<String>,
+    /// The episodes, where it learns from such.
+    pub few: Option<Few>,
 }
 
 /// The same, once every sample decodes and every half has its other.
@@ -41,6 +43,8 @@ pub(super) struct Ready {
     pub source: Option<Source>,
     /// What else is learned, where the objective learns several tasks.
     pub tasks: Option<Vec<Task>>,
+    /// The episodes, where it learns from such.
+    pub few: Option<Few>,
 }
 
 impl Opened {
@@ -52,10 +56,12 @@ impl Opened {
         let seed = spec.job.seed;
         let embeds = (objective.dimensions)(&spec.objective);
         let pairs = data.pairs.as_ref().filter(|_| objective.has_pairs());
+        let mut few = None;
         let (train, val, other, halves, outputs) = match pairs {
             None => {
                 let (train, val) = (Samples::open(data, "train", seed)?, Samples::open(data, "val", seed)?);
-                let classes = match Few::open(spec, &train, &val)? {
+                few = Few::open(spec, &train, &val)?;
+                let classes = match &few {
                     Some(few) => few.outputs(),
                     None => same_classes(&train, &val)?,
                 };
@@ -83,7 +89,7 @@ impl Opened {
             None => Vec::new(),
         };
         let source = Source::open(data, seed)?;
-        let opened = Self { train, val, other, halves, source, tasks, outputs };
+        let opened = Self { train, val, other, halves, source, tasks, outputs, few };
         opened.fit(spec)?;
         Ok(opened)
     }
@@ -166,8 +172,11 @@ impl Opened {
         link: &mut dyn Link,
     ) -> Result<Ready> {
         let (seed, limit) = (spec.job.seed, data.skip_bad);
+        let all = [self.train.count(), self.val.count()];
         let train = self.train.leave_out_bad(contract, limit, group, link)?;
         let val = self.val.leave_out_bad(contract, limit, group, link)?;
+        // What was left out is in no episode.
+        let few = if all == [train.count(), val.count()] { self.few } else { Few::open(spec, &train, &val)? };
         let other = self.other.map(|domain| domain.leave_out_bad(contract, limit, seed, group, link)).transpose()?;
         let source = self.source.map(|source| source.leave_out_bad(contract, limit, group, link)).transpose()?;
         let mut tasks = Vec::new();
@@ -175,11 +184,13 @@ impl Opened {
             tasks.push(task.ready([&train, &val], contract, (seed, limit), group, link)?);
         }
         let tasks = Objective::find(&spec.job.kind).several.is_some().then_some(tasks);
-        let Some(halves) = self.halves else { return Ok(Ready { train, val, other, pairs: None, source, tasks }) };
+        let Some(halves) = self.halves else {
+            return Ok(Ready { train, val, other, pairs: None, source, tasks, few });
+        };
         let second = second.ok_or_else(|| Error::Internal("pairs without a network that sees them".into()))?;
         let halves = halves.leave_out_bad(second, limit, group, link)?;
         let by = data.pairs.as_ref().map_or(PairedBy::Name, |p| p.by);
         let (train, val, pairs) = halves.matched([train, val], seed, by, notice(group, link))?;
-        Ok(Ready { train, val, other, pairs: Some(pairs), source, tasks })
+        Ok(Ready { train, val, other, pairs: Some(pairs), source, tasks, few })
     }
 }

@@ -67,6 +67,11 @@ impl Halves {
         &*self.train.dataset
     }
 
+    /// The same as samples.
+    pub fn learned_from(&self) -> &Samples {
+        &self.train
+    }
+
     /// All of them.
     pub fn parts(&self) -> impl Iterator<Item = &Samples> {
         std::iter::once(&self.train).chain(&self.val)

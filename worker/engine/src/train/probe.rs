@@ -149,7 +149,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let opened = Opened::new(spec, data, objective)?;
     let (train, val, other) = (&opened.train, &opened.val, opened.other.as_ref());
     let classes = opened.outputs.clone();
-    let few = Few::open(spec, train, val)?;
+    let few = opened.few.as_ref();
     let later = |m: &ModelSection| later(m, config);
     let mut model = model.clone();
     let on_trust = later(&model);
@@ -175,7 +175,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
         if on_trust {
             (section.weights, section.adapter) = (None, None);
         }
-        let teacher = Net::build(&section, &classes, true, spec.job.seed, &config.inputs)?;
+        let teacher = Net::build_teacher(role, &section, &classes, spec.job.seed, &config.inputs)?;
         // How one hears that is not here yet is known later.
         if !on_trust {
             opened.fit_teacher(&teacher.contract)?;
@@ -194,8 +194,8 @@ pub fn probe(config: &Config) -> Result<Plan> {
     }
     // What an epoch draws, and the samples of each draw.
     let (paired, said) = opened.paired(data)?;
-    let n = few.as_ref().map_or(paired[0], |few| few.section.per_epoch as usize);
-    let each = few.as_ref().map_or(1, |few| few.trained().support() + few.trained().queries());
+    let n = few.map_or(paired[0], |few| few.section.per_epoch as usize);
+    let each = few.map_or(1, |few| few.trained().support() + few.trained().queries());
     let (batch, grains) = (data.batch as usize, spec.grains() as usize);
     // Of another domain there are as many beside them.
     let sides = if (objective.looks)(&spec.objective) { 2 } else { each };
@@ -211,7 +211,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     warnings.extend(odd::untaught(&net, spec, &trained));
     warnings.extend(odd::idle_holds(&net, spec, &trained).filter(|_| !on_trust));
     warnings.extend(odd::importance(spec, opened.source.as_ref()));
-    warnings.extend(few.as_ref().and_then(Few::warning));
+    warnings.extend(few.and_then(Few::warning));
     if !net.network.adapters.sites.is_empty() && !peft::has_their_head(&net.network, net.backbone) {
         warnings.push(
             "the head is not that of the model that peft wraps: peft loads the adapter and leaves the head out"
@@ -225,10 +225,11 @@ pub fn probe(config: &Config) -> Result<Plan> {
                 .to_owned(),
         );
     }
-    let mut spans = Vec::new();
+    let mut spans = [Vec::new(), Vec::new()];
     let stages = spec.stage.iter().map(|s| {
         let stage = Stage::resolve(&net, store, s)?;
-        spans.push(Span { cut: stage.cut, epochs: s.epochs });
+        let cuts = [stage.cut, stage.tower_cut];
+        spans.iter_mut().zip(cuts).for_each(|(spans, cut)| spans.push(Span { cut, epochs: s.epochs }));
         lockstep |= stage.lockstep;
         let numbers = stage.layout.total_len() + tasks::asides(spec, objective, &stage, store, opened.tasks.len());
         let gradients = (4 * own * numbers) >> 20;
@@ -267,9 +268,17 @@ pub fn probe(config: &Config) -> Result<Plan> {
     let mut stages = stages.collect::<Result<Vec<StageFigures>>>()?;
     if config.look {
         let load = Load::of(train, val, other, spec).with_opened(data, &opened.tasks);
-        let (seconds, width) = saving::measure(&net, store, train)?;
-        let all = saving::savings(&spans, load, &seconds, &width);
-        stages.iter_mut().zip(all).for_each(|(stage, saving)| stage.saving = Some(saving));
+        for (stage, (saving, unit)) in stages.iter_mut().zip(saving::looked(&net, store, (train, load), &spans[0])?) {
+            (stage.saving, stage.cached) = (Some(saving), unit.into_iter().collect());
+        }
+        if let (Some(tower), Some(halves)) = (&net.tower, &opened.halves) {
+            let seen = (halves.learned_from(), Load::of_halves(halves, n));
+            let second = saving::looked(&tower.0, store, seen, &spans[1])?;
+            for (stage, (saving, unit)) in stages.iter_mut().zip(second) {
+                stage.saving = stage.saving.map(|first| first.with(saving));
+                stage.cached.extend(unit.map(|unit| format!("{TOWER}.{unit}")));
+            }
+        }
     }
     let all: Vec<&dyn Dataset> = opened.parts().map(|samples| &*samples.dataset).collect();
     let split = partition(grains, spec.cluster.ranks.max as usize);
@@ -280,7 +289,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
         episodes: few.map(|few| EpisodePlan {
             method: few.method.name(),
             classes: [train.dataset.classes().len(), val.dataset.classes().len()],
-            section: few.section,
+            section: few.section.clone(),
         }),
         samples: paired,
         manifest: manifest(&all).to_hex().to_string(),

@@ -15,6 +15,15 @@ use crate::{
 /// # Errors
 /// Rules that leave a parameter without a rate, or with two.
 pub fn scales(net: &Net, store: &Store, spec: &StageSection, trained: &[ParamId]) -> Result<Vec<f64>> {
+    let mut scales = by_place(net, store, spec, trained)?;
+    if let Some(rate) = net.network.own_rate {
+        let own = trained.iter().zip(&mut scales).filter(|(id, _)| net.network.own.contains(id));
+        own.for_each(|(_, scale)| *scale = rate / spec.lr.top());
+    }
+    Ok(scales)
+}
+
+fn by_place(net: &Net, store: &Store, spec: &StageSection, trained: &[ParamId]) -> Result<Vec<f64>> {
     let depth = depths(net, store);
     match &spec.lr {
         Rates::One(_) => {

@@ -10,6 +10,7 @@ use super::{
     domain::Domain,
     encode,
     net::Net,
+    pairs::Halves,
     samples::Samples,
     tasks::{self, Task},
 };
@@ -36,6 +37,21 @@ pub struct Saving {
     pub seconds: f64,
     /// Seconds of all forward work of the stage without the cache.
     pub of_seconds: f64,
+}
+
+impl Saving {
+    /// What two caches are worth together.
+    pub fn with(self, other: Self) -> Self {
+        let (seconds, of_seconds) = (self.seconds + other.seconds, self.of_seconds + other.of_seconds);
+        Self {
+            bytes: self.bytes + other.bytes,
+            passes: self.passes + other.passes,
+            encoded: self.encoded + other.encoded,
+            share: if of_seconds > 0.0 { seconds / of_seconds } else { 0.0 },
+            seconds,
+            of_seconds,
+        }
+    }
 }
 
 /// What is known of a stage.
@@ -81,6 +97,13 @@ impl Load {
         let of_episode = |shape: EpisodeShape| shape.support() + shape.queries();
         let drawn = episodes.map_or(train, |e| e.per_epoch as usize * of_episode(e.trained()));
         Self { train, drawn, views: kept.unwrap_or(0), val, other, beside, judged: other + labelled, aside: 0 }
+    }
+
+    /// What runs through a second network: the other halves, one for each sample that an epoch draws.
+    pub(super) fn of_halves(halves: &Halves, drawn: usize) -> Self {
+        let (train, val) = (halves.learned_from(), halves.parts().nth(1).map_or(0, Samples::count));
+        let (views, train) = (train.views().unwrap_or(0), train.count());
+        Self { train, drawn, views, val, other: 0, beside: 0, judged: 0, aside: 0 }
     }
 
     /// With further tasks that have samples of their own.
@@ -167,6 +190,23 @@ pub fn savings(stages: &[Span], load: Load, seconds: &[f64], width: &[usize]) ->
         saving
     };
     (0..stages.len()).map(one).collect()
+}
+
+/// The savings of one network in its stages, measured here, and the unit in front of which something is kept.
+///
+/// # Errors
+/// See [`measure`].
+pub(super) fn looked(
+    net: &Net,
+    store: &Store,
+    (samples, load): (&Samples, Load),
+    stages: &[Span],
+) -> Result<Vec<(Saving, Option<String>)>> {
+    let (seconds, width) = measure(net, store, samples)?;
+    let all = savings(stages, load, &seconds, &width).into_iter().zip(stages);
+    // Behind the last unit, where all of the network is frozen.
+    let unit = |cut: usize| net.network.units.get(cut).map_or("end", |unit| unit.name.as_str()).to_owned();
+    Ok(all.map(|(saving, stage)| (saving, (saving.bytes > 0).then(|| unit(stage.cut)))).collect())
 }
 
 /// Samples of the measured pass.
@@ -282,6 +322,17 @@ mod tests {
         assert_eq!((s.passes, s.encoded), (5 * (20 + 23), 10 + 16 + 4 + 3));
         let s = savings(&[stage(2, 5)], Load { views: 0, ..load }, &SECONDS, &WIDTH)[0];
         assert_eq!((s.encoded, s.seconds), (23, (5.0 * 23.0 - 23.0) * 3.0));
+    }
+
+    #[test]
+    fn two_networks_save_what_both_do_of_what_both_take() {
+        let load = Load { train: 10, drawn: 10, views: 1, val: 4, other: 0, beside: 0, judged: 0, aside: 0 };
+        let [frozen, trained] = [2, 0].map(|cut| savings(&[stage(cut, 5)], load, &SECONDS, &WIDTH)[0]);
+        let both = trained.with(frozen);
+        assert_eq!((both.passes, both.encoded, both.bytes), (140, 14, 4 * 10 * 14));
+        // A second one that is trained halves the share of 0.3.
+        assert_eq!((both.of_seconds, both.seconds, both.share), (1120.0, 168.0, 0.15));
+        assert_eq!(Saving::default().with(Saving::default()), Saving::default());
     }
 
     #[test]

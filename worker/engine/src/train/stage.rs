@@ -216,6 +216,22 @@ mod tests {
     }
 
     #[test]
+    fn what_an_objective_trains_may_have_a_rate_of_its_own_beside_any_other() {
+        let mut net = net("small_cnn");
+        let own = crate::nn::Own { name: "s".into(), shape: vec![2], fill: crate::nn::Fill::Constant(0.0), most: None };
+        net.network = net.network.with_own(&[own], 1);
+        let rules = Rates::Rules([("*".to_owned(), 0.1), ("head".to_owned(), 0.05)].into());
+        for (lr, head) in [(Rates::One(0.1), 1.0), (Rates::Range([0.01, 0.1]), 1.0), (rules, 0.5)] {
+            let stage = StageSection { lr, layer_decay: 1.0, ..stage(&["*"], BnMode::Train) };
+            for (given, want) in [(None, 1.0), (Some(0.03), 0.3), (Some(2.0), 20.0)] {
+                net.network.own_rate = given;
+                assert!((scale(&net, &stage, "objective.s") - want).abs() < 1e-12, "{given:?}");
+                assert!((scale(&net, &stage, "fc.weight") - head).abs() < 1e-12, "{given:?}");
+            }
+        }
+    }
+
+    #[test]
     fn patterns_and_norms_name_parameters() {
         let net = net("small_cnn");
         let trained = |rules: &[&str], bn| {

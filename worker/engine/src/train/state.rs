@@ -114,6 +114,9 @@ pub struct RunState {
     pub best: Option<(Vec<f32>, Vec<f32>)>,
     /// Averages of values and buffers over the steps of the stage, if they are kept.
     pub averages: Option<(Vec<f32>, Vec<f32>)>,
+    /// How much each value matters to what the weights were trained on, where a modifier asks: learned once, before the
+    /// first step.
+    pub importance: Vec<f32>,
     /// The rest.
     pub progress: Progress,
 }
@@ -130,7 +133,7 @@ impl RunState {
     pub fn new(store: Store, moments: Moments) -> Self {
         let numbers = blake3::Hash::from_bytes(fingerprint()).to_hex().to_string();
         let progress = Progress { plateau_factor: 1.0, numbers, ..Progress::default() };
-        Self { store, moments, best: None, averages: None, progress }
+        Self { store, moments, best: None, averages: None, importance: Vec::new(), progress }
     }
 
     /// The state as bytes that know whether they are whole.
@@ -149,7 +152,7 @@ impl RunState {
         out.extend((json.len() as u64).to_le_bytes());
         out.extend(json);
         let (store, moments) = (&self.store, &self.moments);
-        for part in [
+        let parts = [
             &store.values,
             &store.buffer_values,
             &moments.first,
@@ -158,7 +161,9 @@ impl RunState {
             &best.1,
             &averages.0,
             &averages.1,
-        ] {
+        ];
+        // What most runs do not have leaves no trace.
+        for part in parts.into_iter().chain(Some(&self.importance).filter(|all| !all.is_empty())) {
             out.extend((part.len() as u64).to_le_bytes());
             out.extend(collective::to_bytes(part));
         }
@@ -201,6 +206,12 @@ impl RunState {
             rest = &rest[used..];
             parts.push(collective::from_bytes(&part).ok()?);
         }
+        let mut importance = Vec::new();
+        if !rest.is_empty() {
+            let (part, used) = take(rest, 4)?;
+            rest = &rest[used..];
+            importance = collective::from_bytes(&part).ok()?;
+        }
         let [values, buffers, first, second, best_values, best_buffers, average, average_buffers] =
             <[Vec<f32>; 8]>::try_from(parts).ok()?;
         let pair = |v: &Vec<f32>, b: &Vec<f32>| v.is_empty() || (v.len() == values.len() && b.len() == buffers.len());
@@ -208,6 +219,7 @@ impl RunState {
             && buffers.len() == store.buffer_values.len()
             && first.len() == values.len()
             && (second.is_empty() || second.len() == values.len())
+            && (importance.is_empty() || importance.len() == values.len())
             && pair(&best_values, &best_buffers)
             && pair(&average, &average_buffers);
         let bits = std::mem::take(&mut progress.products);
@@ -221,6 +233,7 @@ impl RunState {
             moments: Moments { first, second, products, updates },
             best,
             averages,
+            importance,
             progress,
         })
     }
@@ -279,6 +292,7 @@ mod tests {
         );
         state.best = Some((vec![7.0; 3], vec![8.0]));
         state.averages = Some((vec![9.0; 3], vec![10.0]));
+        state.importance = vec![0.0, 0.25, 1e-9];
         state.progress.step = 12;
         // Numbers that a careless reader of decimal digits gets wrong by one bit.
         state.progress.best = Some(148.0 / 153.0);
@@ -297,14 +311,14 @@ mod tests {
         let back = RunState::from_bytes(bytes.clone(), &store).unwrap();
         assert_eq!(back.to_bytes().unwrap(), bytes);
         assert_eq!((&back.moments.products, &back.averages), (&state.moments.products, &state.averages));
-        assert_eq!(back.moments.updates, state.moments.updates);
+        assert_eq!((&back.moments.updates, &back.importance), (&state.moments.updates, &state.importance));
         assert_eq!(back.progress, state.progress);
     }
 
     #[test]
     fn a_state_from_before_there_were_averages_is_read() {
         let (mut state, store) = state();
-        state.averages = None;
+        (state.averages, state.importance) = (None, Vec::new());
         let mut bytes = files::unseal(state.to_bytes().unwrap()).unwrap();
         // The two last parts are empty: a length of zero each.
         bytes.truncate(bytes.len() - 16);

@@ -1,7 +1,24 @@
 //! Whole runs: the same bits for any number of ranks, cold or warm cache, interrupted or not.
 
+/// Two stages: one epoch of what is named, then two of everything at the last rate; batch-norms learn in both.
+macro_rules! stages {
+    ($name:literal, $train:literal, $lr:literal) => {
+        concat!(
+            "[[stage]]\nname = \"",
+            $name,
+            "\"\nepochs = 1\ntrain = ",
+            $train,
+            "\nlr = 0.003\nbn = \"train\"\n",
+            "[[stage]]\nname = \"all\"\nepochs = 2\ntrain = [\"*\"]\nlr = ",
+            $lr,
+            "\nbn = \"train\"\n"
+        )
+    };
+}
+
 mod adapt;
 mod audio;
+mod by_layer;
 mod distill;
 mod fewshot;
 mod forget;
@@ -14,7 +31,7 @@ mod techniques;
 mod text;
 
 use std::{
-    net::TcpListener,
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -25,7 +42,7 @@ use tl_proto::spec::JobSpec;
 use super::{Config, export::Report, net::Net, run, state::RunState};
 use crate::{
     Error, Result,
-    collective::{Collective, Mesh, MeshConfig, Solo},
+    collective::{Solo, on_loopback},
     link::{Link, Notice, Row},
 };
 
@@ -64,6 +81,7 @@ struct Recorder {
     rows: Arc<Mutex<Vec<Row>>>,
     checkpoints: Arc<Mutex<Vec<PathBuf>>>,
     notices: Arc<Mutex<Vec<Notice>>>,
+    activities: Arc<Mutex<BTreeSet<String>>>,
     stop_after: Option<u64>,
     compares: bool,
 }
@@ -72,7 +90,9 @@ impl Link for Recorder {
     fn row(&mut self, row: &Row) {
         self.rows.lock().unwrap().push(row.clone());
     }
-    fn activity(&mut self, _: &str, _: u64, _: u64) {}
+    fn activity(&mut self, name: &str, _: u64, _: u64) {
+        self.activities.lock().unwrap().insert(name.to_owned());
+    }
     fn checkpoint(&mut self, _: u64, path: &Path) {
         self.checkpoints.lock().unwrap().insert(0, path.to_owned());
     }
@@ -114,42 +134,35 @@ fn train(job: &str, world: usize, apart: bool, dir: &Path, resume: &[PathBuf], l
 /// The same with a job for each rank: what nodes see may differ.
 fn train_each(jobs: &[&str], apart: bool, dir: &Path, resume: &[PathBuf], link: &Recorder) -> Result<Report> {
     let world = jobs.len();
-    let listeners: Vec<_> = (0..world).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let addresses: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
-    let results = std::thread::scope(|s| {
-        let threads: Vec<_> = listeners
-            .iter()
-            .enumerate()
-            .map(|(rank, listener)| {
-                let addresses = addresses.clone();
-                s.spawn(move || {
-                    let cache = if apart { format!("cache{rank}") } else { "cache".into() };
-                    let config = config(jobs[rank], dir, &cache, resume.to_vec());
-                    let mesh = MeshConfig {
-                        rank,
-                        weights: (1..=world as u32).collect(),
-                        addresses,
-                        attempt: "t".into(),
-                        secret: "s".into(),
-                        rendezvous: Duration::from_secs(10),
-                        beat: Duration::from_millis(100),
-                        silence: Duration::from_secs(10),
-                    };
-                    let mut link = link.clone();
-                    // As a rank's process does: its run is inside the pool and holds one of its threads. Here one of
-                    // two, or the only one.
-                    let pool = crate::num::pool::build(1 + (world + rank) % 2);
-                    if world == 1 {
-                        return pool.install(|| run(&config, &mut Solo, &mut link));
-                    }
-                    let mut group: Box<dyn Collective> = Box::new(Mesh::connect(listener, &mesh).unwrap());
-                    pool.install(|| run(&config, &mut *group, &mut link))
-                })
-            })
-            .collect();
-        threads.into_iter().map(|t| t.join().unwrap()).collect::<Vec<_>>()
+    let weights: Vec<u32> = (1..=world as u32).collect();
+    let results = on_loopback(&weights, Duration::from_secs(10), |group| {
+        let rank = group.rank();
+        let cache = if apart { format!("cache{rank}") } else { "cache".into() };
+        let config = config(jobs[rank], dir, &cache, resume.to_vec());
+        let mut link = link.clone();
+        // As a rank's process does: its run is inside the pool and holds one of its threads. Here one of two, or the
+        // only one.
+        let pool = crate::num::pool::build(1 + (world + rank) % 2);
+        pool.install(|| run(&config, group, &mut link))
     });
+    let results = results.unwrap();
+    let errors = results.iter().filter_map(|r| r.as_ref().err());
+    errors.for_each(|e| assert!(!e.to_string().contains("panicked"), "{e}"));
     results.into_iter().next().unwrap()
+}
+
+/// A job by one rank without a break, and stopped after so many steps and gone on with by others: one model. What both
+/// runs report.
+fn gone_on(job: &str, stop_after: u64, worlds: [usize; 2]) -> [Report; 2] {
+    let (undisturbed, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let whole = train(job, 1, false, undisturbed.path(), &[], &Recorder::default()).unwrap();
+    let link = Recorder { stop_after: Some(stop_after), ..Recorder::default() };
+    train(job, worlds[0], false, dir.path(), &[], &link).unwrap_err();
+    let resume = link.checkpoints.lock().unwrap().clone();
+    assert!(!resume.is_empty(), "it begins anew");
+    let later = train(job, worlds[1], false, dir.path(), &resume, &Recorder::default()).unwrap();
+    assert_eq!(model_of(dir.path()), model_of(undisturbed.path()), "stopped after {stop_after}");
+    [whole, later]
 }
 
 fn model_of(dir: &Path) -> blake3::Hash {

@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::TcpListener,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,12 +15,15 @@ use tl_proto::spec::{JobSpec, Reduction};
 use super::{Config, run, state};
 use crate::{
     Error, Result,
-    collective::{Collective, Mesh, MeshConfig, Solo},
+    collective::on_loopback,
     link::{Gradient, Link, Notice, Row},
 };
 
 /// The largest difference of a step's gradient in the fast reduction, relative to the norms of the grains' gradients.
 pub const ROOM: f64 = 1e-6;
+
+/// How long ranks wait for each other.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a comparison with one rank came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -119,57 +121,29 @@ impl Trial<'_> {
 
     /// What rank 0 of so many saw.
     fn go(&self, world: usize, reduction: Reduction, resume: Option<&Path>, limit: u64) -> Result<Seen> {
-        let listeners = (0..world).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<Vec<_>>>();
-        let listeners = listeners.map_err(|e| Error::Internal(format!("no socket for a rank: {e}")))?;
-        let addresses: Vec<String> = listeners.iter().filter_map(|l| Some(l.local_addr().ok()?.to_string())).collect();
-        let one = |rank: usize| -> (Result<()>, Seen) {
+        let outcomes = on_loopback(&vec![1; world], PATIENCE, |group| {
+            let rank = group.rank();
             let mut link = Recorder { rank, limit, taken: 0, seen: Seen::new() };
             let config = self.config(rank, reduction, resume.map(Path::to_owned));
-            let outcome = std::fs::create_dir_all(&config.work).map_err(Error::disk("make a folder")).and_then(|()| {
-                let mut group: Box<dyn Collective> = match world {
-                    1 => Box::new(Solo),
-                    _ => Box::new(Mesh::connect(&listeners[rank], &mesh(rank, &addresses))?),
-                };
-                run(&config, &mut *group, &mut link).map(|_| ())
-            });
-            (outcome, link.seen)
-        };
-        let outcomes = std::thread::scope(|scope| {
-            let one = &one;
-            let threads: Vec<_> = (0..world).map(|rank| scope.spawn(move || one(rank))).collect();
-            let join = |t: std::thread::ScopedJoinHandle<'_, _>| {
-                t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            threads.into_iter().map(join).collect::<Vec<(Result<()>, Seen)>>()
-        });
-        // A peer that is lost is the consequence of what happened to it.
-        let mut failed: Vec<Error> = Vec::new();
-        let mut first = None;
-        for (outcome, seen) in outcomes {
+            std::fs::create_dir_all(&config.work).map_err(Error::disk("make a folder"))?;
+            match run(&config, group, &mut link) {
+                Ok(_) | Err(Error::Stopped) => Ok(link.seen),
+                Err(e) => Err(e),
+            }
+        })?;
+        let (mut seen, mut failed) = (Vec::new(), Vec::new());
+        for outcome in outcomes {
             match outcome {
-                Ok(()) | Err(Error::Stopped) => {}
+                Ok(of_rank) => seen.push(of_rank),
                 Err(e) => failed.push(e),
             }
-            first.get_or_insert(seen);
         }
+        // A peer that is lost is the consequence of what happened to it.
         failed.sort_by_key(|e| matches!(e, Error::LostPeer { .. }));
         match failed.into_iter().next() {
             Some(e) => Err(e),
-            None => Ok(first.unwrap_or_default()),
+            None => Ok(seen.into_iter().next().unwrap_or_default()),
         }
-    }
-}
-
-fn mesh(rank: usize, addresses: &[String]) -> MeshConfig {
-    MeshConfig {
-        rank,
-        weights: vec![1; addresses.len()],
-        addresses: addresses.to_vec(),
-        attempt: "verify".into(),
-        secret: "verify".into(),
-        rendezvous: Duration::from_secs(60),
-        beat: Duration::from_millis(500),
-        silence: Duration::from_secs(120),
     }
 }
 

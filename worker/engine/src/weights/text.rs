@@ -182,11 +182,16 @@ fn shape(text: &str, shown: &str, backbone: &str) -> Result<Shape> {
 ///
 /// # Errors
 /// Weights without a tokenizer, files that are damaged, a job that asks for preprocessing of images.
-pub fn contract(backbone: &Backbone, model: &ModelSection, path: Option<&Path>, which: Which) -> Result<Contract> {
+pub fn contract(
+    backbone: &Backbone,
+    (section, model): (&str, &ModelSection),
+    path: Option<&Path>,
+    which: Which,
+) -> Result<Contract> {
     if model.preprocess.is_some() || model.padding.is_some() {
         return Err(Error::user(
             format!("{} reads text, which has neither `preprocess` nor `padding`", backbone.name),
-            "remove them from `[model]`; `input` is the most tokens of a text",
+            format!("remove them from `[{section}]`; `input` is the most tokens of a text"),
         ));
     }
     let blank = |text| Ok::<_, Error>(Contract { text: Some(text), ..Contract::named("unit", 32, None)? });
@@ -198,7 +203,7 @@ pub fn contract(backbone: &Backbone, model: &ModelSection, path: Option<&Path>, 
         let Some(text) = found.text.clone() else {
             return Err(Error::user(
                 format!("weights `{shown}` are of a network for images, and {} reads text", backbone.name),
-                "`model.backbone` must be the network that the weights were trained with",
+                format!("`{section}.backbone` must be the network that the weights were trained with"),
             ));
         };
         let text = match limit {

@@ -20,6 +20,14 @@ pub enum Which {
 }
 
 impl Which {
+    /// Where a job says which network that is.
+    pub fn section(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Tower => "nets.tower",
+        }
+    }
+
     /// What a file of ours says of that network.
     pub(super) fn about(self, path: &Path) -> Result<serde_json::Value> {
         let mut about = about(path)?;

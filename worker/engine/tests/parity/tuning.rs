@@ -217,7 +217,7 @@ fn bottlenecks_are_those_of_adapterhub() {
 fn heads_that_the_base_does_not_have_stay_out_of_pefts_way() {
     let (_, golden) = golden();
     let lora = |targets: &[&str]| {
-        let kind = Kind::Lora { rank: 2, alpha: 3.0, rslora: false, dropout: 0.0 };
+        let kind = Kind::Lora { rank: 2, alpha: 3.0, rslora: false, dropout: 0.0, own: Default::default() };
         Plan { kind, targets: Target::list(targets.iter().copied()), strict: true }
     };
     let hidden = || HeadSection { hidden: vec![5], ..HeadSection::default() };
@@ -368,7 +368,8 @@ fn folders_that_mean_something_else_are_refused() {
     for (from, to, part) in [
         ("\"use_dora\": false", "\"use_dora\": true", "`use_dora` is not supported"),
         ("\"bias\": \"none\"", "\"bias\": \"all\"", "`bias` is not supported"),
-        ("\"rank_pattern\": {}", "\"rank_pattern\": {\"query\": 2}", "`rank_pattern` is not supported"),
+        ("\"rank_pattern\": {}", "\"rank_pattern\": {\"query\": 2}", "is not of rank 2"),
+        ("\"alpha_pattern\": {}", "\"alpha_pattern\": {\"quer(\": 2}", "the pattern `quer(` cannot be read here"),
         ("\"LORA\"", "\"LOHA\", \"rank_dropout\": 0.5", "its kind is `LOHA`"),
         ("\"r\": 4", "\"r\": 0", "rank 0"),
         ("\"r\": 4", "\"r\": 5", "is not of rank 5"),
@@ -424,7 +425,8 @@ fn folders_that_mean_something_else_are_refused() {
     let other = fill(find("distilbert").unwrap(), &folder.plan, None).unwrap_err();
     assert!(other.contains("which distilbert does not have"), "{other}");
     let Kind::Lora { alpha, rslora, dropout, .. } = folder.plan.kind else { panic!() };
-    let wider = Plan { kind: Kind::Lora { rank: 5, alpha, rslora, dropout }, ..folder.plan.clone() };
+    let kind = Kind::Lora { rank: 5, alpha, rslora, dropout, own: Default::default() };
+    let wider = Plan { kind, ..folder.plan.clone() };
     assert!(fill(backbone, &wider, None).unwrap_err().contains("[4, 8] instead of [5, 8]"));
     fill(backbone, &folder.plan, Some("a\nb\nc\n")).unwrap();
     assert!(fill(backbone, &folder.plan, Some("a\nc\nb\n")).unwrap_err().contains("is for the classes"));

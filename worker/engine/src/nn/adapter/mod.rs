@@ -197,7 +197,7 @@ impl Builder {
                 (*hit, found) = (true, true);
             }
         }
-        found.then(|| plan.kind.clone())
+        found.then(|| plan.kind.on(name))
     }
 
     fn placed(&mut self, asked: &Asked<'_>, part: Part) {
@@ -220,9 +220,10 @@ impl Builder {
         (input, output): (usize, usize),
     ) -> Option<Box<Adapter>> {
         let asked = Asked { name, weight, bias };
-        Some(Box::new(match self.asked(name)? {
+        let kind = self.asked(name)?;
+        let scale = kind.scale();
+        Some(Box::new(match kind {
             Kind::Lora { rank, dropout, .. } => {
-                let scale = self.lora_scale()?;
                 Adapter::Lora(Lora::linear(self, &asked, (input, output), rank, scale, dropout))
             }
             Kind::Ia3 { feedforward, .. } => {
@@ -240,21 +241,16 @@ impl Builder {
         spec: &ConvSpec,
     ) -> Option<Box<Adapter>> {
         let asked = Asked { name, weight, bias };
-        Some(Box::new(match self.asked(name)? {
-            Kind::Lora { rank, dropout, .. } => {
-                let scale = self.lora_scale()?;
-                Adapter::Lora(Lora::conv(self, &asked, spec, rank, scale, dropout))
-            }
+        let kind = self.asked(name)?;
+        let scale = kind.scale();
+        Some(Box::new(match kind {
+            Kind::Lora { rank, dropout, .. } => Adapter::Lora(Lora::conv(self, &asked, spec, rank, scale, dropout)),
             Kind::Ia3 { feedforward, .. } => {
                 let inner = feedforward.iter().any(|t| t.names(name));
                 Adapter::Ia3(Ia3::new(self, &asked, inner, if inner { spec.cin } else { spec.cout }))
             }
             Kind::Bottleneck { .. } => return None,
         }))
-    }
-
-    fn lora_scale(&self) -> Option<f32> {
-        self.adapters.plan.as_ref().map(|p| p.kind.scale())
     }
 }
 

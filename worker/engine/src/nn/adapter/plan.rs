@@ -1,5 +1,7 @@
 //! What is put on which layers.
 
+use std::collections::BTreeMap;
+
 use tl_proto::spec::name_pattern;
 
 /// What a job, or a folder of peft's, asks for.
@@ -26,6 +28,8 @@ pub enum Kind {
         rslora: bool,
         /// Probability to drop an input of A.
         dropout: f32,
+        /// Rank and alpha of layers that have others, by whole names.
+        own: BTreeMap<String, (usize, f64)>,
     },
     /// Factors of activations (Liu et al., 2022).
     Ia3 {
@@ -48,13 +52,27 @@ impl Kind {
     /// Its settings, in words that stay the same from release to release.
     pub fn describe(&self) -> String {
         match self {
-            Self::Lora { rank, alpha, rslora, dropout } => format!("lora:{rank}:{alpha}:{rslora}:{dropout};"),
+            Self::Lora { rank, alpha, rslora, dropout, own } => {
+                let own = own.iter().map(|(layer, (rank, alpha))| format!("{layer}:{rank}:{alpha};"));
+                format!("lora:{rank}:{alpha}:{rslora}:{dropout};{}", own.collect::<String>())
+            }
             Self::Ia3 { .. } => "ia3;".into(),
             Self::Bottleneck { twice, reduction } => format!("bottleneck:{twice}:{reduction};"),
         }
     }
 
-    /// What LoRA's change is multiplied by.
+    /// The same for one layer.
+    pub fn on(&self, layer: &str) -> Self {
+        match self {
+            Self::Lora { rank, alpha, rslora, dropout, own } => {
+                let (rank, alpha) = own.get(layer).copied().unwrap_or((*rank, *alpha));
+                Self::Lora { rank, alpha, rslora: *rslora, dropout: *dropout, own: BTreeMap::new() }
+            }
+            other => other.clone(),
+        }
+    }
+
+    /// What LoRA's change is multiplied by, but in layers that have a rank and an alpha of their own.
     pub fn scale(&self) -> f32 {
         match self {
             Self::Lora { rank, alpha, rslora: true, .. } => (alpha / (*rank as f64).sqrt()) as f32,
@@ -120,7 +138,13 @@ mod tests {
 
     #[test]
     fn scales_are_those_of_both_conventions() {
-        let kind = |rslora| Kind::Lora { rank: 16, alpha: 8.0, rslora, dropout: 0.0 };
+        let own = || BTreeMap::from([("a.b".to_owned(), (4, 2.0))]);
+        let kind = |rslora| Kind::Lora { rank: 16, alpha: 8.0, rslora, dropout: 0.0, own: own() };
         assert_eq!((kind(false).scale(), kind(true).scale()), (0.5, 2.0));
+        let of = |layer: &str| [false, true].map(|rslora| kind(rslora).on(layer).scale());
+        assert_eq!((of("a.b"), of("b")), ([0.5, 1.0], [0.5, 2.0]));
+        // Ranks agree on a run by these words, and runs of earlier releases go on by them.
+        assert_eq!(kind(true).describe(), "lora:16:8:true:0;a.b:4:2;");
+        assert_eq!(kind(true).on("b").describe(), "lora:16:8:true:0;");
     }
 }

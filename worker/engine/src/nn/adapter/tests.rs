@@ -11,7 +11,7 @@ use crate::{
 };
 
 fn lora(targets: &[&str], dropout: f32) -> Plan {
-    let kind = Kind::Lora { rank: 3, alpha: 4.5, rslora: false, dropout };
+    let kind = Kind::Lora { rank: 3, alpha: 4.5, rslora: false, dropout, own: Default::default() };
     Plan { kind, targets: Target::list(targets.iter().copied()), strict: true }
 }
 

@@ -266,7 +266,7 @@ fn lstm_rounds_both_products_and_keeps_state_and_memory() {
 
 #[test]
 fn lora_is_three_rounded_products_and_f32_between_them() {
-    let kind = Kind::Lora { rank: 3, alpha: 4.5, rslora: false, dropout: 0.0 };
+    let kind = Kind::Lora { rank: 3, alpha: 4.5, rslora: false, dropout: 0.0, own: Default::default() };
     let mut b = Builder::new(5);
     b.adapt(Plan { kind, targets: Target::list(["l"]), strict: true });
     let layer = b.linear("l", (7, 4));

@@ -20,7 +20,7 @@ use tl_proto::{
     spec::Params,
 };
 
-use super::{Batch, Objective, PLAIN, Widths, cross_entropy};
+use super::{Batch, Objective, PLAIN, Widths, chosen, cross_entropy};
 use crate::{Result, nn::Own};
 
 /// One way of bringing two domains together.
@@ -54,8 +54,7 @@ fn describe() -> Entry {
 
 /// The method of a job that the check has let through; the first one otherwise.
 fn method(params: &Params) -> &'static Method {
-    let name = describe().method(params).name.clone();
-    METHODS.iter().find(|m| (m.entry)().name == name).unwrap_or(&METHODS[0])
+    chosen(params, describe, METHODS, |m| (m.entry)())
 }
 
 pub(super) const OBJECTIVE: Objective = Objective {

@@ -15,7 +15,7 @@ use tl_proto::{
 };
 
 use super::{
-    Batch, Objective, PLAIN,
+    Batch, Objective, PLAIN, chosen,
     ops::{exp, product, unit},
 };
 use crate::{
@@ -48,8 +48,7 @@ fn describe() -> Entry {
 
 /// The method of a job that the check has let through; the first one otherwise.
 fn method(params: &Params) -> &'static Method {
-    let name = describe().method(params).name.clone();
-    METHODS.iter().find(|m| (m.entry)().name == name).unwrap_or(&METHODS[0])
+    chosen(params, describe, METHODS, |m| (m.entry)())
 }
 
 pub(super) const OBJECTIVE: Objective = Objective {

@@ -21,7 +21,7 @@ use tl_proto::{
     spec::Params,
 };
 
-use super::{Batch, Objective, PLAIN, Tap, Widths, cross_entropy, log_softmax, ops::product};
+use super::{Batch, Objective, PLAIN, Tap, Widths, chosen, cross_entropy, log_softmax, ops::product};
 use crate::{
     Error, Result,
     cache::{Packed, Top},
@@ -126,8 +126,7 @@ impl<'a> Batch<'a> {
 
 /// The method of a job that the check has let through; the first one otherwise.
 fn method(params: &Params) -> &'static Method {
-    let name = describe().method(params).name.clone();
-    METHODS.iter().find(|m| (m.entry)().name == name).unwrap_or(&METHODS[0])
+    chosen(params, describe, METHODS, |m| (m.entry)())
 }
 
 pub(super) const OBJECTIVE: Objective = Objective {

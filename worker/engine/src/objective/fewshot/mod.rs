@@ -17,7 +17,7 @@ use tl_proto::{
     spec::Params,
 };
 
-use super::{Objective, PLAIN, cross_entropy};
+use super::{Objective, PLAIN, chosen, cross_entropy};
 use crate::{
     Error, Result,
     nn::{host, tensor},
@@ -84,8 +84,7 @@ fn describe() -> Entry {
 
 /// The method of a job that the check has let through; the first one otherwise.
 pub fn method(params: &Params) -> &'static Method {
-    let name = describe().method(params).name.clone();
-    METHODS.iter().find(|m| m.name() == name).unwrap_or(&METHODS[0])
+    chosen(params, describe, METHODS, |m| (m.entry)())
 }
 
 impl Method {

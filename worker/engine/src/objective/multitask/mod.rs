@@ -21,7 +21,7 @@ use tl_proto::{
 pub use gradnorm::Balance;
 pub use uncertainty::{LOG_VARIANCES, weights as weights_of};
 
-use super::{Objective, PLAIN, cross_entropy, smoothed};
+use super::{Objective, PLAIN, chosen, cross_entropy, smoothed};
 use crate::{Error, Result, nn::Own};
 
 /// What a grain holds of one task.
@@ -59,6 +59,8 @@ pub struct Several {
     pub first: fn(&Params, &[f64]) -> Vec<f64>,
     /// How weights follow the gradients of the tasks, where they do.
     pub balance: fn(&Params) -> Option<Balance>,
+    /// At what rate the objective's own tensors learn, where that is not a stage's highest.
+    pub rate: fn(&Params) -> Option<f64>,
 }
 
 /// One way of weighing.
@@ -85,14 +87,13 @@ fn describe() -> Entry {
 
 /// The method of a job that the check has let through; the first one otherwise.
 fn method(params: &Params) -> &'static Method {
-    let name = describe().method(params).name.clone();
-    METHODS.iter().find(|m| (m.entry)().name == name).unwrap_or(&METHODS[0])
+    chosen(params, describe, METHODS, |m| (m.entry)())
 }
 
 pub(super) const OBJECTIVE: Objective = Objective {
     entry: describe,
     own: |params, widths| Ok((method(params).own)(widths.tasks)),
-    several: Some(Several { loss, first: fixed::first, balance: gradnorm::balance }),
+    several: Some(Several { loss, first: fixed::first, balance: gradnorm::balance, rate: uncertainty::rate }),
     ..PLAIN
 };
 

@@ -1,9 +1,12 @@
 //! Weights by how uncertain each task is (Kendall, Gal and Cipolla, 2018): `Σ exp(−s)·L + s/2`, where `s = log σ²` of a
-//! task is learned with the network. What a task counts is `exp(−s)`. `s` learns at the stage's highest rate, which is made
-//! for weights: from rates and numbers of steps of a fine-tuning it does not go far from 0.
+//! task is learned with the network. What a task counts is `exp(−s)`. As in the paper `s` learns at the rate of weights:
+//! from rates and numbers of steps of a fine-tuning it does not go far from 0, unless it is given a rate of its own.
 
 use candle_core::Tensor;
-use tl_proto::catalog::{Entry, entry};
+use tl_proto::{
+    catalog::{Entry, entry, number},
+    spec::Params,
+};
 
 use super::{super::exp, Method, Tasks};
 use crate::{
@@ -14,12 +17,26 @@ use crate::{
 /// The name of the tensor with the logarithm of each task's variance.
 pub const LOG_VARIANCES: &str = "log_variances";
 
+const NAME: &str = "uncertainty";
+
 fn describe() -> Entry {
-    entry(
-        "uncertainty",
-        "tasks count by how uncertain they are, which is learned at the stage's highest rate: in few steps, or slow ones, all \
-         go on counting about the same",
-    )
+    Entry {
+        params: vec![number(
+            "variance_lr",
+            0.0,
+            0.0,
+            10.0,
+            "rate of the variances' logarithms, which follows the stage's schedule; 0 is the stage's highest, at which all \
+             tasks go on counting about the same in few steps, or slow ones",
+        )],
+        ..entry(NAME, "tasks count by how uncertain they are, which is learned")
+    }
+}
+
+/// At what rate the logarithms learn, if that is the job's method and it says so.
+pub(super) fn rate(params: &Params) -> Option<f64> {
+    let is = super::describe().method(params).name == NAME;
+    Some(describe().number(params, "variance_lr")).filter(|rate| is && *rate > 0.0)
 }
 
 pub(super) const METHOD: Method = Method {

@@ -4,25 +4,16 @@ use super::*;
 
 /// Two stages, batch-norms that learn, dropout, views, an odd batch and a tail, target samples that run out in the middle
 /// of a step.
-const JOB: &str = r#"
+const JOB: &str = concat!(
+    r#"
 schema = 1
 job = { name = "t", kind = "adapt", seed = 3 }
 data = { format = "generated", train = "source", val = "source", batch = 23, grains = 5, params = { train_samples = 8, val_samples = 5 }, augment = { flip = true, views = 2 }, target = { train = "shifted", val = "shifted", params = { train_samples = 5, val_samples = 4 } } }
 model = { backbone = "small_cnn", head = { hidden = [16], dropout = 0.3, norm = "batch" } }
 objective = { OBJECTIVE }
-[[stage]]
-name = "top"
-epochs = 1
-train = ["head", "block3"]
-lr = 0.003
-bn = "train"
-[[stage]]
-name = "all"
-epochs = 2
-train = ["*"]
-lr = 0.003
-bn = "train"
-"#;
+"#,
+    stages!("top", r#"["head", "block3"]"#, "0.003")
+);
 
 const METHODS: [&str; 8] = [
     "method = \"dann\", hidden = 32",
@@ -64,14 +55,7 @@ fn every_method_gives_the_same_file_for_any_number_of_ranks() {
 fn a_run_that_adapts_goes_on_where_it_stopped() {
     let job = JOB.replace("OBJECTIVE", METHODS[0]);
     let job = job.replace("objective =", "checkpoint = { every = 2 }\nobjective =");
-    let undisturbed = tempfile::tempdir().unwrap();
-    let wanted = train(&job, 1, false, undisturbed.path(), &[], &Recorder::default()).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let link = Recorder { stop_after: Some(5), ..Recorder::default() };
-    train(&job, 2, false, dir.path(), &[], &link).unwrap_err();
-    let resume = link.checkpoints.lock().unwrap().clone();
-    let got = train(&job, 3, false, dir.path(), &resume, &Recorder::default()).unwrap();
-    assert_eq!(model_of(dir.path()), model_of(undisturbed.path()));
+    let [wanted, got] = gone_on(&job, 5, [2, 3]);
     assert!(got.shift.as_ref().is_some_and(|s| s.before.is_some()) && got.shift == wanted.shift);
 }
 

@@ -5,7 +5,8 @@ use crate::predict::{Asked, Model};
 
 /// Two stages, batch-norms that learn, dropout, views, an odd number of episodes a step and a tail; rotations, and classes
 /// of one data set divided by name.
-const JOB: &str = r#"
+const JOB: &str = concat!(
+    r#"
 schema = 1
 job = { name = "t", kind = "fewshot", seed = 3 }
 data = { format = "generated", train = "source", val = "source", batch = 5, grains = 3, train_classes = ["circle", "ring", "square*"], val_classes = ["4..7"], params = { train_samples = 6, val_samples = 8 }, augment = { flip = true, views = 2 }, episodes = { way = 3, shot = 2, query = 3, train_way = 4, train_query = 2, per_epoch = 7, val = 9, test = 20, rotations = "train" } }
@@ -15,19 +16,9 @@ objective = { OBJECTIVE }
 [stop]
 monitor = "val.accuracy"
 restore_best = true
-[[stage]]
-name = "top"
-epochs = 1
-train = ["head", "block3"]
-lr = 0.003
-bn = "train"
-[[stage]]
-name = "all"
-epochs = 2
-train = ["*"]
-lr = 0.003
-bn = "train"
-"#;
+"#,
+    stages!("top", r#"["head", "block3"]"#, "0.003")
+);
 
 /// The job with a method; what adapts trains on as many classes as it is judged with.
 fn job(method: &str) -> String {
@@ -100,14 +91,7 @@ fn a_frozen_network_is_judged_alike_by_any_number_of_ranks_and_what_is_beside_it
 #[test]
 fn a_run_on_episodes_goes_on_where_it_stopped_with_what_it_had_measured() {
     for method in [TRAINED[0], TRAINED[2]] {
-        let undisturbed = tempfile::tempdir().unwrap();
-        let whole = train(&job(method), 1, false, undisturbed.path(), &[], &Recorder::default()).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let link = Recorder { stop_after: Some(3), ..Recorder::default() };
-        train(&job(method), 2, false, dir.path(), &[], &link).unwrap_err();
-        let resume = link.checkpoints.lock().unwrap().clone();
-        let report = train(&job(method), 3, false, dir.path(), &resume, &Recorder::default()).unwrap();
-        assert_eq!(model_of(dir.path()), model_of(undisturbed.path()));
+        let [whole, report] = gone_on(&job(method), 3, [2, 3]);
         assert_eq!((report.baselines, report.evaluation), (whole.baselines, whole.evaluation));
     }
 }

@@ -132,6 +132,32 @@ fn a_run_that_trains_only_its_head_forgets_nothing_and_a_checkpoint_goes_on_to_t
 }
 
 #[test]
+fn what_matters_is_learned_once_and_goes_on_with_the_run() {
+    let job = job(EWC, 0.01, &train_on(), "\"*\"").replace("epochs = 6", "epochs = 2");
+    let job = job.replace("[[stage]]", "[checkpoint]\nevery = 1\n[[stage]]");
+    let learned = |link: &Recorder| link.activities.lock().unwrap().contains("learn what matters");
+    let (_, whole, link) = run_once(&job, 1);
+    assert!(learned(&link));
+    let (dir, link) = (tempfile::tempdir().unwrap(), Recorder { stop_after: Some(3), ..Recorder::default() });
+    train(&job, 2, false, dir.path(), &[], &link).unwrap_err();
+    let newest = link.checkpoints.lock().unwrap()[0].clone();
+    let model = JobSpec::from_toml(&job, &[]).unwrap().model.unwrap();
+    let net = Net::build(&model, &["0", "1", "2"].map(str::to_owned), false, 1, &[].into()).unwrap();
+    let mut state = RunState::from_bytes(std::fs::read(&newest).unwrap(), &net.network.initial).unwrap();
+    assert!(state.importance.len() == state.store.values.len() && state.importance.iter().any(|f| *f > 0.0));
+    // As left by a release that learned it whenever a run went on.
+    state.importance.clear();
+    let older = dir.path().join("older.tlc");
+    std::fs::write(&older, state.to_bytes().unwrap()).unwrap();
+    for (from, world, anew) in [(&newest, 3, false), (&older, 2, true)] {
+        let (dir, again) = (tempfile::tempdir().unwrap(), Recorder::default());
+        train(&job, world, false, dir.path(), std::slice::from_ref(from), &again).unwrap();
+        assert_eq!(model_of(dir.path()), whole, "{world} ranks");
+        assert_eq!(learned(&again), anew, "{world} ranks");
+    }
+}
+
+#[test]
 fn what_matters_is_the_mean_square_of_the_slopes_of_single_samples() {
     use crate::{data::augment::View, eval, modifier::Importance, num::rng::Philox, weights::testing::bare};
     let spec = JobSpec::from_toml(&job("", 0.1, &train_on(), "\"*\""), &[]).unwrap();

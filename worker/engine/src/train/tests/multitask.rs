@@ -5,7 +5,8 @@ use crate::predict::{Asked, Model};
 
 /// Three tasks: shapes, whether they are outlines, and the shapes of another domain, fewer of them in a step. Two stages,
 /// batch-norms that learn in the network and in heads, dropout, views, an odd batch and a tail.
-const JOB: &str = r#"
+const JOB: &str = concat!(
+    r#"
 schema = 1
 job = { name = "t", kind = "multitask", seed = 3 }
 data = { format = "generated", train = "source", val = "source", batch = 23, grains = 5, params = { train_samples = 8, val_samples = 5 }, augment = { flip = true, views = 2 } }
@@ -20,19 +21,9 @@ val = "target"
 batch = 11
 params = { train_samples = 7, val_samples = 4 }
 head = { hidden = [12], norm = "batch" }
-[[stage]]
-name = "top"
-epochs = 1
-train = ["head", "block3"]
-lr = 0.003
-bn = "train"
-[[stage]]
-name = "all"
-epochs = 2
-train = ["*"]
-lr = { "*" = 0.003, "tasks.outline.head" = 0.001 }
-bn = "train"
-"#;
+"#,
+    stages!("top", r#"["head", "block3"]"#, r#"{ "*" = 0.003, "tasks.outline.head" = 0.001 }"#)
+);
 
 fn job(objective: &str) -> String {
     JOB.replace("OBJECTIVE", objective)
@@ -51,7 +42,7 @@ fn refused(job: &str) -> String {
 fn tasks_give_the_same_file_for_any_number_of_ranks_and_any_cache() {
     let jobs = [
         job("method = \"fixed\", weight = 0.7"),
-        job("method = \"uncertainty\", label_smoothing = 0.1"),
+        job("method = \"uncertainty\", label_smoothing = 0.1, variance_lr = 0.02"),
         job("method = \"gradnorm\", rate = 0.1"),
         job("method = \"gradnorm\"").replace("bn = \"train\"", "bn = \"train\"\nbn_scope = \"batch\""),
         format!("{}[modifiers.mixup]\n[modifiers.cutmix]\n", job("")),
@@ -78,15 +69,24 @@ fn a_run_of_several_tasks_goes_on_where_it_stopped() {
     for method in ["gradnorm", "uncertainty"] {
         let job =
             job(&format!("method = \"{method}\"")).replace("objective =", "checkpoint = { every = 2 }\nobjective =");
-        let undisturbed = tempfile::tempdir().unwrap();
-        let wanted = train(&job, 1, false, undisturbed.path(), &[], &Recorder::default()).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let link = Recorder { stop_after: Some(5), ..Recorder::default() };
-        train(&job, 2, false, dir.path(), &[], &link).unwrap_err();
-        let resume = link.checkpoints.lock().unwrap().clone();
-        let got = train(&job, 3, false, dir.path(), &resume, &Recorder::default()).unwrap();
-        assert_eq!(model_of(dir.path()), model_of(undisturbed.path()));
+        let [wanted, got] = gone_on(&job, 5, [2, 3]);
         assert_eq!((got.tasks, got.history), (wanted.tasks, wanted.history));
+    }
+}
+
+#[test]
+fn variances_learn_at_the_rate_of_the_stage_or_at_one_of_their_own() {
+    for (given, rate) in [("", 0.003), (", variance_lr = 0.05", 0.05)] {
+        let job = job(&format!("method = \"uncertainty\"{given}"));
+        let (dir, link) = (tempfile::tempdir().unwrap(), Recorder { stop_after: Some(1), ..Recorder::default() });
+        train(&job, 1, false, dir.path(), &[], &link).unwrap_err();
+        let rows = link.rows.lock().unwrap().clone();
+        let first = rows.iter().find(|r| r.values.contains_key("lr")).unwrap();
+        for task in ["main", "outline", "other"] {
+            // The first step of Adam is as long as the rate.
+            let moved = first.values[&format!("tasks.{task}.weight")].ln().abs();
+            assert!((moved - rate).abs() < 1e-3 * rate, "{task}: {moved} for {rate}");
+        }
     }
 }
 

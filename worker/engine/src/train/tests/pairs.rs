@@ -5,7 +5,8 @@ use crate::eval::Evaluation;
 
 /// Two networks of other shapes, a stage in which the second is locked but for its head, one that trains everything;
 /// batch-norms that learn, dropout on both sides, views, an odd batch and a tail, more halves than samples.
-const JOB: &str = r#"
+const JOB: &str = concat!(
+    r#"
 schema = 1
 job = { name = "t", kind = "contrastive", seed = 3 }
 data = { format = "generated", train = "source", val = "source", batch = 23, grains = 5, params = { train_samples = 8, val_samples = 5 }, augment = { flip = true, views = 2 }, pairs = { format = "generated", train = "shifted", val = "shifted", by = "label", params = { train_samples = 9, val_samples = 4 }, augment = { flip = true, views = 2 } } }
@@ -14,19 +15,9 @@ objective = { dimensions = 12, OBJECTIVE }
 [nets.tower]
 backbone = "small_cnn"
 head = { hidden = [24], dropout = 0.2 }
-[[stage]]
-name = "locked"
-epochs = 1
-train = ["*", "tower.head"]
-lr = 0.003
-bn = "train"
-[[stage]]
-name = "all"
-epochs = 2
-train = ["*"]
-lr = { "*" = 0.003, "tower.block0" = 0.001 }
-bn = "train"
-"#;
+"#,
+    stages!("locked", r#"["*", "tower.head"]"#, r#"{ "*" = 0.003, "tower.block0" = 0.001 }"#)
+);
 
 /// The first stage with the second network locked.
 fn job(objective: &str) -> String {
@@ -133,14 +124,31 @@ fn two_networks_lie_in_one_file_and_go_on_from_there() {
 #[test]
 fn a_run_of_two_networks_goes_on_where_it_stopped() {
     let job = job("method = \"siglip\"").replace("objective =", "checkpoint = { every = 2 }\nobjective =");
-    let undisturbed = tempfile::tempdir().unwrap();
-    train(&job, 1, false, undisturbed.path(), &[], &Recorder::default()).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let link = Recorder { stop_after: Some(5), ..Recorder::default() };
-    train(&job, 2, false, dir.path(), &[], &link).unwrap_err();
-    let resume = link.checkpoints.lock().unwrap().clone();
-    train(&job, 3, false, dir.path(), &resume, &Recorder::default()).unwrap();
-    assert_eq!(model_of(dir.path()), model_of(undisturbed.path()));
+    gone_on(&job, 5, [2, 3]);
+}
+
+#[test]
+fn a_look_at_two_networks_tells_what_is_kept_of_both_and_what_both_take() {
+    let looked = |job: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { look: true, ..config(job, dir.path(), "cache", Vec::new()) };
+        crate::train::probe::probe(&config).unwrap().stages
+    };
+    let [locked, all] = <[_; 2]>::try_from(looked(&job("method = \"clip\""))).unwrap();
+    let saving = locked.saving.unwrap();
+    assert_eq!(locked.cached, ["block3", "tower.head.0"]);
+    // 64 samples and 72 halves in two views, 40 and 32 that are judged; an epoch draws a half for each sample.
+    assert_eq!((saving.encoded, saving.passes), (64 * 2 + 40 + 72 * 2 + 32, 64 + 40 + 64 + 32));
+    assert_eq!((all.saving.unwrap().bytes, all.cached.len(), all.saving.unwrap().passes), (0, 0, 2 * 200));
+    // One network trained, the other not at all.
+    let alone = job("method = \"clip\"").replace("\"head\", \"tower.head\"", "\"head\"");
+    let [alone, _] = <[_; 2]>::try_from(looked(&alone)).unwrap();
+    assert_eq!(alone.cached, ["block3", "tower.end"]);
+    // What is kept of the second is all that differs: embeddings of 12 numbers for 176 views of halves.
+    let open = job("method = \"clip\"").replace("\"head\", \"tower.head\"", "\"head\", \"tower.*\"");
+    let [open, _] = <[_; 2]>::try_from(looked(&open)).unwrap();
+    assert_eq!(open.cached, ["block3"]);
+    assert_eq!(alone.saving.unwrap().bytes - open.saving.unwrap().bytes, 4 * 12 * (72 * 2 + 32));
 }
 
 /// Photos and lines of text that go with them by name; some have none.

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{FILES, pattern};
+use super::{FILES, by_layer::ByLayer, pattern};
 use crate::nn::{Kind, Plan, Target};
 
 /// Why an adapter cannot be used, and what to do.
@@ -23,6 +23,10 @@ pub(super) struct Config {
     lora_dropout: f64,
     #[serde(default)]
     use_rslora: bool,
+    #[serde(default)]
+    rank_pattern: ByLayer<usize>,
+    #[serde(default)]
+    alpha_pattern: ByLayer<f64>,
     #[serde(default)]
     feedforward_modules: Value,
     #[serde(flatten)]
@@ -64,9 +68,8 @@ const HARMLESS: [&str; 20] = [
 ];
 
 /// Settings that we know and do not have, with what can be done about them.
-const KNOWN: [(&str, &str); 17] = [
+const KNOWN: [(&str, &str); 15] = [
     ("alora_invocation_tokens", ""),
-    ("alpha_pattern", "every layer must have the same `lora_alpha`"),
     ("arrow_config", ""),
     ("ensure_weight_tying", ""),
     (
@@ -78,7 +81,6 @@ const KNOWN: [(&str, &str); 17] = [
     ("lora_bias", ""),
     ("megatron_config", ""),
     ("monteclora_config", ""),
-    ("rank_pattern", "every layer must have the same `r`"),
     ("target_parameters", "only dense layers and convolutions have parts"),
     ("trainable_token_indices", "train the table of tokens as a whole, or not at all"),
     ("use_bdlora", ""),
@@ -89,6 +91,12 @@ const KNOWN: [(&str, &str); 17] = [
 
 /// Initial values that are taken out of the weights of the base.
 const MOVING: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+
+/// Whether changes of a rank and an alpha can come to anything.
+fn is_a_scale(rank: usize, alpha: f64) -> bool {
+    let alpha = alpha as f32;
+    (1..=4096).contains(&rank) && alpha.is_finite() && alpha != 0.0
+}
 
 /// Whether a setting is on.
 fn is_on(value: &Value) -> bool {
@@ -151,16 +159,10 @@ impl Config {
             tensors.keys().filter_map(|name| Some(name.strip_suffix(end)?.to_owned())).collect()
         };
         let (kind, layers) = match self.peft_type.as_str() {
-            "LORA" if self.has_a_scale() => {
+            "LORA" if is_a_scale(self.r, self.lora_alpha) => {
                 if !(0.0..1.0).contains(&self.lora_dropout) {
                     return Err(plain(format!("`lora_dropout` is {}", self.lora_dropout)));
                 }
-                let kind = Kind::Lora {
-                    rank: self.r,
-                    alpha: self.lora_alpha,
-                    rslora: self.use_rslora,
-                    dropout: self.lora_dropout as f32,
-                };
                 let [layers, others] = [".lora_A.weight", ".lora_B.weight"].map(ending);
                 if let Some(layer) = layers.iter().find(|l| !others.contains(l)) {
                     return Err(plain(format!("the change of `{layer}` has a `lora_A` and no `lora_B`")));
@@ -168,10 +170,30 @@ impl Config {
                 if let Some(layer) = others.iter().find(|l| !layers.contains(l)) {
                     return Err(plain(format!("the change of `{layer}` has a `lora_B` and no `lora_A`")));
                 }
-                let rank = |layer: &String| tensors[&format!("{layer}.lora_A.weight")].dims().first() == Some(&self.r);
-                if let Some(layer) = layers.iter().find(|l| !rank(l)) {
-                    return Err(plain(format!("the change of `{layer}` is not of rank {}", self.r)));
+                let mut own = BTreeMap::new();
+                for layer in &layers {
+                    let name = format!("{layer}.lora_A.weight");
+                    let theirs = written.get(&name).unwrap_or(&name);
+                    let theirs = theirs.strip_suffix(".lora_A.weight").unwrap_or(theirs);
+                    let rank = self.rank_pattern.of(theirs).map_err(plain)?.unwrap_or(self.r);
+                    let alpha = self.alpha_pattern.of(theirs).map_err(plain)?.unwrap_or(self.lora_alpha);
+                    if !is_a_scale(rank, alpha) {
+                        return Err(plain(format!("`{layer}` has rank {rank} and alpha {alpha}")));
+                    }
+                    if tensors[&name].dims().first() != Some(&rank) {
+                        return Err(plain(format!("the change of `{layer}` is not of rank {rank}")));
+                    }
+                    if (rank, alpha) != (self.r, self.lora_alpha) {
+                        own.insert(layer.clone(), (rank, alpha));
+                    }
                 }
+                let kind = Kind::Lora {
+                    rank: self.r,
+                    alpha: self.lora_alpha,
+                    rslora: self.use_rslora,
+                    dropout: self.lora_dropout as f32,
+                    own,
+                };
                 (kind, layers)
             }
             "LORA" => return Err(plain(format!("rank {} and alpha {}", self.r, self.lora_alpha))),
@@ -210,12 +232,6 @@ impl Config {
     pub(super) fn saved(&self) -> Vec<String> {
         let list = self.rest.get("modules_to_save").and_then(Value::as_array);
         list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
-    }
-
-    /// Whether its changes can come to anything.
-    fn has_a_scale(&self) -> bool {
-        let alpha = self.lora_alpha as f32;
-        (1..=4096).contains(&self.r) && alpha.is_finite() && alpha != 0.0
     }
 
     /// As peft asks: a text is a pattern for the whole name, those of a list are ends of it, wherever they begin.

@@ -1,5 +1,6 @@
 //! Adapters in peft's files: `adapter_config.json` and `adapter_model.safetensors` in a folder, read and written.
 
+mod by_layer;
 mod config;
 mod names;
 mod pattern;

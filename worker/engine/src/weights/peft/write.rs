@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tl_proto::spec::{Handed, Hub, JobSpec};
 
 use super::{
-    COUNTER, PARTS,
+    COUNTER, PARTS, by_layer,
     names::{Theirs, WRAPPER, is_head, module},
     pattern,
 };
@@ -54,15 +54,27 @@ pub fn files(
         "target_modules": pattern::exactly(layers.iter().map(String::as_str)),
     });
     match &plan.kind {
-        Kind::Lora { rank, alpha, rslora, dropout } => {
+        Kind::Lora { rank, alpha, rslora, dropout, own } => {
+            let number = |n: f64| if n.fract() == 0.0 { Value::from(n as i64) } else { Value::from(n) };
             config["peft_type"] = "LORA".into();
             config["r"] = (*rank).into();
-            config["lora_alpha"] = if alpha.fract() == 0.0 { (*alpha as i64).into() } else { (*alpha).into() };
+            config["lora_alpha"] = number(*alpha);
             // The shortest decimal that is this number.
             config["lora_dropout"] = dropout.to_string().parse::<f64>().unwrap_or_default().into();
             config["use_rslora"] = (*rslora).into();
             config["bias"] = "none".into();
             config["init_lora_weights"] = true.into();
+            let sites = adapters.sites.iter().zip(&layers);
+            let named: Vec<(&str, (usize, f64))> =
+                sites.filter_map(|(site, layer)| Some((layer.as_str(), *own.get(&site.layer)?))).collect();
+            let ranks = named.iter().filter(|(_, (r, _))| r != rank).map(|(layer, (r, _))| (*layer, Value::from(*r)));
+            let alphas = named.iter().filter(|(_, (_, a))| a != alpha).map(|(layer, (_, a))| (*layer, number(*a)));
+            if let Some(table) = by_layer::table(ranks) {
+                config["rank_pattern"] = table.into();
+            }
+            if let Some(table) = by_layer::table(alphas) {
+                config["alpha_pattern"] = table.into();
+            }
         }
         _ => {
             let sites = adapters.sites.iter().zip(&layers);
