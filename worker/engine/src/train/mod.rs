@@ -18,6 +18,7 @@ mod gate;
 mod grain;
 pub(crate) mod inputs;
 mod judge;
+mod kinds;
 mod lockstep;
 mod lr_find;
 pub mod net;
