@@ -115,12 +115,7 @@ impl Halves {
     ///
     /// # Errors
     /// No pair at all.
-    pub fn counted(
-        &self,
-        train: &Samples,
-        val: &Samples,
-        section: &PairsSection,
-    ) -> Result<([usize; 2], Vec<String>)> {
+    pub fn counted(&self, train: &Samples, val: &Samples, section: &PairsSection) -> Result<([usize; 2], Vec<String>)> {
         let mut said = Vec::new();
         let mut count = |own: &Samples, halves: &Samples, missing: Missing| -> Result<usize> {
             let tell = &mut |text: &str| said.push(text.to_owned());

@@ -45,7 +45,11 @@ fn describe() -> Entry {
         methods: METHODS.iter().map(|m| (m.entry)()).collect(),
         nets: vec![TOWER.into()],
         data: vec!["pairs".into()],
-        ..entry("contrastive", "two networks learn embeddings in which the halves of a pair are close, without labels")
+        ..entry(
+            "contrastive",
+            "two networks learn embeddings in which the halves of a pair are close, without labels; with `missing = \"mask\"` \
+             in `[data.pairs]`, what has no other half is one that others are told from",
+        )
     }
 }
 

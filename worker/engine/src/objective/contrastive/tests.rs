@@ -24,12 +24,12 @@ fn naive(method: &str, a: &[f64], b: &[f64], (scale, bias): (f64, f64), there: &
     let (a, b) = (unit(a), unit(b));
     let z = |i: usize, j: usize| scale.exp() * a[i].iter().zip(&b[j]).map(|(a, b)| a * b).sum::<f64>();
     let mut loss = 0.0;
-    for i in 0..N {
-        if method == "clip" && there[i] == [true, true] {
+    for (i, own) in there.iter().enumerate() {
+        if method == "clip" && *own == [true, true] {
             let row: f64 = (0..N).filter(|j| there[*j][1]).map(|j| z(i, j).exp()).sum();
             let column: f64 = (0..N).filter(|j| there[*j][0]).map(|j| z(j, i).exp()).sum();
             loss -= 0.5 * ((z(i, i).exp() / row).ln() + (z(i, i).exp() / column).ln());
-        } else if method == "siglip" && there[i][0] {
+        } else if method == "siglip" && own[0] {
             for j in (0..N).filter(|j| there[*j][1]) {
                 let sign = if i == j { 1.0 } else { -1.0 };
                 loss -= (1.0 / (1.0 + (-sign * (z(i, j) + bias)).exp())).ln();
