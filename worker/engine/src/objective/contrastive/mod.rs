@@ -93,7 +93,7 @@ fn there(batch: &Batch<'_>, n: usize) -> Result<[Vec<f32>; 2]> {
     if present.len() != 2 * n {
         return Err(Error::Internal("it is not said of every pair what there is of it".into()));
     }
-    Ok([0, 1].map(|side| present.chunks_exact(2).map(|pair| pair[side]).collect()))
+    Ok([0usize, 1].map(|side| present.chunks_exact(2).map(|pair| pair[side]).collect()))
 }
 
 /// Added to what no softmax is to see: e to the power of it is nothing.
