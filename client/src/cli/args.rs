@@ -211,7 +211,7 @@ pub struct Completions {
 pub struct Predict {
     /// The model's file, or its folder
     pub model: PathBuf,
-    /// Images, or files with text or sound, as the model takes
+    /// Images, or files with text, sound or one drawing, as the model takes
     #[arg(required = true)]
     pub images: Vec<PathBuf>,
     /// Classes in place of the model's own: a folder with a folder of a few samples for each, or with one file for each

@@ -86,6 +86,11 @@ pub(super) const RECIPES: &[Recipe] = &[
         files: &[("audio.toml", include_str!("../../recipes/audio.toml"))],
     },
     Recipe {
+        name: "strokes",
+        doc: "tell drawings apart by the strokes of the pen, such as those of Quick, Draw!",
+        files: &[("strokes.toml", include_str!("../../recipes/strokes.toml"))],
+    },
+    Recipe {
         name: "keep",
         doc: "teach a network something new, and say what it has forgotten",
         files: &[("keep.toml", include_str!("../../recipes/keep.toml"))],

@@ -2,7 +2,7 @@
 //! labels.
 
 use super::{
-    JobSpec, Sampling,
+    BnScope, JobSpec, Missing, Sampling,
     check::{Checked, found, require},
     check_augment::check_augment,
     check_params::check_params,
@@ -51,6 +51,9 @@ pub(super) fn check_pairs(spec: &JobSpec, objective: &Entry, catalog: &Catalog) 
             (format!("`modifiers.{name}` mixes samples, and a pair goes with no other"), "remove it".into())
         })?;
     }
+    if pairs.missing == Missing::Mask {
+        check_masked(spec, objective)?;
+    }
     let Some(tower) = spec.nets.get(TOWER) else { return Ok(()) };
     require(tower.adapter.is_none(), || {
         (
@@ -62,6 +65,26 @@ pub(super) fn check_pairs(spec: &JobSpec, objective: &Entry, catalog: &Catalog) 
     })?;
     require(data.batch >= 2 || objective.untrained, || {
         ("a batch of one pair has nothing to tell it from".into(), "raise `data.batch`".into())
+    })
+}
+
+/// Half a pair stays in the batch where the loss is one of the whole batch, and where that is all that counts samples.
+fn check_masked(spec: &JobSpec, objective: &Entry) -> Checked {
+    let kind = &spec.job.kind;
+    let hint = || "remove `data.pairs.missing`: what has no other half is then left out".to_owned();
+    require(objective.nets.iter().any(|role| role == TOWER), || {
+        (format!("half a pair teaches nothing in `{kind}`, and `data.pairs.missing = \"mask\"` keeps it"), hint())
+    })?;
+    require(!spec.modifiers.contains_key("lwf"), || {
+        ("`modifiers.lwf` counts samples, and `data.pairs.missing = \"mask\"` pairs that are whole".into(), hint())
+    })?;
+    require(spec.stage.iter().all(|s| s.bn_scope == BnScope::Grain), || {
+        (
+            "`bn_scope = \"batch\"` wants every grain in every layer, and with `data.pairs.missing = \"mask\"` one may have \
+             nothing for a network"
+                .into(),
+            hint(),
+        )
     })
 }
 
@@ -114,5 +137,34 @@ mod tests {
             assert!(error.contains("goes by labels"), "{more}: {error}");
         }
         assert!(check(PAIRS, "[modifiers.mixup]\n").unwrap_err().contains("a pair goes with no other"));
+    }
+
+    #[test]
+    fn half_a_pair_is_kept_where_the_loss_can_do_without_the_other() {
+        const STAGE: &str = "[[stage]]\nname = \"s\"\nepochs = 1\ntrain = [\"*\"]\nlr = 0.1\nbn = \"train\"\n";
+        let pairs = |missing: &str| {
+            format!(", pairs = {{ format = \"generated\", train = \"b\", val = \"b\", missing = \"{missing}\" }}")
+        };
+        let (out, mask) = (pairs("leave_out"), pairs("mask"));
+        let scope = format!("{STAGE}bn_scope = \"batch\"\n");
+        let lwf = "[modifiers.lwf]\n";
+        for more in [STAGE, scope.as_str(), lwf] {
+            assert_eq!(check(&out, more), Ok(()));
+        }
+        assert_eq!(check(&mask, STAGE), Ok(()));
+        assert!(check(&mask, &scope).unwrap_err().contains("`bn_scope = \"batch\"`"));
+        assert!(check(&mask, lwf).unwrap_err().contains("`modifiers.lwf` counts samples"));
+        assert!(check(&pairs("drop"), "").unwrap_err().contains("unknown variant `drop`"));
+        let text = format!(
+            "schema = 1\njob = {{ name = \"t\", kind = \"cross_distill\" }}\n\
+             data = {{ format = \"generated\", train = \"a\", val = \"a\", batch = 8 {mask} }}"
+        );
+        let taught = Entry { data: vec!["pairs".into()], ..entry("cross_distill", "") };
+        let catalog = Catalog { formats: vec![entry("generated", "")], ..Catalog::default() };
+        let error = check_pairs(&parse(&text).unwrap(), &taught, &catalog).unwrap_err();
+        assert!(error.message.contains("half a pair teaches nothing in `cross_distill`"), "{}", error.message);
+        // What is usual is not written out: earlier releases read it too.
+        let written = |data: &str| serde_json::to_string(&parse(&text.replace(&mask, data)).unwrap()).unwrap();
+        assert!(written(&mask).contains("\"missing\":\"mask\"") && !written(&out).contains("missing"));
     }
 }

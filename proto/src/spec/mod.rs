@@ -40,7 +40,7 @@ pub use handed::Handed;
 pub use hub::{Fetched, HUB_FILE, Hub, Source, SourceFile};
 pub use metric::Metric;
 pub use model::*;
-pub use pairs::{PairedBy, PairsSection};
+pub use pairs::{Missing, PairedBy, PairsSection};
 pub use parse::{SpecError, parse, set_override};
 pub use paths::Pushed;
 pub use pipeline::{CompareSection, StepSection};

@@ -11,15 +11,20 @@ use super::{AugmentSection, DataSection, Params};
 pub struct PairsSection {
     /// A format of the catalog.
     pub format: String,
-    /// Where the halves are that training samples go with. One without the other is left out.
+    /// Where the halves are that training samples go with.
     pub train: String,
     /// Where those are that validation samples go with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val: Option<String>,
-    /// What makes two halves a pair: `name` (the path below the folder without its ending, or what stands in front of the
-    /// tab for text), `label` (any two of the same class, drawn anew for each), or `order` (the first with the first).
+    /// What makes two halves a pair: `name` (the path below the folder without its ending, what stands in front of the
+    /// tab for text, or the `key_id` of a drawing), `label` (any two of the same class, drawn anew for each), or `order` (the first with the first).
     #[serde(default)]
     pub by: PairedBy,
+    /// What becomes of a training sample without its other half, and of a half without its sample: `leave_out`, or `mask`,
+    /// where two networks learn from pairs. Then it stays in the batch as one that the others are told from; it has no
+    /// loss of its own, and losses are means over the pairs that are whole. Validated are whole pairs alone.
+    #[serde(default, skip_serializing_if = "Missing::leaves_out")]
+    pub missing: Missing,
     /// Augmentation of training samples.
     #[serde(default)]
     pub augment: AugmentSection,
@@ -39,6 +44,24 @@ pub enum PairedBy {
     Label,
     /// The place in the list.
     Order,
+}
+
+/// What becomes of a half without the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Missing {
+    /// Nothing is learned from it.
+    #[default]
+    LeaveOut,
+    /// It stays; what it lacks is masked in the loss.
+    Mask,
+}
+
+impl Missing {
+    /// Whether nothing is learned from half a pair.
+    pub fn leaves_out(&self) -> bool {
+        *self == Self::LeaveOut
+    }
 }
 
 impl DataSection {

@@ -1,4 +1,5 @@
-//! Networks. A new one is a file here and a line in [`ALL`], or in [`TEXT`] if it reads text.
+//! Networks. A new one is a file here and a line in [`ALL`], in [`TEXT`] if it reads text, or in [`STROKES`] if it reads
+//! drawings.
 
 mod bert;
 mod conv4_64;
@@ -26,6 +27,7 @@ mod resnet34;
 mod resnet50;
 mod resnet50_keras;
 mod small_cnn;
+mod stroke_lstm;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -55,7 +57,7 @@ pub struct Backbone {
     pub name: &'static str,
     /// One sentence.
     pub doc: &'static str,
-    /// Side of the input it was designed for, in pixels; for text, the most tokens.
+    /// Side of the input it was designed for, in pixels; for text, the most tokens; for drawings, the usual number of points.
     pub input: u32,
     /// Names of its classifier's tensors start with this.
     pub classifier: &'static str,
@@ -98,15 +100,23 @@ pub const ALL: &[Backbone] = &[
 pub const TEXT: &[Backbone] =
     &[bert::ENTRY, distilbert::ENTRY, minilm::ENTRY, transformer_small::ENTRY, embedding_lstm::ENTRY];
 
+/// Every backbone for drawings: it takes the rows of [`crate::data::drawing::Strokes`].
+pub const STROKES: &[Backbone] = &[stroke_lstm::ENTRY];
+
 /// The backbone of a name.
 pub fn find(name: &str) -> Option<&'static Backbone> {
-    ALL.iter().chain(TEXT).find(|b| b.name == name)
+    ALL.iter().chain(TEXT).chain(STROKES).find(|b| b.name == name)
 }
 
 impl Backbone {
     /// Whether it reads text.
     pub fn reads_text(&self) -> bool {
         TEXT.iter().any(|b| b.name == self.name)
+    }
+
+    /// Whether it reads drawings, stroke by stroke.
+    pub fn reads_strokes(&self) -> bool {
+        STROKES.iter().any(|b| b.name == self.name)
     }
 }
 
@@ -378,5 +388,5 @@ pub fn catalog() -> Vec<Entry> {
         }
         entry
     };
-    ALL.iter().chain(TEXT).map(one).collect()
+    ALL.iter().chain(TEXT).chain(STROKES).map(one).collect()
 }

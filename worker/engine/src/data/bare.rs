@@ -3,7 +3,7 @@
 
 use tl_proto::spec::{PairedBy, Params};
 
-use super::{Dataset, Image, audio::Clip};
+use super::{Dataset, Image, audio::Clip, drawing::Drawing};
 
 /// What stands where a label would: no class has this number.
 const NO_LABEL: usize = usize::MAX;
@@ -61,6 +61,12 @@ impl Dataset for Bare {
     }
     fn clip(&self, index: usize) -> Result<Clip, String> {
         self.inner.clip(index)
+    }
+    fn drawn(&self) -> Option<&Params> {
+        self.inner.drawn()
+    }
+    fn drawing(&self, index: usize) -> Option<&Drawing> {
+        self.inner.drawing(index)
     }
     fn key(&self, index: usize) -> String {
         match &self.keys {

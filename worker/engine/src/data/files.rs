@@ -116,8 +116,29 @@ impl Files {
     }
 }
 
+/// The files with an ending below a folder, in order, or the one file that the place is.
+///
+/// # Errors
+/// A place that cannot be read; a folder without such files.
+pub(super) fn all(place: &str, ending: &str) -> Result<Vec<(String, PathBuf)>> {
+    let path = Path::new(place);
+    let is_file = std::fs::metadata(path).is_ok_and(|meta| meta.is_file());
+    if let Some(name) = path.file_name().filter(|_| is_file) {
+        return Ok(vec![(name.to_string_lossy().into_owned(), path.to_owned())]);
+    }
+    let mut found = Vec::new();
+    walk(path, "", 1, &mut found)?;
+    found.retain(|(name, _)| name.ends_with(ending));
+    found.sort();
+    if found.is_empty() {
+        let hint = "give such a file, or a folder of them";
+        return Err(Error::user(format!("`{place}` has no `{ending}` files in it"), hint));
+    }
+    Ok(found)
+}
+
 /// The pattern that a parameter gives, if it does.
-fn pattern_of(params: &Params, name: &str) -> Result<Option<regex::bytes::Regex>> {
+pub(super) fn pattern_of(params: &Params, name: &str) -> Result<Option<regex::bytes::Regex>> {
     let Some(text) = params.get(name).and_then(serde_json::Value::as_str) else { return Ok(None) };
     name_pattern(&format!("re:{text}")).map_err(|e| Error::user(format!("`params.{name}`: {}", e.message), e.hint))
 }

@@ -6,6 +6,7 @@ mod audio_folder;
 pub mod augment;
 mod bare;
 mod classes;
+pub mod drawing;
 pub mod episodes;
 mod files;
 mod generated;
@@ -14,6 +15,7 @@ pub mod image_folder;
 pub mod pixels;
 mod resize;
 pub mod sampler;
+pub mod strokes;
 #[cfg(test)]
 pub(crate) mod testing;
 mod text;
@@ -79,6 +81,16 @@ pub trait Dataset: Send + Sync {
         Err("it is no sound".into())
     }
 
+    /// If samples are drawings: what is said of how they are read.
+    fn drawn(&self) -> Option<&Params> {
+        None
+    }
+
+    /// A sample that is a drawing.
+    fn drawing(&self, _index: usize) -> Option<&drawing::Drawing> {
+        None
+    }
+
     /// What it has in common with the sample of another kind that it goes with: its name without an ending. Empty where
     /// there is nothing of the kind.
     fn key(&self, index: usize) -> String {
@@ -118,8 +130,14 @@ pub struct Format {
 }
 
 /// Every format.
-pub const FORMATS: &[Format] =
-    &[image_folder::FORMAT, audio_folder::FORMAT, idx::FORMAT, generated::FORMAT, text::FORMAT];
+pub const FORMATS: &[Format] = &[
+    image_folder::FORMAT,
+    audio_folder::FORMAT,
+    idx::FORMAT,
+    generated::FORMAT,
+    text::FORMAT,
+    strokes::FORMAT,
+];
 
 /// Opens one part of a job's data.
 ///
@@ -187,7 +205,7 @@ pub fn open_paired(data: &DataSection, part: &str, by: PairedBy, seed: u32) -> R
     if let Some(odd) = (0..opened.labels().len()).find(|i| by == PairedBy::Name && opened.key(*i).is_empty()) {
         return Err(Error::user(
             format!("{} of `{place}` does not say what it goes with", opened.name(odd)),
-            "write `NAME<TAB>text`, or set `data.pairs.by = \"order\"`",
+            "write `NAME<TAB>text`, give drawings a `key_id`, or set `data.pairs.by = \"order\"`",
         ));
     }
     Ok(Box::new(bare::Bare::paired(opened, by)))
@@ -276,6 +294,12 @@ impl Dataset for Subset {
     }
     fn clip(&self, index: usize) -> Result<audio::Clip, String> {
         self.inner.clip(self.keep[index])
+    }
+    fn drawn(&self) -> Option<&Params> {
+        self.inner.drawn()
+    }
+    fn drawing(&self, index: usize) -> Option<&drawing::Drawing> {
+        self.inner.drawing(self.keep[index])
     }
     fn key(&self, index: usize) -> String {
         self.inner.key(self.keep[index])

@@ -17,7 +17,7 @@ impl Turned {
     /// All turns of a data set: as it is, then turned.
     ///
     /// # Errors
-    /// Text or sound.
+    /// Text, sound or drawings.
     pub fn new(inner: Box<dyn Dataset>) -> Result<Self> {
         let n = inner.labels().len();
         if n > 0 && inner.text(0).is_some() {
@@ -25,6 +25,9 @@ impl Turned {
         }
         if inner.heard().is_some() {
             return Err(Error::user("`data.episodes.rotations` turns images, and the data is sound", "remove it"));
+        }
+        if inner.drawn().is_some() {
+            return Err(Error::user("`data.episodes.rotations` turns images, and the data is drawings", "remove it"));
         }
         let each = inner.classes().len();
         let classes = (0..TURNS).flat_map(|turn| inner.classes().iter().map(move |c| turned(c, turn))).collect();

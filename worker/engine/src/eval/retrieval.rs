@@ -17,6 +17,26 @@ pub struct Retrieval {
     pub from_pairs: [f64; 3],
 }
 
+/// What two networks learn from, where a pair may lack a half.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pairing {
+    /// Samples that have their other half.
+    pub whole: usize,
+    /// Samples that have none, and halves that go with no sample.
+    pub alone: [usize; 2],
+}
+
+impl Pairing {
+    /// For people.
+    pub fn sentence(&self) -> String {
+        let Self { whole, alone: [samples, halves] } = self;
+        format!(
+            "learned from {whole} samples with their other half; masked: what {samples} samples without one lack, and \
+             {halves} halves without a sample"
+        )
+    }
+}
+
 impl Retrieval {
     /// Looks both ways. Rows have length one; `ours[i]` goes with `theirs[j]` where their keys are equal.
     pub fn new(ours: &[Vec<f32>], theirs: &[Vec<f32>], keys: [&[usize]; 2]) -> Self {

@@ -44,6 +44,9 @@ pub struct Batch<'a> {
     pub averaged: Option<&'a Tensor>,
     /// `[n, dimensions]`: what a second network makes of the other halves; a variable.
     pub paired: Option<&'a Tensor>,
+    /// `[n, 2]`: 1 for a sample that is there, and for its other half, and 0 for what is missing, whose row says nothing;
+    /// none where every pair is whole.
+    pub present: Option<&'a Tensor>,
     /// `[classes]`: what a class counts, where they do not all count the same.
     pub weights: Option<&'a Tensor>,
     /// The objective's own tensors, by name; variables.
@@ -261,8 +264,9 @@ mod tests {
 
     /// A batch of samples with labels.
     fn batch<'a>(logits: &'a Tensor, targets: &'a Tensor, own: &'a BTreeMap<String, Tensor>) -> Batch<'a> {
-        let (teacher, averaged, paired, weights) = (None, None, None, None);
-        Batch { features: logits, logits, targets, teacher, taps: &[], averaged, paired, weights, own, progress: 0.0 }
+        let (teacher, averaged, paired, present, weights) = (None, None, None, None, None);
+        let (features, taps, progress) = (logits, &[], 0.0);
+        Batch { features, logits, targets, teacher, taps, averaged, paired, present, weights, own, progress }
     }
 
     /// The gradient by candle and by the formula (softmax − target), and for distillation T·(p_s − p_t).

@@ -1,4 +1,4 @@
-//! A finished model at work: classes of images, texts or sounds, and its score on a data set.
+//! A finished model at work: classes of images, texts, sounds or drawings, and its score on a data set.
 
 mod support;
 
@@ -17,7 +17,7 @@ use tl_proto::{
 use crate::{
     Error, Result,
     collective::Solo,
-    data::{audio, augment::View, image_folder, pixels},
+    data::{audio, augment::View, image_folder, pixels, strokes},
     eval::{Evaluation, softmax},
     train::{evaluate, export::About, net, net::Net, samples::Samples, tasks::regrouped},
     weights,
@@ -108,11 +108,11 @@ impl Model {
         })
     }
 
-    /// The probability of each class for a file with an image, or with text or sound if that is what the model takes; in the
-    /// order of [`Model::classes`].
+    /// The probability of each class for a file with an image, or with text, sound or one drawing if that is what the model
+    /// takes; in the order of [`Model::classes`].
     ///
     /// # Errors
-    /// Something that is no image, no text or no sound.
+    /// Something that is no image, no text, no sound or no drawing.
     pub fn predict(&self, image: &Path) -> Result<Vec<f64>> {
         Ok(first(self.predict_all(image)?))
     }
@@ -148,6 +148,11 @@ impl Model {
             return self.text(text.trim());
         }
         let contract = &self.net.contract;
+        if let Some(read) = &contract.strokes {
+            let rows = read.rows(&strokes::only(&bytes, &shown.to_string())?);
+            let bad = |why: String| Error::user(format!("`{shown}` cannot be read: {why}"), "give it one drawing");
+            return read.batch(&[rows.map_err(bad)?], false);
+        }
         let side = contract.side();
         let square = if let Some(heard) = &contract.audio {
             let picture = audio::decode(&bytes).and_then(|clip| heard.picture(&clip, side));
@@ -175,7 +180,7 @@ impl Model {
 
     fn text(&self, text: &str) -> Result<Tensor> {
         let contract = &self.net.contract.text;
-        let contract = contract.as_ref().ok_or_else(|| Error::user("the model wants images, not text", ""))?;
+        let contract = contract.as_ref().ok_or_else(|| Error::user("the model does not take text", "give it a file"))?;
         let ids = contract.ids(text).map_err(|e| Error::user(format!("the text cannot be read: {e}"), ""))?;
         contract.batch(&[ids], false)
     }

@@ -50,7 +50,8 @@ impl Model {
         (fewshot::method(&params), params)
     }
 
-    /// Learns the classes of a folder: its folders are classes, or, where it has none, each file is one. A model that was
+    /// Learns the classes of a folder: its folders are classes, or, where it has none, each file is one; lines of texts and of
+    /// drawings say their classes themselves. A model that was
     /// taught by another kind of job takes the nearest prototype.
     ///
     /// # Errors
@@ -69,12 +70,13 @@ impl Model {
         let shown = place.display().to_string();
         let format = match &self.net.contract {
             Contract { text: Some(_), .. } => "text",
+            Contract { strokes: Some(_), .. } => "strokes",
             Contract { audio: Some(_), .. } => "audio_folder",
             _ => "image_folder",
         };
         let section = section(format, &shown, Params::new(), &[]);
         let has_folders = std::fs::read_dir(place).into_iter().flatten().flatten().any(|e| e.path().is_dir());
-        let samples = match format == "text" || has_folders {
+        let samples = match ["text", "strokes"].contains(&format) || has_folders {
             true => Samples::open(&section, "val", 0)?,
             false => Samples::open_bare(&section, 0)?,
         };
@@ -152,7 +154,7 @@ impl Learned<'_> {
     /// The probability of each class for a file, in the order of [`Learned::classes`].
     ///
     /// # Errors
-    /// Something that is no image, no text or no sound.
+    /// Something that is no image, no text, no sound or no drawing.
     pub fn predict(&self, file: &Path) -> Result<Vec<f64>> {
         let network = &self.model.net.network;
         let query = self.model.net.forward(&network.initial, self.model.input(file)?, 0, network.embeds())?;

@@ -17,7 +17,7 @@ use crate::{
     collective::to_bytes,
     eval::{
         Evaluation,
-        retrieval::Retrieval,
+        retrieval::{Pairing, Retrieval},
         selection::{self, Picked},
         shift::Shift,
         softened::Softened,
@@ -59,6 +59,9 @@ pub struct Report {
     /// Where halves of pairs were to find each other: how many did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retrieval: Option<Retrieval>,
+    /// What it learned from, where pairs might lack a half.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pairing: Option<Pairing>,
     /// Of every task, that of `[data]` as `main`, where there are several.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tasks: BTreeMap<String, TaskReport>,
@@ -109,6 +112,7 @@ impl Report {
         if let Some(found) = &self.retrieval {
             text = format!("{text}\n{}", found.to_text());
         }
+        text.extend(self.pairing.iter().map(|pairing| format!("{}\n", pairing.sentence())));
         for Baseline { name, evaluation } in &self.baselines {
             text += &format!("beside it, on the same episodes: {name} {}\n", evaluation.accuracy_text());
         }

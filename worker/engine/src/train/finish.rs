@@ -7,7 +7,9 @@ use super::{
     export::{Report, TaskReport},
     fewshot::{adapt::Tuner, judge::Judged},
     inputs::Inputs,
-    net, retrieval,
+    net,
+    pairs::Pairs,
+    retrieval,
     stage::Stage,
 };
 use crate::{
@@ -82,6 +84,7 @@ impl Loop<'_> {
             history: self.state.progress.history.clone(),
             evaluation: judged.evaluation,
             retrieval: judged.retrieval,
+            pairing: self.pairs.and_then(Pairs::pairing),
             tasks: tasks.map(|((name, evaluation), weight)| (name, TaskReport { weight, evaluation })).collect(),
             baselines: self.state.progress.baselines.clone(),
             overlap: self.run.few.as_ref().map(|few| few.overlap.clone()).unwrap_or_default(),

@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use super::{
     chain::{self, Wanted},
     judge::{Judge, Said, Seen},
+    masked,
     remember::remember,
     step::Step,
     tasks::TaskSums,
@@ -78,23 +79,35 @@ impl Step<'_> {
         if let Some(few) = &self.run.few {
             return self.episodes(few, draws, grains);
         }
-        let (indices, mut ids): (Vec<usize>, Vec<u64>) = draws.iter().copied().unzip();
-        let turns = self.turns(&ids);
-        let halves = self.paired.map(|paired| paired.of(draws.iter().copied()));
+        let all: Vec<u64> = draws.iter().map(|(_, id)| *id).collect();
+        let (own, halves) = self.sides(draws);
+        let (indices, turns, mut ids) = (&own.indices, &own.turns, own.of(&all));
+        let outputs = self.inputs.net.network.outputs;
+        let present = match (&self.paired, &halves) {
+            (Some(paired), Some(halves)) if paired.pairs.masks() => Some(masked::present([&own, halves])?),
+            _ => None,
+        };
         let mix = self.mix(grain);
-        let (targets, labels) = self.targets(&indices, mix.as_ref())?;
-        let shown = halves.as_ref().map_or((&indices, &turns), |(i, t)| (i, t));
-        let (teacher, theirs) = self.taught(shown.0, shown.1, mix.as_ref())?;
-        let mut x = self.inputs.batch(&self.state.store, &indices, &turns, mix.as_ref())?;
+        let (targets, labels) = match &present {
+            // Pairs have no labels.
+            Some(_) => (masked::nothing(draws.len(), outputs)?, Vec::new()),
+            None => self.targets(indices, mix.as_ref())?,
+        };
+        let shown = halves.as_ref().unwrap_or(&own);
+        let (teacher, theirs) = self.taught(&shown.indices, &shown.turns, mix.as_ref())?;
+        let mut x = match own.is_empty() {
+            true => None,
+            false => Some(self.inputs.batch(&self.state.store, indices, turns, mix.as_ref())?),
+        };
         let mut second = None;
-        if let Some(other) = &self.other {
+        if let (Some(other), Some(x)) = (&self.other, &mut x) {
             let (indices, turns): (Vec<usize>, Vec<u64>) = ids.iter().map(|id| other.order.draw(*id)).unzip();
             let theirs = other.inputs.batch(&self.state.store, &indices, &turns, None)?;
             if let Some(store) = averaged {
                 let (net, cut) = (self.inputs.net, self.stage.cut);
                 second = Some(net.forward(store, theirs.clone(), cut, net.network.units.len())?);
             }
-            x = Tensor::cat(&[&x, &theirs], 0)?.contiguous()?;
+            *x = Tensor::cat(&[&*x, &theirs], 0)?.contiguous()?;
             // Their own draws of dropout: counted from the other end.
             ids.extend(ids.clone().iter().map(|id| !id));
         }
@@ -111,42 +124,67 @@ impl Step<'_> {
         // Where the old head goes on, it takes what the unit below the new one gives.
         let below = self.said.map(|_| self.inputs.net.network.head - 1 - self.stage.cut);
         let places: Vec<usize> = looks.iter().copied().chain(below).collect();
-        let chain::Outputs { features, out: logits, mut inside } = chain::forward(units, x, &places, &pass, &mut tape)?;
+        let (features, logits, mut inside) = match x {
+            Some(x) => {
+                let chain::Outputs { features, out, inside } = chain::forward(units, x, &places, &pass, &mut tape)?;
+                (own.spread(features)?, own.spread(out)?, inside)
+            }
+            None => {
+                let width = if units.is_empty() { outputs } else { self.inputs.net.network.width };
+                (masked::nothing(draws.len(), width)?, masked::nothing(draws.len(), outputs)?, Vec::new())
+            }
+        };
         let before = below.and_then(|_| inside.pop());
         let taps = inside.into_iter().zip(theirs).collect();
 
         // A second network has its own draws of dropout: of numbers that no draw of a sample has.
-        let other_ids: Vec<u64> = ids.iter().map(|id| id ^ (1 << 62)).collect();
+        let other_ids = halves.as_ref().map(|halves| halves.of(&all)).unwrap_or_default();
+        let other_ids: Vec<u64> = other_ids.iter().map(|id| id ^ (1 << 62)).collect();
         let dropout = Some(DropoutDraw { rng, draws: &other_ids });
         let other_pass = Pass { dropout, ..pass };
         let mut other_tape = Tape::default();
         let mut other_units: &[Unit] = &[];
         let mut paired = None;
-        if let (Some(inputs), Some((indices, turns))) = (self.paired.and_then(|p| p.inputs), &halves) {
+        if let (Some(inputs), Some(halves)) = (self.paired.and_then(|p| p.inputs), &halves) {
             other_units = &inputs.net.network.units[inputs.cut..];
-            let x = inputs.batch(&self.state.store, indices, turns, None)?;
-            paired = Some(chain::forward(other_units, x, &[], &other_pass, &mut other_tape)?.out);
+            paired = Some(if halves.is_empty() {
+                masked::nothing(draws.len(), inputs.net.network.outputs)?
+            } else {
+                let x = inputs.batch(&self.state.store, &halves.indices, &halves.turns, None)?;
+                halves.spread(chain::forward(other_units, x, &[], &other_pass, &mut other_tape)?.out)?
+            });
         }
 
         // The cut: candle differentiates the loss, our layers everything below.
-        let seen = Seen { features, logits, targets, teacher, taps, averaged: second, paired };
+        let seen = Seen { features, logits, targets, teacher, taps, averaged: second, paired, present };
         let judged = judge.judge(&seen, grain, grains)?;
         let mut grads = Gradients::new(&self.stage.layout);
-        if let Some(dy) = &judged.paired {
-            chain::backward(other_units, Wanted::of(dy), &other_pass, &mut other_tape, &mut grads, false)?;
+        match (&judged.paired, &halves) {
+            (Some(_), Some(halves)) if halves.is_empty() => masked::passed_over(other_units, &mut grads),
+            (Some(dy), Some(halves)) => {
+                let dy = halves.gather(dy)?;
+                chain::backward(other_units, Wanted::of(&dy), &other_pass, &mut other_tape, &mut grads, false)?;
+            }
+            _ => {}
         }
         let (mut loss, mut more) = (judged.loss, None);
         if let (Some(inputs), Some(before), Some(how)) =
             (self.said, &before, modifier::remembers(&self.run.spec.modifiers))
         {
-            let said = inputs.batch(&inputs.net.network.initial, &indices, &turns, mix.as_ref())?;
+            let said = inputs.batch(&inputs.net.network.initial, indices, turns, mix.as_ref())?;
             let (own, dx) = remember(self.inputs.net, before, &said, how, &pass, &mut grads)?;
             (loss, more) = (loss + own, Some(dx));
         }
         let inside = looks.into_iter().zip(&judged.taps).filter_map(|(at, more)| Some((at, more.as_ref()?)));
         let inside: Vec<(usize, &Tensor)> = inside.chain(below.zip(more.as_ref())).collect();
-        let wanted = Wanted { out: &judged.logits, features: judged.features.as_ref(), inside: &inside };
-        chain::backward(units, wanted, &pass, &mut tape, &mut grads, false)?;
+        if own.is_empty() {
+            masked::passed_over(units, &mut grads);
+        } else {
+            let features = judged.features.as_ref().map(|features| own.gather(features)).transpose()?;
+            let out = own.gather(&judged.logits)?;
+            let wanted = Wanted { out: &out, features: features.as_ref(), inside: &inside };
+            chain::backward(units, wanted, &pass, &mut tape, &mut grads, false)?;
+        }
         for (id, gradient) in &judged.own {
             let gradient = host(gradient)?;
             if let Some(slot) = grads.slot(*id) {
@@ -154,9 +192,9 @@ impl Step<'_> {
             }
         }
         let values = host(&seen.logits)?;
-        let rows = values.chunks_exact(self.inputs.net.network.outputs).zip(&labels);
+        let rows = values.chunks_exact(outputs).zip(&labels);
         let correct = rows.filter(|(row, label)| eval::judge(row, **label).predicted == **label).count() as u64;
-        let samples = draws.len() as u64;
+        let samples = self.counted(draws.iter().copied());
         let tasks = Vec::new();
         Ok(GrainSums { samples, flat: grads.flat, touched: grads.touched, loss, correct, tasks })
     }

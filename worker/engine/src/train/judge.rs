@@ -35,6 +35,8 @@ pub(super) struct Seen {
     pub averaged: Option<Tensor>,
     /// `[n, d]`: what a second network that is trained makes of the other halves.
     pub paired: Option<Tensor>,
+    /// `[n, 2]`: which samples and which halves are there, where some may be missing.
+    pub present: Option<Tensor>,
 }
 
 /// Logits of all teachers `[n, teachers · classes]`, and the first one's features `[n, d]` if the objective looks at them.
@@ -121,6 +123,7 @@ impl<'a> Judge<'a> {
             teacher: seen.teacher.as_ref().map(|(logits, features)| Taught { logits, features: features.as_ref() }),
             averaged: seen.averaged.as_ref(),
             paired: paired.as_ref().map(Var::as_tensor),
+            present: seen.present.as_ref(),
             weights: self.run.weights.as_ref(),
             own: &own,
             progress: self.progress,
@@ -183,9 +186,18 @@ impl Whole {
 }
 
 /// Tensors that a grain hands in, in this order: features, logits, targets, the teacher's logits and features, what the
-/// average says, what a second network makes of the other halves. Each has rows of samples with labels, of the others, or of both.
-const ROWS: [[bool; 2]; 7] =
-    [[true, true], [true, true], [true, false], [true, false], [true, false], [false, true], [true, false]];
+/// average says, what a second network makes of the other halves, which halves are there. Each has rows of samples with
+/// labels, of the others, or of both.
+const ROWS: [[bool; 2]; 8] = [
+    [true, true],
+    [true, true],
+    [true, false],
+    [true, false],
+    [true, false],
+    [false, true],
+    [true, false],
+    [true, false],
+];
 
 /// One grain as numbers: how many samples it has with and without labels; how wide each tensor is, with 0 for what is not
 /// there; then the tensors.
@@ -195,8 +207,9 @@ fn handed_in(seen: &Seen) -> Result<Vec<f64>> {
         Some((logits, features)) => (Some(logits), features.as_ref()),
         None => (None, None),
     };
-    let (averaged, paired) = (seen.averaged.as_ref(), seen.paired.as_ref());
-    let tensors = [Some(&seen.features), Some(&seen.logits), Some(&seen.targets), taught, inside, averaged, paired];
+    let (averaged, paired, present) = (seen.averaged.as_ref(), seen.paired.as_ref(), seen.present.as_ref());
+    let (features, logits, targets) = (Some(&seen.features), Some(&seen.logits), Some(&seen.targets));
+    let tensors = [features, logits, targets, taught, inside, averaged, paired, present];
     let mut out = vec![n as f64, (all - n) as f64];
     for t in tensors {
         out.push(t.map_or(Ok(0), |t| t.dim(1))? as f64);
@@ -237,7 +250,7 @@ fn put_together(mut all: &[f64]) -> Result<(Vec<[usize; 2]>, Seen)> {
     });
     let mut next = || tensors.next().unwrap_or(Ok(None));
     let (features, logits, targets) = (next()?, next()?, next()?);
-    let (taught, inside, averaged, paired) = (next()?, next()?, next()?, next()?);
+    let (taught, inside, averaged, paired, present) = (next()?, next()?, next()?, next()?, next()?);
     let seen = Seen {
         features: features.ok_or_else(odd)?,
         logits: logits.ok_or_else(odd)?,
@@ -246,6 +259,7 @@ fn put_together(mut all: &[f64]) -> Result<(Vec<[usize; 2]>, Seen)> {
         taps: Vec::new(),
         averaged,
         paired,
+        present,
     };
     Ok((counts, seen))
 }

@@ -163,7 +163,7 @@ impl Loop<'_> {
                 group.barrier()?;
                 return Err(Error::Stopped);
             }
-            let goes_on = sweep.add(rate, reduced.loss / reduced.samples as f64);
+            let goes_on = sweep.add(rate, reduced.loss / reduced.samples.max(1) as f64);
             match self.apply(stage, optimizer, &mut reduced, rate.into(), 0) {
                 Err(Error::NotFinite(_)) => break,
                 other => other?,

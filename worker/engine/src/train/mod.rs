@@ -18,8 +18,10 @@ mod gate;
 mod grain;
 pub(crate) mod inputs;
 mod judge;
+mod kinds;
 mod lockstep;
 mod lr_find;
+mod masked;
 pub mod net;
 mod odd;
 mod opened;
@@ -396,7 +398,7 @@ impl Loop<'_> {
 
     /// Steps of an epoch.
     fn per_epoch(&self) -> usize {
-        steps_per_epoch(self.run.draws(self.train.count()), self.run.data.batch as usize)
+        steps_per_epoch(self.run.draws(self.entries()), self.run.data.batch as usize)
     }
 
     /// The order of the epoch that is on.
@@ -405,7 +407,7 @@ impl Loop<'_> {
         let (seed, epoch, batch) =
             (self.run.spec.job.seed, p.epochs_before + u64::from(p.epoch), self.run.data.batch as usize);
         match self.run.data.sampling {
-            Sampling::Shuffled => Epoch::new(seed, epoch, self.run.draws(self.train.count()), batch),
+            Sampling::Shuffled => Epoch::new(seed, epoch, self.run.draws(self.entries()), batch),
             Sampling::Balanced => Epoch::balanced(seed, epoch, self.train.dataset.labels(), batch),
         }
     }
@@ -437,7 +439,8 @@ impl Loop<'_> {
         next: usize,
     ) -> Result<f64> {
         let params = stage.layout.params_len();
-        let n = reduced.samples as f32;
+        // Of pairs, none in a step may be whole.
+        let n = reduced.samples.max(1) as f32;
         let (mean, sums) = reduced.flat.split_at_mut(params);
         num::divide(mean, n);
         let names = &self.net.network.initial;

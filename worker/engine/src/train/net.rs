@@ -12,7 +12,12 @@ use super::{parts::Parts, taps::Taps, tower::Tower};
 use crate::{
     Error, Result,
     backbone::{Asked, Backbone, Inside, Network, find},
-    data::{Dataset, audio::Audio, pixels, tokens},
+    data::{
+        Dataset,
+        audio::Audio,
+        drawing::{self, Strokes},
+        pixels, tokens,
+    },
     nn::{Layer, Pass, Store, Tape, host},
     objective::{Objective, Widths},
     weights::{self, Contract, Merged, Which},
@@ -181,6 +186,10 @@ impl Net {
             _ if backbone.reads_text() => {
                 weights::text::contract(backbone, (purpose.section, model), path.as_deref(), purpose.which)?
             }
+            _ if backbone.reads_strokes() => {
+                weights::strokes::contract(backbone, (purpose.section, model), path.as_deref(), purpose.which)?
+            }
+            }
             None => named.map_or_else(|| Contract::named("tf", side, model.padding.as_deref()), Ok)?,
             Some(path) => {
                 let mut found = weights::contract_of(path, purpose.which)?;
@@ -193,6 +202,10 @@ impl Net {
                 agree(found, named, (purpose.section, model), &path.display().to_string())?
             }
         };
+        if backbone.reads_strokes() {
+            let said = purpose.samples.and_then(Dataset::drawn).cloned().unwrap_or_default();
+            contract.strokes = Some(Strokes::agreed(contract.strokes.as_ref(), &said)?);
+        }
         if let (None, Some(said)) = (&contract.text, purpose.samples.and_then(Dataset::heard)) {
             let audio = Audio::agreed(contract.audio.as_ref(), said)?;
             audio.fits(contract.side())?;
@@ -280,9 +293,10 @@ impl Net {
     /// One sample of nothing.
     fn blank(&self) -> Result<Tensor> {
         let side = self.contract.side();
-        match &self.contract.text {
-            Some(text) => text.batch(&[vec![0.0]], true),
-            None => pixels::batch(vec![0.0; 3 * side * side], 1, side),
+        match &self.contract {
+            Contract { text: Some(text), .. } => text.batch(&[vec![0.0]], true),
+            Contract { strokes: Some(strokes), .. } => strokes.batch(&[vec![0.0; drawing::WIDTH]], true),
+            _ => pixels::batch(vec![0.0; 3 * side * side], 1, side),
         }
     }
 

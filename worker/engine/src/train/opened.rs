@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use tl_proto::spec::{DataSection, JobSpec, ModelSection, PairedBy, TOWER};
+use tl_proto::spec::{DataSection, JobSpec, ModelSection, TOWER};
 
 use super::{
     domain::Domain,
@@ -143,7 +143,7 @@ impl Opened {
     /// No pair at all.
     pub fn paired(&self, data: &DataSection) -> Result<([usize; 2], Vec<String>)> {
         match (&self.halves, &data.pairs) {
-            (Some(halves), Some(pairs)) => halves.counted(&self.train, &self.val, pairs.by),
+            (Some(halves), Some(pairs)) => halves.counted(&self.train, &self.val, pairs),
             _ => Ok(([self.train.count(), self.val.count()], Vec::new())),
         }
     }
@@ -189,8 +189,8 @@ impl Opened {
         };
         let second = second.ok_or_else(|| Error::Internal("pairs without a network that sees them".into()))?;
         let halves = halves.leave_out_bad(second, limit, group, link)?;
-        let by = data.pairs.as_ref().map_or(PairedBy::Name, |p| p.by);
-        let (train, val, pairs) = halves.matched([train, val], seed, by, notice(group, link))?;
+        let section = data.pairs.clone().unwrap_or_default();
+        let (train, val, pairs) = halves.matched([train, val], seed, &section, notice(group, link))?;
         Ok(Ready { train, val, other, pairs: Some(pairs), source, tasks, few })
     }
 }

@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tl_proto::spec::{DataSection, JobSpec, PairedBy};
+use tl_proto::spec::{DataSection, JobSpec, Missing, PairedBy, PairsSection};
 
 use super::samples::Samples;
 use crate::{
     Error, Result,
     collective::Collective,
     data::Dataset,
+    eval::retrieval::Pairing,
     link::{Link, Notice},
     modifier,
     num::rng::Philox,
@@ -29,18 +30,39 @@ pub(super) struct Pairs {
     /// Those of validation samples, where pairs are what is validated, and for each sample where its halves are.
     pub val: Option<(Samples, Partners)>,
     of_train: Partners,
+    /// How many training samples there are.
+    samples: usize,
+    /// Whether samples that lack their other half, and halves that lack their sample, are learned from all the same.
+    masks: bool,
+    /// Halves of the kind.
+    alone: Vec<usize>,
     /// What makes them pairs.
     pub by: PairedBy,
     rng: Philox,
 }
 
-/// Which halves each sample goes with: those of its list, one at least. Samples of a class share theirs.
+/// Which halves each sample goes with: those of its list; samples of a class share theirs. None, where half pairs are kept.
 pub(super) struct Partners {
     lists: Vec<Vec<usize>>,
     list: Vec<usize>,
 }
 
 impl Partners {
+    /// Of samples and halves by their keys.
+    fn new<'k>(samples: impl Iterator<Item = &'k String>, halves: impl Iterator<Item = &'k String>) -> Self {
+        // The first list is that of samples that go with nothing.
+        let (mut lists, mut known): (Vec<Vec<usize>>, BTreeMap<&String, usize>) = (vec![Vec::new()], BTreeMap::new());
+        for (at, key) in halves.enumerate() {
+            let list = *known.entry(key).or_insert_with(|| {
+                lists.push(Vec::new());
+                lists.len() - 1
+            });
+            lists[list].push(at);
+        }
+        let list = samples.map(|key| known.get(key).copied().unwrap_or(0)).collect();
+        Self { lists, list }
+    }
+
     /// Where the halves of a sample are.
     pub fn of(&self, sample: usize) -> &[usize] {
         &self.lists[self.list[sample]]
@@ -93,22 +115,26 @@ impl Halves {
         Ok(Self { train, val })
     }
 
-    /// How many training and validation samples have another half, by their keys alone, and what is to be said of the others.
+    /// How many training and validation samples are drawn and judged, by their keys alone, and what is to be said of those
+    /// that lack another half.
     ///
     /// # Errors
     /// No pair at all.
-    pub fn counted(&self, train: &Samples, val: &Samples, by: PairedBy) -> Result<([usize; 2], Vec<String>)> {
+    pub fn counted(&self, train: &Samples, val: &Samples, section: &PairsSection) -> Result<([usize; 2], Vec<String>)> {
         let mut said = Vec::new();
-        let mut count = |own: &Samples, halves: &Samples| -> Result<usize> {
-            let [here, _] = together(own, halves, by, &mut |text| said.push(text.to_owned()))?.kept;
-            Ok(here.len())
+        let mut count = |own: &Samples, halves: &Samples, missing: Missing| -> Result<usize> {
+            let tell = &mut |text: &str| said.push(text.to_owned());
+            let [here, there] = together([own, halves], section.by, missing, tell)?.kept;
+            // What is masked is drawn too, from either side.
+            Ok(if missing.leaves_out() { here.len() } else { own.count() + halves.count() - there.len() })
         };
-        let trained = count(train, &self.train)?;
-        let judged = self.val.as_ref().map(|halves| count(val, halves)).transpose()?;
+        let trained = count(train, &self.train, section.missing)?;
+        let judged = self.val.as_ref().map(|halves| count(val, halves, Missing::LeaveOut)).transpose()?;
         Ok(([trained, judged.unwrap_or(val.count())], said))
     }
 
-    /// Leaves out what has no other half, on both sides: training and validation samples, and what goes with them.
+    /// Leaves out what has no other half, on both sides: training and validation samples, and what goes with them. Where the
+    /// job wants it masked, it stays among what is learned from.
     ///
     /// # Errors
     /// No pair at all.
@@ -116,10 +142,20 @@ impl Halves {
         self,
         [train, val]: [Samples; 2],
         seed: u32,
-        by: PairedBy,
+        section: &PairsSection,
         mut tell: impl FnMut(&str),
     ) -> Result<(Samples, Samples, Pairs)> {
-        let (train, halves, of_train) = matched(train, self.train, by, &mut tell)?;
+        let (by, masks) = (section.by, !section.missing.leaves_out());
+        let (train, halves, of_train, alone) = match masks {
+            false => {
+                let (train, halves, of_train) = matched(train, self.train, by, &mut tell)?;
+                (train, halves, of_train, Vec::new())
+            }
+            true => {
+                let (of_train, alone) = masked([&train, &self.train], by, &mut tell)?;
+                (train, self.train, of_train, alone)
+            }
+        };
         let (val, judged) = match self.val {
             Some(halves) => {
                 let (val, halves, of_val) = matched(val, halves, by, &mut tell)?;
@@ -127,8 +163,8 @@ impl Halves {
             }
             None => (val, None),
         };
-        let rng = Philox::new(seed, "pairs");
-        Ok((train, val, Pairs { train: halves, val: judged, of_train, by, rng }))
+        let (samples, rng) = (train.count(), Philox::new(seed, "pairs"));
+        Ok((train, val, Pairs { train: halves, val: judged, of_train, samples, masks, alone, by, rng }))
     }
 }
 
@@ -143,13 +179,39 @@ pub(super) fn notice<'a>(group: &dyn Collective, link: &'a mut dyn Link) -> impl
 }
 
 impl Pairs {
-    /// The half that goes with a training sample in one draw of it.
-    pub fn partner(&self, sample: usize, draw: u64) -> usize {
-        let halves = self.of_train.of(sample);
-        match halves.len() {
-            1 => halves[0],
-            n => halves[self.rng.stream(draw, 0).below(n as u64) as usize],
+    /// How many there are to be drawn: the training samples, then the halves that go with none of them, where those are kept.
+    pub fn entries(&self) -> usize {
+        self.samples + self.alone.len()
+    }
+
+    /// Whether a half may be missing.
+    pub fn masks(&self) -> bool {
+        self.masks
+    }
+
+    /// The sample that is drawn, and the half that goes with it in this draw.
+    pub fn drawn(&self, entry: usize, draw: u64) -> [Option<usize>; 2] {
+        if let Some(at) = entry.checked_sub(self.samples) {
+            return [None, self.alone.get(at).copied()];
         }
+        let halves = self.of_train.of(entry);
+        let half = match halves.len() {
+            0 => None,
+            1 => Some(halves[0]),
+            n => Some(halves[self.rng.stream(draw, 0).below(n as u64) as usize]),
+        };
+        [Some(entry), half]
+    }
+
+    /// Whether both halves of it are there.
+    pub fn is_whole(&self, entry: usize) -> bool {
+        entry < self.samples && !self.of_train.of(entry).is_empty()
+    }
+
+    /// What is learned from, where a half may be missing.
+    pub fn pairing(&self) -> Option<Pairing> {
+        let whole = (0..self.samples).filter(|entry| self.is_whole(*entry)).count();
+        self.masks.then_some(Pairing { whole, alone: [self.samples - whole, self.alone.len()] })
     }
 }
 
@@ -159,7 +221,12 @@ struct Together {
     kept: [Vec<usize>; 2],
 }
 
-fn together(samples: &Samples, halves: &Samples, by: PairedBy, tell: &mut impl FnMut(&str)) -> Result<Together> {
+fn together(
+    [samples, halves]: [&Samples; 2],
+    by: PairedBy,
+    missing: Missing,
+    tell: &mut impl FnMut(&str),
+) -> Result<Together> {
     let keys = [samples, halves].map(|of| (0..of.count()).map(|i| of.dataset.key(i)).collect::<Vec<_>>());
     let [ours, theirs] = &keys;
     let kept = |own: &[String], other: &[String]| -> Vec<usize> {
@@ -189,7 +256,8 @@ fn together(samples: &Samples, halves: &Samples, by: PairedBy, tell: &mut impl F
         let mut alone = (0..own.len()).filter(|i| kept.binary_search(i).is_err());
         if let Some(first) = alone.next() {
             let (n, name) = (1 + alone.count(), of.dataset.name(first));
-            tell(&format!("{n} samples of `data.{}` have no other half, first `{name}`: they are left out", of.part));
+            let fate = if missing.leaves_out() { "they are left out" } else { "what they lack is masked" };
+            tell(&format!("{n} samples of `data.{}` have no other half, first `{name}`: {fate}", of.part));
         }
     }
     Ok(Together { keys, kept })
@@ -202,17 +270,44 @@ fn matched(
     by: PairedBy,
     tell: &mut impl FnMut(&str),
 ) -> Result<(Samples, Samples, Partners)> {
-    let Together { keys: [ours, theirs], kept: [here, there] } = together(&samples, &halves, by, tell)?;
-    let (mut lists, mut known): (Vec<Vec<usize>>, BTreeMap<&String, usize>) = Default::default();
-    for (at, i) in there.iter().enumerate() {
-        let list = *known.entry(&theirs[*i]).or_insert_with(|| {
-            lists.push(Vec::new());
-            lists.len() - 1
-        });
-        lists[list].push(at);
-    }
-    let list = here.iter().filter_map(|i| known.get(&ours[*i]).copied()).collect();
-    let of = Partners { lists, list };
+    let Together { keys: [ours, theirs], kept: [here, there] } =
+        together([&samples, &halves], by, Missing::LeaveOut, tell)?;
+    let of = Partners::new(here.iter().map(|i| &ours[*i]), there.iter().map(|i| &theirs[*i]));
     let only = |of: Samples, keep: Vec<usize>| if keep.len() == of.count() { Ok(of) } else { of.only(keep) };
     Ok((only(samples, here)?, only(halves, there)?, of))
+}
+
+/// Which of all samples and halves go together, and the halves that go with no sample.
+fn masked(both: [&Samples; 2], by: PairedBy, tell: &mut impl FnMut(&str)) -> Result<(Partners, Vec<usize>)> {
+    let Together { keys: [ours, theirs], kept: [_, there] } = together(both, by, Missing::Mask, tell)?;
+    let alone = (0..theirs.len()).filter(|i| there.binary_search(i).is_err()).collect();
+    Ok((Partners::new(ours.iter(), theirs.iter()), alone))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(samples: &[&str], halves: &[&str], alone: &[usize]) -> Pairs {
+        let keys = |of: &[&str]| of.iter().map(|k| (*k).to_owned()).collect::<Vec<_>>();
+        let (ours, theirs) = (keys(samples), keys(halves));
+        let data = serde_json::json!({ "format": "generated", "train": "source", "val": "source", "batch": 2 });
+        let train = Samples::open_paired(&serde_json::from_value(data).unwrap(), "train", PairedBy::Name, 1).unwrap();
+        let of_train = Partners::new(ours.iter(), theirs.iter());
+        let (samples, alone, rng) = (ours.len(), alone.to_vec(), Philox::new(1, "pairs"));
+        Pairs { train, val: None, of_train, samples, masks: true, alone, by: PairedBy::Name, rng }
+    }
+
+    #[test]
+    fn what_is_drawn_may_lack_a_half_on_either_side() {
+        let pairs = pairs(&["a", "b", "c"], &["c", "d", "a", "a", "e"], &[1, 4]);
+        assert_eq!(pairs.entries(), 5);
+        let drawn = |entry| (0..40).map(|draw| pairs.drawn(entry, draw)).collect::<BTreeSet<_>>();
+        assert_eq!(drawn(0), BTreeSet::from([[Some(0), Some(2)], [Some(0), Some(3)]]));
+        assert_eq!(drawn(1), BTreeSet::from([[Some(1), None]]));
+        assert_eq!(drawn(2), BTreeSet::from([[Some(2), Some(0)]]));
+        assert_eq!((drawn(3), drawn(4)), (BTreeSet::from([[None, Some(1)]]), BTreeSet::from([[None, Some(4)]])));
+        assert_eq!((0..5).filter(|entry| pairs.is_whole(*entry)).collect::<Vec<_>>(), [0, 2]);
+        assert_eq!(pairs.pairing(), Some(Pairing { whole: 2, alone: [1, 2] }));
+    }
 }

@@ -319,9 +319,10 @@ fn later(model: &ModelSection, config: &Config) -> bool {
 
 /// Preprocessing, for people.
 fn described(c: &Contract) -> String {
-    match &c.text {
-        Some(text) => format!("texts of at most {} tokens", text.max_length),
-        None => {
+    match c {
+        Contract { text: Some(text), .. } => format!("texts of at most {} tokens", text.max_length),
+        Contract { strokes: Some(strokes), .. } => format!("drawings of {}", strokes.sentence()),
+        _ => {
             let sound = c.audio.as_ref().map(|a| format!(", of {}", a.sentence())).unwrap_or_default();
             format!("{} pixels{sound}, {:?}, {} padding", c.side(), c.scale, c.padding)
         }

@@ -24,7 +24,7 @@ impl Loop<'_> {
             return;
         }
         let p = &self.state.progress;
-        let n = reduced.samples as f64;
+        let n = reduced.samples.max(1) as f64;
         let rate = n / started.elapsed().as_secs_f64().max(1e-9);
         let speed = if self.run.few.is_some() { "episodes_per_s" } else { "samples_per_s" };
         let values = [

@@ -72,6 +72,11 @@ fn numbered([ours, theirs]: [&Samples; 2]) -> ([Vec<usize>; 2], Vec<String>) {
 }
 
 impl<'a> Loop<'a> {
+    /// What an epoch goes through: training samples, and with them halves that go with none, where those are learned from.
+    pub(super) fn entries(&self) -> usize {
+        self.pairs.map_or(self.train.count(), Pairs::entries)
+    }
+
     /// What the second network sees of the other halves, from features in front of `cut` where they are kept: of training
     /// samples and of validation samples; nothing where there is no second network.
     pub(super) fn halves<'f>(&self, cut: usize, features: &'f Features) -> Result<[Option<Inputs<'f>>; 2]>
@@ -170,6 +175,7 @@ impl<'a> Loop<'a> {
                 teacher,
                 averaged,
                 paired,
+                present: None,
                 weights,
                 own: &own,
                 progress: 1.0,

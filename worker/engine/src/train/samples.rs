@@ -9,29 +9,24 @@ use std::{
 
 use candle_core::Tensor;
 use rayon::prelude::*;
-use tl_proto::spec::{AugmentSection, DataSection, JobSpec, ModelSection, PairedBy, Rotations, Views};
+use tl_proto::spec::{AugmentSection, DataSection, PairedBy, Rotations, Views};
 
-use super::ahead::Ahead;
+use super::{ahead::Ahead, kinds::SOUND};
 use crate::{
-    Error, Result, backbone,
+    Error, Result,
     collective::{Collective, partition::partition},
     data::{
         self, Dataset, Subset,
         audio::Audio,
         augment::View,
+        drawing::Strokes,
         pixels::{self, Filter, Square},
         tokens::Text,
         turned::Turned,
     },
     link::{Link, Notice},
-    modifier,
     weights::Contract,
 };
-
-/// What samples can be.
-const IMAGES: &str = "images";
-const TEXT: &str = "text";
-const SOUND: &str = "sound";
 
 /// Bytes of decoded images that are kept in memory.
 const KEEP_BYTES: usize = 1 << 30;
@@ -46,7 +41,7 @@ pub struct Samples {
     ahead: Ahead<Wanted, Vec<f32>>,
     /// What it is called below `data.`; those of a task, with `tasks.` in front.
     pub part: Cow<'static, str>,
-    augment: AugmentSection,
+    pub(super) augment: AugmentSection,
     seed: u32,
 }
 
@@ -198,81 +193,20 @@ impl Samples {
         Ok(kept)
     }
 
-    /// Whether a network of this contract can be fed with these samples.
-    ///
-    /// # Errors
-    /// Images for a network of text, or text for one of images; sound that is to be heard otherwise.
-    pub fn fits(&self, contract: &Contract) -> Result<()> {
-        let part = self.key();
-        let wants = match contract {
-            Contract { text: Some(_), .. } => TEXT,
-            Contract { audio: Some(_), .. } => SOUND,
-            _ => IMAGES,
-        };
-        let has = self.kind();
-        if has == wants {
-            let heard = contract.audio.as_ref().zip(self.dataset.heard());
-            return heard.map_or(Ok(()), |(known, said)| Audio::agreed(Some(known), said).map(|_| ()));
-        }
-        let hint = match (wants, has) {
-            (TEXT, _) => "use `format = \"text\"`, or a backbone for images; see `tlctl catalog`",
-            (_, TEXT) => "use a backbone for text; see `tlctl catalog`",
-            _ => "give data of what the network was trained on",
-        };
-        Err(Error::user(format!("the network wants {wants}, and `{part}` has {has}"), hint))
-    }
-
-    /// Whether the networks that see these samples, and the transforms of a job, suit them.
-    ///
-    /// # Errors
-    /// Says what does not.
-    pub fn fits_job<'m>(&self, spec: &JobSpec, nets: impl IntoIterator<Item = &'m ModelSection>) -> Result<()> {
-        let (has, text) = (self.kind(), self.kind() == TEXT);
-        for model in nets {
-            if let Some(backbone) = backbone::find(&model.backbone).filter(|b| b.reads_text() != text) {
-                let (name, part) = (backbone.name, self.key());
-                let wants = if text { IMAGES } else { TEXT };
-                let other = if text { TEXT } else { IMAGES };
-                return Err(Error::user(
-                    format!("{name} wants {wants}, and `{part}` has {has}"),
-                    format!("use a backbone for {other}, or data of {wants}; see `tlctl catalog`"),
-                ));
-            }
-        }
-        if text && (self.augment != AugmentSection::default() || modifier::mixes(&spec.modifiers)) {
-            return Err(Error::user(
-                "`data.augment` and modifiers that mix pictures say nothing of text",
-                "remove them",
-            ));
-        }
-        let a = &self.augment;
-        if has == SOUND && (a.flip || a.rotate != 0.0 || a.zoom != 0.0) {
-            return Err(Error::user(
-                "`flip`, `rotate` and `zoom` in `data.augment` make a spectrogram that no sound has",
-                "use `crop`, which shifts clips in time, and `erase`",
-            ));
-        }
-        Ok(())
-    }
-
-    /// What samples are, in a word.
-    pub(super) fn kind(&self) -> &'static str {
-        match () {
-            () if self.dataset.heard().is_some() => SOUND,
-            () if self.count() > 0 && self.dataset.text(0).is_some() => TEXT,
-            () => IMAGES,
-        }
-    }
-
     fn decodes(&self, index: usize, contract: &Contract) -> Result<(), String> {
-        match &contract.text {
-            Some(text) => self.ids(index, text).map(|_| ()),
-            None => self.square(index, contract).map(|_| ()),
+        match contract {
+            Contract { text: Some(text), .. } => self.ids(index, text).map(|_| ()),
+            Contract { strokes: Some(strokes), .. } => self.rows(index, strokes).map(|_| ()),
+            _ => self.square(index, contract).map(|_| ()),
         }
     }
 
     pub(super) fn ids(&self, index: usize, text: &Text) -> Result<Vec<f32>, String> {
         text.ids(self.dataset.text(index).ok_or("it is no text")?)
+    }
+
+    pub(super) fn rows(&self, index: usize, strokes: &Strokes) -> Result<Vec<f32>, String> {
+        strokes.rows(self.dataset.drawing(index).ok_or("it is no drawing")?)
     }
 
     /// How many samples there are.
@@ -318,26 +252,32 @@ impl Samples {
         })
     }
 
-    /// A batch as the network takes it: [`Samples::inputs`], or ids `[n, t]` of texts, with room for the longest of them,
-    /// or for the longest that the network takes if `whole`.
+    /// A batch as the network takes it: [`Samples::inputs`], ids `[n, t]` of texts, or framed rows `[n, 1 + t, 3]` of
+    /// drawings, with room for the longest of them, or for the longest that the network takes if `whole`.
     ///
     /// # Errors
     /// A file that has changed or gone since the start.
     pub fn batch(&self, views: &[(usize, View)], contract: &Contract, whole: bool) -> Result<Tensor> {
-        let Some(text) = &contract.text else {
-            return pixels::batch(self.inputs(views, contract)?, views.len(), contract.side());
+        let all = |read: &(dyn Fn(usize) -> Result<Vec<f32>, String> + Sync)| {
+            let one = |(index, _): &(usize, View)| {
+                let gone = |why: String| {
+                    Error::user(format!("`{}` cannot be read ({why})", self.dataset.name(*index)), "")
+                };
+                read(*index).map_err(gone)
+            };
+            views.par_iter().map(one).collect::<Result<Vec<_>>>()
         };
-        let gone = |index: usize, why: String| {
-            Error::user(format!("`{}` cannot be read ({why})", self.dataset.name(index)), "")
-        };
-        let ids = views.par_iter().map(|(index, _)| self.ids(*index, text).map_err(|why| gone(*index, why)));
-        text.batch(&ids.collect::<Result<Vec<_>>>()?, whole)
+        match contract {
+            Contract { text: Some(text), .. } => text.batch(&all(&|index| self.ids(index, text))?, whole),
+            Contract { strokes: Some(strokes), .. } => strokes.batch(&all(&|index| self.rows(index, strokes))?, whole),
+            _ => pixels::batch(self.inputs(views, contract)?, views.len(), contract.side()),
+        }
     }
 
     /// Prepares what [`Samples::inputs`] will be asked for next on a thread of its own; it gives the same in any case.
     /// What was announced long ago and never asked for is forgotten.
     pub fn expect(&self, batches: Vec<Vec<(usize, View)>>, contract: &Contract) {
-        if contract.text.is_some() {
+        if !contract.has_pixels() {
             return;
         }
         let wanted = batches.into_iter().map(|views| Wanted { views, contract: contract.clone() });

@@ -16,10 +16,15 @@ use super::{
 };
 use crate::{
     Result,
-    data::{pixels, tokens::Text},
+    data::{
+        drawing::{self, Strokes},
+        pixels,
+        tokens::Text,
+    },
     modifier,
     nn::{Layer, Pass, Store, Tape},
     objective::Objective,
+    weights::Contract,
 };
 
 /// What the cache is worth in a stage, before anything is in it.
@@ -212,27 +217,41 @@ pub(super) fn looked(
 /// Samples of the measured pass.
 const SAMPLES: usize = 2;
 
-/// Texts, spread over all, that are looked at for their length.
-const TEXTS: usize = 256;
+/// Texts or drawings, spread over all, that are looked at for their length.
+const LOOKED_AT: usize = 256;
+
+/// What `length` says of samples, on average and rounded up; `most` if it says nothing of any.
+fn average(samples: &Samples, most: usize, length: impl Fn(usize) -> Option<usize>) -> usize {
+    let every = samples.count().div_ceil(LOOKED_AT).max(1);
+    let lengths = (0..samples.count()).step_by(every).filter_map(length);
+    let (n, all) = lengths.fold((0, 0), |(n, all), length| (n + 1, all + length));
+    if n > 0 { all.div_ceil(n) } else { most }
+}
 
 /// Tokens of a text of `samples`, on average and rounded up; the most that there may be if none can be read.
 fn tokens(text: &Text, samples: &Samples) -> usize {
-    let every = samples.count().div_ceil(TEXTS).max(1);
-    let lengths = (0..samples.count()).step_by(every).filter_map(|i| samples.ids(i, text).ok());
-    let (n, all) = lengths.fold((0, 0), |(n, all), ids| (n + 1, all + ids.len()));
-    if n > 0 { all.div_ceil(n) } else { text.max_length }
+    average(samples, text.max_length, |i| Some(samples.ids(i, text).ok()?.len()))
 }
 
-/// Seconds that one sample takes in units `0..c`, and the numbers of one sample in front of unit `c`, for every `c`. Texts
-/// are as long as those of `samples` are on average: what they are padded with takes room, and no time.
+/// The same for points of a drawing.
+fn points(strokes: &Strokes, samples: &Samples) -> usize {
+    average(samples, strokes.points, |i| Some(samples.rows(i, strokes).ok()?.len() / drawing::WIDTH))
+}
+
+/// Seconds that one sample takes in units `0..c`, and the numbers of one sample in front of unit `c`, for every `c`. Texts and
+/// drawings are as long as those of `samples` are on average: what they are padded with takes room, and no time.
 ///
 /// # Errors
 /// An input that is too small for the network.
 pub fn measure(net: &Net, store: &Store, samples: &Samples) -> Result<(Vec<f64>, Vec<usize>)> {
     let side = net.contract.side();
-    let blank = match &net.contract.text {
-        Some(text) => text.batch(&vec![vec![0.0; tokens(text, samples)]; SAMPLES], true)?,
-        None => pixels::batch(vec![0.0; SAMPLES * pixels::values(&net.contract)], SAMPLES, side)?,
+    let blank = match &net.contract {
+        Contract { text: Some(text), .. } => text.batch(&vec![vec![0.0; tokens(text, samples)]; SAMPLES], true)?,
+        Contract { strokes: Some(strokes), .. } => {
+            let rows = vec![0.0; drawing::WIDTH * points(strokes, samples)];
+            strokes.batch(&vec![rows; SAMPLES], true)?
+        }
+        contract => pixels::batch(vec![0.0; SAMPLES * pixels::values(contract)], SAMPLES, side)?,
     };
     let (mut seconds, mut width) = (Vec::new(), Vec::new());
     // The first pass only warms up.

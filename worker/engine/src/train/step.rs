@@ -4,10 +4,11 @@ use tl_proto::spec::{Reduction, Sampling};
 
 use super::{
     Run,
-    grain::GrainSums,
+    grain::{Draw, GrainSums},
     inputs::Inputs,
     judge::Judge,
     lockstep,
+    masked::Side,
     pairs::Pairs,
     stage::Stage,
     state::RunState,
@@ -27,7 +28,7 @@ use crate::{
 pub struct Reduced {
     /// Sums over all grains: gradients, then batch-norm sums.
     pub flat: Vec<f32>,
-    /// Samples.
+    /// Samples; of pairs, those that are whole.
     pub samples: u64,
     /// Σ loss.
     pub loss: f64,
@@ -85,13 +86,6 @@ pub struct Paired<'a> {
     pub inputs: Option<&'a Inputs<'a>>,
     /// Which goes with which.
     pub(super) pairs: &'a Pairs,
-}
-
-impl Paired<'_> {
-    /// The halves of some draws, and the view of each. One that is drawn twice in an epoch does not look the same twice.
-    pub(super) fn of(&self, draws: impl Iterator<Item = (usize, u64)>) -> (Vec<usize>, Vec<u64>) {
-        draws.map(|(sample, id)| (self.pairs.partner(sample, id), id)).unzip()
-    }
 }
 
 /// Samples without labels beside those of the epoch: one for each.
@@ -198,12 +192,11 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
         reduced.correct += correct;
         reduced.loss += loss;
     }
-    if reduced.samples != slots.len() as u64 {
+    let counts = step.counted(slots.map(|at| epoch.draw(at)));
+    if reduced.samples != counts {
         return Err(Error::Internal(format!(
-            "step {} counted {} samples instead of {}",
-            state.progress.step,
-            reduced.samples,
-            slots.len()
+            "step {} counted {} samples instead of {counts}",
+            state.progress.step, reduced.samples
         )));
     }
     if !reduced.loss.is_finite() {
@@ -237,32 +230,53 @@ impl Step<'_> {
     fn expect(&self, k: usize, group: &dyn Collective) {
         let slots = self.epoch.step(k);
         let count = grains_of(slots.len(), self.run.data.batch as usize, self.run.spec.grains() as usize);
-        let own = group.shares(count)[group.rank()].clone();
+        let shares = group.shares(count)[group.rank()].clone();
         let draws = |s| grain(slots.len(), count, s).map(|p| self.epoch.draw(slots.start + p)).unzip();
-        let drawn: Vec<(Vec<usize>, Vec<u64>)> = own.clone().map(draws).collect();
+        let drawn: Vec<(Vec<usize>, Vec<u64>)> = shares.clone().map(draws).collect();
         if let Some(few) = &self.run.few {
             let batches: Result<Vec<_>> = drawn.iter().map(|(_, ids)| few.batches(ids)).collect();
             // Who cannot draw an episode says so when it is computed.
             self.inputs.expect(&batches.map(|b| b.concat()).unwrap_or_default(), false);
             return;
         }
-        let batches: Vec<_> = drawn.iter().map(|(indices, ids)| (indices.clone(), self.turns(ids))).collect();
+        let sides = |(indices, ids): &(Vec<usize>, Vec<u64>)| {
+            let draws: Vec<Draw> = indices.iter().copied().zip(ids.iter().copied()).collect();
+            self.sides(&draws)
+        };
+        let (own, halves): (Vec<Side>, Vec<Option<Side>>) = drawn.iter().map(sides).unzip();
+        let seen = |side: Side| (!side.is_empty()).then_some((side.indices, side.turns));
+        let batches: Vec<(Vec<usize>, Vec<u64>)> = own.into_iter().filter_map(seen).collect();
+        let halves: Vec<(Vec<usize>, Vec<u64>)> = halves.into_iter().flatten().filter_map(seen).collect();
         if let Some(other) = &self.other {
             let theirs = |(_, ids): &(Vec<usize>, Vec<u64>)| ids.iter().map(|id| other.order.draw(*id)).unzip();
             let ids: Vec<(Vec<usize>, Vec<u64>)> = drawn.iter().map(theirs).collect();
             other.inputs.expect(&ids, false);
         }
         let mixes = modifier::mixes(&self.run.spec.modifiers);
-        self.expect_tasks(&slots, count, own, mixes);
+        self.expect_tasks(&slots, count, shares, mixes);
         [Some(self.inputs), self.said].into_iter().flatten().for_each(|i| i.expect(&batches, mixes));
-        let halves = self.paired.map(|paired| {
-            let of =
-                |(indices, ids): &(Vec<usize>, Vec<u64>)| paired.of(indices.iter().copied().zip(ids.iter().copied()));
-            drawn.iter().map(of).collect::<Vec<_>>()
-        });
         let second = self.paired.and_then(|paired| paired.inputs);
         let others = self.teachers.iter().filter_map(Teacher::inputs).chain(second);
-        others.for_each(|i| i.expect(halves.as_ref().unwrap_or(&batches), mixes));
+        let shown = if self.paired.is_some() { &halves } else { &batches };
+        others.for_each(|i| i.expect(shown, mixes));
+    }
+
+    /// What the network sees of some draws, and where they are of pairs, what their other halves are.
+    pub(super) fn sides(&self, draws: &[Draw]) -> (Side, Option<Side>) {
+        let ids: Vec<u64> = draws.iter().map(|(_, id)| *id).collect();
+        let turns = self.turns(&ids);
+        let Some(paired) = &self.paired else {
+            return (Side::new(draws.iter().zip(turns).map(|((sample, _), turn)| (Some(*sample), turn))), None);
+        };
+        let drawn: Vec<[Option<usize>; 2]> = draws.iter().map(|(entry, id)| paired.pairs.drawn(*entry, *id)).collect();
+        let own = Side::new(drawn.iter().zip(turns).map(|([sample, _], turn)| (*sample, turn)));
+        // A half that is drawn twice in an epoch does not look the same twice.
+        (own, Some(Side::new(drawn.iter().zip(ids).map(|([_, half], id)| (*half, id)))))
+    }
+
+    /// How many of some draws count in the mean of a loss: all of them, or of pairs those that are whole.
+    pub(super) fn counted(&self, draws: impl Iterator<Item = Draw>) -> u64 {
+        draws.filter(|(entry, _)| self.paired.is_none_or(|paired| paired.pairs.is_whole(*entry))).count() as u64
     }
 
     /// Which view of its sample each draw sees. What may be drawn twice in an epoch must not look the same twice.

@@ -21,11 +21,12 @@ impl Taps {
     /// have, the last units; maps of one place are none.
     ///
     /// # Errors
-    /// Networks for text, a unit that is not there, networks without maps of the same size.
+    /// Networks for text or drawings, a unit that is not there, networks without maps of the same size.
     pub fn resolve(named: &[String], student: &Net, teacher: &Net) -> Result<Self> {
-        if let Some(net) = [student, teacher].into_iter().find(|net| net.contract.text.is_some()) {
+        if let Some(net) = [student, teacher].into_iter().find(|net| !net.contract.has_pixels()) {
+            let reads = if net.backbone.reads_text() { "text" } else { "drawings" };
             return Err(Error::user(
-                format!("the objective compares maps of images, and {} reads text", net.backbone.name),
+                format!("the objective compares maps of images, and {} reads {reads}", net.backbone.name),
                 "name another `objective.method`",
             ));
         }

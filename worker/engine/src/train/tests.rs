@@ -27,6 +27,7 @@ mod multitask;
 mod pairs;
 mod parts;
 mod precision;
+mod strokes;
 mod techniques;
 mod text;
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
-    data::{audio::Audio, pixels::Filter, tokens::Text},
+    data::{audio::Audio, drawing::Strokes, pixels::Filter, tokens::Text},
     nn::Builder,
 };
 
@@ -63,6 +63,9 @@ pub struct Contract {
     /// For sound: how it becomes a picture. Then that picture, in grey, is what `scale`, `mean` and `std` are of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audio: Option<Audio>,
+    /// For drawings: how strokes become rows. What is said of images means nothing then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strokes: Option<Strokes>,
 }
 
 fn ones() -> [f32; 3] {
@@ -126,6 +129,7 @@ impl Contract {
             activation: None,
             text: None,
             audio: None,
+            strokes: None,
         })
     }
 
@@ -198,6 +202,9 @@ impl Contract {
             audio.check(shown)?;
             audio.fits(contract.side())?;
         }
+        if let Some(strokes) = &contract.strokes {
+            strokes.check(shown)?;
+        }
         Ok(contract)
     }
 
@@ -208,6 +215,11 @@ impl Contract {
         self.input_size = [3, side, side];
         self.resize_short_side = u32::try_from(resized).unwrap_or(u32::MAX).max(side);
         self
+    }
+
+    /// Whether it is for pixels, be they those of images or of how sound looks.
+    pub fn has_pixels(&self) -> bool {
+        self.text.is_none() && self.strokes.is_none()
     }
 
     /// Whether strided layers pad as TensorFlow's "SAME".
@@ -234,6 +246,9 @@ impl Contract {
     pub fn describe(&self) -> String {
         if let Some(text) = &self.text {
             return text.describe();
+        }
+        if let Some(strokes) = &self.strokes {
+            return strokes.describe();
         }
         let text =
             format!("{:?}", (self.input_size, self.resize_short_side, self.scale, self.mean, self.std, &self.color));

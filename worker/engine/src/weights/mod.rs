@@ -8,6 +8,7 @@ pub mod keras;
 pub mod peft;
 mod positions;
 mod pth;
+pub mod strokes;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod text;

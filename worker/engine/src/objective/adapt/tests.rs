@@ -42,9 +42,9 @@ fn own(given: &Params) -> BTreeMap<String, Tensor> {
 
 fn loss(given: &Params, features: &Tensor, logits: &Tensor, own: &BTreeMap<String, Tensor>, progress: f64) -> Tensor {
     let targets = Tensor::zeros((N, CLASSES), candle_core::DType::F32, logits.device()).unwrap();
-    let (teacher, averaged, paired, weights) = (None, None, None, None);
-    let batch =
-        Batch { features, logits, targets: &targets, teacher, taps: &[], averaged, paired, weights, own, progress };
+    let (teacher, averaged, paired, present, weights) = (None, None, None, None, None);
+    let (targets, taps) = (&targets, &[]);
+    let batch = Batch { features, logits, targets, teacher, taps, averaged, paired, present, weights, own, progress };
     (method(given).loss)(given, &batch).unwrap().unwrap()
 }
 

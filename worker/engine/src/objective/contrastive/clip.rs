@@ -3,7 +3,7 @@
 
 use tl_proto::catalog::{Entry, entry, number};
 
-use super::{super::log_softmax, Method, diagonal, scale};
+use super::{super::log_softmax, Method, diagonal, scale, there, within_reach};
 
 fn describe() -> Entry {
     Entry {
@@ -15,9 +15,11 @@ fn describe() -> Entry {
 pub(super) const METHOD: Method = Method {
     entry: describe,
     own: |params| vec![scale(1.0 / describe().number(params, "init_temperature"), 100.0)],
-    loss: |_, similarities| {
-        let rows = diagonal(&log_softmax(similarities)?)?;
-        let columns = diagonal(&log_softmax(&similarities.t()?.contiguous()?)?)?;
+    loss: |batch, similarities| {
+        let [samples, halves] = there(batch, similarities.dim(0)?)?;
+        let rows = diagonal(batch, &log_softmax(&within_reach(similarities, &halves)?)?)?;
+        let turned = similarities.t()?.contiguous()?;
+        let columns = diagonal(batch, &log_softmax(&within_reach(&turned, &samples)?)?)?;
         Ok(((rows + columns)? * -0.5)?)
     },
 };

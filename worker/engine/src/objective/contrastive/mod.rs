@@ -2,6 +2,9 @@
 //! lie close together and all others of the batch apart. A new method is a file here and a line in [`METHODS`].
 //!
 //! Every method looks at the whole batch, whatever ranks computed it: the negatives of a sample are all others of the step.
+//!
+//! Where halves may be missing, similarities with what is missing are masked: they are in no sum. A half that is alone is a
+//! negative of what is there on the other side, and has no loss of its own. A step divides by the pairs that are whole.
 
 mod clip;
 mod siglip;
@@ -19,8 +22,8 @@ use super::{
     ops::{exp, product, unit},
 };
 use crate::{
-    Result,
-    nn::{Fill, Own},
+    Error, Result,
+    nn::{Fill, Own, host, tensor},
 };
 
 /// One way of comparing the halves of a batch.
@@ -42,7 +45,11 @@ fn describe() -> Entry {
         methods: METHODS.iter().map(|m| (m.entry)()).collect(),
         nets: vec![TOWER.into()],
         data: vec!["pairs".into()],
-        ..entry("contrastive", "two networks learn embeddings in which the halves of a pair are close, without labels")
+        ..entry(
+            "contrastive",
+            "two networks learn embeddings in which the halves of a pair are close, without labels; with `missing = \"mask\"` \
+             in `[data.pairs]`, what has no other half is one that others are told from",
+        )
     }
 }
 
@@ -70,9 +77,32 @@ fn scale(start: f64, most: f64) -> Own {
     Own { name: "scale".into(), shape: vec![1], fill, most: Some(libm::log(most) as f32) }
 }
 
-/// The numbers on the diagonal of `[n, n]`, added up.
-fn diagonal(t: &Tensor) -> Result<Tensor> {
+/// The numbers on the diagonal of `[n, n]` that stand for whole pairs, added up.
+fn diagonal(batch: &Batch<'_>, t: &Tensor) -> Result<Tensor> {
     let n = t.dim(0)?;
-    let eye = (0..n * n).map(|at| f32::from(u8::from(at / n == at % n))).collect();
-    Ok(t.mul(&crate::nn::tensor(eye, &[n, n])?)?.sum_all()?)
+    let [samples, halves] = there(batch, n)?;
+    let eye = (0..n * n).map(|at| if at / n == at % n { samples[at / n] * halves[at / n] } else { 0.0 }).collect();
+    Ok(t.mul(&tensor(eye, &[n, n])?)?.sum_all()?)
+}
+
+/// 1 for each sample that is there, and for each other half, and 0 for what is missing.
+fn there(batch: &Batch<'_>, n: usize) -> Result<[Vec<f32>; 2]> {
+    let Some(present) = batch.present else { return Ok([vec![1.0; n], vec![1.0; n]]) };
+    let present = host(present)?;
+    if present.len() != 2 * n {
+        return Err(Error::Internal("it is not said of every pair what there is of it".into()));
+    }
+    Ok([0usize, 1].map(|side| present.chunks_exact(2).map(|pair| pair[side]).collect()))
+}
+
+/// Added to what no softmax is to see: e to the power of it is nothing.
+const NOTHING: f32 = -1e9;
+
+/// `[n, n]` with the columns out of reach that stand for what is missing.
+fn within_reach(t: &Tensor, columns: &[f32]) -> Result<Tensor> {
+    if columns.iter().all(|there| *there == 1.0) {
+        return Ok(t.clone());
+    }
+    let far = columns.iter().map(|there| if *there == 1.0 { 0.0 } else { NOTHING }).collect();
+    Ok(t.broadcast_add(&tensor(far, &[1, columns.len()])?)?)
 }

@@ -3,8 +3,8 @@
 
 use tl_proto::catalog::{Entry, entry, number};
 
-use super::{super::ops::softplus, Method, diagonal, scale};
-use crate::nn::{Fill, Own};
+use super::{super::ops::softplus, Method, diagonal, scale, there};
+use crate::nn::{Fill, Own, tensor};
 
 fn describe() -> Entry {
     Entry {
@@ -21,7 +21,10 @@ pub(super) const METHOD: Method = Method {
     },
     loss: |batch, similarities| {
         let z = similarities.broadcast_add(batch.own("bias")?)?;
+        let [samples, halves] = there(batch, z.dim(0)?)?;
+        let both = samples.iter().flat_map(|sample| halves.iter().map(move |half| sample * half)).collect();
+        let all = softplus(&z)?.mul(&tensor(both, z.dims())?)?.sum_all()?;
         // softplus(−z) = softplus(z) − z for pairs, softplus(z) for all others.
-        Ok((softplus(&z)?.sum_all()? - diagonal(&z)?)?)
+        Ok((all - diagonal(batch, &z)?)?)
     },
 };

@@ -6,13 +6,17 @@ use candle_core::Var;
 use tl_proto::spec::Params;
 
 use super::*;
-use crate::nn::{host, tensor, testing};
+use crate::nn::testing;
 
 const N: usize = 5;
 const D: usize = 3;
 
-/// CLIP's or SigLIP's loss, added up over the pairs, straight from the papers.
-fn naive(method: &str, a: &[f64], b: &[f64], scale: f64, bias: f64) -> f64 {
+/// Which samples and which halves are there, where not all are: the first pair is whole, of two others one half is there,
+/// of the last nothing.
+const HALVES: [[bool; 2]; N] = [[true, true], [true, false], [false, true], [true, true], [false, false]];
+
+/// CLIP's or SigLIP's loss, added up over the pairs, straight from the papers; what is missing is in no sum.
+fn naive(method: &str, a: &[f64], b: &[f64], (scale, bias): (f64, f64), there: &[[bool; 2]; N]) -> f64 {
     let unit = |rows: &[f64]| -> Vec<Vec<f64>> {
         let length = |r: &[f64]| r.iter().map(|v| v * v).sum::<f64>().sqrt();
         rows.chunks_exact(D).map(|r| r.iter().map(|v| v / length(r)).collect()).collect()
@@ -20,13 +24,13 @@ fn naive(method: &str, a: &[f64], b: &[f64], scale: f64, bias: f64) -> f64 {
     let (a, b) = (unit(a), unit(b));
     let z = |i: usize, j: usize| scale.exp() * a[i].iter().zip(&b[j]).map(|(a, b)| a * b).sum::<f64>();
     let mut loss = 0.0;
-    for i in 0..N {
-        if method == "clip" {
-            let row: f64 = (0..N).map(|j| z(i, j).exp()).sum();
-            let column: f64 = (0..N).map(|j| z(j, i).exp()).sum();
+    for (i, own) in there.iter().enumerate() {
+        if method == "clip" && *own == [true, true] {
+            let row: f64 = (0..N).filter(|j| there[*j][1]).map(|j| z(i, j).exp()).sum();
+            let column: f64 = (0..N).filter(|j| there[*j][0]).map(|j| z(j, i).exp()).sum();
             loss -= 0.5 * ((z(i, i).exp() / row).ln() + (z(i, i).exp() / column).ln());
-        } else {
-            for j in 0..N {
+        } else if method == "siglip" && own[0] {
+            for j in (0..N).filter(|j| there[*j][1]) {
                 let sign = if i == j { 1.0 } else { -1.0 };
                 loss -= (1.0 / (1.0 + (-sign * (z(i, j) + bias)).exp())).ln();
             }
@@ -37,6 +41,48 @@ fn naive(method: &str, a: &[f64], b: &[f64], scale: f64, bias: f64) -> f64 {
 
 #[test]
 fn losses_and_gradients_are_those_of_the_formulas() {
+    check(None);
+    check(Some(HALVES));
+    // Nothing to be learned: no whole pair.
+    check(Some([[true, false], [false, true], [true, false], [false, true], [false, false]]));
+}
+
+#[test]
+fn where_nothing_is_missing_a_mask_changes_no_bit() {
+    for method in ["clip", "siglip"] {
+        let run = |present: Option<&Tensor>| {
+            let vars = [testing::input(&[N, D]), testing::input(&[N, D + 1]).narrow(1, 0, D).unwrap()];
+            let vars = vars.map(|t| Var::from_tensor(&t.contiguous().unwrap()).unwrap());
+            let own: BTreeMap<String, Tensor> =
+                ["scale", "bias"].map(|name| (name.to_owned(), tensor(vec![0.7], &[1]).unwrap())).into();
+            let loss = loss(method, [vars[0].as_tensor(), vars[1].as_tensor()], &own, present);
+            let grads = loss.backward().unwrap();
+            let bits = |t: &Tensor| host(t).unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            let mut all = bits(&loss);
+            vars.iter().for_each(|v| all.extend(bits(&grads.get(v).unwrap().contiguous().unwrap())));
+            all
+        };
+        assert_eq!(run(None), run(Some(&tensor(vec![1.0; 2 * N], &[N, 2]).unwrap())), "{method}");
+    }
+}
+
+/// The loss of embeddings by a method.
+fn loss(method: &str, [a, b]: [&Tensor; 2], own: &BTreeMap<String, Tensor>, present: Option<&Tensor>) -> Tensor {
+    let params: Params = [("method".to_owned(), method.into())].into();
+    let targets = tensor(vec![0.0; N * D], &[N, D]).unwrap();
+    let (teacher, averaged, weights, progress) = (None, None, None, 0.0);
+    let (features, logits, targets, taps, paired) = (a, a, &targets, &[], Some(b));
+    let batch = Batch { features, logits, targets, teacher, taps, averaged, paired, present, weights, own, progress };
+    (OBJECTIVE.loss)(&params, &batch).unwrap()
+}
+
+/// Compares with the formulas, of what is there of each pair.
+fn check(halves: Option<[[bool; 2]; N]>) {
+    let present = halves.map(|halves| {
+        let values = halves.as_flattened().iter().map(|there| f32::from(u8::from(*there))).collect();
+        tensor(values, &[N, 2]).unwrap()
+    });
+    let there = halves.unwrap_or([[true; 2]; N]);
     for (method, scale, bias) in [("clip", 1.3, 0.0), ("siglip", 0.8, -0.7)] {
         let vars = [
             testing::input(&[N, D]),
@@ -47,29 +93,12 @@ fn losses_and_gradients_are_those_of_the_formulas() {
         .map(|t| Var::from_tensor(&t).unwrap());
         let own: BTreeMap<String, Tensor> =
             [("scale", 2), ("bias", 3)].map(|(name, i)| (name.to_owned(), vars[i].as_tensor().clone())).into();
-        let params: Params = [("method".to_owned(), method.into())].into();
-        let targets = tensor(vec![0.0; N * D], &[N, D]).unwrap();
-        let (a, b) = (vars[0].as_tensor(), vars[1].as_tensor());
-        let (teacher, averaged, weights, progress) = (None, None, None, 0.0);
-        let (logits, targets, own) = (a, &targets, &own);
-        let batch = Batch {
-            features: a,
-            logits,
-            targets,
-            teacher,
-            taps: &[],
-            averaged,
-            weights,
-            own,
-            progress,
-            paired: Some(b),
-        };
-        let loss = (OBJECTIVE.loss)(&params, &batch).unwrap();
+        let loss = loss(method, [vars[0].as_tensor(), vars[1].as_tensor()], &own, present.as_ref());
         let at: Vec<Vec<f64>> =
             vars.iter().map(|v| host(v.as_tensor()).unwrap().iter().map(|v| f64::from(*v)).collect()).collect();
-        let of = |at: &[Vec<f64>]| naive(method, &at[0], &at[1], at[2][0], at[3][0]);
+        let of = |at: &[Vec<f64>]| naive(method, &at[0], &at[1], (at[2][0], at[3][0]), &there);
         let got = f64::from(loss.to_scalar::<f32>().unwrap());
-        assert!((got - of(&at)).abs() < 1e-5 * of(&at), "{method}: {got}, and not {}", of(&at));
+        assert!((got - of(&at)).abs() <= 1e-5 * of(&at), "{method}: {got}, and not {}", of(&at));
         let grads = loss.backward().unwrap();
         for (which, var) in vars.iter().enumerate().filter(|(i, _)| method == "siglip" || *i < 3) {
             let got = grads.get(var).unwrap().contiguous().unwrap();

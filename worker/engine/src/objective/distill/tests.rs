@@ -28,9 +28,9 @@ fn loss(
 ) -> Option<Tensor> {
     let logits = tensor(vec![0.0; N * 2], &[N, 2]).unwrap();
     let taught = Taught { logits: &logits, features: features.map(|f| f[1]) };
-    let (averaged, paired, weights, progress) = (None, None, None, 0.0);
+    let (averaged, paired, present, weights, progress) = (None, None, None, None, 0.0);
     let (features, logits, targets, teacher) = (features.map_or(&logits, |f| f[0]), &logits, &logits, Some(taught));
-    let batch = Batch { features, logits, targets, teacher, taps, averaged, paired, weights, own, progress };
+    let batch = Batch { features, logits, targets, teacher, taps, averaged, paired, present, weights, own, progress };
     (method.loss)(params, &batch).unwrap()
 }
 
@@ -250,6 +250,7 @@ fn several_teachers_are_a_mean_of_their_softened_probabilities() {
             taps: &[],
             averaged,
             paired,
+            present: None,
             weights,
             own: &own,
             progress,

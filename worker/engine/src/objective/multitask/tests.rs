@@ -125,6 +125,7 @@ fn one_task_is_what_fine_tuning_does_bit_by_bit() {
             taps: &[],
             averaged,
             paired,
+            present: None,
             weights,
             own: &own,
             progress: 0.0,

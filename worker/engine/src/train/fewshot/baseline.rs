@@ -36,7 +36,7 @@ impl Loop<'_> {
         // Who compares gradients has no use for them.
         let Some(few) = self.run.few.as_ref().filter(|_| fresh && !link.compares()) else { return Ok(()) };
         let mut found = Vec::new();
-        if self.net.contract.text.is_none() {
+        if self.net.contract.has_pixels() {
             let rows = pixel_rows(self.val, self.net.contract.side() as u32, group)?;
             let evaluation = few.by_rows(&rows, Judged::Test, fewshot::nearest, group)?;
             found.push(Baseline { name: "pixel nearest neighbour".into(), evaluation });

@@ -197,6 +197,65 @@ fn pictures_and_texts_find_each_other_by_name_and_what_is_alone_is_left_out() {
 }
 
 #[test]
+fn half_a_pair_stays_in_the_batch_where_it_is_masked() {
+    let data = tempfile::tempdir().unwrap();
+    // A sample a grain: one that lacks a half leaves nothing for one of the networks.
+    let job = captions(data.path()).replace("batch = 4", "batch = 4, grains = 4").replace("bn = \"train\"\n", "");
+    let masked = job.replace("pairs = { format", "pairs = { missing = \"mask\", format");
+    let run = |job: &str, world: usize, dir: &Path| {
+        let link = Recorder::default();
+        let report = train(job, world, world > 2, dir, &[], &link).unwrap();
+        let skipped = link.notices.lock().unwrap().iter().filter(|n| **n == Notice::SamplesSkipped).count();
+        (model_of(dir), report, skipped)
+    };
+    for method in ["clip", "siglip"] {
+        let [out, masked] = [&job, &masked].map(|job| {
+            job.replace("dimensions = 8", &format!("dimensions = 8, method = \"{method}\""))
+                + "[[stage]]\nname = \"heads\"\nepochs = 2\ntrain = [\"head\", \"tower.head\"]\nlr = 0.001\n"
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let (left_out, report, _) = run(&out, 1, dir.path());
+        assert_eq!((report.samples, report.pairing), ([8, 8], None));
+        let mut wanted = None;
+        for world in [1, 2, 3] {
+            let dir = tempfile::tempdir().unwrap();
+            let (file, report, skipped) = run(&masked, world, dir.path());
+            // Eight photos have texts, one has none; two texts name a photo that is not there. Judged are whole pairs.
+            let pairing = report.pairing.unwrap();
+            assert_eq!((pairing.whole, pairing.alone, report.samples, skipped), (8, [1, 2], [9, 8], 4));
+            assert_eq!(report.evaluation.samples, 8);
+            // Eleven to be drawn, four a step.
+            assert_eq!(report.steps, 3 * 3);
+            assert!(report.to_text().contains("learned from 8 samples with their other half"));
+            let losses: Vec<f64> = report.history.iter().map(|h| h.values["train.loss"]).collect();
+            let got = (file, losses, report.retrieval);
+            assert_eq!(wanted.get_or_insert_with(|| got.clone()), &got, "{method}, {world} ranks");
+        }
+        assert_ne!(wanted.unwrap().0, left_out, "{method}: what is alone is a negative");
+    }
+    let counted = |job: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = crate::train::probe::probe(&config(job, dir.path(), "cache", Vec::new())).unwrap();
+        (plan.samples, plan.warnings.iter().filter(|w| w.contains("what they lack is masked")).count())
+    };
+    assert_eq!((counted(&job), counted(&masked)), (([8, 8], 0), ([11, 8], 2)));
+}
+
+#[test]
+fn a_mask_changes_nothing_where_every_pair_is_whole() {
+    for method in ["method = \"clip\"", "method = \"siglip\""] {
+        let file = |job: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            train(job, 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+            model_of(dir.path())
+        };
+        let job = job(method);
+        let masked = job.replace("by = \"label\"", "by = \"label\", missing = \"mask\"");
+        assert_eq!(file(&job), file(&masked), "{method}");
+    }
+}
+
+#[test]
 fn what_goes_with_nothing_is_refused() {
     let refused = |job: &str| {
         let dir = tempfile::tempdir().unwrap();
