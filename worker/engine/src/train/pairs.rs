@@ -18,7 +18,8 @@ use crate::{
 
 /// The other halves of a job's samples, before each has found its own.
 pub(super) struct Halves {
-    train: Samples,
+    /// Those of training samples.
+    pub train: Samples,
     val: Option<Samples>,
 }
 

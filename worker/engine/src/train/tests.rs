@@ -102,6 +102,7 @@ fn config(job: &str, dir: &Path, cache: &str, resume: Vec<PathBuf>) -> Config {
         work: dir.join("work"),
         cache: dir.join(cache),
         cache_bytes: 1 << 30,
+        features: Vec::new(),
         resume,
     }
 }
