@@ -43,8 +43,8 @@ impl Group<'_> {
     }
 }
 
-/// What there is for a job that wants `need` ranks or more on `device`, or for a `unit` of it, besides what is `taken` in this round, once `back`
-/// is given back. Who takes any device gets GPUs where those are enough.
+/// What there is for a job that wants `need` ranks or more on `device`, or for a `unit` of it, besides what is `taken` in
+/// this round, once `back` is given back. Who takes any device gets GPUs where those are enough.
 pub(super) fn room(
     state: &State,
     (device, need): (Device, usize),
