@@ -181,3 +181,102 @@ pub fn node(state: &State, id: &NodeId) -> Option<v1::Node> {
         hardware: Some(node.hardware.clone().into()),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use tl_proto::spec::parse;
+
+    use super::*;
+    use crate::core::{Event, Placement, Slot, apply};
+
+    const JOB: &str = r#"
+schema = 1
+job = { name = "t", kind = "finetune" }
+data = { format = "generated", train = "source", val = "source", batch = 32 }
+model = { backbone = "small_cnn" }
+stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
+"#;
+
+    #[test]
+    fn the_units_of_a_step_are_one_phase_that_says_who_has_done_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let (id, node, at) = (JobId::from_bits(1), NodeId::from_bits(1), 1);
+        let mut state = State::default();
+        let phase = |kind: &str| PhaseId::new("main", kind);
+        let done = |kind: &str| {
+            let (job, result) = (id.clone(), serde_json::Value::Null);
+            Event::PhaseSucceeded { job, phase: phase(kind), generation: 1, result, at }
+        };
+        let starts = |kind: &str| {
+            let (job, secret) = (id.clone(), String::new());
+            let (address, device, incarnation) = ("h:1".to_owned(), "cpu".to_owned(), "a".to_owned());
+            let placement = Placement { node: node.clone(), incarnation, slot: 0, address, weight: 1, device };
+            let placements = vec![placement];
+            Event::AttemptStarted { job, phase: phase(kind), generation: 1, placements, secret, at }
+        };
+        let slot = Slot { index: 0, device: "cpu".into(), address: "h:1".into(), weight: 1 };
+        for event in [
+            Event::Submitted {
+                job: id.clone(),
+                key: "k".into(),
+                owner: "o".into(),
+                spec: Box::new(parse(JOB).unwrap()),
+                plan_only: false,
+                models: BTreeMap::new(),
+                at,
+            },
+            Event::NodeJoined {
+                node: node.clone(),
+                name: "n1".into(),
+                incarnation: "a".into(),
+                build: "b".into(),
+                slots: vec![slot],
+                catalog: Box::default(),
+                hardware: Box::default(),
+            },
+            done("probe"),
+            Event::TeachingSplit {
+                job: id.clone(),
+                phase: phase("train"),
+                units: 3,
+                build: "b".into(),
+                device: "cpu".into(),
+                at,
+            },
+            starts("teach-1"),
+            done("teach-1"),
+            starts("teach-2"),
+        ] {
+            apply(&mut state, &event);
+        }
+        let shown = |state: &State| job(state, &records, &id, 1, Detail::Whole).unwrap().phases;
+        let phases = shown(&state);
+        let line = |p: &v1::Phase| (p.id.clone(), p.status.clone(), p.needs.join(" "));
+        let lines: Vec<_> = phases.iter().map(line).collect();
+        let want = [
+            ("main/probe", "succeeded", ""),
+            ("main/teach", "running", "main/probe"),
+            ("main/train", "waiting", "main/probe main/teach"),
+        ];
+        assert_eq!(lines, want.map(|(id, status, needs)| (id.to_owned(), status.to_owned(), needs.to_owned())));
+        let activity = phases[1].activity.clone().unwrap();
+        assert_eq!((activity.phase.as_str(), activity.done, activity.total), ("main/teach", 1, 3));
+        assert_eq!(phases[1].ranks.iter().map(|r| r.rank).collect::<Vec<_>>(), [1]);
+        assert!(phases[1].history.is_empty(), "all goes as usual: {:?}", phases[1].history);
+        let reason = "it is too large".to_owned();
+        for event in [
+            done("teach-2"),
+            starts("teach-3"),
+            Event::UnitLeft { job: id.clone(), phase: phase("teach-3"), reason, at },
+            Event::Noted { job: id.clone(), phase: phase("teach-3"), text: "so it is".into(), at },
+        ] {
+            apply(&mut state, &event);
+        }
+        let phases = shown(&state);
+        assert_eq!(phases[1].status, "succeeded");
+        let told = &phases[1].history;
+        assert!(told.contains(&"unit 3: left to the training: it is too large".to_owned()), "{told:?}");
+        assert_eq!(told.last().unwrap(), "2 of 3 units done on `n1`");
+    }
+}

@@ -22,7 +22,7 @@ use std::{
 
 use tl_proto::spec::JobSpec;
 
-use super::{Config, export::Report, net::Net, run, state::RunState};
+use super::{Config, export::Report, net::Net, run, state::RunState, teach};
 use crate::{
     Error, Result,
     collective::{Collective, Mesh, MeshConfig, Solo},
@@ -151,6 +151,25 @@ fn train_each(jobs: &[&str], apart: bool, dir: &Path, resume: &[PathBuf], link: 
         threads.into_iter().map(|t| t.join().unwrap()).collect::<Vec<_>>()
     });
     results.into_iter().next().unwrap()
+}
+
+/// Has units of what a job's teachers say done, each on a node of its own; what they leave.
+fn units(job: &str, units: usize, dir: &Path) -> Vec<PathBuf> {
+    let one = |unit: usize| {
+        let config = config(job, &dir.join(format!("node{unit}")), "cache", Vec::new());
+        teach::unit(&config, (unit, units), &mut Recorder::default()).unwrap();
+        config.work.join("features")
+    };
+    (0..units).map(one).collect()
+}
+
+/// Trains on a node that has never seen a teacher, with what others have left; how often one was asked, and what was told.
+fn taught(job: &str, features: Vec<PathBuf>, dir: &Path) -> (u64, Vec<Notice>) {
+    let config = Config { features, ..config(job, dir, "cache", Vec::new()) };
+    let mut link = Recorder::default();
+    let report = crate::num::pool::build(2).install(|| run(&config, &mut Solo, &mut link)).unwrap();
+    let notices = link.notices.lock().unwrap().clone();
+    (report.prefix.computed, notices)
 }
 
 fn model_of(dir: &Path) -> blake3::Hash {
