@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn what_teachers_have_to_say_is_told_where_it_was_measured() {
         let said = text(&json!({ "teaching": { "rows": 4096, "seconds": 120.0, "bytes": 3 << 20 } }));
-        assert!(said.contains("teachers: 4096 outputs that the node does not have, 3.0 MiB, about 2.0 min on"), "{said}");
+        assert!(said.contains("4096 outputs that the node does not have, 3.0 MiB, about 2.0 min on"), "{said}");
         assert!(!text(&json!({})).contains("teachers"));
     }
 

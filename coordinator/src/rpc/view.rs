@@ -114,7 +114,8 @@ fn units(state: &State, all: &[&core::Phase], first: &core::Phase, whole: bool) 
 fn told(state: &State, all: &[&core::Phase]) -> Vec<String> {
     let mut lines: Vec<(u64, String)> = Vec::new();
     // One that went as usual has begun and is done.
-    for unit in all.iter().filter(|unit| unit.history.len() > 2) {
+    let left = |unit: &core::Phase| unit.status == PhaseStatus::Succeeded && unit.result.is_none();
+    for unit in all.iter().filter(|unit| unit.history.len() > 2 || left(unit)) {
         let part = unit.unit.as_ref().map_or(0, |unit| unit.part + 1);
         lines.extend(unit.history.iter().map(|(at, text)| (*at, format!("unit {part}: {text}"))));
     }
@@ -269,7 +270,6 @@ stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
             done("teach-2"),
             starts("teach-3"),
             Event::UnitLeft { job: id.clone(), phase: phase("teach-3"), reason, at },
-            Event::Noted { job: id.clone(), phase: phase("teach-3"), text: "so it is".into(), at },
         ] {
             apply(&mut state, &event);
         }

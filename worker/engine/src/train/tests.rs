@@ -163,7 +163,7 @@ fn units(job: &str, units: usize, dir: &Path) -> Vec<PathBuf> {
     (0..units).map(one).collect()
 }
 
-/// Trains on a node that has never seen a teacher, with what others have left; how often one was asked, and what was told.
+/// Trains on a node that has seen no teacher, with what others have left; how often one was asked, and what was told.
 fn taught(job: &str, features: Vec<PathBuf>, dir: &Path) -> (u64, Vec<Notice>) {
     let config = Config { features, ..config(job, dir, "cache", Vec::new()) };
     let mut link = Recorder::default();
