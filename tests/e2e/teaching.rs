@@ -60,7 +60,7 @@ fn computed(job: &v1::Job) -> u64 {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn units_of_a_teacher_go_to_every_node_and_a_killed_one_changes_nothing() {
+async fn units_of_a_teacher_go_to_every_node_and_what_is_killed_changes_nothing() {
     let _alone = alone().await;
     let one = Sandbox::start(PROGRAM, 1).await;
     let job = one.submit(&school()).await;
@@ -87,6 +87,9 @@ async fn units_of_a_teacher_go_to_every_node_and_a_killed_one_changes_nothing() 
     })
     .await;
     sandbox.kill_worker(2);
+    // Nor does this lose what others have done.
+    sandbox.kill_coordinator();
+    sandbox.start_coordinator();
     let (ended, _, model) = sandbox.ends(&job).await;
     assert_eq!((ended.status.as_str(), computed(&ended)), ("succeeded", 0), "{ended:#?}");
     assert_eq!((model.is_some(), model), (true, wanted), "the model differs");

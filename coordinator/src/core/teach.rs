@@ -7,7 +7,11 @@
 //! A unit is a phase of its own, on one slot. So its lease is that of its node, and losses, silence, drains, cancelled and
 //! retried jobs, restarts of the coordinator and the reasons of waits are those of every phase; there is nothing else.
 
-use tl_proto::{hardware::kind, ids::JobId, teaching::Teaching};
+use tl_proto::{
+    hardware::kind,
+    ids::{JobId, NodeId},
+    teaching::Teaching,
+};
 
 use super::{
     Event, State,
@@ -49,7 +53,7 @@ pub(super) fn split(
     }
     let teaching = job.teaching(&phase.step)?;
     let (slot, probe) = (idle.first()?, job.phases.iter().find(|p| p.step == phase.step)?);
-    let build = |node| state.nodes.get(node).map(|n| &n.build);
+    let build = |node: &NodeId| state.nodes.get(node).map(|n| &n.build);
     let here = build(&slot.node)?;
     // Who has not told of it may not know what a unit is.
     if probe.nodes.first().and_then(build) != Some(here) {

@@ -88,8 +88,10 @@ pub fn unit(config: &Config, (unit, units): (usize, usize), link: &mut dyn Link)
     let mut samples = opened.into_shown();
     let Some(views) = teacher::views(spec, &samples) else { return Ok(()) };
     let rows = samples.count() * views;
-    let out_of_range = || Error::Internal(format!("there is no unit {unit} of {units}"));
-    let share = partition(samples.count(), units).get(unit).cloned().ok_or_else(out_of_range)?;
+    if unit >= units {
+        return Err(Error::Internal(format!("there is no unit {unit} of {units}")));
+    }
+    let share = partition(samples.count(), units)[unit].clone();
     samples = samples.only(share.collect())?;
     if let Some(first) = teachers.first() {
         samples = samples.that_decode(&first.contract)?;
