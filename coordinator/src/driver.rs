@@ -305,8 +305,10 @@ fn millis(time: Duration) -> Millis {
 fn blobs_at_stake(state: &State, event: &Event) -> Vec<String> {
     match event {
         Event::CheckpointReady { job, phase, .. } | Event::PhaseSucceeded { job, phase, .. } => {
-            let phase = state.jobs.get(job).and_then(|j| j.phase(phase));
-            phase.map(|p| p.checkpoints.iter().map(|(_, b)| b.digest.clone()).collect()).unwrap_or_default()
+            let job = state.jobs.get(job);
+            let checkpoints = job.and_then(|j| j.phase(phase)).into_iter().flat_map(|p| &p.checkpoints).map(|(_, b)| b);
+            let units = job.into_iter().flat_map(|j| j.units(phase.step())).filter_map(|p| p.output.as_ref());
+            checkpoints.chain(units).map(|b| b.digest.clone()).collect()
         }
         Event::ArtifactReady { job, phase, name, .. } => {
             let made = state.jobs.get(job).into_iter().flat_map(|j| &j.artifacts);

@@ -28,6 +28,9 @@ pub struct Deadlines {
     pub settle_ms: u64,
     /// How long a job runs undisturbed before it may grow onto new slots.
     pub grow_cooldown_ms: u64,
+    /// How much sooner a training must begin for its teachers to run on all idle slots before it, by the estimate of its
+    /// probe.
+    pub teach_saves_ms: u64,
 }
 
 impl Default for Deadlines {
@@ -44,6 +47,7 @@ impl Default for Deadlines {
             reconnect_max_ms: 2_000,
             settle_ms: 400,
             grow_cooldown_ms: 5_000,
+            teach_saves_ms: 10_000,
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod ids;
 pub mod interval;
 pub mod picked;
 pub mod spec;
+pub mod teaching;
 pub mod words;
 
 /// Messages (and, with `grpc`, clients and servers) generated from `proto/tl/v1`.

@@ -12,6 +12,7 @@ mod faults;
 mod hub;
 mod pairs;
 mod pipelines;
+mod teaching;
 mod transfer;
 
 /// The program whose mains the sandbox runs.

@@ -180,6 +180,17 @@ impl Sandbox {
         child.wait().expect("an end");
     }
 
+    /// Starts the coordinator anew with other deadlines.
+    pub fn change_deadlines(&mut self, change: impl FnOnce(&mut Deadlines)) {
+        self.kill_coordinator();
+        let path = self.dir.path().join("deadlines.toml");
+        let text = std::fs::read_to_string(&path).expect("a file");
+        let mut deadlines: Deadlines = toml::from_str(&text).expect("a table");
+        change(&mut deadlines);
+        std::fs::write(&path, toml::to_string(&deadlines).expect("a table")).expect("a file");
+        self.start_coordinator();
+    }
+
     fn spawn(&self, mut command: Command, log: &str, stdout: bool) -> Child {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join(log)).expect("a log");
         command.env("TL_LOG", "info,tl_worker=debug,tl_coordinator=debug").stdin(Stdio::piped()).stderr(log);

@@ -29,6 +29,8 @@ pub struct Order {
     pub probe: bool,
     /// A look that nothing comes after.
     pub look: bool,
+    /// Only work out what teachers say of one part of the samples: which, and of how many.
+    pub unit: Option<(usize, usize)>,
     /// The job of one pipeline step.
     pub spec: JobSpec,
     /// This rank.
@@ -65,6 +67,8 @@ pub struct Order {
     pub hub: BTreeMap<String, Fetched>,
     /// The same where they were not to be downloaded: bytes that it would take.
     pub absent: BTreeMap<String, u64>,
+    /// What teachers have said on other nodes.
+    pub features: Vec<PathBuf>,
     /// Checkpoints, newest first.
     pub resume: Vec<PathBuf>,
 }

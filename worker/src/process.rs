@@ -213,6 +213,23 @@ async fn start(
         leases.push(lease);
     }
     let (hub, absent) = weights::bring(context, key, &spec, launch.plan).await?;
+    let mut features = Vec::new();
+    for blob in &launch.features {
+        match context.blobs.fetch(blob, &slow).await {
+            Ok(found) => {
+                let path = folder.join(format!("features-{}", features.len()));
+                link(&found, &path).map_err(disk("place what a teacher has said"))?;
+                features.push(path);
+            }
+            // It is computed again.
+            Err(e) => {
+                let (job_id, phase, generation) = (key.job.to_string(), key.phase.to_string(), key.generation);
+                let text = format!("what a teacher has said on another node is computed again: {e}");
+                let code = "features_lost".into();
+                context.outbox.push(Body::Notice(v1::RankNotice { job_id, phase, generation, code, text }));
+            }
+        }
+    }
     let mut resume = Vec::new();
     if key.rank == 0 {
         for checkpoint in &launch.checkpoints {
@@ -228,6 +245,7 @@ async fn start(
     let order = Order {
         probe: launch.kind == "probe",
         look: launch.plan,
+        unit: (launch.kind == "teach").then_some((launch.unit as usize, launch.units as usize)),
         rank: launch.rank as usize,
         addresses: launch.addresses.clone(),
         // A coordinator that speaks of no weights means equal ones.
@@ -249,6 +267,7 @@ async fn start(
         pushed,
         hub,
         absent,
+        features,
         resume,
     };
     let log = File::create(folder.join(LOG)).map_err(disk("open the rank's log"))?;

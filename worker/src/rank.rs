@@ -81,6 +81,7 @@ pub fn verify(spec: &spec::JobSpec, folder: &Path, steps: u64) -> Result<Vec<Com
         work: folder.to_owned(),
         cache: folder.join("cache"),
         cache_bytes: u64::MAX,
+        features: Vec::new(),
         resume: Vec::new(),
     };
     train::verify::verify(&config, steps).map_err(|e| e.to_failure())
@@ -217,6 +218,7 @@ fn work(
         work: order.work.clone(),
         cache: order.cache.clone(),
         cache_bytes: order.cache_bytes,
+        features: order.features.clone(),
         resume: order.resume.clone(),
     };
     if order.probe {
@@ -227,6 +229,11 @@ fn work(
     let rows = rows.map_err(Error::disk("open the series")).map_err(failed)?;
     let mut link = ToAgent { socket: socket.clone(), rows: Some(rows), stop: stop.clone() };
     let way = way(&order.devices)?;
+    if let Some(unit) = order.unit {
+        tracing::info!("unit {} of {} of what teachers say, with {} threads", unit.0 + 1, unit.1, order.threads);
+        pool::run(|| train::teach::unit(&config, unit, &mut link)).map_err(failed)?;
+        return Ok(Some(json!({})));
+    }
     tracing::info!("rank {} of {} with {} threads", order.rank, order.addresses.len(), order.threads);
     let report = if way == Way::Solo {
         pool::run(|| train::run(&config, &mut Solo, &mut link))

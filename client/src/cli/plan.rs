@@ -87,6 +87,9 @@ fn text(plan: &Value) -> String {
     if let Some(weights) = plan["class_weights"].as_array() {
         text += &format!("  classes count {}\n", Value::from(weights.clone()));
     }
+    if plan["teaching"].is_object() {
+        text += &teaching(&plan["teaching"]);
+    }
     for stage in plan["stages"].as_array().into_iter().flatten() {
         let (name, first) =
             (stage["name"].as_str().unwrap_or_default(), stage["first_unit"].as_str().unwrap_or_default());
@@ -122,6 +125,18 @@ fn weights(plan: &Value) -> String {
         text += &format!("  weights: `{place}`; the job would download {bytes} first\n");
     }
     text
+}
+
+/// What teachers have still to say, and who may work it out.
+fn teaching(found: &Value) -> String {
+    let (seconds, bytes) = (found["seconds"].as_f64().unwrap_or_default(), found["bytes"].as_u64().unwrap_or_default());
+    format!(
+        "  teachers: {} outputs that the node does not have, {}, about {} on one rank of it; where training begins \
+         sooner by that, slots that would be idle take units of them first\n",
+        found["rows"],
+        size(bytes),
+        time(seconds)
+    )
 }
 
 /// What few-shot episodes are drawn from, and how they look.
@@ -199,6 +214,13 @@ mod tests {
         assert!(said.contains("  precision: products of `model` in bf16; its parameters"), "{said}");
         assert!(said.contains("products of `nets.teacher` in bf16"), "{said}");
         assert!(!text(&json!({})).contains("precision"));
+    }
+
+    #[test]
+    fn what_teachers_have_to_say_is_told_where_it_was_measured() {
+        let said = text(&json!({ "teaching": { "rows": 4096, "seconds": 120.0, "bytes": 3 << 20 } }));
+        assert!(said.contains("4096 outputs that the node does not have, 3.0 MiB, about 2.0 min on"), "{said}");
+        assert!(!text(&json!({})).contains("teachers"));
     }
 
     #[test]

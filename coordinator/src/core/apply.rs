@@ -10,7 +10,7 @@ use tl_proto::{
 
 use super::{
     End, Event, State,
-    state::{Artifact, Attempt, DataSet, Job, JobStatus, Millis, Node, NodeStatus, Phase, PhaseKind, PhaseStatus},
+    state::{Artifact, Attempt, DataSet, Job, JobStatus, Millis, Node, NodeStatus, Phase, PhaseKind, PhaseStatus, Unit},
 };
 
 /// Most lines of history that a phase keeps: its first one, and the newest.
@@ -137,6 +137,13 @@ pub fn apply(state: &mut State, event: &Event) {
                 fail(state, job, phase, failure, *at);
             }
         }
+        Event::TeachingSplit { job, phase, units, build, device, at } => {
+            split(state, (job, phase), (*units, build, device), *at);
+        }
+        Event::UnitLeft { job, phase, reason, at } => with(state, job, phase, |p| {
+            (p.status, p.attempt) = (PhaseStatus::Succeeded, None);
+            note(p, *at, format!("left to the training: {reason}"));
+        }),
         Event::GateJudged { job, phase, said, failure, at } => {
             if let Some(failure) = failure {
                 fail(state, job, phase, failure, *at);
@@ -166,18 +173,29 @@ pub fn apply(state: &mut State, event: &Event) {
         Event::ArtifactReady { job, phase, name, blob, .. } => {
             if let Some(job) = state.jobs.get_mut(job) {
                 let step = phase.step().to_owned();
-                job.artifacts.retain(|a| (&a.step, &a.name) != (&step, name));
-                job.artifacts.push(Artifact { step, name: name.clone(), blob: blob.clone() });
+                if let Some(unit) = job.phases.iter_mut().find(|p| p.id == *phase && p.kind == PhaseKind::Teach) {
+                    unit.output = Some(blob.clone());
+                } else {
+                    job.artifacts.retain(|a| (&a.step, &a.name) != (&step, name));
+                    job.artifacts.push(Artifact { step, name: name.clone(), blob: blob.clone() });
+                }
             }
         }
-        Event::PhaseSucceeded { job, phase, result, at, .. } => with(state, job, phase, |p| {
-            p.status = PhaseStatus::Succeeded;
-            p.attempt = None;
-            p.result = Some(result.clone());
-            // Nothing goes on from them any more.
-            p.checkpoints.clear();
-            note(p, *at, "done".into());
-        }),
+        Event::PhaseSucceeded { job, phase, result, at, .. } => {
+            let mut kind = None;
+            with(state, job, phase, |p| {
+                kind = Some(p.kind);
+                p.status = PhaseStatus::Succeeded;
+                p.attempt = None;
+                p.result = Some(result.clone());
+                // Nothing goes on from them any more.
+                p.checkpoints.clear();
+                note(p, *at, "done".into());
+            });
+            if let (Some(PhaseKind::Train), Some(job)) = (kind, state.jobs.get_mut(job)) {
+                job.phases.iter_mut().filter(|p| p.step == phase.step()).for_each(|p| p.output = None);
+            }
+        }
         Event::Noted { job, phase, text, at } => with(state, job, phase, |p| note(p, *at, text.clone())),
         Event::JobSucceeded { job, at } => {
             if let Some(job) = state.jobs.get_mut(job) {
@@ -215,22 +233,7 @@ pub fn apply(state: &mut State, event: &Event) {
 /// its step needs. A plan has only probes, which take the models of earlier steps on trust, and of steps that differ in
 /// their seed one.
 fn phases(spec: &JobSpec, plan_only: bool) -> Vec<Phase> {
-    let phase = |step: &str, kind: PhaseKind, needs: Vec<PhaseId>| Phase {
-        id: PhaseId::new(step, kind.as_str()),
-        step: step.into(),
-        kind,
-        needs,
-        status: PhaseStatus::Waiting,
-        generation: 0,
-        attempt: None,
-        nodes: Vec::new(),
-        failures: BTreeMap::new(),
-        last_failure: None,
-        not_before_ms: 0,
-        checkpoints: Vec::new(),
-        result: None,
-        history: Vec::new(),
-    };
+    let phase = |step: &str, kind: PhaseKind, needs| fresh(PhaseId::new(step, kind.as_str()), kind, needs);
     let mut out = Vec::new();
     for (step, _, needs) in spec.steps() {
         if plan_only {
@@ -248,6 +251,53 @@ fn phases(spec: &JobSpec, plan_only: bool) -> Vec<Phase> {
         }
     }
     out
+}
+
+/// A phase that waits.
+fn fresh(id: PhaseId, kind: PhaseKind, needs: Vec<PhaseId>) -> Phase {
+    Phase {
+        step: id.step().into(),
+        id,
+        kind,
+        needs,
+        status: PhaseStatus::Waiting,
+        generation: 0,
+        attempt: None,
+        nodes: Vec::new(),
+        failures: BTreeMap::new(),
+        last_failure: None,
+        not_before_ms: 0,
+        checkpoints: Vec::new(),
+        unit: None,
+        output: None,
+        result: None,
+        history: Vec::new(),
+    }
+}
+
+/// Has a training wait for so many units of what its teachers say, once.
+fn split(
+    state: &mut State,
+    (job, train): (&JobId, &PhaseId),
+    (units, build, device): (u32, &String, &String),
+    at: Millis,
+) {
+    let Some(job) = state.jobs.get_mut(job) else { return };
+    let Some(place) = job.phases.iter().position(|p| p.id == *train) else { return };
+    let mut parts = Vec::new();
+    if job.units(train.step()).next().is_none() {
+        for part in 0..units {
+            let id = PhaseId::new(train.step(), &format!("{}-{}", PhaseKind::Teach.as_str(), part + 1));
+            let unit = Unit { part, of: units, build: build.clone(), device: device.clone() };
+            parts.push(Phase { unit: Some(unit), ..fresh(id, PhaseKind::Teach, job.phases[place].needs.clone()) });
+        }
+    }
+    let waits = &mut job.phases[place];
+    waits.needs.extend(parts.iter().map(|p| p.id.clone()));
+    if !parts.is_empty() {
+        note(waits, at, format!("what teachers say is worked out first, in {units} units"));
+    }
+    drop(job.phases.splice(place..place, parts));
 }
 
 /// A phase has failed for good. What needs it is not run.

@@ -130,7 +130,8 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
             if !attempt.placements.first().is_some_and(|p| p.is_on(&node, &incarnation)) {
                 return Err(Refusal::Stale);
             }
-            if known.kind == PhaseKind::Probe || state.jobs.get(&job).is_some_and(|j| j.has_left(&known.step)) {
+            let leaves = known.kind == PhaseKind::Train;
+            if !leaves || state.jobs.get(&job).is_some_and(|j| j.has_left(&known.step)) {
                 return Ok(vec![Event::PhaseSucceeded { job, phase, generation, result, at: now }]);
             }
             if attempt.exited.get(&0).is_some_and(Option::is_some) {

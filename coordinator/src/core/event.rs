@@ -57,6 +57,10 @@ pub enum Event {
         secret: String,
         at: Millis,
     },
+    /// What teachers say is worked out in units before a training, by any slots of one kind.
+    TeachingSplit { job: JobId, phase: PhaseId, units: u32, build: String, device: String, at: Millis },
+    /// A unit is not done, and its part is left to the training.
+    UnitLeft { job: JobId, phase: PhaseId, reason: String, at: Millis },
     /// A rank ended.
     RankExited { job: JobId, phase: PhaseId, generation: u64, rank: u32, failure: Option<Failure>, at: Millis },
     /// An attempt is asked to stop at its next step.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::state::{JobStatus, PhaseStatus, State};
+use super::state::{Job, JobStatus, Phase, PhaseKind, PhaseStatus, State};
 
 /// The first thing that is wrong with a state.
 pub fn check(state: &State) -> Result<(), String> {
@@ -37,6 +37,9 @@ pub fn check(state: &State) -> Result<(), String> {
             if phase.status == PhaseStatus::Skipped && !lost {
                 return Err(format!("{at} is not run for no reason"));
             }
+            if let Err(odd) = shared_out(job, phase) {
+                return Err(format!("{at}: {odd}"));
+            }
             if phase.checkpoints.windows(2).any(|w| w[0].0 <= w[1].0) {
                 return Err(format!("{at}: checkpoints do not grow"));
             }
@@ -50,4 +53,30 @@ pub fn check(state: &State) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// What is true of work that is shared out.
+fn shared_out(job: &Job, phase: &Phase) -> Result<(), String> {
+    if (phase.kind == PhaseKind::Teach) != phase.unit.is_some() {
+        return Err(format!("{:?} with unit {:?}", phase.kind, phase.unit));
+    }
+    if phase.output.is_some() && phase.unit.is_none() {
+        return Err("it keeps an output and is no unit".into());
+    }
+    if phase.kind != PhaseKind::Train {
+        return Ok(());
+    }
+    let (mut parts, mut of) = (Vec::new(), 0);
+    for (other, unit) in job.units(&phase.step).filter_map(|p| Some((p, p.unit.as_ref()?))) {
+        parts.push(unit.part);
+        of = unit.of;
+        if !phase.needs.contains(&other.id) {
+            return Err(format!("it does not wait for {}", other.id));
+        }
+        if phase.status == PhaseStatus::Succeeded && other.output.is_some() {
+            return Err(format!("{} keeps an output that nobody needs", other.id));
+        }
+    }
+    // Each part once.
+    if parts != (0..of).collect::<Vec<u32>>() { Err(format!("units {parts:?} of {of}")) } else { Ok(()) }
 }

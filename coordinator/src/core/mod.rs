@@ -14,6 +14,7 @@ mod models;
 mod placement;
 mod plan;
 mod state;
+mod teach;
 #[cfg(test)]
 mod tests;
 mod why;
@@ -25,6 +26,6 @@ pub use event::{End, Event};
 pub use plan::{Context, plan};
 pub use state::{
     Artifact, Attempt, Blob, DataSet, Job, JobStatus, Millis, Model, Node, NodeStatus, Phase, PhaseKind, PhaseStatus,
-    Placement, Slot, State,
+    Placement, Slot, State, Unit,
 };
 pub use why::{Wait, why};

@@ -6,7 +6,7 @@ use tl_proto::{hardware::kind, ids::NodeId, spec::Device};
 
 use super::{
     State,
-    state::{NodeStatus, Placement},
+    state::{NodeStatus, Placement, Unit},
 };
 
 /// Slots that a gang could use.
@@ -43,11 +43,12 @@ impl Group<'_> {
     }
 }
 
-/// What there is for a job that wants `need` ranks or more on `device`, besides what is `taken` in this round, once `back`
-/// is given back. Who takes any device gets GPUs where those are enough.
+/// What there is for a job that wants `need` ranks or more on `device`, or for a `unit` of it, besides what is `taken` in
+/// this round, once `back` is given back. Who takes any device gets GPUs where those are enough.
 pub(super) fn room(
     state: &State,
     (device, need): (Device, usize),
+    unit: Option<&Unit>,
     taken: &BTreeSet<(NodeId, u32)>,
     back: &[Placement],
 ) -> Room {
@@ -62,7 +63,8 @@ pub(super) fn room(
             Device::Cpu => d == "cpu",
             Device::Cuda => kind(d) == "cuda",
         };
-        let slots = node.slots.iter().filter(|s| fits(&s.device));
+        let of_use = |d: &str| unit.is_none_or(|unit| unit.runs_on(&node.build, d));
+        let slots = node.slots.iter().filter(|s| fits(&s.device) && of_use(&s.device));
         if node.status == NodeStatus::Unknown {
             room.unknown += slots.count();
             continue;

@@ -13,6 +13,7 @@ use super::{
     End, Event, State, gate,
     placement::room,
     state::{Attempt, Job, JobStatus, Millis, NodeStatus, Phase, PhaseKind, PhaseStatus, Placement},
+    teach,
 };
 
 /// How long the state of a rank that has stopped may take to the blob store, at least.
@@ -47,6 +48,7 @@ pub fn plan(state: &State, context: &Context<'_>) -> Vec<Event> {
                 events.extend(end_of(state, context, id, phase, attempt));
             }
         }
+        events.extend(teach::left(state, id, job, context.now));
         events.extend(gate::judge(id, job, context.now));
         events.extend(over(id, job, context.now));
     }
@@ -112,7 +114,13 @@ fn end_of(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attem
         }
     };
     let count = phase.failures.get(&failure.class).copied().unwrap_or(0) + 1;
-    Some(ended(if count > failure.class.retries() {
+    let spent = count > failure.class.retries();
+    if spent && phase.kind == PhaseKind::Teach {
+        // The ranks can do it, or will say why not.
+        let reason = format!("{failure} ({})", failure.class);
+        return Some(Event::UnitLeft { job: id.clone(), phase: phase.id.clone(), reason, at: now });
+    }
+    Some(ended(if spent {
         End::GiveUp { failure }
     } else {
         let not_before_ms = now + failure.class.backoff_ms(count);
@@ -146,7 +154,8 @@ fn grow(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attempt
         return None;
     }
     let device = job.step_spec(&phase.step)?.cluster.device;
-    let anew = room(state, (device, fewest), &BTreeSet::new(), &attempt.placements).free.len().min(most);
+    let unit = phase.unit.as_ref();
+    let anew = room(state, (device, fewest), unit, &BTreeSet::new(), &attempt.placements).free.len().min(most);
     let more = anew.checked_sub(has).filter(|more| *more > 0)?;
     if somebody_waits(state) {
         return None;
@@ -156,7 +165,8 @@ fn grow(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attempt
 
 /// Whether a phase waits that fits the slots there are, free or not.
 fn somebody_waits(state: &State) -> bool {
-    let reach = [Device::Auto, Device::Cpu, Device::Cuda].map(|d| (d, room(state, (d, 0), &BTreeSet::new(), &[]).most));
+    let most = |d: Device| room(state, (d, 0), None, &BTreeSet::new(), &[]).most;
+    let reach = [Device::Auto, Device::Cpu, Device::Cuda].map(|d| (d, most(d)));
     let fits = |device: Device, need: usize| reach.iter().any(|(d, most)| *d == device && need <= *most);
     queue(state).into_iter().any(|(_, job, phase)| {
         let spec = job.step_spec(&phase.step);
@@ -169,7 +179,7 @@ pub(super) fn ranks(job: &Job, phase: &Phase) -> Option<(usize, usize)> {
     let spec = job.step_spec(&phase.step)?;
     Some(match phase.kind {
         PhaseKind::Gate => return None,
-        PhaseKind::Probe => (1, 1),
+        PhaseKind::Probe | PhaseKind::Teach => (1, 1),
         // More ranks than grains would have nothing to do.
         PhaseKind::Train => (spec.cluster.ranks.min as usize, spec.cluster.ranks.max.min(spec.grains()) as usize),
     })
@@ -197,13 +207,19 @@ fn placements(state: &State, context: &Context<'_>) -> Vec<Event> {
         if phase.not_before_ms > context.now {
             continue;
         }
-        let room = room(state, (spec.cluster.device, fewest), &taken, &[]);
+        let room = room(state, (spec.cluster.device, fewest), phase.unit.as_ref(), &taken, &[]);
         if room.free.len() < fewest {
-            if room.most >= fewest {
+            // A unit keeps nobody from slots that are of no use to it.
+            if room.most >= fewest && phase.unit.is_none() {
                 // It will fit when others are done: whoever comes later must not keep it waiting for ever.
                 break;
             }
             continue;
+        }
+        if let Some(split) = teach::split(state, context, (id, job, phase), &room.free, most.min(room.free.len())) {
+            // Its units come next, before whoever comes later.
+            events.push(split);
+            break;
         }
         let placements: Vec<Placement> = room.free.into_iter().take(most).collect();
         taken.extend(placements.iter().map(|p| (p.node.clone(), p.slot)));

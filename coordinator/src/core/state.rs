@@ -124,6 +124,12 @@ pub struct Phase {
     pub not_before_ms: Millis,
     /// Checkpoints, newest first.
     pub checkpoints: Vec<(u64, Blob)>,
+    /// Which part of the work it is, if that was shared out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<Unit>,
+    /// What a part of the work has come to, until the training that it is for is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<Blob>,
     /// What it found or made, as JSON.
     pub result: Option<serde_json::Value>,
     /// What happened to it, in words.
@@ -136,6 +142,8 @@ pub struct Phase {
 pub enum PhaseKind {
     /// A short look at data and weights, on one slot.
     Probe,
+    /// A part of what frozen teachers say of the samples, on one slot.
+    Teach,
     /// Training, evaluation and export, by a gang.
     Train,
     /// Whether what the training came to is enough for the steps that need it; no node has a part in it.
@@ -147,10 +155,24 @@ impl PhaseKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Probe => "probe",
+            Self::Teach => "teach",
             Self::Train => "train",
             Self::Gate => "gate",
         }
     }
+}
+
+/// A part of work that was shared out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unit {
+    /// Which one, from 0.
+    pub part: u32,
+    /// How many there are.
+    pub of: u32,
+    /// Where it is of use: on nodes of this build.
+    pub build: String,
+    /// And of this kind of device.
+    pub device: String,
 }
 
 /// Where a phase stands.
@@ -377,7 +399,7 @@ impl Job {
 
     /// Every blob that it refers to.
     pub fn blobs(&self) -> impl Iterator<Item = &Blob> {
-        let checkpoints = self.phases.iter().flat_map(|p| p.checkpoints.iter().map(|(_, b)| b));
+        let checkpoints = self.phases.iter().flat_map(|p| p.checkpoints.iter().map(|(_, b)| b).chain(&p.output));
         checkpoints.chain(self.artifacts.iter().map(|a| &a.blob)).chain(self.models.values().map(|m| &m.blob))
     }
 

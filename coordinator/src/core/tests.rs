@@ -5,6 +5,7 @@ mod models;
 mod pipelines;
 mod placing;
 mod reporting;
+mod teaching;
 mod waiting;
 
 use proptest::prelude::*;

@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use tl_proto::ids::JobId;
+use tl_proto::ids::{JobId, PhaseId};
 
 use super::{
     State,
@@ -149,6 +149,13 @@ fn blocked(job: &Job) -> Vec<(String, String)> {
     probes.filter_map(|p| Some((p.step.clone(), open(p)?.to_string()))).collect()
 }
 
+/// What runs; of units, how far they are together.
+fn named(job: &Job, phase: &Phase) -> String {
+    let Some(unit) = &phase.unit else { return phase.id.to_string() };
+    let done = job.units(&phase.step).filter(|p| p.status == PhaseStatus::Succeeded).count();
+    format!("{} ({done} of {} units done)", PhaseId::new(&phase.step, phase.kind.as_str()), unit.of)
+}
+
 /// Steps that are not run because of what has failed, as the end of a sentence.
 fn not_run(job: &Job) -> String {
     let skipped = job.phases.iter().filter(|p| p.kind == PhaseKind::Probe && p.status == PhaseStatus::Skipped);
@@ -169,8 +176,9 @@ pub fn why(state: &State, id: &JobId, now: Millis) -> Option<Wait> {
         }
         JobStatus::Active => {}
     }
-    let running: Vec<String> =
-        job.phases.iter().filter(|p| p.status == PhaseStatus::Running).map(|p| p.id.to_string()).collect();
+    let mut running: Vec<String> =
+        job.phases.iter().filter(|p| p.status == PhaseStatus::Running).map(|p| named(job, p)).collect();
+    running.dedup();
     let failed = job.phases.iter().find(|p| p.status == PhaseStatus::Failed);
     let failed = failed.map(|p| {
         let (step, failure) = (&p.step, p.last_failure.as_ref());
@@ -199,7 +207,8 @@ fn waits(state: &State, id: &JobId, job: &Job, now: Millis) -> Option<Wait> {
         return Some(Wait::NoNodes);
     }
     let need = ranks(job, phase)?.0;
-    let room = room(state, (job.step_spec(&phase.step)?.cluster.device, need), &BTreeSet::new(), &[]);
+    let device = job.step_spec(&phase.step)?.cluster.device;
+    let room = room(state, (device, need), phase.unit.as_ref(), &BTreeSet::new(), &[]);
     let free = room.free.len();
     Some(if free >= need {
         queue.first().filter(|(j, _, _)| *j != id).map_or(Wait::Starting, |(j, _, _)| Wait::Behind((*j).clone()))

@@ -279,11 +279,14 @@ impl NodeService {
             .collect();
         let inputs: BTreeMap<String, v1::BlobRef> =
             job.inputs(spec).into_iter().map(|(name, b)| (name, blob(b))).collect();
+        let waited = job.units(&phase.step).filter(|unit| phase.needs.contains(&unit.id));
+        let features: Vec<v1::BlobRef> = waited.filter_map(|unit| unit.output.as_ref().map(blob)).collect();
         // Whoever is ready first waits for those who still fetch.
         let newest = phase.checkpoints.first().map_or(0, |(_, b)| b.size);
         // The sizes of sources are what a node says.
         let hub = job.sources(&phase.step).iter().map(Source::bytes).fold(0, u64::saturating_add);
-        let fetched = data.iter().chain(inputs.values()).map(|b| b.size).fold(newest, u64::saturating_add);
+        let files = data.iter().chain(inputs.values()).chain(&features);
+        let fetched = files.map(|b| b.size).fold(newest, u64::saturating_add);
         let fetched_ms = fetched.saturating_add(hub).saturating_mul(1_000) / FETCHES;
         let rendezvous_ms = self.deadlines.rendezvous_ms.saturating_add(fetched_ms);
         Some(v1::Launch {
@@ -310,6 +313,9 @@ impl NodeService {
             beat_ms: self.deadlines.beat_ms,
             plan: job.plan_only,
             stop_grace_ms: self.deadlines.stop_grace_ms,
+            unit: phase.unit.as_ref().map_or(0, |unit| unit.part),
+            units: phase.unit.as_ref().map_or(0, |unit| unit.of),
+            features,
         })
     }
 }

@@ -1,9 +1,15 @@
 //! The state as messages.
 
-use tl_proto::{compare::Comparison, ids::NodeId, v1};
+use std::collections::BTreeMap;
+
+use tl_proto::{
+    compare::Comparison,
+    ids::{JobId, NodeId, PhaseId},
+    v1,
+};
 
 use crate::{
-    core::{self, JobStatus, NodeStatus, PhaseStatus, State},
+    core::{self, Job, JobStatus, NodeStatus, PhaseKind, PhaseStatus, State},
     records::Records,
 };
 
@@ -17,7 +23,7 @@ pub enum Detail {
 }
 
 /// A job as users see it.
-pub fn job(state: &State, records: &Records, id: &tl_proto::ids::JobId, now: u64, detail: Detail) -> Option<v1::Job> {
+pub fn job(state: &State, records: &Records, id: &JobId, now: u64, detail: Detail) -> Option<v1::Job> {
     let job = state.jobs.get(id)?;
     let begun = job.phases.iter().any(|p| p.status != PhaseStatus::Waiting || p.generation > 0);
     let status = match job.status {
@@ -40,7 +46,7 @@ pub fn job(state: &State, records: &Records, id: &tl_proto::ids::JobId, now: u64
         finished_ms: job.finished_ms.unwrap_or(0),
         why: why.as_ref().map(ToString::to_string).unwrap_or_default(),
         why_code: why.as_ref().map(|w| w.code().to_owned()).unwrap_or_default(),
-        phases: job.phases.iter().map(|p| phase(records, id, p, whole)).collect(),
+        phases: phases(state, records, (id, job), whole),
         failure: job.failure.clone().map(Into::into),
         spec_json: if whole { serde_json::to_vec(&job.spec).unwrap_or_default() } else { Vec::new() },
         owner: job.owner.clone(),
@@ -49,21 +55,100 @@ pub fn job(state: &State, records: &Records, id: &tl_proto::ids::JobId, now: u64
     })
 }
 
-fn phase(records: &Records, job: &tl_proto::ids::JobId, phase: &core::Phase, whole: bool) -> v1::Phase {
-    let status = match phase.status {
+/// The phases of a job; the units of a step are one.
+fn phases(state: &State, records: &Records, (id, job): (&JobId, &Job), whole: bool) -> Vec<v1::Phase> {
+    let mut out: Vec<v1::Phase> = Vec::new();
+    for one in &job.phases {
+        if one.unit.is_none() {
+            let mut shown = phase(records, id, one, whole);
+            if job.units(&one.step).any(|unit| one.needs.contains(&unit.id)) {
+                let unit = |need: &String| job.units(&one.step).any(|unit| unit.id.0 == *need);
+                shown.needs.retain(|need| !unit(need));
+                shown.needs.push(teach(&one.step).to_string());
+            }
+            out.push(shown);
+        } else if out.last().is_none_or(|last| last.id != teach(&one.step).0) {
+            out.push(units(state, &job.units(&one.step).collect::<Vec<_>>(), one, whole));
+        }
+    }
+    out
+}
+
+/// What the units of a step are called together.
+fn teach(step: &str) -> PhaseId {
+    PhaseId::new(step, PhaseKind::Teach.as_str())
+}
+
+/// The units of a step, of which `first` is one.
+fn units(state: &State, all: &[&core::Phase], first: &core::Phase, whole: bool) -> v1::Phase {
+    let id = teach(&first.step).to_string();
+    let generation = all.iter().map(|unit| unit.generation).max().unwrap_or(0);
+    let with = |status: PhaseStatus| all.iter().filter(move |unit| unit.status == status);
+    let any = |status: PhaseStatus| with(status).next().is_some();
+    let done = with(PhaseStatus::Succeeded).count();
+    let order = [PhaseStatus::Running, PhaseStatus::Waiting, PhaseStatus::Failed, PhaseStatus::Skipped];
+    let status = order.into_iter().find(|status| any(*status)).unwrap_or(PhaseStatus::Succeeded);
+    let place = |unit: &&core::Phase| {
+        let at = unit.attempt.as_ref()?.placements.first()?;
+        let rank = unit.unit.as_ref().map_or(0, |unit| unit.part);
+        Some(v1::Placement { rank, node_id: at.node.to_string(), slot: at.slot })
+    };
+    let (phase, name) = (id.clone(), PhaseKind::Teach.as_str().to_owned());
+    let activity = v1::Activity { phase, generation, name, done: done as u64, total: all.len() as u64 };
+    v1::Phase {
+        id,
+        step: first.step.clone(),
+        kind: PhaseKind::Teach.as_str().into(),
+        status: word(status).into(),
+        needs: first.needs.iter().map(ToString::to_string).collect(),
+        generation,
+        ranks: all.iter().filter_map(place).collect(),
+        activity: Some(activity),
+        result_json: Vec::new(),
+        history: if whole { told(state, all) } else { Vec::new() },
+    }
+}
+
+/// What happened to units that did not go as usual, and, in the end, how many each node has done. Whoever follows sees lines
+/// come at the end only.
+fn told(state: &State, all: &[&core::Phase]) -> Vec<String> {
+    let mut lines: Vec<(u64, String)> = Vec::new();
+    // One that went as usual has begun and is done.
+    let left = |unit: &core::Phase| unit.status == PhaseStatus::Succeeded && unit.result.is_none();
+    for unit in all.iter().filter(|unit| unit.history.len() > 2 || left(unit)) {
+        let part = unit.unit.as_ref().map_or(0, |unit| unit.part + 1);
+        lines.extend(unit.history.iter().map(|(at, text)| (*at, format!("unit {part}: {text}"))));
+    }
+    lines.sort_by_key(|(at, _)| *at);
+    let mut told: Vec<String> = lines.into_iter().map(|(_, line)| line).collect();
+    if all.iter().all(|unit| unit.status == PhaseStatus::Succeeded) {
+        let mut by_node: BTreeMap<&str, usize> = BTreeMap::new();
+        for node in all.iter().filter(|unit| unit.result.is_some()).filter_map(|unit| unit.nodes.first()) {
+            *by_node.entry(state.nodes.get(node).map_or(node.as_str(), |n| &n.name)).or_default() += 1;
+        }
+        told.extend(by_node.into_iter().map(|(name, done)| format!("{done} of {} units done on `{name}`", all.len())));
+    }
+    told
+}
+
+fn word(status: PhaseStatus) -> &'static str {
+    match status {
         PhaseStatus::Waiting => "waiting",
         PhaseStatus::Running => "running",
         PhaseStatus::Succeeded => "succeeded",
         PhaseStatus::Failed => "failed",
         PhaseStatus::Skipped => "skipped",
-    };
+    }
+}
+
+fn phase(records: &Records, job: &JobId, phase: &core::Phase, whole: bool) -> v1::Phase {
     let placements = phase.attempt.iter().flat_map(|a| &a.placements).enumerate();
     let result = phase.result.as_ref().filter(|_| whole);
     v1::Phase {
         id: phase.id.to_string(),
         step: phase.step.clone(),
         kind: phase.kind.as_str().into(),
-        status: status.into(),
+        status: word(phase.status).into(),
         needs: phase.needs.iter().map(ToString::to_string).collect(),
         generation: phase.generation,
         ranks: placements
@@ -96,4 +181,102 @@ pub fn node(state: &State, id: &NodeId) -> Option<v1::Node> {
         machine: node.hardware.summary(),
         hardware: Some(node.hardware.clone().into()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tl_proto::spec::parse;
+
+    use super::*;
+    use crate::core::{Event, Placement, Slot, apply};
+
+    const JOB: &str = r#"
+schema = 1
+job = { name = "t", kind = "finetune" }
+data = { format = "generated", train = "source", val = "source", batch = 32 }
+model = { backbone = "small_cnn" }
+stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
+"#;
+
+    #[test]
+    fn the_units_of_a_step_are_one_phase_that_says_who_has_done_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let (id, node, at) = (JobId::from_bits(1), NodeId::from_bits(1), 1);
+        let mut state = State::default();
+        let phase = |kind: &str| PhaseId::new("main", kind);
+        let done = |kind: &str| {
+            let (job, result) = (id.clone(), serde_json::Value::Null);
+            Event::PhaseSucceeded { job, phase: phase(kind), generation: 1, result, at }
+        };
+        let starts = |kind: &str| {
+            let (job, secret) = (id.clone(), String::new());
+            let (address, device, incarnation) = ("h:1".to_owned(), "cpu".to_owned(), "a".to_owned());
+            let placement = Placement { node: node.clone(), incarnation, slot: 0, address, weight: 1, device };
+            let placements = vec![placement];
+            Event::AttemptStarted { job, phase: phase(kind), generation: 1, placements, secret, at }
+        };
+        let slot = Slot { index: 0, device: "cpu".into(), address: "h:1".into(), weight: 1 };
+        for event in [
+            Event::Submitted {
+                job: id.clone(),
+                key: "k".into(),
+                owner: "o".into(),
+                spec: Box::new(parse(JOB).unwrap()),
+                plan_only: false,
+                models: BTreeMap::new(),
+                at,
+            },
+            Event::NodeJoined {
+                node: node.clone(),
+                name: "n1".into(),
+                incarnation: "a".into(),
+                build: "b".into(),
+                slots: vec![slot],
+                catalog: Box::default(),
+                hardware: Box::default(),
+            },
+            done("probe"),
+            Event::TeachingSplit {
+                job: id.clone(),
+                phase: phase("train"),
+                units: 3,
+                build: "b".into(),
+                device: "cpu".into(),
+                at,
+            },
+            starts("teach-1"),
+            done("teach-1"),
+            starts("teach-2"),
+        ] {
+            apply(&mut state, &event);
+        }
+        let shown = |state: &State| job(state, &records, &id, 1, Detail::Whole).unwrap().phases;
+        let phases = shown(&state);
+        let line = |p: &v1::Phase| (p.id.clone(), p.status.clone(), p.needs.join(" "));
+        let lines: Vec<_> = phases.iter().map(line).collect();
+        let want = [
+            ("main/probe", "succeeded", ""),
+            ("main/teach", "running", "main/probe"),
+            ("main/train", "waiting", "main/probe main/teach"),
+        ];
+        assert_eq!(lines, want.map(|(id, status, needs)| (id.to_owned(), status.to_owned(), needs.to_owned())));
+        let activity = phases[1].activity.clone().unwrap();
+        assert_eq!((activity.phase.as_str(), activity.done, activity.total), ("main/teach", 1, 3));
+        assert_eq!(phases[1].ranks.iter().map(|r| r.rank).collect::<Vec<_>>(), [1]);
+        assert!(phases[1].history.is_empty(), "all goes as usual: {:?}", phases[1].history);
+        let reason = "it is too large".to_owned();
+        for event in [
+            done("teach-2"),
+            starts("teach-3"),
+            Event::UnitLeft { job: id.clone(), phase: phase("teach-3"), reason, at },
+        ] {
+            apply(&mut state, &event);
+        }
+        let phases = shown(&state);
+        assert_eq!(phases[1].status, "succeeded");
+        let told = &phases[1].history;
+        assert!(told.contains(&"unit 3: left to the training: it is too large".to_owned()), "{told:?}");
+        assert_eq!(told.last().unwrap(), "2 of 3 units done on `n1`");
+    }
 }

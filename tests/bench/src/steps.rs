@@ -120,6 +120,7 @@ fn run(job: &str, group: &mut dyn Collective, link: &mut dyn Link) -> tl_engine:
         work: folder.path().join("work"),
         cache: folder.path().join("cache"),
         cache_bytes: 1 << 30,
+        features: Vec::new(),
         resume: Vec::new(),
     };
     pool::run(|| train::run(&config, group, link)).map(|_| ())

@@ -107,6 +107,7 @@ pub fn step(folder: &Path) -> Result<f64> {
         work,
         cache: folder.join("cache"),
         cache_bytes: 1 << 26,
+        features: Vec::new(),
         resume: Vec::new(),
     };
     let started = Instant::now();

@@ -5,6 +5,7 @@
 //! sealed; one that is not whole is a miss.
 
 mod packed;
+mod parcel;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,6 +15,7 @@ use std::{
 };
 
 pub use packed::{Packed, Top};
+pub use parcel::{Parcel, unpack};
 
 use crate::{Result, collective, files};
 
@@ -41,6 +43,11 @@ impl Space {
     /// The space `name` below `root` for records of `width` numbers.
     pub fn new(root: &Path, name: &str, width: usize) -> Self {
         Self { dir: root.join(name), width }
+    }
+
+    /// What it is called.
+    fn name(&self) -> String {
+        self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// Numbers of one record.
@@ -91,6 +98,12 @@ impl Space {
         if records.is_empty() {
             return Ok(());
         }
+        let (name, sealed) = self.sealed(records);
+        files::write_whole(&self.dir.join(format!("{name}.seg")), &sealed)
+    }
+
+    /// Records as a segment: what it is called, and its bytes.
+    fn sealed(&self, records: &[(Key, &[f32])]) -> (String, Vec<u8>) {
         let mut bytes = (self.width as u64).to_le_bytes().to_vec();
         for (key, values) in records {
             bytes.extend(key);
@@ -99,7 +112,7 @@ impl Space {
         let sealed = files::seal(bytes);
         let name =
             blake3::Hash::from_slice(&sealed[sealed.len() - 32..]).map(|h| h.to_hex().to_string()).unwrap_or_default();
-        files::write_whole(&self.dir.join(format!("{name}.seg")), &sealed)
+        (name, sealed)
     }
 
     fn decode<'b>(&'b self, bytes: &'b [u8]) -> Option<impl Iterator<Item = (Key, Vec<f32>)> + use<'b>> {

@@ -51,8 +51,7 @@ impl Model {
     }
 
     /// Learns the classes of a folder: its folders are classes, or, where it has none, each file is one; lines of texts and of
-    /// drawings say their classes themselves. A model that was
-    /// taught by another kind of job takes the nearest prototype.
+    /// drawings say their classes themselves. A model that was taught by another kind of job takes the nearest prototype.
     ///
     /// # Errors
     /// A folder without classes; a model that learns by steps on its weights.

@@ -27,6 +27,8 @@ pub struct Config {
     pub cache: PathBuf,
     /// Bytes that it may take; what was not used for longest goes first.
     pub cache_bytes: u64,
+    /// What teachers have said on other nodes, packed; see [`super::teach`].
+    pub features: Vec<PathBuf>,
     /// Checkpoints to go on from, newest first; only rank 0 reads them.
     pub resume: Vec<PathBuf>,
 }

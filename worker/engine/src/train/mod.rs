@@ -42,6 +42,7 @@ mod state;
 mod step;
 mod taps;
 pub(crate) mod tasks;
+pub mod teach;
 mod teacher;
 #[cfg(test)]
 mod tests;
@@ -127,6 +128,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     if objective.untrained() {
         return zero_shot::run(config, group, link);
     }
+    teach::unpack(config, link);
     same_numbers(spec, group)?;
     same_sources(config, group)?;
     let opened = Opened::new(spec, data, objective)?;

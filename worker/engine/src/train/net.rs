@@ -189,7 +189,6 @@ impl Net {
             _ if backbone.reads_strokes() => {
                 weights::strokes::contract(backbone, (purpose.section, model), path.as_deref(), purpose.which)?
             }
-            }
             None => named.map_or_else(|| Contract::named("tf", side, model.padding.as_deref()), Ok)?,
             Some(path) => {
                 let mut found = weights::contract_of(path, purpose.which)?;

@@ -126,6 +126,16 @@ impl Opened {
         }
     }
 
+    /// The samples that teachers see.
+    pub fn shown(&self) -> &Samples {
+        self.halves.as_ref().map_or(&self.train, |halves| &halves.train)
+    }
+
+    /// The same, without the rest.
+    pub fn into_shown(self) -> Samples {
+        self.halves.map_or(self.train, |halves| halves.train)
+    }
+
     /// The network with the one that is trained with it, where the job has such a one.
     ///
     /// # Errors

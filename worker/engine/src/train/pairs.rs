@@ -19,7 +19,8 @@ use crate::{
 
 /// The other halves of a job's samples, before each has found its own.
 pub(super) struct Halves {
-    train: Samples,
+    /// Those of training samples.
+    pub train: Samples,
     val: Option<Samples>,
 }
 
@@ -87,11 +88,6 @@ impl Halves {
     /// Those that training samples go with.
     pub fn learned(&self) -> &dyn Dataset {
         &*self.train.dataset
-    }
-
-    /// The same as samples.
-    pub fn learned_from(&self) -> &Samples {
-        &self.train
     }
 
     /// All of them.

@@ -3,7 +3,7 @@
 use super::{
     ByCut, Features, Loop, encode,
     encode::Encoded,
-    net::{self, Net},
+    net::Net,
     samples::Samples,
     saving,
     saving::Load,
@@ -15,11 +15,8 @@ use crate::{
     cache::Packed,
     collective::Collective,
     link::{Link, Notice},
-    modifier, nn,
+    nn,
 };
-
-/// Samples of which a teacher's outputs are looked at before anything else.
-const FEW: usize = 8;
 
 impl<'a> Loop<'a> {
     /// The teachers in a stage, with what they have said.
@@ -40,21 +37,14 @@ impl<'a> Loop<'a> {
     pub(super) fn teach(&mut self, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Vec<ByCut>> {
         let mut taught = Vec::new();
         let shown = self.shown();
-        let views = shown.views().filter(|_| !modifier::mixes(&self.run.spec.modifiers));
+        let views = teacher::views(self.run.spec, shown);
         for (which, net) in self.teachers.iter().enumerate() {
             let store = &net.network.initial;
-            let logits = self.inputs(net, shown, net.network.units.len(), None)?;
-            let few: Vec<usize> = (0..shown.count().min(FEW)).collect();
-            let rows = net::rows(&logits.batch(store, &few, &vec![0; few.len()], None)?)?;
             let names = self.run.spec.nets_of("teacher");
             let name = names.get(which).map_or("teacher", |(name, _)| *name);
-            teacher::gives_logits(&rows, name)?;
+            teacher::look(net, shown, name)?;
             let cuts = self.teachers_cuts(which);
-            let mut words = 0;
-            for cut in &cuts {
-                let width = net.shape_at(store, *cut)?.iter().product();
-                words += encode::packing(net, *cut, self.packed(net)).words(width);
-            }
+            let words = teacher::words(net, &cuts, self.packed(net))?;
             let mut kept = ByCut::new();
             match views.map(|views| teacher::room(words, shown.count() * views)) {
                 Some(Ok(())) => {
@@ -72,13 +62,9 @@ impl<'a> Loop<'a> {
         Ok(taught)
     }
 
-    /// Where a teacher is cut: the first one where the objective looks too, the others behind their logits.
+    /// Where a teacher is cut.
     fn teachers_cuts(&self, which: usize) -> Vec<usize> {
-        let inside = (self.run.objective.looks_inside)(&self.run.spec.objective);
-        match which {
-            0 => teacher::cuts(&self.teachers[0], &self.net.taps.teacher, inside, self.packed(&self.teachers[0])),
-            _ => teacher::cuts(&self.teachers[which], &[], false, self.packed(&self.teachers[which])),
-        }
+        teacher::cuts_of(self.run.spec, which, &self.teachers[which], &self.net.taps.teacher)
     }
 
     /// How what comes out of a network is kept: of teachers, the logits as the job says.

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::{BnScope, EpisodesSection, Handed, Hub, JobSpec, ModelSection, Precision, Source, TOWER};
+use tl_proto::{
+    spec::{BnScope, EpisodesSection, Handed, Hub, JobSpec, ModelSection, Precision, Source, TOWER},
+    teaching::Teaching,
+};
 
 use super::{
     Config,
@@ -19,7 +22,7 @@ use super::{
     saving::{self, Load, Span},
     stage::Stage,
     tasks::{self, PlannedTask, Weighed},
-    weights, zero_shot,
+    teach, weights, zero_shot,
 };
 use crate::{
     Error, Result,
@@ -80,6 +83,9 @@ pub struct Plan {
     pub split: Vec<usize>,
     /// What each stage trains.
     pub stages: Vec<StageFigures>,
+    /// What teachers have not said yet of the samples, where they are asked once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teaching: Option<Teaching>,
 }
 
 /// What episodes are drawn from, and how they look.
@@ -272,7 +278,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
             (stage.saving, stage.cached) = (Some(saving), unit.into_iter().collect());
         }
         if let (Some(tower), Some(halves)) = (&net.tower, &opened.halves) {
-            let seen = (halves.learned_from(), Load::of_halves(halves, n));
+            let seen = (&halves.train, Load::of_halves(halves, n));
             let second = saving::looked(&tower.0, store, seen, &spans[1])?;
             for (stage, (saving, unit)) in stages.iter_mut().zip(second) {
                 stage.saving = stage.saving.map(|first| first.with(saving));
@@ -307,6 +313,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
         class_weights: weights::of_classes(data, &*train.dataset)?,
         split: split.iter().map(Range::len).collect(),
         stages,
+        teaching: teach::estimate(config, spec, opened.shown(), &net.taps.teacher, &teachers)?,
     })
 }
 
@@ -355,5 +362,6 @@ fn untrained(config: &Config, spec: &JobSpec) -> Result<Plan> {
         class_weights: None,
         split: Vec::new(),
         stages: Vec::new(),
+        teaching: None,
     })
 }

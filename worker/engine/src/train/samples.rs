@@ -126,6 +126,16 @@ impl Samples {
         Ok(Self { source: Source::new(Box::new(Subset::new(source.dataset, keep))), ..self })
     }
 
+    /// Only the samples that decode for a network of this contract.
+    ///
+    /// # Errors
+    /// See [`Samples::only`].
+    pub fn that_decode(self, contract: &Contract) -> Result<Self> {
+        let good: Vec<usize> =
+            (0..self.count()).into_par_iter().filter(|i| self.decodes(*i, contract).is_ok()).collect();
+        if good.len() == self.count() { Ok(self) } else { self.only(good) }
+    }
+
     /// The same samples as they are, without transforms.
     pub fn plain(&self) -> Self {
         let (source, augment) = (self.source.clone(), AugmentSection::default());

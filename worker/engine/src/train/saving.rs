@@ -106,7 +106,7 @@ impl Load {
 
     /// What runs through a second network: the other halves, one for each sample that an epoch draws.
     pub(super) fn of_halves(halves: &Halves, drawn: usize) -> Self {
-        let (train, val) = (halves.learned_from(), halves.parts().nth(1).map_or(0, Samples::count));
+        let (train, val) = (&halves.train, halves.parts().nth(1).map_or(0, Samples::count));
         let (views, train) = (train.views().unwrap_or(0), train.count());
         Self { train, drawn, views, val, other: 0, beside: 0, judged: 0, aside: 0 }
     }

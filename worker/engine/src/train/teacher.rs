@@ -2,13 +2,24 @@
 //! view where that can be kept.
 
 use candle_core::Tensor;
+use tl_proto::spec::JobSpec;
 
 use super::{
-    encode::BUDGET,
+    encode::{self, BUDGET},
     inputs::Inputs,
     net::{Net, rows},
+    samples::Samples,
 };
-use crate::{Error, Result, cache::Packed, modifier::Mix, nn::tensor};
+use crate::{
+    Error, Result,
+    cache::Packed,
+    modifier::{self, Mix},
+    nn::tensor,
+    objective::Objective,
+};
+
+/// Samples of which a teacher's outputs are looked at before anything else.
+const FEW: usize = 8;
 
 /// A teacher in one stage.
 pub(super) struct Teacher<'a> {
@@ -39,7 +50,7 @@ impl Says {
 
 /// Where a teacher is cut, ascending: behind the units that are compared, and in front of its last one if what that takes
 /// is; else, or where its logits are kept in less room, behind that one.
-pub(super) fn cuts(teacher: &Net, taps: &[usize], inside: bool, packed: Packed) -> Vec<usize> {
+fn cuts(teacher: &Net, taps: &[usize], inside: bool, packed: Packed) -> Vec<usize> {
     let all = teacher.network.units.len();
     let mut cuts: Vec<usize> = taps.iter().map(|unit| unit + 1).collect();
     cuts.extend(inside.then_some(all - 1));
@@ -47,6 +58,47 @@ pub(super) fn cuts(teacher: &Net, taps: &[usize], inside: bool, packed: Packed) 
     cuts.sort_unstable();
     cuts.dedup();
     cuts
+}
+
+/// The same for the teacher of a job at this place: the first one is cut at the `taps` and where the objective looks too,
+/// the others behind their logits.
+pub(super) fn cuts_of(spec: &JobSpec, which: usize, teacher: &Net, taps: &[usize]) -> Vec<usize> {
+    let objective = Objective::find(&spec.job.kind);
+    let inside = (objective.looks_inside)(&spec.objective);
+    let (taps, inside) = if which == 0 { (taps, inside) } else { (&[][..], false) };
+    cuts(teacher, taps, inside, (objective.packed)(&spec.objective))
+}
+
+/// Words of what a teacher says of one sample and view, at all cuts.
+///
+/// # Errors
+/// An input that is too small for the network.
+pub(super) fn words(teacher: &Net, cuts: &[usize], packed: Packed) -> Result<usize> {
+    let mut words = 0;
+    for cut in cuts {
+        let width = teacher.shape_at(&teacher.network.initial, *cut)?.iter().product();
+        words += encode::packing(teacher, *cut, packed).words(width);
+    }
+    Ok(words)
+}
+
+/// How many views of each sample a teacher is asked about once and for all; none where it runs in every step.
+pub(super) fn views(spec: &JobSpec, shown: &Samples) -> Option<usize> {
+    shown.views().filter(|_| !modifier::mixes(&spec.modifiers))
+}
+
+/// Looks at what a teacher says of a few samples before it is asked about all.
+///
+/// # Errors
+/// A sample that cannot be read; what it says are no logits.
+pub(super) fn look(teacher: &Net, shown: &Samples, role: &str) -> Result<()> {
+    let few: Vec<_> = (0..shown.count().min(FEW)).map(|i| (i, shown.view(i, 0))).collect();
+    if few.is_empty() {
+        return Ok(());
+    }
+    let batch = shown.batch(&few, &teacher.contract, false)?;
+    let said = teacher.forward(&teacher.network.initial, batch, 0, teacher.network.units.len())?;
+    gives_logits(&rows(&said)?, role)
 }
 
 impl Teacher<'_> {
@@ -107,7 +159,7 @@ pub(super) fn room(words: usize, rows: usize) -> std::result::Result<(), String>
 ///
 /// # Errors
 /// Rows that are probabilities.
-pub(super) fn gives_logits(rows: &[Vec<f32>], role: &str) -> Result<()> {
+fn gives_logits(rows: &[Vec<f32>], role: &str) -> Result<()> {
     let is_probability = |row: &Vec<f32>| {
         let sum: f64 = row.iter().map(|v| f64::from(*v)).sum();
         row.iter().all(|v| (0.0..=1.0).contains(v)) && (sum - 1.0).abs() < 1e-4

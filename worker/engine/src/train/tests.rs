@@ -40,7 +40,7 @@ use std::{
 
 use tl_proto::spec::JobSpec;
 
-use super::{Config, export::Report, net::Net, run, state::RunState};
+use super::{Config, export::Report, net::Net, run, state::RunState, teach};
 use crate::{
     Error, Result,
     collective::{Solo, on_loopback},
@@ -123,6 +123,7 @@ fn config(job: &str, dir: &Path, cache: &str, resume: Vec<PathBuf>) -> Config {
         work: dir.join("work"),
         cache: dir.join(cache),
         cache_bytes: 1 << 30,
+        features: Vec::new(),
         resume,
     }
 }
@@ -164,6 +165,25 @@ fn gone_on(job: &str, stop_after: u64, worlds: [usize; 2]) -> [Report; 2] {
     let later = train(job, worlds[1], false, dir.path(), &resume, &Recorder::default()).unwrap();
     assert_eq!(model_of(dir.path()), model_of(undisturbed.path()), "stopped after {stop_after}");
     [whole, later]
+}
+
+/// Has units of what a job's teachers say done, each on a node of its own; what they leave.
+fn units(job: &str, units: usize, dir: &Path) -> Vec<PathBuf> {
+    let one = |unit: usize| {
+        let config = config(job, &dir.join(format!("node{unit}")), "cache", Vec::new());
+        teach::unit(&config, (unit, units), &mut Recorder::default()).unwrap();
+        config.work.join("features")
+    };
+    (0..units).map(one).collect()
+}
+
+/// Trains on a node that has seen no teacher, with what others have left; how often one was asked, and what was told.
+fn taught(job: &str, features: Vec<PathBuf>, dir: &Path) -> (u64, Vec<Notice>) {
+    let config = Config { features, ..config(job, dir, "cache", Vec::new()) };
+    let mut link = Recorder::default();
+    let report = crate::num::pool::build(2).install(|| run(&config, &mut Solo, &mut link)).unwrap();
+    let notices = link.notices.lock().unwrap().clone();
+    (report.prefix.computed, notices)
 }
 
 fn model_of(dir: &Path) -> blake3::Hash {

@@ -33,3 +33,18 @@ pub fn contract(
         (None, _) => Contract::named("unit", 32, None),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backbone::find;
+
+    #[test]
+    fn what_a_job_must_not_say_is_named_with_its_section() {
+        let model = ModelSection { input: Some(64), ..ModelSection::default() };
+        match contract(find("stroke_lstm").unwrap(), ("nets.tower", &model), None, Which::Tower) {
+            Err(Error::User { hint, .. }) => assert!(hint.starts_with("remove them from `[nets.tower]`"), "{hint}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -8,7 +8,7 @@ use self::share::Holdings;
 use super::{net::Net, samples::Samples};
 use crate::{
     Error, Result,
-    cache::{self, Key, Packed, Space},
+    cache::{self, Key, Packed, Parcel, Space},
     collective::Collective,
     data::augment::View,
     link::{Link, Notice},
@@ -49,13 +49,7 @@ pub fn encode(
     group: &mut dyn Collective,
     link: &mut dyn Link,
 ) -> Result<Encoded> {
-    let views = samples.views().unwrap_or(1);
-    let wanted: Vec<(usize, View, Key)> = (0..samples.count() * views)
-        .map(|at| {
-            let (index, view) = (at / views, samples.view(at / views, (at % views) as u64));
-            (index, view, cache::key(&samples.dataset.digest(index), &view.describe()))
-        })
-        .collect();
+    let wanted = wanted(samples);
     let keys: Vec<Key> = wanted.iter().map(|w| w.2).collect();
     let mut disk = Disk::open(net, store, cuts, packed, root)?;
     let mut records = disk.read(&keys, link);
@@ -106,6 +100,58 @@ pub fn encode(
         computed: holdings.missing() as u64,
         needed: keys.len() as u64,
     })
+}
+
+/// Every sample in every view of it that is kept, with its key.
+fn wanted(samples: &Samples) -> Vec<(usize, View, Key)> {
+    let views = samples.views().unwrap_or(1);
+    let one = |at: usize| {
+        let (index, view) = (at / views, samples.view(at / views, (at % views) as u64));
+        (index, view, cache::key(&samples.dataset.digest(index), &view.describe()))
+    };
+    (0..samples.count() * views).map(one).collect()
+}
+
+/// Adds what was encoded to a parcel, for other machines. All that it names is as for [`encode`].
+///
+/// # Errors
+/// An input that is too small for the network.
+pub fn pack(
+    net: &Net,
+    store: &Store,
+    (cuts, packed): (&[usize], Packed),
+    samples: &Samples,
+    root: &std::path::Path,
+    (encoded, parcel): (&Encoded, &mut Parcel),
+) -> Result<()> {
+    let disk = Disk::open(net, store, cuts, packed, root)?;
+    let keys: Vec<Key> = wanted(samples).into_iter().map(|w| w.2).collect();
+    for (space, cut) in disk.spaces.iter().zip(cuts) {
+        let Some(rows) = encoded.by_cut.get(cut) else { continue };
+        // Each content once.
+        let mut seen = BTreeSet::new();
+        let once: Vec<(Key, &[f32])> =
+            keys.iter().zip(rows).filter(|(key, _)| seen.insert(**key)).map(|(key, row)| (*key, &row[..])).collect();
+        once.chunks(SEGMENT).for_each(|segment| parcel.add(space, segment));
+    }
+    Ok(())
+}
+
+/// How many samples and views are not in the cache of this machine yet, by what comes out in front of one cut.
+///
+/// # Errors
+/// An input that is too small for the network.
+pub fn missing(
+    net: &Net,
+    store: &Store,
+    (cut, packed): (usize, Packed),
+    samples: &Samples,
+    root: &std::path::Path,
+) -> Result<usize> {
+    let disk = Disk::open(net, store, &[cut], packed, root)?;
+    let keys: BTreeSet<Key> = wanted(samples).into_iter().map(|w| w.2).collect();
+    let found: usize = disk.spaces.iter().map(|space| space.read(&keys).0.len()).sum();
+    Ok(keys.len() - found.min(keys.len()))
 }
 
 /// How what comes out in front of a cut is kept: only what the last unit gives in less room.

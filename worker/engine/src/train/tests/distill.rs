@@ -88,3 +88,64 @@ fn two_teachers_teach_something_else_than_one() {
     let error = train(&short, 1, false, dir.path(), &[], &Recorder::default()).unwrap_err().to_string();
     assert!(error.contains("3 numbers for 2 teachers"), "{error}");
 }
+
+#[test]
+fn what_other_nodes_have_worked_out_is_not_computed_again_and_gives_the_same_file() {
+    let second = "[nets.teacher_2]\nbackbone = \"small_cnn\"\n[[stage]]";
+    for method in [METHODS[0], METHODS[4], METHODS[5]] {
+        let job = job(method, "soft_weight = 0.5").replace("[[stage]]", second);
+        let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+        let alone = train(&job, 1, false, dirs[0].path(), &[], &Recorder::default()).unwrap();
+        assert_eq!(alone.prefix.computed, 2 * 24, "{method}");
+        let features = units(&job, 3, dirs[1].path());
+        let (computed, notices) = taught(&job, features, dirs[2].path());
+        assert_eq!((computed, notices), (0, Vec::new()), "{method}");
+        assert_eq!(model_of(dirs[0].path()), model_of(dirs[2].path()), "{method}");
+    }
+}
+
+#[test]
+fn what_does_not_arrive_whole_or_at_all_is_computed_and_the_file_is_the_same() {
+    let job = job(METHODS[5], "soft_weight = 0.5");
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    train(&job, 1, false, dirs[0].path(), &[], &Recorder::default()).unwrap();
+    let mut features = units(&job, 3, dirs[1].path());
+    let whole = std::fs::read(&features[0]).unwrap();
+    std::fs::write(&features[0], &whole[..whole.len() / 2]).unwrap();
+    features.remove(1);
+    let (computed, notices) = taught(&job, features, dirs[2].path());
+    assert_eq!((computed, notices), (16, vec![Notice::CacheDamaged]));
+    assert_eq!(model_of(dirs[0].path()), model_of(dirs[2].path()));
+}
+
+#[test]
+fn a_teacher_that_runs_in_every_step_has_no_units_work() {
+    let job = job(METHODS[4], "soft_weight = 0.5") + "[modifiers.mixup]\n";
+    let dir = tempfile::tempdir().unwrap();
+    assert!(units(&job, 1, dir.path()).iter().all(|path| !path.exists()));
+}
+
+#[test]
+fn a_look_tells_what_teachers_have_not_said_yet() {
+    let dir = tempfile::tempdir().unwrap();
+    let of_teacher = "schema = 1\njob = { name = \"t\", kind = \"finetune\", seed = 3 }\n\
+        data = { format = \"generated\", train = \"source\", val = \"source\", batch = 16, \
+        params = { train_samples = 2, val_samples = 1 } }\nmodel = { backbone = \"small_cnn\" }\n\
+        [[stage]]\nname = \"all\"\nepochs = 1\ntrain = [\"*\"]\nlr = 0.001\nbn = \"train\"\n";
+    train(of_teacher, 1, false, &dir.path().join("teacher"), &[], &Recorder::default()).unwrap();
+    let weights = dir.path().join("teacher/work/model");
+    let teacher = format!("backbone = \"small_cnn\"\nweights = {weights:?}");
+    let job = job("method = \"logits\"", "soft_weight = 1").replace("backbone = \"resnet20\"", &teacher);
+    let look = |job: &str| {
+        let config = config(job, dir.path(), "cache", Vec::new());
+        (crate::train::probe::probe(&config).unwrap().teaching, config)
+    };
+    assert_eq!(look(&job).0, None, "24 samples are not worth it");
+    let job = job.replace("train_samples = 3", "train_samples = 8");
+    let (found, config) = look(&job);
+    let found = found.unwrap();
+    assert_eq!((found.rows, found.bytes), (64, 64 * 8 * 4));
+    assert!(found.seconds > 0.0);
+    teach::unit(&config, (0, 1), &mut Recorder::default()).unwrap();
+    assert_eq!(look(&job).0, None, "it is in the cache of this node");
+}

@@ -276,3 +276,13 @@ fn what_goes_with_nothing_is_refused() {
     let unknown = clip.replace("\"tower.head\"", "\"tower.tail\"");
     assert!(refused(&unknown).contains("`tower.tail` names no parameters"));
 }
+
+#[test]
+fn units_of_a_teacher_of_other_halves_are_of_those() {
+    let dirs: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
+    let job = crossed(dirs[0].path(), "method = \"logits\"");
+    train(&job, 1, false, dirs[1].path(), &[], &Recorder::default()).unwrap();
+    let features = units(&job, 2, dirs[2].path());
+    let (computed, _) = taught(&job, features, dirs[3].path());
+    assert_eq!((computed, model_of(dirs[3].path())), (0, model_of(dirs[1].path())));
+}
