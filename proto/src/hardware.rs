@@ -135,7 +135,7 @@ macro_rules! mirrored {
 }
 
 mirrored!(Gpu, [index, name, uuid, memory, compute], several []);
-mirrored!(Hardware, [cores, memory, vector, driver, cuda, nccl, note], several [gpus]);
+mirrored!(Hardware, [cores, memory, vector, driver, cuda, nccl, note], several[gpus]);
 
 #[cfg(test)]
 mod tests {

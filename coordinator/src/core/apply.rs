@@ -10,7 +10,9 @@ use tl_proto::{
 
 use super::{
     End, Event, State,
-    state::{Artifact, Attempt, DataSet, Job, JobStatus, Millis, Node, NodeStatus, Phase, PhaseKind, PhaseStatus, Unit},
+    state::{
+        Artifact, Attempt, DataSet, Job, JobStatus, Millis, Node, NodeStatus, Phase, PhaseKind, PhaseStatus, Unit,
+    },
 };
 
 /// Most lines of history that a phase keeps: its first one, and the newest.

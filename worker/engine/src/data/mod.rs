@@ -130,14 +130,8 @@ pub struct Format {
 }
 
 /// Every format.
-pub const FORMATS: &[Format] = &[
-    image_folder::FORMAT,
-    audio_folder::FORMAT,
-    idx::FORMAT,
-    generated::FORMAT,
-    text::FORMAT,
-    strokes::FORMAT,
-];
+pub const FORMATS: &[Format] =
+    &[image_folder::FORMAT, audio_folder::FORMAT, idx::FORMAT, generated::FORMAT, text::FORMAT, strokes::FORMAT];
 
 /// Opens one part of a job's data.
 ///

@@ -180,7 +180,8 @@ impl Model {
 
     fn text(&self, text: &str) -> Result<Tensor> {
         let contract = &self.net.contract.text;
-        let contract = contract.as_ref().ok_or_else(|| Error::user("the model does not take text", "give it a file"))?;
+        let contract =
+            contract.as_ref().ok_or_else(|| Error::user("the model does not take text", "give it a file"))?;
         let ids = contract.ids(text).map_err(|e| Error::user(format!("the text cannot be read: {e}"), ""))?;
         contract.batch(&[ids], false)
     }

@@ -270,9 +270,8 @@ impl Samples {
     pub fn batch(&self, views: &[(usize, View)], contract: &Contract, whole: bool) -> Result<Tensor> {
         let all = |read: &(dyn Fn(usize) -> Result<Vec<f32>, String> + Sync)| {
             let one = |(index, _): &(usize, View)| {
-                let gone = |why: String| {
-                    Error::user(format!("`{}` cannot be read ({why})", self.dataset.name(*index)), "")
-                };
+                let gone =
+                    |why: String| Error::user(format!("`{}` cannot be read ({why})", self.dataset.name(*index)), "");
                 read(*index).map_err(gone)
             };
             views.par_iter().map(one).collect::<Result<Vec<_>>>()

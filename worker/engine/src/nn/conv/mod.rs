@@ -9,8 +9,8 @@ mod window;
 use candle_core::Tensor;
 
 use geometry::Geometry;
-use window::Window;
 pub use geometry::{Axis, Padding};
+use window::Window;
 
 use super::{Gradients, Layer, ParamId, Pass, Tape, adapter::Adapter, host, precision::Rounds, tensor};
 use crate::{

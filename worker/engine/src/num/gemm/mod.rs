@@ -10,9 +10,9 @@ mod scratch;
 use rayon::prelude::*;
 
 pub use kernel::ROWS;
-use kernel::{Left, Part, Slices, Target, Tiles, strip};
-use panels::Panel;
+use kernel::{Left, Slices, Target, Tiles, strip};
 pub use panels::Packed;
+use panels::Panel;
 use scratch::Scratch;
 
 use super::fresh::Fresh;
