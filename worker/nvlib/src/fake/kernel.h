@@ -1,6 +1,6 @@
-// What a kernel of CUDA's needs to be C++: a grid is two loops, and the threads of a block take turns. Where a file has
-// barriers each thread is a fibre that yields at one; in every other phase they run backwards, so that what needs a barrier
-// and has none gives wrong numbers.
+// What a kernel of CUDA's needs to be C++: a grid is a loop over its blocks, and the threads of a block are fibres that take
+// turns. One yields at a barrier; between barriers they run forwards and backwards by turns, so that what needs a barrier and
+// has none gives wrong numbers.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -36,7 +36,7 @@ static void at(unsigned i) {
 }
 
 // The threads of one block; false if some are at a barrier that others never come to.
-static bool with_barriers(bool backwards) {
+static bool block(bool backwards) {
   unsigned n = count();
   if (fibres.size() < n) fibres.resize(n);
   for (unsigned i = 0; i < n; i++) {
@@ -79,12 +79,7 @@ template <class... A> static int launch(void (*f)(A...), const unsigned *shape, 
   for (unsigned b = 0; b < blocks; b++) {
     unsigned k = blocks - 1 - b;
     blockIdx = {k % gridDim.x, k / gridDim.x % gridDim.y, k / gridDim.x / gridDim.y};
-    if (BARRIERS) {
-      if (!with_barriers(b % 2)) return 719; // CUDA_ERROR_LAUNCH_FAILED
-      continue;
-    }
-    unsigned n = count();
-    for (unsigned i = 0; i < n; i++) at(b % 2 ? n - 1 - i : i), body(what);
+    if (!block(b % 2)) return 719; // CUDA_ERROR_LAUNCH_FAILED
   }
   return 0;
 }

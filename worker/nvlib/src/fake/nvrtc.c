@@ -34,6 +34,10 @@ static char *whole(const char *path) {
   if (f) { size_t n = fread(text, 1, (1 << 16) - 1, f); text[n] = 0; fclose(f); }
   return text;
 }
+static unsigned long long hash(const char *text, unsigned long long h) {
+  for (; *text; text++) h = (h ^ (unsigned char)*text) * 1099511628211ull;
+  return h;
+}
 int nvrtcCompileProgram(Program *p, int count, const char **options) {
   // What bits depend on must be asked for.
   int arch = 0, exact = 0;
@@ -42,15 +46,19 @@ int nvrtcCompileProgram(Program *p, int count, const char **options) {
     exact |= !strcmp(options[i], "--fmad=false");
   }
   if (!arch || !exact) return INVALID_OPTION;
-  char dir[400], file[500], log[600], line[2500];
+  char dir[400], base[500], own[600], line[2500];
   folder(dir, sizeof dir);
-  int n = __sync_add_and_fetch(&serial, 1);
-  snprintf(file, sizeof file, "%s/kernels%d_%d.cpp", dir, (int)getpid(), n);
-  snprintf(log, sizeof log, "%s.log", file);
-  snprintf(p->path, sizeof p->path, "%s.so", file);
-  FILE *f = fopen(file, "w");
+  snprintf(base, sizeof base, "%s/kernel.h", dir);
+  char *shim = whole(base);
+  // What was compiled before, by this process or another one, is as good.
+  snprintf(base, sizeof base, "%s/%016llx", dir, hash(p->source, hash(shim, 14695981039346656037ull)));
+  free(shim);
+  snprintf(p->path, sizeof p->path, "%s.so", base);
+  if (!access(p->path, R_OK)) return SUCCESS;
+  snprintf(own, sizeof own, "%s.%d.%d", base, (int)getpid(), __sync_add_and_fetch(&serial, 1));
+  FILE *f = fopen(own, "w");
   if (!f) return COMPILATION;
-  fprintf(f, "#define BARRIERS %d\n#include \"%s/kernel.h\"\n%s\n", strstr(p->source, "__syncthreads") != NULL, dir, p->source);
+  fprintf(f, "#include \"%s/kernel.h\"\n%s\n", dir, p->source);
   for (const char *at = p->source; (at = strstr(at, "__global__ void ")); ) {
     at += strlen("__global__ void ");
     int len = (int)strcspn(at, "( \n");
@@ -58,11 +66,15 @@ int nvrtcCompileProgram(Program *p, int count, const char **options) {
   }
   fclose(f);
   const char *cxx = getenv("CXX");
-  snprintf(line, sizeof line, "%s -std=c++17 -shared -fPIC -O1 -ffp-contract=off -w -o '%s' '%s' 2>'%s'", cxx ? cxx : "c++", p->path, file, log);
+  snprintf(line, sizeof line, "%s -std=c++17 -shared -fPIC -O1 -ffp-contract=off -w -x c++ -o '%s.so' '%s' 2>'%s.log'", cxx ? cxx : "c++", own, own, own);
   int failed = system(line);
+  snprintf(line, sizeof line, "%s.log", own);
   free(p->log);
-  p->log = whole(log);
-  return failed ? COMPILATION : SUCCESS;
+  p->log = whole(line);
+  unlink(line);
+  unlink(own);
+  snprintf(line, sizeof line, "%s.so", own);
+  return failed || rename(line, p->path) ? COMPILATION : SUCCESS;
 }
 int nvrtcGetProgramLogSize(Program *p, size_t *n) { *n = strlen(p->log) + 1; return SUCCESS; }
 int nvrtcGetProgramLog(Program *p, char *out) { strcpy(out, p->log); return SUCCESS; }
