@@ -33,7 +33,8 @@
 //! (which algorithms are deterministic for channels-last f32, above all), and any speed.
 //!
 //! What is missing: a bias or an activation fused into a product, convolutions of bf16 memory (f32 that was rounded gives the
-//! same sums, at f32's speed), zeros that are cleared although cuBLAS or cuDNN writes them all, and graphs of launches.
+//! same sums, at f32's speed), graphs of launches, and everything that a profile would show: kernels divide by the number of
+//! channels in 64 bits, and arrays are cleared that cuBLAS and cuDNN go on to write.
 //!
 //! # The seam that training on GPUs is to have
 //!

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
 
 mod elementwise;
+mod faults;
 mod images;
 mod memory;
 mod norms;
