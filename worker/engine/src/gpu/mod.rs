@@ -16,6 +16,26 @@
 //!
 //! The price: no operation comes for free, each is written and tested here.
 //!
+//! # What there is
+//!
+//! * `Device`: a GPU, one stream on it, its memory (a pool, and `Staging` for uploads that nobody waits for), and kernels that
+//!   NVRTC compiles for its compute capability when they are first asked for;
+//! * `Array`: numbers there, and their shape;
+//! * `ops`: what layers, optimizers and the ordered tree compute, one function each, over the files of `kernels/`, cuBLAS and
+//!   cuDNN;
+//! * `Fault`: what can go wrong. A library that is missing is named.
+//!
+//! Nothing calls them yet but tests. **None of it has ever run on a GPU.** What was done instead: NVRTC 12.9 and 13.5 take every
+//! file, for `sm_80`, `sm_90` and newer ones; and `tests/gpu` runs every function through the real bindings over fakes of the
+//! driver, NVRTC, cuBLAS and cuDNN (`nvlib::fake`), which compile the same files as C++ and run them thread by thread, and
+//! compares with the layers of `nn`, bit by bit where the order of a sum is the CPU's. Where there is a GPU, the same tests use
+//! it. What that cannot show: races within a warp that no order of whole threads shows, what cuBLAS and cuDNN really answer
+//! (which algorithms are deterministic for channels-last f32, above all), and any speed.
+//!
+//! What is missing: a bias or an activation fused into a product, convolutions of bf16 memory (f32 that was rounded gives the
+//! same sums, at f32's speed), graphs of launches, and everything that a profile would show: kernels divide by the number of
+//! channels in 64 bits, and arrays are cleared that cuBLAS and cuDNN go on to write.
+//!
 //! # The seam that training on GPUs is to have
 //!
 //! The engine's tensors are host memory wherever a layer opens one: `nn::act` gives slices, and a layer's `forward` and
@@ -29,19 +49,45 @@
 //!    place through `nccl-rs`, or in the ordered tree with its own addition kernel; a step is applied only after
 //!    `Communicator::complete` has said yes.
 //!
-//! Dense layers through cuBLAS are first, since they need all three and one operation. What holds on a CPU holds there by
-//! the same tests: finite differences, and the host's result within the bounds that PyTorch's float32 has against float64.
+//! Dense layers through cuBLAS are first, since they need all three and one operation. Then, in this order: what every network
+//! has (activations, norms, convolutions, pooling), attention with its heads split and its scores masked by length, embeddings
+//! and LSTMs; the optimizers over the flat buffers, with `optim` making their factors; the tree's addition in `collective`, and
+//! the norm for clipping; then the numerics fingerprint of a GPU (its model, the driver, the versions of cuBLAS, cuDNN and NVRTC,
+//! and a probe), without which `ordered` may not take one; and [`TRAINS`]. What holds on a CPU holds there by the same tests:
+//! finite differences, and the host's result within the bounds that PyTorch's float32 has against float64.
 
+#[cfg(feature = "cuda")]
+mod array;
+#[cfg(feature = "cuda")]
+mod blas;
 #[cfg(feature = "cuda")]
 mod check;
 #[cfg(feature = "cuda")]
+mod device;
+#[cfg(feature = "cuda")]
+mod dnn;
+#[cfg(feature = "cuda")]
+mod fault;
+#[cfg(feature = "cuda")]
+mod kernels;
+#[cfg(feature = "cuda")]
+mod launch;
+#[cfg(feature = "cuda")]
 mod look;
+#[cfg(feature = "cuda")]
+pub mod ops;
 
 use serde::Serialize;
 use tl_proto::hardware::Gpu;
 
 #[cfg(feature = "cuda")]
-pub use self::{check::check, look::look};
+pub use self::{
+    array::Array,
+    check::check,
+    device::{Device, Staging},
+    fault::Fault,
+    look::look,
+};
 
 /// Whether the engine can train on GPUs. As long as it cannot, nodes offer CPU slots only, and a rank that is told to use a GPU
 /// refuses.

@@ -28,6 +28,11 @@ const LANES: usize = 8;
 pub fn squared_norm(values: &[f32]) -> f64 {
     let mut blocks = vec![0.0f64; values.len().div_ceil(BLOCK)];
     blocks.par_iter_mut().zip(values.par_chunks(BLOCK)).for_each(|(sum, block)| *sum = squares(block));
+    fold_pairs(blocks)
+}
+
+/// The sum of what blocks came to, pairwise, neighbour with neighbour.
+pub(crate) fn fold_pairs(mut blocks: Vec<f64>) -> f64 {
     while blocks.len() > 1 {
         // A last one without a neighbour goes up as it is.
         blocks = blocks.chunks(2).map(|pair| pair.iter().copied().reduce(|a, b| a + b).unwrap_or_default()).collect();

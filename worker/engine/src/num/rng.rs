@@ -19,6 +19,12 @@ impl Philox {
         Self { key: [word(0), word(4)] }
     }
 
+    /// What tells it from other families, for those who compute it elsewhere.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn key(&self) -> [u32; 2] {
+        self.key
+    }
+
     /// Four words at a counter.
     pub fn block(&self, mut c: [u32; 4]) -> [u32; 4] {
         let mut k = self.key;

@@ -1,5 +1,8 @@
 // A driver without a GPU, for tests: device memory is the host's, streams do everything at once.
+#include <dlfcn.h>
+#include <pthread.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #define OK 0
@@ -33,9 +36,51 @@ int cuEventRecord(void *e, void *s) { (void)e; (void)s; return OK; }
 int cuEventQuery(void *e) { (void)e; return OK; }
 int cuEventSynchronize(void *e) { (void)e; return OK; }
 int cuEventDestroy_v2(void *e) { (void)e; return OK; }
-int cuMemAlloc_v2(uint64_t *p, size_t n) { *p = (uint64_t)(uintptr_t)malloc(n ? n : 1); return OK; }
-int cuMemFree_v2(uint64_t p) { free((void *)(uintptr_t)p); return OK; }
+// Memory begins as NaN, aligned as a GPU's is, and behind it is a fence that writes must not cross.
+enum { ALIGN = 256, FENCE = 0x5a };
+int cuMemAlloc_v2(uint64_t *p, size_t n) {
+  char *whole = aligned_alloc(ALIGN, (n + ALIGN - 1) / ALIGN * ALIGN + 2 * ALIGN);
+  if (!whole) return 2;
+  memcpy(whole, &n, sizeof n);
+  memset(whole + ALIGN, 0xff, n);
+  memset(whole + ALIGN + n, FENCE, ALIGN);
+  *p = (uint64_t)(uintptr_t)(whole + ALIGN);
+  return OK;
+}
+int cuMemFree_v2(uint64_t p) {
+  char *whole = (char *)(uintptr_t)p - ALIGN;
+  size_t n; memcpy(&n, whole, sizeof n);
+  for (int i = 0; i < ALIGN; i++)
+    if (whole[ALIGN + n + i] != FENCE) { fprintf(stderr, "a kernel wrote behind %zu bytes\n", n); abort(); }
+  free(whole);
+  return OK;
+}
+int cuMemHostAlloc(void **p, size_t n, unsigned flags) { (void)flags; *p = malloc(n ? n : 1); return OK; }
+int cuMemFreeHost(void *p) { free(p); return OK; }
 int cuMemcpyHtoDAsync_v2(uint64_t d, const void *s, size_t n, void *st) { (void)st; memcpy((void *)(uintptr_t)d, s, n); return OK; }
 int cuMemcpyDtoHAsync_v2(void *d, uint64_t s, size_t n, void *st) { (void)st; memcpy(d, (void *)(uintptr_t)s, n); return OK; }
 int cuMemcpyDtoDAsync_v2(uint64_t d, uint64_t s, size_t n, void *st) { (void)st; memmove((void *)(uintptr_t)d, (void *)(uintptr_t)s, n); return OK; }
 int cuMemsetD8Async(uint64_t d, unsigned char v, size_t n, void *st) { (void)st; memset((void *)(uintptr_t)d, v, n); return OK; }
+
+// A module is a library of the compiler beside this: its image is a path. Kernels run one after the other.
+int cuModuleLoadData(void **m, const void *image) { *m = dlopen(image, RTLD_NOW | RTLD_LOCAL); return *m ? OK : 200; }
+int cuModuleUnload(void *m) { (void)m; return OK; }
+int cuModuleGetFunction(void **f, void *m, const char *name) {
+  char launcher[200];
+  snprintf(launcher, sizeof launcher, "launch_%s", name);
+  *f = dlsym(m, launcher);
+  return *f ? OK : 500;
+}
+int cuLaunchKernel(int (*f)(const unsigned *, void **), unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                   unsigned bz, unsigned shared, void *stream, void **params, void **extra) {
+  static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
+  (void)shared; (void)stream; (void)extra;
+  unsigned shape[6] = {gx, gy, gz, bx, by, bz};
+  // What a GPU has: that many threads a block, blocks in each direction.
+  unsigned threads = bx * by * bz;
+  if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || !threads || threads > 1024) return 1;
+  pthread_mutex_lock(&one);
+  int code = f(shape, params);
+  pthread_mutex_unlock(&one);
+  return code;
+}

@@ -1,5 +1,6 @@
 //! A driver and an NCCL that need no GPU, for tests of whoever uses the real ones. They show that calls are made as they
-//! should be; what a GPU does with them they do not show.
+//! should be; what a GPU does with them they do not show. With a compiler of kernels and the libraries of products and
+//! convolutions beside them, they also compute: slowly, and in an order of threads that no GPU has.
 
 use std::{io, path::Path, process::Command};
 
@@ -7,18 +8,38 @@ use std::{io, path::Path, process::Command};
 pub const GPU: &str = "Fake GPU";
 
 const SOURCES: [(&str, &str); 2] = [("libcuda.so.1", include_str!("cuda.c")), ("libnccl.so.2", include_str!("nccl.c"))];
+const COMPUTING: [(&str, &str); 4] = [
+    ("libcuda.so.1", include_str!("cuda.c")),
+    ("libnvrtc.so.13", include_str!("nvrtc.c")),
+    ("libcublas.so.13", include_str!("cublas.c")),
+    ("libcudnn.so.9", include_str!("cudnn.c")),
+];
 
 /// Compiles both into a folder; `NVLIB_PATH` or [`crate::Library::open_from`] make a process take them.
 ///
 /// # Errors
 /// There is no C compiler, or it refuses.
 pub fn build(dir: &Path) -> io::Result<()> {
-    for (soname, text) in SOURCES {
+    compile(dir, &SOURCES)
+}
+
+/// Compiles a driver that runs kernels, and NVRTC, cuBLAS and cuDNN. Kernels are compiled by the machine's C++ compiler, when
+/// they are asked for, in that folder: it must stay as long as the process.
+///
+/// # Errors
+/// There is no C compiler, or it refuses.
+pub fn build_computing(dir: &Path) -> io::Result<()> {
+    std::fs::write(dir.join("kernel.h"), include_str!("kernel.h"))?;
+    compile(dir, &COMPUTING)
+}
+
+fn compile(dir: &Path, sources: &[(&str, &str)]) -> io::Result<()> {
+    for (soname, text) in sources {
         let source = dir.join(soname).with_extension("c");
         std::fs::write(&source, text)?;
         let mut cc = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
         cc.args(["-shared", "-fPIC", "-O1", "-pthread", "-o"]).arg(dir.join(soname)).arg(&source);
-        let done = cc.arg(format!("-Wl,-soname,{soname}")).status()?;
+        let done = cc.arg(format!("-Wl,-soname,{soname}")).arg("-ldl").status()?;
         if !done.success() {
             return Err(io::Error::other(format!("{soname} cannot be compiled")));
         }

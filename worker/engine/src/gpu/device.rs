@@ -1,0 +1,232 @@
+//! One GPU: its stream, its memory, and the kernels that were asked for.
+
+use std::{
+    collections::BTreeMap,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use cudarc::{
+    driver::{
+        CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DeviceRepr, PinnedHostSlice, ValidAsZeroBits,
+        result, sys,
+    },
+    nvrtc::Ptx,
+};
+use nvlib::Library;
+
+use super::{
+    Array, Fault,
+    array::counted,
+    blas::Blas,
+    dnn::Dnn,
+    kernels::{Source, compiled},
+};
+
+/// A GPU and one stream on it: whatever is asked of it happens in the order of the asking.
+///
+/// cudarc keeps events beside each array, so that one may also be used on another stream, as by `nccl-rs`.
+pub struct Device {
+    stream: Arc<CudaStream>,
+    capability: (i32, i32),
+    loaded: Mutex<Loaded>,
+    blas: Mutex<Option<Blas>>,
+    dnn: Mutex<Option<Dnn>>,
+}
+
+#[derive(Default)]
+struct Loaded {
+    modules: BTreeMap<Source, Arc<CudaModule>>,
+    functions: BTreeMap<(Source, &'static str), CudaFunction>,
+}
+
+impl Device {
+    /// The GPU of that number.
+    ///
+    /// # Errors
+    /// There is no driver, or no such GPU.
+    pub fn open(index: u32) -> Result<Self, Fault> {
+        Library::Driver.open()?;
+        // The bindings panic where a library of another age lacks a function.
+        let opened = std::panic::catch_unwind(AssertUnwindSafe(|| Self::on(index)));
+        opened.unwrap_or_else(|_| Err(Fault::Driver("that it lacks a function: it is too old".into())))
+    }
+
+    fn on(index: u32) -> Result<Self, Fault> {
+        let context = CudaContext::new(index as usize)?;
+        keep_memory(&context)?;
+        let capability = context.compute_capability()?;
+        let stream = context.new_stream()?;
+        let (blas, dnn) = (Mutex::new(None), Mutex::new(None));
+        Ok(Self { stream, capability, loaded: Mutex::default(), blas, dnn })
+    }
+
+    /// What everything happens on.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// Waits until all is done.
+    ///
+    /// # Errors
+    /// Something has failed since the last time.
+    pub fn synchronize(&self) -> Result<(), Fault> {
+        Ok(self.stream.synchronize()?)
+    }
+
+    /// Zeros.
+    ///
+    /// # Errors
+    /// The memory is full, or the shape holds nothing.
+    pub fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, shape: &[usize]) -> Result<Array<T>, Fault> {
+        Ok(Array::new(self.stream.alloc_zeros(counted(shape)?)?, shape))
+    }
+
+    /// Memory that an operation goes on to write, all of it.
+    #[expect(unsafe_code, reason = "memory of a GPU begins as anything")]
+    pub(in crate::gpu) fn fresh<T: DeviceRepr + ValidAsZeroBits>(&self, shape: &[usize]) -> Result<Array<T>, Fault> {
+        // SAFETY: any bits are a number of these types, and each caller is an operation that writes every one.
+        let data = unsafe { self.stream.alloc(counted(shape)?) }?;
+        Ok(Array::new(data, shape))
+    }
+
+    /// Numbers of the host.
+    ///
+    /// # Errors
+    /// The memory is full, or the shape is of another count.
+    pub fn upload<T: DeviceRepr>(&self, values: &[T], shape: &[usize]) -> Result<Array<T>, Fault> {
+        if counted(shape)? != values.len() {
+            return Err(Fault::shape(format!("{} numbers for an array of {shape:?}", values.len())));
+        }
+        Ok(Array::new(self.stream.clone_htod(values)?, shape))
+    }
+
+    /// Numbers for the host; waits until they are made.
+    ///
+    /// # Errors
+    /// What makes them has failed.
+    pub fn download<T: DeviceRepr + Clone + Default>(&self, array: &Array<T>) -> Result<Vec<T>, Fault> {
+        let mut values = vec![T::default(); array.count()];
+        self.stream.memcpy_dtoh(&array.data, &mut values)?;
+        self.stream.synchronize()?;
+        Ok(values)
+    }
+
+    /// The same numbers in memory of their own.
+    ///
+    /// # Errors
+    /// The memory is full.
+    pub fn copy<T: DeviceRepr>(&self, array: &Array<T>) -> Result<Array<T>, Fault> {
+        Ok(Array::new(self.stream.clone_dtod(&array.data)?, array.shape()))
+    }
+
+    /// A place in the host's memory from which up to `count` numbers go up while the host goes on.
+    ///
+    /// # Errors
+    /// The host has no such memory.
+    #[expect(unsafe_code, reason = "the driver gives memory that holds anything")]
+    pub fn staging(&self, count: usize) -> Result<Staging, Fault> {
+        // SAFETY: it is cleared before anybody sees it.
+        let mut memory = unsafe { self.stream.context().alloc_pinned::<f32>(counted(&[count])?) }?;
+        let first = memory.as_mut_ptr()?;
+        // SAFETY: so many numbers are there.
+        unsafe { first.write_bytes(0, count) };
+        Ok(Staging { memory, busy: None })
+    }
+
+    /// A kernel, compiled and loaded when it is first asked for.
+    pub(in crate::gpu) fn function(&self, source: Source, name: &'static str) -> Result<CudaFunction, Fault> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = loaded.functions.get(&(source, name)) {
+            return Ok(function.clone());
+        }
+        let module = match loaded.modules.get(&source) {
+            Some(module) => module.clone(),
+            None => {
+                let cubin = compiled(source, self.capability)?;
+                let module = self.stream.context().load_module(Ptx::from_binary(cubin.to_vec()))?;
+                loaded.modules.insert(source, module.clone());
+                module
+            }
+        };
+        let function = module.load_function(name)?;
+        loaded.functions.insert((source, name), function.clone());
+        Ok(function)
+    }
+
+    /// cuBLAS, opened when it is first needed.
+    pub(in crate::gpu) fn blas(&self) -> Result<MutexGuard<'_, Option<Blas>>, Fault> {
+        let mut place = self.blas.lock().unwrap_or_else(PoisonError::into_inner);
+        if place.is_none() {
+            *place = Some(Blas::open(&self.stream)?);
+        }
+        Ok(place)
+    }
+
+    /// cuDNN, opened when it is first needed.
+    pub(in crate::gpu) fn dnn(&self) -> Result<MutexGuard<'_, Option<Dnn>>, Fault> {
+        let mut place = self.dnn.lock().unwrap_or_else(PoisonError::into_inner);
+        if place.is_none() {
+            *place = Some(Dnn::open(&self.stream)?);
+        }
+        Ok(place)
+    }
+}
+
+/// What is freed stays with the driver's pool for the next array, instead of going back to the system at each
+/// synchronisation.
+#[expect(unsafe_code, reason = "calls the driver")]
+fn keep_memory(context: &Arc<CudaContext>) -> Result<(), Fault> {
+    if !context.has_async_alloc() {
+        return Ok(());
+    }
+    let mut threshold = u64::MAX;
+    // SAFETY: the device is the context's, the attribute is a number of 64 bits.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device())?;
+        let what = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        sys::cuMemPoolSetAttribute(pool, what, (&raw mut threshold).cast()).result()?;
+    }
+    Ok(())
+}
+
+/// Memory of the host that a GPU reads by itself. Two of them, one being filled while the other is on its way, keep both
+/// sides busy.
+pub struct Staging {
+    memory: PinnedHostSlice<f32>,
+    /// The copy that is under way.
+    busy: Option<CudaEvent>,
+}
+
+impl Staging {
+    /// Sends numbers up; waits only until those that it was given before are there.
+    ///
+    /// # Errors
+    /// More than it has room for, or a full memory.
+    pub fn upload(&mut self, device: &Device, values: &[f32], shape: &[usize]) -> Result<Array, Fault> {
+        if counted(shape)? != values.len() || values.len() > self.memory.len() {
+            let room = self.memory.len();
+            return Err(Fault::shape(format!("{} numbers for {shape:?}, with room for {room}", values.len())));
+        }
+        let mut array = device.fresh(shape)?;
+        if let Some(copy) = self.busy.take() {
+            copy.synchronize()?;
+        }
+        let place = &mut self.memory.as_mut_slice()?[..values.len()];
+        place.copy_from_slice(values);
+        let sent = device.stream.memcpy_htod(&*place, &mut array.data);
+        // Also where it failed: the memory must not be written before the driver is through with it.
+        self.busy = Some(device.stream.record_event(None)?);
+        sent?;
+        Ok(array)
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // The driver may still be reading what is about to be freed. Nobody can be told that it failed.
+        if let Some(copy) = self.busy.take() {
+            let _ = copy.synchronize();
+        }
+    }
+}

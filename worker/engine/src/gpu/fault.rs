@@ -1,0 +1,89 @@
+//! What can go wrong on a GPU.
+
+use cudarc::{
+    cublas::result::CublasError,
+    cudnn::result::CudnnError,
+    driver::{DriverError, sys::CUresult},
+};
+use nvlib::{Library, Missing};
+
+use crate::Error;
+
+/// A failure of the device side.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// A library is not there.
+    #[error(transparent)]
+    Missing(#[from] Missing),
+    /// There is no room for another array.
+    #[error("the memory of the GPU is full")]
+    Memory,
+    /// The driver refuses.
+    #[error("the driver answers {0}")]
+    Driver(String),
+    /// A library is there and lacks what is asked of it, or refuses it.
+    #[error("{library} answers {answer}")]
+    Refused {
+        /// Which one.
+        library: Library,
+        /// What it says.
+        answer: String,
+    },
+    /// The compiler refuses a file of kernels.
+    #[error("NVRTC cannot compile `{file}` for compute capability {capability}: {log}")]
+    Compiler {
+        /// The file.
+        file: &'static str,
+        /// As in `sm_90`.
+        capability: String,
+        /// What it says.
+        log: String,
+    },
+    /// Arrays that do not fit each other; a bug of ours.
+    #[error("{0}")]
+    Shape(String),
+}
+
+impl Fault {
+    pub(in crate::gpu) fn shape(message: impl Into<String>) -> Self {
+        Self::Shape(message.into())
+    }
+}
+
+impl From<DriverError> for Fault {
+    fn from(error: DriverError) -> Self {
+        match error.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Self::Memory,
+            code => Self::Driver(format!("{code:?}")),
+        }
+    }
+}
+
+impl From<CublasError> for Fault {
+    fn from(error: CublasError) -> Self {
+        Self::Refused { library: Library::Cublas, answer: format!("{:?}", error.0) }
+    }
+}
+
+impl From<CudnnError> for Fault {
+    fn from(error: CudnnError) -> Self {
+        Self::Refused { library: Library::Cudnn, answer: format!("{:?}", error.0) }
+    }
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Missing(missing) => {
+                let hint = match missing.library {
+                    Library::Driver => "install NVIDIA's driver".to_owned(),
+                    other => format!("install {other}, or name the folder that it is in with `NVLIB_PATH`"),
+                };
+                Self::user(missing.to_string(), hint)
+            }
+            Fault::Memory => Self::user(fault.to_string(), "raise `data.grains`, or lower `data.batch`"),
+            Fault::Compiler { .. } => Self::user(fault.to_string(), "install an NVRTC that knows this GPU"),
+            Fault::Driver(_) | Fault::Refused { .. } | Fault::Shape(_) => Self::Internal(fault.to_string()),
+        }
+    }
+}

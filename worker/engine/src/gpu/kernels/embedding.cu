@@ -1,0 +1,27 @@
+// Rows of tables.
+
+// The word's row, plus the first row of `kind` and the place's row of `position` where they are (`parts` 1 and 2).
+extern "C" __global__ void embed(float *y, const float *word, const float *kind, const float *position, const u32 *ids,
+                                 const u32 *places, u64 n, u32 c, int parts) {
+  EACH(i, n) {
+    u64 row = i / c;
+    u32 channel = i % c;
+    float sum = word[(u64)ids[row] * c + channel];
+    if (parts & 1) sum += kind[channel];
+    if (parts & 2) sum += position[(u64)places[row] * c + channel];
+    y[i] = sum;
+  }
+}
+
+// Adds rows of `dy` to those of a table. `order` holds the rows sorted by their id, and within one id as they come;
+// `starts` where each group begins, and the end. A thread has one channel of one group: no two write to the same place.
+extern "C" __global__ void embed_back(float *table, const float *dy, const u32 *ids, const u32 *order,
+                                      const u32 *starts, u32 groups, u32 c) {
+  EACH(i, (u64)groups * c) {
+    u32 group = i / c, channel = i % c;
+    u64 at = (u64)ids[order[starts[group]]] * c + channel;
+    float sum = table[at];
+    for (u32 k = starts[group]; k < starts[group + 1]; k++) sum += dy[(u64)order[k] * c + channel];
+    table[at] = sum;
+  }
+}

@@ -1,0 +1,65 @@
+// Numbers in another order, and parts of matrices.
+
+// `[batch, rows, columns]` to `[batch, columns, rows]`, in tiles, so that reads and writes are both side by side.
+extern "C" __global__ void transpose(float *y, const float *x, u32 rows, u32 columns) {
+  __shared__ float tile[32][33];
+  u64 first = (u64)blockIdx.z * rows * columns;
+  u32 column = blockIdx.x * 32 + threadIdx.x, top = blockIdx.y * 32;
+  for (u32 k = threadIdx.y; k < 32; k += 8)
+    if (top + k < rows && column < columns) tile[k][threadIdx.x] = x[first + (u64)(top + k) * columns + column];
+  __syncthreads();
+  u32 row = top + threadIdx.x, left = blockIdx.x * 32;
+  for (u32 k = threadIdx.y; k < 32; k += 8)
+    if (left + k < columns && row < rows) y[first + (u64)(left + k) * rows + row] = tile[threadIdx.x][k];
+}
+
+// `width` columns of each row, from one matrix into another; added where `add`.
+extern "C" __global__ void copy_columns(float *to, u32 to_stride, u32 to_first, const float *from, u32 from_stride,
+                                        u32 from_first, u64 n, u32 width, int add) {
+  EACH(i, n) {
+    u64 row = i / width;
+    u32 column = i % width;
+    float *target = to + row * to_stride + to_first + column;
+    float value = from[row * from_stride + from_first + column];
+    *target = add ? *target + value : value;
+  }
+}
+
+// Rows by number; zeros where there is none.
+extern "C" __global__ void take_rows(float *y, const float *x, const u32 *which, u64 n, u32 c) {
+  EACH(i, n) {
+    u32 row = which[i / c];
+    y[i] = row == 0xffffffffu ? 0.0f : x[(u64)row * c + i % c];
+  }
+}
+
+// Images `[n, h, w, c]` moved down and right, cut or filled up with zeros to `[n, oh, ow, c]`.
+extern "C" __global__ void move_image(float *y, const float *x, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow, int down,
+                                      int right) {
+  EACH(i, n) {
+    u32 channel = i % c;
+    u32 px = (u32)(i / c % ow) - right, py = (u32)(i / c / ow % oh) - down; // outside it is huge
+    u64 image = i / c / ow / oh;
+    y[i] = px < w && py < h ? x[((image * h + py) * w + px) * c + channel] : 0.0f;
+  }
+}
+
+// Packed rows of all samples, `stride` apart, to `[samples·heads, t, depth]` with zeros behind the end of each.
+extern "C" __global__ void split_heads(float *y, const float *x, const u32 *starts, const u32 *lengths, u64 n, u32 heads,
+                                       u32 t, u32 depth, u32 stride, u32 first) {
+  EACH(i, n) {
+    u32 d = i % depth, row = i / depth % t, head = i / depth / t % heads;
+    u64 sample = i / depth / t / heads;
+    y[i] = row < lengths[sample] ? x[(u64)(starts[sample] + row) * stride + first + head * depth + d] : 0.0f;
+  }
+}
+
+// And back: only what is real is written.
+extern "C" __global__ void join_heads(float *y, const float *x, const u32 *starts, const u32 *lengths, u64 n, u32 heads,
+                                      u32 t, u32 depth, u32 stride, u32 first) {
+  EACH(i, n) {
+    u32 d = i % depth, row = i / depth % t, head = i / depth / t % heads;
+    u64 sample = i / depth / t / heads;
+    if (row < lengths[sample]) y[(u64)(starts[sample] + row) * stride + first + head * depth + d] = x[i];
+  }
+}

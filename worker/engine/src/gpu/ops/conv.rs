@@ -1,0 +1,135 @@
+//! Convolutions of images `[n, h, w, c]` with weights `[cout, cin / groups, kh, kw]`, by cuDNN.
+//!
+//! cuDNN takes the weights of channels-last images channels last too; they are turned on the way in, and their gradient on the
+//! way out.
+
+use std::ffi::c_void;
+
+use cudarc::{
+    cudnn::result,
+    driver::{DevicePtr, DevicePtrMut},
+};
+
+use super::{add_into, transpose};
+use crate::gpu::{
+    Array, Device, Fault,
+    dnn::{Algorithm, Of, Plan},
+};
+
+/// How a convolution goes over an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Convolution {
+    /// Distance of its windows.
+    pub stride: usize,
+    /// Zeros above and below, and on either side. Where these differ, [`super::move_image`] makes the border before.
+    pub pad: (usize, usize),
+    /// Groups of channels that do not see each other.
+    pub groups: usize,
+}
+
+impl Convolution {
+    fn plan(&self, x: [usize; 4], weights: &[usize]) -> Result<Plan, Fault> {
+        let [n, h, w, c] = x;
+        let outputs = |size: usize, k: usize, pad: usize| {
+            (size + 2 * pad).checked_sub(k).map(|room| room / self.stride.max(1) + 1)
+        };
+        match *weights {
+            [cout, cin, kh, kw]
+                if self.stride > 0 && self.groups > 0 && cin * self.groups == c && cout % self.groups == 0 =>
+            {
+                if let (Some(oh), Some(ow)) = (outputs(h, kh, self.pad.0), outputs(w, kw, self.pad.1)) {
+                    let Self { stride, pad, groups } = *self;
+                    return Ok(Plan { x, w: [cout, kh, kw, cin], y: [n, oh, ow, cout], stride, pad, groups });
+                }
+            }
+            _ => {}
+        }
+        Err(Fault::shape(format!("{self:?} of {weights:?} over {x:?}")))
+    }
+}
+
+/// Weights as cuDNN takes them.
+fn channels_last(device: &Device, weights: &Array) -> Result<Array, Fault> {
+    let &[cout, cin, kh, kw] = weights.shape() else {
+        return Err(Fault::shape(format!("weights of {:?}", weights.shape())));
+    };
+    transpose(device, &device.copy(weights)?.reshaped(&[cout, cin, kh * kw])?)
+}
+
+/// Calls cuDNN with what it wants for a plan: `from` and `with` are read, `to` is written.
+#[expect(unsafe_code, reason = "cuDNN takes shapes on trust")]
+fn run(device: &Device, of: Of, plan: &Plan, from: &Array, with: &Array, to: &mut Array) -> Result<(), Fault> {
+    let stream = device.stream();
+    let mut place = device.dnn()?;
+    let Some(dnn) = place.as_mut() else {
+        return Err(Fault::shape("cuDNN was opened and is not there"));
+    };
+    let (d, algorithm, memory) = dnn.prepare(of, plan)?;
+    let mut scratch = device.fresh::<u8>(&[memory.max(1)])?;
+    stream.context().bind_to_thread()?;
+    let (one, zero) = (1.0f32, 0.0f32);
+    let (one, zero) = ((&raw const one).cast::<c_void>(), (&raw const zero).cast::<c_void>());
+    let (a, _a) = from.data.device_ptr(stream);
+    let (b, _b) = with.data.device_ptr(stream);
+    let (c, _c) = to.data.device_ptr_mut(stream);
+    let (s, _s) = scratch.data.device_ptr_mut(stream);
+    let (a, b, c, s) = (a as *const c_void, b as *const c_void, c as *mut c_void, s as *mut c_void);
+    let h = dnn.handle();
+    // SAFETY: the arrays have the shapes of the plan, as whoever calls this has checked, and the descriptors say the same.
+    unsafe {
+        match algorithm {
+            Algorithm::Outputs(how) => {
+                result::convolution_forward(h, one, d.x, a, d.w, b, d.how, how, s, memory, zero, d.y, c)
+            }
+            Algorithm::Inputs(how) => {
+                result::convolution_backward_data(h, one, d.w, b, d.y, a, d.how, how, s, memory, zero, d.x, c)
+            }
+            Algorithm::Weights(how) => {
+                result::convolution_backward_filter(h, one, d.x, b, d.y, a, d.how, how, s, memory, zero, d.w, c)
+            }
+        }
+    }?;
+    Ok(())
+}
+
+/// The outputs.
+///
+/// # Errors
+/// Shapes that do not fit, a full memory, or cuDNN is not there, refuses, or has no deterministic algorithm.
+pub fn conv(device: &Device, x: &Array, weights: &Array, how: Convolution) -> Result<Array, Fault> {
+    let plan = how.plan(x.images()?, weights.shape())?;
+    let mut y = device.zeros(&plan.y)?;
+    run(device, Of::Outputs, &plan, x, &channels_last(device, weights)?, &mut y)?;
+    Ok(y)
+}
+
+/// The input's gradient, for an input of `shape`.
+///
+/// # Errors
+/// As [`conv`].
+pub fn conv_input(
+    device: &Device,
+    dy: &Array,
+    weights: &Array,
+    shape: [usize; 4],
+    how: Convolution,
+) -> Result<Array, Fault> {
+    let plan = how.plan(shape, weights.shape())?;
+    dy.expect(&plan.y)?;
+    let mut dx = device.zeros(&plan.x)?;
+    run(device, Of::Inputs, &plan, dy, &channels_last(device, weights)?, &mut dx)?;
+    Ok(dx)
+}
+
+/// Adds the weights' gradient.
+///
+/// # Errors
+/// As [`conv`].
+pub fn conv_weights(device: &Device, dy: &Array, x: &Array, how: Convolution, dw: &mut Array) -> Result<(), Fault> {
+    let plan = how.plan(x.images()?, dw.shape())?;
+    dy.expect(&plan.y)?;
+    let [cout, kh, kw, cin] = plan.w;
+    let mut turned = device.zeros(&[cout, kh * kw, cin])?;
+    run(device, Of::Weights, &plan, dy, x, &mut turned)?;
+    add_into(device, dw, &transpose(device, &turned)?.reshaped(&[cout, cin, kh, kw])?)
+}

@@ -1,0 +1,117 @@
+//! Packed rows of samples, and heads of attention apart: `[samples·heads, t, depth]`, which products take as a batch. What is
+//! behind the end of a sample is zero there.
+
+use crate::gpu::{
+    Array, Device, Fault,
+    launch::{each, launch, small},
+};
+
+/// How packed rows belong to samples and columns to heads.
+pub struct Heads {
+    starts: Array<u32>,
+    lengths: Array<u32>,
+    rows: usize,
+    longest: usize,
+    heads: usize,
+    depth: usize,
+}
+
+impl Heads {
+    /// For samples of these lengths.
+    ///
+    /// # Errors
+    /// No sample or an empty one, no head, or a full memory.
+    pub fn new(device: &Device, lengths: &[usize], heads: usize, depth: usize) -> Result<Self, Fault> {
+        if lengths.contains(&0) || heads * depth == 0 {
+            return Err(Fault::shape(format!("{heads} heads of {depth} columns for sequences of {lengths:?}")));
+        }
+        let (mut starts, mut rows) = (Vec::with_capacity(lengths.len()), 0);
+        for length in lengths {
+            starts.push(small(rows)?);
+            rows += length;
+        }
+        small(rows)?;
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let small_ones = lengths.iter().map(|l| small(*l)).collect::<Result<Vec<_>, _>>()?;
+        let (starts, lengths) =
+            (device.upload(&starts, &[starts.len()])?, device.upload(&small_ones, &[small_ones.len()])?);
+        Ok(Self { starts, lengths, rows, longest, heads, depth })
+    }
+
+    /// Rows of each sample, as the softmax takes them.
+    pub fn lengths(&self) -> &Array<u32> {
+        &self.lengths
+    }
+
+    /// Rows that each sample has room for.
+    pub fn longest(&self) -> usize {
+        self.longest
+    }
+
+    fn shape(&self) -> [usize; 3] {
+        [self.lengths.count() * self.heads, self.longest, self.depth]
+    }
+
+    /// That a matrix has the packed rows, and the columns of all heads from `first` on.
+    fn expect(&self, packed: &Array, first: usize) -> Result<(), Fault> {
+        if packed.rows() != self.rows || first + self.heads * self.depth > packed.width() {
+            let (heads, depth) = (self.heads, self.depth);
+            return Err(Fault::shape(format!("{heads} heads of {depth} columns from {first} of {:?}", packed.shape())));
+        }
+        Ok(())
+    }
+}
+
+/// The heads of the columns from `first` on.
+///
+/// # Errors
+/// Other shapes, a full memory, or a GPU that has failed.
+pub fn split_heads(device: &Device, packed: &Array, heads: &Heads, first: usize) -> Result<Array, Fault> {
+    heads.expect(packed, first)?;
+    let mut y = device.fresh::<f32>(&heads.shape())?;
+    let n = y.count();
+    launch!(
+        device,
+        Layout,
+        "split_heads",
+        each(n),
+        &mut y.data,
+        &packed.data,
+        &heads.starts.data,
+        &heads.lengths.data,
+        &(n as u64),
+        &small(heads.heads)?,
+        &small(heads.longest)?,
+        &small(heads.depth)?,
+        &small(packed.width())?,
+        &small(first)?
+    );
+    Ok(y)
+}
+
+/// Writes heads into the columns from `first` on.
+///
+/// # Errors
+/// As [`split_heads`].
+pub fn join_heads(device: &Device, x: &Array, heads: &Heads, packed: &mut Array, first: usize) -> Result<(), Fault> {
+    heads.expect(packed, first)?;
+    x.expect(&heads.shape())?;
+    let (n, stride) = (x.count(), small(packed.width())?);
+    launch!(
+        device,
+        Layout,
+        "join_heads",
+        each(n),
+        &mut packed.data,
+        &x.data,
+        &heads.starts.data,
+        &heads.lengths.data,
+        &(n as u64),
+        &small(heads.heads)?,
+        &small(heads.longest)?,
+        &small(heads.depth)?,
+        &stride,
+        &small(first)?
+    );
+    Ok(())
+}

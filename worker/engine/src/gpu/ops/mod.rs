@@ -1,0 +1,66 @@
+//! What the engine's layers, optimizers and reductions compute, on a GPU: one function each, which checks shapes, makes the
+//! arrays that it gives, and starts kernels. What each number is, the layer of the same name in `nn` says; arrays lie as
+//! theirs do.
+//!
+//! **Bits.** What is computed number by number, or in the CPU's order, has the CPU's bits: activations, normalisation by
+//! given statistics, layer norm, softmax, pooling, depthwise outputs and input gradients, embeddings, dropout, optimizers,
+//! rounding, LSTM gates, sums of the ordered tree. Sums over the rows of a grain (statistics, gradients of biases, of norms
+//! and of depthwise weights) have an order of their own, fixed by constants, and agree to the digits that f32 has. Products
+//! and convolutions are cuBLAS's and cuDNN's: the same bits each time on one model of GPU, with one version of each.
+
+mod cast;
+mod conv;
+mod depthwise;
+mod dropout;
+mod elementwise;
+mod embedding;
+mod heads;
+mod layer_norm;
+mod layout;
+mod lstm;
+mod norm;
+mod optimizer;
+mod pool;
+mod product;
+mod rows;
+mod softmax;
+
+pub use cast::{from_bf16, round_bf16, to_bf16};
+pub use conv::{Convolution, conv, conv_input, conv_weights};
+pub use depthwise::{Windowed, depthwise, depthwise_input, depthwise_weights};
+pub use dropout::{Dropped, drop_path, dropout, dropout_scores};
+pub use elementwise::{
+    activate, activate_back, add_activate, add_bias, add_into, divide, gate, gate_back, normalize, scale,
+};
+pub use embedding::{Groups, embed, embed_back};
+pub use heads::{Heads, join_heads, split_heads};
+pub use layer_norm::{Normalised, layer_norm, layer_norm_back};
+pub use layout::{Columns, copy_columns, move_image, take_rows, transpose};
+pub use lstm::{lstm_back, lstm_step};
+pub use norm::{
+    Affine, Slopes, affine_gradients, deposit, moments, normalise, running_statistics, slopes, statistics, through,
+    through_fixed,
+};
+pub use optimizer::{AdamW, Sgd, adamw, sgd, squared_norm};
+pub use pool::{
+    Window, average_pool, average_pool_back, global_mean, global_mean_back, global_products, max_pool, max_pool_back,
+};
+pub use product::{Element, Matrix, linear, linear_input, linear_weights, product};
+pub use rows::{add_products, add_sums};
+pub use softmax::{softmax, softmax_again, softmax_back};
+
+use crate::nn::Act;
+
+/// The number that `math.cuh` has for an activation.
+fn number(act: Act) -> i32 {
+    match act {
+        Act::None => 0,
+        Act::Relu => 1,
+        Act::Relu6 => 2,
+        Act::Silu => 3,
+        Act::Gelu => 4,
+        Act::GeluTanh => 5,
+        Act::Tanh => 6,
+        Act::Sigmoid => 7,
+    }
+}

@@ -1,0 +1,224 @@
+//! Batch-norm in its steps, so that the moments of several grains can be joined between them.
+
+use super::{number, rows::total};
+use crate::{
+    gpu::{
+        Array, Device, Fault,
+        launch::{BLOCK, columns, each, launch, small},
+    },
+    nn::Act,
+};
+
+/// γ and β, `[c]` each.
+#[derive(Clone, Copy)]
+pub struct Affine<'a> {
+    /// What is multiplied with.
+    pub gamma: &'a Array,
+    /// What is added.
+    pub beta: &'a Array,
+}
+
+impl Affine<'_> {
+    fn expect(&self, c: usize) -> Result<(), Fault> {
+        self.gamma.expect_count(c)?;
+        self.beta.expect_count(c)
+    }
+}
+
+/// The gradient before the activation, and its sums.
+pub struct Slopes {
+    /// As the input.
+    pub dz: Array,
+    /// Σ dz and Σ dz·(x − mean) of each channel, `[2c]`.
+    pub sums: Array<f64>,
+}
+
+/// The moments of a grain: a count, the mean of each channel, its Σ(x − mean)²; `[1 + 2c]`.
+///
+/// # Errors
+/// The memory is full, or the GPU has failed; so for all that follow.
+pub fn moments(device: &Device, x: &Array) -> Result<Array<f64>, Fault> {
+    let (rows, c) = (x.rows(), x.width());
+    let mut lines = device.fresh::<f32>(&[rows.div_ceil(BLOCK), 2 * c])?;
+    let (grid, width) = (each(lines.count() / 2), small(c)?);
+    launch!(device, Norm, "moments", grid, &mut lines.data, &x.data, &(rows as u64), &width);
+    let mut all = device.fresh::<f64>(&[1 + 2 * c])?;
+    launch!(device, Norm, "join_moments", columns(c, 1)?, &mut all.data, &lines.data, &(rows as u64), &width);
+    Ok(all)
+}
+
+/// From moments: mean, `1/√(var + eps)` and variance of each channel, `[3c]`.
+///
+/// # Errors
+/// As [`moments`].
+pub fn statistics(device: &Device, moments: &Array<f64>, eps: f32) -> Result<Array, Fault> {
+    let c = (moments.count() - 1) / 2;
+    moments.expect_count(1 + 2 * c)?;
+    let mut stats = device.fresh::<f32>(&[3 * c])?;
+    launch!(device, Norm, "statistics", each(c), &mut stats.data, &moments.data, &eps, &small(c)?);
+    Ok(stats)
+}
+
+/// The same of running statistics.
+///
+/// # Errors
+/// Another number of channels.
+pub fn running_statistics(device: &Device, mean: &Array, var: &Array, eps: f32) -> Result<Array, Fault> {
+    let c = mean.count();
+    var.expect_count(c)?;
+    let mut stats = device.fresh::<f32>(&[3 * c])?;
+    launch!(device, Norm, "running_statistics", each(c), &mut stats.data, &mean.data, &var.data, &eps, &small(c)?);
+    Ok(stats)
+}
+
+/// `act((x − mean) · γ/√(var + eps) + β)`.
+///
+/// # Errors
+/// Another number of channels.
+pub fn normalise(device: &Device, x: &Array, stats: &Array, affine: Affine<'_>, act: Act) -> Result<Array, Fault> {
+    let c = x.width();
+    stats.expect_count(3 * c)?;
+    affine.expect(c)?;
+    let (mut y, n) = (device.fresh::<f32>(x.shape())?, x.count());
+    launch!(
+        device,
+        Norm,
+        "normalise",
+        each(n),
+        &mut y.data,
+        &x.data,
+        &stats.data,
+        &affine.gamma.data,
+        &affine.beta.data,
+        &(n as u64),
+        &small(c)?,
+        &number(act)
+    );
+    Ok(y)
+}
+
+/// The gradient of a norm's output before the activation, and its sums, which may be joined with those of other grains.
+///
+/// # Errors
+/// Other shapes.
+pub fn slopes(
+    device: &Device,
+    dy: &Array,
+    x: &Array,
+    stats: &Array,
+    affine: Affine<'_>,
+    act: Act,
+) -> Result<Slopes, Fault> {
+    dy.expect(x.shape())?;
+    let (rows, c) = (x.rows(), x.width());
+    stats.expect_count(3 * c)?;
+    affine.expect(c)?;
+    let (mut dz, mut lines) = (device.fresh::<f32>(x.shape())?, device.fresh::<f32>(&[rows.div_ceil(BLOCK), 2 * c])?);
+    launch!(
+        device,
+        Norm,
+        "norm_before",
+        each(lines.count() / 2),
+        &mut dz.data,
+        &mut lines.data,
+        &dy.data,
+        &x.data,
+        &stats.data,
+        &affine.gamma.data,
+        &affine.beta.data,
+        &(rows as u64),
+        &small(c)?,
+        &number(act)
+    );
+    Ok(Slopes { dz, sums: total(device, &lines, 2 * c)? })
+}
+
+/// Adds the gradients of γ and β.
+///
+/// # Errors
+/// Another number of channels.
+pub fn affine_gradients(
+    device: &Device,
+    slopes: &Slopes,
+    stats: &Array,
+    dgamma: &mut Array,
+    dbeta: &mut Array,
+) -> Result<(), Fault> {
+    let c = slopes.dz.width();
+    stats.expect_count(3 * c)?;
+    dgamma.expect_count(c)?;
+    dbeta.expect_count(c)?;
+    launch!(
+        device,
+        Norm,
+        "norm_affine",
+        each(c),
+        &mut dgamma.data,
+        &mut dbeta.data,
+        &slopes.sums.data,
+        &stats.data,
+        &small(c)?
+    );
+    Ok(())
+}
+
+/// Adds what running statistics are updated from, `[2c + 1]`: Σ(x − r) and Σ(x − r)² around the running mean, and the count
+/// of the grain's rows.
+///
+/// # Errors
+/// Another number of channels.
+pub fn deposit(device: &Device, stats: &Array, running: &Array, rows: usize, slot: &mut Array) -> Result<(), Fault> {
+    let c = running.count();
+    stats.expect_count(3 * c)?;
+    slot.expect_count(2 * c + 1)?;
+    let count = rows as f64;
+    launch!(device, Norm, "norm_deposit", each(c), &mut slot.data, &stats.data, &running.data, &count, &small(c)?);
+    Ok(())
+}
+
+/// The input's gradient through statistics of `count` rows, of which `slopes` has the sums.
+///
+/// # Errors
+/// Other shapes.
+pub fn through(
+    device: &Device,
+    slopes: Slopes,
+    x: &Array,
+    stats: &Array,
+    gamma: &Array,
+    count: usize,
+) -> Result<Array, Fault> {
+    let Slopes { mut dz, sums } = slopes;
+    x.expect(dz.shape())?;
+    let (n, c, count) = (dz.count(), dz.width(), count as f64);
+    sums.expect_count(2 * c)?;
+    stats.expect_count(3 * c)?;
+    gamma.expect_count(c)?;
+    launch!(
+        device,
+        Norm,
+        "norm_through",
+        each(n),
+        &mut dz.data,
+        &x.data,
+        &sums.data,
+        &stats.data,
+        &gamma.data,
+        &count,
+        &(n as u64),
+        &small(c)?
+    );
+    Ok(dz)
+}
+
+/// The same through statistics that do not depend on the input.
+///
+/// # Errors
+/// Another number of channels.
+pub fn through_fixed(device: &Device, mut dz: Array, stats: &Array, gamma: &Array) -> Result<Array, Fault> {
+    let (n, c) = (dz.count(), dz.width());
+    stats.expect_count(3 * c)?;
+    gamma.expect_count(c)?;
+    launch!(device, Norm, "norm_scaled", each(n), &mut dz.data, &stats.data, &gamma.data, &(n as u64), &small(c)?);
+    Ok(dz)
+}

@@ -1,0 +1,133 @@
+//! Updates of runs of flat buffers, and the norm of a gradient.
+
+use std::ops::Range;
+
+use crate::gpu::{
+    Array, Device, Fault,
+    launch::{each, launch, squares},
+};
+
+/// What is the same for all numbers of a group in a step of AdamW; `optim` says how each is made.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
+    /// Weight of the first moment so far, and of the new gradient.
+    pub first: (f32, f32),
+    /// Weight of the second moment so far, and of the new square.
+    pub second: (f32, f32),
+    /// What keeps a quotient finite.
+    pub eps: f32,
+    /// What decay leaves of a value.
+    pub keep: f32,
+    /// The rate, corrected for the first moment's beginning.
+    pub rate: f32,
+    /// The root of the second moment's correction.
+    pub root: f32,
+}
+
+/// The same of gradient descent with momentum.
+#[derive(Clone, Copy, Debug)]
+pub struct Sgd {
+    /// What is kept of the momentum so far.
+    pub momentum: f32,
+    /// The rate.
+    pub lr: f32,
+    /// What decay adds to the gradient.
+    pub decay: f32,
+}
+
+/// That a run is one, and inside a buffer.
+fn inside(run: &Range<usize>, buffer: &Array) -> Result<(), Fault> {
+    if run.is_empty() || run.end > buffer.count() {
+        return Err(Fault::shape(format!("{run:?} of {} numbers", buffer.count())));
+    }
+    Ok(())
+}
+
+/// Updates `values`, `first` and `second` in `run` by the mean gradient in `gradient`.
+///
+/// # Errors
+/// Runs of different lengths or outside of a buffer, or a GPU that has failed.
+pub fn adamw(
+    device: &Device,
+    [values, first, second]: [&mut Array; 3],
+    mean: &Array,
+    (run, gradient): (Range<usize>, Range<usize>),
+    f: AdamW,
+) -> Result<(), Fault> {
+    for buffer in [&*values, &*first, &*second] {
+        inside(&run, buffer)?;
+    }
+    inside(&gradient, mean)?;
+    let n = run.len();
+    if gradient.len() != n {
+        return Err(Fault::shape(format!("{gradient:?} for {run:?}")));
+    }
+    launch!(
+        device,
+        Optimizer,
+        "adamw",
+        each(n),
+        &mut values.data.slice_mut(run.clone()),
+        &mean.data.slice(gradient),
+        &mut first.data.slice_mut(run.clone()),
+        &mut second.data.slice_mut(run),
+        &(n as u64),
+        &f.first.0,
+        &f.first.1,
+        &f.second.0,
+        &f.second.1,
+        &f.eps,
+        &f.keep,
+        &f.rate,
+        &f.root
+    );
+    Ok(())
+}
+
+/// Updates `values` and `first` in `run` by the mean gradient in `gradient`.
+///
+/// # Errors
+/// As [`adamw`].
+pub fn sgd(
+    device: &Device,
+    [values, first]: [&mut Array; 2],
+    mean: &Array,
+    (run, gradient): (Range<usize>, Range<usize>),
+    f: Sgd,
+) -> Result<(), Fault> {
+    inside(&run, values)?;
+    inside(&run, first)?;
+    inside(&gradient, mean)?;
+    let n = run.len();
+    if gradient.len() != n {
+        return Err(Fault::shape(format!("{gradient:?} for {run:?}")));
+    }
+    launch!(
+        device,
+        Optimizer,
+        "sgd",
+        each(n),
+        &mut values.data.slice_mut(run.clone()),
+        &mean.data.slice(gradient),
+        &mut first.data.slice_mut(run),
+        &(n as u64),
+        &f.momentum,
+        &f.lr,
+        &f.decay
+    );
+    Ok(())
+}
+
+/// Elements whose squares are added up by themselves.
+const SQUARED: usize = 4096;
+
+/// The squared norm, in the order of `num::squared_norm`; waits for it.
+///
+/// # Errors
+/// The memory is full, or the GPU has failed.
+pub fn squared_norm(device: &Device, x: &Array) -> Result<f64, Fault> {
+    let (n, blocks) = (x.count(), x.count().div_ceil(SQUARED));
+    let mut sums = device.fresh::<f64>(&[blocks])?;
+    launch!(device, Optimizer, "squares", squares(blocks)?, &mut sums.data, &x.data, &(n as u64));
+    Ok(crate::num::fold_pairs(device.download(&sums)?))
+}

@@ -1,0 +1,195 @@
+//! Products of matrices, by cuBLAS.
+
+use std::ffi::{c_int, c_longlong, c_void};
+
+use cudarc::{
+    cublas::{result::gemm_strided_batched_ex, sys},
+    driver::{DevicePtr, DevicePtrMut},
+};
+use half::bf16;
+
+use crate::gpu::{Array, Device, Fault};
+
+/// What products take. They are summed, and given, in f32.
+pub trait Element: sealed::Sealed {
+    #[doc(hidden)]
+    const TYPE: sys::cudaDataType;
+}
+
+impl Element for f32 {
+    const TYPE: sys::cudaDataType = sys::cudaDataType::CUDA_R_32F;
+}
+
+impl Element for bf16 {
+    const TYPE: sys::cudaDataType = sys::cudaDataType::CUDA_R_16BF;
+}
+
+mod sealed {
+    /// Only what cuBLAS can.
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::bf16 {}
+}
+
+/// A matrix, or a batch of them, within an array.
+pub struct Matrix<'a, T> {
+    /// The array.
+    pub of: &'a Array<T>,
+    /// Where the first number lies.
+    pub first: usize,
+    /// From one row in memory to the next.
+    pub stride: usize,
+    /// From one matrix of a batch to the next.
+    pub step: usize,
+    /// Whether what lies there is the matrix's transpose.
+    pub turned: bool,
+}
+
+// By hand, since derived ones would ask `T` to be so too.
+impl<T> Clone for Matrix<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Matrix<'_, T> {}
+
+impl<'a, T> Matrix<'a, T> {
+    /// All rows of an array; for a batch `[batch, rows, columns]`, the matrices one after the other.
+    pub fn of(of: &'a Array<T>) -> Self {
+        let rows = match *of.shape() {
+            [_, rows, _] => rows,
+            _ => of.rows(),
+        };
+        Self { of, first: 0, stride: of.width(), step: rows * of.width(), turned: false }
+    }
+
+    /// Its transpose.
+    pub fn turned(self) -> Self {
+        Self { turned: !self.turned, ..self }
+    }
+
+    /// That `batch` matrices of so many rows and columns lie inside.
+    fn expect(&self, batch: usize, rows: usize, columns: usize) -> Result<(), Fault> {
+        let (lines, width) = if self.turned { (columns, rows) } else { (rows, columns) };
+        let end = self.first + (batch - 1) * self.step + (lines - 1) * self.stride + width;
+        if width > self.stride || end > self.of.count() {
+            return Err(Fault::shape(format!("{batch} matrices of {rows}x{columns} in {:?}", self.of.shape())));
+        }
+        Ok(())
+    }
+
+    fn operation(&self) -> sys::cublasOperation_t {
+        if self.turned { sys::cublasOperation_t::CUBLAS_OP_T } else { sys::cublasOperation_t::CUBLAS_OP_N }
+    }
+}
+
+fn int(n: usize) -> Result<c_int, Fault> {
+    c_int::try_from(n).map_err(|_| Fault::shape(format!("{n} is more than cuBLAS counts to")))
+}
+
+/// `c = a·b`, or `c += a·b`, for `batch` matrices: `a` of `m` rows, `b` of `n` columns, `k` numbers a sum. `c` is
+/// `[batch, m, n]`, or any shape of as many numbers.
+///
+/// # Errors
+/// Matrices that do not lie inside their arrays, or cuBLAS is not there or refuses.
+#[expect(unsafe_code, reason = "cuBLAS takes sizes on trust")]
+pub fn product<T: Element>(
+    device: &Device,
+    (a, b): (Matrix<'_, T>, Matrix<'_, T>),
+    (batch, m, n, k): (usize, usize, usize, usize),
+    c: &mut Array,
+    add: bool,
+) -> Result<(), Fault> {
+    if batch * m * n * k == 0 {
+        return Err(Fault::shape(format!("{batch} products of {m}x{k} and {k}x{n}")));
+    }
+    a.expect(batch, m, k)?;
+    b.expect(batch, k, n)?;
+    c.expect_count(batch * m * n)?;
+    let (alpha, beta) = (1.0f32, f32::from(u8::from(add)));
+    let size = size_of::<T>();
+    let (rows, columns, depth) = (int(m)?, int(n)?, int(k)?);
+    let (a_stride, b_stride, all) = (int(a.stride)?, int(b.stride)?, int(batch)?);
+    let (a_step, b_step) = (a.step as c_longlong, b.step as c_longlong);
+    let place = device.blas()?;
+    let Some(blas) = place.as_ref() else {
+        return Err(Fault::shape("cuBLAS was opened and is not there"));
+    };
+    let stream = device.stream();
+    stream.context().bind_to_thread()?;
+    let (left, _left) = a.of.data.device_ptr(stream);
+    let (right, _right) = b.of.data.device_ptr(stream);
+    let (out, _out) = c.data.device_ptr_mut(stream);
+    let at = |start: u64, first: usize| (start + (first * size) as u64) as *const c_void;
+    // cuBLAS reads columns: to it each of our matrices is its own transpose, and so is the product if the two change places.
+    // SAFETY: what is read and written lies inside the arrays, as was checked above.
+    unsafe {
+        gemm_strided_batched_ex(
+            blas.handle(),
+            b.operation(),
+            a.operation(),
+            columns,
+            rows,
+            depth,
+            (&raw const alpha).cast(),
+            at(right, b.first),
+            T::TYPE,
+            b_stride,
+            b_step,
+            at(left, a.first),
+            T::TYPE,
+            a_stride,
+            a_step,
+            (&raw const beta).cast(),
+            out as *mut c_void,
+            sys::cudaDataType::CUDA_R_32F,
+            columns,
+            (m * n) as c_longlong,
+            all,
+            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+        )
+    }?;
+    Ok(())
+}
+
+/// `x·wᵀ` for rows `x` and weights `[output, input]`.
+///
+/// # Errors
+/// As [`product`].
+pub fn linear<T: Element>(device: &Device, x: &Array<T>, w: &Array<T>) -> Result<Array, Fault> {
+    let (rows, input, output) = (x.rows(), x.width(), w.rows());
+    w.expect(&[output, input])?;
+    let mut y = device.zeros(&[rows, output])?;
+    product(device, (flat(x), flat(w).turned()), (1, rows, output, input), &mut y, false)?;
+    Ok(y)
+}
+
+/// `dy·w`: the input's gradient.
+///
+/// # Errors
+/// As [`product`].
+pub fn linear_input<T: Element>(device: &Device, dy: &Array<T>, w: &Array<T>) -> Result<Array, Fault> {
+    let (rows, output, input) = (dy.rows(), dy.width(), w.width());
+    w.expect(&[output, input])?;
+    let mut dx = device.zeros(&[rows, input])?;
+    product(device, (flat(dy), flat(w)), (1, rows, input, output), &mut dx, false)?;
+    Ok(dx)
+}
+
+/// `dw += dyᵀ·x`: the weights' gradient.
+///
+/// # Errors
+/// As [`product`].
+pub fn linear_weights<T: Element>(device: &Device, dy: &Array<T>, x: &Array<T>, dw: &mut Array) -> Result<(), Fault> {
+    let (rows, output, input) = (dy.rows(), dy.width(), x.width());
+    x.expect_count(rows * input)?;
+    dw.expect(&[output, input])?;
+    product(device, (flat(dy).turned(), flat(x)), (1, output, input, rows), dw, true)
+}
+
+/// All rows of an array of any shape as one matrix.
+fn flat<T>(of: &Array<T>) -> Matrix<'_, T> {
+    Matrix { of, first: 0, stride: of.width(), step: of.count(), turned: false }
+}

@@ -1,0 +1,48 @@
+//! Sums by channel over the rows of a matrix.
+
+use crate::gpu::{
+    Array, Device, Fault,
+    launch::{BLOCK, columns, each, launch, small},
+};
+
+/// Adds up lines of `width` numbers, in f64.
+pub(super) fn total(device: &Device, lines: &Array, width: usize) -> Result<Array<f64>, Fault> {
+    let (count, mut sums) = (lines.count() / width, device.fresh::<f64>(&[width])?);
+    let grid = columns(width, 1)?;
+    launch!(device, Rows, "total_lines", grid, &mut sums.data, &lines.data, &(count as u64), &small(width)?);
+    Ok(sums)
+}
+
+/// `to += sums`.
+fn add(device: &Device, to: &mut Array, sums: &Array<f64>) -> Result<(), Fault> {
+    let n = to.count();
+    launch!(device, Rows, "add_totals", each(n), &mut to.data, &sums.data, &(n as u64));
+    Ok(())
+}
+
+/// `sums[c] += Σ x[row, c]`: the gradient of a bias.
+///
+/// # Errors
+/// Another number of channels, or what makes `x` has failed.
+pub fn add_sums(device: &Device, x: &Array, sums: &mut Array) -> Result<(), Fault> {
+    let (rows, c) = (x.rows(), x.width());
+    sums.expect_count(c)?;
+    let mut lines = device.fresh::<f32>(&[rows.div_ceil(BLOCK), c])?;
+    let grid = each(lines.count());
+    launch!(device, Rows, "row_sums", grid, &mut lines.data, &x.data, &(rows as u64), &small(c)?);
+    add(device, sums, &total(device, &lines, c)?)
+}
+
+/// `sums[c] += Σ x[row, c] · y[row, c]`: the gradient of a scale.
+///
+/// # Errors
+/// Other shapes.
+pub fn add_products(device: &Device, x: &Array, y: &Array, sums: &mut Array) -> Result<(), Fault> {
+    y.expect(x.shape())?;
+    let (rows, c) = (x.rows(), x.width());
+    sums.expect_count(c)?;
+    let mut lines = device.fresh::<f32>(&[rows.div_ceil(BLOCK), c])?;
+    let grid = each(lines.count());
+    launch!(device, Rows, "row_products", grid, &mut lines.data, &x.data, &y.data, &(rows as u64), &small(c)?);
+    add(device, sums, &total(device, &lines, c)?)
+}

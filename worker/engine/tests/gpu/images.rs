@@ -1,0 +1,176 @@
+//! Pooling, convolutions, and images that move.
+
+use tl_engine::{
+    gpu::ops::{self, Columns, Convolution, Window, Windowed},
+    nn::{AvgPool, Border, Builder, ConvSpec, FlattenChannels, GlobalAvgPool, MaxPool, Padding, ParamId},
+};
+
+use crate::{close, device, numbers, run, same, up};
+
+#[test]
+fn the_largest_of_windows_and_their_slopes_have_the_bits_of_the_cpu() {
+    let Some(device) = device() else { return };
+    let store = Builder::new(1).store;
+    for (shape, k, stride, pad) in
+        [([2, 6, 7, 3], 3, 2, 1), ([1, 4, 4, 2], 2, 2, 0), ([2, 5, 9, 35], 3, 1, 1), ([1, 8, 7, 2], 2, 3, 0)]
+    {
+        let mut x = numbers(1, shape.iter().product());
+        // A tie, and a NaN.
+        x.iter_mut().step_by(3).for_each(|v| *v = 1.0);
+        x[shape[3]] = f32::NAN;
+        let want = run(&MaxPool { k, stride, pad }, &store, (&x, &shape), None, false);
+        let (y, chosen) = ops::max_pool(device, &up(device, &x, &shape), k, stride, pad).unwrap();
+        assert_eq!(y.shape(), want.shape);
+        same(device, &y, &want.y);
+        let dy = up(device, &want.dy, &want.shape);
+        same(device, &ops::max_pool_back(device, &dy, &chosen, shape, k, stride, pad).unwrap(), &want.dx);
+    }
+    assert!(ops::max_pool(device, &up(device, &[1.0; 4], &[1, 2, 2, 1]), 3, 1, 0).is_err());
+}
+
+#[test]
+fn means_of_windows_have_the_bits_of_the_cpu() {
+    let Some(device) = device() else { return };
+    let store = Builder::new(1).store;
+    let window = |pixels: std::ops::Range<usize>, count| Window { pixels, count };
+    // A window of three, two apart, in a border of one that counts; and a grid of three that repeats a small image.
+    let sliding = |size: usize| -> Vec<Window> {
+        let outputs = (size + 2 - 3) / 2 + 1;
+        (0..outputs).map(|o| window((o * 2).saturating_sub(1)..(o * 2 + 2).min(size), 3)).collect()
+    };
+    let grid = |size: usize| -> Vec<Window> {
+        let pixels = |o: usize| o * size / 3..((o + 1) * size).div_ceil(3);
+        (0..3).map(|o| window(pixels(o), pixels(o).len())).collect()
+    };
+    let slides = AvgPool::Sliding { k: 3, stride: 2, pad: Padding::Symmetric(1), counts_border: true };
+    for (shape, layer, ys, xs) in [
+        ([2, 5, 6, 3], slides, sliding(5), sliding(6)),
+        ([2, 2, 7, 35], AvgPool::Grid(3), grid(2), grid(7)),
+    ] {
+        let x = numbers(1, shape.iter().product());
+        let want = run(&layer, &store, (&x, &shape), None, false);
+        let y = ops::average_pool(device, &up(device, &x, &shape), &ys, &xs).unwrap();
+        assert_eq!(y.shape(), want.shape);
+        same(device, &y, &want.y);
+        let dy = up(device, &want.dy, &want.shape);
+        same(device, &ops::average_pool_back(device, &dy, (shape[1], shape[2]), &ys, &xs).unwrap(), &want.dx);
+    }
+    let image = up(device, &[1.0; 4], &[1, 2, 2, 1]);
+    assert!(ops::average_pool(device, &image, &[window(0..3, 3)], &[window(0..2, 2)]).is_err());
+}
+
+#[test]
+fn means_and_products_over_whole_images_are_those_of_the_cpu() {
+    let Some(device) = device() else { return };
+    let store = Builder::new(1).store;
+    let shape = [3, 5, 4, 37];
+    let (x, other) = (numbers(1, 3 * 20 * 37), numbers(2, 3 * 20 * 37));
+    let want = run(&GlobalAvgPool, &store, (&x, &shape), None, false);
+    let xs = up(device, &x, &shape);
+    close(device, &ops::global_mean(device, &xs).unwrap(), &want.y, 1e-6);
+    let dy = up(device, &want.dy, &[3, 37]);
+    same(device, &ops::global_mean_back(device, &dy, (5, 4)).unwrap(), &want.dx);
+    let products = ops::global_products(device, &xs, &up(device, &other, &shape)).unwrap();
+    let sum = |image: usize, channel: usize| {
+        let at = (0..20).map(|p| (image * 20 + p) * 37 + channel);
+        at.map(|i| f64::from(x[i]) * f64::from(other[i])).sum::<f64>() as f32
+    };
+    close(device, &products, &(0..3 * 37).map(|i| sum(i / 37, i % 37)).collect::<Vec<_>>(), 1e-6);
+}
+
+#[test]
+fn depthwise_convolutions_have_the_bits_of_the_cpu() {
+    let Some(device) = device() else { return };
+    for (c, k, stride, pad, (h, w)) in [
+        (3, 3, 1, Padding::Symmetric(1), (5, 6)),
+        (35, 3, 2, Padding::Same, (6, 7)),
+        (2, 5, 2, Padding::Same, (7, 8)),
+        (4, 3, 1, Padding::Same, (1, 1)),
+    ] {
+        let mut b = Builder::new(1);
+        let layer = b.depthwise("c", c, k, stride, pad);
+        let x = numbers(1, 2 * h * w * c);
+        let want = run(&layer, &b.store, (&x, &[2, h, w, c]), None, false);
+        let ((top, oh), (left, ow)) = (pad.plan(h, k, stride), pad.plan(w, k, stride));
+        let windows = Windowed { k, stride, before: (top, left), outputs: (oh, ow) };
+        let (xs, weights) = (up(device, &x, &[2, h, w, c]), up(device, &b.store.values, &[c, 1, k, k]));
+        let y = ops::depthwise(device, &xs, &weights, windows).unwrap();
+        assert_eq!(y.shape(), want.shape);
+        same(device, &y, &want.y);
+        let dy = up(device, &want.dy, &want.shape);
+        same(device, &ops::depthwise_input(device, &dy, &weights, (h, w), windows).unwrap(), &want.dx);
+        let mut dw = device.zeros(&[c, 1, k, k]).unwrap();
+        ops::depthwise_weights(device, &dy, &xs, windows, &mut dw).unwrap();
+        close(device, &dw, &want.flat, 1e-5);
+    }
+}
+
+#[test]
+fn convolutions_are_those_of_the_cpu() {
+    let Some(device) = device() else { return };
+    for (cin, cout, kernel, stride, pad, (h, w)) in [
+        (3, 5, (3, 3), 2, (1, 1), (7, 6)),
+        (9, 4, (1, 1), 1, (0, 0), (3, 5)),
+        (8, 6, (1, 3), 1, (0, 1), (4, 5)),
+        (4, 2, (3, 1), 2, (1, 0), (5, 5)),
+    ] {
+        let mut b = Builder::new(1);
+        let both = (Padding::Symmetric(pad.0), Padding::Symmetric(pad.1));
+        let layer = b.conv_spec("c", ConvSpec { cin, cout, kernel, stride, pad: both, bias: false });
+        let shape = [2, h, w, cin];
+        let x = numbers(1, 2 * h * w * cin);
+        let want = run(&layer, &b.store, (&x, &shape), None, false);
+        let how = Convolution { stride, pad, groups: 1 };
+        let weights = [cout, cin, kernel.0, kernel.1];
+        let (xs, ws) = (up(device, &x, &shape), up(device, b.store.param(ParamId(0)), &weights));
+        let y = ops::conv(device, &xs, &ws, how).unwrap();
+        assert_eq!(y.shape(), want.shape);
+        close(device, &y, &want.y, 1e-5);
+        let dy = up(device, &want.dy, &want.shape);
+        close(device, &ops::conv_input(device, &dy, &ws, shape, how).unwrap(), &want.dx, 1e-5);
+        // The second time by the algorithm that was chosen, added to what is there.
+        let mut dw = device.zeros(&weights).unwrap();
+        for _ in 0..2 {
+            ops::conv_weights(device, &dy, &xs, how, &mut dw).unwrap();
+        }
+        close(device, &dw, &want.flat.iter().map(|g| 2.0 * g).collect::<Vec<_>>(), 2e-5);
+    }
+}
+
+#[test]
+fn groups_of_a_convolution_do_not_see_each_other() {
+    let Some(device) = device() else { return };
+    let (shape, how) = ([2, 4, 5, 6], Convolution { stride: 1, pad: (1, 1), groups: 2 });
+    let (x, w, alone) = (numbers(1, 240), numbers(2, 4 * 3 * 9), Convolution { groups: 1, ..how });
+    let xs = up(device, &x, &shape);
+    let y = ops::conv(device, &xs, &up(device, &w, &[4, 3, 3, 3]), how).unwrap();
+    for group in 0..2 {
+        let (mut part, mut own) = (device.zeros(&[2, 4, 5, 3]).unwrap(), device.zeros(&[2, 4, 5, 2]).unwrap());
+        ops::copy_columns(device, &xs, &mut part, Columns { from: 3 * group, to: 0, width: 3 }, false).unwrap();
+        ops::copy_columns(device, &y, &mut own, Columns { from: 2 * group, to: 0, width: 2 }, false).unwrap();
+        let weights = up(device, &w[group * 54..][..54], &[2, 3, 3, 3]);
+        let want = ops::conv(device, &part, &weights, alone).unwrap();
+        close(device, &own, &device.download(&want).unwrap(), 1e-5);
+    }
+    assert!(ops::conv(device, &xs, &up(device, &w, &[4, 3, 3, 3]), alone).is_err());
+}
+
+#[test]
+fn channels_are_turned_and_images_moved_as_on_the_cpu() {
+    let Some(device) = device() else { return };
+    let store = Builder::new(1).store;
+    let shape = [2, 9, 5, 33];
+    let x = numbers(1, 2 * 9 * 5 * 33);
+    let want = run(&FlattenChannels, &store, (&x, &shape), None, false);
+    same(device, &ops::transpose(device, &up(device, &x, &[2, 45, 33])).unwrap(), &want.y);
+    let same_border = Border::Same { k: 5, stride: 2 };
+    // Five rows and six columns become nine each: two rows above, and one column to the left.
+    let want = run(&same_border, &store, (&x[..2 * 5 * 6 * 3], &[2, 5, 6, 3]), None, false);
+    let ((down, _), (right, _)) = (Padding::Same.plan(5, 5, 2), Padding::Same.plan(6, 5, 2));
+    let by = (down as i32, right as i32);
+    let xs = up(device, &x[..2 * 5 * 6 * 3], &[2, 5, 6, 3]);
+    let y = ops::move_image(device, &xs, by, (want.shape[1], want.shape[2])).unwrap();
+    same(device, &y, &want.y);
+    let dy = up(device, &want.dy, &want.shape);
+    same(device, &ops::move_image(device, &dy, (-by.0, -by.1), (5, 6)).unwrap(), &want.dx);
+}

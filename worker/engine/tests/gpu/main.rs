@@ -1,0 +1,130 @@
+//! The device side against the layers, optimizers and rounding of the CPU.
+//!
+//! On a GPU where there is one. Elsewhere on fakes of the driver, NVRTC, cuBLAS and cuDNN (`nvlib::fake`): the kernels are
+//! compiled by the machine's C++ compiler, and started through the same bindings by the same code.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
+
+mod elementwise;
+mod faults;
+mod images;
+mod memory;
+mod norms;
+mod sequences;
+mod updates;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use nvlib::{Library, driver::ProbeError};
+use tl_engine::{
+    gpu::{Array, Device},
+    nn::{BufferId, DropoutDraw, Gradients, Layer, Layout, Pass, Store, Tape, host, tensor},
+    num::rng::Philox,
+};
+
+/// The GPU, or a fake one; nothing where there is neither, which it says.
+fn device() -> Option<&'static Device> {
+    static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
+    DEVICE.get_or_init(open).as_ref()
+}
+
+fn open() -> Option<Device> {
+    match nvlib::driver::probe() {
+        Ok(driver) if driver.gpus.is_empty() => skip("this machine has a driver and no GPU"),
+        Ok(driver) => {
+            eprintln!("on {}", driver.gpus[0].name);
+            Some(Device::open(0).unwrap())
+        }
+        Err(ProbeError::Missing(_)) => fake(Path::new(env!("CARGO_TARGET_TMPDIR"))),
+        Err(e) => skip(&e.to_string()),
+    }
+}
+
+fn skip(why: &str) -> Option<Device> {
+    eprintln!("skipped: {why}");
+    None
+}
+
+/// What is compiled stays there, for the next time.
+fn fake(root: &Path) -> Option<Device> {
+    let cxx = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
+    if !Command::new(&cxx).arg("--version").output().is_ok_and(|o| o.status.success()) {
+        return skip("there is no C++ compiler to run kernels with");
+    }
+    let dir: PathBuf = root.join("gpu");
+    std::fs::create_dir_all(&dir).unwrap();
+    if let Err(e) = nvlib::fake::build_computing(&dir) {
+        return skip(&e.to_string());
+    }
+    for library in [Library::Driver, Library::Nvrtc, Library::Cublas, Library::Cudnn] {
+        library.open_from(&[dir.clone()]).unwrap();
+    }
+    let device = Device::open(0).unwrap();
+    match device.stream().context().name() {
+        Ok(name) if name == nvlib::fake::GPU => Some(device),
+        _ => skip("this machine has a driver of its own under another name"),
+    }
+}
+
+/// Reproducible normal numbers.
+fn numbers(seed: u32, count: usize) -> Vec<f32> {
+    let mut stream = Philox::new(seed, "gpu").stream(count as u64, 0);
+    (0..count).map(|_| stream.normal()).collect()
+}
+
+fn up(device: &Device, values: &[f32], shape: &[usize]) -> Array {
+    device.upload(values, shape).unwrap()
+}
+
+/// Refuses any other bits; a zero may have either sign, and a NaN is one.
+fn same(device: &Device, got: &Array, want: &[f32]) {
+    let got = device.download(got).unwrap();
+    assert_eq!(got.len(), want.len());
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!(g == w || g.is_nan() && w.is_nan(), "number {i}: {g} instead of {w}");
+    }
+}
+
+fn close(device: &Device, got: &Array, want: &[f32], tolerance: f32) {
+    let got = device.download(got).unwrap();
+    assert_eq!(got.len(), want.len());
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((g - w).abs() <= tolerance * (1.0 + w.abs()), "number {i}: {g} instead of {w}");
+    }
+}
+
+/// What a layer of the CPU makes of an input, and of a slope of its output.
+struct Ran {
+    y: Vec<f32>,
+    shape: Vec<usize>,
+    dy: Vec<f32>,
+    dx: Vec<f32>,
+    /// The gradients of its parameters, then the sums of its batch-norms.
+    flat: Vec<f32>,
+}
+
+/// Runs a layer that trains everything and, if `statistics`, takes those of the batch.
+fn run(
+    layer: &dyn Layer,
+    store: &Store,
+    (x, shape): (&[f32], &[usize]),
+    dropout: Option<DropoutDraw<'_>>,
+    statistics: bool,
+) -> Ran {
+    let (mut params, mut norms) = (Vec::new(), Vec::new());
+    layer.params(&mut params);
+    layer.norms(&mut norms);
+    let norms: Vec<BufferId> = norms.iter().filter(|_| statistics).map(|n| n.0).collect();
+    let layout = Layout::new(store, &params, &norms);
+    let pass = Pass { layout: Some(&layout), dropout, ..Pass::eval(store) };
+    let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
+    let y = layer.forward(&tensor(x.to_vec(), shape).unwrap(), &pass, &mut tape).unwrap();
+    let dy = numbers(77, y.elem_count());
+    let slope = tensor(dy.clone(), y.dims()).unwrap();
+    let dx = layer.backward(&slope, &pass, &mut tape, &mut grads, true).unwrap();
+    let dx = dx.map(|dx| host(&dx).unwrap().to_vec()).unwrap_or_default();
+    Ran { y: host(&y).unwrap().to_vec(), shape: y.dims().to_vec(), dy, dx, flat: grads.flat }
+}

@@ -1,0 +1,212 @@
+//! Attention, embeddings, and an LSTM, each put together of its operations as the layer is.
+
+use tl_engine::{
+    gpu::{
+        Array, Device,
+        ops::{self, Dropped, Groups, Heads, Matrix},
+    },
+    nn::{Act, Builder, DropoutDraw, Gradients, Layout, Mask, ParamId, Pass, Ragged, Store, Tape, host, tensor},
+    num::rng::Philox,
+};
+
+use crate::{close, device, numbers, run, same, up};
+
+fn weight(device: &Device, store: &Store, param: usize) -> Array {
+    up(device, store.param(ParamId(param)), &store.params[param].shape)
+}
+
+fn of(x: &Array) -> Matrix<'_, f32> {
+    Matrix::of(x)
+}
+
+fn gradients(device: &Device, store: &Store) -> Vec<Array> {
+    store.params.iter().map(|p| device.zeros(&p.shape).unwrap()).collect()
+}
+
+#[test]
+fn attention_with_its_heads_apart_is_that_of_the_layer_also_under_dropout() {
+    let Some(device) = device() else { return };
+    let (c, heads, depth, site, p) = (6, 2, 3, 4, 0.3);
+    let (lengths, draws, rng) = ([5, 17, 1], [7, 1 << 40, 9], Philox::new(5, "dropout"));
+    let rows = 23;
+    let mut b = Builder::new(3);
+    let layer = b.attention(["q", "k", "v", "o"], c, (heads, depth), Mask { p, site });
+    b.store.values.iter_mut().for_each(|v| *v *= 3.0);
+    let store = &b.store;
+    let layout = Layout::new(store, &(0..8).map(ParamId).collect::<Vec<_>>(), &[]);
+    let dropout = Some(DropoutDraw { rng, draws: &draws });
+    let pass = Pass { layout: Some(&layout), dropout, ..Pass::eval(store) };
+    let ragged = Ragged { lengths: lengths.to_vec(), room: 17 };
+    let (x, dy) = (numbers(1, rows * c), numbers(2, rows * c));
+    let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
+    let [input, slope] = [&x, &dy].map(|v| tensor(v.clone(), &[rows, c]).unwrap());
+    let want = layer.forward(&input, &ragged, &pass, &mut tape).unwrap();
+    let want_dx = layer.backward(&slope, &ragged, &pass, &mut tape, &mut grads, true).unwrap().unwrap();
+
+    let (xs, dys) = (up(device, &x, &[rows, c]), up(device, &dy, &[rows, c]));
+    let dense = |x: &Array, param: usize| {
+        let mut y = ops::linear(device, x, &weight(device, store, param)).unwrap();
+        ops::add_bias(device, &mut y, &weight(device, store, param + 1)).unwrap();
+        y
+    };
+    let apart = Heads::new(device, &lengths, heads, depth).unwrap();
+    let (all, t, scale) = (lengths.len() * heads, apart.longest(), 1.0 / (depth as f32).sqrt());
+    let [q, k, v] = [0, 2, 4].map(|i| ops::split_heads(device, &dense(&xs, i), &apart, 0).unwrap());
+    let times = |a: Matrix<'_, f32>, b: Matrix<'_, f32>, (m, n, k): (usize, usize, usize)| {
+        let mut c = device.zeros(&[all, m, n]).unwrap();
+        ops::product(device, (a, b), (all, m, n, k), &mut c, false).unwrap();
+        c
+    };
+    let mut probable = times(of(&q), of(&k).turned(), (t, t, depth));
+    let mut again = device.copy(&probable).unwrap();
+    let notes = ops::softmax(device, &mut probable, apart.lengths(), scale).unwrap();
+    ops::softmax_again(device, &mut again, &notes, apart.lengths(), scale).unwrap();
+    same(device, &again, &device.download(&probable).unwrap());
+    let dropped = Dropped::new(device, rng, site, p, &draws).unwrap();
+    let mut shown = device.copy(&probable).unwrap();
+    ops::dropout_scores(device, &mut shown, &dropped, apart.lengths()).unwrap();
+    let out = times(of(&shown), of(&v), (t, depth, t));
+    let mut joined = device.zeros(&[rows, heads * depth]).unwrap();
+    ops::join_heads(device, &out, &apart, &mut joined, 0).unwrap();
+    close(device, &dense(&joined, 6), &host(&want).unwrap(), 3e-5);
+
+    let mut dw = gradients(device, store);
+    ops::linear_weights(device, &dys, &joined, &mut dw[6]).unwrap();
+    ops::add_sums(device, &dys, &mut dw[7]).unwrap();
+    let g = ops::linear_input(device, &dys, &weight(device, store, 6)).unwrap();
+    let g = ops::split_heads(device, &g, &apart, 0).unwrap();
+    let dv = times(of(&shown).turned(), of(&g), (t, depth, t));
+    let mut ds = times(of(&g), of(&v).turned(), (t, t, depth));
+    ops::dropout_scores(device, &mut ds, &dropped, apart.lengths()).unwrap();
+    ops::softmax_back(device, &mut ds, &probable, apart.lengths(), scale).unwrap();
+    let dq = times(of(&ds), of(&k), (t, depth, t));
+    let dk = times(of(&ds).turned(), of(&q), (t, depth, t));
+    let mut dx = device.zeros(&[rows, c]).unwrap();
+    for (param, part) in [(0, dq), (2, dk), (4, dv)] {
+        let mut slope = device.zeros(&[rows, heads * depth]).unwrap();
+        ops::join_heads(device, &part, &apart, &mut slope, 0).unwrap();
+        ops::linear_weights(device, &slope, &xs, &mut dw[param]).unwrap();
+        ops::add_sums(device, &slope, &mut dw[param + 1]).unwrap();
+        let own = ops::linear_input(device, &slope, &weight(device, store, param)).unwrap();
+        dx = ops::add_activate(device, Act::None, &dx, &own).unwrap();
+    }
+    close(device, &dx, &host(&want_dx).unwrap(), 3e-5);
+    for (i, dw) in dw.iter().enumerate() {
+        close(device, dw, &grads.flat[layout.slot(ParamId(i)).unwrap()], 3e-5);
+    }
+}
+
+#[test]
+fn heads_of_one_wide_matrix_are_cut_from_their_columns() {
+    let Some(device) = device() else { return };
+    let (lengths, heads, depth, width, first) = ([2, 3], 2, 3, 11, 4);
+    let x = numbers(1, 5 * width);
+    let apart = Heads::new(device, &lengths, heads, depth).unwrap();
+    let split = ops::split_heads(device, &up(device, &x, &[5, width]), &apart, first).unwrap();
+    let mut want = vec![0.0; 4 * 3 * depth];
+    for (sample, start, length) in [(0, 0, 2), (1, 2, 3)] {
+        for (head, row) in (0..heads).flat_map(|h| (0..length).map(move |r| (h, r))) {
+            let from = (start + row) * width + first + head * depth;
+            want[((sample * heads + head) * 3 + row) * depth..][..depth].copy_from_slice(&x[from..from + depth]);
+        }
+    }
+    same(device, &split, &want);
+    let mut back = device.zeros(&[5, width]).unwrap();
+    ops::join_heads(device, &split, &apart, &mut back, first).unwrap();
+    let kept = |i: usize| (first..first + heads * depth).contains(&(i % width));
+    same(device, &back, &x.iter().enumerate().map(|(i, v)| if kept(i) { *v } else { 0.0 }).collect::<Vec<_>>());
+    assert!(ops::split_heads(device, &up(device, &x, &[5, width]), &apart, 6).is_err());
+    assert!(Heads::new(device, &[2, 0], heads, depth).is_err());
+}
+
+#[test]
+fn rows_of_tables_and_their_gradients_have_the_bits_of_the_cpu() {
+    let Some(device) = device() else { return };
+    let (c, words) = (5, 6);
+    let mut b = Builder::new(1);
+    let layer = b.embedding("e", ["word", "position", "kind"], (words, c), 4, None, Mask::NONE);
+    b.store.values = numbers(3, b.store.values.len());
+    let framed = [4.0, 1.0, 4.0, -1.0, 0.0, -1.0, -1.0, -1.0, 2.0, 4.0, 0.0, 1.0];
+    let want = run(&layer, &b.store, (&framed, &[3, 4]), None, false);
+    // The first row of a frame is its header.
+    let real = [(0, 3), (1, 1), (2, 4)];
+    let rows: Vec<usize> = real.iter().flat_map(|(sample, n)| (0..*n).map(move |r| sample * 5 + 1 + r)).collect();
+    let packed = |v: &[f32]| rows.iter().flat_map(|r| v[r * c..(r + 1) * c].to_vec()).collect::<Vec<f32>>();
+    let (ids, places) = ([4u32, 1, 4, 0, 2, 4, 0, 1], [0u32, 1, 2, 0, 0, 1, 2, 3]);
+    let [word, position, kind] = [0, 1, 2].map(|i| weight(device, &b.store, i));
+    let (id_array, place_array) = (device.upload(&ids, &[8]).unwrap(), device.upload(&places, &[8]).unwrap());
+    let y = ops::embed(device, &word, &id_array, Some(&kind), Some((&position, &place_array))).unwrap();
+    same(device, &y, &packed(&want.y));
+
+    let dy = up(device, &packed(&want.dy), &[8, c]);
+    let mut dw = gradients(device, &b.store);
+    for (param, which, table) in [(0, ids, words), (1, places, 4)] {
+        ops::embed_back(device, &dy, &Groups::of(device, &which, table).unwrap(), &mut dw[param]).unwrap();
+    }
+    same(device, &dw[0], &want.flat[..words * c]);
+    same(device, &dw[1], &want.flat[words * c..(words + 4) * c]);
+    let mut first = device.zeros(&[c]).unwrap();
+    ops::add_sums(device, &dy, &mut first).unwrap();
+    close(device, &first, &want.flat[(words + 4) * c..][..c], 1e-6);
+    assert!(Groups::of(device, &[6], words).is_err());
+    // Without kinds and places the word's row is all.
+    let alone = ops::embed(device, &word, &id_array, None, None).unwrap();
+    let row = |id: &u32| b.store.param(ParamId(0))[*id as usize * c..][..c].to_vec();
+    same(device, &alone, &ids.iter().flat_map(row).collect::<Vec<_>>());
+}
+
+#[test]
+fn steps_of_an_lstm_are_those_of_the_layer() {
+    let Some(device) = device() else { return };
+    let (n, t, c, w) = (3, 4, 5, 7);
+    let mut b = Builder::new(2);
+    let layer = b.lstm("l", c, w, true);
+    let ragged = Ragged { lengths: vec![t; n], room: t };
+    let x = numbers(1, n * t * c);
+    let framed = ragged.frame(&tensor(x.clone(), &[n * t, c]).unwrap(), true).unwrap();
+    let values = host(&framed).unwrap().to_vec();
+    let want = run(&layer, &b.store, (&values, framed.dims()), None, false);
+
+    let [wi, wh, bi, bh] = [0, 1, 2, 3].map(|i| weight(device, &b.store, i));
+    let (packed, nothing) = (up(device, &x, &[n * t, c]), device.zeros(&[n, w]).unwrap());
+    let (mut inputs, mut states, mut memories, mut gates) = (Vec::new(), vec![nothing], Vec::new(), Vec::new());
+    memories.push(device.zeros(&[n, w]).unwrap());
+    for time in 0..t {
+        let own: Vec<_> = (0..n).map(|sample| Some(sample * t + time)).collect();
+        let input = ops::take_rows(device, &packed, &own).unwrap();
+        let mut now = ops::linear(device, &input, &wi).unwrap();
+        ops::add_bias(device, &mut now, &bi).unwrap();
+        ops::add_bias(device, &mut now, &bh).unwrap();
+        let recurrent = (of(&states[time]), of(&wh).turned());
+        ops::product(device, recurrent, (1, n, 4 * w, w), &mut now, true).unwrap();
+        let mut memory = device.copy(&memories[time]).unwrap();
+        states.push(ops::lstm_step(device, &mut now, &mut memory).unwrap());
+        memories.push(memory);
+        gates.push(now);
+        inputs.push(input);
+    }
+    close(device, &states[t], &want.y, 1e-5);
+
+    let mut dw = gradients(device, &b.store);
+    let (mut dstate, mut dmemory) = (up(device, &want.dy, &[n, w]), device.zeros(&[n, w]).unwrap());
+    let mut dx = vec![0.0; n * (t + 1) * c];
+    for time in (0..t).rev() {
+        let now = &mut gates[time];
+        ops::lstm_back(device, now, [&memories[time + 1], &memories[time], &dstate], &mut dmemory).unwrap();
+        dstate = ops::linear_input(device, now, &wh).unwrap();
+        ops::linear_weights(device, now, &inputs[time], &mut dw[0]).unwrap();
+        ops::linear_weights(device, now, &states[time], &mut dw[1]).unwrap();
+        ops::add_sums(device, now, &mut dw[2]).unwrap();
+        ops::add_sums(device, now, &mut dw[3]).unwrap();
+        let own = device.download(&ops::linear_input(device, now, &wi).unwrap()).unwrap();
+        for (sample, row) in own.chunks_exact(c).enumerate() {
+            dx[(sample * (t + 1) + 1 + time) * c..][..c].copy_from_slice(row);
+        }
+    }
+    close(device, &up(device, &dx, &[n, t + 1, c]), &want.dx, 1e-5);
+    let mut at = 0;
+    for dw in &dw {
+        close(device, dw, &want.flat[at..at + dw.count()], 3e-5);
+        at += dw.count();
+    }
+}

@@ -1,0 +1,38 @@
+// Products without a GPU, for tests: plain loops over matrices that lie column by column, with sums in double precision.
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+enum { SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15, F32 = 0, BF16 = 14, COMPUTE_32F = 68 };
+typedef struct { int stream, workspace, mode; } Handle;
+
+int cublasCreate_v2(Handle **h) { *h = calloc(1, sizeof **h); return SUCCESS; }
+int cublasDestroy_v2(Handle *h) { free(h); return SUCCESS; }
+int cublasSetStream_v2(Handle *h, void *s) { h->stream = s != NULL; h->workspace = 0; return SUCCESS; }
+int cublasSetWorkspace_v2(Handle *h, void *at, size_t size) { h->workspace = at && size && (uintptr_t)at % 256 == 0; return h->workspace ? SUCCESS : INVALID_VALUE; }
+int cublasSetMathMode(Handle *h, int mode) { h->mode = mode; return SUCCESS; }
+int cublasGetProperty(int which, int *n) { *n = which ? 0 : 13; return SUCCESS; }
+
+static float get(const void *p, int64_t i, int type) {
+  if (type == F32) return ((const float *)p)[i];
+  uint32_t bits = (uint32_t)((const uint16_t *)p)[i] << 16; float f; memcpy(&f, &bits, 4); return f;
+}
+int cublasGemmStridedBatchedEx(Handle *h, int ta, int tb, int m, int n, int k, const float *alpha, const void *a, int at,
+                               int lda, long long sa, const void *b, int bt, int ldb, long long sb, const float *beta,
+                               float *c, int ct, int ldc, long long sc, int batch, int compute, int algo) {
+  (void)algo;
+  // A stream and a workspace of one's own, and no TF32 (mode 3): bits depend on them.
+  if (!h->stream || !h->workspace || h->mode == 3) return INVALID_VALUE;
+  if (m < 0 || n < 0 || k < 0 || lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m || lda < 1 || ldb < 1 || ldc < 1) return INVALID_VALUE;
+  if (at != bt || (at != F32 && at != BF16) || ct != F32 || compute != COMPUTE_32F) return NOT_SUPPORTED;
+  for (int i = 0; i < batch; i++)
+    for (int col = 0; col < n; col++)
+      for (int row = 0; row < m; row++) {
+        double sum = 0;
+        for (int d = 0; d < k; d++)
+          sum += (double)get(a, i * sa + (ta ? (int64_t)row * lda + d : (int64_t)d * lda + row), at) *
+                 get(b, i * sb + (tb ? (int64_t)d * ldb + col : (int64_t)col * ldb + d), bt);
+        float *out = &c[i * sc + (int64_t)col * ldc + row];
+        *out = *alpha * (float)sum + (*beta ? *beta * *out : 0.0f);
+      }
+  return SUCCESS;
+}

@@ -1,0 +1,88 @@
+// Convolutions without a GPU, for tests: plain loops over channels-last images, with sums in double precision. Of each pass
+// the first algorithm that is offered is not deterministic, the second needs more memory than anybody has, the third uses
+// TF32; only the fourth computes.
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+enum { SUCCESS = 0, BAD_PARAM = 2000, NOT_SUPPORTED = 3000, FLOAT = 0, NHWC = 1, CROSS_CORRELATION = 1, FMA = 3, GOOD = 1, SCRATCH = 4096 };
+typedef struct { int stream; } Handle;
+typedef struct { int n, c, h, w; } Shape; // of a filter: outputs, channels of a group, height, width
+typedef struct { int pad_h, pad_w, down, right, groups, math; } How;
+typedef struct { int algo, status; float time; size_t memory; int determinism, math, reserved[3]; } Offer;
+
+size_t cudnnGetVersion(void) { return 91300; }
+int cudnnCreate(Handle **h) { *h = calloc(1, sizeof **h); return SUCCESS; }
+int cudnnDestroy(Handle *h) { free(h); return SUCCESS; }
+int cudnnSetStream(Handle *h, void *s) { h->stream = s != NULL; return SUCCESS; }
+int cudnnCreateTensorDescriptor(Shape **d) { *d = calloc(1, sizeof **d); return SUCCESS; }
+int cudnnDestroyTensorDescriptor(Shape *d) { free(d); return SUCCESS; }
+int cudnnCreateFilterDescriptor(Shape **d) { *d = calloc(1, sizeof **d); return SUCCESS; }
+int cudnnDestroyFilterDescriptor(Shape *d) { free(d); return SUCCESS; }
+int cudnnCreateConvolutionDescriptor(How **d) { *d = calloc(1, sizeof **d); (*d)->groups = 1; return SUCCESS; }
+int cudnnDestroyConvolutionDescriptor(How *d) { free(d); return SUCCESS; }
+static int set(Shape *d, int format, int type, int n, int c, int h, int w) {
+  if (n < 1 || c < 1 || h < 1 || w < 1) return BAD_PARAM;
+  *d = (Shape){n, c, h, w};
+  return format == NHWC && type == FLOAT ? SUCCESS : NOT_SUPPORTED;
+}
+int cudnnSetTensor4dDescriptor(Shape *d, int format, int type, int n, int c, int h, int w) { return set(d, format, type, n, c, h, w); }
+int cudnnSetFilter4dDescriptor(Shape *d, int type, int format, int k, int c, int h, int w) { return set(d, format, type, k, c, h, w); }
+int cudnnSetConvolution2dDescriptor(How *d, int pad_h, int pad_w, int down, int right, int dh, int dw, int mode, int type) {
+  d->pad_h = pad_h; d->pad_w = pad_w; d->down = down; d->right = right;
+  return dh == 1 && dw == 1 && mode == CROSS_CORRELATION && type == FLOAT ? SUCCESS : NOT_SUPPORTED;
+}
+int cudnnSetConvolutionGroupCount(How *d, int n) { d->groups = n; return SUCCESS; }
+int cudnnSetConvolutionMathType(How *d, int math) { d->math = math; return SUCCESS; }
+
+static int sound(const Handle *h, const Shape *x, const Shape *w, const How *d, const Shape *y) {
+  int oh = (x->h + 2 * d->pad_h - w->h) / d->down + 1, ow = (x->w + 2 * d->pad_w - w->w) / d->right + 1;
+  return h->stream && d->math == FMA && x->c == w->c * d->groups && w->n % d->groups == 0 && y->n == x->n && y->c == w->n && y->h == oh && y->w == ow;
+}
+static int offers(int fits, int most, int *count, Offer *list) {
+  if (!fits) return BAD_PARAM;
+  const Offer all[] = {{0, SUCCESS, 1, 0, 0, FMA, {0}}, {3, SUCCESS, 2, (size_t)1 << 40, 1, FMA, {0}}, {2, SUCCESS, 3, 0, 1, 1, {0}}, {GOOD, SUCCESS, 4, SCRATCH, 1, FMA, {0}}};
+  *count = most < 4 ? most : 4;
+  memcpy(list, all, *count * sizeof *list);
+  return SUCCESS;
+}
+int cudnnGetConvolutionForwardAlgorithm_v7(Handle *h, Shape *x, Shape *w, How *d, Shape *y, int most, int *count, Offer *list) { return offers(sound(h, x, w, d, y), most, count, list); }
+int cudnnGetConvolutionBackwardDataAlgorithm_v7(Handle *h, Shape *w, Shape *y, How *d, Shape *x, int most, int *count, Offer *list) { return offers(sound(h, x, w, d, y), most, count, list); }
+int cudnnGetConvolutionBackwardFilterAlgorithm_v7(Handle *h, Shape *x, Shape *y, How *d, Shape *w, int most, int *count, Offer *list) { return offers(sound(h, x, w, d, y), most, count, list); }
+
+enum { OUTPUTS, INPUTS, WEIGHTS };
+// Every product of a convolution once, added to what is asked for.
+static int run(int of, const Shape *x, const float *xs, const Shape *w, const float *ws, const How *d, const Shape *y, const float *ys, float alpha, float beta, float *out) {
+  const Shape *o = of == OUTPUTS ? y : of == INPUTS ? x : w;
+  size_t count = (size_t)o->n * o->c * o->h * o->w;
+  double *sums = calloc(count, sizeof *sums);
+  int own = w->n / d->groups;
+  for (int n = 0; n < y->n; n++) for (int oy = 0; oy < y->h; oy++) for (int ox = 0; ox < y->w; ox++)
+    for (int k = 0; k < w->n; k++) for (int ky = 0; ky < w->h; ky++) for (int kx = 0; kx < w->w; kx++) {
+      int py = oy * d->down + ky - d->pad_h, px = ox * d->right + kx - d->pad_w;
+      if (py < 0 || py >= x->h || px < 0 || px >= x->w) continue;
+      for (int c = 0; c < w->c; c++) {
+        size_t xi = (((size_t)n * x->h + py) * x->w + px) * x->c + k / own * w->c + c;
+        size_t wi = (((size_t)k * w->h + ky) * w->w + kx) * w->c + c;
+        size_t yi = (((size_t)n * y->h + oy) * y->w + ox) * y->c + k;
+        if (of == OUTPUTS) sums[yi] += (double)xs[xi] * ws[wi];
+        else if (of == INPUTS) sums[xi] += (double)ys[yi] * ws[wi];
+        else sums[wi] += (double)ys[yi] * xs[xi];
+      }
+    }
+  for (size_t i = 0; i < count; i++) out[i] = alpha * (float)sums[i] + (beta ? beta * out[i] : 0.0f);
+  free(sums);
+  return SUCCESS;
+}
+static int good(int algo, const void *scratch, size_t size) { return algo == GOOD && scratch && size >= SCRATCH; }
+int cudnnConvolutionForward(Handle *h, const float *alpha, Shape *x, const float *xs, Shape *w, const float *ws, How *d, int algo, void *scratch, size_t size, const float *beta, Shape *y, float *ys) {
+  if (!sound(h, x, w, d, y) || !good(algo, scratch, size)) return BAD_PARAM;
+  return run(OUTPUTS, x, xs, w, ws, d, y, NULL, *alpha, *beta, ys);
+}
+int cudnnConvolutionBackwardData(Handle *h, const float *alpha, Shape *w, const float *ws, Shape *y, const float *ys, How *d, int algo, void *scratch, size_t size, const float *beta, Shape *x, float *xs) {
+  if (!sound(h, x, w, d, y) || !good(algo, scratch, size)) return BAD_PARAM;
+  return run(INPUTS, x, NULL, w, ws, d, y, ys, *alpha, *beta, xs);
+}
+int cudnnConvolutionBackwardFilter(Handle *h, const float *alpha, Shape *x, const float *xs, Shape *y, const float *ys, How *d, int algo, void *scratch, size_t size, const float *beta, Shape *w, float *ws) {
+  if (!sound(h, x, w, d, y) || !good(algo, scratch, size)) return BAD_PARAM;
+  return run(WEIGHTS, x, xs, w, NULL, d, y, ys, *alpha, *beta, ws);
+}
