@@ -95,8 +95,7 @@ impl Described {
         // cuDNN names dimensions in the order images, channels, height, width, whatever the order in memory.
         let first = |[n, h, w, c]: [usize; 4]| Ok::<_, Fault>([int(n)?, int(c)?, int(h)?, int(w)?]);
         let (down, right, stride) = (int(plan.pad.0)?, int(plan.pad.1)?, int(plan.stride)?);
-        let (cross, fma) =
-            (sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION, sys::cudnnMathType_t::CUDNN_FMA_MATH);
+        let (cross, fma) = (sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION, sys::cudnnMathType_t::CUDNN_FMA_MATH);
         // SAFETY: descriptors that were just made.
         unsafe {
             result::set_tensor4d_descriptor(all.x, CHANNELS_LAST, FLOAT, first(plan.x)?)?;

@@ -43,10 +43,9 @@ fn means_of_windows_have_the_bits_of_the_cpu() {
         (0..3).map(|o| window(pixels(o), pixels(o).len())).collect()
     };
     let slides = AvgPool::Sliding { k: 3, stride: 2, pad: Padding::Symmetric(1), counts_border: true };
-    for (shape, layer, ys, xs) in [
-        ([2, 5, 6, 3], slides, sliding(5), sliding(6)),
-        ([2, 2, 7, 35], AvgPool::Grid(3), grid(2), grid(7)),
-    ] {
+    for (shape, layer, ys, xs) in
+        [([2, 5, 6, 3], slides, sliding(5), sliding(6)), ([2, 2, 7, 35], AvgPool::Grid(3), grid(2), grid(7))]
+    {
         let x = numbers(1, shape.iter().product());
         let want = run(&layer, &store, (&x, &shape), None, false);
         let y = ops::average_pool(device, &up(device, &x, &shape), &ys, &xs).unwrap();
