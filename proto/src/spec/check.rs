@@ -124,13 +124,8 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
     let data = spec.data.as_ref().ok_or_else(|| missing("[data]"))?;
     let format = found(Catalog::find(&catalog.formats, "data format", &data.format))?;
     check_params("data.params", format, &data.params)?;
-    let named = !data.train.is_empty();
-    require(named || objective.untrained, || {
+    require(!data.train.is_empty() || objective.untrained, || {
         ("the job has no `data.train`".into(), "say where the training samples are: add `data.train = …`".into())
-    })?;
-    require(!named || !objective.untrained, || {
-        let hint = "remove it: what is judged are the samples of `data.val`";
-        (format!("`{}` trains nothing, and opens no `data.train`", spec.job.kind), hint.into())
     })?;
     check_target(spec, objective, catalog)?;
     check_pairs(spec, objective, catalog)?;
@@ -341,7 +336,7 @@ lr = 0.1
     }
 
     #[test]
-    fn training_samples_are_named_where_something_trains_and_only_there() {
+    fn training_samples_are_named_where_something_trains_and_may_be_elsewhere() {
         let without = |text: &str| text.replace("train = \"shapes\", ", "");
         let e = refusal(&without(GOOD));
         assert!(e.message == "the job has no `data.train`" && !e.hint.is_empty(), "{e}");
@@ -350,7 +345,8 @@ lr = 0.1
         let judged = GOOD.replace("\"finetune\"", "\"judge\"").split("[[stage]]").next().unwrap().to_owned();
         let check = |text: &str| check(&parse(text).unwrap(), &catalog).map_err(|e| e.message);
         assert_eq!(check(&without(&judged)), Ok(()));
-        assert_eq!(check(&judged), Err("`judge` trains nothing, and opens no `data.train`".to_owned()));
+        // Older files name some.
+        assert_eq!(check(&judged), Ok(()));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    DataSection, JobSpec, MAIN, TaskSection,
+    DataSection, JobSpec, MAIN, SpecError, TaskSection,
     check::{Checked, check_class_weights, found, require, within},
     check_model::check_head,
     check_params::check_params,
@@ -12,6 +12,9 @@ use crate::catalog::{Catalog, Entry, nearest_hint};
 
 /// The method that takes weights from the job.
 const FIXED: &str = "fixed";
+
+/// What gives the learned variances a rate of their own.
+const VARIANCE_LR: &str = "variance_lr";
 
 /// Most tasks beside the first.
 const MOST: usize = 100;
@@ -27,6 +30,14 @@ pub(super) fn check_tasks(spec: &JobSpec, objective: &Entry, catalog: &Catalog) 
     require(spec.tasks.len() <= MOST, || {
         (format!("{} tasks are more than {MOST}", spec.tasks.len()), "leave some out".into())
     })?;
+    // It is a part of the stage's highest rate, which a search puts others in place of.
+    let own_rate = spec.objective.get(VARIANCE_LR).and_then(serde_json::Value::as_f64).is_some_and(|rate| rate > 0.0);
+    if let Some(stage) = spec.stage.iter().find(|s| own_rate && s.lr_find.is_some()) {
+        return Err(SpecError::new(
+            format!("`objective.{VARIANCE_LR}` is given, and stage `{}` looks for a rate (`lr_find`)", stage.name),
+            "remove one of them: a search moves all rates together",
+        ));
+    }
     let random = spec.model.as_ref().is_some_and(|m| m.random);
     let fixed = objective.method(&spec.objective).name == FIXED;
     for (name, task) in &spec.tasks {
@@ -184,6 +195,21 @@ mod tests {
             let (message, hint) = e.split_once("; ").unwrap();
             assert!(message.contains(part) && !hint.is_empty(), "{tasks}: {e}");
         }
+    }
+
+    #[test]
+    fn a_rate_of_the_variances_and_a_search_for_rates_exclude_each_other() {
+        let job = |rate: &str, find: &str| {
+            let stage = format!("[[stage]]\nname = \"s\"\nepochs = 1\ntrain = [\"*\"]\nlr = 0.1\n{find}");
+            let objective = format!("[objective]\nmethod = \"uncertainty\"\n{rate}");
+            check("multitask", &format!("[tasks.parity]\n{PARITY}\n{objective}\n{stage}\n"))
+        };
+        let (rate, find) = ("variance_lr = 0.05", "lr_find = {}");
+        job(rate, "").unwrap();
+        job("", find).unwrap();
+        job("variance_lr = 0.0", find).unwrap();
+        let e = job(rate, find).unwrap_err();
+        assert!(e.contains("`objective.variance_lr` is given, and stage `s` looks") && e.contains("remove one"), "{e}");
     }
 
     #[test]

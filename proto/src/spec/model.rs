@@ -196,7 +196,8 @@ pub enum Reduction {
 pub struct DataSection {
     /// A format of the catalog.
     pub format: String,
-    /// Where the training samples are (for `generated`: the task). A kind of job that trains nothing has none.
+    /// Where the training samples are (for `generated`: the task). A kind of job that trains nothing needs none,
+    /// and opens none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub train: String,
     /// Where the validation samples are.

@@ -53,8 +53,9 @@ impl JobSpec {
 
     fn named(&self) -> impl Iterator<Item = (&'static str, &String)> {
         let own = self.data.iter().filter(|d| d.format != GENERATED);
-        let own = own.flat_map(|d| {
-            let train = Some(("data.train", &d.train)).filter(|(_, place)| !place.is_empty());
+        let opens_train = self.opens_train();
+        let own = own.flat_map(move |d| {
+            let train = Some(("data.train", &d.train)).filter(|(_, place)| opens_train && !place.is_empty());
             train.into_iter().chain([("data.val", &d.val)])
         });
         let target = self.data.iter().filter_map(|d| Some((d, d.target.as_ref()?)));
@@ -82,6 +83,11 @@ impl JobSpec {
         data.chain(files.filter_map(|(key, place)| Some((key, place?))))
     }
 
+    /// Whether anything opens the training samples: without stages and episodes, a job judges those of `data.val` alone.
+    fn opens_train(&self) -> bool {
+        !self.stage.is_empty() || self.data.as_ref().is_some_and(|d| d.episodes.is_some())
+    }
+
     /// Whether the places of a task are files.
     fn has_files(&self, task: &TaskSection) -> bool {
         let format = task.format.as_ref().or(self.data.as_ref().map(|d| &d.format));
@@ -90,20 +96,21 @@ impl JobSpec {
 
     /// The same, to be changed.
     pub fn places_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        let opens_train = self.opens_train();
         let generated = self.data.as_ref().is_some_and(|d| d.format == GENERATED);
         let files = move |t: &&mut TaskSection| t.format.as_ref().map_or(!generated, |format| format != GENERATED);
         let tasks = self.tasks.values_mut().filter(files).flat_map(|t| t.train.iter_mut().chain(&mut t.val));
-        let data = self.data.iter_mut().flat_map(|d| {
+        let data = self.data.iter_mut().flat_map(move |d| {
             let DataSection { format, train, val, target, source, pairs, .. } = d;
             let source = source.iter_mut().filter(|s| s.format.as_ref().unwrap_or(format) != GENERATED);
             let source: Vec<&mut String> = source.flat_map(|s| s.train.iter_mut().chain([&mut s.val])).collect();
             let target = target.iter_mut().filter(|t| t.format.as_ref().unwrap_or(format) != GENERATED);
             let target: Vec<&mut String> =
                 target.flat_map(|t| std::iter::once(&mut t.train).chain(t.val.as_mut())).collect();
-            let own = match train.is_empty() {
+            let own = match opens_train && !train.is_empty() {
                 _ if format == GENERATED => Vec::new(),
-                true => vec![val],
-                false => vec![train, val],
+                true => vec![train, val],
+                false => vec![val],
             };
             let pairs = pairs.iter_mut().filter(|p| p.format != GENERATED);
             let pairs: Vec<&mut String> =
@@ -190,14 +197,16 @@ mod tests {
         assert!(error.contains("`model.adapter` names `hf://a/b`: only weights") && error.contains("adapter yourself"));
     }
 
+    const STAGE: &str = "[[stage]]\nname = \"s\"\nepochs = 1\ntrain = [\"*\"]\nlr = 0.1\n";
+
     #[test]
     fn models_of_steps_and_jobs_are_weights_and_no_places() {
         let id = crate::ids::JobId::from_bits(1);
         let job = |train: &str, weights: &str| {
             let data = format!("data = {{ format = \"text\", train = \"{train}\", val = \"v\", batch = 4 }}");
             let model = format!("model = {{ backbone = \"bert\", weights = \"{weights}\" }}");
-            crate::spec::parse(&format!("schema = 1\njob = {{ name = \"t\", kind = \"f\" }}\n{data}\n{model}\n"))
-                .unwrap()
+            let head = "schema = 1\njob = { name = \"t\", kind = \"f\" }";
+            crate::spec::parse(&format!("{head}\n{data}\n{model}\n{STAGE}")).unwrap()
         };
         for weights in ["step:a".to_owned(), format!("job:{id}"), format!("job:{id}/a")] {
             let spec = job("t", &weights);
@@ -223,13 +232,23 @@ mod tests {
     }
 
     #[test]
-    fn training_samples_that_are_not_named_are_no_place() {
-        let data = "data = { format = \"text\", val = \"v\", batch = 4 }";
-        let job = format!("schema = 1\njob = {{ name = \"t\", kind = \"f\" }}\n{data}\n");
-        let mut spec = crate::spec::parse(&job).unwrap();
-        assert_eq!(spec.places().collect::<Vec<_>>(), [("data.val", &"v".to_owned())]);
-        assert_eq!(spec.places_mut().collect::<Vec<_>>(), ["v"]);
-        assert_eq!(crate::spec::parse(&spec.to_toml()).unwrap(), spec);
+    fn training_samples_that_are_not_named_or_that_nothing_opens_are_no_place() {
+        let train = format!("train = \"data:{}\",", "0a".repeat(32));
+        for (train, more, stage, opened) in [
+            ("", "", STAGE, false),
+            (train.as_str(), "", STAGE, true),
+            (train.as_str(), "", "", false),
+            (train.as_str(), ", episodes = { way = 2 }", "", true),
+        ] {
+            let data = format!("data = {{ format = \"text\", {train} val = \"v\", batch = 4{more} }}");
+            let job = format!("schema = 1\njob = {{ name = \"t\", kind = \"f\" }}\n{data}\n{stage}");
+            let mut spec = crate::spec::parse(&job).unwrap();
+            let keys: Vec<&str> = spec.places().map(|(key, _)| key).collect();
+            assert_eq!(keys, if opened { vec!["data.train", "data.val"] } else { vec!["data.val"] }, "{data}");
+            assert_eq!(spec.pushed().len(), usize::from(opened), "{data}");
+            assert_eq!(spec.places_mut().count(), keys.len(), "{data}");
+            assert_eq!(crate::spec::parse(&spec.to_toml()).unwrap(), spec);
+        }
     }
 
     #[test]

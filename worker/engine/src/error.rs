@@ -58,6 +58,16 @@ impl Error {
         move |source| Self::Disk { what, source }
     }
 
+    /// The same of a network that the job names in that section: a hint that names keys of `[model]` names its keys.
+    pub(crate) fn of_section(mut self, section: &str) -> Self {
+        if let Self::User { hint, .. } = &mut self {
+            for key in ["adapter", "backbone", "head", "input", "weights"] {
+                *hint = hint.replace(&format!("`model.{key}"), &format!("`{section}.{key}"));
+            }
+        }
+        self
+    }
+
     /// What the coordinator is told.
     pub fn to_failure(&self) -> Failure {
         let (class, hint) = match self {

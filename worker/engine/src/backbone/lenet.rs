@@ -1,6 +1,6 @@
-//! LeNet as Caffe has it, for digits (LeCun et al., 1998; the widths are those of Caffe's `lenet.prototxt`, which studies of
-//! domain adaptation use): two 5x5 convolutions with poolings, and a dense layer. It has no batch-norm, whose statistics
-//! would be those of one domain.
+//! LeNet for digits (LeCun et al., 1998), of the widths of Caffe's `lenet.prototxt`, with a ReLU after each convolution,
+//! where Caffe's has none, as studies of domain adaptation use it: two 5x5 convolutions with poolings, and a dense layer.
+//! It has no batch-norm, whose statistics would be those of one domain.
 
 use super::{Backbone, Same, Unit};
 use crate::nn::{Builder, ConvSpec, FlattenChannels, MaxPool, Padding, Relu, Sequential};

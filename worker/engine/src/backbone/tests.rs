@@ -193,7 +193,7 @@ fn a_network_for_no_classes_ends_with_its_features() {
 }
 
 #[test]
-fn lenet_is_caffes_and_takes_digits_of_any_size_that_leaves_some_pixels() {
+fn lenet_has_the_widths_of_caffes_and_takes_digits_of_any_size_that_leaves_some_pixels() {
     let net = build("lenet");
     let names: Vec<(&str, &[usize])> = net.initial.params.iter().map(|p| (p.name.as_str(), &p.shape[..])).collect();
     let (first, second, dense) = ([20, 3, 5, 5], [50, 20, 5, 5], [500, 50 * 4 * 4]);

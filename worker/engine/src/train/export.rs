@@ -218,7 +218,7 @@ impl StageFigures {
             name: section.name.clone(),
             trained: stage.trained,
             parameters: store.values.len(),
-            lr: stage.rates(section),
+            lr: stage.rates(net, section),
             first_unit: network.units.get(stage.cut).map(|u| u.name.clone()).unwrap_or_default(),
             saving: None,
             cached: Vec::new(),

@@ -176,6 +176,16 @@ impl Net {
         inputs: &BTreeMap<String, PathBuf>,
         purpose: Purpose<'_>,
     ) -> Result<Self> {
+        let section = purpose.section;
+        Self::filled(model, classes, inputs, purpose).map_err(|e| e.of_section(section))
+    }
+
+    fn filled(
+        model: &ModelSection,
+        classes: &[String],
+        inputs: &BTreeMap<String, PathBuf>,
+        purpose: Purpose<'_>,
+    ) -> Result<Self> {
         let backbone = find(&model.backbone)
             .ok_or_else(|| Error::user(format!("there is no backbone `{}`", model.backbone), "see `tlctl catalog`"))?;
         let path = weights_path(model, inputs)?;
@@ -470,6 +480,13 @@ mod tests {
         std::fs::write(dir.path().join("preprocess.json"), TEXT).unwrap();
         model.preprocess = Some("torch".into());
         assert!(teacher(&model).contains("from `[nets.teacher_2]`") && own(&model).contains("from `[model]`"));
+        // And what is of another network, or not there.
+        (model.preprocess, model.backbone) = (None, "resnet20".into());
+        for (said, section) in [(own(&model), "model"), (teacher(&model), "nets.teacher_2")] {
+            assert_eq!(said, format!("`{section}.backbone` must be the network that the weights were trained with"));
+        }
+        model.weights = Some(dir.path().join("none.safetensors").display().to_string());
+        assert_eq!(kept(&model, Which::Tower), "check `nets.tower.weights`");
     }
 
     #[test]

@@ -107,11 +107,14 @@ impl Stage {
         Ok(Self { cut, tower_cut, layout, groups, norms, lockstep, trained: count, shared })
     }
 
-    /// The lowest and the highest rate that anything is trained at, before schedules.
-    pub fn rates(&self, spec: &StageSection) -> [f64; 2] {
-        let scales = || self.groups.iter().map(|g| g.lr_scale);
-        let top = spec.lr.top();
-        [top * scales().fold(1.0, f64::min), top * scales().fold(0.0, f64::max)]
+    /// The lowest and the highest rate that anything is trained at, before schedules; but for what the objective trains at
+    /// a rate of its own, which is none of the stage's.
+    pub fn rates(&self, net: &Net, spec: &StageSection) -> [f64; 2] {
+        let apart = |id: &ParamId| net.network.own_rate.is_some() && net.network.own.contains(id);
+        let groups = self.layout.trained().zip(&self.groups).filter(|((id, _), _)| !apart(id));
+        let (scales, top): (Vec<f64>, f64) = (groups.map(|(_, group)| group.lr_scale).collect(), spec.lr.top());
+        let fold = |from: f64, by: fn(f64, f64) -> f64| top * scales.iter().copied().fold(from, by);
+        [fold(1.0, f64::min), fold(0.0, f64::max)]
     }
 }
 
@@ -221,12 +224,16 @@ mod tests {
         let own = crate::nn::Own { name: "s".into(), shape: vec![2], fill: crate::nn::Fill::Constant(0.0), most: None };
         net.network = net.network.with_own(&[own], 1);
         let rules = Rates::Rules([("*".to_owned(), 0.1), ("head".to_owned(), 0.05)].into());
-        for (lr, head) in [(Rates::One(0.1), 1.0), (Rates::Range([0.01, 0.1]), 1.0), (rules, 0.5)] {
+        for (lr, head, lowest) in
+            [(Rates::One(0.1), 1.0, 0.1), (Rates::Range([0.01, 0.1]), 1.0, 0.01), (rules, 0.5, 0.05)]
+        {
             let stage = StageSection { lr, layer_decay: 1.0, ..stage(&["*"], BnMode::Train) };
             for (given, want) in [(None, 1.0), (Some(0.03), 0.3), (Some(2.0), 20.0)] {
                 net.network.own_rate = given;
                 assert!((scale(&net, &stage, "objective.s") - want).abs() < 1e-12, "{given:?}");
                 assert!((scale(&net, &stage, "fc.weight") - head).abs() < 1e-12, "{given:?}");
+                let [low, high] = Stage::resolve(&net, &net.network.initial, &stage).unwrap().rates(&net, &stage);
+                assert!((low - lowest).abs() < 1e-12 && high == 0.1, "{given:?}: {low} to {high}");
             }
         }
     }

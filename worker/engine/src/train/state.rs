@@ -115,7 +115,7 @@ pub struct RunState {
     /// Averages of values and buffers over the steps of the stage, if they are kept.
     pub averages: Option<(Vec<f32>, Vec<f32>)>,
     /// How much each value matters to what the weights were trained on, where a modifier asks: learned once, before the
-    /// first step.
+    /// first step. Releases from before there was such a modifier refuse a state with it, and read one without.
     pub importance: Vec<f32>,
     /// The rest.
     pub progress: Progress,

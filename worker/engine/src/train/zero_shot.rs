@@ -60,7 +60,7 @@ impl Opened {
             let path = weights_path(section, &config.inputs)?.ok_or_else(|| {
                 Error::user(format!("`{key}` has no weights"), "give those that a job of `kind = \"contrastive\"` left")
             })?;
-            let outputs = weights::outputs(&path, which)?;
+            let outputs = weights::outputs(&path, which).map_err(|e| e.of_section(key))?;
             Net::build_kept(section, &outputs, &config.inputs, which)
         };
         let (net, tower) = (build(model, Which::Model, "model")?, build(section, Which::Tower, "nets.tower")?);

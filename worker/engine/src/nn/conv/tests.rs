@@ -31,6 +31,17 @@ fn gradients_are_those_of_finite_differences() {
     }
 }
 
+#[test]
+fn of_no_images_nothing_comes() {
+    let pad = (Padding::Symmetric(1), Padding::Symmetric(1));
+    for (cin, bias) in [(3, None), (80, None), (80, Some(&[1.0; 4][..]))] {
+        let spec = spec(cin, 4, (3, 3), 1, pad);
+        let g = Geometry::new(&spec, &[0, 5, 5, cin]).unwrap();
+        let weights = Packed::of(View::rows(&vec![1.0; 9 * cin * 4], 4), 9 * cin, 4);
+        assert!(Window { g, kernel: spec.kernel, channels: cin }.times(&[], &weights, bias).is_empty());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     /// All three passes against sums written down from the definition, in double precision.

@@ -88,6 +88,9 @@ impl Window {
         if self.is_pixel() && bias.is_none() {
             return rows_product(images, weights, n);
         }
+        if pixels == 0 {
+            return Vec::new();
+        }
         let zeros = vec![0.0; self.channels];
         let mut out = Fresh::new(pixels * n);
         let task = pixels.div_ceil(pixels.div_ceil(TASK).next_multiple_of(rayon::current_num_threads())).max(1);

@@ -415,7 +415,9 @@ unsafe fn v3<L: Left>(left: &L, part: Part<'_>, c: &mut Target<'_>, add: bool) {
 pub fn strip<L: Left>(left: &L, part: Part<'_>, c: &mut Target<'_>, add: bool) {
     assert!(left.rows() == c.at.len() && part.from + part.len <= left.depth());
     assert!((1..=VECTORS).contains(&part.vectors) && part.first + part.cols <= c.width);
-    assert!(part.cols <= part.vectors * lanes() && part.data.len() >= part.len * part.vectors * lanes());
+    // So that neither a row of the left side nor one of the product is gone past.
+    assert!(part.len > 0 && part.cols > (part.vectors - 1) * lanes() && part.cols <= part.vectors * lanes());
+    assert!(part.data.len() >= part.len * part.vectors * lanes());
     // SAFETY: the assertions, and those of the sides, bound every access; the level was found on this machine.
     unsafe {
         match level() {
@@ -427,3 +429,6 @@ pub fn strip<L: Left>(left: &L, part: Part<'_>, c: &mut Target<'_>, add: bool) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

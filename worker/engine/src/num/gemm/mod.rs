@@ -55,6 +55,9 @@ impl<'a> View<'a> {
 pub fn multiply(c: &mut [f32], at: &[usize], a: &[&[f32]], depth: usize, b: &Packed, add: bool) {
     let m = at.len();
     assert!(depth > 0 && a.len() * depth == m * b.k, "taps do not fit the packed matrix");
+    if m == 0 {
+        return;
+    }
     let mut c = Target::new(c, at, b.columns());
     for panel in &b.panels {
         for (t, taps) in a.chunks_exact(m).enumerate() {

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Most elements of one block that is kept, and of all of them.
-const LARGEST: usize = 4 << 20;
+const LARGEST: usize = 8 << 20;
 const KEPT: usize = 16 << 20;
 
 static FREE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());

@@ -55,6 +55,16 @@ proptest! {
 }
 
 #[test]
+fn of_no_rows_nothing_comes() {
+    let packed = Packed::of(View::rows(&[1.0; 6], 2), 3, 2);
+    let mut out = [7.0; 2];
+    multiply(&mut out, &[], &[], 3, &packed, false);
+    rows_times(&mut [], &[], &packed, 2, false);
+    gemm(&mut out, 2, View::rows(&[], 3), View::rows(&[1.0; 6], 2), (0, 2, 3), false);
+    assert!(rows_product(&[], &packed, 2).is_empty() && out == [7.0; 2]);
+}
+
+#[test]
 fn a_row_has_the_same_bits_in_every_batch() {
     for (o, k) in [(1, 64), (10, 512), (77, 1280), (256, 2000)] {
         let (x, w) = (random(70 * k, 3), random(o * k, 4));

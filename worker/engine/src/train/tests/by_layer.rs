@@ -95,6 +95,16 @@ fn each_layer_is_changed_by_its_own_rank_and_alpha() {
 }
 
 #[test]
+fn a_rank_and_an_alpha_that_no_layer_has_may_be_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base(dir.path());
+    let wanted = kernels(&base, Some(&folder(dir.path(), CONFIG))).unwrap();
+    let all = CONFIG.replace("\"r\": 2, \"lora_alpha\": 4", "\"r\": 0, \"lora_alpha\": 0");
+    let all = all.replace("{\"block[13].conv\": 9.5}", "{\"block[13].conv\": 9.5, \"conv\": 4}");
+    assert_eq!(kernels(&base, Some(&folder(dir.path(), &all))).unwrap(), wanted);
+}
+
+#[test]
 fn ranks_that_are_not_those_of_the_tensors_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let base = base(dir.path());
@@ -134,8 +144,8 @@ fn an_adapter_that_is_trained_on_keeps_the_ranks_and_alphas_of_its_layers() {
         assert!(wanted.get_or_insert_with(|| files.clone()) == &files, "{world} ranks");
         // What peft reads of it, and what we do.
         let config: Value = serde_json::from_slice(&files[1]).unwrap();
-        assert_eq!(config["rank_pattern"], json!({ r"^block1\.conv": 3, r"^block2\.conv": 1 }));
-        assert_eq!(config["alpha_pattern"], json!({ r"^(?:block1|block3)\.conv": 9.5 }));
+        assert_eq!(config["rank_pattern"], json!({ r"^|^block1\.conv": 3, r"^|^block2\.conv": 1 }));
+        assert_eq!(config["alpha_pattern"], json!({ r"^|^block1\.conv": 9.5, r"^|^block3\.conv": 9.5 }));
         let kind = |folder: &Path| Folder::read(folder, find("small_cnn").unwrap()).unwrap().plan.kind;
         assert_eq!(kind(&left), kind(Path::new(&adapter)));
         assert!(matches!(kind(&left), Kind::Lora { own, .. } if own["block1.conv"] == (3, 9.5) && own.len() == 3));

@@ -1,6 +1,6 @@
 //! Ranks and alphas of single layers: `rank_pattern` and `alpha_pattern` of peft's `LoraConfig`, tables from patterns to
 //! numbers. A layer has the number of the first pattern that matches its name, or the end of that from a dot on; where
-//! none does it has the number of all. So peft reads them (`get_pattern_key` in `utils/other.py`, which
+//! none does it has the number of all. So peft reads them from 0.15 on (`get_pattern_key` in `utils/other.py`, which
 //! `tuners/lora/model.py` asks): `re.match(r"(.*\.)?(PATTERN)$", name)`, in the order of the file.
 
 use std::{collections::BTreeMap, fmt, marker::PhantomData};
@@ -68,15 +68,25 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for ByLayer<T> {
     }
 }
 
-/// The table that gives these layers their numbers and no other layer any; nothing for no layers.
-pub(super) fn table<'a>(layers: impl Iterator<Item = (&'a str, Value)>) -> Option<Map<String, Value>> {
-    let mut alike: BTreeMap<String, (Value, Vec<&str>)> = BTreeMap::new();
-    for (layer, number) in layers {
-        alike.entry(number.to_string()).or_insert_with(|| (number, Vec::new())).1.push(layer);
+/// `rank_pattern` and `alpha_pattern` for layers that have a rank or an alpha of their own, and for no other layer.
+///
+/// A wrong alpha would be silent, so the tables are right for every release of peft. Before 0.15 a layer is matched by
+/// `re.match(r".*\.KEY$", name)`, which no key of plain letters does for a name without dots, and the first key of both
+/// tables that matches is looked up in both. So layers have one key in both tables, of the form `^|^NAME`: behind
+/// `.*\.` its first way matches nothing and its second is this name alone, and so it is inside brackets.
+pub(super) fn tables<'a>(layers: impl Iterator<Item = (&'a str, [Option<Value>; 2])>) -> [Map<String, Value>; 2] {
+    let mut alike: BTreeMap<String, ([Option<Value>; 2], Vec<&str>)> = BTreeMap::new();
+    for (layer, own) in layers {
+        alike.entry(format!("{own:?}")).or_insert_with(|| (own, Vec::new())).1.push(layer);
     }
-    // From the beginning of the name on: else it would also be for layers whose names end so.
-    let all = alike.into_values().map(|(number, names)| (format!("^{}", pattern::exactly(names)), number));
-    Some(all.collect::<Map<_, _>>()).filter(|table| !table.is_empty())
+    let mut tables = [Map::new(), Map::new()];
+    for (own, names) in alike.into_values() {
+        let key = format!("^|^{}", pattern::exactly(names));
+        for (table, number) in tables.iter_mut().zip(own) {
+            table.extend(number.map(|number| (key.clone(), number)));
+        }
+    }
+    tables
 }
 
 #[cfg(test)]
@@ -113,17 +123,36 @@ mod tests {
         assert_eq!(read(r#"{"a(": 1}"#).of("b").unwrap_err(), "the pattern `a(` cannot be read here");
     }
 
+    /// What peft before 0.15 takes for a layer, as `_create_and_replace` in its `tuners/lora/model.py` asks.
+    fn before(tables: &[Map<String, Value>; 2], layer: &str) -> [Option<Value>; 2] {
+        let matches = |key: &&String| {
+            let pattern = regex::bytes::RegexBuilder::new(&format!(r"^(?:.*\.{key}$)")).unicode(false).build();
+            pattern.unwrap().is_match(layer.as_bytes())
+        };
+        let key = tables.iter().flat_map(Map::keys).find(matches).map_or(layer, String::as_str);
+        [0, 1].map(|i| tables[i].get(key).cloned())
+    }
+
     #[test]
-    fn what_is_written_is_read_back_for_exactly_these_layers() {
-        let all = ["a.conv", "b.a.conv", "b.conv", "conv"];
-        let numbers = [Some(2), Some(3), None, Some(2)];
-        let named = || all.iter().zip(numbers).filter_map(|(layer, n)| Some((*layer, Value::from(n?))));
-        let written = table(named()).unwrap();
-        assert_eq!(written.len(), 2, "one pattern for each number");
-        let table_of = read(&Value::from(written).to_string());
-        for (layer, want) in all.iter().zip(numbers) {
-            assert_eq!(table_of.of(layer).unwrap(), want, "{layer}");
+    fn what_is_written_is_read_for_exactly_these_layers_by_us_and_by_every_peft() {
+        let rank = |n: usize| Some(Value::from(n));
+        // Names that are ends of others, with other numbers, with one of two, and with none.
+        let all = [
+            ("a.conv", [rank(2), rank(9)]),
+            ("b.a.conv", [rank(3), rank(9)]),
+            ("b.conv", [None, None]),
+            ("conv", [rank(2), None]),
+            ("c.conv", [None, rank(9)]),
+            ("conv.conv", [rank(2), rank(9)]),
+            ("c.c.conv", [None, None]),
+        ];
+        let written = tables(all.iter().cloned().filter(|(_, own)| own.iter().any(Option::is_some)));
+        assert_eq!(written.each_ref().map(Map::len), [3, 3], "one pattern for those that are alike");
+        let ours = written.each_ref().map(|table| read(&Value::from(table.clone()).to_string()));
+        for (layer, want) in &all {
+            let now = ours.each_ref().map(|table| table.of(layer).unwrap().map(Value::from));
+            assert_eq!((&now, &before(&written, layer)), (want, want), "{layer}");
         }
-        assert_eq!(table(named().take(0)), None);
+        assert!(tables(std::iter::empty()).iter().all(Map::is_empty));
     }
 }

@@ -159,7 +159,7 @@ impl Config {
             tensors.keys().filter_map(|name| Some(name.strip_suffix(end)?.to_owned())).collect()
         };
         let (kind, layers) = match self.peft_type.as_str() {
-            "LORA" if is_a_scale(self.r, self.lora_alpha) => {
+            "LORA" => {
                 if !(0.0..1.0).contains(&self.lora_dropout) {
                     return Err(plain(format!("`lora_dropout` is {}", self.lora_dropout)));
                 }
@@ -177,6 +177,7 @@ impl Config {
                     let theirs = theirs.strip_suffix(".lora_A.weight").unwrap_or(theirs);
                     let rank = self.rank_pattern.of(theirs).map_err(plain)?.unwrap_or(self.r);
                     let alpha = self.alpha_pattern.of(theirs).map_err(plain)?.unwrap_or(self.lora_alpha);
+                    // The numbers of all may be no scale where no layer has them.
                     if !is_a_scale(rank, alpha) {
                         return Err(plain(format!("`{layer}` has rank {rank} and alpha {alpha}")));
                     }
@@ -196,7 +197,6 @@ impl Config {
                 };
                 (kind, layers)
             }
-            "LORA" => return Err(plain(format!("rank {} and alpha {}", self.r, self.lora_alpha))),
             _ => {
                 let layers = ending(".ia3_l");
                 let mut inner = Vec::new();

@@ -65,15 +65,14 @@ pub fn files(
             config["bias"] = "none".into();
             config["init_lora_weights"] = true.into();
             let sites = adapters.sites.iter().zip(&layers);
-            let named: Vec<(&str, (usize, f64))> =
-                sites.filter_map(|(site, layer)| Some((layer.as_str(), *own.get(&site.layer)?))).collect();
-            let ranks = named.iter().filter(|(_, (r, _))| r != rank).map(|(layer, (r, _))| (*layer, Value::from(*r)));
-            let alphas = named.iter().filter(|(_, (_, a))| a != alpha).map(|(layer, (_, a))| (*layer, number(*a)));
-            if let Some(table) = by_layer::table(ranks) {
-                config["rank_pattern"] = table.into();
-            }
-            if let Some(table) = by_layer::table(alphas) {
-                config["alpha_pattern"] = table.into();
+            let named = sites.filter_map(|(site, layer)| {
+                let (r, a) = own.get(&site.layer)?;
+                Some((layer.as_str(), [(r != rank).then(|| Value::from(*r)), (a != alpha).then(|| number(*a))]))
+            });
+            for (key, table) in ["rank_pattern", "alpha_pattern"].into_iter().zip(by_layer::tables(named)) {
+                if !table.is_empty() {
+                    config[key] = table.into();
+                }
             }
         }
         _ => {
