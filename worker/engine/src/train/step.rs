@@ -164,7 +164,8 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     let several = step.tasks.map_or(0, |tasked| tasked.tasks.len() + 1);
     let tasks = vec![TaskSums::default(); several];
     let (draws, [loss, norms, penalty]) = (slots.len(), [0.0; 3]);
-    let mut reduced = Reduced { flat, draws, samples: 0, loss, correct: 0, norms, penalty, touched, stop: false, tasks };
+    let mut reduced =
+        Reduced { flat, draws, samples: 0, loss, correct: 0, norms, penalty, touched, stop: false, tasks };
     let mut lines = Vec::new();
     for bytes in group.all_gather(tally)? {
         let (stop, rest) = bytes.split_first().ok_or_else(|| Error::Internal("a peer sent no tally".into()))?;
