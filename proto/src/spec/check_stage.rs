@@ -82,8 +82,8 @@ pub(super) fn check_norms(spec: &JobSpec, batch: u32) -> Checked {
                      `data.pairs.missing = \"mask\"`: batch-norm learns nothing from it"
                 ),
                 format!(
-                    "have a grain hold {MASKED} pairs or more (`data.grains`, `data.batch`), or let no batch-norm learn: \
-                     `bn = \"frozen\"`, no `head.norm`"
+                    "give a grain {MASKED} pairs or more (`data.grains`, `data.batch`), or let no batch-norm learn: `bn = \
+                     \"frozen\"`, no `head.norm`"
                 ),
             )
         });

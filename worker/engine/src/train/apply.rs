@@ -4,9 +4,9 @@ use super::{Loop, gate, stage::Stage, step::Reduced};
 use crate::{Error, Result, modifier, nn, num, optim};
 
 impl Loop<'_> {
-    /// Update, running statistics, counters; what comes back is the norm of the gradient. A step without a whole pair has
-    /// nothing to be learned from: no weight decays by it and no moment fades, and the gate does not take it for a gradient of
-    /// zero.
+    /// Update, running statistics, counters; what comes back is the norm of the gradient. A step without a whole pair
+    /// has nothing to be learned from: no weight decays by it, no moment fades, and the gate does not take it for a
+    /// gradient of zero.
     pub(super) fn apply(
         &mut self,
         stage: &Stage,

@@ -15,8 +15,8 @@ const D: usize = 3;
 /// of the last nothing.
 const HALVES: [[bool; 2]; N] = [[true, true], [true, false], [false, true], [true, true], [false, false]];
 
-/// CLIP's or SigLIP's loss, added up over the pairs, straight from the papers; what is missing is in no sum, and neither is
-/// what two halves that are alone are to each other.
+/// CLIP's or SigLIP's loss, added up over the pairs, straight from the papers; what is missing is in no sum, and neither
+/// is what two halves that are alone are to each other.
 fn naive(method: &str, a: &[f64], b: &[f64], (scale, bias): (f64, f64), there: &[[bool; 2]; N]) -> f64 {
     let unit = |rows: &[f64]| -> Vec<Vec<f64>> {
         let length = |r: &[f64]| r.iter().map(|v| v * v).sum::<f64>().sqrt();

@@ -241,7 +241,8 @@ fn half_a_pair_stays_in_the_batch_where_it_is_masked() {
     assert_eq!((counted(&job), counted(&masked)), (([8, 8], 0), ([11, 8], 2)));
 }
 
-/// Three photos that have texts among sixteen of which two make a step: in at least five of eight steps no pair is whole.
+/// Three photos that have texts, among sixteen of which two make a step: in at least five steps of eight no pair is
+/// whole.
 fn mostly_alone(dir: &Path) -> String {
     let job = captions(dir);
     // The third has no text.
