@@ -205,7 +205,7 @@ fn half_a_pair_stays_in_the_batch_where_it_is_masked() {
     let run = |job: &str, world: usize, dir: &Path| {
         let link = Recorder::default();
         let report = train(job, world, world > 2, dir, &[], &link).unwrap();
-        let told = |notice| link.notices.lock().unwrap().iter().filter(|n| **n == notice).count();
+        let told = |notice: Notice| link.notices.lock().unwrap().iter().filter(|n| **n == notice).count();
         (model_of(dir), report, [Notice::SamplesSkipped, Notice::HalvesMasked].map(told))
     };
     for method in ["clip", "siglip"] {
