@@ -214,7 +214,8 @@ pub struct Predict {
     /// Images, or files with text, sound or one drawing, as the model takes
     #[arg(required = true)]
     pub images: Vec<PathBuf>,
-    /// Classes in place of the model's own: a folder with a folder of a few samples for each, or with one file for each
+    /// Classes in place of the model's own: a folder with a folder of a few samples for each, or with one file for each;
+    /// for texts and drawings, lines that say their class
     #[arg(long, value_name = "FOLDER")]
     pub support: Option<PathBuf>,
     /// Most classes to print per image

@@ -1,7 +1,7 @@
 //! Checks of one stage.
 
 use super::{
-    BnMode, BnScope, JobSpec, Norm, Rates, StageSection,
+    BnMode, BnScope, JobSpec, Missing, Norm, Rates, StageSection,
     check::{Checked, found, require, within},
     name_pattern,
 };
@@ -59,6 +59,9 @@ pub(super) fn check_stage(stage: &StageSection, catalog: &Catalog) -> Checked {
     Ok(())
 }
 
+/// Least pairs of a grain whose statistics are taken, where a pair may lack a half.
+const MASKED: u32 = 8;
+
 /// Checks that batch-norms that learn have something to learn from.
 pub(super) fn check_norms(spec: &JobSpec, batch: u32) -> Checked {
     let grains = spec.grains();
@@ -70,6 +73,21 @@ pub(super) fn check_norms(spec: &JobSpec, batch: u32) -> Checked {
     let batch = alone.fold(batch, u32::min);
     // Over the whole batch, grains of one sample are as good as others.
     let learn = |s: &StageSection| s.bn_scope == BnScope::Grain && (in_head || s.bn == BnMode::Train);
+    let pairs = spec.data.as_ref().and_then(|d| d.pairs.as_ref());
+    if pairs.is_some_and(|pairs| pairs.missing == Missing::Mask) {
+        return require(!spec.stage.iter().any(learn) || grains * MASKED <= batch, || {
+            (
+                format!(
+                    "{grains} grains of a batch of {batch} may hold one sample for a network, or none, with \
+                     `data.pairs.missing = \"mask\"`: batch-norm learns nothing from it"
+                ),
+                format!(
+                    "give a grain {MASKED} pairs or more (`data.grains`, `data.batch`), or let no batch-norm learn: `bn = \
+                     \"frozen\"`, no `head.norm`"
+                ),
+            )
+        });
+    }
     let episodes = spec.data.as_ref().is_some_and(|d| d.episodes.is_some());
     require(!spec.stage.iter().any(learn) || grains * 2 <= batch || batch == 1 || episodes, || {
         (
@@ -157,6 +175,27 @@ mod tests {
         assert!(fewer.message.contains("8 grains of a batch of 3"), "{fewer}");
         let e = parse(&format!("{head}{stage}bn_scope = \"all\"\n")).unwrap_err();
         assert!(e.message.contains("unknown variant `all`"), "{e}");
+    }
+
+    #[test]
+    fn grains_of_half_pairs_need_more_samples_for_statistics() {
+        let check = |grains: u32, model: &str, bn: &str| {
+            let text = format!(
+                "schema = 1\njob = {{ name = \"t\", kind = \"contrastive\" }}\nmodel = {{ backbone = \"b\"{model} }}\n\
+                 data = {{ format = \"g\", train = \"s\", val = \"s\", batch = 16, grains = {grains}, pairs = {{ \
+                 format = \"g\", train = \"s\", missing = \"mask\" }} }}\n\
+                 [[stage]]\nname = \"s\"\nepochs = 1\ntrain = [\"*\"]\nlr = 1\nbn = \"{bn}\"\n"
+            );
+            check_norms(&parse(&text).unwrap(), 16)
+        };
+        let norm = ", head = { norm = \"batch\" }";
+        for (model, bn) in [("", "train"), (norm, "frozen")] {
+            let e = check(4, model, bn).unwrap_err();
+            // What is refused elsewhere is not proposed.
+            assert!(e.message.contains("missing = \"mask\"") && !e.hint.contains("bn_scope"), "{e} ({})", e.hint);
+            check(2, model, bn).unwrap();
+        }
+        check(16, "", "frozen").unwrap();
     }
 
     #[test]

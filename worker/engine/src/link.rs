@@ -14,8 +14,10 @@ pub enum Notice {
     CheckpointDamaged,
     /// A checkpoint could not be written; training goes on.
     CheckpointFailed,
-    /// Samples that would not decode were left out.
+    /// Samples that would not decode, or that go with nothing, were left out.
     SamplesSkipped,
+    /// Halves of pairs are learned from without the other.
+    HalvesMasked,
     /// A segment of the cache was not whole; its samples are computed again.
     CacheDamaged,
     /// The cache could not be written; training goes on without.

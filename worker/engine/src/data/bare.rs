@@ -65,7 +65,7 @@ impl Dataset for Bare {
     fn drawn(&self) -> Option<&Params> {
         self.inner.drawn()
     }
-    fn drawing(&self, index: usize) -> Option<&Drawing> {
+    fn drawing(&self, index: usize) -> Result<&Drawing, String> {
         self.inner.drawing(index)
     }
     fn key(&self, index: usize) -> String {

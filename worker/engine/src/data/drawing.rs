@@ -43,7 +43,7 @@ impl Drawing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Longer {
-    /// Points are left out evenly, never the first and the last.
+    /// Points are left out evenly, but for the first and, as far as there is room, the last of each stroke.
     Thin,
     /// What follows is cut off.
     Cut,
@@ -66,8 +66,8 @@ pub(super) fn params() -> Vec<Param> {
         choice(
             "longer",
             &["thin", "cut"],
-            "of drawings with more, points are left out evenly, or what follows is cut off; the longer side of every drawing \
-             is scaled to the same length",
+            "of drawings with more, points are left out evenly, those where the pen is lifted last, or what follows is cut \
+             off; the longer side of every drawing is scaled to the same length",
         ),
     ]
 }
@@ -119,7 +119,7 @@ impl Strokes {
     /// # Errors
     /// A drawing without points.
     pub fn rows(&self, drawing: &Drawing) -> Result<Vec<f32>, String> {
-        let kept = self.kept(drawing.points.len());
+        let kept = self.kept(drawing);
         let (Some(last), points) = (kept.last(), &drawing.points) else { return Err("it has no points".into()) };
         let least = |axis: usize| points.iter().map(|p| f64::from(p[axis])).fold(f64::INFINITY, f64::min);
         let most = |axis: usize| points.iter().map(|p| f64::from(p[axis])).fold(f64::NEG_INFINITY, f64::max);
@@ -140,13 +140,13 @@ impl Strokes {
         Ok(rows)
     }
 
-    /// Which of `n` points are shown, in order.
-    fn kept(&self, n: usize) -> Vec<usize> {
-        let most = self.points.max(2);
+    /// Which points are shown, in order.
+    fn kept(&self, drawing: &Drawing) -> Vec<usize> {
+        let (n, most) = (drawing.points.len(), self.points.max(2));
         match self.longer {
             Longer::Cut => (0..n.min(most)).collect(),
             Longer::Thin if n <= most => (0..n).collect(),
-            Longer::Thin => (0..most).map(|i| (i * (n - 1) + (most - 1) / 2) / (most - 1)).collect(),
+            Longer::Thin => thinned(drawing, most),
         }
     }
 
@@ -178,8 +178,24 @@ impl Strokes {
     /// What changes rows, as text: part of the key of cached features. The number is that of this code: another one where the
     /// same drawing becomes other rows.
     pub fn describe(&self) -> String {
-        format!("strokes/1:{self:?}")
+        format!("strokes/2:{self:?}")
     }
+}
+
+/// `most` of more points, two or more: the first, those where the pen is lifted, so that no short stroke is gone, and between
+/// them others, evenly. If there are too many of the former, of those alone.
+fn thinned(drawing: &Drawing, most: usize) -> Vec<usize> {
+    let ends = drawing.ends.iter().map(|end| end - 1).filter(|last| *last > 0);
+    let stay: Vec<usize> = std::iter::once(0).chain(ends).collect();
+    let Some(room) = most.checked_sub(stay.len()) else {
+        let evenly = |i: usize| (i * (stay.len() - 1) + (most - 1) / 2) / (most - 1);
+        return (0..most).map(|i| stay[evenly(i)]).collect();
+    };
+    let others: Vec<usize> = (0..drawing.points.len()).filter(|i| stay.binary_search(i).is_err()).collect();
+    let evenly = |i: usize| (i * (others.len() + 1) + room.div_ceil(2)) / (room + 1) - 1;
+    let mut kept: Vec<usize> = (1..=room).map(|i| others[evenly(i)]).chain(stay).collect();
+    kept.sort_unstable();
+    kept
 }
 
 #[cfg(test)]
@@ -228,21 +244,26 @@ mod tests {
         let line: Vec<[f32; 2]> = (0..50u8).map(|i| [f32::from(i), 0.0]).collect();
         let long = drawing(&[&line[..25], &line[25..27], &line[27..]]);
         let thin = strokes(8, Longer::Thin);
-        assert_eq!(thin.kept(50), [0, 7, 14, 21, 28, 35, 42, 49]);
+        assert_eq!(thin.kept(&drawing(&[&line[..]])), [0, 7, 14, 21, 28, 35, 42, 49]);
+        assert_eq!(thin.kept(&long), [0, 9, 19, 24, 26, 30, 40, 49]);
         let rows = thin.rows(&long).unwrap();
         let pen: Vec<f32> = rows.chunks_exact(WIDTH).map(|r| r[2]).collect();
-        // Of the stroke of two points none is left, and the pen is lifted once on the way.
-        assert_eq!(pen, [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]);
+        assert_eq!(pen, [0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0]);
         let way: f32 = rows.chunks_exact(WIDTH).map(|r| r[0]).sum();
         assert!((way - 5.0).abs() < 1e-5, "{way}");
         let cut = strokes(30, Longer::Cut).rows(&long).unwrap();
         let lifted: Vec<usize> = (0..30).filter(|i| cut[i * WIDTH + 2] == 1.0).collect();
         assert_eq!((cut.len(), lifted), (30 * WIDTH, vec![24, 26, 29]));
-        for n in 1..200 {
+        for (n, each) in (1..200).flat_map(|n| [1, 2, 9, 200].map(|each| (n, each))) {
+            let ends: Vec<usize> = (1..=n).filter(|end| end.is_multiple_of(each) || *end == n).collect();
+            let long = Drawing { points: vec![[0.0; 2]; n], ends };
             for most in [8, 9, 100] {
-                let kept = strokes(most, Longer::Thin).kept(n);
-                assert!(kept.len() == n.min(most) && kept[0] == 0 && kept[kept.len() - 1] == n - 1, "{n}, {most}");
-                assert!(kept.windows(2).all(|w| w[0] < w[1]), "{n}, {most}: {kept:?}");
+                let kept = strokes(most, Longer::Thin).kept(&long);
+                let about = format!("{n}, {each}, {most}: {kept:?}");
+                assert!(kept.len() == n.min(most) && kept[0] == 0 && kept[kept.len() - 1] == n - 1, "{about}");
+                assert!(kept.windows(2).all(|w| w[0] < w[1]), "{about}");
+                let stay = long.ends.iter().filter(|end| kept.contains(&(*end - 1))).count();
+                assert!(stay == long.ends.len() || long.ends.len() >= most, "{about}");
             }
         }
     }

@@ -12,6 +12,7 @@ mod files;
 mod generated;
 mod idx;
 pub mod image_folder;
+mod lines;
 pub mod pixels;
 mod resize;
 pub mod sampler;
@@ -87,8 +88,11 @@ pub trait Dataset: Send + Sync {
     }
 
     /// A sample that is a drawing.
-    fn drawing(&self, _index: usize) -> Option<&drawing::Drawing> {
-        None
+    ///
+    /// # Errors
+    /// Says in words why it is none.
+    fn drawing(&self, _index: usize) -> Result<&drawing::Drawing, String> {
+        Err("it is no drawing".into())
     }
 
     /// What it has in common with the sample of another kind that it goes with: its name without an ending. Empty where
@@ -292,7 +296,7 @@ impl Dataset for Subset {
     fn drawn(&self) -> Option<&Params> {
         self.inner.drawn()
     }
-    fn drawing(&self, index: usize) -> Option<&drawing::Drawing> {
+    fn drawing(&self, index: usize) -> Result<&drawing::Drawing, String> {
         self.inner.drawing(self.keep[index])
     }
     fn key(&self, index: usize) -> String {

@@ -1,6 +1,7 @@
 //! Drawings as sequences of strokes: files of one drawing a line, as Google's Quick, Draw! has them, raw or simplified.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{BufRead, BufReader, Read},
 };
@@ -14,7 +15,7 @@ use tl_proto::{
 use super::{
     Dataset, Format, Image,
     drawing::{self, Drawing},
-    files,
+    files, lines,
 };
 use crate::{Error, Result};
 
@@ -24,11 +25,11 @@ pub(super) const FORMAT: Format = Format {
     bare: |place, part, params, _| Ok(Box::new(Drawings::open(place, part, params, false)?)),
 };
 
-/// Most bytes of one line.
-const MAX_LINE: usize = 1 << 20;
-
 /// Most points of one drawing, and of all.
 const MAX_POINTS: [usize; 2] = [1 << 16, 1 << 27];
+
+/// Points in whose place a drawing takes memory, beside its own.
+const BESIDE: usize = 16;
 
 /// What lies further out is no place on paper.
 const FAR: f64 = 1e6;
@@ -38,7 +39,13 @@ const MAX_WHY: usize = 200;
 
 fn describe() -> Entry {
     let own = [
-        integer("most", 10_000, 1, 10_000_000, "at most so many drawings of each file, the first ones"),
+        integer(
+            "most",
+            10_000,
+            1,
+            10_000_000,
+            "at most so many drawings of each file are read, the first ones, whichever part they belong to",
+        ),
         pattern(
             "held_out",
             "regular expression of the drawings' `key_id`, or of the number of the line where there is none: those that \
@@ -77,12 +84,15 @@ enum Name {
 struct Drawings {
     classes: Vec<String>,
     labels: Vec<usize>,
-    drawings: Vec<Drawing>,
+    /// What each line draws, or why it is no drawing.
+    drawings: Vec<Result<Drawing, String>>,
     /// Which file each is from, and its line there.
     lines: Vec<(usize, usize)>,
     /// Names that they have of their own; empty where there is none.
     keys: Vec<String>,
     files: Vec<String>,
+    /// How many lines of other files are read before each.
+    before: Vec<usize>,
     drawn: Params,
 }
 
@@ -92,13 +102,16 @@ impl Drawings {
         let held_out = files::pattern_of(params, "held_out")?;
         let belongs = |key: &str| held_out.as_ref().is_none_or(|p| p.is_match(key.as_bytes()) == (part != "train"));
         let mut out = Self { drawn: params.clone(), ..Self::default() };
-        let (mut words, mut points) = (Vec::new(), 0);
+        // Classes by the order in which they come up.
+        let mut words: BTreeMap<String, usize> = BTreeMap::new();
+        let (mut points, mut read) = (0, 0);
         for (name, path) in files::all(place, ".ndjson")? {
             let shown = path.display().to_string();
             let (file, mut left) = (out.files.len(), most);
             let opened = File::open(&path);
             let opened = opened.map_err(|e| Error::user(format!("`{shown}` cannot be read: {e}"), "check the path"))?;
-            each_line(BufReader::new(opened), &shown, &mut |number, line, drawing| {
+            let count = each_line(BufReader::new(opened), &shown, &mut |number, line| {
+                left -= 1;
                 let key = match line.key_id {
                     Some(Name::Text(text)) => text,
                     Some(Name::Number(number)) => number.to_string(),
@@ -106,39 +119,41 @@ impl Drawings {
                 };
                 let numbered = number.to_string();
                 if !belongs(if key.is_empty() { &numbered } else { &key }) {
-                    return Ok(true);
+                    return Ok(left > 0);
                 }
-                match line.word.filter(|word| !word.is_empty()) {
-                    Some(word) if labelled => words.push(word),
+                out.labels.push(match line.word.filter(|word| !word.is_empty()) {
+                    Some(word) if labelled => {
+                        let new = words.len();
+                        *words.entry(word).or_insert(new)
+                    }
                     None if labelled => return Err(bad(number, &shown, "has no `word`, which is its class")),
-                    _ => {}
-                }
-                points += drawing.points.len();
+                    _ => 0,
+                });
+                let drawing = joined(&line.drawing);
+                points += BESIDE + drawing.as_ref().map_or(0, |drawing| drawing.points.len());
                 if points > MAX_POINTS[1] {
-                    let why = format!("`{place}` has more than {} points", MAX_POINTS[1]);
+                    let limit = MAX_POINTS[1];
+                    let why = format!("`{place}` has more than {limit} points, each drawing counted as {BESIDE} more");
                     return Err(Error::user(why, "set `params.most`: how many drawings of each file are read"));
                 }
                 out.drawings.push(drawing);
                 out.lines.push((file, number));
                 out.keys.push(key);
-                left -= 1;
                 Ok(left > 0)
             })?;
             out.files.push(name);
+            out.before.push(read);
+            read += count;
         }
         if out.drawings.is_empty() {
             let why = if held_out.is_some() { format!(" for {part}, by `held_out`") } else { String::new() };
             return Err(Error::user(format!("`{place}` has no drawings{why}"), HINT));
         }
-        out.labels = vec![0; out.drawings.len()];
-        if labelled {
-            out.classes = words.clone();
-            out.classes.sort_unstable();
-            out.classes.dedup();
-            let class = |word: &String| out.classes.binary_search(word);
-            let labels: Vec<usize> = words.iter().filter_map(|word| class(word).ok()).collect();
-            out.labels = labels;
-        }
+        // In the order of their names, whichever comes up first.
+        let mut class_of = vec![0; words.len().max(1)];
+        words.values().enumerate().for_each(|(class, first)| class_of[*first] = class);
+        out.labels.iter_mut().for_each(|label| *label = class_of[*label]);
+        out.classes = words.into_keys().collect();
         Ok(out)
     }
 }
@@ -150,45 +165,39 @@ fn bad(number: usize, shown: &str, why: &str) -> Error {
     Error::user(format!("line {number} of `{shown}` {why}"), HINT)
 }
 
-/// What to do with a line: its number from 1, what it says, its drawing; whether more are wanted.
-type Each<'a> = dyn FnMut(usize, Line, Drawing) -> Result<bool> + 'a;
+/// What to do with a line: its number from 1, what it says; whether more are wanted.
+type Each<'a> = dyn FnMut(usize, Line) -> Result<bool> + 'a;
 
-/// Reads lines; empty ones are passed over.
-fn each_line(mut from: impl BufRead, shown: &str, each: &mut Each<'_>) -> Result<()> {
-    let mut bytes = Vec::new();
-    for number in 1.. {
+/// Reads lines; empty ones are passed over. How many were read.
+fn each_line(mut from: impl BufRead, shown: &str, each: &mut Each<'_>) -> Result<usize> {
+    let (mut bytes, mut number) = (Vec::new(), 0);
+    loop {
+        number += 1;
         bytes.clear();
-        let read = from.by_ref().take(MAX_LINE as u64 + 1).read_until(b'\n', &mut bytes);
+        // Room for its end.
+        let read = from.by_ref().take(lines::MAX_LINE as u64 + 2).read_until(b'\n', &mut bytes);
         let read = read.map_err(|e| Error::user(format!("`{shown}` cannot be read: {e}"), "check the disk"))?;
         if read == 0 {
-            break;
+            return Ok(number - 1);
         }
-        if read > MAX_LINE {
-            return Err(bad(number, shown, &format!("has more than {MAX_LINE} bytes")));
-        }
-        let whole = &bytes[..];
-        let text = if number == 1 { whole.strip_prefix(b"\xef\xbb\xbf").unwrap_or(whole) } else { whole };
-        if text.trim_ascii().is_empty() {
-            continue;
-        }
-        let mut line: Line = serde_json::from_slice(text).map_err(|e| {
+        let Some(text) = lines::said(number, &bytes).map_err(|why| bad(number, shown, &why))? else { continue };
+        let line: Line = serde_json::from_str(text).map_err(|e| {
             let (column, text) = (e.column(), e.to_string());
             // The line that it names is always the first one.
             let text = text.rsplit_once(" at line ").map_or(&text[..], |(text, _)| text);
             let text: String = text.chars().take(MAX_WHY).collect();
             bad(number, shown, &format!("is no drawing: {text}, at column {column}"))
         })?;
-        let drawing = joined(&std::mem::take(&mut line.drawing)).map_err(|why| bad(number, shown, &why))?;
-        if !each(number, line, drawing)? {
-            break;
+        if !each(number, line)? {
+            return Ok(number);
         }
     }
-    Ok(())
 }
 
 /// The strokes of a line as one list of points.
 fn joined(strokes: &[Vec<Vec<f64>>]) -> Result<Drawing, String> {
-    let mut out = Drawing::default();
+    let points = strokes.iter().filter_map(|stroke| stroke.first()).map(Vec::len).sum();
+    let mut out = Drawing { points: Vec::with_capacity(points), ends: Vec::with_capacity(strokes.len()) };
     for (i, stroke) in (1..).zip(strokes) {
         let ([x, y] | [x, y, _]) = &stroke[..] else {
             return Err(format!("has a stroke, number {i}, of {} lists, and not one of x and one of y", stroke.len()));
@@ -217,12 +226,12 @@ fn joined(strokes: &[Vec<Vec<f64>>]) -> Result<Drawing, String> {
 /// No drawing, or several.
 pub fn only(bytes: &[u8], shown: &str) -> Result<Drawing> {
     let mut found = Vec::new();
-    each_line(bytes, shown, &mut |_, _, drawing| {
-        found.push(drawing);
+    each_line(bytes, shown, &mut |number, line| {
+        found.push((number, line));
         Ok(found.len() < 2)
     })?;
     match (found.pop(), found.pop()) {
-        (Some(drawing), None) => Ok(drawing),
+        (Some((number, line)), None) => joined(&line.drawing).map_err(|why| bad(number, shown, &why)),
         (None, _) => Err(Error::user(format!("`{shown}` has no drawing"), HINT)),
         (Some(_), Some(_)) => Err(Error::user(
             format!("`{shown}` has several drawings, and one is wanted"),
@@ -243,7 +252,10 @@ impl Dataset for Drawings {
         format!("{}:{line}", self.files[file])
     }
     fn digest(&self, index: usize) -> [u8; 32] {
-        self.drawings[index].digest()
+        match &self.drawings[index] {
+            Ok(drawing) => drawing.digest(),
+            Err(why) => *blake3::hash(why.as_bytes()).as_bytes(),
+        }
     }
     fn load(&self, _: usize) -> Result<Image, String> {
         Err("it is a drawing of strokes, and the network wants images".into())
@@ -251,11 +263,16 @@ impl Dataset for Drawings {
     fn drawn(&self) -> Option<&Params> {
         Some(&self.drawn)
     }
-    fn drawing(&self, index: usize) -> Option<&Drawing> {
-        self.drawings.get(index)
+    fn drawing(&self, index: usize) -> Result<&Drawing, String> {
+        self.drawings[index].as_ref().map_err(String::clone)
     }
     fn key(&self, index: usize) -> String {
-        self.keys[index].clone()
+        super::stem(&self.keys[index]).to_owned()
+    }
+    /// Its line, as if what is read of all files were one: an empty line is a place that nothing stands at.
+    fn place(&self, index: usize) -> usize {
+        let (file, line) = self.lines[index];
+        self.before[file] + line - 1
     }
 }
 
@@ -289,13 +306,16 @@ mod tests {
         assert_eq!(names, ["cat.ndjson:1", "cat.ndjson:3", "cat.ndjson:4", "more/ant.ndjson:1"]);
         assert_eq!(all.keys, ["51", "60", "", ""]);
         let first = Drawing { points: vec![[0.0, 1.0], [4.0, 2.0], [7.0, 8.0]], ends: vec![2, 3] };
-        assert_eq!(all.drawing(0), Some(&first));
+        assert_eq!(all.drawing(0), Ok(&first));
         // The time is not looked at, and neither is a stroke of nothing.
-        assert_eq!(all.drawing(1), Some(&Drawing { points: vec![[0.5, 1.0], [4.0, 2.0]], ends: vec![2] }));
+        assert_eq!(all.drawing(1), Ok(&Drawing { points: vec![[0.5, 1.0], [4.0, 2.0]], ends: vec![2] }));
         assert_ne!(all.digest(0), all.digest(1));
         // One file is a place too, and without labels no class is looked at.
         let one = opened(&dir.path().join("cat.ndjson"), "val", json!({ "most": 2 }), false).unwrap();
-        assert_eq!((one.labels.len(), one.classes.len(), one.name(1)), (2, 0, "cat.ndjson:3".to_owned()));
+        assert_eq!((&one.labels[..], one.classes.len(), one.name(1)), (&[0, 0][..], 0, "cat.ndjson:3".to_owned()));
+        // Nothing is kept for what is not there.
+        let Ok(kept) = &all.drawings[0] else { panic!("no drawing") };
+        assert_eq!((kept.points.capacity(), kept.ends.capacity()), (3, 2));
     }
 
     #[test]
@@ -308,8 +328,9 @@ mod tests {
         };
         assert_eq!(keys("val", 100), ["10", "15", "20", "25"]);
         assert_eq!(keys("train", 100).len(), 16);
-        // Those of the other part are not counted.
-        assert_eq!(keys("val", 3), ["10", "15", "20"]);
+        // Those of the other part are counted, too.
+        assert_eq!(keys("val", 6), ["10", "15"]);
+        assert_eq!(keys("train", 3), ["11", "12"]);
         let none = opened(dir.path(), "val", json!({ "held_out": "x" }), true).err().unwrap().to_string();
         assert!(none.contains("has no drawings for val"), "{none}");
     }
@@ -330,20 +351,13 @@ mod tests {
             ("{\"word\":\"a\"}", "is no drawing: missing field `drawing`"),
             ("{\"word\":\"a\",\"drawing\":[[[1],[2]]", "is no drawing: EOF while parsing"),
             ("{\"drawing\":[[[1],[2]]]}", "has no `word`"),
-            ("{\"word\":\"a\",\"drawing\":[[[1,2],[2]]]}", "number 1, of 2 x and 1 y"),
-            ("{\"word\":\"a\",\"drawing\":[[[1],[2]],[[1]]]}", "number 2, of 1 lists"),
-            ("{\"word\":\"a\",\"drawing\":[[[2e6],[2]]]}", "goes to 2000000"),
             ("{\"word\":\"a\",\"drawing\":[[[1e999],[2]]]}", "out of range"),
             ("{\"word\":\"a\",\"drawing\":[[[\"1\"],[2]]]}", "invalid type: string"),
-            ("{\"word\":\"a\",\"drawing\":[]}", "without points"),
-            ("{\"word\":\"a\",\"drawing\":[[[],[]]]}", "without points"),
         ] {
             let error = second(line);
             assert!(error.starts_with("line 2 of `") && error.contains("a.ndjson`") && error.contains(says), "{error}");
         }
-        let many = format!("{{\"word\":\"a\",\"drawing\":[[[{0}],[{0}]]]}}", ["1"; 65_537].join(","));
-        assert!(second(&many).contains("65537 points, more than 65536"));
-        assert!(second(&" ".repeat(MAX_LINE + 1)).contains("has more than 1048576 bytes"));
+        assert!(second(&" ".repeat(lines::MAX_LINE + 1)).contains("has more than 1048576 bytes"));
         // What an error quotes is not the whole line.
         let quoted = second(&format!("{{\"drawing\":\"{}\"}}", "x".repeat(100_000)));
         assert!(quoted.len() < 500 + path.display().to_string().len(), "{}", quoted.len());
@@ -353,6 +367,55 @@ mod tests {
         let bare = tempfile::tempdir().unwrap();
         let none = opened(bare.path(), "train", json!({}), true).err().unwrap().to_string();
         assert!(none.contains("no `.ndjson` files"), "{none}");
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_drawn_is_a_bad_sample_of_its_part_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let many = format!("[[[{0}],[{0}]]]", ["1"; 65_537].join(","));
+        let cases = [
+            ("[[[1,2],[2]]]", "number 1, of 2 x and 1 y"),
+            ("[[[1],[2]],[[1]]]", "number 2, of 1 lists"),
+            ("[[[2e6],[2]]]", "goes to 2000000"),
+            ("[]", "without points"),
+            ("[[[],[]]]", "without points"),
+            (many.as_str(), "65537 points, more than 65536"),
+        ];
+        let line = |drawing: &str| format!("{{\"word\":\"a\",\"drawing\":{drawing}}}\n");
+        let text = cases.iter().map(|(drawing, _)| line(drawing)).collect::<String>() + &line("[[[1],[2]]]");
+        std::fs::write(dir.path().join("a.ndjson"), &text).unwrap();
+        let all = opened(dir.path(), "train", json!({}), true).unwrap();
+        assert_eq!((all.labels.len(), all.drawing(6).is_ok()), (7, true));
+        for (i, (_, says)) in cases.iter().enumerate() {
+            let why = all.drawing(i).unwrap_err();
+            assert!(why.contains(says), "{why}");
+            assert_ne!(all.digest(i), all.digest(6));
+        }
+        let val = opened(dir.path(), "val", json!({ "held_out": "7" }), true).unwrap();
+        assert_eq!((val.labels.len(), val.drawing(0).is_ok()), (1, true));
+        // A file to be judged has no other part.
+        let error = only(line("[]").as_bytes(), "x").unwrap_err().to_string();
+        assert!(error.contains("line 1 of `x` has a drawing without points"), "{error}");
+    }
+
+    #[test]
+    fn places_go_through_all_files_line_by_line_and_keys_have_no_endings() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = |key: &str| format!("{{\"key_id\":\"{key}\",\"drawing\":[[[1],[2]]]}}\n");
+        std::fs::write(dir.path().join("a.ndjson"), line("1.png#0") + "\n" + &line("2")).unwrap();
+        std::fs::write(dir.path().join("b.ndjson"), line("3.png") + &line("4.png")).unwrap();
+        let of = |part: &str, params: serde_json::Value| {
+            let all = opened(dir.path(), part, params, false).unwrap();
+            (0..all.labels.len()).map(|i| (all.place(i), all.key(i))).collect::<Vec<_>>()
+        };
+        let keys = ["1", "2", "3", "4"].map(str::to_owned);
+        let all: Vec<(usize, String)> = [0, 2, 3, 4].into_iter().zip(keys).collect();
+        assert_eq!(of("train", json!({})), all);
+        // What is held out leaves the others where they are.
+        assert_eq!(of("train", json!({ "held_out": "[13]" })), [all[1].clone(), all[3].clone()]);
+        assert_eq!(of("val", json!({ "held_out": "[13]" })), [all[0].clone(), all[2].clone()]);
+        // As far as files are read.
+        assert_eq!(of("val", json!({ "most": 1 })), [(0, "1".to_owned()), (1, "3".into())]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{io::Read, path::Path};
 
 use tl_proto::catalog::{Entry, entry};
 
-use super::{Dataset, Format, Image, read_file};
+use super::{Dataset, Format, Image, lines, read_file};
 use crate::{Error, Result};
 
 pub(super) const FORMAT: Format = Format {
@@ -20,9 +20,6 @@ pub(super) const FORMAT: Format = Format {
 
 /// Most bytes that a file may unpack to.
 const MAX_BYTES: u64 = 1 << 30;
-
-/// Most bytes of one line.
-const MAX_LINE: usize = 1 << 20;
 
 #[derive(Debug)]
 struct Lines {
@@ -57,15 +54,7 @@ fn parse(bytes: &[u8], place: &str, labelled: bool) -> Result<Lines> {
         let bad = |why: &str| {
             Error::user(format!("line {number} of `{place}` {why}"), "every line must be `label<TAB>text` in UTF-8")
         };
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if line.len() > MAX_LINE {
-            return Err(bad(&format!("has more than {MAX_LINE} bytes")));
-        }
-        let line = std::str::from_utf8(line).map_err(|_| bad("is not UTF-8"))?;
-        let line = if number == 1 { line.strip_prefix('\u{feff}').unwrap_or(line) } else { line };
-        if line.trim().is_empty() {
-            continue;
-        }
+        let Some(line) = lines::said(number, line).map_err(|why| bad(&why))? else { continue };
         let split = line.split_once('\t');
         let (label, text) = match split {
             Some((label, text)) if labelled => (label.trim(), text.trim()),
@@ -151,7 +140,7 @@ mod tests {
             let error = parse(bytes, "x", true).unwrap_err().to_string();
             assert!(error.starts_with(says), "{error}");
         }
-        let long = [b"a\t".to_vec(), vec![b'x'; MAX_LINE]].concat();
+        let long = [b"a\t".to_vec(), vec![b'x'; lines::MAX_LINE]].concat();
         assert!(parse(&long, "x", true).unwrap_err().to_string().contains("has more than"));
     }
 

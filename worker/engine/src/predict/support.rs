@@ -75,7 +75,9 @@ impl Model {
         };
         let section = section(format, &shown, Params::new(), &[]);
         let has_folders = std::fs::read_dir(place).into_iter().flatten().flatten().any(|e| e.path().is_dir());
-        let samples = match ["text", "strokes"].contains(&format) || has_folders {
+        // Lines say their classes, and files do not.
+        let says_classes = has_folders || !self.net.contract.has_pixels();
+        let samples = match says_classes {
             true => Samples::open(&section, "val", 0)?,
             false => Samples::open_bare(&section, 0)?,
         };

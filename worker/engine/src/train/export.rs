@@ -40,7 +40,7 @@ pub struct Report {
     pub kind: String,
     /// Optimizer steps.
     pub steps: u64,
-    /// Training samples and validation samples.
+    /// Training samples, with halves that are learned from alone, and validation samples.
     pub samples: [usize; 2],
     /// Where weights of the hub came from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

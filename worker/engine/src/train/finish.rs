@@ -76,7 +76,7 @@ impl Loop<'_> {
             job: spec.job.name.clone(),
             kind: spec.job.kind.clone(),
             steps: self.state.progress.step,
-            samples: [self.train.count(), self.val.count()],
+            samples: [self.entries(), self.val.count()],
             sources: self.config.sources(),
             prefix: self.prefix,
             stages: self.stages.clone(),

@@ -146,8 +146,8 @@ impl Loop<'_> {
         (self.state.progress.watched, self.state.progress.stage) = (0, index);
         let per_epoch = self.per_epoch();
         let mut sweep = Sweep::new(find, &section.name);
+        let mut taken = 0;
         while let Some(rate) = sweep.rate() {
-            let taken = sweep.found.rates.len();
             self.state.progress.epoch = (taken / per_epoch) as u32;
             let epoch = self.epoch();
             let step = self.step(stage, fed, &epoch, false);
@@ -163,21 +163,26 @@ impl Loop<'_> {
                 group.barrier()?;
                 return Err(Error::Stopped);
             }
-            let goes_on = sweep.add(rate, reduced.loss / reduced.samples.max(1) as f64);
+            // Where no pair is whole there is no loss, and the next step is taken at the same rate.
+            let has_loss = reduced.samples > 0;
+            let goes_on = !has_loss || sweep.add(rate, reduced.loss / reduced.samples as f64);
             match self.apply(stage, optimizer, &mut reduced, rate.into(), 0) {
                 Err(Error::NotFinite(_)) => break,
                 other => other?,
             };
-            if group.rank() == 0 {
-                let values = [("lr_find.rate", rate), ("lr_find.loss", sweep.found.losses[taken])];
+            let smoothed = sweep.found.losses.last().filter(|_| has_loss && group.rank() == 0);
+            if let Some(loss) = smoothed {
+                let values = [("lr_find.rate", rate), ("lr_find.loss", *loss)];
                 link.row(&Row {
                     step: self.state.progress.step,
                     stage: section.name.clone(),
                     epoch: taken as f64 / per_epoch as f64,
                     values: values.map(|(k, v)| (k.to_owned(), v)).into(),
                 });
-                link.activity(&format!("find a rate for {}", section.name), taken as u64 + 1, u64::from(find.steps));
+                let tried = sweep.found.rates.len() as u64;
+                link.activity(&format!("find a rate for {}", section.name), tried, u64::from(find.steps));
             }
+            taken += 1;
             if !goes_on {
                 break;
             }

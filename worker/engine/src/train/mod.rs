@@ -2,6 +2,7 @@
 
 mod ahead;
 mod anchor;
+mod apply;
 mod begin;
 mod chain;
 mod config;
@@ -83,7 +84,7 @@ use crate::{
     collective::Collective,
     data::sampler::{Epoch, steps_per_epoch},
     link::{Gradient, Link, Notice},
-    modifier, nn, num,
+    modifier, nn,
     objective::Objective,
     optim,
 };
@@ -429,65 +430,5 @@ impl Loop<'_> {
         let store = &self.state.store;
         let averages = || (store.values.clone(), store.buffer_values.clone());
         self.state.averages = modifier::average(&spec.modifiers, 0).map(|_| averages());
-    }
-
-    /// The only place where the state changes: mean, gate, clip, update, running statistics.
-    fn apply(
-        &mut self,
-        stage: &Stage,
-        optimizer: &optim::Optimizer,
-        reduced: &mut step::Reduced,
-        rate: optim::Rate,
-        next: usize,
-    ) -> Result<f64> {
-        let params = stage.layout.params_len();
-        // Of pairs, none in a step may be whole.
-        let n = reduced.samples.max(1) as f32;
-        let (mean, sums) = reduced.flat.split_at_mut(params);
-        num::divide(mean, n);
-        let names = &self.net.network.initial;
-        gate::check(&mut self.state.progress, names, &stage.layout, &reduced.touched, mean)?;
-        if let Some(anchor) = &self.anchor {
-            reduced.penalty = anchor.pull(&self.state.store.values, &self.state.importance, &stage.layout, mean);
-        }
-        let norm = optim::clip(mean, self.run.spec.optimizer.clip_norm);
-        if !norm.is_finite() {
-            return Err(Error::NotFinite(format!(
-                "the gradient of step {} is not finite",
-                self.state.progress.step + 1
-            )));
-        }
-        let store = &mut self.state.store;
-        (optimizer.step)(
-            &self.run.spec.optimizer,
-            &mut self.state.moments,
-            &mut store.values,
-            mean,
-            &stage.groups,
-            rate,
-        );
-        for (id, most) in &self.net.network.limits {
-            store.values[store.params[id.0].range.clone()].iter_mut().for_each(|v| *v = v.min(*most));
-        }
-        for (mean_id, var_id) in &stage.norms {
-            let Some(at) = stage.layout.stats(*mean_id) else { continue };
-            let mut mean = store.buffer(*mean_id).to_vec();
-            let mut var = store.buffer(*var_id).to_vec();
-            nn::update_running(&mut mean, &mut var, &sums[at.start - params..at.end - params]);
-            store.buffer_values[store.buffers[mean_id.0].range.clone()].copy_from_slice(&mean);
-            store.buffer_values[store.buffers[var_id.0].range.clone()].copy_from_slice(&var);
-        }
-        if let Some(keep) = modifier::average(&self.run.spec.modifiers, self.state.progress.averaged) {
-            self.state.average(stage, keep);
-        }
-        let p = &mut self.state.progress;
-        p.step += 1;
-        p.stage_step += 1;
-        p.step_in_epoch = next;
-        p.sums.samples += reduced.samples;
-        p.sums.loss += reduced.loss;
-        p.sums.correct += reduced.correct;
-        self.weigh(reduced, stage.layout.total_len());
-        Ok(norm)
     }
 }

@@ -201,7 +201,8 @@ impl Net {
             }
             None => named.map_or_else(|| Contract::named("tf", side, model.padding.as_deref()), Ok)?,
             Some(path) => {
-                let mut found = weights::contract_of(path, purpose.which)?;
+                let found = weights::contract_of(path, purpose.which)?;
+                let mut found = found.map(|found| found.for_images(purpose.section, path)).transpose()?;
                 let mut named = named;
                 if found.is_none() && weights::keras::is_h5(path) {
                     let padding = model.padding.is_some();

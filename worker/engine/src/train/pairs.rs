@@ -119,7 +119,7 @@ impl Halves {
     pub fn counted(&self, train: &Samples, val: &Samples, section: &PairsSection) -> Result<([usize; 2], Vec<String>)> {
         let mut said = Vec::new();
         let mut count = |own: &Samples, halves: &Samples, missing: Missing| -> Result<usize> {
-            let tell = &mut |text: &str| said.push(text.to_owned());
+            let tell = &mut |_: Notice, text: &str| said.push(text.to_owned());
             let [here, there] = together([own, halves], section.by, missing, tell)?.kept;
             // What is masked is drawn too, from either side.
             Ok(if missing.leaves_out() { here.len() } else { own.count() + halves.count() - there.len() })
@@ -139,22 +139,22 @@ impl Halves {
         [train, val]: [Samples; 2],
         seed: u32,
         section: &PairsSection,
-        mut tell: impl FnMut(&str),
+        mut tell: impl FnMut(Notice, &str),
     ) -> Result<(Samples, Samples, Pairs)> {
         let (by, masks) = (section.by, !section.missing.leaves_out());
         let (train, halves, of_train, alone) = match masks {
             false => {
-                let (train, halves, of_train) = matched(train, self.train, by, &mut tell)?;
+                let (train, halves, of_train) = left_out(train, self.train, by, &mut tell)?;
                 (train, halves, of_train, Vec::new())
             }
             true => {
-                let (of_train, alone) = masked([&train, &self.train], by, &mut tell)?;
+                let (of_train, alone) = all_kept([&train, &self.train], by, &mut tell)?;
                 (train, self.train, of_train, alone)
             }
         };
         let (val, judged) = match self.val {
             Some(halves) => {
-                let (val, halves, of_val) = matched(val, halves, by, &mut tell)?;
+                let (val, halves, of_val) = left_out(val, halves, by, &mut tell)?;
                 (val, Some((halves, of_val)))
             }
             None => (val, None),
@@ -164,12 +164,12 @@ impl Halves {
     }
 }
 
-/// Tells people of samples that are left out.
-pub(super) fn notice<'a>(group: &dyn Collective, link: &'a mut dyn Link) -> impl FnMut(&str) + use<'a> {
+/// Tells people of samples that lack their other half.
+pub(super) fn notice<'a>(group: &dyn Collective, link: &'a mut dyn Link) -> impl FnMut(Notice, &str) + use<'a> {
     let speaks = group.rank() == 0;
-    move |text| {
+    move |notice, text| {
         if speaks {
-            link.notice(Notice::SamplesSkipped, text);
+            link.notice(notice, text);
         }
     }
 }
@@ -221,7 +221,7 @@ fn together(
     [samples, halves]: [&Samples; 2],
     by: PairedBy,
     missing: Missing,
-    tell: &mut impl FnMut(&str),
+    tell: &mut impl FnMut(Notice, &str),
 ) -> Result<Together> {
     let keys = [samples, halves].map(|of| (0..of.count()).map(|i| of.dataset.key(i)).collect::<Vec<_>>());
     let [ours, theirs] = &keys;
@@ -252,19 +252,22 @@ fn together(
         let mut alone = (0..own.len()).filter(|i| kept.binary_search(i).is_err());
         if let Some(first) = alone.next() {
             let (n, name) = (1 + alone.count(), of.dataset.name(first));
-            let fate = if missing.leaves_out() { "they are left out" } else { "what they lack is masked" };
-            tell(&format!("{n} samples of `data.{}` have no other half, first `{name}`: {fate}", of.part));
+            let (notice, fate) = match missing {
+                Missing::LeaveOut => (Notice::SamplesSkipped, "they are left out"),
+                Missing::Mask => (Notice::HalvesMasked, "what they lack is masked"),
+            };
+            tell(notice, &format!("{n} samples of `data.{}` have no other half, first `{name}`: {fate}", of.part));
         }
     }
     Ok(Together { keys, kept })
 }
 
 /// Samples and halves that have each other, and which go together.
-fn matched(
+fn left_out(
     samples: Samples,
     halves: Samples,
     by: PairedBy,
-    tell: &mut impl FnMut(&str),
+    tell: &mut impl FnMut(Notice, &str),
 ) -> Result<(Samples, Samples, Partners)> {
     let Together { keys: [ours, theirs], kept: [here, there] } =
         together([&samples, &halves], by, Missing::LeaveOut, tell)?;
@@ -274,7 +277,7 @@ fn matched(
 }
 
 /// Which of all samples and halves go together, and the halves that go with no sample.
-fn masked(both: [&Samples; 2], by: PairedBy, tell: &mut impl FnMut(&str)) -> Result<(Partners, Vec<usize>)> {
+fn all_kept(both: [&Samples; 2], by: PairedBy, tell: &mut impl FnMut(Notice, &str)) -> Result<(Partners, Vec<usize>)> {
     let Together { keys: [ours, theirs], kept: [_, there] } = together(both, by, Missing::Mask, tell)?;
     let alone = (0..theirs.len()).filter(|i| there.binary_search(i).is_err()).collect();
     Ok((Partners::new(ours.iter(), theirs.iter()), alone))

@@ -50,7 +50,7 @@ pub struct Plan {
     /// Few-shot episodes, where those are learned from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub episodes: Option<EpisodePlan>,
-    /// Training and validation samples.
+    /// Training samples, with halves that are learned from alone, and validation samples.
     pub samples: [usize; 2],
     /// Digest of all sample names and contents: another one is another data set.
     pub manifest: String,

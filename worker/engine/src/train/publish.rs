@@ -25,7 +25,7 @@ impl Loop<'_> {
         }
         let p = &self.state.progress;
         let n = reduced.samples.max(1) as f64;
-        let rate = n / started.elapsed().as_secs_f64().max(1e-9);
+        let rate = reduced.draws as f64 / started.elapsed().as_secs_f64().max(1e-9);
         let speed = if self.run.few.is_some() { "episodes_per_s" } else { "samples_per_s" };
         let values = [
             ("train.loss", reduced.loss / n),
@@ -37,7 +37,13 @@ impl Loop<'_> {
         let penalty = self.anchor.is_some().then_some(("penalty", reduced.penalty));
         let epoch = f64::from(p.epoch) + p.step_in_epoch as f64 / per_epoch as f64;
         let stage = self.run.spec.stage[p.stage].name.clone();
-        let values = values.into_iter().filter(|(name, _)| self.pairs.is_none() || *name != "train.accuracy");
+        // Pairs have no labels, and where none is whole, no loss.
+        let there = |name: &str| match name {
+            "train.accuracy" => self.pairs.is_none(),
+            "train.loss" => reduced.samples > 0,
+            _ => true,
+        };
+        let values = values.into_iter().filter(|(name, _)| there(name));
         let mut values: BTreeMap<String, f64> =
             values.chain(penalty).map(|(name, value)| (name.to_owned(), value)).collect();
         let tasks = self.figures(&reduced.tasks);

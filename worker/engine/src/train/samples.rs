@@ -216,7 +216,7 @@ impl Samples {
     }
 
     pub(super) fn rows(&self, index: usize, strokes: &Strokes) -> Result<Vec<f32>, String> {
-        strokes.rows(self.dataset.drawing(index).ok_or("it is no drawing")?)
+        strokes.rows(self.dataset.drawing(index)?)
     }
 
     /// How many samples there are.

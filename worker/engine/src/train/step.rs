@@ -28,7 +28,9 @@ use crate::{
 pub struct Reduced {
     /// Sums over all grains: gradients, then batch-norm sums.
     pub flat: Vec<f32>,
-    /// Samples; of pairs, those that are whole.
+    /// What was drawn.
+    pub draws: usize,
+    /// Samples that count; of pairs, those that are whole.
     pub samples: u64,
     /// Σ loss.
     pub loss: f64,
@@ -161,8 +163,9 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     let flat = collective::reduce(group, stack, leaves, stage.layout.total_len() + step.asides())?;
     let several = step.tasks.map_or(0, |tasked| tasked.tasks.len() + 1);
     let tasks = vec![TaskSums::default(); several];
+    let (draws, [loss, norms, penalty]) = (slots.len(), [0.0; 3]);
     let mut reduced =
-        Reduced { flat, samples: 0, loss: 0.0, correct: 0, norms: 0.0, penalty: 0.0, touched, stop: false, tasks };
+        Reduced { flat, draws, samples: 0, loss, correct: 0, norms, penalty, touched, stop: false, tasks };
     let mut lines = Vec::new();
     for bytes in group.all_gather(tally)? {
         let (stop, rest) = bytes.split_first().ok_or_else(|| Error::Internal("a peer sent no tally".into()))?;

@@ -195,6 +195,13 @@ impl Contract {
                 "it must be above 0 and at most 1; PyTorch's is 1e-5",
             ));
         }
+        let kinds = [contract.text.is_some(), contract.audio.is_some(), contract.strokes.is_some()];
+        if kinds.into_iter().filter(|there| *there).count() > 1 {
+            return Err(Error::user(
+                format!("`{shown}` is for more than one of text, sound and drawings"),
+                "keep what the network reads: `text`, `audio` or `strokes`",
+            ));
+        }
         if let Some(text) = &contract.text {
             text.check(shown)?;
         }
@@ -215,6 +222,20 @@ impl Contract {
         self.input_size = [3, side, side];
         self.resize_short_side = u32::try_from(resized).unwrap_or(u32::MAX).max(side);
         self
+    }
+
+    /// The same, of weights that a network for images begins with; `section` is where the job says which network that is.
+    ///
+    /// # Errors
+    /// Weights of a network for text or drawings.
+    pub fn for_images(self, section: &str, weights: &Path) -> Result<Self> {
+        if self.has_pixels() {
+            return Ok(self);
+        }
+        Err(Error::user(
+            format!("weights `{}` are not of a network for images, and `{section}.backbone` is one", weights.display()),
+            format!("`{section}.backbone` must be the network that the weights were trained with"),
+        ))
     }
 
     /// Whether it is for pixels, be they those of images or of how sound looks.
@@ -311,6 +332,22 @@ mod tests {
             let error = parse(from, to).unwrap_err().to_string();
             assert!(error.contains(says) && error.contains("`p.json`"), "{to}: {error}");
         }
+    }
+
+    #[test]
+    fn a_contract_is_for_samples_of_one_kind() {
+        let (said, named) = (tl_proto::spec::Params::new(), Contract::named("unit", 32, None).unwrap());
+        let strokes = Some(Strokes::agreed(None, &said).unwrap());
+        let parsed = |contract: &Contract| Contract::parse(&serde_json::to_string(contract).unwrap(), "p.json");
+        let drawn = Contract { strokes, ..named.clone() };
+        assert_eq!(parsed(&drawn).unwrap(), drawn);
+        let both = Contract { audio: Some(Audio::agreed(None, &said).unwrap()), ..drawn.clone() };
+        let error = parsed(&both).unwrap_err().to_string();
+        assert!(error.contains("`p.json` is for more than one of"), "{error}");
+        let images = |contract: Contract| contract.for_images("nets.tower", Path::new("w.safetensors"));
+        assert_eq!(images(named.clone()).unwrap(), named);
+        let error = images(drawn).unwrap_err().to_string();
+        assert!(error.contains("`nets.tower.backbone` is one"), "{error}");
     }
 
     #[test]

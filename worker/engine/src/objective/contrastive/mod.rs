@@ -4,7 +4,7 @@
 //! Every method looks at the whole batch, whatever ranks computed it: the negatives of a sample are all others of the step.
 //!
 //! Where halves may be missing, similarities with what is missing are masked: they are in no sum. A half that is alone is a
-//! negative of what is there on the other side, and has no loss of its own. A step divides by the pairs that are whole.
+//! negative of the pairs that are whole, and has no loss of its own. A step divides by the pairs that are whole.
 
 mod clip;
 mod siglip;

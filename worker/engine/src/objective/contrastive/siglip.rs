@@ -22,7 +22,11 @@ pub(super) const METHOD: Method = Method {
     loss: |batch, similarities| {
         let z = similarities.broadcast_add(batch.own("bias")?)?;
         let [samples, halves] = there(batch, z.dim(0)?)?;
-        let both = samples.iter().flat_map(|sample| halves.iter().map(move |half| sample * half)).collect();
+        let whole: Vec<f32> = samples.iter().zip(&halves).map(|(sample, half)| sample * half).collect();
+        let n = whole.len();
+        // What is alone is a negative of whole pairs, not of what is alone on the other side.
+        let counts = |i: usize, j: usize| samples[i] * halves[j] * whole[i].max(whole[j]);
+        let both = (0..n * n).map(|at| counts(at / n, at % n)).collect();
         let all = softplus(&z)?.mul(&tensor(both, z.dims())?)?.sum_all()?;
         // softplus(−z) = softplus(z) − z for pairs, softplus(z) for all others.
         Ok((all - diagonal(batch, &z)?)?)

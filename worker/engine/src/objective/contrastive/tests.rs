@@ -15,7 +15,8 @@ const D: usize = 3;
 /// of the last nothing.
 const HALVES: [[bool; 2]; N] = [[true, true], [true, false], [false, true], [true, true], [false, false]];
 
-/// CLIP's or SigLIP's loss, added up over the pairs, straight from the papers; what is missing is in no sum.
+/// CLIP's or SigLIP's loss, added up over the pairs, straight from the papers; what is missing is in no sum, and neither
+/// is what two halves that are alone are to each other.
 fn naive(method: &str, a: &[f64], b: &[f64], (scale, bias): (f64, f64), there: &[[bool; 2]; N]) -> f64 {
     let unit = |rows: &[f64]| -> Vec<Vec<f64>> {
         let length = |r: &[f64]| r.iter().map(|v| v * v).sum::<f64>().sqrt();
@@ -30,7 +31,7 @@ fn naive(method: &str, a: &[f64], b: &[f64], (scale, bias): (f64, f64), there: &
             let column: f64 = (0..N).filter(|j| there[*j][0]).map(|j| z(j, i).exp()).sum();
             loss -= 0.5 * ((z(i, i).exp() / row).ln() + (z(i, i).exp() / column).ln());
         } else if method == "siglip" && own[0] {
-            for j in (0..N).filter(|j| there[*j][1]) {
+            for j in (0..N).filter(|j| there[*j][1] && (own[1] || there[*j][0])) {
                 let sign = if i == j { 1.0 } else { -1.0 };
                 loss -= (1.0 / (1.0 + (-sign * (z(i, j) + bias)).exp())).ln();
             }
@@ -83,6 +84,7 @@ fn check(halves: Option<[[bool; 2]; N]>) {
         tensor(values, &[N, 2]).unwrap()
     });
     let there = halves.unwrap_or([[true; 2]; N]);
+    let whole = there.contains(&[true; 2]);
     for (method, scale, bias) in [("clip", 1.3, 0.0), ("siglip", 0.8, -0.7)] {
         let vars = [
             testing::input(&[N, D]),
@@ -99,6 +101,7 @@ fn check(halves: Option<[[bool; 2]; N]>) {
         let of = |at: &[Vec<f64>]| naive(method, &at[0], &at[1], (at[2][0], at[3][0]), &there);
         let got = f64::from(loss.to_scalar::<f32>().unwrap());
         assert!((got - of(&at)).abs() <= 1e-5 * of(&at), "{method}: {got}, and not {}", of(&at));
+        assert!(whole || got == 0.0, "{method}: {got}");
         let grads = loss.backward().unwrap();
         for (which, var) in vars.iter().enumerate().filter(|(i, _)| method == "siglip" || *i < 3) {
             let got = grads.get(var).unwrap().contiguous().unwrap();
@@ -110,6 +113,7 @@ fn check(halves: Option<[[bool; 2]; N]>) {
                 };
                 let want = (moved(1e-5) - moved(-1e-5)) / 2e-5;
                 assert!((f64::from(*got) - want).abs() < 1e-4, "{method}, {which}, {i}: {got}, and not {want}");
+                assert!(whole || *got == 0.0, "{method}, {which}, {i}: {got}");
             }
         }
     }

@@ -172,3 +172,22 @@ fn drawings_are_not_mixed_up_with_anything_else() {
     let error = refused(&good);
     assert!(error.starts_with("line 2 of `") && error.contains("all.ndjson"), "{error}");
 }
+
+#[test]
+fn so_many_lines_that_cannot_be_drawn_are_left_out() {
+    let data = tempfile::tempdir().unwrap();
+    let odd = "{\"word\":\"flat\",\"key_id\":\"21\",\"drawing\":[[[1,2],[2]]]}\n";
+    let text = (0..20).map(line).collect::<String>() + odd;
+    let path = data.path().join("all.ndjson");
+    std::fs::write(&path, text).unwrap();
+    let run = |more: &str| {
+        let (dir, link) = (tempfile::tempdir().unwrap(), Recorder::default());
+        let job = job(&path.display().to_string(), more, "").replace("epochs = 12", "epochs = 1");
+        let samples = train(&job, 2, false, dir.path(), &[], &link).map(|report| report.samples);
+        (samples, link.notices.lock().unwrap().contains(&Notice::SamplesSkipped))
+    };
+    let error = run("").0.unwrap_err().to_string();
+    assert!(error.contains("`all.ndjson:21` cannot be decoded (has a stroke, number 1, of 2 x and 1 y)"), "{error}");
+    let (samples, told) = run("skip_bad = 1, ");
+    assert_eq!((samples.unwrap(), told), ([16, 4], true));
+}
