@@ -255,7 +255,7 @@ mod tests {
         let lifted: Vec<usize> = (0..30).filter(|i| cut[i * WIDTH + 2] == 1.0).collect();
         assert_eq!((cut.len(), lifted), (30 * WIDTH, vec![24, 26, 29]));
         for (n, each) in (1..200).flat_map(|n| [1, 2, 9, 200].map(|each| (n, each))) {
-            let ends: Vec<usize> = (1..=n).filter(|end| end.is_multiple_of(each) || *end == n).collect();
+            let ends: Vec<usize> = (1..=n).filter(|end: &usize| end.is_multiple_of(each) || *end == n).collect();
             let long = Drawing { points: vec![[0.0; 2]; n], ends };
             for most in [8, 9, 100] {
                 let kept = strokes(most, Longer::Thin).kept(&long);

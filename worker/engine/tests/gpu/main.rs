@@ -60,7 +60,7 @@ fn fake(root: &Path) -> Option<Device> {
         return skip(&e.to_string());
     }
     for library in [Library::Driver, Library::Nvrtc, Library::Cublas, Library::Cudnn] {
-        library.open_from(&[dir.clone()]).unwrap();
+        library.open_from(std::slice::from_ref(&dir)).unwrap();
     }
     let device = Device::open(0).unwrap();
     match device.stream().context().name() {
