@@ -28,4 +28,5 @@ pub use state::{
     Artifact, Attempt, Blob, DataSet, Job, JobStatus, Millis, Model, Node, NodeStatus, Phase, PhaseKind, PhaseStatus,
     Placement, Slot, State, Unit,
 };
+pub use teach::came_to;
 pub use why::{Wait, why};
