@@ -209,7 +209,8 @@ fn what_must_be_brought_to_other_nodes_first_is_time_that_is_not_saved() {
             w.join(1 + n as u128, "a", *slots).unwrap();
         }
         let digest = "a".repeat(64);
-        w.command(Command::PushData { blob: Blob { digest: digest.clone(), size }, name: "d".into(), files: 1 }).unwrap();
+        let (blob, name) = (Blob { digest: digest.clone(), size }, "d".into());
+        w.command(Command::PushData { blob, name, files: 1 }).unwrap();
         let mut spec = spec("1", 0);
         let data = spec.data.as_mut().unwrap();
         (data.format, data.train, data.val) = ("idx".into(), Pushed::name(&digest), Pushed::name(&digest));
