@@ -90,7 +90,7 @@ async fn units_of_a_teacher_go_to_every_node_and_what_is_killed_changes_nothing(
         if units.is_some_and(|units| units.status == "running") {
             return Some(());
         }
-        kill(rank, Signal::SIGCONT).ok();
+        let _ = kill(rank, Signal::SIGCONT);
         None
     })
     .await;
