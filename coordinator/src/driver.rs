@@ -21,7 +21,10 @@ use tokio::sync::{oneshot, watch};
 
 use crate::{
     clock::Clock,
-    core::{Command, Context, Event, JobStatus, Millis, NodeStatus, Refusal, State, apply, decide, invariants, plan},
+    core::{
+        Command, Context, Event, JobStatus, Millis, NodeStatus, Refusal, State, apply, blobs_at_stake, decide,
+        invariants, plan,
+    },
     store::{self, Blobs, Lifecycle},
 };
 
@@ -301,28 +304,6 @@ fn millis(time: Duration) -> Millis {
     time.as_millis() as Millis
 }
 
-/// Blobs that nobody may need once `event` is applied.
-fn blobs_at_stake(state: &State, event: &Event) -> Vec<String> {
-    match event {
-        Event::CheckpointReady { job, phase, .. } | Event::PhaseSucceeded { job, phase, .. } => {
-            let job = state.jobs.get(job);
-            let checkpoints = job.and_then(|j| j.phase(phase)).into_iter().flat_map(|p| &p.checkpoints).map(|(_, b)| b);
-            let units = job.into_iter().flat_map(|j| j.units(phase.step())).filter_map(|p| p.output.as_ref());
-            checkpoints.chain(units).map(|b| b.digest.clone()).collect()
-        }
-        Event::ArtifactReady { job, phase, name, .. } => {
-            let made = state.jobs.get(job).into_iter().flat_map(|j| &j.artifacts);
-            let older = made.filter(|a| a.step == phase.step() && a.name == *name);
-            older.map(|a| a.blob.digest.clone()).collect()
-        }
-        Event::JobRemoved { job } => {
-            state.jobs.get(job).map(|j| j.blobs().map(|b| b.digest.clone()).collect()).unwrap_or_default()
-        }
-        Event::DataRemoved { digest } => vec![digest.clone()],
-        _ => Vec::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tl_proto::{ids::PhaseId, spec::parse};
@@ -455,5 +436,56 @@ stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
         blob('d');
         writer.sweep();
         assert!(there('c') && there('d'), "what has just arrived is referred to later");
+    }
+
+    #[test]
+    fn what_a_unit_has_left_goes_when_it_is_done_anew_and_when_its_training_is_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        let blob = |c: char| {
+            let digest = c.to_string().repeat(64);
+            std::fs::write(dir.path().join("blobs").join(&digest), "x").unwrap();
+            Blob { digest, size: 1 }
+        };
+        let there = |c: char| blobs.stat(&c.to_string().repeat(64)).unwrap().0;
+        let mut writer = Writer::open(dir.path(), Deadlines::default(), blobs.clone()).unwrap();
+        let (job, node) = (JobId::from_bits(1), NodeId::from_bits(1));
+        let result = |kind: &str| Command::Result {
+            job: job.clone(),
+            phase: PhaseId::new("main", kind),
+            generation: 1,
+            result: serde_json::json!({}),
+            node: node.clone(),
+            incarnation: "a".into(),
+        };
+        let left = |kind: &str, name: &str, blob: Blob| Command::Artifact {
+            job: job.clone(),
+            phase: PhaseId::new("main", kind),
+            generation: 1,
+            name: name.into(),
+            blob,
+            node: node.clone(),
+        };
+        for command in [submit(1, "k", false), join(&node)] {
+            writer.decide(command).unwrap();
+            writer.settle();
+        }
+        writer.decide(result("probe")).unwrap();
+        let (phase, build, device) = (PhaseId::new("main", "train"), "b".to_owned(), "cpu".to_owned());
+        writer.commit(&[Event::TeachingSplit { job: job.clone(), phase, units: 2, build, device, at: 1 }]).unwrap();
+        writer.settle();
+        for (unit, c) in [("teach-1", 'a'), ("teach-1", 'b'), ("teach-2", 'c')] {
+            writer.decide(left(unit, "features", blob(c))).unwrap();
+            if c != 'a' {
+                writer.decide(result(unit)).unwrap();
+                writer.settle();
+            }
+        }
+        assert_eq!(['a', 'b', 'c'].map(there), [false, true, true], "the newest of each");
+        writer.decide(left("train", Artifact::MODEL, blob('d'))).unwrap();
+        writer.decide(result("train")).unwrap();
+        assert_eq!(['b', 'c', 'd'].map(there), [false, false, true]);
+        let history = writer.look(|s| s.jobs[&job].phases[1].history.clone());
+        assert!(history.iter().any(|(_, line)| line == "2 units of what teachers say: 2 done on `n`"), "{history:?}");
     }
 }

@@ -12,6 +12,7 @@ pub mod courier;
 pub mod datasets;
 pub mod digests;
 pub mod doctor;
+pub mod features;
 pub mod home;
 pub mod hub;
 pub mod inventory;

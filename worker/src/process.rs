@@ -28,6 +28,7 @@ use crate::{
     command::RankCommand,
     courier::{self, Parcel},
     datasets::{DataSets, Lease},
+    features,
     home::Home,
     hub::Models,
     order::{FromRank, MAX_LINE, Order, ToRank},
@@ -213,23 +214,7 @@ async fn start(
         leases.push(lease);
     }
     let (hub, absent) = weights::bring(context, key, &spec, launch.plan).await?;
-    let mut features = Vec::new();
-    for blob in &launch.features {
-        match context.blobs.fetch(blob, &slow).await {
-            Ok(found) => {
-                let path = folder.join(format!("features-{}", features.len()));
-                link(&found, &path).map_err(disk("place what a teacher has said"))?;
-                features.push(path);
-            }
-            // It is computed again.
-            Err(e) => {
-                let (job_id, phase, generation) = (key.job.to_string(), key.phase.to_string(), key.generation);
-                let text = format!("what a teacher has said on another node is computed again: {e}");
-                let code = "features_lost".into();
-                context.outbox.push(Body::Notice(v1::RankNotice { job_id, phase, generation, code, text }));
-            }
-        }
-    }
+    let features = features::bring(context, key, launch, folder, &slow).await;
     let mut resume = Vec::new();
     if key.rank == 0 {
         for checkpoint in &launch.checkpoints {
@@ -306,7 +291,7 @@ async fn checkpoint(
 }
 
 /// Gives a kept file a second name, which stays when the first one goes.
-fn link(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn link(from: &Path, to: &Path) -> io::Result<()> {
     fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(|_| ()))
 }
 

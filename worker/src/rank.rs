@@ -59,6 +59,9 @@ pub use tl_engine::{
     predict::{Asked, Model, Said},
 };
 
+/// Whether the cache has what a teacher has said on another node.
+pub use tl_engine::cache::has as has_features;
+
 /// GPUs, and quick looks at what this machine computes, for the inventory and `tl-worker doctor`.
 pub use tl_engine::{check, gpu, num::simd};
 
@@ -231,8 +234,8 @@ fn work(
     let way = way(&order.devices)?;
     if let Some(unit) = order.unit {
         tracing::info!("unit {} of {} of what teachers say, with {} threads", unit.0 + 1, unit.1, order.threads);
-        pool::run(|| train::teach::unit(&config, unit, &mut link)).map_err(failed)?;
-        return Ok(Some(json!({})));
+        let left = pool::run(|| train::teach::unit(&config, unit, &mut link)).map_err(failed)?;
+        return Ok(Some(json!({ "left": left })));
     }
     tracing::info!("rank {} of {} with {} threads", order.rank, order.addresses.len(), order.threads);
     let report = if way == Way::Solo {

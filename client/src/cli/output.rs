@@ -149,6 +149,13 @@ impl Progress<'_> {
                 bar.finish_and_clear();
             }
         }
+        // That of teachers' units goes with the end of their training.
+        let gone = |id: &String| job.phases.iter().all(|p| p.id != *id);
+        for (_, known) in self.phases.iter_mut().filter(|(id, _)| gone(id)) {
+            if let Some(bar) = known.bar.take() {
+                bar.finish_and_clear();
+            }
+        }
     }
 
     pub fn activity(&mut self, a: &v1::Activity) {

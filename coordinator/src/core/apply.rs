@@ -1,6 +1,6 @@
 //! Carries an event out. Never fails: what does not fit the state any more changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tl_proto::{
     failure::Failure,
@@ -13,6 +13,7 @@ use super::{
     state::{
         Artifact, Attempt, DataSet, Job, JobStatus, Millis, Node, NodeStatus, Phase, PhaseKind, PhaseStatus, Unit,
     },
+    teach,
 };
 
 /// Most lines of history that a phase keeps: its first one, and the newest.
@@ -143,7 +144,11 @@ pub fn apply(state: &mut State, event: &Event) {
             split(state, (job, phase), (*units, build, device), *at);
         }
         Event::UnitLeft { job, phase, reason, at } => with(state, job, phase, |p| {
-            (p.status, p.attempt) = (PhaseStatus::Succeeded, None);
+            // Its nodes are those that have given it up.
+            if p.attempt.take().is_none() {
+                p.nodes.clear();
+            }
+            p.status = PhaseStatus::Succeeded;
             note(p, *at, format!("left to the training: {reason}"));
         }),
         Event::GateJudged { job, phase, said, failure, at } => {
@@ -184,9 +189,8 @@ pub fn apply(state: &mut State, event: &Event) {
             }
         }
         Event::PhaseSucceeded { job, phase, result, at, .. } => {
-            let mut kind = None;
+            gather(state, job, phase, *at);
             with(state, job, phase, |p| {
-                kind = Some(p.kind);
                 p.status = PhaseStatus::Succeeded;
                 p.attempt = None;
                 p.result = Some(result.clone());
@@ -194,9 +198,6 @@ pub fn apply(state: &mut State, event: &Event) {
                 p.checkpoints.clear();
                 note(p, *at, "done".into());
             });
-            if let (Some(PhaseKind::Train), Some(job)) = (kind, state.jobs.get_mut(job)) {
-                job.phases.iter_mut().filter(|p| p.step == phase.step()).for_each(|p| p.output = None);
-            }
         }
         Event::Noted { job, phase, text, at } => with(state, job, phase, |p| note(p, *at, text.clone())),
         Event::JobSucceeded { job, at } => {
@@ -212,7 +213,11 @@ pub fn apply(state: &mut State, event: &Event) {
         Event::JobRetried { job, .. } => {
             if let Some(job) = state.jobs.get_mut(job) {
                 (job.status, job.finished_ms, job.failure) = (JobStatus::Active, None, None);
-                for p in job.phases.iter_mut().filter(|p| p.status.is_lost()) {
+                // Of units what was left is tried again, too, unless their ranks have begun with it.
+                let begun = job.phases.iter().filter(|p| p.kind == PhaseKind::Train && p.generation > 0);
+                let begun: BTreeSet<String> = begun.map(|p| p.step.clone()).collect();
+                let left = |p: &Phase| p.is_left() && p.output.is_none() && !begun.contains(&p.step);
+                for p in job.phases.iter_mut().filter(|p| p.status.is_lost() || left(p)) {
                     p.status = PhaseStatus::Waiting;
                     p.not_before_ms = 0;
                     p.failures.clear();
@@ -300,6 +305,22 @@ fn split(
         note(waits, at, format!("what teachers say is worked out first, in {units} units"));
     }
     drop(job.phases.splice(place..place, parts));
+}
+
+/// The units of a step whose training is done become one line of its history: a large pipeline would carry thousands along.
+fn gather(state: &mut State, job: &JobId, train: &PhaseId, at: Millis) {
+    let Some(job) = state.jobs.get_mut(job) else { return };
+    let units: Vec<&Phase> = job.units(train.step()).collect();
+    if units.is_empty() || job.phase(train).is_none_or(|p| p.kind != PhaseKind::Train) {
+        return;
+    }
+    let said = teach::came_to(&state.nodes, &units);
+    let gone: BTreeSet<PhaseId> = units.into_iter().map(|p| p.id.clone()).collect();
+    job.phases.retain(|p| !gone.contains(&p.id));
+    if let Some(p) = job.phases.iter_mut().find(|p| p.id == *train) {
+        p.needs.retain(|need| !gone.contains(need));
+        note(p, at, said);
+    }
 }
 
 /// A phase has failed for good. What needs it is not run.

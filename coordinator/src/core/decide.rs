@@ -130,15 +130,20 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
             if !attempt.placements.first().is_some_and(|p| p.is_on(&node, &incarnation)) {
                 return Err(Refusal::Stale);
             }
-            let leaves = known.kind == PhaseKind::Train;
-            if !leaves || state.jobs.get(&job).is_some_and(|j| j.has_left(&known.step)) {
+            let arrived = match known.kind {
+                PhaseKind::Train => state.jobs.get(&job).is_some_and(|j| j.has_left(&known.step)),
+                // It says whether it has left anything.
+                PhaseKind::Teach => known.output.is_some() || result["left"] != serde_json::Value::Bool(true),
+                PhaseKind::Probe | PhaseKind::Gate => true,
+            };
+            if arrived {
                 return Ok(vec![Event::PhaseSucceeded { job, phase, generation, result, at: now }]);
             }
             if attempt.exited.get(&0).is_some_and(Option::is_some) {
                 return Err(Refusal::Stale);
             }
             // Its files were sent before its result: what is not here will not come, and is made again.
-            let message = format!("what step `{}` left did not arrive in the blob store", known.step);
+            let message = format!("what `{}` left did not arrive in the blob store", known.id);
             let failure = Some(Failure::new(FailureClass::Disk, message, "`tlctl show` has what its node said of it"));
             Ok(vec![Event::RankExited { job, phase, generation, rank: 0, failure, at: now }])
         }

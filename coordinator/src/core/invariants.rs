@@ -73,8 +73,8 @@ fn shared_out(job: &Job, phase: &Phase) -> Result<(), String> {
         if !phase.needs.contains(&other.id) {
             return Err(format!("it does not wait for {}", other.id));
         }
-        if phase.status == PhaseStatus::Succeeded && other.output.is_some() {
-            return Err(format!("{} keeps an output that nobody needs", other.id));
+        if phase.status == PhaseStatus::Succeeded {
+            return Err(format!("{} is there, and nobody needs it any more", other.id));
         }
     }
     // Each part once.

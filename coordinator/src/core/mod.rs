@@ -13,6 +13,7 @@ pub mod invariants;
 mod models;
 mod placement;
 mod plan;
+mod stake;
 mod state;
 mod teach;
 #[cfg(test)]
@@ -24,8 +25,10 @@ pub use command::{Command, Refusal};
 pub use decide::decide;
 pub use event::{End, Event};
 pub use plan::{Context, plan};
+pub use stake::blobs_at_stake;
 pub use state::{
     Artifact, Attempt, Blob, DataSet, Job, JobStatus, Millis, Model, Node, NodeStatus, Phase, PhaseKind, PhaseStatus,
     Placement, Slot, State, Unit,
 };
+pub use teach::came_to;
 pub use why::{Wait, why};

@@ -6,7 +6,8 @@ use tl_proto::{hardware::kind, ids::NodeId, spec::Device};
 
 use super::{
     State,
-    state::{NodeStatus, Placement, Unit},
+    state::{NodeStatus, Placement},
+    teach::Reach,
 };
 
 /// Slots that a gang could use.
@@ -43,12 +44,12 @@ impl Group<'_> {
     }
 }
 
-/// What there is for a job that wants `need` ranks or more on `device`, or for a `unit` of it, besides what is `taken` in
-/// this round, once `back` is given back. Who takes any device gets GPUs where those are enough.
+/// What there is for a job that wants `need` ranks or more on `device`, or for a unit of it within its `reach`, besides what
+/// is `taken` in this round, once `back` is given back. Who takes any device gets GPUs where those are enough.
 pub(super) fn room(
     state: &State,
     (device, need): (Device, usize),
-    unit: Option<&Unit>,
+    reach: Option<&Reach<'_>>,
     taken: &BTreeSet<(NodeId, u32)>,
     back: &[Placement],
 ) -> Room {
@@ -63,7 +64,7 @@ pub(super) fn room(
             Device::Cpu => d == "cpu",
             Device::Cuda => kind(d) == "cuda",
         };
-        let of_use = |d: &str| unit.is_none_or(|unit| unit.runs_on(&node.build, d));
+        let of_use = |d: &str| reach.is_none_or(|reach| reach.has(id, &node.build, d));
         let slots = node.slots.iter().filter(|s| fits(&s.device) && of_use(&s.device));
         if node.status == NodeStatus::Unknown {
             room.unknown += slots.count();

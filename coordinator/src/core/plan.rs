@@ -13,7 +13,7 @@ use super::{
     End, Event, State, gate,
     placement::room,
     state::{Attempt, Job, JobStatus, Millis, NodeStatus, Phase, PhaseKind, PhaseStatus, Placement},
-    teach,
+    teach::{self, Reach},
 };
 
 /// How long the state of a rank that has stopped may take to the blob store, at least.
@@ -154,8 +154,9 @@ fn grow(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attempt
         return None;
     }
     let device = job.step_spec(&phase.step)?.cluster.device;
-    let unit = phase.unit.as_ref();
-    let anew = room(state, (device, fewest), unit, &BTreeSet::new(), &attempt.placements).free.len().min(most);
+    let reach = job.reach(phase);
+    let anew = room(state, (device, fewest), reach.as_ref(), &BTreeSet::new(), &attempt.placements);
+    let anew = anew.free.len().min(most);
     let more = anew.checked_sub(has).filter(|more| *more > 0)?;
     if somebody_waits(state) {
         return None;
@@ -165,12 +166,15 @@ fn grow(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attempt
 
 /// Whether a phase waits that fits the slots there are, free or not.
 fn somebody_waits(state: &State) -> bool {
-    let most = |d: Device| room(state, (d, 0), None, &BTreeSet::new(), &[]).most;
-    let reach = [Device::Auto, Device::Cpu, Device::Cuda].map(|d| (d, most(d)));
-    let fits = |device: Device, need: usize| reach.iter().any(|(d, most)| *d == device && need <= *most);
+    let most = |d: Device, reach: Option<&Reach<'_>>| room(state, (d, 0), reach, &BTreeSet::new(), &[]).most;
+    let all = [Device::Auto, Device::Cpu, Device::Cuda].map(|d| (d, most(d, None)));
+    let fits = |device: Device, need: usize| all.iter().any(|(d, most)| *d == device && need <= *most);
     queue(state).into_iter().any(|(_, job, phase)| {
         let spec = job.step_spec(&phase.step);
-        spec.zip(ranks(job, phase)).is_some_and(|(spec, (fewest, _))| fits(spec.cluster.device, fewest))
+        spec.zip(ranks(job, phase)).is_some_and(|(spec, (fewest, _))| match job.reach(phase) {
+            None => fits(spec.cluster.device, fewest),
+            Some(reach) => fewest <= most(spec.cluster.device, Some(&reach)),
+        })
     })
 }
 
@@ -185,14 +189,16 @@ pub(super) fn ranks(job: &Job, phase: &Phase) -> Option<(usize, usize)> {
     })
 }
 
-/// Phases that could start, most urgent first.
+/// Phases that could start, most urgent first; with them trainings that will when their units are done, so that nobody who
+/// comes later takes the slots that they need then.
 pub(super) fn queue(state: &State) -> Vec<(&JobId, &Job, &Phase)> {
     let mut queue: Vec<_> = state
         .jobs
         .iter()
         .filter(|(_, j)| j.status == JobStatus::Active)
         .flat_map(|(id, j)| j.phases.iter().map(move |p| (id, j, p)))
-        .filter(|(_, j, p)| p.kind != PhaseKind::Gate && p.status == PhaseStatus::Waiting && j.is_unblocked(p))
+        .filter(|(_, j, p)| p.kind != PhaseKind::Gate && p.status == PhaseStatus::Waiting)
+        .filter(|(_, j, p)| j.is_unblocked(p) || j.awaits_units(p))
         .collect();
     queue.sort_by_key(|(id, j, _)| (std::cmp::Reverse(j.spec.job.priority), j.submitted_ms, (*id).clone()));
     queue
@@ -201,19 +207,29 @@ pub(super) fn queue(state: &State) -> Vec<(&JobId, &Job, &Phase)> {
 fn placements(state: &State, context: &Context<'_>) -> Vec<Event> {
     let mut events = Vec::new();
     let mut taken: BTreeSet<(NodeId, u32)> = BTreeSet::new();
+    // Steps of which one unit had no room: nor have the others.
+    let mut full: BTreeSet<(&JobId, &str)> = BTreeSet::new();
     for (id, job, phase) in queue(state) {
         let Some((fewest, most)) = ranks(job, phase) else { continue };
         let Some(spec) = job.step_spec(&phase.step) else { continue };
-        if phase.not_before_ms > context.now {
+        let unit_without_room = phase.unit.is_some() && full.contains(&(id, phase.step.as_str()));
+        if phase.not_before_ms > context.now || unit_without_room {
             continue;
         }
-        let room = room(state, (spec.cluster.device, fewest), phase.unit.as_ref(), &taken, &[]);
+        let room = room(state, (spec.cluster.device, fewest), job.reach(phase).as_ref(), &taken, &[]);
         if room.free.len() < fewest {
             // A unit keeps nobody from slots that are of no use to it.
-            if room.most >= fewest && phase.unit.is_none() {
+            if phase.unit.is_some() {
+                full.insert((id, phase.step.as_str()));
+            } else if room.most >= fewest {
                 // It will fit when others are done: whoever comes later must not keep it waiting for ever.
                 break;
             }
+            continue;
+        }
+        if !job.is_unblocked(phase) {
+            // Its units come first, and what it needs after them is kept for it.
+            taken.extend(room.free.into_iter().take(fewest).map(|p| (p.node, p.slot)));
             continue;
         }
         if let Some(split) = teach::split(state, context, (id, job, phase), &room.free, most.min(room.free.len())) {

@@ -331,6 +331,11 @@ impl Placement {
 }
 
 impl Phase {
+    /// Whether it is a unit that was not done, and left to the training.
+    pub fn is_left(&self) -> bool {
+        self.unit.is_some() && self.status == PhaseStatus::Succeeded && self.result.is_none()
+    }
+
     /// Whether a rank of the newest attempt is or was on a node.
     pub fn was_on(&self, node: &NodeId) -> bool {
         // An attempt that was stored by an older release has its placements only.

@@ -4,25 +4,41 @@
 //! more slots of its kind are idle than its gang takes, and their help lets it begin sooner by `teach_saves_ms` at least.
 //! Else its ranks compute what teachers say, as they do of whatever a unit has not left.
 //!
-//! A unit is a phase of its own, on one slot. So its lease is that of its node, and losses, silence, drains, cancelled and
-//! retried jobs, restarts of the coordinator and the reasons of waits are those of every phase; there is nothing else.
+//! A unit is a phase of its own, on one slot, and is placed, lost and placed anew as every phase. What is its own: it never
+//! fails its job, but is left to the training; a node on which one was given up gets no other one of the step; while units
+//! are open, their training keeps its place in the queue; and when that is done, they are one line of its history.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use tl_proto::{
     hardware::kind,
     ids::{JobId, NodeId},
+    spec::Source,
     teaching::Teaching,
 };
 
 use super::{
     Event, State,
-    plan::Context,
-    state::{Job, Millis, NodeStatus, Phase, PhaseKind, PhaseStatus, Placement, Unit},
+    placement::room,
+    plan::{Context, ranks},
+    state::{Job, Millis, Node, Phase, PhaseKind, PhaseStatus, Placement, Unit},
 };
 
-impl Unit {
-    /// Whether it may run on such a slot: records of others are of no use to those that wait for it.
-    pub(super) fn runs_on(&self, build: &str, device: &str) -> bool {
-        self.build == build && self.device == kind(device)
+/// Nodes that may give up units of a step until the others are left to the training, too.
+const BAD_NODES: usize = 1;
+
+/// Where a unit may run.
+pub(super) struct Reach<'a> {
+    unit: &'a Unit,
+    /// Where others of its step were given up.
+    bad: BTreeSet<&'a NodeId>,
+}
+
+impl Reach<'_> {
+    /// Whether it may run on such a slot. Records of another build, which names the numbers that its machine computes, or of
+    /// another kind of device are of no use to those that wait for it.
+    pub(super) fn has(&self, node: &NodeId, build: &str, device: &str) -> bool {
+        self.unit.build == build && self.unit.device == kind(device) && !self.bad.contains(node)
     }
 }
 
@@ -30,6 +46,21 @@ impl Job {
     /// The units of a step.
     pub fn units(&self, step: &str) -> impl Iterator<Item = &Phase> {
         self.phases.iter().filter(move |p| p.kind == PhaseKind::Teach && p.step == step)
+    }
+
+    /// Whether units are open that a training waits for: then it waits for nothing else, for its probe came before them.
+    pub(super) fn awaits_units(&self, phase: &Phase) -> bool {
+        phase.kind == PhaseKind::Train && self.units(&phase.step).any(|unit| unit.status.is_open())
+    }
+
+    /// Where a unit may run; nothing of other phases.
+    pub(super) fn reach<'a>(&'a self, phase: &'a Phase) -> Option<Reach<'a>> {
+        Some(Reach { unit: phase.unit.as_ref()?, bad: self.bad_nodes(&phase.step) })
+    }
+
+    /// Nodes on which units of a step were given up.
+    fn bad_nodes(&self, step: &str) -> BTreeSet<&NodeId> {
+        self.units(step).filter(|unit| unit.is_left()).flat_map(|unit| &unit.nodes).collect()
     }
 
     /// What the probe of a step has found of its teachers' work.
@@ -59,7 +90,11 @@ pub(super) fn split(
     if probe.nodes.first().and_then(build) != Some(here) {
         return None;
     }
-    if 1_000.0 * teaching.saved(gang, idle.len()) < context.deadlines.teach_saves_ms as f64 {
+    let nodes: BTreeSet<&NodeId> = idle.iter().take(gang).map(|p| &p.node).collect();
+    let beyond = idle.iter().any(|p| !nodes.contains(&p.node));
+    let brought = if beyond { brought(state, job, &phase.step) } else { 0 };
+    let saved = teaching.saved((gang, nodes.len()), idle.len(), brought);
+    if 1_000.0 * saved < context.deadlines.teach_saves_ms as f64 {
         return None;
     }
     Some(Event::TeachingSplit {
@@ -72,15 +107,54 @@ pub(super) fn split(
     })
 }
 
-/// Units of a job for which no node is there any more.
+/// Bytes that a node must have before it can do a unit of a step.
+fn brought(state: &State, job: &Job, step: &str) -> u64 {
+    let Some(spec) = job.pinned_spec(step) else { return 0 };
+    let data = spec.pushed().into_iter().filter_map(|digest| state.data.get(digest)).map(|set| set.size);
+    let inputs = job.inputs(&spec).into_values().map(|blob| blob.size);
+    // The sizes of sources are what a node says.
+    let hub = job.sources(step).iter().map(Source::bytes).fold(0, u64::saturating_add);
+    data.chain(inputs).fold(hub, u64::saturating_add)
+}
+
+/// Units of a job that wait in vain.
 pub(super) fn left(state: &State, id: &JobId, job: &Job, at: Millis) -> Vec<Event> {
-    let there = |unit: &Unit| {
-        let mut usable = state.nodes.values().filter(|n| n.status != NodeStatus::Lost && !n.draining);
-        usable.any(|n| n.slots.iter().any(|s| unit.runs_on(&n.build, &s.device)))
+    let mut events = Vec::new();
+    for train in job.phases.iter().filter(|p| p.status == PhaseStatus::Waiting && job.awaits_units(p)) {
+        let waiting: Vec<&Phase> = job.units(&train.step).filter(|p| p.status == PhaseStatus::Waiting).collect();
+        let Some(reason) = waiting.first().and_then(|unit| in_vain(state, job, train, unit)) else { continue };
+        let event = |p: &Phase| Event::UnitLeft { job: id.clone(), phase: p.id.clone(), reason: reason.into(), at };
+        events.extend(waiting.into_iter().map(event));
+    }
+    events
+}
+
+/// Why a unit, and with it all that wait beside it, is not worth waiting for, if so.
+fn in_vain(state: &State, job: &Job, train: &Phase, unit: &Phase) -> Option<&'static str> {
+    if job.bad_nodes(&train.step).len() > BAD_NODES {
+        return Some("others were given up on two nodes");
+    }
+    if job.units(&train.step).any(|p| p.status == PhaseStatus::Running) {
+        return None;
+    }
+    let (device, (fewest, _)) = (job.step_spec(&train.step)?.cluster.device, ranks(job, train)?);
+    let free = |need: usize, reach: Option<&Reach<'_>>| {
+        room(state, (device, need), reach, &BTreeSet::new(), &[]).free.len() >= need
     };
-    let waiting = job.phases.iter().filter(|p| p.status == PhaseStatus::Waiting);
-    let lost = waiting.filter(|p| p.unit.as_ref().is_some_and(|unit| !there(unit)));
-    let reason = "no node is left that computes what its ranks would";
-    let event = |p: &Phase| Event::UnitLeft { job: id.clone(), phase: p.id.clone(), reason: reason.into(), at };
-    lost.map(event).collect()
+    let elsewhere = !free(1, job.reach(unit).as_ref()) && free(fewest, None);
+    elsewhere.then_some("no slot is free that computes what its ranks would, and they can begin on others")
+}
+
+/// What units of a step that are over have come to, in a line.
+pub fn came_to(nodes: &BTreeMap<NodeId, Node>, units: &[&Phase]) -> String {
+    let mut by_node: BTreeMap<&str, usize> = BTreeMap::new();
+    for node in units.iter().filter(|unit| unit.result.is_some()).filter_map(|unit| unit.nodes.first()) {
+        *by_node.entry(nodes.get(node).map_or(node.as_str(), |n| &n.name)).or_default() += 1;
+    }
+    let mut parts: Vec<String> = by_node.into_iter().map(|(name, done)| format!("{done} done on `{name}`")).collect();
+    let again: u64 = units.iter().map(|unit| unit.generation.saturating_sub(1)).sum();
+    let left = units.iter().filter(|unit| unit.is_left()).count();
+    parts.extend((again > 0).then(|| format!("{again} begun anew")));
+    parts.extend((left > 0).then(|| format!("{left} left to the training")));
+    format!("{} units of what teachers say: {}", units.len(), parts.join(", "))
 }

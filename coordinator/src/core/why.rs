@@ -198,7 +198,9 @@ pub fn why(state: &State, id: &JobId, now: Millis) -> Option<Wait> {
 /// What a job waits for of which nothing runs.
 fn waits(state: &State, id: &JobId, job: &Job, now: Millis) -> Option<Wait> {
     let queue = queue(state);
-    let Some((_, _, phase)) = queue.iter().find(|(j, _, _)| *j == id) else { return Some(Wait::Starting) };
+    // A training that waits for its units says nothing: they do.
+    let own = queue.iter().find(|(j, _, p)| *j == id && job.is_unblocked(p));
+    let Some((_, _, phase)) = own else { return Some(Wait::Starting) };
     if phase.not_before_ms > now {
         let failure = phase.last_failure.as_ref().map(ToString::to_string).unwrap_or_default();
         return Some(Wait::Backoff { left_ms: phase.not_before_ms - now, failure });
@@ -208,7 +210,7 @@ fn waits(state: &State, id: &JobId, job: &Job, now: Millis) -> Option<Wait> {
     }
     let need = ranks(job, phase)?.0;
     let device = job.step_spec(&phase.step)?.cluster.device;
-    let room = room(state, (device, need), phase.unit.as_ref(), &BTreeSet::new(), &[]);
+    let room = room(state, (device, need), job.reach(phase).as_ref(), &BTreeSet::new(), &[]);
     let free = room.free.len();
     Some(if free >= need {
         queue.first().filter(|(j, _, _)| *j != id).map_or(Wait::Starting, |(j, _, _)| Wait::Behind((*j).clone()))

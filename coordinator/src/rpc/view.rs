@@ -1,7 +1,5 @@
 //! The state as messages.
 
-use std::collections::BTreeMap;
-
 use tl_proto::{
     compare::Comparison,
     ids::{JobId, NodeId, PhaseId},
@@ -109,24 +107,20 @@ fn units(state: &State, all: &[&core::Phase], first: &core::Phase, whole: bool) 
     }
 }
 
-/// What happened to units that did not go as usual, and, in the end, how many each node has done. Whoever follows sees lines
-/// come at the end only.
+/// What happened to units that did not go as usual, and, in the end, what all have come to. Whoever follows sees lines come at
+/// the end only: what is told of a unit begins when it no longer goes as usual.
 fn told(state: &State, all: &[&core::Phase]) -> Vec<String> {
     let mut lines: Vec<(u64, String)> = Vec::new();
     // One that went as usual has begun and is done.
-    let left = |unit: &core::Phase| unit.status == PhaseStatus::Succeeded && unit.result.is_none();
-    for unit in all.iter().filter(|unit| unit.history.len() > 2 || left(unit)) {
+    for unit in all.iter().filter(|unit| unit.history.len() > 2 || unit.is_left()) {
         let part = unit.unit.as_ref().map_or(0, |unit| unit.part + 1);
-        lines.extend(unit.history.iter().map(|(at, text)| (*at, format!("unit {part}: {text}"))));
+        let since = unit.history.get(2).or(unit.history.last()).map_or(0, |(at, _)| *at);
+        lines.extend(unit.history.iter().map(|(at, text)| (since.max(*at), format!("unit {part}: {text}"))));
     }
     lines.sort_by_key(|(at, _)| *at);
     let mut told: Vec<String> = lines.into_iter().map(|(_, line)| line).collect();
     if all.iter().all(|unit| unit.status == PhaseStatus::Succeeded) {
-        let mut by_node: BTreeMap<&str, usize> = BTreeMap::new();
-        for node in all.iter().filter(|unit| unit.result.is_some()).filter_map(|unit| unit.nodes.first()) {
-            *by_node.entry(state.nodes.get(node).map_or(node.as_str(), |n| &n.name)).or_default() += 1;
-        }
-        told.extend(by_node.into_iter().map(|(name, done)| format!("{done} of {} units done on `{name}`", all.len())));
+        told.push(core::came_to(&state.nodes, all));
     }
     told
 }
@@ -185,10 +179,12 @@ pub fn node(state: &State, id: &NodeId) -> Option<v1::Node> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use tl_proto::spec::parse;
 
     use super::*;
-    use crate::core::{Event, Placement, Slot, apply};
+    use crate::core::{End, Event, Placement, Slot, apply};
 
     const JOB: &str = r#"
 schema = 1
@@ -209,7 +205,7 @@ stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
             let (job, result) = (id.clone(), serde_json::Value::Null);
             Event::PhaseSucceeded { job, phase: phase(kind), generation: 1, result, at }
         };
-        let starts = |kind: &str| {
+        let starts = |kind: &str, at: u64| {
             let (job, secret) = (id.clone(), String::new());
             let (address, device, incarnation) = ("h:1".to_owned(), "cpu".to_owned(), "a".to_owned());
             let placement = Placement { node: node.clone(), incarnation, slot: 0, address, weight: 1, device };
@@ -245,9 +241,9 @@ stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
                 device: "cpu".into(),
                 at,
             },
-            starts("teach-1"),
+            starts("teach-1", at),
             done("teach-1"),
-            starts("teach-2"),
+            starts("teach-2", at),
         ] {
             apply(&mut state, &event);
         }
@@ -265,18 +261,31 @@ stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
         assert_eq!((activity.phase.as_str(), activity.done, activity.total), ("main/teach", 1, 3));
         assert_eq!(phases[1].ranks.iter().map(|r| r.rank).collect::<Vec<_>>(), [1]);
         assert!(phases[1].history.is_empty(), "all goes as usual: {:?}", phases[1].history);
+        // Whoever follows sees lines come at the end only, also those of a unit that ran before another went wrong.
+        let again = |kind: &str, at: u64| {
+            let (job, end) = (id.clone(), End::Replan { reason: "the node is drained".into() });
+            Event::AttemptEnded { job, phase: phase(kind), generation: 1, end, at }
+        };
         let reason = "it is too large".to_owned();
+        let mut seen: Vec<String> = Vec::new();
         for event in [
+            starts("teach-3", 2),
+            again("teach-3", 5),
+            starts("teach-3", 6),
+            again("teach-2", 7),
+            starts("teach-2", 8),
             done("teach-2"),
-            starts("teach-3"),
-            Event::UnitLeft { job: id.clone(), phase: phase("teach-3"), reason, at },
+            Event::UnitLeft { job: id.clone(), phase: phase("teach-3"), reason, at: 9 },
         ] {
             apply(&mut state, &event);
+            let now = shown(&state)[1].history.clone();
+            assert!(now.starts_with(&seen), "{seen:?} {now:?}");
+            seen = now;
         }
         let phases = shown(&state);
         assert_eq!(phases[1].status, "succeeded");
         let told = &phases[1].history;
         assert!(told.contains(&"unit 3: left to the training: it is too large".to_owned()), "{told:?}");
-        assert_eq!(told.last().unwrap(), "2 of 3 units done on `n1`");
+        assert_eq!(told.last().unwrap(), "3 units of what teachers say: 2 done on `n1`, 1 left to the training");
     }
 }

@@ -1,7 +1,7 @@
 //! What teachers say, in units: when they are made, who does them, and what becomes of those that are lost.
 
 use serde_json::json;
-use tl_proto::teaching::Teaching;
+use tl_proto::{spec::Pushed, teaching::Teaching};
 
 use super::*;
 
@@ -9,7 +9,7 @@ use super::*;
 fn probed(w: &mut World, n: u128, seconds: f64) {
     let mut command = w.result(n, "probe");
     if let Command::Result { result, .. } = &mut command {
-        *result = json!({ "teaching": Teaching { rows: 1_000, seconds, bytes: 0 } });
+        *result = json!({ "teaching": Teaching { rows: 1_000, seconds, ..Teaching::default() } });
     }
     // In a random history there may be none that runs.
     let _ = w.command(command);
@@ -83,6 +83,144 @@ fn idle_slots_beyond_the_gang_take_units_and_the_training_has_what_all_of_them_l
     w.succeed(1, "train");
     assert_eq!(w.state.jobs[&job(1)].status, JobStatus::Succeeded);
     assert!(!w.state.needs_blob("of teach-1"));
+    // Of all units one line is left.
+    let phases = &w.state.jobs[&job(1)].phases;
+    assert_eq!(phases.iter().map(|p| p.kind).collect::<Vec<_>>(), [PhaseKind::Probe, PhaseKind::Train]);
+    assert_eq!(phases[1].needs, [PhaseId::new("main", "probe")]);
+    let told = "12 units of what teachers say: 4 done on `n1`, 4 done on `n2`, 4 done on `n3`";
+    assert!(phases[1].history.iter().any(|(_, line)| line == told), "{:?}", phases[1].history);
+}
+
+#[test]
+fn whoever_comes_later_does_not_take_the_slots_that_the_training_needs_after_its_units() {
+    let mut w = World::new();
+    w.join(4, "a", 1).unwrap();
+    w.submit(9, "\"1..4\"", 0);
+    w.succeed(9, "probe");
+    for n in 1..=3 {
+        w.join(n, "a", 1).unwrap();
+    }
+    w.submit(1, "2", 0);
+    probed(&mut w, 1, 60.0);
+    w.submit(2, "1", 0);
+    for unit in 1..=5 {
+        done(&mut w, 1, &format!("teach-{unit}"));
+        // One slot is free after the fourth unit and two are after the fifth: the gang takes two.
+        assert_eq!((w.ranks(1), w.phase(2, "probe").generation), (0, 0), "after unit {unit}");
+    }
+    assert_eq!(w.why(2), "behind");
+    // Nor does a gang that runs grow onto them.
+    w.after(6_000);
+    assert!(w.phase(9, "train").attempt.as_ref().unwrap().stopping.is_none());
+    done(&mut w, 1, "teach-6");
+    assert_eq!((w.ranks(1), w.phase(2, "probe").generation), (2, 1));
+}
+
+#[test]
+fn units_that_no_slot_is_free_for_keep_no_training_from_others() {
+    let mut w = World::new();
+    for (n, build) in [(1, "b"), (2, "b"), (3, "b"), (4, "c")] {
+        w.join_build(n, "a", 1, build).unwrap();
+    }
+    w.submit(1, "1", 0);
+    probed(&mut w, 1, 120.0);
+    // A more urgent gang takes every slot of their build, as they fall free.
+    w.submit(2, "3", 5);
+    w.succeed(2, "probe");
+    for unit in 1..=3 {
+        assert_eq!((w.ranks(1), w.ranks(2)), (0, 0), "before unit {unit}");
+        done(&mut w, 1, &format!("teach-{unit}"));
+    }
+    assert_eq!((w.ranks(1), w.ranks(2)), (1, 3));
+    let at = w.phase(1, "train").attempt.as_ref().unwrap().placements[0].node.clone();
+    assert_eq!(at, node(4));
+    let said = &w.phase(1, "teach-4").history.last().unwrap().1;
+    assert!(said.contains("no slot is free"), "{said}");
+}
+
+#[test]
+fn the_loss_of_all_nodes_for_a_while_loses_no_unit() {
+    let mut w = world();
+    probed(&mut w, 1, 30.0);
+    for n in 1..=3 {
+        w.command(Command::Disconnect { node: node(n), incarnation: "a".into() }).unwrap();
+    }
+    w.after(10_000);
+    assert!(running(&w, 1).is_empty() && w.ranks(1) == 0);
+    w.join(2, "b", 1).unwrap();
+    assert_eq!(running(&w, 1), [("teach-1".to_owned(), node(2))]);
+}
+
+#[test]
+fn a_node_that_gives_up_one_unit_gets_no_other_and_two_such_nodes_end_them() {
+    let mut w = world();
+    probed(&mut w, 1, 120.0);
+    fails(&mut w, 1, "teach-1", FailureClass::User);
+    let at = |unit: &str, n: u128| (unit.to_owned(), node(n));
+    assert_eq!(running(&w, 1), [at("teach-2", 2), at("teach-3", 3)]);
+    done(&mut w, 1, "teach-2");
+    assert_eq!(running(&w, 1), [at("teach-3", 3), at("teach-4", 2)]);
+    fails(&mut w, 1, "teach-3", FailureClass::OutOfMemory);
+    assert_eq!(running(&w, 1), [at("teach-4", 2)], "what runs may end");
+    assert_eq!(w.state.jobs[&job(1)].units("main").filter(|p| p.is_left()).count(), 10);
+    done(&mut w, 1, "teach-4");
+    assert_eq!(w.ranks(1), 1);
+    // Who tries the job again tries the units again only if its training has not begun.
+    w.command(Command::Cancel { job: job(1) }).unwrap();
+    w.command(Command::Retry { job: job(1) }).unwrap();
+    w.plan();
+    assert_eq!((w.ranks(1), running(&w, 1).len()), (1, 0));
+    let mut w = world();
+    probed(&mut w, 1, 30.0);
+    fails(&mut w, 1, "teach-1", FailureClass::User);
+    w.command(Command::Cancel { job: job(1) }).unwrap();
+    w.command(Command::Retry { job: job(1) }).unwrap();
+    w.plan();
+    assert_eq!(running(&w, 1).len(), 3);
+}
+
+#[test]
+fn a_unit_whose_file_did_not_arrive_is_done_again() {
+    let mut w = world();
+    probed(&mut w, 1, 30.0);
+    let says_left = |w: &World, left: bool| {
+        let mut command = w.result(1, "teach-1");
+        if let Command::Result { result, .. } = &mut command {
+            *result = json!({ "left": left });
+        }
+        command
+    };
+    w.command(says_left(&w, true)).unwrap();
+    w.plan();
+    let unit = w.phase(1, "teach-1");
+    assert_eq!((unit.status, unit.failures[&FailureClass::Disk]), (PhaseStatus::Waiting, 1));
+    w.after(5_000);
+    assert_eq!(w.phase(1, "teach-1").generation, 2);
+    // It may have had nothing to leave.
+    w.command(says_left(&w, false)).unwrap();
+    assert_eq!(w.phase(1, "teach-1").status, PhaseStatus::Succeeded);
+}
+
+#[test]
+fn what_must_be_brought_to_other_nodes_first_is_time_that_is_not_saved() {
+    let begins = |size: u64, slots: &[u32]| {
+        let mut w = World::new();
+        for (n, slots) in slots.iter().enumerate() {
+            w.join(1 + n as u128, "a", *slots).unwrap();
+        }
+        let digest = "a".repeat(64);
+        let (blob, name) = (Blob { digest: digest.clone(), size }, "d".into());
+        w.command(Command::PushData { blob, name, files: 1 }).unwrap();
+        let mut spec = spec("1", 0);
+        let data = spec.data.as_mut().unwrap();
+        (data.format, data.train, data.val) = ("idx".into(), Pushed::name(&digest), Pushed::name(&digest));
+        w.submit_spec(1, spec);
+        probed(&mut w, 1, 24.0);
+        w.ranks(1)
+    };
+    // On two slots 24 seconds become 12, and 100 MB take two more.
+    assert_eq!((begins(99_000_000, &[1, 1]), begins(101_000_000, &[1, 1])), (0, 1));
+    assert_eq!((begins(1 << 40, &[2, 1]), begins(1 << 40, &[2])), (1, 0), "the node that trains needs them anyway");
 }
 
 #[test]

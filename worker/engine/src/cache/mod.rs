@@ -10,12 +10,13 @@ mod parcel;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
+    io::{BufReader, Read},
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
 pub use packed::{Packed, Top};
-pub use parcel::{Parcel, unpack};
+pub use parcel::{Parcel, has, unpack};
 
 use crate::{Result, collective, files};
 
@@ -55,17 +56,44 @@ impl Space {
         self.width
     }
 
+    /// The segments that are here and not too large, in the order of their names.
+    fn segments(&self) -> Vec<PathBuf> {
+        let listing = std::fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|f| f.path());
+        let mut segments: Vec<PathBuf> = listing.filter(|p| p.extension().is_some_and(|e| e == "seg")).collect();
+        segments.retain(|p| !std::fs::metadata(p).is_ok_and(|m| m.len() > MAX_SEGMENT));
+        segments.sort();
+        segments
+    }
+
+    /// How many of the wanted records are here, as far as their keys tell: only those are read, and nothing is changed.
+    pub fn holds(&self, wanted: &BTreeSet<Key>) -> usize {
+        let keys = self.segments().into_iter().flat_map(|path| self.keys(&path).unwrap_or_default());
+        keys.filter(|key| wanted.contains(key)).collect::<BTreeSet<Key>>().len()
+    }
+
+    /// The keys of a segment; none of one that cannot be whole.
+    fn keys(&self, path: &Path) -> std::io::Result<Vec<Key>> {
+        let mut file = BufReader::new(File::open(path)?);
+        let (mut width, values) = ([0; 8], 4 * self.width as u64);
+        file.read_exact(&mut width)?;
+        // Beside the records there are the width and the seal.
+        let bytes = file.get_ref().metadata()?.len().saturating_sub(8 + 32);
+        if u64::from_le_bytes(width) != self.width as u64 || !bytes.is_multiple_of(32 + values) {
+            return Ok(Vec::new());
+        }
+        let mut one = || -> std::io::Result<Key> {
+            let mut key = Key::default();
+            file.read_exact(&mut key)?;
+            file.seek_relative(values as i64)?;
+            Ok(key)
+        };
+        (0..bytes / (32 + values)).map(|_| one()).collect()
+    }
+
     /// The wanted records that are here, and how many segments were not whole.
     pub fn read(&self, wanted: &BTreeSet<Key>) -> (BTreeMap<Key, Vec<f32>>, usize) {
         let (mut records, mut damaged) = (BTreeMap::new(), 0);
-        let Ok(listing) = std::fs::read_dir(&self.dir) else { return (records, 0) };
-        let mut segments: Vec<PathBuf> =
-            listing.flatten().map(|f| f.path()).filter(|p| p.extension().is_some_and(|e| e == "seg")).collect();
-        segments.sort();
-        for path in segments {
-            if std::fs::metadata(&path).is_ok_and(|m| m.len() > MAX_SEGMENT) {
-                continue;
-            }
+        for path in self.segments() {
             // What cannot be read now may be readable another time.
             let Ok(bytes) = std::fs::read(&path) else { continue };
             let whole = files::unseal(bytes);
@@ -76,8 +104,7 @@ impl Space {
                         records.entry(key).or_insert(values);
                     }
                     if records.len() > before {
-                        // Its age is when it was last of use.
-                        let _ = File::open(&path).and_then(|f| f.set_modified(SystemTime::now()));
+                        touch(&path);
                     }
                 }
                 None => {
@@ -124,6 +151,11 @@ impl Space {
     }
 }
 
+/// Makes a file young: its age is when it was last of use.
+fn touch(path: &Path) {
+    let _ = File::open(path).and_then(|f| f.set_modified(SystemTime::now()));
+}
+
 /// Removes segments below `root` until they take at most `limit` bytes, those first that were not of use for longest.
 /// Who reads one at this moment has it in memory, or misses it and computes.
 pub fn trim(root: &Path, limit: u64) {
@@ -142,9 +174,12 @@ pub fn trim(root: &Path, limit: u64) {
         .collect();
     all.sort();
     let mut total: u64 = all.iter().map(|(_, len, _)| len).sum();
+    if total <= limit {
+        return;
+    }
     for (_, len, path) in all {
         if total <= limit {
-            return;
+            break;
         }
         if std::fs::remove_file(&path).is_ok() {
             total -= len;
@@ -152,6 +187,7 @@ pub fn trim(root: &Path, limit: u64) {
             let _ = path.parent().map(std::fs::remove_dir);
         }
     }
+    parcel::forget(root);
 }
 
 /// A name for the machine's cache folder that its ranks share and others do not. A folder that cannot be written has no
@@ -190,9 +226,12 @@ mod tests {
         assert_eq!(space.read(&BTreeSet::from([a])).0.len(), 1, "only what is wanted");
         let (records, damaged) = space.read(&both);
         assert_eq!((records.len(), damaged, &records[&b][..]), (2, 0, &[3.0f32, 4.0][..]));
+        assert_eq!((space.holds(&both), space.holds(&BTreeSet::from([b, key(&[2; 32], "x")]))), (2, 1));
+        assert_eq!(Space::new(dir.path(), "s", 3).holds(&both), 0, "of another width");
         let victim = std::fs::read_dir(dir.path().join("s")).unwrap().next().unwrap().unwrap().path();
         let bytes = std::fs::read(&victim).unwrap();
         std::fs::write(&victim, &bytes[..bytes.len() - 3]).unwrap();
+        assert_eq!((space.holds(&both), victim.exists()), (1, true), "who only counts removes nothing");
         let (records, damaged) = space.read(&both);
         assert_eq!((records.len(), damaged), (1, 1));
         let packed = Packed { half: true, top: Some(Top { count: 2, temperature: 4.0 }) };

@@ -1,6 +1,6 @@
 //! A look at a job before it runs: lists the data, builds the networks, says what would happen, or refuses with names.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, time::Instant};
 
 use serde::{Deserialize, Serialize};
 use tl_proto::{
@@ -152,6 +152,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     if objective.untrained() {
         return untrained(config, spec);
     }
+    let started = Instant::now();
     let opened = Opened::new(spec, data, objective)?;
     let (train, val, other) = (&opened.train, &opened.val, opened.other.as_ref());
     let classes = opened.outputs.clone();
@@ -188,6 +189,8 @@ pub fn probe(config: &Config) -> Result<Plan> {
         }
         teachers.push(teacher);
     }
+    // What a unit of the teachers' work begins with takes about as long.
+    let opening = started.elapsed().as_secs_f64();
     let mut trusting = spec.clone();
     if let Some(tower) = trusting.nets.get_mut(TOWER).filter(|tower| later(tower)) {
         tower.weights = None;
@@ -313,7 +316,8 @@ pub fn probe(config: &Config) -> Result<Plan> {
         class_weights: weights::of_classes(data, &*train.dataset)?,
         split: split.iter().map(Range::len).collect(),
         stages,
-        teaching: teach::estimate(config, spec, opened.shown(), &net.taps.teacher, &teachers)?,
+        teaching: teach::estimate(config, spec, opened.shown(), &net.taps.teacher, &teachers)?
+            .map(|found| Teaching { opening, ..found }),
     })
 }
 

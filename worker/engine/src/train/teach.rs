@@ -2,7 +2,8 @@
 //! and how the ranks come to what was worked out.
 //!
 //! A unit is a run of the samples that teachers see. Its outputs go to the cache of the node and, packed, to the blob store.
-//! A rank that trains unpacks them into its own node's cache and computes what it misses there, as it does without units.
+//! A rank that trains unpacks them into its own node's cache, if that has not got them from an attempt before, and computes
+//! what it misses there, as it does without units.
 //! Records are keyed by what is in them: a unit that is done twice, of other samples or not at all changes no bit.
 
 use tl_proto::{spec::JobSpec, teaching::Teaching};
@@ -31,7 +32,7 @@ const FEWEST: usize = 64;
 const PARCEL: &str = "features";
 
 /// What the teachers of a job will have to work out, as far as can be seen on this node; nothing where they have said it
-/// all, or run in every step.
+/// all, run in every step, or say more than the cache may take.
 ///
 /// # Errors
 /// An input that is too small for a network.
@@ -53,6 +54,8 @@ pub(super) fn estimate(
         let cuts = cuts_of(spec, which, net, taps);
         let words = teacher::words(net, &cuts, packed)?;
         let Some(last) = cuts.last().copied().filter(|_| teacher::room(words, rows).is_ok()) else { continue };
+        // Units leave all that they have, also what this node had before.
+        all.bytes += 4 * (words * rows) as u64;
         let missing = encode::missing(net, store, (last, packed), shown, &config.cache)?;
         if missing < FEWEST {
             continue;
@@ -60,16 +63,15 @@ pub(super) fn estimate(
         let (seconds, _) = saving::measure(net, store, shown)?;
         all.rows = all.rows.max(missing as u64);
         all.seconds += missing as f64 * seconds[last];
-        all.bytes += 4 * words as u64 * missing as u64;
     }
-    Ok((all.rows > 0).then_some(all))
+    Ok((all.rows > 0 && all.bytes <= config.cache_bytes).then_some(all))
 }
 
-/// Works out one of `units` parts of what the teachers of a job say; leaves a parcel.
+/// Works out one of `units` parts of what the teachers of a job say; whether there was anything to leave as a parcel.
 ///
 /// # Errors
-/// Everything that would stop the training at its start, but for samples that will not decode, which are left to it.
-pub fn unit(config: &Config, (unit, units): (usize, usize), link: &mut dyn Link) -> Result<()> {
+/// Everything that would stop the training at its start.
+pub fn unit(config: &Config, (unit, units): (usize, usize), link: &mut dyn Link) -> Result<bool> {
     let (spec, local) = (&config.spec, config.local()?);
     let (Some(data), Some(model)) = (&local.data, &local.model) else {
         return Err(Error::user("the job has no `[data]` or no `[model]`", "add the section"));
@@ -86,7 +88,7 @@ pub fn unit(config: &Config, (unit, units): (usize, usize), link: &mut dyn Link)
     }
     let packed = (objective.packed)(&spec.objective);
     let mut samples = opened.into_shown();
-    let Some(views) = teacher::views(spec, &samples) else { return Ok(()) };
+    let Some(views) = teacher::views(spec, &samples) else { return Ok(false) };
     let rows = samples.count() * views;
     if unit >= units {
         return Err(Error::Internal(format!("there is no unit {unit} of {units}")));
@@ -94,7 +96,13 @@ pub fn unit(config: &Config, (unit, units): (usize, usize), link: &mut dyn Link)
     let share = partition(samples.count(), units)[unit].clone();
     samples = samples.only(share.collect())?;
     if let Some(first) = teachers.first() {
+        let all = samples.count();
         samples = samples.that_decode(&first.contract)?;
+        let bad = all - samples.count();
+        if bad > data.skip_bad as usize {
+            let text = format!("{bad} of {all} samples of a unit cannot be decoded");
+            return Err(Error::user(text, "the training gives their names"));
+        }
     }
     let roles = spec.nets_of("teacher");
     let mut parcel = Parcel::default();
@@ -114,15 +122,17 @@ pub fn unit(config: &Config, (unit, units): (usize, usize), link: &mut dyn Link)
         let path = config.work.join(PARCEL);
         files::write_whole(&path, &parcel.into_bytes())?;
         link.artifact(PARCEL, &path);
+        return Ok(true);
     }
-    Ok(())
+    Ok(false)
 }
 
 /// Puts what units have left in the cache of this node. What is not whole, or finds no room, is computed again.
 pub(super) fn unpack(config: &Config, link: &mut dyn Link) {
     for path in &config.features {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
         let bytes = std::fs::read(path).map_err(Error::disk("read what a teacher has said"));
-        match bytes.and_then(|bytes| cache::unpack(&config.cache, bytes)) {
+        match bytes.and_then(|bytes| cache::unpack(&config.cache, &name, bytes)) {
             Ok(true) => {}
             Ok(false) => link.notice(
                 Notice::CacheDamaged,

@@ -150,7 +150,7 @@ pub fn missing(
 ) -> Result<usize> {
     let disk = Disk::open(net, store, &[cut], packed, root)?;
     let keys: BTreeSet<Key> = wanted(samples).into_iter().map(|w| w.2).collect();
-    let found: usize = disk.spaces.iter().map(|space| space.read(&keys).0.len()).sum();
+    let found: usize = disk.spaces.iter().map(|space| space.holds(&keys)).sum();
     Ok(keys.len() - found.min(keys.len()))
 }
 

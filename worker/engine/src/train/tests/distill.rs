@@ -92,11 +92,15 @@ fn two_teachers_teach_something_else_than_one() {
 #[test]
 fn what_other_nodes_have_worked_out_is_not_computed_again_and_gives_the_same_file() {
     let second = "[nets.teacher_2]\nbackbone = \"small_cnn\"\n[[stage]]";
-    for method in [METHODS[0], METHODS[4], METHODS[5]] {
-        let job = job(method, "soft_weight = 0.5").replace("[[stage]]", second);
+    let two = "grains = 3, augment = { rotate = 0.1, views = 2 },";
+    for (method, views) in [(METHODS[0], 1), (METHODS[4], 1), (METHODS[5], 1), (METHODS[4], 2)] {
+        let mut job = job(method, "soft_weight = 0.5").replace("[[stage]]", second);
+        if views == 2 {
+            job = job.replace("grains = 3,", two);
+        }
         let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
         let alone = train(&job, 1, false, dirs[0].path(), &[], &Recorder::default()).unwrap();
-        assert_eq!(alone.prefix.computed, 2 * 24, "{method}");
+        assert_eq!(alone.prefix.computed, 2 * 24 * views, "{method}");
         let features = units(&job, 3, dirs[1].path());
         let (computed, notices) = taught(&job, features, dirs[2].path());
         assert_eq!((computed, notices), (0, Vec::new()), "{method}");
@@ -116,6 +120,46 @@ fn what_does_not_arrive_whole_or_at_all_is_computed_and_the_file_is_the_same() {
     let (computed, notices) = taught(&job, features, dirs[2].path());
     assert_eq!((computed, notices), (16, vec![Notice::CacheDamaged]));
     assert_eq!(model_of(dirs[0].path()), model_of(dirs[2].path()));
+}
+
+#[test]
+fn a_cache_without_room_for_what_units_left_costs_time_only() {
+    let job = job(METHODS[4], "soft_weight = 0.5");
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    train(&job, 1, false, dirs[0].path(), &[], &Recorder::default()).unwrap();
+    let features = units(&job, 3, dirs[1].path());
+    let config = Config { features, cache_bytes: 0, ..config(&job, dirs[2].path(), "cache", Vec::new()) };
+    let pool = crate::num::pool::build(2);
+    let report = pool.install(|| run(&config, &mut Solo, &mut Recorder::default())).unwrap();
+    assert_eq!(report.prefix.computed, 24);
+    assert_eq!(model_of(dirs[0].path()), model_of(dirs[2].path()));
+}
+
+#[test]
+fn a_unit_ends_where_more_samples_than_may_be_left_out_will_not_decode() {
+    let dir = tempfile::tempdir().unwrap();
+    for (class, shade) in [("a", 40u8), ("b", 200)] {
+        for i in 0..6u8 {
+            let path = dir.path().join(format!("data/{class}/{i}.png"));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            image::RgbImage::from_pixel(40, 36, image::Rgb([shade, shade + i, 9])).save(path).unwrap();
+        }
+    }
+    std::fs::write(dir.path().join("data/b/3.png"), b"not an image").unwrap();
+    let folder = dir.path().join("data").display().to_string();
+    let job = job("method = \"logits\"", "soft_weight = 1");
+    let generated = job.lines().find(|l| l.starts_with("data =")).unwrap();
+    let with = |skip_bad: u32| {
+        let photos = format!(
+            "data = {{ format = \"image_folder\", train = \"{folder}\", val = \"{folder}\", batch = 6, \
+             skip_bad = {skip_bad} }}"
+        );
+        let config = config(&job.replace(generated, &photos), dir.path(), "cache", Vec::new());
+        teach::unit(&config, (0, 1), &mut Recorder::default())
+    };
+    let error = with(0).unwrap_err().to_string();
+    assert!(error.starts_with("1 of 12 samples"), "{error}");
+    assert!(with(1).unwrap());
 }
 
 #[test]
@@ -145,7 +189,9 @@ fn a_look_tells_what_teachers_have_not_said_yet() {
     let (found, config) = look(&job);
     let found = found.unwrap();
     assert_eq!((found.rows, found.bytes), (64, 64 * 8 * 4));
-    assert!(found.seconds > 0.0);
+    assert!(found.seconds > 0.0 && found.opening > 0.0);
+    let small = Config { cache_bytes: found.bytes - 1, ..config.clone() };
+    assert_eq!(crate::train::probe::probe(&small).unwrap().teaching, None, "the cache would not keep it");
     teach::unit(&config, (0, 1), &mut Recorder::default()).unwrap();
     assert_eq!(look(&job).0, None, "it is in the cache of this node");
 }
