@@ -42,13 +42,12 @@ libraries() {
   fi
   [ -n "${NVLIB_PATH:-}" ] || return 0
   mkdir "$scratch/names"
-  while IFS= read -r folder; do
-    for name in cublas cudnn nvrtc; do
-      for file in "$folder/lib$name".so.[0-9]*; do
-        [ ! -e "$file" ] || [ -e "$scratch/names/lib$name.so" ] || ln -s "$(realpath "$file")" "$scratch/names/lib$name.so"
-      done
-    done
-  done < <(tr : '\n' <<<"$NVLIB_PATH")
+  for name in libcublas.so.13 libcublas.so.12 libcudnn.so.9 libnvrtc.so.13 libnvrtc.so.12; do
+    while IFS= read -r folder; do
+      file=$scratch/names/${name%.*}
+      [ ! -e "$folder/$name" ] || [ -e "$file" ] || ln -s "$(realpath "$folder/$name")" "$file"
+    done < <(tr : '\n' <<<"$NVLIB_PATH")
+  done
   export NVLIB_PATH LD_LIBRARY_PATH=$scratch/names${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 }
 
