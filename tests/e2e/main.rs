@@ -9,6 +9,7 @@ mod dashboard;
 mod datasets;
 mod elastic;
 mod faults;
+mod gpu_script;
 mod hub;
 mod pairs;
 mod pipelines;

@@ -3,7 +3,7 @@
 use std::{ffi::c_void, sync::Arc};
 
 use cudarc::{
-    cublas::{CudaBlas, sys},
+    cublas::{result, sys},
     driver::{CudaSlice, CudaStream, DevicePtrMut},
 };
 use nvlib::Library;
@@ -13,34 +13,48 @@ use super::Fault;
 /// Bytes of scratch memory. Which algorithm is taken depends on it, so it is no option.
 const WORKSPACE: usize = 32 << 20;
 
-/// A handle on one stream, with scratch memory of its own.
+/// A handle on one stream, with scratch memory of its own. Not cudarc's, which panics if it cannot be destroyed.
 pub(in crate::gpu) struct Blas {
-    handle: CudaBlas,
+    handle: sys::cublasHandle_t,
+    stream: Arc<CudaStream>,
     /// Freed after the handle is gone.
-    _workspace: CudaSlice<u8>,
+    workspace: CudaSlice<u8>,
+}
+
+#[expect(unsafe_code, reason = "a handle may be used from any one thread at a time")]
+// SAFETY: so says cuBLAS's documentation on thread safety; the device keeps it behind a lock.
+unsafe impl Send for Blas {}
+
+impl Drop for Blas {
+    #[expect(unsafe_code, reason = "calls cuBLAS")]
+    fn drop(&mut self) {
+        let _ = self.stream.context().bind_to_thread();
+        // SAFETY: made by `create_handle`, and destroyed once. That it cannot be is no reason to stop.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
 }
 
 impl Blas {
     #[expect(unsafe_code, reason = "calls cuBLAS")]
     pub(in crate::gpu) fn open(stream: &Arc<CudaStream>) -> Result<Self, Fault> {
         Library::Cublas.open()?;
-        let handle = CudaBlas::new(stream.clone())?;
-        let mut workspace = stream.alloc_zeros::<u8>(WORKSPACE)?;
-        {
-            let (at, _used) = workspace.device_ptr_mut(stream);
-            // f32 stays f32 (no TF32), and parts of sums are never added in bf16.
-            let exact = sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
-            // SAFETY: the memory lives as long as the handle; setting the stream, which takes it away, was before.
-            unsafe {
-                sys::cublasSetWorkspace_v2(*handle.handle(), at as *mut c_void, WORKSPACE).result()?;
-                sys::cublasSetMathMode(*handle.handle(), exact).result()?;
-            }
+        let workspace = stream.alloc_zeros::<u8>(WORKSPACE)?;
+        stream.context().bind_to_thread()?;
+        let mut opened = Self { handle: result::create_handle()?, stream: stream.clone(), workspace };
+        // f32 stays f32 (no TF32), and parts of sums are never added in bf16.
+        let exact = sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+        // SAFETY: stream and memory live as long as the handle. Setting the stream takes the memory away, so it comes first.
+        unsafe {
+            result::set_stream(opened.handle, stream.cu_stream().cast())?;
+            let (at, _used) = opened.workspace.device_ptr_mut(stream);
+            sys::cublasSetWorkspace_v2(opened.handle, at as *mut c_void, WORKSPACE).result()?;
+            sys::cublasSetMathMode(opened.handle, exact).result()?;
         }
-        Ok(Self { handle, _workspace: workspace })
+        Ok(opened)
     }
 
     /// What cuBLAS knows it by.
     pub(in crate::gpu) fn handle(&self) -> sys::cublasHandle_t {
-        *self.handle.handle()
+        self.handle
     }
 }

@@ -209,14 +209,21 @@ impl Staging {
             return Err(Fault::shape(format!("{} numbers for {shape:?}, with room for {room}", values.len())));
         }
         let mut array = device.fresh(shape)?;
-        if let Some(copy) = self.busy.take() {
+        if let Some(copy) = &self.busy {
             copy.synchronize()?;
+            self.busy = None;
         }
         let place = &mut self.memory.as_mut_slice()?[..values.len()];
         place.copy_from_slice(values);
         let sent = device.stream.memcpy_htod(&*place, &mut array.data);
         // Also where it failed: the memory must not be written before the driver is through with it.
-        self.busy = Some(device.stream.record_event(None)?);
+        match device.stream.record_event(None) {
+            Ok(copy) => self.busy = Some(copy),
+            Err(e) => {
+                device.stream.synchronize()?;
+                return Err(e.into());
+            }
+        }
         sent?;
         Ok(array)
     }
@@ -224,9 +231,10 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // The driver may still be reading what is about to be freed. Nobody can be told that it failed.
+        // The driver may still be reading what is about to be freed. Nobody can be told that it failed; where the bindings
+        // answer with an error of before, they have not waited yet.
         if let Some(copy) = self.busy.take() {
-            let _ = copy.synchronize();
+            let _ = copy.synchronize().or_else(|_| copy.synchronize());
         }
     }
 }

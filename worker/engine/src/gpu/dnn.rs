@@ -1,7 +1,7 @@
 //! cuDNN's convolutions: descriptors, and which algorithm is taken.
 //!
 //! An algorithm is chosen once for each shape, from cuDNN's own list in its own order, by what it says of it: that it gives
-//! the same bits each time, needs no more scratch memory than [`WORKSPACE`], and multiplies in f32. Never by a stopwatch.
+//! the same bits each time, needs no tensor cores, and takes no more scratch memory than [`WORKSPACE`]. Never by a stopwatch.
 
 use std::{collections::BTreeMap, ffi::c_int, sync::Arc};
 
@@ -18,8 +18,8 @@ use super::Fault;
 
 /// Bytes of scratch memory that a convolution may use. Part of the result, as the choice of the algorithm is.
 const WORKSPACE: usize = 256 << 20;
-/// Entries that are asked for: more than there are algorithms of any pass.
-const LISTED: usize = 16;
+/// Entries that are asked for: more than there are of any pass, each algorithm with each kind of arithmetic.
+const LISTED: usize = 64;
 
 const FLOAT: sys::cudnnDataType_t = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
 const CHANNELS_LAST: sys::cudnnTensorFormat_t = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NHWC;
@@ -58,7 +58,7 @@ pub(in crate::gpu) enum Algorithm {
 pub(in crate::gpu) struct Dnn {
     handle: sys::cudnnHandle_t,
     /// Kept, since the handle is of it.
-    _stream: Arc<CudaStream>,
+    stream: Arc<CudaStream>,
     chosen: BTreeMap<(Of, Plan), (Algorithm, usize)>,
 }
 
@@ -69,6 +69,7 @@ unsafe impl Send for Dnn {}
 impl Drop for Dnn {
     #[expect(unsafe_code, reason = "calls cuDNN")]
     fn drop(&mut self) {
+        let _ = self.stream.context().bind_to_thread();
         // SAFETY: made by `create_handle`, and destroyed once. That it cannot be is no reason to stop.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
@@ -127,21 +128,24 @@ fn int(n: usize) -> Result<c_int, Fault> {
     c_int::try_from(n).map_err(|_| Fault::shape(format!("{n} is more than cuDNN counts to")))
 }
 
-/// The first of a list that always gives the same bits, in f32 and in the memory that there is.
+/// The first of a list that always gives the same bits, in f32 and in the memory that there is. The list also has entries of
+/// other settings than the descriptors', so what one needs, and whether it can be had, is asked once more with just these.
 macro_rules! first_exact {
-    ($list:expr, $kind:expr) => {
+    ($list:expr, $kind:expr, $needs:expr) => {
         $list
             .iter()
-            .find(|a| {
+            .filter(|a| {
                 a.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
                     && a.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC
                     && matches!(
                         a.mathType,
                         sys::cudnnMathType_t::CUDNN_DEFAULT_MATH | sys::cudnnMathType_t::CUDNN_FMA_MATH
                     )
-                    && a.memory <= WORKSPACE
             })
-            .map(|a| ($kind(a.algo), a.memory))
+            .find_map(|a| {
+                let memory = $needs(a.algo).ok().filter(|memory| *memory <= WORKSPACE)?;
+                Some(($kind(a.algo), memory))
+            })
     };
 }
 
@@ -151,7 +155,7 @@ impl Dnn {
         Library::Cudnn.open()?;
         stream.context().bind_to_thread()?;
         let handle = result::create_handle()?;
-        let opened = Self { handle, _stream: stream.clone(), chosen: BTreeMap::new() };
+        let opened = Self { handle, stream: stream.clone(), chosen: BTreeMap::new() };
         // SAFETY: the stream is kept as long as the handle.
         unsafe { result::set_stream(handle, stream.cu_stream().cast()) }?;
         Ok(opened)
@@ -189,21 +193,26 @@ impl Dnn {
                     let (handle, at) = (self.handle, list.as_mut_ptr());
                     let ask = sys::cudnnGetConvolutionForwardAlgorithm_v7;
                     ask(handle, d.x, d.w, d.how, d.y, most, &mut count, at).result()?;
-                    first_exact!(list[..found(count)], Algorithm::Outputs)
+                    let needs = |a| result::get_convolution_forward_workspace_size(handle, d.x, d.w, d.how, d.y, a);
+                    first_exact!(list[..found(count)], Algorithm::Outputs, needs)
                 }
                 Of::Inputs => {
                     let mut list = [std::mem::zeroed::<sys::cudnnConvolutionBwdDataAlgoPerf_t>(); LISTED];
                     let (handle, at) = (self.handle, list.as_mut_ptr());
                     let ask = sys::cudnnGetConvolutionBackwardDataAlgorithm_v7;
                     ask(handle, d.w, d.y, d.how, d.x, most, &mut count, at).result()?;
-                    first_exact!(list[..found(count)], Algorithm::Inputs)
+                    let size = result::get_convolution_backward_data_workspace_size;
+                    let needs = |a| size(handle, d.w, d.y, d.how, d.x, a);
+                    first_exact!(list[..found(count)], Algorithm::Inputs, needs)
                 }
                 Of::Weights => {
                     let mut list = [std::mem::zeroed::<sys::cudnnConvolutionBwdFilterAlgoPerf_t>(); LISTED];
                     let (handle, at) = (self.handle, list.as_mut_ptr());
                     let ask = sys::cudnnGetConvolutionBackwardFilterAlgorithm_v7;
                     ask(handle, d.x, d.y, d.how, d.w, most, &mut count, at).result()?;
-                    first_exact!(list[..found(count)], Algorithm::Weights)
+                    let size = result::get_convolution_backward_filter_workspace_size;
+                    let needs = |a| size(handle, d.x, d.y, d.how, d.w, a);
+                    first_exact!(list[..found(count)], Algorithm::Weights, needs)
                 }
             })
         }

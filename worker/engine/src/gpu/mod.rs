@@ -29,8 +29,9 @@
 //! file, for `sm_80`, `sm_90` and newer ones; and `tests/gpu` runs every function through the real bindings over fakes of the
 //! driver, NVRTC, cuBLAS and cuDNN (`nvlib::fake`), which compile the same files as C++ and run them thread by thread, and
 //! compares with the layers of `nn`, bit by bit where the order of a sum is the CPU's. Where there is a GPU, the same tests use
-//! it. What that cannot show: races within a warp that no order of whole threads shows, what cuBLAS and cuDNN really answer
-//! (which algorithms are deterministic for channels-last f32, above all), and any speed.
+//! it, and the script `tests/gpu/run.sh` brings them there. What fakes cannot show: races within a warp that no order of whole
+//! threads shows, what cuBLAS and cuDNN really answer (which algorithms are deterministic for channels-last f32, above all), and
+//! any speed.
 //!
 //! What is missing: a bias or an activation fused into a product, convolutions of bf16 memory (f32 that was rounded gives the
 //! same sums, at f32's speed), graphs of launches, and everything that a profile would show: kernels divide by the number of

@@ -97,6 +97,22 @@ fn attention_with_its_heads_apart_is_that_of_the_layer_also_under_dropout() {
 }
 
 #[test]
+fn samples_longer_than_the_square_end_with_it() {
+    let Some(device) = device() else { return };
+    let (scores, slopes) = (numbers(1, 2 * 9), numbers(2, 2 * 9));
+    let both = [3u32, 90].map(|length| {
+        let lengths = device.upload(&[length], &[1]).unwrap();
+        let (mut s, mut ds) = (up(device, &scores, &[2, 3, 3]), up(device, &slopes, &[2, 3, 3]));
+        let mut again = device.copy(&s).unwrap();
+        let notes = ops::softmax(device, &mut s, &lengths, 1.0).unwrap();
+        ops::softmax_again(device, &mut again, &notes, &lengths, 1.0).unwrap();
+        ops::softmax_back(device, &mut ds, &s, &lengths, 1.0).unwrap();
+        [s, again, ds].map(|a| device.download(&a).unwrap())
+    });
+    assert_eq!(both[0], both[1]);
+}
+
+#[test]
 fn heads_of_one_wide_matrix_are_cut_from_their_columns() {
     let Some(device) = device() else { return };
     let (lengths, heads, depth, width, first) = ([2, 3], 2, 3, 11, 4);
@@ -153,6 +169,9 @@ fn rows_of_tables_and_their_gradients_have_the_bits_of_the_cpu() {
     let alone = ops::embed(device, &word, &id_array, None, None).unwrap();
     let row = |id: &u32| b.store.param(ParamId(0))[*id as usize * c..][..c].to_vec();
     same(device, &alone, &ids.iter().flat_map(row).collect::<Vec<_>>());
+    let beyond = device.upload(&[words as u32], &[1]).unwrap();
+    let nothing = device.download(&ops::embed(device, &word, &beyond, None, None).unwrap()).unwrap();
+    assert!(nothing.iter().all(|v| v.is_nan()), "{nothing:?}");
 }
 
 #[test]

@@ -152,6 +152,10 @@ fn check<T: Element>(device: &Device, cast: impl Fn(&Array) -> Array<T>, round: 
         let mut c = device.zeros(&[batch, m, n]).unwrap();
         assert!(ops::product(device, (first, second), (batch + 1, m, n, k), &mut c, false).is_err());
         assert!(ops::product(device, (first, second), (batch, m + 1, n, k), &mut c, false).is_err());
+        // What would come round to the beginning again is not inside either.
+        for far in [Matrix { step: usize::MAX, ..second }, Matrix { stride: usize::MAX / 2, step: 2, ..second }] {
+            assert!(ops::product(device, (first, far), (batch, m, n, k), &mut c, false).is_err());
+        }
     }
 }
 

@@ -1,11 +1,17 @@
 // Softmax of attention's scores `[samples·heads, t, t]`, of which a sample uses `length` rows and columns: what is beyond
 // them becomes zero, so that the products that follow may take the whole square.
 
+// How long the sample of a row is.
+__device__ __forceinline__ u32 length_of(const u32 *lengths, u64 row, u32 heads, u32 t) {
+  u32 length = lengths[row / t / heads];
+  return length < t ? length : t;
+}
+
 // p = exp((s − max)·scale) / Σ, in place; each row's largest score and inverse sum are noted.
 extern "C" __global__ void softmax(float *s, float *notes, const u32 *lengths, u32 heads, u32 t, float scale, u64 rows) {
   __shared__ float sums[LINES][LANES];
   u64 row = (u64)blockIdx.x * LINES + threadIdx.y;
-  u32 length = row < rows ? lengths[row / t / heads] : 0;
+  u32 length = row < rows ? length_of(lengths, row, heads, t) : 0;
   bool real = row < rows && row % t < length;
   float *own = s + row * t;
   float most = real ? own[0] : 0.0f;
@@ -35,7 +41,7 @@ extern "C" __global__ void softmax_again(float *s, const float *notes, const u32
                                          float scale, u64 n) {
   EACH(i, n) {
     u64 row = i / t;
-    u32 length = lengths[row / t / heads];
+    u32 length = length_of(lengths, row, heads, t);
     bool real = row % t < length && i % t < length;
     s[i] = real ? exp_of((s[i] - notes[row * 2]) * scale) * notes[row * 2 + 1] : 0.0f;
   }
@@ -46,7 +52,7 @@ extern "C" __global__ void softmax_back(float *dp, const float *p, const u32 *le
                                         u64 rows) {
   __shared__ float sums[LINES][LANES];
   u64 row = (u64)blockIdx.x * LINES + threadIdx.y;
-  u32 length = row < rows ? lengths[row / t / heads] : 0;
+  u32 length = row < rows ? length_of(lengths, row, heads, t) : 0;
   bool real = row < rows && row % t < length;
   float *own = dp + row * t;
   const float *q = p + row * t;

@@ -60,13 +60,13 @@ fn channels_last(device: &Device, weights: &Array) -> Result<Array, Fault> {
 #[expect(unsafe_code, reason = "cuDNN takes shapes on trust")]
 fn run(device: &Device, of: Of, plan: &Plan, from: &Array, with: &Array, to: &mut Array) -> Result<(), Fault> {
     let stream = device.stream();
+    stream.context().bind_to_thread()?;
     let mut place = device.dnn()?;
     let Some(dnn) = place.as_mut() else {
         return Err(Fault::shape("cuDNN was opened and is not there"));
     };
     let (d, algorithm, memory) = dnn.prepare(of, plan)?;
     let mut scratch = device.fresh::<u8>(&[memory.max(1)])?;
-    stream.context().bind_to_thread()?;
     let (one, zero) = (1.0f32, 0.0f32);
     let (one, zero) = ((&raw const one).cast::<c_void>(), (&raw const zero).cast::<c_void>());
     let (a, _a) = from.data.device_ptr(stream);

@@ -35,7 +35,7 @@ impl Groups {
 
 /// `word[id]` of each row, plus the first row of `kind`, plus `position[place]`, where they are given.
 ///
-/// The host has checked the ids and places, as `nn::Embedding` does; here they are taken on trust.
+/// The host has checked the ids and places, as `nn::Embedding` does; here a row that a table does not have is NaN.
 ///
 /// # Errors
 /// Tables of other widths, a full memory, or a GPU that has failed.
@@ -73,6 +73,8 @@ pub fn embed(
         &places.data,
         &(n as u64),
         &small(c)?,
+        &small(word.rows())?,
+        &small(position.rows())?,
         &parts
     );
     Ok(y)

@@ -8,7 +8,7 @@ use cudarc::{
 };
 use half::bf16;
 
-use crate::gpu::{Array, Device, Fault};
+use crate::gpu::{Array, Device, Fault, array::counted};
 
 /// What products take. They are summed, and given, in f32.
 pub trait Element: sealed::Sealed {
@@ -72,8 +72,11 @@ impl<'a, T> Matrix<'a, T> {
     /// That `batch` matrices of so many rows and columns lie inside.
     fn expect(&self, batch: usize, rows: usize, columns: usize) -> Result<(), Fault> {
         let (lines, width) = if self.turned { (columns, rows) } else { (rows, columns) };
-        let end = self.first + (batch - 1) * self.step + (lines - 1) * self.stride + width;
-        if width > self.stride || end > self.of.count() {
+        // Where the last matrix begins, its last line, and where that ends. Steps and strides are anybody's numbers.
+        let first = (batch - 1).checked_mul(self.step).and_then(|at| at.checked_add(self.first));
+        let last = first.and_then(|at| (lines - 1).checked_mul(self.stride)?.checked_add(at));
+        let end = last.and_then(|at| at.checked_add(width));
+        if width > self.stride || end.is_none_or(|end| end > self.of.count()) {
             return Err(Fault::shape(format!("{batch} matrices of {rows}x{columns} in {:?}", self.of.shape())));
         }
         Ok(())
@@ -101,12 +104,12 @@ pub fn product<T: Element>(
     c: &mut Array,
     add: bool,
 ) -> Result<(), Fault> {
-    if batch * m * n * k == 0 {
+    if k == 0 {
         return Err(Fault::shape(format!("{batch} products of {m}x{k} and {k}x{n}")));
     }
+    c.expect_count(counted(&[batch, m, n])?)?;
     a.expect(batch, m, k)?;
     b.expect(batch, k, n)?;
-    c.expect_count(batch * m * n)?;
     let (alpha, beta) = (1.0f32, f32::from(u8::from(add)));
     let size = size_of::<T>();
     let (rows, columns, depth) = (int(m)?, int(n)?, int(k)?);

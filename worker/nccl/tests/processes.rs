@@ -1,0 +1,222 @@
+//! Ranks as processes: one alone, and two of one GPU, of which one is killed.
+//!
+//! One alone runs over the real library where there is a GPU, else over the fakes. Two need a real one: they are two hosts to
+//! it, or newer versions let them share a GPU. `tests/gpu/run.sh` runs all of it on such a machine.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
+
+use std::{
+    fmt::Display,
+    io::{BufRead, BufReader, Lines, Write},
+    process::{Child, ChildStdout, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use cudarc::driver::CudaContext;
+use nccl_rs::{Communicator, Nccl, NcclError, Options, Standing, UniqueId, Version};
+use nvlib::{Library, driver::ProbeError};
+
+/// Says to this program that it is a rank, and which one of how many.
+const RANK: &str = "NCCL_RS_TEST_RANK";
+/// Stands before what a rank says, behind whatever the harness of the tests prints.
+const MARK: &str = "rank says: ";
+/// How long any wait of a rank may last.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Numbers that are added up: more than one chunk of the library's.
+const COUNT: usize = 1 << 20;
+/// The first version that lets ranks share a GPU.
+const SHARES: Version = Version::new(2, 30, 3);
+
+fn says(what: impl Display) {
+    println!("{MARK}{what}");
+}
+
+/// A rank, if this is one.
+#[test]
+fn a_rank_of_another_test() {
+    let Ok(told) = std::env::var(RANK) else { return };
+    let (rank, world) = told.split_once('/').unwrap();
+    work(rank.parse().unwrap(), world.parse().unwrap());
+}
+
+fn work(rank: usize, world: usize) {
+    Library::Driver.open().unwrap();
+    let stream = CudaContext::new(0).unwrap().new_stream().unwrap();
+    let nccl = Nccl::open().unwrap();
+    let options = Options { patience: PATIENCE, ..Options::default() };
+    let id = if rank == 0 {
+        let id = nccl.unique_id().unwrap();
+        says(format!("id {}", id.as_bytes().iter().map(|b| format!("{b:02x}")).collect::<String>()));
+        id
+    } else {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).unwrap();
+        let byte = |i: usize| u8::from_str_radix(&line[2 * i..2 * i + 2], 16).unwrap();
+        let bytes: [u8; UniqueId::BYTES] = std::array::from_fn(byte);
+        UniqueId::from(bytes)
+    };
+    let ranks = Communicator::connect(&stream, rank, world, &id, options).unwrap();
+    let mut data = stream.clone_htod(&vec![(rank + 1) as f32; COUNT]).unwrap();
+    ranks.all_reduce(&mut data).unwrap();
+    ranks.complete().unwrap();
+    let (sums, want) = (stream.clone_dtoh(&data).unwrap(), (world * (world + 1) / 2) as f32);
+    assert!(sums.iter().all(|v| *v == want), "{:?} instead of {want}", sums.iter().find(|v| **v != want));
+    says("the sum is right");
+    if world == 1 {
+        ranks.finish().unwrap();
+        says("finished");
+        return;
+    }
+    // Until the other one is killed, or this one.
+    let error = loop {
+        if let Err(e) = ranks.all_reduce(&mut data).and_then(|()| ranks.complete()) {
+            break e;
+        }
+    };
+    let noticed = matches!(error, NcclError::PeerLost { .. } | NcclError::Async { .. } | NcclError::Deadline { .. });
+    assert!(noticed, "{error}");
+    says(format!("lost: {error}"));
+    drop(ranks);
+    if let Standing::Warned(why) = nccl.version().standing() {
+        says(format!("alone: left out, since of NCCL {} {why}", nccl.version()));
+        return;
+    }
+    // Goes on without it, on the same stream.
+    let alone = Communicator::connect(&stream, 0, 1, &nccl.unique_id().unwrap(), options).unwrap();
+    let mut data = stream.clone_htod(&[7.0f32]).unwrap();
+    alone.all_reduce(&mut data).unwrap();
+    alone.complete().unwrap();
+    assert_eq!(stream.clone_dtoh(&data).unwrap(), [7.0]);
+    alone.finish().unwrap();
+    says("alone: the sum is right");
+}
+
+/// A process; killed with the test.
+struct Rank {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Rank {
+    fn start(rank: usize, world: usize, environment: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "a_rank_of_another_test", "--nocapture", "--test-threads=1"]);
+        command.env(RANK, format!("{rank}/{world}")).envs(environment.iter().copied());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// The next thing that it says, which begins with a word; the rest of it.
+    fn hears(&mut self, word: &str) -> String {
+        let said = self.lines.by_ref().find_map(|line| Some(line.unwrap().split_once(MARK)?.1.to_owned()));
+        let said = said.unwrap_or_else(|| panic!("the rank has ended, and `{word}` was to come"));
+        let rest = said.strip_prefix(word).unwrap_or_else(|| panic!("the rank says `{said}` instead of `{word}`"));
+        rest.trim().to_owned()
+    }
+
+    /// Its end, which is a good one.
+    fn ends(&mut self) {
+        // What it still prints; a full pipe would keep it.
+        self.lines.by_ref().for_each(drop);
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Rank {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether there are a GPU and an NCCL; says what is missing.
+fn real() -> bool {
+    let missing = match nvlib::driver::probe() {
+        Ok(driver) if driver.gpus.is_empty() => "this machine has a driver and no GPU".to_owned(),
+        Ok(_) => Library::Nccl.open().err().map(|e| e.to_string()).unwrap_or_default(),
+        Err(e) => e.to_string(),
+    };
+    if !missing.is_empty() {
+        eprintln!("skipped: {missing}");
+    }
+    missing.is_empty()
+}
+
+#[test]
+fn one_rank_sums_with_itself() {
+    let fakes = tempfile::tempdir().unwrap();
+    let path = fakes.path().display().to_string();
+    let mut environment = Vec::new();
+    if let Err(ProbeError::Missing(_)) = nvlib::driver::probe() {
+        nvlib::fake::build(fakes.path()).unwrap();
+        environment.push(("NVLIB_PATH", path.as_str()));
+    } else if !real() {
+        return;
+    }
+    let mut rank = Rank::start(0, 1, &environment);
+    assert_eq!(rank.hears("id ").len(), 2 * UniqueId::BYTES);
+    rank.hears("the sum is right");
+    rank.hears("finished");
+    rank.ends();
+}
+
+/// Two ranks, of which the second is killed: the first one notices, and goes on alone.
+fn two(environment: [&[(&str, &str)]; 2]) {
+    let mut first = Rank::start(0, 2, environment[0]);
+    let id = first.hears("id ");
+    let mut second = Rank::start(1, 2, environment[1]);
+    writeln!(second.child.stdin.take().unwrap(), "{id}").unwrap();
+    first.hears("the sum is right");
+    second.hears("the sum is right");
+    second.child.kill().unwrap();
+    let killed = Instant::now();
+    let why = first.hears("lost: ");
+    eprintln!("after {} ms: {why}", killed.elapsed().as_millis());
+    eprintln!("alone: {}", first.hears("alone: "));
+    first.ends();
+}
+
+/// As two hosts, which talk through sockets only.
+const HOSTS: [(&str, &str); 5] = [
+    ("NCCL_NET", "Socket"),
+    ("NCCL_SOCKET_IFNAME", "lo"),
+    ("NCCL_P2P_DISABLE", "1"),
+    ("NCCL_SHM_DISABLE", "1"),
+    ("NCCL_NVLS_ENABLE", "0"),
+];
+
+#[test]
+fn two_ranks_of_one_gpu_are_two_hosts_and_one_is_killed() {
+    if !real() {
+        return;
+    }
+    let [first, second] = ["first", "second"].map(|name| [HOSTS.as_slice(), &[("NCCL_HOSTID", name)]].concat());
+    two([&first, &second]);
+}
+
+#[test]
+fn two_ranks_share_one_gpu_where_the_library_lets_them_and_one_is_killed() {
+    if !real() {
+        return;
+    }
+    let found = Nccl::open().unwrap().version();
+    if found < SHARES {
+        eprintln!("skipped: NCCL {found} lets no two ranks share a GPU, {SHARES} is the first that does");
+        return;
+    }
+    let shares = [("NCCL_MULTI_RANK_GPU_ENABLE", "1"), ("NCCL_MAX_CTAS", "4"), ("NCCL_SOCKET_IFNAME", "lo")];
+    two([&shares, &shares]);
+}
+
+/// The marks of a rank are found behind what the harness prints on the same line.
+#[test]
+fn what_a_rank_says_is_told_from_what_the_harness_prints() {
+    let mut command = Command::new("printf");
+    command.args(["%s\n", "running 1 test", "test a ... rank says: id 7f", "ok"]).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut rank = Rank { child, lines };
+    assert_eq!(rank.hears("id "), "7f");
+    rank.ends();
+}
