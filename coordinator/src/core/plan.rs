@@ -197,7 +197,7 @@ pub(super) fn queue(state: &State) -> Vec<(&JobId, &Job, &Phase)> {
         .iter()
         .filter(|(_, j)| j.status == JobStatus::Active)
         .flat_map(|(id, j)| j.phases.iter().map(move |p| (id, j, p)))
-        .filter(|(_, j, p)| p.kind != PhaseKind::Gate && p.status == PhaseStatus::Waiting)
+        .filter(|(_, _, p)| p.kind != PhaseKind::Gate && p.status == PhaseStatus::Waiting)
         .filter(|(_, j, p)| j.is_unblocked(p) || j.awaits_units(p))
         .collect();
     queue.sort_by_key(|(id, j, _)| (std::cmp::Reverse(j.spec.job.priority), j.submitted_ms, (*id).clone()));
