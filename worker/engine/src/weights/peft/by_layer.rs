@@ -146,7 +146,7 @@ mod tests {
             ("conv.conv", [rank(2), rank(9)]),
             ("c.c.conv", [None, None]),
         ];
-        let written = tables(all.iter().cloned().filter(|(_, own)| own.iter().any(Option::is_some)));
+        let written = tables(all.iter().filter(|(_, own)| own.iter().any(Option::is_some)).cloned());
         assert_eq!(written.each_ref().map(Map::len), [3, 3], "one pattern for those that are alike");
         let ours = written.each_ref().map(|table| read(&Value::from(table.clone()).to_string()));
         for (layer, want) in &all {
