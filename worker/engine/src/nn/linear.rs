@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, ParamId, Pass, Tape, adapter::Adapter, host, precision::Rounds, rows, tensor};
+use super::{Gradients, Layer, ParamId, Pass, Tape, Way, adapter::Adapter, host, precision::Rounds, rows, tensor};
 use crate::{
     Error, Result,
     num::gemm::{self, Packed, View},
@@ -30,8 +30,9 @@ impl Linear {
         let precision = pass.precision();
         let input = host(x)?;
         let n = input.len() / self.input;
-        let (operand, w) = (precision.operand(&input), pass.weight(self.w));
-        let mut out = gemm::linear(&operand, &w, (n, self.output, self.input));
+        let turned = |w: &[f32]| Packed::of(View::transposed(w, self.input), self.input, self.output);
+        let w = pass.packed(self.w, Way::Forward, turned);
+        let mut out = gemm::rows_product(&precision.operand(&input)[..n * self.input], &w, self.output);
         if let Some(bias) = self.b.map(|b| pass.weight(b)) {
             out.par_chunks_mut(self.output * 64)
                 .for_each(|rows| rows.chunks_exact_mut(self.output).for_each(|row| add(row, &bias)));
@@ -61,7 +62,8 @@ impl Linear {
         if !need_dx {
             return Ok(None);
         }
-        let w = Packed::of(View::rows(&pass.weight(self.w), self.input), self.output, self.input);
+        let as_it_lies = |w: &[f32]| Packed::of(View::rows(w, self.input), self.output, self.input);
+        let w = pass.packed(self.w, Way::Back, as_it_lies);
         let dx = gemm::rows_product(&g, &w, self.input);
         Ok(Some(tensor(precision.product(dx), &shape)?))
     }

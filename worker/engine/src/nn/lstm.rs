@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use tl_proto::spec::Precision;
 
-use super::{Gradients, Layer, ParamId, Pass, Ragged, Saved, Tape, host, precision::Rounds, rows, tensor};
+use super::{Gradients, Layer, ParamId, Pass, Ragged, Saved, Tape, Way, host, precision::Rounds, rows, tensor};
 use crate::{
     Error, Result,
     num::{
@@ -120,13 +120,14 @@ impl Layer for Lstm {
             return Err(Error::Internal(format!("{} inputs expected, given {:?}", self.input, x.dims())));
         }
         let precision = pass.precision();
-        let mut gates =
-            gemm::linear(&precision.operand(&host(&packed)?), &pass.weight(self.wi), (total, 4 * w, self.input));
+        let turned = |k: usize| move |m: &[f32]| Packed::of(View::transposed(m, k), k, 4 * w);
+        let weights = pass.packed(self.wi, Way::Forward, turned(self.input));
+        let mut gates = gemm::rows_product(&precision.operand(&host(&packed)?), &weights, 4 * w);
         let (bi, bh) = (pass.weight(self.bi), pass.weight(self.bh));
         let bias: Vec<f32> = bi.iter().zip(bh.iter()).map(|(a, b)| a + b).collect();
         gates.par_chunks_mut(4 * w).for_each(|row| row.iter_mut().zip(&bias).for_each(|(g, b)| *g += b));
         precision.round(&mut gates);
-        let recurrent = Packed::of(View::transposed(&pass.weight(self.wh), w), w, 4 * w);
+        let recurrent = pass.packed(self.wh, Way::Forward, turned(w));
         let times = Times::of(&ragged);
         let n = ragged.lengths.len();
         let (mut state, mut memory) = (vec![0.0; n * w], vec![0.0; n * w]);
@@ -188,7 +189,8 @@ impl Layer for Lstm {
             outer.copy_from_slice(&host(&ragged.pack(dy)?)?);
         }
         let precision = pass.precision();
-        let recurrent = Packed::of(View::rows(&pass.weight(self.wh), w), 4 * w, w);
+        let as_it_lies = |k: usize| move |m: &[f32]| Packed::of(View::rows(m, k), 4 * w, k);
+        let recurrent = pass.packed(self.wh, Way::Back, as_it_lies(w));
         let times = Times::of(&ragged);
         let (before, earlier) = (Self::before(&ragged, &states, w), Self::before(&ragged, &memories, w));
         let (mut dh, mut dc) = (vec![0.0; n * w], vec![0.0; n * w]);
@@ -223,7 +225,7 @@ impl Layer for Lstm {
         if !need_dx {
             return Ok(None);
         }
-        let weights = Packed::of(View::rows(&pass.weight(self.wi), self.input), 4 * w, self.input);
+        let weights = pass.packed(self.wi, Way::Back, as_it_lies(self.input));
         let dx = precision.product(gemm::rows_product(&gates, &weights, self.input));
         Ok(Some(ragged.frame(&tensor(dx, &[total, self.input])?, false)?))
     }

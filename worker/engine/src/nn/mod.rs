@@ -26,6 +26,7 @@ mod linear;
 mod lstm;
 mod mask;
 mod norm;
+mod packs;
 mod patches;
 mod pixelwise;
 mod pool;
@@ -62,6 +63,8 @@ pub use linear::Linear;
 pub use lstm::Lstm;
 pub use mask::Mask;
 pub use norm::{BatchNorm, update_running};
+pub use packs::Packs;
+use packs::Way;
 pub use patches::Patches;
 pub use pixelwise::{FlattenChannels, Normalize, Scale};
 pub use pool::{GlobalAvgPool, MaxPool};
@@ -82,12 +85,14 @@ pub struct Pass<'a> {
     pub dropout: Option<DropoutDraw<'a>>,
     /// The other grains of the step, if batch-norms in training take the statistics of them all.
     pub grains: Option<&'a dyn Grains>,
+    /// Packed weights of the store that earlier passes have left; `None` packs what it needs and leaves nothing.
+    pub packs: Option<&'a Packs>,
 }
 
 impl<'a> Pass<'a> {
     /// A pass that only evaluates.
     pub fn eval(store: &'a Store) -> Self {
-        Self { store, layout: None, dropout: None, grains: None }
+        Self { store, layout: None, dropout: None, grains: None, packs: None }
     }
 
     /// The same with other draws, where there are any.

@@ -116,7 +116,7 @@ impl Step<'_> {
         let layout = Some(&self.stage.layout);
         let joined = grains.filter(|_| self.stage.lockstep);
         let dropout = Some(DropoutDraw { rng, draws: &ids });
-        let pass = Pass { store: &self.state.store, layout, dropout, grains: joined };
+        let pass = Pass { store: &self.state.store, layout, dropout, grains: joined, packs: Some(&self.stage.packs) };
         let (mut tape, units) = (Tape::default(), &self.inputs.net.network.units[self.stage.cut..]);
         // A stage that does not reach one of them is refused.
         let looks: Vec<usize> =

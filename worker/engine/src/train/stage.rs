@@ -5,7 +5,7 @@ use tl_proto::spec::{BnMode, BnScope, StageSection};
 use super::{net::Net, rates, rules};
 use crate::{
     Error, Result,
-    nn::{BufferId, Layer, Layout, ParamId, Store},
+    nn::{BufferId, Layer, Layout, Packs, ParamId, Store},
     optim::{self, Group},
 };
 
@@ -27,6 +27,8 @@ pub struct Stage {
     pub trained: usize,
     /// Where there are several tasks: the last matrix or kernel below their heads that is trained, and its unit.
     pub shared: Option<(usize, ParamId)>,
+    /// Packed weights of the run's store.
+    pub packs: Packs,
 }
 
 impl Stage {
@@ -104,7 +106,7 @@ impl Stage {
         let groups = optim::groups(store, &layout, &scales);
         let count = layout.params_len();
         let lockstep = spec.bn_scope == BnScope::Batch && !norms.is_empty();
-        Ok(Self { cut, tower_cut, layout, groups, norms, lockstep, trained: count, shared })
+        Ok(Self { cut, tower_cut, layout, groups, norms, lockstep, trained: count, shared, packs: Packs::default() })
     }
 
     /// The lowest and the highest rate that anything is trained at, before schedules; but for what the objective trains at

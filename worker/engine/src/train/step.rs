@@ -125,6 +125,7 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
         // A loss of the whole batch is counted where its first grain is.
         step.inputs.net.network.own.iter().for_each(|id| touched[id.0] = true);
     }
+    stage.packs.begin(&stage.layout, own.len());
     let mut add = |s: usize, one: GrainSums| {
         touched.iter_mut().zip(&one.touched).for_each(|(t, o)| *t |= o);
         tally.extend((s as u64).to_le_bytes());
@@ -159,6 +160,7 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
             add(s, compute(s, None)?);
         }
     }
+    stage.packs.end(&stage.layout);
     let leaves = if fast { busy } else { count };
     let flat = collective::reduce(group, stack, leaves, stage.layout.total_len() + step.asides())?;
     let several = step.tasks.map_or(0, |tasked| tasked.tasks.len() + 1);

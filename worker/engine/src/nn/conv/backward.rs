@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Axis, Conv2d, Geometry, geometry::Place};
+use super::{Axis, Conv2d, Geometry, Pass, Way, geometry::Place};
 use crate::num::{
     fresh::{Fresh, zeros},
     gemm::{Packed, STRIPE, View, add_outer, multiply},
@@ -60,10 +60,13 @@ impl Conv2d {
     }
 
     /// `dx`, each pixel the sum over the taps that read it.
-    pub(super) fn input_gradient(&self, g: &Geometry, dy: &[f32], w: &[f32]) -> Vec<f32> {
+    pub(super) fn input_gradient(&self, g: &Geometry, dy: &[f32], pass: &Pass<'_>) -> Vec<f32> {
         match self.window(*g).turned(self.spec.cout) {
-            Some(turned) => turned.times(dy, &self.turned_weights(w), None),
-            None => self.phased_gradient(g, dy, w),
+            Some(turned) => {
+                let weights = pass.packed(self.w, Way::Back, |w| self.turned_weights(w));
+                turned.times(dy, &weights, None)
+            }
+            None => self.phased_gradient(g, dy, &pass.weight(self.w)),
         }
     }
 

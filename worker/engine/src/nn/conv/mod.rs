@@ -12,7 +12,7 @@ use geometry::Geometry;
 pub use geometry::{Axis, Padding};
 use window::Window;
 
-use super::{Gradients, Layer, ParamId, Pass, Tape, adapter::Adapter, host, precision::Rounds, tensor};
+use super::{Gradients, Layer, ParamId, Pass, Tape, Way, adapter::Adapter, host, precision::Rounds, tensor};
 use crate::{
     Result,
     num::gemm::{Packed, View},
@@ -68,7 +68,7 @@ impl Conv2d {
         let g = Geometry::new(&self.spec, x.dims())?;
         let precision = pass.precision();
         let bias = self.b.map(|b| pass.weight(b));
-        let weights = self.forward_weights(&pass.weight(self.w));
+        let weights = pass.packed(self.w, Way::Forward, |w| self.forward_weights(w));
         let out = self.window(g).times(&precision.operand(&host(x)?), &weights, bias.as_deref());
         tape.push_input(x, pass, self.w);
         tensor(precision.product(out), &[g.n, g.y.outputs, g.x.outputs, self.spec.cout])
@@ -95,7 +95,7 @@ impl Conv2d {
         if !need_dx {
             return Ok(None);
         }
-        let dx = self.input_gradient(&g, &dy, &pass.weight(self.w));
+        let dx = self.input_gradient(&g, &dy, pass);
         Ok(Some(tensor(precision.product(dx), &shape)?))
     }
 }

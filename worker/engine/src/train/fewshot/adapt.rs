@@ -129,7 +129,7 @@ impl<'a> Tuner<'a> {
         dropout: Option<DropoutDraw<'_>>,
         grads: &mut Gradients<'_>,
     ) -> Result<(f64, Tensor)> {
-        let pass = Pass { store, layout: Some(&self.layout), dropout, grains: None };
+        let pass = Pass { store, layout: Some(&self.layout), dropout, grains: None, packs: None };
         let mut tape = Tape::default();
         let units = &self.net.network.units[self.cut..];
         let logits = units.iter().try_fold(x.clone(), |x, unit| unit.layer.forward(&x, &pass, &mut tape))?;
@@ -150,7 +150,7 @@ impl<'a> Tuner<'a> {
     pub fn scores(&self, store: &Store, x: &Tensor) -> Result<Tensor> {
         // With what learns in the batch-norms: nobody keeps a mean of what other weights would make.
         let layout = self.layout.norms().next().is_some().then_some(&self.layout);
-        let pass = Pass { store, layout, dropout: None, grains: None };
+        let pass = Pass { store, layout, dropout: None, grains: None, packs: None };
         let units = &self.net.network.units[self.cut..];
         units.iter().try_fold(x.clone(), |x, unit| unit.layer.forward(&x, &pass, &mut Tape::default()))
     }

@@ -79,7 +79,13 @@ impl Step<'_> {
         let draws: Vec<u64> = ids.iter().flat_map(|id| numbers(*id, each)).collect();
         let layout = Some(&self.stage.layout);
         let joined = grains.filter(|_| self.stage.lockstep);
-        let pass = Pass { store: &self.state.store, layout, dropout: Some(self.dropout(&draws)), grains: joined };
+        let pass = Pass {
+            store: &self.state.store,
+            layout,
+            dropout: Some(self.dropout(&draws)),
+            grains: joined,
+            packs: Some(&self.stage.packs),
+        };
         let mut tape = Tape::default();
         let units = &self.inputs.net.network.units[self.stage.cut..];
         let x = fed.first().ok_or_else(|| crate::Error::Internal("a grain without episodes".into()))?;

@@ -137,7 +137,13 @@ impl<'a> Step<'a> {
 
         let rng = Philox::new(self.run.spec.job.seed, "dropout");
         let (layout, joined) = (Some(&self.stage.layout), grains.filter(|_| self.stage.lockstep));
-        let pass = Pass { store, layout, dropout: Some(DropoutDraw { rng, draws: &ids }), grains: joined };
+        let pass = Pass {
+            store,
+            layout,
+            dropout: Some(DropoutDraw { rng, draws: &ids }),
+            grains: joined,
+            packs: Some(&self.stage.packs),
+        };
         // Where weights follow gradients at a shared tensor, its unit and what lies above it is gone through more than once.
         // A head that is the only one may be frozen in part.
         let (cut, shared) = (self.stage.cut, self.shared());

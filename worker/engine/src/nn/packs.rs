@@ -1,0 +1,112 @@
+//! Weights as products take them, packed once for all grains of a step, and once for all steps where nothing trains them:
+//! for a few samples, packing takes as long as their product.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{Layout, ParamId, Pass};
+use crate::num::gemm::Packed;
+
+/// Which product takes the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Way {
+    /// That of the outputs.
+    Forward,
+    /// That of the gradient of the input.
+    Back,
+}
+
+#[derive(Default)]
+struct Kept {
+    weights: BTreeMap<(ParamId, Way), Arc<Packed>>,
+    /// Whether what is trained is worth keeping: there are several grains.
+    several: bool,
+}
+
+/// Packed weights of one store. Their memory is that of the weights once more, and twice where gradients go through them.
+#[derive(Default)]
+pub struct Packs(Mutex<Kept>);
+
+impl Packs {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a step of so many grains: what the layout trains has other values than in the last one.
+    pub fn begin(&self, layout: &Layout, grains: usize) {
+        let mut kept = self.kept();
+        kept.several = grains > 1;
+        kept.weights.retain(|(id, _), _| layout.slot(*id).is_none());
+    }
+
+    /// Ends a step: the optimizer needs memory too.
+    pub fn end(&self, layout: &Layout) {
+        self.kept().weights.retain(|(id, _), _| layout.slot(*id).is_none());
+    }
+}
+
+impl Pass<'_> {
+    /// Weights as a product takes them, packed by `pack` unless they are at hand.
+    pub(super) fn packed(&self, id: ParamId, way: Way, pack: impl FnOnce(&[f32]) -> Packed) -> Arc<Packed> {
+        let known = self.packs.and_then(|packs| packs.kept().weights.get(&(id, way)).cloned());
+        known.unwrap_or_else(|| {
+            // Nobody waits for it meanwhile: a thread that packs takes up other tasks, which may want weights too. What two
+            // have packed at a time is the same.
+            let made = Arc::new(pack(&self.weight(id)));
+            if let Some(mut kept) = self.packs.map(Packs::kept)
+                && (kept.several || !self.trains(id))
+            {
+                kept.weights.insert((id, way), made.clone());
+            }
+            made
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        nn::Builder,
+        num::gemm::{View, rows_product},
+    };
+
+    #[test]
+    fn what_is_trained_is_packed_once_a_step_and_what_is_frozen_once() {
+        let mut b = Builder::new(1);
+        let (trained, frozen) = (b.linear("trained", (3, 2)).w, b.linear("frozen", (3, 2)).w);
+        let layout = Layout::new(&b.store, &[trained], &[]);
+        let packs = Packs::default();
+        let mut store = b.store;
+        // How often either is packed in a step of so many grains, and that products are those of the values of now.
+        let mut step = |grains: usize| {
+            store.values.iter_mut().for_each(|v| *v += 1.0);
+            packs.begin(&layout, grains);
+            let pass = Pass { packs: Some(&packs), layout: Some(&layout), ..Pass::eval(&store) };
+            let mut counts = [0, 0];
+            for _ in 0..grains {
+                for (id, count) in [trained, frozen].into_iter().zip(&mut counts) {
+                    for way in [Way::Forward, Way::Back] {
+                        let packed = pass.packed(id, way, |w| {
+                            *count += 1;
+                            Packed::of(View::transposed(w, 3), 3, 2)
+                        });
+                        if id == trained {
+                            let want = store.param(id).chunks_exact(3).map(|row| row.iter().sum::<f32>());
+                            let got = rows_product(&[1.0; 3], &packed, 2);
+                            assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-5), "values of a step before");
+                        }
+                    }
+                }
+            }
+            packs.end(&layout);
+            counts
+        };
+        assert_eq!(step(4), [2, 2]);
+        assert_eq!(step(4), [2, 0]);
+        assert_eq!(step(1), [2, 0], "one grain keeps nothing that is trained");
+        assert!(packs.kept().weights.keys().all(|(id, _)| *id == frozen));
+    }
+}
