@@ -1,7 +1,9 @@
 //! The training library of `tl`: layers, backbones, objectives, data, optimizers, the loop, collectives, checkpoints.
+//! A new technique is one file in one of these folders, and a line in the list of its `mod.rs`.
 //!
 //! Synchronous. It sees local paths and its [`link::Link`] only: no sockets but those of its peers, no clocks that steer
-//! a result, no coordinator.
+//! a result, no coordinator. Everything is computed on CPUs: operations on GPUs are in [`gpu`], and nothing trains on them
+//! yet.
 
 pub mod backbone;
 pub mod cache;

@@ -1,4 +1,4 @@
-//! Learning-rate schedules: functions of the step within the stage.
+//! Learning-rate schedules: functions of the step within the stage. A new one is an entry of [`ALL`].
 
 use tl_proto::{
     catalog::{Entry, entry},

@@ -84,15 +84,15 @@ fn wanted(name: &str, mapped: &[Vec<f64>], student: &[Vec<f64>], teacher: &[Vec<
 fn methods_are_their_formulas_and_their_gradients_the_slopes() {
     let (student, own) = (testing::input(&[N, STUDENT]), own());
     let teacher = (testing::input(&[N, TEACHER]) * 2.0).unwrap();
-    for method in METHODS.iter().filter(|m| matches!((m.looks)(&Params::new()), Looks::AtFeatures)) {
-        let name = (method.entry)().name;
+    for name in ["hint", "cosine", "relational"] {
+        let method = METHODS.iter().find(|m| (m.entry)().name == name).unwrap();
         let value = |student: &[Vec<f64>]| {
             let (w, b) = (rows(&own["regressor.weight"]), host(&own["regressor.bias"]).unwrap().to_vec());
             let map = |r: &Vec<f64>| -> Vec<f64> {
                 (0..TEACHER).map(|j| r.iter().zip(&w).map(|(v, w)| v * w[j]).sum::<f64>() + f64::from(b[j])).collect()
             };
             let mapped: Vec<Vec<f64>> = student.iter().map(map).collect();
-            wanted(&name, &mapped, student, &rows(&teacher))
+            wanted(name, &mapped, student, &rows(&teacher))
         };
         let var = Var::from_tensor(&student).unwrap();
         let got = loss(method, &Params::new(), Some([var.as_tensor(), &teacher]), &[], &own).unwrap();
