@@ -39,11 +39,11 @@
 //!
 //! # The seam that training on GPUs is to have
 //!
-//! The engine's tensors are host memory wherever a layer opens one: `nn::act` gives slices, and a layer's `forward` and
-//! `backward` call `num`. A second device comes in at three places, and nowhere else:
+//! A second device comes in at three places, and nowhere else. The first is there:
 //!
-//! 1. `nn::act`: an activation is either host memory or a `CudaSlice`; asking one for the other kind is an error, not a copy.
-//!    Batches go up once per grain, taps come down once per grain.
+//! 1. `nn::Array`: what layers take and give is the host's or a GPU's; asking one for the other kind is an error, not a copy.
+//!    `train::chain` makes arrays of batches and tensors of taps: there batches are to go up once per grain. `to_tensor`
+//!    already brings what layers give down.
 //! 2. `num`: what a layer calls (`gemm`, convolution by taps, the vectorised loops) becomes a trait object that the store
 //!    carries, with the code of today as its first implementation. A layer knows shapes and order, not the device.
 //! 3. `nn::store` and the flat gradient: parameters and buckets live where the activations do; `collective` reduces a bucket in

@@ -1,9 +1,8 @@
 //! The fully connected layer.
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, ParamId, Pass, Tape, Way, adapter::Adapter, host, precision::Rounds, rows, tensor};
+use super::{Array, Gradients, Layer, ParamId, Pass, Tape, Way, adapter::Adapter, array, host, precision::Rounds, rows};
 use crate::{
     Error, Result,
     num::gemm::{self, Packed, View},
@@ -21,7 +20,7 @@ pub struct Linear {
 
 impl Linear {
     /// What its own weights make of an input.
-    fn base(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn base(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let mut shape = x.dims().to_vec();
         match shape.last_mut() {
             Some(width) if *width == self.input => *width = self.output,
@@ -38,17 +37,17 @@ impl Linear {
                 .for_each(|rows| rows.chunks_exact_mut(self.output).for_each(|row| add(row, &bias)));
         }
         tape.push_input(x, pass, self.w);
-        tensor(precision.product(out), &shape)
+        array(precision.product(out), &shape)
     }
 
     fn base_backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let (shape, x) = tape.pop_input()?;
         let (precision, g) = (pass.precision(), host(dy)?);
         let g = precision.operand(&g);
@@ -65,12 +64,12 @@ impl Linear {
         let as_it_lies = |w: &[f32]| Packed::of(View::rows(w, self.input), self.output, self.input);
         let w = pass.packed(self.w, Way::Back, as_it_lies);
         let dx = gemm::rows_product(&g, &w, self.input);
-        Ok(Some(tensor(precision.product(dx), &shape)?))
+        Ok(Some(array(precision.product(dx), &shape)?))
     }
 }
 
 impl Layer for Linear {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         match &self.adapter {
             None => self.base(x, pass, tape),
             Some(adapter) => adapter.forward(x, pass, tape, |x, tape| self.base(x, pass, tape)),
@@ -79,12 +78,12 @@ impl Layer for Linear {
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let Some(adapter) = &self.adapter else { return self.base_backward(dy, pass, tape, grads, need_dx) };
         adapter.backward(dy, pass, tape, grads, need_dx, |dy, tape, grads, need_dx| {
             self.base_backward(dy, pass, tape, grads, need_dx)
