@@ -1,6 +1,6 @@
 //! Numbers in the memory of a GPU.
 
-use cudarc::driver::{CudaSlice, DeviceRepr};
+use cudarc::driver::CudaSlice;
 
 use super::Fault;
 
@@ -35,21 +35,6 @@ impl<T> Array<T> {
     /// How many rows of the last dimension it has.
     pub fn rows(&self) -> usize {
         self.count() / self.width()
-    }
-
-    /// Its numbers, for the host; waits until they are made.
-    ///
-    /// # Errors
-    /// What makes them has failed.
-    pub fn download(&self) -> Result<Vec<T>, Fault>
-    where
-        T: DeviceRepr + Clone + Default,
-    {
-        let mut values = vec![T::default(); self.count()];
-        let stream = self.data.stream();
-        stream.memcpy_dtoh(&self.data, &mut values)?;
-        stream.synchronize()?;
-        Ok(values)
     }
 
     /// The same numbers in another shape.

@@ -106,7 +106,10 @@ impl Device {
     /// # Errors
     /// What makes them has failed.
     pub fn download<T: DeviceRepr + Clone + Default>(&self, array: &Array<T>) -> Result<Vec<T>, Fault> {
-        array.download()
+        let mut values = vec![T::default(); array.count()];
+        self.stream.memcpy_dtoh(&array.data, &mut values)?;
+        self.stream.synchronize()?;
+        Ok(values)
     }
 
     /// The same numbers in memory of their own.

@@ -20,12 +20,12 @@
 //!
 //! * `Device`: a GPU, one stream on it, its memory (a pool, and `Staging` for uploads that nobody waits for), and kernels that
 //!   NVRTC compiles for its compute capability when they are first asked for;
-//! * `Array`: numbers there, and their shape;
+//! * `Array`: numbers there, and their shape; `Placed`: one that layers hand on, with its GPU;
 //! * `ops`: what layers, optimizers and the ordered tree compute, one function each, over the files of `kernels/`, cuBLAS and
 //!   cuDNN;
 //! * `Fault`: what can go wrong. A library that is missing is named.
 //!
-//! Nothing calls them yet but tests. **None of it has ever run on a GPU.** What was done instead: NVRTC 12.9 and 13.5 take every
+//! A few layers call them (below), and no run does. **None of it has ever run on a GPU.** What was done instead: NVRTC 12.9 and 13.5 take every
 //! file, for `sm_80`, `sm_90` and newer ones; and `tests/gpu` runs every function through the real bindings over fakes of the
 //! driver, NVRTC, cuBLAS and cuDNN (`nvlib::fake`), which compile the same files as C++ and run them thread by thread, and
 //! compares with the layers of `nn`, bit by bit where the order of a sum is the CPU's. Where there is a GPU, the same tests use
@@ -39,19 +39,23 @@
 //!
 //! # The seam that training on GPUs is to have
 //!
-//! A second device comes in at three places, and nowhere else. The first is there:
+//! A second device comes in at three places, and nowhere else:
 //!
-//! 1. `nn::Array`: what layers take and give is the host's or a GPU's; asking one for the other kind is an error, not a copy.
-//!    `train::chain` makes arrays of batches and tensors of taps: there batches are to go up once per grain. `to_tensor`
-//!    already brings what layers give down.
-//! 2. `num`: what a layer calls (`gemm`, convolution by taps, the vectorised loops) becomes a trait object that the store
-//!    carries, with the code of today as its first implementation. A layer knows shapes and order, not the device.
-//! 3. `nn::store` and the flat gradient: parameters and buckets live where the activations do; `collective` reduces a bucket in
-//!    place through `nccl-rs`, or in the ordered tree with its own addition kernel; a step is applied only after
-//!    `Communicator::complete` has said yes.
+//! 1. What layers take and give, which is there: `nn::Array` is the host's or a GPU's, and asking one for the other kind is an
+//!    error, not a copy. `train::chain` makes arrays of batches and tensors of taps, and nothing else does in a run. Taps come
+//!    down there already (`Array::to_tensor`); a batch is to go up there, once per grain.
+//! 2. What layers compute: one branch in front of the host's code, which hands what lies on a GPU to `ops`. Activations, sums
+//!    and thereby residual blocks, and means over an image have theirs: they need nothing but their input. Containers and
+//!    graphs need none.
+//! 3. Parameters and their gradients, which are not there. `nn::Pass` is to carry a mirror of the store, made once per step:
+//!    each parameter that is asked for goes up once, and rounds as `Pass::weight` does. Gradients of a grain gather beside it
+//!    on the GPU and come down into the flat gradient when the grain ends, so that the tree, the optimizers and checkpoints
+//!    stay as they are. Later buckets live there too: `collective` reduces one in place through `nccl-rs`, or in the ordered
+//!    tree with its own addition kernel, and a step is applied only after `Communicator::complete` has said yes.
 //!
-//! Dense layers through cuBLAS are first, since they need all three and one operation. Then, in this order: what every network
-//! has (activations, norms, convolutions, pooling), attention with its heads split and its scores masked by length, embeddings
+//! Dense layers through cuBLAS come next (`ops::linear`, `linear_input`, `linear_weights`, `add_bias`, `add_sums`), with the
+//! mirror, since they need one operation. Then, in this order: what every network has (norms, convolutions, the other pools),
+//! attention with its heads split and its scores masked by length, embeddings
 //! and LSTMs; the optimizers over the flat buffers, with `optim` making their factors; the tree's addition in `collective`, and
 //! the norm for clipping; then the numerics fingerprint of a GPU (its model, the driver, the versions of cuBLAS, cuDNN and NVRTC,
 //! and a probe), without which `ordered` may not take one; and [`TRAINS`]. What holds on a CPU holds there by the same tests:
@@ -77,6 +81,8 @@ mod launch;
 mod look;
 #[cfg(feature = "cuda")]
 pub mod ops;
+#[cfg(feature = "cuda")]
+mod placed;
 
 use serde::Serialize;
 use tl_proto::hardware::Gpu;
@@ -88,6 +94,7 @@ pub use self::{
     device::{Device, Staging},
     fault::Fault,
     look::look,
+    placed::Placed,
 };
 
 /// Whether the engine can train on GPUs. As long as it cannot, nodes offer CPU slots only, and a rank that is told to use a GPU

@@ -3,6 +3,8 @@
 use rayon::prelude::*;
 
 use super::{Array, Gradients, Layer, Pass, Saved, Tape, array, host};
+#[cfg(feature = "cuda")]
+use crate::gpu::ops;
 use crate::{
     Result,
     num::{fresh::Fresh, math, simd::vectorised},
@@ -113,6 +115,10 @@ vectorised! {
 
 /// `f(x)`
 pub(super) fn forward(act: Act, x: &Array) -> Result<Array> {
+    #[cfg(feature = "cuda")]
+    if let Array::Device(x) = x {
+        return Ok(x.made(|device, x| ops::activate(device, act, x))?.into());
+    }
     let input = host(x)?;
     let mut out = Fresh::new(input.len());
     out.parts(TASK).zip(input.par_chunks(TASK)).for_each(|(out, x)| {
@@ -124,6 +130,10 @@ pub(super) fn forward(act: Act, x: &Array) -> Result<Array> {
 
 /// `dy · f′(z)`. A rectifier may be given its output for `z`.
 pub(super) fn backward(act: Act, z: &Array, dy: &Array) -> Result<Array> {
+    #[cfg(feature = "cuda")]
+    if let (Array::Device(z), Array::Device(dy)) = (z, dy) {
+        return Ok(dy.made(|device, dy| ops::activate_back(device, act, z.array(), dy))?.into());
+    }
     let (z, g) = (host(z)?, host(dy)?);
     let (z, g) = (&*z, &*g);
     let mut dx = Fresh::new(g.len());

@@ -1,26 +1,23 @@
 //! What layers take and give.
 
-#[cfg(feature = "cuda")]
-use std::sync::Arc;
-
 use candle_core::Tensor;
 
 use super::{Act, sum::add, tensor};
 #[cfg(feature = "cuda")]
-use crate::gpu;
+use crate::gpu::Placed;
 use crate::{Error, Result};
 
 /// The numbers between two layers, or the gradient of them: f32, row-major. A clone shares them.
 ///
-/// Each lies in one memory, and a layer computes where its input is. Above the taps all is [`Tensor`]s of the host's:
-/// they become arrays in front of a chain of layers, and arrays become tensors behind it.
+/// Each lies in one memory, and a layer computes where its input is, or says that it cannot. Above the taps all is
+/// [`Tensor`]s of the host's: they become arrays in front of a chain of layers, and arrays become tensors behind it.
 #[derive(Clone, Debug)]
 pub enum Array {
     /// In the memory of the host.
     Host(Tensor),
     /// In that of a GPU.
     #[cfg(feature = "cuda")]
-    Device(Arc<gpu::Array>),
+    Device(Placed),
 }
 
 impl Array {
@@ -29,7 +26,7 @@ impl Array {
         match self {
             Self::Host(tensor) => tensor.dims(),
             #[cfg(feature = "cuda")]
-            Self::Device(array) => array.shape(),
+            Self::Device(placed) => placed.array().shape(),
         }
     }
 
@@ -93,7 +90,7 @@ impl Array {
         match self {
             Self::Host(tensor) => Ok(tensor.clone()),
             #[cfg(feature = "cuda")]
-            Self::Device(array) => tensor(array.download()?, array.shape()),
+            Self::Device(placed) => tensor(placed.download()?, placed.array().shape()),
         }
     }
 }
@@ -105,9 +102,9 @@ impl From<Tensor> for Array {
 }
 
 #[cfg(feature = "cuda")]
-impl From<gpu::Array> for Array {
-    fn from(array: gpu::Array) -> Self {
-        Self::Device(Arc::new(array))
+impl From<Placed> for Array {
+    fn from(placed: Placed) -> Self {
+        Self::Device(placed)
     }
 }
 

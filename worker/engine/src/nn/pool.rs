@@ -3,6 +3,8 @@
 use rayon::prelude::*;
 
 use super::{Array, Gradients, Layer, Pass, Saved, Tape, array, host};
+#[cfg(feature = "cuda")]
+use crate::gpu::ops;
 use crate::{Error, Result, num::simd::vectorised};
 
 vectorised! {
@@ -26,6 +28,10 @@ impl Layer for GlobalAvgPool {
         if pass.records() {
             tape.push(Saved::Shape(vec![n, h, w, c]));
         }
+        #[cfg(feature = "cuda")]
+        if let Array::Device(x) = x {
+            return Ok(x.made(ops::global_mean)?.into());
+        }
         let input = host(x)?;
         let mut means = vec![0.0; n * c];
         for (means, image) in means.chunks_exact_mut(c).zip(input.chunks_exact(h * w * c)) {
@@ -47,6 +53,11 @@ impl Layer for GlobalAvgPool {
         let shape = tape.pop_shape()?;
         if !need_dx {
             return Ok(None);
+        }
+        #[cfg(feature = "cuda")]
+        if let Array::Device(dy) = dy {
+            let dx = dy.made(|device, dy| ops::global_mean_back(device, dy, (shape[1], shape[2])))?;
+            return Ok(Some(dx.into()));
         }
         let (area, c) = (shape[1] * shape[2], shape[3]);
         let share = 1.0 / area as f32;

@@ -7,10 +7,16 @@ use super::{
     act::{TASK, apply},
     array, host,
 };
+#[cfg(feature = "cuda")]
+use crate::gpu::ops;
 use crate::{Error, Result, num::fresh::Fresh};
 
 /// `act(a + b)`
 pub(super) fn add(a: &Array, b: &Array, act: Act) -> Result<Array> {
+    #[cfg(feature = "cuda")]
+    if let (Array::Device(a), Array::Device(b)) = (a, b) {
+        return Ok(a.made(|device, a| ops::add_activate(device, act, a, b.array()))?.into());
+    }
     array(sum(a, b, act)?, a.dims())
 }
 

@@ -7,6 +7,7 @@
 mod elementwise;
 mod faults;
 mod images;
+mod layers;
 mod memory;
 mod norms;
 mod sequences;
@@ -15,7 +16,7 @@ mod updates;
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 use nvlib::{Library, driver::ProbeError};
@@ -27,8 +28,13 @@ use tl_engine::{
 
 /// The GPU, or a fake one; nothing where there is neither, which it says.
 fn device() -> Option<&'static Device> {
-    static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
-    DEVICE.get_or_init(open).as_ref()
+    shared().map(|device| &**device)
+}
+
+/// The same, to be kept beside arrays.
+fn shared() -> Option<&'static Arc<Device>> {
+    static DEVICE: OnceLock<Option<Arc<Device>>> = OnceLock::new();
+    DEVICE.get_or_init(|| open().map(Arc::new)).as_ref()
 }
 
 fn open() -> Option<Device> {

@@ -1,9 +1,6 @@
 //! Memory that goes up and comes down, and rows and columns of it.
 
-use tl_engine::{
-    gpu::ops::{self, Columns},
-    nn::{self, Builder, Layer, Pass, Relu, Tape, host},
-};
+use tl_engine::gpu::ops::{self, Columns};
 
 use crate::{device, numbers, same, up};
 
@@ -21,20 +18,6 @@ fn what_goes_up_comes_down_also_through_memory_that_is_used_again() {
     same(device, &copy, &a);
     assert_eq!((copy.rows(), copy.width()), (4, 25));
     device.synchronize().unwrap();
-}
-
-#[test]
-fn what_lies_on_a_gpu_is_not_opened_as_the_hosts_and_comes_down_as_a_tensor() {
-    let Some(device) = device() else { return };
-    let x = numbers(1, 12);
-    let array = nn::Array::from(up(device, &x, &[3, 4]));
-    assert_eq!((array.dims(), array.count(), array.dims2().unwrap()), (&[3, 4][..], 12, (3, 4)));
-    assert!(host(&array).is_err());
-    let tensor = array.clone().to_tensor().unwrap();
-    assert_eq!((tensor.dims(), host(&tensor).unwrap().to_vec()), (&[3, 4][..], x));
-    // A layer that knows the host only says so.
-    let store = Builder::new(1).store;
-    assert!(Relu.forward(&array, &Pass::eval(&store), &mut Tape::default()).is_err());
 }
 
 #[test]
