@@ -31,6 +31,17 @@ impl Placed {
         Ok(Self::new(self.device.clone(), array))
     }
 
+    /// Changes them where they lie.
+    ///
+    /// # Errors
+    /// Others hold them too; those of the operation.
+    pub fn change(&mut self, operation: impl FnOnce(&Device, &mut Array) -> Result<(), Fault>) -> Result<(), Fault> {
+        match Arc::get_mut(&mut self.array) {
+            Some(array) => operation(&self.device, array),
+            None => Err(Fault::shape("an array that others hold too was to be changed")),
+        }
+    }
+
     /// The numbers for the host; waits until they are made.
     ///
     /// # Errors

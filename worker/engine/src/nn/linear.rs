@@ -3,6 +3,8 @@
 use rayon::prelude::*;
 
 use super::{Array, Gradients, Layer, ParamId, Pass, Tape, Way, adapter::Adapter, array, host, precision::Rounds, rows};
+#[cfg(feature = "cuda")]
+use crate::gpu::{Placed, ops};
 use crate::{
     Error, Result,
     num::gemm::{self, Packed, View},
@@ -25,6 +27,12 @@ impl Linear {
         match shape.last_mut() {
             Some(width) if *width == self.input => *width = self.output,
             _ => return Err(Error::Internal(format!("{} inputs expected, given {:?}", self.input, x.dims()))),
+        }
+        #[cfg(feature = "cuda")]
+        if let Array::Device(placed) = x {
+            let y = self.placed(placed, &shape, pass)?;
+            tape.push_input(x, pass, self.w);
+            return Ok(y.into());
         }
         let precision = pass.precision();
         let input = host(x)?;
@@ -49,6 +57,11 @@ impl Linear {
         need_dx: bool,
     ) -> Result<Option<Array>> {
         let (shape, x) = tape.pop_input()?;
+        #[cfg(feature = "cuda")]
+        if let Array::Device(dy) = dy {
+            let dx = self.placed_backward(dy, (x.as_ref(), &shape), pass, grads, need_dx)?;
+            return Ok(dx.map(Array::from));
+        }
         let (precision, g) = (pass.precision(), host(dy)?);
         let g = precision.operand(&g);
         let n = g.len() / self.output;
@@ -65,6 +78,50 @@ impl Linear {
         let w = pass.packed(self.w, Way::Back, as_it_lies);
         let dx = gemm::rows_product(&g, &w, self.input);
         Ok(Some(array(precision.product(dx), &shape)?))
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Linear {
+    /// What its own weights make of an input that lies on a GPU.
+    fn placed(&self, x: &Placed, shape: &[usize], pass: &Pass<'_>) -> Result<Placed> {
+        let w = pass.placed(self.w, &[self.output, self.input], x)?;
+        let bias = self.b.map(|b| pass.placed(b, &[self.output], x)).transpose()?;
+        let y = pass.rounded(x.clone())?.made(|device, x| {
+            let mut y = ops::linear(device, x, w.array())?;
+            if let Some(bias) = &bias {
+                ops::add_bias(device, &mut y, bias.array())?;
+            }
+            y.reshaped(shape)
+        })?;
+        pass.rounded(y)
+    }
+
+    fn placed_backward(
+        &self,
+        dy: &Placed,
+        (x, shape): (Option<&Array>, &[usize]),
+        pass: &Pass<'_>,
+        grads: &mut Gradients,
+        need_dx: bool,
+    ) -> Result<Option<Placed>> {
+        let dy = pass.rounded(dy.clone())?;
+        let weights = [self.output, self.input];
+        if let Some(x) = x {
+            let x = pass.rounded(x.placed()?.clone())?;
+            grads.add_placed(self.w, &weights, &dy, |device, dw| {
+                ops::linear_weights(device, dy.array(), x.array(), dw)
+            })?;
+        }
+        if let Some(b) = self.b {
+            grads.add_placed(b, &[self.output], &dy, |device, db| ops::add_sums(device, dy.array(), db))?;
+        }
+        if !need_dx {
+            return Ok(None);
+        }
+        let w = pass.placed(self.w, &weights, &dy)?;
+        let dx = dy.made(|device, dy| ops::linear_input(device, dy, w.array())?.reshaped(shape))?;
+        pass.rounded(dx).map(Some)
     }
 }
 

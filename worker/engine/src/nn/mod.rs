@@ -30,6 +30,8 @@ mod norm;
 mod packs;
 mod patches;
 mod pixelwise;
+#[cfg(feature = "cuda")]
+mod placed;
 mod pool;
 mod precision;
 mod rows;

@@ -96,5 +96,7 @@ pub(super) fn backward(
             dy = unit.layer.backward(&g, pass, tape, grads, need_dx || i > 0)?;
         }
     }
+    #[cfg(feature = "cuda")]
+    grads.come_down()?;
     dy.filter(|_| need_dx).map(|dy| dy.to_tensor()).transpose()
 }
