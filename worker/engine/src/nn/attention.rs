@@ -258,7 +258,8 @@ impl SelfAttention {
         let mut dx: Option<Array> = None;
         // The tape goes backwards: value, key, query.
         for (linear, slope) in self.projections.iter().zip(slopes).rev() {
-            let part = linear.backward(&array(precision.product(slope), &[rows, stride])?, pass, tape, grads, need_dx)?;
+            let part =
+                linear.backward(&array(precision.product(slope), &[rows, stride])?, pass, tape, grads, need_dx)?;
             dx = match (dx, part) {
                 (Some(a), Some(b)) => Some(add(&a, &b, Act::None)?),
                 (None, part) => part,

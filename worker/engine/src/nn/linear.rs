@@ -2,7 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::{Array, Gradients, Layer, ParamId, Pass, Tape, Way, adapter::Adapter, array, host, precision::Rounds, rows};
+use super::{
+    Array, Gradients, Layer, ParamId, Pass, Tape, Way, adapter::Adapter, array, host, precision::Rounds, rows,
+};
 #[cfg(feature = "cuda")]
 use crate::gpu::{Placed, ops};
 use crate::{
