@@ -107,7 +107,7 @@ mod tests {
         let lowest = |head: &HeadSection| {
             let (layers, mut store) = layer(head);
             store.buffer_values[..5].fill(0.5);
-            let y = layers.forward(&testing::input(&[6, 4]), &Pass::eval(&store), &mut Tape::default()).unwrap();
+            let y = layers.forward(&testing::array(&[6, 4]), &Pass::eval(&store), &mut Tape::default()).unwrap();
             host(&y).unwrap().iter().copied().fold(f32::INFINITY, f32::min)
         };
         assert!(lowest(&torch) >= 0.0 && lowest(&keras) < 0.0);
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn activations_are_the_ones_that_are_named() {
-        let x = testing::input(&[3, 4]);
+        let x = testing::array(&[3, 4]);
         let run = |activation| {
             let (layers, store) = layer(&HeadSection { activation, ..HeadSection::default() });
             let y = layers.forward(&x, &Pass::eval(&store), &mut Tape::default()).unwrap();

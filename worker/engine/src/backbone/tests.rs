@@ -52,10 +52,10 @@ fn learns(network: &Network, side: usize) {
     let pass = Pass { layout: Some(&layout), dropout: Some(draw), ..Pass::eval(store) };
     let mut tape = Tape::default();
     let forward = |x, unit: &super::Unit| unit.layer.forward(&x, &pass, &mut tape);
-    let y = network.units.iter().try_fold(testing::input(&[3, side, side, 3]), forward).unwrap();
+    let y = network.units.iter().try_fold(testing::array(&[3, side, side, 3]), forward).unwrap();
     assert_eq!(y.dims(), [3, 1000]);
     let mut grads = Gradients::new(&layout);
-    let mut dy = testing::input(&[3, 1000]);
+    let mut dy = testing::array(&[3, 1000]);
     for (i, unit) in network.units.iter().enumerate().rev() {
         let Some(dx) = unit.layer.backward(&dy, &pass, &mut tape, &mut grads, i > 0).unwrap() else {
             assert!(i == 0, "{} gives no gradient", unit.name);
@@ -138,7 +138,7 @@ fn efficientnet_b0_keras_normalises_its_input() {
     let example = ("block6d_se_reduce.weight", &[48, 1152, 1, 1][..]);
     has(&net, (5_288_548, 42_022), example, 0x0970_aa7e_2c6d_88fc);
     // The published weights' constants: the usual normalisation by ImageNet's means and deviations.
-    let x = crate::nn::tensor(vec![0.5, 0.5, 0.5], &[1, 1, 1, 3]).unwrap();
+    let x = crate::nn::array(vec![0.5, 0.5, 0.5], &[1, 1, 1, 3]).unwrap();
     let y = net.units[0].layer.forward(&x, &Pass::eval(&net.initial), &mut Tape::default()).unwrap();
     let usual = [(0.5 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225];
     testing::assert_close(&y, &crate::nn::tensor(usual.to_vec(), &[1, 1, 1, 3]).unwrap(), 1e-6);

@@ -275,7 +275,7 @@ mod tests {
         let (short, whole) = (thin.batch(&rows, false).unwrap(), thin.batch(&rows, true).unwrap());
         assert_eq!((short.dims(), whole.dims()), (&[2, 3, 3][..], &[2, 9, 3][..]));
         for framed in [short, whole] {
-            let (ragged, packed) = Ragged::unpack(&framed).unwrap();
+            let (ragged, packed) = Ragged::unpack(&framed.into()).unwrap();
             assert_eq!((ragged.lengths, packed.dims()), (vec![2, 1], &[3, 3][..]));
         }
     }

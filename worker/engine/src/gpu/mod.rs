@@ -20,18 +20,18 @@
 //!
 //! * `Device`: a GPU, one stream on it, its memory (a pool, and `Staging` for uploads that nobody waits for), and kernels that
 //!   NVRTC compiles for its compute capability when they are first asked for;
-//! * `Array`: numbers there, and their shape;
+//! * `Array`: numbers there, and their shape; `Placed`: one that layers hand on, with its GPU;
 //! * `ops`: what layers, optimizers and the ordered tree compute, one function each, over the files of `kernels/`, cuBLAS and
 //!   cuDNN;
 //! * `Fault`: what can go wrong. A library that is missing is named.
 //!
-//! Nothing calls them yet but tests. **None of it has ever run on a GPU.** What was done instead: NVRTC 12.9 and 13.5 take every
-//! file, for `sm_80`, `sm_90` and newer ones; and `tests/gpu` runs every function through the real bindings over fakes of the
-//! driver, NVRTC, cuBLAS and cuDNN (`nvlib::fake`), which compile the same files as C++ and run them thread by thread, and
-//! compares with the layers of `nn`, bit by bit where the order of a sum is the CPU's. Where there is a GPU, the same tests use
-//! it, and the script `tests/gpu/run.sh` brings them there. What fakes cannot show: races within a warp that no order of whole
-//! threads shows, what cuBLAS and cuDNN really answer (which algorithms are deterministic for channels-last f32, above all), and
-//! any speed.
+//! A few layers call them (below), and no run does. **None of it has ever run on a GPU.** What was done instead: NVRTC 12.9
+//! and 13.5 take every file, for `sm_80`, `sm_90` and newer ones; and `tests/gpu` runs every function through the real bindings
+//! over fakes of the driver, NVRTC, cuBLAS and cuDNN (`nvlib::fake`), which compile the same files as C++ and run them thread
+//! by thread, and compares with the layers of `nn`, bit by bit where the order of a sum is the CPU's. Where there is a GPU, the
+//! same tests use it, and the script `tests/gpu/run.sh` brings them there. What fakes cannot show: races within a warp that no
+//! order of whole threads shows, what cuBLAS and cuDNN really answer (which algorithms are deterministic for channels-last f32,
+//! above all), and any speed.
 //!
 //! What is missing: a bias or an activation fused into a product, convolutions of bf16 memory (f32 that was rounded gives the
 //! same sums, at f32's speed), graphs of launches, and everything that a profile would show: kernels divide by the number of
@@ -39,23 +39,27 @@
 //!
 //! # The seam that training on GPUs is to have
 //!
-//! The engine's tensors are host memory wherever a layer opens one: `nn::act` gives slices, and a layer's `forward` and
-//! `backward` call `num`. A second device comes in at three places, and nowhere else:
+//! A second device comes in at three places, and nowhere else:
 //!
-//! 1. `nn::act`: an activation is either host memory or a `CudaSlice`; asking one for the other kind is an error, not a copy.
-//!    Batches go up once per grain, taps come down once per grain.
-//! 2. `num`: what a layer calls (`gemm`, convolution by taps, the vectorised loops) becomes a trait object that the store
-//!    carries, with the code of today as its first implementation. A layer knows shapes and order, not the device.
-//! 3. `nn::store` and the flat gradient: parameters and buckets live where the activations do; `collective` reduces a bucket in
-//!    place through `nccl-rs`, or in the ordered tree with its own addition kernel; a step is applied only after
-//!    `Communicator::complete` has said yes.
+//! 1. What layers take and give, which is there: `nn::Array` is the host's or a GPU's, and asking one for the other kind is an
+//!    error, not a copy. `train::chain` makes arrays of batches and tensors of taps, and nothing else does in a run. Taps come
+//!    down there already (`Array::to_tensor`); a batch is to go up there, once per grain.
+//! 2. What layers compute: one branch in front of the host's code, which hands what lies on a GPU to `ops`. Dense layers,
+//!    activations, sums (and with them residual blocks), and means over an image have theirs; lines of layers need none. All
+//!    others refuse.
+//! 3. Parameters and their gradients. `nn::Packs` keeps what `Pass::placed` has sent up: once for the grains of a step, once
+//!    for all steps where nothing trains it. Gradients gather on the GPU and come down into the flat gradient at the end of
+//!    `chain::backward`, so that the tree, the optimizers and checkpoints stay as they are. Later buckets live there too:
+//!    `collective` reduces one in place through `nccl-rs`, or in the ordered tree with its own addition kernel, and a step is
+//!    applied only after `Communicator::complete` has said yes.
 //!
-//! Dense layers through cuBLAS are first, since they need all three and one operation. Then, in this order: what every network
-//! has (activations, norms, convolutions, pooling), attention with its heads split and its scores masked by length, embeddings
-//! and LSTMs; the optimizers over the flat buffers, with `optim` making their factors; the tree's addition in `collective`, and
-//! the norm for clipping; then the numerics fingerprint of a GPU (its model, the driver, the versions of cuBLAS, cuDNN and NVRTC,
-//! and a probe), without which `ordered` may not take one; and [`TRAINS`]. What holds on a CPU holds there by the same tests:
-//! finite differences, and the host's result within the bounds that PyTorch's float32 has against float64.
+//! What comes next, in this order: convolutions, norms with their running sums, the other pools, and joins of channels, so
+//! that a network of images is whole; attention with its heads split and its scores masked by length, embeddings, dropout and
+//! LSTMs; adapters; the batch that goes up, and a rank that opens its GPU; the optimizers over the flat buffers, with `optim`
+//! making their factors; the tree's addition in `collective`, and the norm for clipping; then the numerics fingerprint of a
+//! GPU (its model, the driver, the versions of cuBLAS, cuDNN and NVRTC, and a probe), without which `ordered` may not take one;
+//! and [`TRAINS`]. What holds on a CPU holds there by the same tests: finite differences, and the host's result within the
+//! bounds that PyTorch's float32 has against float64.
 
 #[cfg(feature = "cuda")]
 mod array;
@@ -77,6 +81,8 @@ mod launch;
 mod look;
 #[cfg(feature = "cuda")]
 pub mod ops;
+#[cfg(feature = "cuda")]
+mod placed;
 
 use serde::Serialize;
 use tl_proto::hardware::Gpu;
@@ -88,6 +94,7 @@ pub use self::{
     device::{Device, Staging},
     fault::Fault,
     look::look,
+    placed::Placed,
 };
 
 /// Whether the engine can train on GPUs. As long as it cannot, nodes offer CPU slots only, and a rank that is told to use a GPU

@@ -1,9 +1,10 @@
 //! Activations, with derivative 0 at the kinks of rectifiers as in PyTorch.
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, Pass, Saved, Tape, host, tensor};
+use super::{Array, Gradients, Layer, Pass, Saved, Tape, array, host};
+#[cfg(feature = "cuda")]
+use crate::gpu::ops;
 use crate::{
     Result,
     num::{fresh::Fresh, math, simd::vectorised},
@@ -113,24 +114,32 @@ vectorised! {
 }
 
 /// `f(x)`
-pub(super) fn forward(act: Act, x: &Tensor) -> Result<Tensor> {
+pub(super) fn forward(act: Act, x: &Array) -> Result<Array> {
+    #[cfg(feature = "cuda")]
+    if let Array::Device(x) = x {
+        return Ok(x.made(|device, x| ops::activate(device, act, x))?.into());
+    }
     let input = host(x)?;
     let mut out = Fresh::new(input.len());
     out.parts(TASK).zip(input.par_chunks(TASK)).for_each(|(out, x)| {
         out.copy_from_slice(x);
         apply(act, out);
     });
-    tensor(out.done(), x.dims())
+    array(out.done(), x.dims())
 }
 
 /// `dy · f′(z)`. A rectifier may be given its output for `z`.
-pub(super) fn backward(act: Act, z: &Tensor, dy: &Tensor) -> Result<Tensor> {
+pub(super) fn backward(act: Act, z: &Array, dy: &Array) -> Result<Array> {
+    #[cfg(feature = "cuda")]
+    if let (Array::Device(z), Array::Device(dy)) = (z, dy) {
+        return Ok(dy.made(|device, dy| ops::activate_back(device, act, z.array(), dy))?.into());
+    }
     let (z, g) = (host(z)?, host(dy)?);
     let (z, g) = (&*z, &*g);
     let mut dx = Fresh::new(g.len());
     let parts = dx.parts(TASK).zip(g.par_chunks(TASK)).zip(z.par_chunks(TASK));
     parts.for_each(|((dx, g), z)| slopes(act, z, g, dx));
-    tensor(dx.done(), dy.dims())
+    array(dx.done(), dy.dims())
 }
 
 /// A layer that applies a function to each number.
@@ -142,25 +151,25 @@ pub struct Activation(pub Act);
 pub const Relu: Activation = Activation(Act::Relu);
 
 impl Layer for Activation {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let y = forward(self.0, x)?;
         if pass.records() {
             // The output of a rectifier says as much of its slope as its input, and the next layer keeps it anyway.
             let by_output = matches!(self.0, Act::Relu | Act::Relu6);
-            tape.push(Saved::Tensor(if by_output { y.clone() } else { x.clone() }));
+            tape.push(Saved::Array(if by_output { y.clone() } else { x.clone() }));
         }
         Ok(y)
     }
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         _: &Pass<'_>,
         tape: &mut Tape,
         _: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
-        let z = tape.pop_tensor()?;
+    ) -> Result<Option<Array>> {
+        let z = tape.pop_array()?;
         if need_dx { Ok(Some(backward(self.0, &z, dy)?)) } else { Ok(None) }
     }
 
@@ -189,11 +198,11 @@ mod tests {
         let layout = crate::nn::Layout::new(&store, &[], &[]);
         let pass = Pass { store: &store, layout: Some(&layout), ..Pass::eval(&store) };
         let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
-        let x = tensor(vec![0.0, 6.0, 3.0, f32::NAN], &[1, 4]).unwrap();
+        let x = array(vec![0.0, 6.0, 3.0, f32::NAN], &[1, 4]).unwrap();
         let layer = Activation(Act::Relu6);
         let y = layer.forward(&x, &pass, &mut tape).unwrap();
         assert!(host(&y).unwrap()[3].is_nan());
-        let ones = tensor(vec![1.0; 4], &[1, 4]).unwrap();
+        let ones = array(vec![1.0; 4], &[1, 4]).unwrap();
         let dx = layer.backward(&ones, &pass, &mut tape, &mut grads, true).unwrap().unwrap();
         assert_eq!(host(&dx).unwrap()[..3], [0.0, 0.0, 1.0]);
     }

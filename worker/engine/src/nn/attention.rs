@@ -1,12 +1,11 @@
 //! Multi-head self-attention (Vaswani et al., 2017) over packed sequences: every row looks at the real rows of its own.
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 use tl_proto::spec::Precision;
 
 use super::{
-    Act, Gradients, Layer, Linear, Mask, ParamId, Pass, Ragged, Saved, Tape, host, lanes, mask::Drops,
-    precision::Rounds, sum::add, tensor,
+    Act, Array, Gradients, Layer, Linear, Mask, ParamId, Pass, Ragged, Saved, Tape, array, host, lanes, mask::Drops,
+    precision::Rounds, sum::add,
 };
 use crate::{
     Result,
@@ -156,7 +155,7 @@ impl SelfAttention {
 
     /// # Errors
     /// Rows that do not fit the lengths.
-    pub fn forward(&self, x: &Tensor, ragged: &Ragged, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    pub fn forward(&self, x: &Array, ragged: &Ragged, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let draws = ragged.draws(pass);
         let by_row = &pass.with_draws(&draws);
         let made = self.projections.iter().map(|l| l.forward(x, by_row, tape)).collect::<Result<Vec<_>>>()?;
@@ -186,27 +185,27 @@ impl SelfAttention {
         drop(heads);
         if pass.records() {
             // Probabilities are computed again from these: they would take more memory than all the rest.
-            made.into_iter().for_each(|kept| tape.push(Saved::Tensor(kept)));
+            made.into_iter().for_each(|kept| tape.push(Saved::Array(kept)));
             tape.push(Saved::Values(notes));
         }
-        self.out.forward(&tensor(precision.product(out), &[rows, w])?, by_row, tape)
+        self.out.forward(&array(precision.product(out), &[rows, w])?, by_row, tape)
     }
 
     /// # Errors
     /// A tape that was not written by [`SelfAttention::forward`].
     pub fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         ragged: &Ragged,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let dout = self.out.backward(dy, pass, tape, grads, true)?;
         let dout = dout.ok_or_else(|| crate::Error::Internal("a linear layer gave no gradient".into()))?;
         let notes = tape.pop_values()?;
-        let mut made = self.projections.iter().map(|_| tape.pop_tensor()).collect::<Result<Vec<_>>>()?;
+        let mut made = self.projections.iter().map(|_| tape.pop_array()).collect::<Result<Vec<_>>>()?;
         made.reverse();
         let (parts, d, rows) = (self.parts(), self.depth, ragged.rows());
         let (w, stride) = (parts.width, parts.stride);
@@ -256,11 +255,11 @@ impl SelfAttention {
             side_by_side(&heads, d, ragged, &mut slopes[matrix], stride, first);
         }
         drop(made);
-        let mut dx: Option<Tensor> = None;
+        let mut dx: Option<Array> = None;
         // The tape goes backwards: value, key, query.
         for (linear, slope) in self.projections.iter().zip(slopes).rev() {
             let part =
-                linear.backward(&tensor(precision.product(slope), &[rows, stride])?, pass, tape, grads, need_dx)?;
+                linear.backward(&array(precision.product(slope), &[rows, stride])?, pass, tape, grads, need_dx)?;
             dx = match (dx, part) {
                 (Some(a), Some(b)) => Some(add(&a, &b, Act::None)?),
                 (None, part) => part,
@@ -303,14 +302,14 @@ mod tests {
             layer.params(&mut params);
             let layout = Layout::new(&b.store, &params, &[]);
             let lengths = [5, 150, 1, 33];
-            let x = testing::input(&[189, 6]);
+            let x = testing::array(&[189, 6]);
             let run = |samples: std::ops::Range<usize>, threads| {
                 let draws: Vec<u64> = samples.clone().map(|i| 11 + i as u64).collect();
                 let dropout = Some(DropoutDraw { rng: Philox::new(5, "dropout"), draws: &draws });
                 let pass = Pass { layout: Some(&layout), dropout, ..Pass::eval(&b.store) };
                 let ragged = Ragged { lengths: lengths[samples.clone()].to_vec(), room: 150 };
                 let first = lengths[..samples.start].iter().sum::<usize>();
-                let x = x.narrow(0, first, ragged.rows()).unwrap().copy().unwrap();
+                let x = testing::part(&x, 0, first, ragged.rows());
                 pool::build(threads).install(|| {
                     let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
                     let y = layer.forward(&x, &ragged, &pass, &mut tape).unwrap();

@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, Padding, Pass, Saved, Tape, host, tensor};
+use super::{Array, Gradients, Layer, Padding, Pass, Saved, Tape, array, host};
 use crate::{Error, Result};
 
 /// The pixels of a window in one direction, and how many it is divided by.
@@ -52,7 +51,7 @@ impl AvgPool {
     }
 }
 
-fn forward(x: &Tensor, (ys, xs): (&[Window], &[Window])) -> Result<Tensor> {
+fn forward(x: &Array, (ys, xs): (&[Window], &[Window])) -> Result<Array> {
     let (n, h, w, c) = x.dims4()?;
     if ys.is_empty() || xs.is_empty() {
         return Err(Error::user(format!("an image of {h}x{w} is too small for this network"), "raise `model.input`"));
@@ -73,10 +72,10 @@ fn forward(x: &Tensor, (ys, xs): (&[Window], &[Window])) -> Result<Tensor> {
             out.iter_mut().for_each(|o| *o /= count);
         }
     });
-    tensor(out, &[n, oh, ow, c])
+    array(out, &[n, oh, ow, c])
 }
 
-fn backward(dy: &Tensor, shape: &[usize], (ys, xs): (&[Window], &[Window])) -> Result<Tensor> {
+fn backward(dy: &Array, shape: &[usize], (ys, xs): (&[Window], &[Window])) -> Result<Array> {
     let &[_, h, w, c] = shape else {
         return Err(Error::Internal(format!("pooling of {shape:?}")));
     };
@@ -99,11 +98,11 @@ fn backward(dy: &Tensor, shape: &[usize], (ys, xs): (&[Window], &[Window])) -> R
             }
         }
     });
-    tensor(dx, shape)
+    array(dx, shape)
 }
 
 impl Layer for AvgPool {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let (n, h, w, c) = x.dims4()?;
         let y = forward(x, (&self.windows(h), &self.windows(w)))?;
         if pass.records() {
@@ -114,12 +113,12 @@ impl Layer for AvgPool {
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         _: &Pass<'_>,
         tape: &mut Tape,
         _: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let shape = tape.pop_shape()?;
         let windows = |axis: usize| self.windows(shape[axis]);
         if need_dx { backward(dy, &shape, (&windows(1), &windows(2))).map(Some) } else { Ok(None) }
@@ -141,7 +140,7 @@ mod tests {
 
     fn row(layer: &dyn Layer, values: &[f32]) -> Vec<f32> {
         let store = Builder::new(1).store;
-        let x = tensor(values.to_vec(), &[1, 1, values.len(), 1]).unwrap();
+        let x = array(values.to_vec(), &[1, 1, values.len(), 1]).unwrap();
         let y = layer.forward(&x, &Pass::eval(&store), &mut Tape::default()).unwrap();
         host(&y).unwrap().to_vec()
     }
@@ -178,7 +177,7 @@ mod tests {
         // torch.nn.AdaptiveAvgPool2d(3) of a column of four pixels, and of one pixel.
         let store = Builder::new(1).store;
         let y = |values: Vec<f32>, side: usize| {
-            let x = tensor(values, &[1, side, 1, 1]).unwrap();
+            let x = array(values, &[1, side, 1, 1]).unwrap();
             let y = AvgPool::Grid(3).forward(&x, &Pass::eval(&store), &mut Tape::default()).unwrap();
             host(&y).unwrap().to_vec()
         };
@@ -189,7 +188,7 @@ mod tests {
     #[test]
     fn an_image_without_a_window_is_refused() {
         let pool = sliding(4, 1, Padding::Symmetric(0), true);
-        let x = testing::input(&[1, 3, 3, 1]);
+        let x = testing::array(&[1, 3, 3, 1]);
         assert!(pool.forward(&x, &Pass::eval(&Builder::new(1).store), &mut Tape::default()).is_err());
     }
 }

@@ -1,9 +1,8 @@
 //! Zeros around an image as a layer of their own, for networks in which more than a convolution sees them.
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, Padding, Pass, Saved, Tape, host, tensor};
+use super::{Array, Gradients, Layer, Padding, Pass, Saved, Tape, array, host};
 use crate::{Error, Result};
 
 /// Zeros before and after, the same in both directions; `[n, h, w, c]` to `[n, h', w', c]`.
@@ -34,7 +33,7 @@ impl Border {
 }
 
 /// `x` moved down and right by `by`, cut or filled up with zeros to `size`.
-fn moved(x: &Tensor, (down, right): (isize, isize), (oh, ow): (usize, usize)) -> Result<Tensor> {
+fn moved(x: &Array, (down, right): (isize, isize), (oh, ow): (usize, usize)) -> Result<Array> {
     let (n, h, w, c) = x.dims4()?;
     let input = host(x)?;
     let input = &*input;
@@ -50,11 +49,11 @@ fn moved(x: &Tensor, (down, right): (isize, isize), (oh, ow): (usize, usize)) ->
             out[first * c..last * c].copy_from_slice(&line[from * c..(from + last - first) * c]);
         }
     });
-    tensor(out, &[n, oh, ow, c])
+    array(out, &[n, oh, ow, c])
 }
 
 impl Layer for Border {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let (n, h, w, c) = x.dims4()?;
         let ((down, oh), (right, ow)) = (self.plan(h), self.plan(w));
         if pass.records() {
@@ -65,12 +64,12 @@ impl Layer for Border {
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         _: &Pass<'_>,
         tape: &mut Tape,
         _: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let shape = tape.pop_shape()?;
         let &[_, h, w, _] = shape.as_slice() else {
             return Err(Error::Internal(format!("a border around {shape:?}")));
@@ -103,7 +102,7 @@ mod tests {
     fn zeros_are_where_keras_puts_them() {
         let store = Builder::new(1).store;
         let row = |border: Border, values: &[f32]| {
-            let x = tensor(values.to_vec(), &[1, values.len(), 1, 1]).unwrap();
+            let x = array(values.to_vec(), &[1, values.len(), 1, 1]).unwrap();
             let y = border.forward(&x, &Pass::eval(&store), &mut Tape::default()).unwrap();
             let width = y.dims()[2];
             host(&y).unwrap().iter().skip(if width == 3 { 1 } else { 0 }).step_by(width).copied().collect::<Vec<_>>()
@@ -112,7 +111,7 @@ mod tests {
         let same = Border::Same { k: 3, stride: 2 };
         assert_eq!(row(same, &[1.0, 2.0]), [1.0, 2.0, 0.0]);
         assert_eq!(row(same, &[1.0, 2.0, 3.0]), [0.0, 1.0, 2.0, 3.0, 0.0]);
-        let x = tensor(vec![1.0, 2.0, 3.0, 4.0], &[1, 2, 2, 1]).unwrap();
+        let x = array(vec![1.0, 2.0, 3.0, 4.0], &[1, 2, 2, 1]).unwrap();
         let y = Border::Shift.forward(&x, &Pass::eval(&store), &mut Tape::default()).unwrap();
         assert_eq!(host(&y).unwrap().to_vec(), [4.0, 0.0, 0.0, 0.0]);
     }

@@ -1,8 +1,6 @@
 //! Layers made of layers.
 
-use candle_core::Tensor;
-
-use super::{Act, BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape, act::backward, host, sum::add, tensor};
+use super::{Act, Array, BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape, act::backward, array, host, sum::add};
 use crate::Result;
 
 /// One layer after the other.
@@ -18,18 +16,18 @@ impl Sequential {
 }
 
 impl Layer for Sequential {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         self.0.iter().try_fold(x.clone(), |x, layer| layer.forward(&x, pass, tape))
     }
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let mut dy = Some(dy.clone());
         for (i, layer) in self.0.iter().enumerate().rev() {
             if let Some(g) = dy.take() {
@@ -81,7 +79,7 @@ pub struct Residual {
 }
 
 /// Every second pixel of each row and column, its channels after `before` new ones.
-fn subsample(x: &Tensor, channels: usize) -> Result<Tensor> {
+fn subsample(x: &Array, channels: usize) -> Result<Array> {
     let (n, h, w, c) = x.dims4()?;
     let (oh, ow, before) = (h.div_ceil(2), w.div_ceil(2), (channels - c) / 2);
     let input = host(x)?;
@@ -91,10 +89,10 @@ fn subsample(x: &Tensor, channels: usize) -> Result<Tensor> {
         let from = ((i * h + 2 * y) * w + 2 * x) * c;
         out[before..before + c].copy_from_slice(&input[from..from + c]);
     }
-    tensor(out, &[n, oh, ow, channels])
+    array(out, &[n, oh, ow, channels])
 }
 
-fn subsample_backward(dy: &Tensor, shape: &[usize]) -> Result<Tensor> {
+fn subsample_backward(dy: &Array, shape: &[usize]) -> Result<Array> {
     let (_, oh, ow, channels) = dy.dims4()?;
     let (h, w, c) = (shape[1], shape[2], shape[3]);
     let (g, before) = (host(dy)?, (channels - c) / 2);
@@ -104,11 +102,11 @@ fn subsample_backward(dy: &Tensor, shape: &[usize]) -> Result<Tensor> {
         let to = ((i * h + 2 * y) * w + 2 * x) * c;
         dx[to..to + c].copy_from_slice(&dy[before..before + c]);
     }
-    tensor(dx, shape)
+    array(dx, shape)
 }
 
 impl Layer for Residual {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let long = self.body.forward(x, pass, tape)?;
         let short = match &self.shortcut {
             Shortcut::Identity => x.clone(),
@@ -123,22 +121,22 @@ impl Layer for Residual {
         let y = add(&long, &short, self.act)?;
         if pass.records() && self.act != Act::None {
             // Only rectifiers follow a sum: their output says where their slope is one.
-            tape.push(Saved::Tensor(y.clone()));
+            tape.push(Saved::Array(y.clone()));
         }
         Ok(y)
     }
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let dy = match self.act {
             Act::None => dy.clone(),
-            act => backward(act, &tape.pop_tensor()?, dy)?,
+            act => backward(act, &tape.pop_array()?, dy)?,
         };
         let dy = &dy;
         let short = match &self.shortcut {

@@ -1,10 +1,9 @@
 //! Depthwise convolution on channels-last images: every pixel is a sum of neighbours, each times its tap, channel by
 //! channel.
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, Padding, ParamId, Pass, Tape, conv::Axis, host, precision::Rounds, tensor};
+use super::{Array, Gradients, Layer, Padding, ParamId, Pass, Tape, array, conv::Axis, host, precision::Rounds};
 use crate::{
     Error, Result,
     num::{fresh::Fresh, simd::vectorised},
@@ -84,7 +83,7 @@ impl Depthwise {
 }
 
 impl Layer for Depthwise {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let (n, h, w, c) = x.dims4()?;
         let (y_axis, x_axis) = self.axes((h, w));
         let (oh, ow) = (y_axis.outputs, x_axis.outputs);
@@ -106,17 +105,17 @@ impl Layer for Depthwise {
             });
         }
         tape.push_input(x, pass, self.w);
-        tensor(pass.precision().product(out.done()), &[n, oh, ow, c])
+        array(pass.precision().product(out.done()), &[n, oh, ow, c])
     }
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let (shape, x) = tape.pop_input()?;
         let (n, h, w, c, taps) = (shape[0], shape[1], shape[2], shape[3], self.k * self.k);
         let (y_axis, x_axis) = self.axes((h, w));
@@ -168,7 +167,7 @@ impl Layer for Depthwise {
                 pixel(dx, image, &weights, reads);
             }
         });
-        Ok(Some(tensor(precision.product(dx.done()), &shape)?))
+        Ok(Some(array(precision.product(dx.done()), &shape)?))
     }
 
     fn describe(&self, out: &mut String) {
@@ -183,7 +182,7 @@ impl Layer for Depthwise {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::{Builder, testing};
+    use crate::nn::{Builder, tensor, testing};
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
@@ -205,7 +204,7 @@ mod tests {
         for c in [4, 33, 70] {
             let mut b = Builder::new(1);
             let conv = b.depthwise("c", c, 3, 2, Padding::Symmetric(1));
-            let x = testing::input(&[2, 9, 6, c]);
+            let x = testing::array(&[2, 9, 6, c]);
             let ours = conv.forward(&x, &Pass::eval(&b.store), &mut Tape::default()).unwrap();
             let w = tensor(b.store.param(conv.w).to_vec(), &[c, 1, 3, 3]).unwrap();
             let theirs = testing::first(&x).conv2d(&w, 1, 2, 1, c).unwrap();

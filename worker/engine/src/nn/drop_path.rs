@@ -1,8 +1,6 @@
 //! Whole branches left out for some samples: stochastic depth (Huang et al., 2016).
 
-use candle_core::Tensor;
-
-use super::{Gradients, Layer, Pass, Saved, Tape, host, tensor};
+use super::{Array, Gradients, Layer, Pass, Saved, Tape, array, host};
 use crate::{Error, Result};
 
 /// Zeroes a sample with probability `p` and scales the others by `1/(1−p)`; which, is a function of the sample's draw.
@@ -15,17 +13,17 @@ pub struct DropPath {
     pub site: u32,
 }
 
-fn scaled(x: &Tensor, scales: &[f32]) -> Result<Tensor> {
+fn scaled(x: &Array, scales: &[f32]) -> Result<Array> {
     let input = host(x)?;
     let per_sample = input.len() / scales.len().max(1);
     let mut out = vec![0.0; input.len()];
     let samples = out.chunks_exact_mut(per_sample.max(1)).zip(input.chunks_exact(per_sample.max(1)));
     samples.zip(scales).for_each(|((out, x), s)| out.iter_mut().zip(x).for_each(|(o, x)| *o = x * s));
-    tensor(out, x.dims())
+    array(out, x.dims())
 }
 
 impl Layer for DropPath {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let keep = 1.0 / (1.0 - self.p);
         let scales: Vec<f32> = match pass.dropout.filter(|_| self.p > 0.0) {
             None => Vec::new(),
@@ -49,12 +47,12 @@ impl Layer for DropPath {
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         _: &Pass<'_>,
         tape: &mut Tape,
         _: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let scales = tape.pop_values()?;
         Ok(match (need_dx, scales.is_empty()) {
             (false, _) => None,
@@ -82,8 +80,8 @@ mod tests {
         let layout = Layout::new(&store, &[], &[]);
         let layer = DropPath { p: 0.4, site: 7 };
         let draws: Vec<u64> = (0..200).collect();
-        let x = testing::input(&[200, 2, 1, 3]);
-        let run = |x: &Tensor, draws: &[u64]| {
+        let x = testing::array(&[200, 2, 1, 3]);
+        let run = |x: &Array, draws: &[u64]| {
             let draw = DropoutDraw { rng: Philox::new(1, "dropout"), draws };
             let pass = Pass { layout: Some(&layout), dropout: Some(draw), ..Pass::eval(&store) };
             let mut tape = Tape::default();
@@ -93,8 +91,8 @@ mod tests {
             y
         };
         let all = run(&x, &draws);
-        let some = run(&x.narrow(0, 50, 20).unwrap().copy().unwrap(), &draws[50..70]);
-        testing::assert_close(&some, &all.narrow(0, 50, 20).unwrap(), 0.0);
+        let some = run(&testing::part(&x, 0, 50, 20), &draws[50..70]);
+        testing::assert_close(&some, &testing::part(&all, 0, 50, 20), 0.0);
         let dropped = host(&all).unwrap().chunks(6).filter(|s| s.iter().all(|v| *v == 0.0)).count();
         assert!((50..110).contains(&dropped), "{dropped} of 200");
         let eval = layer.forward(&x, &Pass::eval(&store), &mut Tape::default()).unwrap();

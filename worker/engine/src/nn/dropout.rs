@@ -1,8 +1,6 @@
 //! Dropout whose mask is a function of the sample's draw and the element within the sample.
 
-use candle_core::Tensor;
-
-use super::{Gradients, Layer, Pass, Saved, Tape, host, tensor};
+use super::{Array, Gradients, Layer, Pass, Saved, Tape, array, host};
 use crate::{Error, Result};
 
 /// Zeroes an element with probability `p` and scales the others by `1/(1−p)` (Srivastava et al., 2014).
@@ -15,7 +13,7 @@ pub struct Dropout {
 }
 
 impl Layer for Dropout {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let Some(draw) = pass.dropout.filter(|_| self.p > 0.0) else {
             if pass.records() {
                 tape.push(Saved::Values(Vec::new()));
@@ -37,23 +35,23 @@ impl Layer for Dropout {
         if pass.records() {
             tape.push(Saved::Values(scales));
         }
-        tensor(out, x.dims())
+        array(out, x.dims())
     }
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         _: &Pass<'_>,
         tape: &mut Tape,
         _: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let scales = tape.pop_values()?;
         if !need_dx || scales.is_empty() {
             return Ok(need_dx.then(|| dy.clone()));
         }
         let dx = host(dy)?.iter().zip(&scales).map(|(g, s)| g * s).collect();
-        Ok(Some(tensor(dx, dy.dims())?))
+        Ok(Some(array(dx, dy.dims())?))
     }
 
     fn describe(&self, out: &mut String) {
@@ -73,15 +71,15 @@ mod tests {
     fn a_sample_has_the_same_mask_in_every_grain() {
         let store = Builder::new(1).store;
         let layer = Dropout { p: 0.5, site: 3 };
-        let x = testing::input(&[4, 50]);
-        let run = |x: &Tensor, draws: &[u64]| {
+        let x = testing::array(&[4, 50]);
+        let run = |x: &Array, draws: &[u64]| {
             let draw = DropoutDraw { rng: Philox::new(1, "dropout"), draws };
             let pass = Pass { dropout: Some(draw), ..Pass::eval(&store) };
             layer.forward(x, &pass, &mut Tape::default()).unwrap()
         };
         let all = run(&x, &[10, 11, 12, 13]);
-        let one = run(&x.narrow(0, 2, 1).unwrap().copy().unwrap(), &[12]);
-        testing::assert_close(&one, &all.narrow(0, 2, 1).unwrap(), 0.0);
+        let one = run(&testing::part(&x, 0, 2, 1), &[12]);
+        testing::assert_close(&one, &testing::part(&all, 0, 2, 1), 0.0);
         let zeros = host(&all).unwrap().iter().filter(|v| **v == 0.0).count();
         assert!((60..140).contains(&zeros), "{zeros} of 200");
     }

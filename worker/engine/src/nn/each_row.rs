@@ -1,8 +1,6 @@
 //! Layers on each row of a sequence by itself, as if it were a sample.
 
-use candle_core::Tensor;
-
-use super::{BufferId, Gradients, Layer, ParamId, Pass, Ragged, Sequential, Tape};
+use super::{Array, BufferId, Gradients, Layer, ParamId, Pass, Ragged, Sequential, Tape};
 use crate::Result;
 
 /// Framed `[n, 1 + t, c]` to framed `[n, 1 + t, d]`: the layers see the real rows of all samples, `[Σ lengths, c]`, and
@@ -10,7 +8,7 @@ use crate::Result;
 pub struct EachRow(pub Sequential);
 
 impl Layer for EachRow {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let (ragged, rows) = Ragged::unpack(x)?;
         let draws = ragged.draws(pass);
         let y = self.0.forward(&rows, &pass.with_draws(&draws), tape)?;
@@ -20,12 +18,12 @@ impl Layer for EachRow {
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let ragged = Ragged::saved(tape)?;
         let draws = ragged.draws(pass);
         let dx = self.0.backward(&ragged.pack(dy)?, &pass.with_draws(&draws), tape, grads, need_dx)?;

@@ -1,9 +1,8 @@
 //! Token ids to rows: word, position and kind, added and normalised.
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, LayerNorm, Mask, ParamId, Pass, Ragged, Saved, Tape, host, rows, tensor};
+use super::{Array, Gradients, Layer, LayerNorm, Mask, ParamId, Pass, Ragged, Saved, Tape, array, host, rows};
 use crate::{Error, Result};
 
 /// Looks up `[n, t]` ids (whole numbers as f32, −1 behind the end) and gives framed `[n, 1 + t, c]`.
@@ -20,7 +19,7 @@ pub struct Embedding {
 
 impl Embedding {
     /// Packed ids, and how they belong to samples.
-    fn ids(&self, x: &Tensor) -> Result<(Ragged, Vec<u32>)> {
+    fn ids(&self, x: &Array) -> Result<(Ragged, Vec<u32>)> {
         let (_, room) = x.dims2()?;
         let values = host(x)?;
         let (mut lengths, mut ids) = (Vec::new(), Vec::new());
@@ -66,7 +65,7 @@ fn scatter(table: &mut [f32], dy: &[f32], c: usize, of: &[u32]) {
 }
 
 impl Layer for Embedding {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let (ragged, ids) = self.ids(x)?;
         let c = self.c;
         let mut out = Vec::with_capacity(ids.len() * c);
@@ -84,7 +83,7 @@ impl Layer for Embedding {
                 rows.chunks_exact_mut(c).zip(table.chunks_exact(c)).for_each(|(row, place)| add(row, place));
             });
         }
-        let mut y = tensor(out, &[ids.len(), c])?;
+        let mut y = array(out, &[ids.len(), c])?;
         ragged.save(pass, tape);
         if pass.records() {
             tape.push(Saved::Indices(ids));
@@ -97,12 +96,12 @@ impl Layer for Embedding {
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         _: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         // The frame lies under what the normalisation has kept; its own gradient needs it first.
         let c = self.c;
         let kept = self.norm.as_ref().map(|_| Ok::<_, Error>((tape.pop_values()?, tape.pop_values()?))).transpose()?;
@@ -173,14 +172,14 @@ mod tests {
         layer.params(&mut params);
         assert_eq!(params.len(), b.store.params.len());
         let layout = Layout::new(&b.store, &params, &[]);
-        let x = tensor(IDS.to_vec(), &[3, 4]).unwrap();
+        let x = array(IDS.to_vec(), &[3, 4]).unwrap();
         let run = |store: &Store, tape: &mut Tape| {
             let pass = Pass { layout: Some(&layout), dropout: Some(draw), ..Pass::eval(store) };
             layer.forward(&x, &pass, tape).unwrap()
         };
         let mut tape = Tape::default();
         let y = run(&b.store, &mut tape);
-        let dy = testing::input(y.dims());
+        let dy = testing::array(y.dims());
         let pass = Pass { layout: Some(&layout), dropout: Some(draw), ..Pass::eval(&b.store) };
         let mut grads = Gradients::new(&layout);
         assert!(layer.backward(&dy, &pass, &mut tape, &mut grads, true).unwrap().is_none());
@@ -203,7 +202,7 @@ mod tests {
         let mut b = Builder::new(1);
         let layer = layer(&mut b, 0.0);
         let bad = |ids: [f32; 4]| {
-            let x = tensor(ids.to_vec(), &[1, 4]).unwrap();
+            let x = array(ids.to_vec(), &[1, 4]).unwrap();
             layer.forward(&x, &Pass::eval(&b.store), &mut Tape::default()).is_err()
         };
         assert!(

@@ -1,9 +1,8 @@
 //! One block of a transformer encoder: attention, then two dense layers, each added to what it was given.
 
-use candle_core::Tensor;
-
 use super::{
-    Act, Activation, AddNorm, Gradients, Layer, Linear, Mask, ParamId, Pass, Ragged, SelfAttention, Tape, sum::add,
+    Act, Activation, AddNorm, Array, Gradients, Layer, Linear, Mask, ParamId, Pass, Ragged, SelfAttention, Tape,
+    sum::add,
 };
 use crate::{Error, Result};
 
@@ -36,13 +35,13 @@ pub struct EncoderBlock {
     pub drops: [Mask; 3],
 }
 
-fn given(gradient: Option<Tensor>) -> Result<Tensor> {
+fn given(gradient: Option<Array>) -> Result<Array> {
     gradient.ok_or_else(|| Error::Internal("a layer gave no gradient".into()))
 }
 
 impl EncoderBlock {
     /// What a part of the block is given.
-    fn inner(&self, part: usize, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn inner(&self, part: usize, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         match self.order {
             Order::Before => self.norms[part].alone(x, pass, tape),
             Order::After => Ok(x.clone()),
@@ -50,7 +49,7 @@ impl EncoderBlock {
     }
 
     /// The sum of what a part was given and gives.
-    fn outer(&self, part: usize, x: &Tensor, made: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn outer(&self, part: usize, x: &Array, made: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         match self.order {
             Order::Before => add(x, made, Act::None),
             Order::After => self.norms[part].forward(x, made, pass, tape),
@@ -59,7 +58,7 @@ impl EncoderBlock {
 }
 
 impl Layer for EncoderBlock {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let (ragged, x) = Ragged::unpack(x)?;
         let draws = ragged.draws(pass);
         let by_row = &pass.with_draws(&draws);
@@ -75,12 +74,12 @@ impl Layer for EncoderBlock {
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let ragged = Ragged::saved(tape)?;
         let before = self.order == Order::Before;
         let [first, second] = &self.norms;

@@ -1,9 +1,8 @@
 //! Channels scaled by what layers make of their means: squeeze-and-excitation (Hu et al., 2017).
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{BufferId, Gradients, Layer, ParamId, Pass, Saved, Sequential, Tape, host, tensor};
+use super::{Array, BufferId, Gradients, Layer, ParamId, Pass, Saved, Sequential, Tape, array, host};
 use crate::{Error, Result};
 
 /// `y = x · layers(mean(x))`, channel by channel; the layers see the means as images of one pixel, `[n, 1, 1, c]`.
@@ -20,7 +19,7 @@ fn sums(images: usize, c: usize, f: impl Fn(usize, &mut [f64]) + Sync) -> Vec<f6
 }
 
 impl Layer for Gate {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let (n, h, w, c) = x.dims4()?;
         let input = host(x)?;
         let (input, size) = (&*input, h * w * c);
@@ -30,7 +29,7 @@ impl Layer for Gate {
             }
         });
         let means = totals.iter().map(|s| (s / (h * w) as f64) as f32).collect();
-        let gate = self.layers.forward(&tensor(means, &[n, 1, 1, c])?, pass, tape)?;
+        let gate = self.layers.forward(&array(means, &[n, 1, 1, c])?, pass, tape)?;
         if gate.dims() != [n, 1, 1, c] {
             return Err(Error::Internal(format!("a gate of {:?} for {c} channels", gate.dims())));
         }
@@ -46,21 +45,21 @@ impl Layer for Gate {
             });
         }
         if pass.records() {
-            tape.push(Saved::Tensor(x.clone()));
-            tape.push(Saved::Tensor(gate));
+            tape.push(Saved::Array(x.clone()));
+            tape.push(Saved::Array(gate));
         }
-        tensor(out, &[n, h, w, c])
+        array(out, &[n, h, w, c])
     }
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
-        let (gate, x) = (tape.pop_tensor()?, tape.pop_tensor()?);
+    ) -> Result<Option<Array>> {
+        let (gate, x) = (tape.pop_array()?, tape.pop_array()?);
         let (n, h, w, c) = x.dims4()?;
         let (x, g, size) = (host(&x)?, host(dy)?, h * w * c);
         let (x, g) = (&*x, &*g);
@@ -70,7 +69,7 @@ impl Layer for Gate {
                 sums.iter_mut().zip(g).zip(x).for_each(|((s, g), x)| *s += f64::from(*g) * f64::from(*x));
             }
         });
-        let through = tensor(products.iter().map(|s| *s as f32).collect(), &[n, 1, 1, c])?;
+        let through = array(products.iter().map(|s| *s as f32).collect(), &[n, 1, 1, c])?;
         let through = self.layers.backward(&through, pass, tape, grads, need_dx)?;
         let Some(through) = through.filter(|_| need_dx) else { return Ok(None) };
         let (factors, means, share) = (host(&gate)?, host(&through)?, 1.0 / (h * w) as f32);
@@ -85,7 +84,7 @@ impl Layer for Gate {
                 }
             }
         });
-        Ok(Some(tensor(dx, &[n, h, w, c])?))
+        Ok(Some(array(dx, &[n, h, w, c])?))
     }
 
     fn leaves(&self) -> usize {

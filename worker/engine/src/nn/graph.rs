@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Act, BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape, host, sum::add, tensor};
+use super::{Act, Array, BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape, array, host, sum::add};
 use crate::{Error, Result};
 
 /// A value inside a [`Graph`].
@@ -72,7 +71,7 @@ impl Graph {
 }
 
 /// Channels of `x` that lie at `range`.
-fn cut(x: &Tensor, range: Range<usize>) -> Result<Tensor> {
+fn cut(x: &Array, range: Range<usize>) -> Result<Array> {
     let (n, h, w, c) = x.dims4()?;
     let (input, width) = (host(x)?, range.len());
     let input = &*input;
@@ -81,11 +80,11 @@ fn cut(x: &Tensor, range: Range<usize>) -> Result<Tensor> {
         let pixels = out.chunks_exact_mut(width).zip(x.chunks_exact(c));
         pixels.for_each(|(out, x)| out.copy_from_slice(&x[range.clone()]));
     });
-    tensor(out, &[n, h, w, width])
+    array(out, &[n, h, w, width])
 }
 
 /// The images of `parts` side by side, among `total` channels; the first part begins at channel `first`.
-fn join(parts: &[&Tensor], first: usize, total: usize) -> Result<Tensor> {
+fn join(parts: &[&Array], first: usize, total: usize) -> Result<Array> {
     let (n, h, w, _) = parts[0].dims4()?;
     let mut out = vec![0.0; n * h * w * total];
     let mut at = first;
@@ -102,7 +101,7 @@ fn join(parts: &[&Tensor], first: usize, total: usize) -> Result<Tensor> {
         });
         at += c;
     }
-    tensor(out, &[n, h, w, total])
+    array(out, &[n, h, w, total])
 }
 
 fn missing() -> Error {
@@ -110,11 +109,11 @@ fn missing() -> Error {
 }
 
 impl Layer for Graph {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let mut values = vec![None; self.nodes.len() + 1];
         values[0] = Some(x.clone());
         for (i, node) in self.nodes.iter().enumerate() {
-            let inputs: Vec<&Tensor> =
+            let inputs: Vec<&Array> =
                 node.from.iter().map(|v| values[*v].as_ref().ok_or_else(missing)).collect::<Result<_>>()?;
             let y = match &node.op {
                 Op::Layer(layer) => layer.forward(inputs[0], pass, tape)?,
@@ -147,18 +146,18 @@ impl Layer for Graph {
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
-        let mut of: Vec<Option<Tensor>> = vec![None; self.nodes.len() + 1];
+    ) -> Result<Option<Array>> {
+        let mut of: Vec<Option<Array>> = vec![None; self.nodes.len() + 1];
         of[self.nodes.len()] = Some(dy.clone());
         for (i, node) in self.nodes.iter().enumerate().rev() {
             let g = of[i + 1].take().ok_or_else(missing)?;
             let wanted = |v: usize| v > 0 || need_dx;
-            let parts: Vec<Option<Tensor>> = match &node.op {
+            let parts: Vec<Option<Array>> = match &node.op {
                 Op::Layer(layer) => vec![layer.backward(&g, pass, tape, grads, wanted(node.from[0]))?],
                 Op::Sum => vec![Some(g.clone()), Some(g)],
                 Op::Concat => {
@@ -257,7 +256,7 @@ mod tests {
         let mut g = Graph::default();
         let (a, c) = (g.channels(Graph::INPUT, 2..3), g.channels(Graph::INPUT, 0..2));
         g.concat(&[a, c]);
-        let x = tensor(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[1, 1, 2, 3]).unwrap();
+        let x = array(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[1, 1, 2, 3]).unwrap();
         let y = g.forward(&x, &Pass::eval(&b.store), &mut Tape::default()).unwrap();
         assert_eq!(host(&y).unwrap().to_vec(), [3.0, 1.0, 2.0, 6.0, 4.0, 5.0]);
     }
@@ -268,6 +267,6 @@ mod tests {
         let mut g = Graph::default();
         let part = g.channels(Graph::INPUT, 0..1);
         g.sum(part, Graph::INPUT);
-        assert!(g.forward(&testing::input(&[1, 2, 2, 3]), &Pass::eval(&b.store), &mut Tape::default()).is_err());
+        assert!(g.forward(&testing::array(&[1, 2, 2, 3]), &Pass::eval(&b.store), &mut Tape::default()).is_err());
     }
 }

@@ -1,9 +1,8 @@
 //! Layer normalisation (Ba et al., 2016), on its own or of a sum.
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Act, Gradients, Layer, ParamId, Pass, Saved, Tape, host, lanes, rows, sum::sum, tensor};
+use super::{Act, Array, Gradients, Layer, ParamId, Pass, Saved, Tape, array, host, lanes, rows, sum::sum};
 use crate::{
     Error, Result,
     num::{fresh::Fresh, simd::vectorised},
@@ -50,7 +49,7 @@ vectorised! {
 }
 
 impl LayerNorm {
-    fn run(&self, mut x: Vec<f32>, shape: &[usize], pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn run(&self, mut x: Vec<f32>, shape: &[usize], pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let c = self.c;
         if shape.last() != Some(&c) {
             return Err(Error::Internal(format!("{c} channels expected, given {shape:?}")));
@@ -65,31 +64,31 @@ impl LayerNorm {
             tape.push(Saved::Values(x));
             tape.push(Saved::Values(inverse));
         }
-        tensor(y.done(), shape)
+        array(y.done(), shape)
     }
 
     /// The normalised sum of two tensors; its gradient is that of both.
     ///
     /// # Errors
     /// A shape that does not fit.
-    pub fn of_sum(&self, a: &Tensor, b: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    pub fn of_sum(&self, a: &Array, b: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         self.run(sum(a, b, Act::None)?, a.dims(), pass, tape)
     }
 }
 
 impl Layer for LayerNorm {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         self.run(host(x)?.to_vec(), x.dims(), pass, tape)
     }
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let (inverse, hat) = (tape.pop_values()?, tape.pop_values()?);
         let (c, g) = (self.c, host(dy)?);
         let g = &*g;
@@ -109,7 +108,7 @@ impl Layer for LayerNorm {
             .zip(hat.par_chunks(TASK * c))
             .zip(inverse.par_chunks(TASK))
             .for_each(|(((dx, g), hat), inverse)| slopes(dx, g, hat, inverse, gamma));
-        Ok(Some(tensor(dx.done(), dy.dims())?))
+        Ok(Some(array(dx.done(), dy.dims())?))
     }
 
     fn describe(&self, out: &mut String) {

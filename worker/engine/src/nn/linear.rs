@@ -1,9 +1,12 @@
 //! The fully connected layer.
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, ParamId, Pass, Tape, Way, adapter::Adapter, host, precision::Rounds, rows, tensor};
+use super::{
+    Array, Gradients, Layer, ParamId, Pass, Tape, Way, adapter::Adapter, array, host, precision::Rounds, rows,
+};
+#[cfg(feature = "cuda")]
+use crate::gpu::{Placed, ops};
 use crate::{
     Error, Result,
     num::gemm::{self, Packed, View},
@@ -21,11 +24,17 @@ pub struct Linear {
 
 impl Linear {
     /// What its own weights make of an input.
-    fn base(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn base(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let mut shape = x.dims().to_vec();
         match shape.last_mut() {
             Some(width) if *width == self.input => *width = self.output,
             _ => return Err(Error::Internal(format!("{} inputs expected, given {:?}", self.input, x.dims()))),
+        }
+        #[cfg(feature = "cuda")]
+        if let Array::Device(placed) = x {
+            let y = self.placed(placed, &shape, pass)?;
+            tape.push_input(x, pass, self.w);
+            return Ok(y.into());
         }
         let precision = pass.precision();
         let input = host(x)?;
@@ -38,18 +47,23 @@ impl Linear {
                 .for_each(|rows| rows.chunks_exact_mut(self.output).for_each(|row| add(row, &bias)));
         }
         tape.push_input(x, pass, self.w);
-        tensor(precision.product(out), &shape)
+        array(precision.product(out), &shape)
     }
 
     fn base_backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let (shape, x) = tape.pop_input()?;
+        #[cfg(feature = "cuda")]
+        if let Array::Device(dy) = dy {
+            let dx = self.placed_backward(dy, (x.as_ref(), &shape), pass, grads, need_dx)?;
+            return Ok(dx.map(Array::from));
+        }
         let (precision, g) = (pass.precision(), host(dy)?);
         let g = precision.operand(&g);
         let n = g.len() / self.output;
@@ -65,12 +79,56 @@ impl Linear {
         let as_it_lies = |w: &[f32]| Packed::of(View::rows(w, self.input), self.output, self.input);
         let w = pass.packed(self.w, Way::Back, as_it_lies);
         let dx = gemm::rows_product(&g, &w, self.input);
-        Ok(Some(tensor(precision.product(dx), &shape)?))
+        Ok(Some(array(precision.product(dx), &shape)?))
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Linear {
+    /// What its own weights make of an input that lies on a GPU.
+    fn placed(&self, x: &Placed, shape: &[usize], pass: &Pass<'_>) -> Result<Placed> {
+        let w = pass.placed(self.w, &[self.output, self.input], x)?;
+        let bias = self.b.map(|b| pass.placed(b, &[self.output], x)).transpose()?;
+        let y = pass.rounded(x.clone())?.made(|device, x| {
+            let mut y = ops::linear(device, x, w.array())?;
+            if let Some(bias) = &bias {
+                ops::add_bias(device, &mut y, bias.array())?;
+            }
+            y.reshaped(shape)
+        })?;
+        pass.rounded(y)
+    }
+
+    fn placed_backward(
+        &self,
+        dy: &Placed,
+        (x, shape): (Option<&Array>, &[usize]),
+        pass: &Pass<'_>,
+        grads: &mut Gradients,
+        need_dx: bool,
+    ) -> Result<Option<Placed>> {
+        let dy = pass.rounded(dy.clone())?;
+        let weights = [self.output, self.input];
+        if let Some(x) = x {
+            let x = pass.rounded(x.placed()?.clone())?;
+            grads.add_placed(self.w, &weights, &dy, |device, dw| {
+                ops::linear_weights(device, dy.array(), x.array(), dw)
+            })?;
+        }
+        if let Some(b) = self.b {
+            grads.add_placed(b, &[self.output], &dy, |device, db| ops::add_sums(device, dy.array(), db))?;
+        }
+        if !need_dx {
+            return Ok(None);
+        }
+        let w = pass.placed(self.w, &weights, &dy)?;
+        let dx = dy.made(|device, dy| ops::linear_input(device, dy, w.array())?.reshaped(shape))?;
+        pass.rounded(dx).map(Some)
     }
 }
 
 impl Layer for Linear {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         match &self.adapter {
             None => self.base(x, pass, tape),
             Some(adapter) => adapter.forward(x, pass, tape, |x, tape| self.base(x, pass, tape)),
@@ -79,12 +137,12 @@ impl Layer for Linear {
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let Some(adapter) = &self.adapter else { return self.base_backward(dy, pass, tape, grads, need_dx) };
         adapter.backward(dy, pass, tape, grads, need_dx, |dy, tape, grads, need_dx| {
             self.base_backward(dy, pass, tape, grads, need_dx)

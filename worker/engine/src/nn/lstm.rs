@@ -1,10 +1,9 @@
 //! Long short-term memory (Hochreiter and Schmidhuber, 1997) with PyTorch's tensors, over framed sequences.
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 use tl_proto::spec::Precision;
 
-use super::{Gradients, Layer, ParamId, Pass, Ragged, Saved, Tape, Way, host, precision::Rounds, rows, tensor};
+use super::{Array, Gradients, Layer, ParamId, Pass, Ragged, Saved, Tape, Way, array, host, precision::Rounds, rows};
 use crate::{
     Error, Result,
     num::{
@@ -113,7 +112,7 @@ impl Lstm {
 }
 
 impl Layer for Lstm {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let (ragged, packed) = Ragged::unpack(x)?;
         let (total, w) = (ragged.rows(), self.hidden);
         if packed.dim(1)? != self.input {
@@ -151,12 +150,12 @@ impl Layer for Lstm {
         }
         let out = if self.last {
             let ends = ragged.starts().into_iter().zip(&ragged.lengths).map(|(s, l)| s + l - 1);
-            tensor(ends.flat_map(|end| states[end * w..(end + 1) * w].iter().copied()).collect(), &[n, w])?
+            array(ends.flat_map(|end| states[end * w..(end + 1) * w].iter().copied()).collect(), &[n, w])?
         } else {
-            ragged.frame(&tensor(states.clone(), &[total, w])?, true)?
+            ragged.frame(&array(states.clone(), &[total, w])?, true)?
         };
         if pass.records() {
-            tape.push(Saved::Tensor(packed));
+            tape.push(Saved::Array(packed));
             tape.push(Saved::Values(gates));
             tape.push(Saved::Values(memories));
             tape.push(Saved::Values(states));
@@ -167,15 +166,15 @@ impl Layer for Lstm {
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let ragged = Ragged::saved(tape)?;
         let (states, memories, mut gates) = (tape.pop_values()?, tape.pop_values()?, tape.pop_values()?);
-        let packed = tape.pop_tensor()?;
+        let packed = tape.pop_array()?;
         let (total, n, w) = (ragged.rows(), ragged.lengths.len(), self.hidden);
         let mut outer = vec![0.0; total * w];
         if self.last {
@@ -227,7 +226,7 @@ impl Layer for Lstm {
         }
         let weights = pass.packed(self.wi, Way::Back, as_it_lies(self.input));
         let dx = precision.product(gemm::rows_product(&gates, &weights, self.input));
-        Ok(Some(ragged.frame(&tensor(dx, &[total, self.input])?, false)?))
+        Ok(Some(ragged.frame(&array(dx, &[total, self.input])?, false)?))
     }
 
     fn describe(&self, out: &mut String) {
@@ -262,7 +261,7 @@ mod tests {
         let mut b = Builder::new(5);
         let mut layer = b.lstm("l", 3, 5, false);
         let lengths = [2, 4];
-        let x = crate::nn::testing::input(&[2, 4, 3]);
+        let x = crate::nn::testing::array(&[2, 4, 3]);
         let run = |layer: &Lstm| {
             testing::Framed(layer, &lengths).forward(&x, &Pass::eval(&b.store), &mut Tape::default()).unwrap()
         };

@@ -2,10 +2,9 @@
 //!
 //! A mask is drawn again in backward instead of being kept: it would take as much memory as what it is laid over.
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Pass, Ragged, host, tensor};
+use super::{Array, Pass, Ragged, array, host};
 use crate::{Error, Result, num::rng::Stream};
 
 /// Zeroes a number with probability `p` and scales the others by `1/(1−p)` (Srivastava et al., 2014).
@@ -65,7 +64,7 @@ impl Mask {
     ///
     /// # Errors
     /// As [`Mask::of`]; rows that do not fit the lengths.
-    pub(super) fn rows(&self, x: Tensor, ragged: &Ragged, pass: &Pass<'_>) -> Result<Tensor> {
+    pub(super) fn rows(&self, x: Array, ragged: &Ragged, pass: &Pass<'_>) -> Result<Array> {
         if !self.acts(pass) {
             return Ok(x);
         }
@@ -78,7 +77,7 @@ impl Mask {
         own.collect::<Vec<_>>().into_par_iter().for_each(|(own, drops)| {
             drops.into_iter().for_each(|mut drops| drops.scale(own));
         });
-        tensor(values, &[rows, c])
+        array(values, &[rows, c])
     }
 }
 
@@ -98,12 +97,12 @@ mod tests {
             let draw = DropoutDraw { rng: Philox::new(1, "dropout"), draws };
             let pass = Pass { dropout: Some(draw), ..Pass::eval(&store) };
             let ragged = Ragged { lengths: lengths.to_vec(), room };
-            let ones = tensor(vec![1.0; ragged.rows() * 7], &[ragged.rows(), 7]).unwrap();
+            let ones = array(vec![1.0; ragged.rows() * 7], &[ragged.rows(), 7]).unwrap();
             mask.rows(ones, &ragged, &pass)
         };
         let all = run(&[30, 200, 40], 200, &[8, 9, 10]).unwrap();
         let alone = run(&[200], 250, &[9]).unwrap();
-        testing::assert_close(&alone, &all.narrow(0, 30, 200).unwrap(), 0.0);
+        testing::assert_close(&alone, &testing::part(&all, 0, 30, 200), 0.0);
         let values = host(&all).unwrap().to_vec();
         let zeros = values.iter().filter(|v| **v == 0.0).count() as f64 / values.len() as f64;
         assert!((zeros - 0.25).abs() < 0.04, "{zeros}");

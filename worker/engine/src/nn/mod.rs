@@ -6,6 +6,7 @@
 
 mod act;
 mod adapter;
+mod array;
 mod attention;
 mod average;
 mod border;
@@ -29,6 +30,8 @@ mod norm;
 mod packs;
 mod patches;
 mod pixelwise;
+#[cfg(feature = "cuda")]
+mod placed;
 mod pool;
 mod precision;
 mod rows;
@@ -44,6 +47,7 @@ use candle_core::{Device, Storage, Tensor};
 
 pub use act::{Act, Activation, Relu};
 pub use adapter::{Adapters, AddNorm, Kind, Part, Place, Plan, Site, Target};
+pub use array::{Array, OnHost, array};
 pub use attention::SelfAttention;
 pub use average::AvgPool;
 pub use border::Border;
@@ -121,8 +125,8 @@ pub struct DropoutDraw<'a> {
 /// What one layer keeps for its backward.
 #[derive(Clone)]
 pub enum Saved {
-    /// A tensor.
-    Tensor(Tensor),
+    /// What went in or came out.
+    Array(Array),
     /// Numbers.
     Values(Vec<f32>),
     /// Indices.
@@ -146,8 +150,8 @@ impl Tape {
         pick(saved).ok_or_else(|| Error::Internal("the tape holds something else".into()))
     }
 
-    fn pop_tensor(&mut self) -> Result<Tensor> {
-        self.take(|s| if let Saved::Tensor(t) = s { Some(t) } else { None })
+    fn pop_array(&mut self) -> Result<Array> {
+        self.take(|s| if let Saved::Array(a) = s { Some(a) } else { None })
     }
 
     fn pop_values(&mut self) -> Result<Vec<f32>> {
@@ -159,16 +163,16 @@ impl Tape {
     }
 
     /// Keeps an input: all of it if the weights learn from it, else its shape.
-    fn push_input(&mut self, x: &Tensor, pass: &Pass<'_>, weights: ParamId) {
+    fn push_input(&mut self, x: &Array, pass: &Pass<'_>, weights: ParamId) {
         if pass.records() {
-            self.push(if pass.trains(weights) { Saved::Tensor(x.clone()) } else { Saved::Shape(x.dims().to_vec()) });
+            self.push(if pass.trains(weights) { Saved::Array(x.clone()) } else { Saved::Shape(x.dims().to_vec()) });
         }
     }
 
     /// The shape of an input, and the input itself if it was kept.
-    fn pop_input(&mut self) -> Result<(Vec<usize>, Option<Tensor>)> {
+    fn pop_input(&mut self) -> Result<(Vec<usize>, Option<Array>)> {
         self.take(|s| match s {
-            Saved::Tensor(x) => Some((x.dims().to_vec(), Some(x))),
+            Saved::Array(x) => Some((x.dims().to_vec(), Some(x))),
             Saved::Shape(shape) => Some((shape, None)),
             _ => None,
         })
@@ -181,7 +185,7 @@ pub trait Layer: Send + Sync {
     ///
     /// # Errors
     /// A shape that does not fit.
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor>;
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array>;
 
     /// The gradient of the input, if `need_dx`; gradients of trained parameters are *added* to `grads`.
     ///
@@ -189,12 +193,12 @@ pub trait Layer: Send + Sync {
     /// A tape that was not written by this layer's forward.
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>>;
+    ) -> Result<Option<Array>>;
 
     /// How many layers a person would count.
     fn leaves(&self) -> usize {
@@ -211,8 +215,11 @@ pub trait Layer: Send + Sync {
     fn norms(&self, _out: &mut Vec<(BufferId, BufferId)>) {}
 }
 
-/// The elements of a contiguous CPU tensor.
-pub fn host(t: &Tensor) -> Result<impl Deref<Target = [f32]> + '_> {
+/// The elements of a contiguous tensor or array of the host's.
+///
+/// # Errors
+/// Something else; numbers of a GPU.
+pub fn host<T: OnHost>(t: &T) -> Result<impl Deref<Target = [f32]> + '_> {
     struct Host<G> {
         guard: G,
         start: usize,
@@ -227,7 +234,7 @@ pub fn host(t: &Tensor) -> Result<impl Deref<Target = [f32]> + '_> {
             }
         }
     }
-    let (guard, layout) = t.storage_and_layout();
+    let (guard, layout) = t.on_host()?.storage_and_layout();
     if !matches!(&*guard, Storage::Cpu(candle_core::CpuStorage::F32(_))) || !layout.is_contiguous() {
         return Err(Error::Internal("a layer was given something else than contiguous f32 on the CPU".into()));
     }

@@ -4,13 +4,11 @@
 //! Forward has no side effect. In training mode backward deposits, per channel, Σ(x−r) and Σ(x−r)² around the running
 //! mean r: linear terms that any reduction can add up, from which one update per step is made after it.
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::{
-    Act, BufferId, Gradients, Join, Layer, ParamId, Pass, Saved, Tape, grains, host,
+    Act, Array, BufferId, Gradients, Join, Layer, ParamId, Pass, Saved, Tape, array, grains, host,
     rows::{BLOCK, total},
-    tensor,
 };
 use crate::{
     Error, Result,
@@ -165,7 +163,7 @@ impl BatchNorm {
         Self { act, ..self }
     }
 
-    fn check(&self, x: &Tensor) -> Result<()> {
+    fn check(&self, x: &Array) -> Result<()> {
         if x.dims().len() < 2 || x.dims().last() != Some(&self.c) {
             return Err(Error::Internal(format!("batch-norm of {} channels was given {:?}", self.c, x.dims())));
         }
@@ -209,7 +207,7 @@ impl BatchNorm {
 const TASK: usize = 128;
 
 impl Layer for BatchNorm {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         self.check(x)?;
         let (c, input, training) = (self.c, host(x)?, self.is_training(pass));
         let input = &*input;
@@ -232,28 +230,28 @@ impl Layer for BatchNorm {
             .for_each(|(out, x)| normalise(self.act, x, mean, &scale, beta, out));
         if pass.records() {
             if training || pass.trains(self.gamma) || self.act != Act::None {
-                tape.push(Saved::Tensor(x.clone()));
+                tape.push(Saved::Array(x.clone()));
             }
             tape.push(Saved::Values(stats));
         }
-        tensor(out.done(), x.dims())
+        array(out.done(), x.dims())
     }
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         self.check(dy)?;
         let (c, training) = (self.c, self.is_training(pass));
         let stats = tape.pop_values()?;
         let (mean, inv, var) = (&stats[..c], &stats[c..2 * c], &stats[2 * c..]);
         let learns = training || pass.trains(self.gamma) || pass.trains(self.beta);
         let kept = training || pass.trains(self.gamma) || self.act != Act::None;
-        let x = if kept { Some(tape.pop_tensor()?) } else { None };
+        let x = if kept { Some(tape.pop_array()?) } else { None };
         let x = x.as_ref().map(host).transpose()?;
         let x = x.as_deref();
         let (scale, beta) = (self.scale(pass, inv), pass.store.param(self.beta));
@@ -317,7 +315,7 @@ impl Layer for BatchNorm {
             }
             _ => dz.par_chunks_mut(TASK * c).for_each(|dx| scaled(dx, &scale)),
         }
-        Ok(Some(tensor(dz, dy.dims())?))
+        Ok(Some(array(dz, dy.dims())?))
     }
 
     fn leaves(&self) -> usize {
@@ -377,16 +375,15 @@ mod tests {
         let norm = b.norm("n", 2);
         let layout = Layout::new(&b.store, &[norm.gamma], &[norm.mean]);
         let pass = Pass { store: &b.store, layout: Some(&layout), ..Pass::eval(&b.store) };
-        let sums = |x: &Tensor| {
+        let sums = |x: &Array| {
             let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
             norm.forward(x, &pass, &mut tape).unwrap();
             norm.backward(x, &pass, &mut tape, &mut grads, false).unwrap();
             grads.stats(norm.mean).unwrap().to_vec()
         };
-        let x = testing::input(&[6, 3, 3, 2]);
+        let x = testing::array(&[6, 3, 3, 2]);
         let whole = sums(&x);
-        let (a, b) =
-            (sums(&x.narrow(0, 0, 2).unwrap().copy().unwrap()), sums(&x.narrow(0, 2, 4).unwrap().copy().unwrap()));
+        let (a, b) = (sums(&testing::part(&x, 0, 0, 2)), sums(&testing::part(&x, 0, 2, 4)));
         for i in 0..5 {
             assert!((whole[i] - a[i] - b[i]).abs() < 1e-4, "{i}");
         }

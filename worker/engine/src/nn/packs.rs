@@ -7,6 +7,8 @@ use std::{
 };
 
 use super::{Layout, ParamId, Pass};
+#[cfg(feature = "cuda")]
+use crate::gpu::Placed;
 use crate::num::gemm::Packed;
 
 /// Which product takes the weights.
@@ -19,10 +21,22 @@ pub(super) enum Way {
 }
 
 #[derive(Default)]
-struct Kept {
+pub(super) struct Kept {
     weights: BTreeMap<(ParamId, Way), Arc<Packed>>,
+    /// The same on a GPU, where they lie as in the store.
+    #[cfg(feature = "cuda")]
+    pub(super) placed: BTreeMap<ParamId, Placed>,
     /// Whether what is trained is worth keeping: there are several grains.
-    several: bool,
+    pub(super) several: bool,
+}
+
+impl Kept {
+    /// Forgets what has other values after a step.
+    fn forget(&mut self, layout: &Layout) {
+        self.weights.retain(|(id, _), _| layout.slot(*id).is_none());
+        #[cfg(feature = "cuda")]
+        self.placed.retain(|id, _| layout.slot(*id).is_none());
+    }
 }
 
 /// Packed weights of one store. Their memory is that of the weights once more, and twice where gradients go through them.
@@ -30,7 +44,7 @@ struct Kept {
 pub struct Packs(Mutex<Kept>);
 
 impl Packs {
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    pub(super) fn kept(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -38,12 +52,12 @@ impl Packs {
     pub fn begin(&self, layout: &Layout, grains: usize) {
         let mut kept = self.kept();
         kept.several = grains > 1;
-        kept.weights.retain(|(id, _), _| layout.slot(*id).is_none());
+        kept.forget(layout);
     }
 
     /// Ends a step: the optimizer needs memory too.
     pub fn end(&self, layout: &Layout) {
-        self.kept().weights.retain(|(id, _), _| layout.slot(*id).is_none());
+        self.kept().forget(layout);
     }
 }
 

@@ -1,8 +1,6 @@
 //! Images to sequences: one row per patch behind a row of its own for the class (Dosovitskiy et al., 2020).
 
-use candle_core::Tensor;
-
-use super::{Conv2d, Gradients, Layer, Mask, ParamId, Pass, Ragged, Tape, host, rows, tensor};
+use super::{Array, Conv2d, Gradients, Layer, Mask, ParamId, Pass, Ragged, Tape, array, host, rows};
 use crate::{Error, Result};
 
 /// `[n, h, w, 3]` to framed `[n, 2 + patches, c]`: a dense layer on each patch, and to every row that of its place.
@@ -39,7 +37,7 @@ impl Patches {
 }
 
 impl Layer for Patches {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let (n, h, w, _) = x.dims4()?;
         self.fits(h, w)?;
         let made = self.conv.forward(x, pass, tape)?;
@@ -49,18 +47,18 @@ impl Layer for Patches {
         for sample in made.chunks_exact(self.grid * self.grid * c) {
             out.extend(class.iter().chain(sample).zip(places).map(|(v, place)| v + place));
         }
-        let y = self.drop.rows(tensor(out, &[ragged.rows(), c])?, &ragged, pass)?;
+        let y = self.drop.rows(array(out, &[ragged.rows(), c])?, &ragged, pass)?;
         ragged.frame(&y, true)
     }
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let (n, _, c) = dy.dims3()?;
         let ragged = self.ragged(n);
         let dy = self.drop.rows(ragged.pack(dy)?, &ragged, pass)?;
@@ -77,7 +75,7 @@ impl Layer for Patches {
         if let Some(slot) = grads.slot(self.class) {
             rows::add_sums(&class, c, slot);
         }
-        self.conv.backward(&tensor(rest, &[n, self.grid, self.grid, c])?, pass, tape, grads, need_dx)
+        self.conv.backward(&array(rest, &[n, self.grid, self.grid, c])?, pass, tape, grads, need_dx)
     }
 
     fn describe(&self, out: &mut String) {
@@ -118,9 +116,9 @@ mod tests {
     fn an_input_that_patches_do_not_tile_is_refused_with_the_sizes_that_they_do() {
         let mut b = Builder::new(1);
         let layer = b.patches(16, 4, 230, Mask::NONE);
-        let x = testing::input(&[1, 230, 230, 3]);
+        let x = testing::array(&[1, 230, 230, 3]);
         let error = layer.forward(&x, &Pass::eval(&b.store), &mut Tape::default()).unwrap_err().to_string();
         assert!(error.contains("do not tile an input of 230x230"), "{error}");
-        assert!(layer.forward(&testing::input(&[1, 224, 224, 3]), &Pass::eval(&b.store), &mut Tape::default()).is_ok());
+        assert!(layer.forward(&testing::array(&[1, 224, 224, 3]), &Pass::eval(&b.store), &mut Tape::default()).is_ok());
     }
 }

@@ -1,35 +1,34 @@
 //! Small steps between layers that need no neighbours: a constant factor, a fixed normalisation of the input, and the
 //! step from images to features in PyTorch's order.
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{BufferId, Gradients, Layer, Pass, Saved, Tape, act::TASK, host, tensor};
+use super::{Array, BufferId, Gradients, Layer, Pass, Saved, Tape, act::TASK, array, host};
 use crate::{Error, Result};
 
 /// `y = factor · x`
 #[derive(Debug)]
 pub struct Scale(pub f32);
 
-fn times(x: &Tensor, factor: f32) -> Result<Tensor> {
+fn times(x: &Array, factor: f32) -> Result<Array> {
     let mut out = host(x)?.to_vec();
     out.par_chunks_mut(TASK).for_each(|part| part.iter_mut().for_each(|v| *v *= factor));
-    tensor(out, x.dims())
+    array(out, x.dims())
 }
 
 impl Layer for Scale {
-    fn forward(&self, x: &Tensor, _: &Pass<'_>, _: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, _: &Pass<'_>, _: &mut Tape) -> Result<Array> {
         times(x, self.0)
     }
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         _: &Pass<'_>,
         _: &mut Tape,
         _: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         if need_dx { times(dy, self.0).map(Some) } else { Ok(None) }
     }
 
@@ -57,7 +56,7 @@ impl Normalize {
 }
 
 impl Layer for Normalize {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, _: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, _: &mut Tape) -> Result<Array> {
         let (mean, factors) = (pass.store.buffer(self.mean), self.factors(pass));
         if x.dims().last() != Some(&mean.len()) {
             return Err(Error::Internal(format!("{:?} is to be normalised in {} channels", x.dims(), mean.len())));
@@ -66,24 +65,24 @@ impl Layer for Normalize {
         for pixel in out.chunks_exact_mut(mean.len()) {
             pixel.iter_mut().zip(mean).zip(&factors).for_each(|((v, m), f)| *v = (*v - m) * f);
         }
-        tensor(out, x.dims())
+        array(out, x.dims())
     }
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         _: &mut Tape,
         _: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         if !need_dx {
             return Ok(None);
         }
         let factors = self.factors(pass);
         let mut dx = host(dy)?.to_vec();
         dx.chunks_exact_mut(factors.len()).for_each(|p| p.iter_mut().zip(&factors).for_each(|(d, f)| *d *= f));
-        Ok(Some(tensor(dx, dy.dims())?))
+        Ok(Some(array(dx, dy.dims())?))
     }
 
     fn describe(&self, out: &mut String) {
@@ -112,27 +111,27 @@ fn transposed(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
 }
 
 impl Layer for FlattenChannels {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let (n, h, w, c) = x.dims4()?;
         if pass.records() {
             tape.push(Saved::Shape(vec![n, h, w, c]));
         }
-        tensor(transposed(&host(x)?, h * w, c), &[n, c * h * w])
+        array(transposed(&host(x)?, h * w, c), &[n, c * h * w])
     }
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         _: &Pass<'_>,
         tape: &mut Tape,
         _: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let shape = tape.pop_shape()?;
         if !need_dx {
             return Ok(None);
         }
-        Ok(Some(tensor(transposed(&host(dy)?, shape[3], shape[1] * shape[2]), &shape)?))
+        Ok(Some(array(transposed(&host(dy)?, shape[3], shape[1] * shape[2]), &shape)?))
     }
 
     fn describe(&self, out: &mut String) {
@@ -159,7 +158,7 @@ mod tests {
     fn features_are_in_pytorchs_order_and_inputs_are_normalised_by_channel() {
         let mut b = Builder::new(1);
         let normalize = b.normalize("n", &[1.0, 2.0], &[4.0, 0.25], &[1.0, 3.0]);
-        let x = tensor(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[1, 1, 3, 2]).unwrap();
+        let x = array(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[1, 1, 3, 2]).unwrap();
         let run = |layer: &dyn Layer| {
             let y = layer.forward(&x, &Pass::eval(&b.store), &mut Tape::default()).unwrap();
             host(&y).unwrap().to_vec()

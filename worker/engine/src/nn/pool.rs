@@ -1,9 +1,10 @@
 //! Pooling, and the step from images to features.
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gradients, Layer, Pass, Saved, Tape, host, tensor};
+use super::{Array, Gradients, Layer, Pass, Saved, Tape, array, host};
+#[cfg(feature = "cuda")]
+use crate::gpu::ops;
 use crate::{Error, Result, num::simd::vectorised};
 
 vectorised! {
@@ -22,10 +23,14 @@ vectorised! {
 pub struct GlobalAvgPool;
 
 impl Layer for GlobalAvgPool {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let (n, h, w, c) = x.dims4()?;
         if pass.records() {
             tape.push(Saved::Shape(vec![n, h, w, c]));
+        }
+        #[cfg(feature = "cuda")]
+        if let Array::Device(x) = x {
+            return Ok(x.made(ops::global_mean)?.into());
         }
         let input = host(x)?;
         let mut means = vec![0.0; n * c];
@@ -34,20 +39,25 @@ impl Layer for GlobalAvgPool {
             image.chunks_exact(c).for_each(|row| sums.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v)));
             means.iter_mut().zip(&sums).for_each(|(m, s)| *m = (s / (h * w) as f64) as f32);
         }
-        tensor(means, &[n, c])
+        array(means, &[n, c])
     }
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         _: &Pass<'_>,
         tape: &mut Tape,
         _: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let shape = tape.pop_shape()?;
         if !need_dx {
             return Ok(None);
+        }
+        #[cfg(feature = "cuda")]
+        if let Array::Device(dy) = dy {
+            let dx = dy.made(|device, dy| ops::global_mean_back(device, dy, (shape[1], shape[2])))?;
+            return Ok(Some(dx.into()));
         }
         let (area, c) = (shape[1] * shape[2], shape[3]);
         let share = 1.0 / area as f32;
@@ -55,7 +65,7 @@ impl Layer for GlobalAvgPool {
         for (image, g) in dx.chunks_exact_mut(area * c).zip(host(dy)?.chunks_exact(c)) {
             image.chunks_exact_mut(c).for_each(|row| row.iter_mut().zip(g).for_each(|(d, g)| *d = g * share));
         }
-        Ok(Some(tensor(dx, &shape)?))
+        Ok(Some(array(dx, &shape)?))
     }
 
     fn describe(&self, out: &mut String) {
@@ -75,7 +85,7 @@ pub struct MaxPool {
 }
 
 impl Layer for MaxPool {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let (n, h, w, c) = x.dims4()?;
         if h + 2 * self.pad < self.k || w + 2 * self.pad < self.k {
             return Err(Error::user(
@@ -108,17 +118,17 @@ impl Layer for MaxPool {
             tape.push(Saved::Shape(vec![n, h, w, c]));
             tape.push(Saved::Indices(chosen));
         }
-        tensor(out, &[n, oh, ow, c])
+        array(out, &[n, oh, ow, c])
     }
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         _: &Pass<'_>,
         tape: &mut Tape,
         _: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let chosen = tape.take(|s| if let Saved::Indices(i) = s { Some(i) } else { None })?;
         let shape = tape.pop_shape()?;
         if !need_dx {
@@ -136,7 +146,7 @@ impl Layer for MaxPool {
                 }
             }
         });
-        Ok(Some(tensor(dx, &shape)?))
+        Ok(Some(array(dx, &shape)?))
     }
 
     fn describe(&self, out: &mut String) {
@@ -159,7 +169,7 @@ mod tests {
 
     #[test]
     fn windows_agree_with_candle_where_it_can() {
-        let x = testing::input(&[2, 6, 6, 3]);
+        let x = testing::array(&[2, 6, 6, 3]);
         let store = Builder::new(1).store;
         let y = MaxPool { k: 2, stride: 2, pad: 0 }.forward(&x, &Pass::eval(&store), &mut Tape::default()).unwrap();
         testing::assert_close(&y, &testing::last(&testing::first(&x).max_pool2d(2).unwrap()), 0.0);

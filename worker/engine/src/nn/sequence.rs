@@ -5,9 +5,7 @@
 //! that padding costs nothing and a sample's bits do not depend on how far its neighbours reach. Frames can be cut out
 //! and kept by sample, as cached features are.
 
-use candle_core::Tensor;
-
-use super::{Gradients, Layer, Pass, Saved, Tape, host, tensor};
+use super::{Array, Gradients, Layer, Pass, Saved, Tape, array, host};
 use crate::{Error, Result};
 
 /// How the packed rows belong to samples.
@@ -24,7 +22,7 @@ impl Ragged {
     ///
     /// # Errors
     /// Something that is no frame.
-    pub fn unpack(x: &Tensor) -> Result<(Self, Tensor)> {
+    pub fn unpack(x: &Array) -> Result<(Self, Array)> {
         let (n, rows, c) = x.dims3()?;
         let values = host(x)?;
         let room = rows.saturating_sub(1);
@@ -39,7 +37,7 @@ impl Ragged {
         }
         let packed = ragged.gather(&values, c);
         let shape = [ragged.rows(), c];
-        Ok((ragged, tensor(packed, &shape)?))
+        Ok((ragged, array(packed, &shape)?))
     }
 
     /// Packed rows.
@@ -66,16 +64,16 @@ impl Ragged {
     ///
     /// # Errors
     /// A tensor of another shape.
-    pub fn pack(&self, framed: &Tensor) -> Result<Tensor> {
+    pub fn pack(&self, framed: &Array) -> Result<Array> {
         let c = framed.dim(2)?;
-        tensor(self.gather(&host(framed)?, c), &[self.rows(), c])
+        array(self.gather(&host(framed)?, c), &[self.rows(), c])
     }
 
     /// A framed tensor of packed rows `[Σ lengths, c]`; `header` is false for gradients.
     ///
     /// # Errors
     /// Another number of rows.
-    pub fn frame(&self, packed: &Tensor, header: bool) -> Result<Tensor> {
+    pub fn frame(&self, packed: &Array, header: bool) -> Result<Array> {
         let (rows, c) = packed.dims2()?;
         if rows != self.rows() {
             return Err(Error::Internal(format!("{rows} rows given for sequences of {}", self.rows())));
@@ -90,7 +88,7 @@ impl Ragged {
             frame[c..(length + 1) * c].copy_from_slice(&values[at..at + length * c]);
             at += length * c;
         }
-        tensor(out, &[self.lengths.len(), self.room + 1, c])
+        array(out, &[self.lengths.len(), self.room + 1, c])
     }
 
     /// One slice per sample of packed rows of `width` numbers.
@@ -135,7 +133,7 @@ pub enum Pool {
 }
 
 impl Layer for Pool {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let (ragged, packed) = Ragged::unpack(x)?;
         let c = packed.dim(1)?;
         let rows = host(&packed)?;
@@ -151,17 +149,17 @@ impl Layer for Pool {
             }
         }
         ragged.save(pass, tape);
-        tensor(out, &[ragged.lengths.len(), c])
+        array(out, &[ragged.lengths.len(), c])
     }
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         _: &Pass<'_>,
         tape: &mut Tape,
         _: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let ragged = Ragged::saved(tape)?;
         if !need_dx {
             return Ok(None);
@@ -178,7 +176,7 @@ impl Layer for Pool {
                 }
             }
         }
-        Ok(Some(ragged.frame(&tensor(dx, &[ragged.rows(), c])?, false)?))
+        Ok(Some(ragged.frame(&array(dx, &[ragged.rows(), c])?, false)?))
     }
 
     fn describe(&self, out: &mut String) {
@@ -188,41 +186,43 @@ impl Layer for Pool {
 
 #[cfg(test)]
 pub(super) mod testing {
+    use candle_core::Tensor;
+
     use super::*;
-    use crate::nn::{DropoutDraw, Layout, ParamId, Store, testing};
+    use crate::nn::{DropoutDraw, Layout, OnHost, ParamId, Store, tensor, testing};
 
     /// Lets a layer of frames be tested on plain `[n, t, c]`: it is given sequences of these lengths.
     pub struct Framed<'a>(pub &'a dyn Layer, pub &'a [usize]);
 
     impl Framed<'_> {
-        fn ragged(&self, x: &Tensor) -> Ragged {
+        fn ragged(&self, x: &Array) -> Ragged {
             Ragged { lengths: self.1.to_vec(), room: x.dim(1).unwrap() }
         }
 
-        fn frames(&self, x: &Tensor) -> Result<Tensor> {
+        fn frames(&self, x: &Array) -> Result<Array> {
             let (n, t, c) = x.dims3()?;
             let pad = tensor(vec![0.0; n * c], &[n, 1, c])?;
-            let framed = Tensor::cat(&[&pad, x], 1)?.reshape((n, t + 1, c))?.contiguous()?;
+            let framed = Tensor::cat(&[&pad, x.on_host()?], 1)?.reshape((n, t + 1, c))?.contiguous()?;
             let ragged = self.ragged(x);
-            ragged.frame(&ragged.pack(&framed)?, true)
+            ragged.frame(&ragged.pack(&framed.into())?, true)
         }
     }
 
     impl Layer for Framed<'_> {
-        fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+        fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
             self.0.forward(&self.frames(x)?, pass, tape)
         }
 
         fn backward(
             &self,
-            dy: &Tensor,
+            dy: &Array,
             pass: &Pass<'_>,
             tape: &mut Tape,
             grads: &mut Gradients,
             need_dx: bool,
-        ) -> Result<Option<Tensor>> {
+        ) -> Result<Option<Array>> {
             let dx = self.0.backward(dy, pass, tape, grads, need_dx)?;
-            dx.map(|d| Ok(d.narrow(1, 1, d.dim(1)? - 1)?.contiguous()?)).transpose()
+            Ok(dx.map(|d| testing::part(&d, 1, 1, d.dims()[1] - 1)))
         }
 
         fn describe(&self, out: &mut String) {
@@ -241,8 +241,8 @@ pub(super) mod testing {
         layer.params(&mut params);
         let layout = Layout::new(store, &params, &[]);
         testing::check_gradients_under(&Framed(layer, &lengths), store, &[4, 5, c], &layout, Some(draw));
-        let x = testing::input(&[4, 5, c]);
-        let run = |x: &Tensor, lengths: &[usize], draws: &[u64]| {
+        let x = testing::array(&[4, 5, c]);
+        let run = |x: &Array, lengths: &[usize], draws: &[u64]| {
             let pass = Pass { dropout: Some(DropoutDraw { draws, ..draw }), ..Pass::eval(store) };
             let y = Framed(layer, lengths).forward(x, &pass, &mut Tape::default()).unwrap();
             host(&y).unwrap().to_vec()
@@ -250,7 +250,7 @@ pub(super) mod testing {
         let all = run(&x, &lengths, draw.draws);
         assert_ne!(all, run(&x, &lengths, &[1, 2, 3, 4]));
         for (i, length) in lengths.into_iter().enumerate() {
-            let own = x.narrow(0, i, 1).unwrap().narrow(1, 0, length).unwrap().contiguous().unwrap();
+            let own = testing::part(&testing::part(&x, 0, i, 1), 1, 0, length);
             let alone = run(&own, &[length], &draw.draws[i..=i]);
             assert_eq!(alone[..], all[i * 6 * c..][..alone.len()]);
         }
@@ -259,7 +259,7 @@ pub(super) mod testing {
     /// That two layers with parameters of their own compute the same to the last digits.
     pub fn same(a: &dyn Layer, a_store: &Store, b: &dyn Layer, b_store: &Store, c: usize) {
         let lengths = [3, 1, 5, 4];
-        let x = testing::input(&[4, 5, c]);
+        let x = testing::array(&[4, 5, c]);
         let run = |layer: &dyn Layer, store: &Store| {
             Framed(layer, &lengths).forward(&x, &Pass::eval(store), &mut Tape::default()).unwrap()
         };
@@ -270,15 +270,15 @@ pub(super) mod testing {
     pub fn check(layer: &dyn Layer, store: &Store, c: usize) {
         let lengths = [3, 1, 5, 4];
         testing::check_gradients(&Framed(layer, &lengths), store, &[4, 5, c]);
-        let run = |x: &Tensor, lengths: &[usize]| {
+        let run = |x: &Array, lengths: &[usize]| {
             Framed(layer, lengths).forward(x, &Pass::eval(store), &mut Tape::default()).unwrap()
         };
-        let x = testing::input(&[4, 5, c]);
+        let x = testing::array(&[4, 5, c]);
         let all = run(&x, &lengths);
         for (i, length) in lengths.into_iter().enumerate() {
-            let own = x.narrow(0, i, 1).unwrap().narrow(1, 0, length).unwrap().contiguous().unwrap();
+            let own = testing::part(&testing::part(&x, 0, i, 1), 1, 0, length);
             let alone = host(&run(&own, &[length])).unwrap().to_vec();
-            let beside = host(&all.narrow(0, i, 1).unwrap()).unwrap().to_vec();
+            let beside = host(&testing::part(&all, 0, i, 1)).unwrap().to_vec();
             assert_eq!(alone[..], beside[..alone.len()]);
             assert!(beside[alone.len()..].iter().all(|v| *v == 0.0));
         }
@@ -300,7 +300,7 @@ mod tests {
     #[test]
     fn a_tensor_without_headers_is_refused() {
         for first in [0.0, 1.5, 4.0, f32::NAN] {
-            let x = tensor([vec![first], vec![0.0; 7]].concat(), &[1, 4, 2]).unwrap();
+            let x = array([vec![first], vec![0.0; 7]].concat(), &[1, 4, 2]).unwrap();
             assert!(Ragged::unpack(&x).is_err());
         }
     }

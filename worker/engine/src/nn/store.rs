@@ -1,5 +1,7 @@
 //! Parameters and buffers of a network in flat memory, in the order in which the network names them.
 
+#[cfg(feature = "cuda")]
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use tl_proto::spec::Precision;
@@ -8,6 +10,8 @@ use super::{
     Act, Adapters, BatchNorm, Conv2d, ConvSpec, Depthwise, Embedding, LayerNorm, Linear, Lstm, Mask, Normalize,
     Padding, Patches, SelfAttention,
 };
+#[cfg(feature = "cuda")]
+use crate::gpu::Placed;
 use crate::num::{
     fresh::zeros,
     rng::{Philox, Stream, name_id},
@@ -168,12 +172,21 @@ pub struct Gradients<'a> {
     pub flat: Vec<f32>,
     /// Which parameters backward has reached.
     pub touched: Vec<bool>,
+    /// What has gathered on a GPU and is not in `flat` yet.
+    #[cfg(feature = "cuda")]
+    pub(super) placed: BTreeMap<ParamId, Placed>,
 }
 
 impl<'a> Gradients<'a> {
     /// Zeros.
     pub fn new(layout: &'a Layout) -> Self {
-        Self { layout, flat: zeros(layout.total_len()), touched: vec![false; layout.slots.len()] }
+        Self {
+            layout,
+            flat: zeros(layout.total_len()),
+            touched: vec![false; layout.slots.len()],
+            #[cfg(feature = "cuda")]
+            placed: BTreeMap::new(),
+        }
     }
 
     /// Where to add the gradient of a parameter; `None` if it is frozen.

@@ -1,22 +1,27 @@
-//! The sum of two tensors and the activation after it, in one pass.
+//! The sum of two arrays and the activation after it, in one pass.
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::{
-    Act,
+    Act, Array,
     act::{TASK, apply},
-    host, tensor,
+    array, host,
 };
+#[cfg(feature = "cuda")]
+use crate::gpu::ops;
 use crate::{Error, Result, num::fresh::Fresh};
 
 /// `act(a + b)`
-pub(super) fn add(a: &Tensor, b: &Tensor, act: Act) -> Result<Tensor> {
-    tensor(sum(a, b, act)?, a.dims())
+pub(super) fn add(a: &Array, b: &Array, act: Act) -> Result<Array> {
+    #[cfg(feature = "cuda")]
+    if let (Array::Device(a), Array::Device(b)) = (a, b) {
+        return Ok(a.made(|device, a| ops::add_activate(device, act, a, b.array()))?.into());
+    }
+    array(sum(a, b, act)?, a.dims())
 }
 
 /// The elements of `act(a + b)`.
-pub(super) fn sum(a: &Tensor, b: &Tensor, act: Act) -> Result<Vec<f32>> {
+pub(super) fn sum(a: &Array, b: &Array, act: Act) -> Result<Vec<f32>> {
     if a.dims() != b.dims() {
         return Err(Error::Internal(format!("values of {:?} and {:?} cannot be added", a.dims(), b.dims())));
     }

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use tl_proto::spec::Precision;
 
-use super::{BufferId, DropoutDraw, Gradients, Layer, Layout, ParamId, Pass, Store, Tape, host, tensor};
+use super::{Array, BufferId, DropoutDraw, Gradients, Layer, Layout, OnHost, ParamId, Pass, Store, Tape, host, tensor};
 use crate::num::{bf16, rng::Philox};
 
 /// Reproducible normal numbers.
@@ -12,9 +12,19 @@ pub fn input(shape: &[usize]) -> Tensor {
     tensor((0..shape.iter().product()).map(|_| s.normal()).collect(), shape).unwrap()
 }
 
+/// The same for a layer.
+pub fn array(shape: &[usize]) -> Array {
+    input(shape).into()
+}
+
+/// `count` of the parts along an axis, from the one with number `first` on.
+pub fn part(x: &Array, axis: usize, first: usize, count: usize) -> Array {
+    x.on_host().unwrap().narrow(axis, first, count).unwrap().contiguous().unwrap().into()
+}
+
 /// `[n, h, w, c]` as `[n, c, h, w]`.
-pub fn first(x: &Tensor) -> Tensor {
-    x.permute((0, 3, 1, 2)).unwrap().contiguous().unwrap()
+pub fn first(x: &Array) -> Tensor {
+    x.on_host().unwrap().permute((0, 3, 1, 2)).unwrap().contiguous().unwrap()
 }
 
 /// `[n, c, h, w]` as `[n, h, w, c]`.
@@ -22,7 +32,8 @@ pub fn last(x: &Tensor) -> Tensor {
     x.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap()
 }
 
-pub fn assert_close(a: &Tensor, b: &Tensor, tolerance: f32) {
+pub fn assert_close(a: &impl OnHost, b: &impl OnHost, tolerance: f32) {
+    let (a, b) = (a.on_host().unwrap(), b.on_host().unwrap());
     assert_eq!(a.dims(), b.dims());
     let b = b.contiguous().unwrap();
     let (a, b) = (host(a).unwrap(), host(&b).unwrap());
@@ -52,16 +63,16 @@ pub fn check_gradients_under(
     layout: &Layout,
     dropout: Option<DropoutDraw<'_>>,
 ) {
-    let x = input(shape);
-    let run = |store: &Store, x: &Tensor| {
+    let x = array(shape);
+    let run = |store: &Store, x: &Array| {
         let pass = Pass { layout: Some(layout), dropout, ..Pass::eval(store) };
         let mut tape = Tape::default();
         let y = layer.forward(x, &pass, &mut tape).unwrap();
         (y, tape)
     };
     let (y, mut tape) = run(store, &x);
-    let c = input(y.dims());
-    let dot = |y: &Tensor| -> f64 {
+    let c = array(y.dims());
+    let dot = |y: &Array| -> f64 {
         let (y, c) = (host(y).unwrap(), host(&c).unwrap());
         y.iter().zip(c.iter()).map(|(y, c)| f64::from(*y) * f64::from(*c)).sum()
     };
@@ -88,7 +99,7 @@ pub fn check_gradients_under(
         check(&format!("dx[{i}]"), host(&dx).unwrap()[i], &|by| {
             let mut v = values.clone();
             v[i] += by;
-            dot(&run(store, &tensor(v, shape).unwrap()).0)
+            dot(&run(store, &super::array(v, shape).unwrap()).0)
         });
     }
     for (ParamId(p), slot) in layout.trained() {
@@ -111,7 +122,7 @@ pub fn check_gradients_under(
 fn check_matrices_are_rounded(
     layer: &dyn Layer,
     store: &Store,
-    x: &Tensor,
+    x: &Array,
     layout: &Layout,
     dropout: Option<DropoutDraw<'_>>,
 ) {
@@ -123,7 +134,7 @@ fn check_matrices_are_rounded(
         let pass = Pass { layout: Some(layout), dropout, ..Pass::eval(&store) };
         let (mut tape, mut grads) = (Tape::default(), Gradients::new(layout));
         let y = layer.forward(x, &pass, &mut tape).unwrap();
-        let dx = layer.backward(&input(y.dims()), &pass, &mut tape, &mut grads, true).unwrap().unwrap();
+        let dx = layer.backward(&array(y.dims()), &pass, &mut tape, &mut grads, true).unwrap().unwrap();
         [y, dx].map(|t| host(&t).unwrap().to_vec())
     };
     // A quarter of the smallest step relative to a number.

@@ -1,4 +1,5 @@
-//! A chain of units, forward and backward, as one grain runs it.
+//! A chain of units, forward and backward. Here tensors become what layers take, and what layers give becomes tensors
+//! again.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +8,7 @@ use candle_core::Tensor;
 use crate::{
     Result,
     backbone::Unit,
-    nn::{Gradients, Layer, Pass, Tape},
+    nn::{Array, Gradients, Layer, Pass, Tape},
 };
 
 /// What came out of a chain.
@@ -47,22 +48,31 @@ pub(super) fn forward(units: &[Unit], x: Tensor, looks: &[usize], pass: &Pass<'_
     let Some((last, below)) = units.split_last() else {
         return Ok(Outputs { features: x.clone(), out: x, inside: Vec::new() });
     };
-    let (mut features, mut inside) = (x, BTreeMap::new());
+    let (mut features, mut inside) = (Array::from(x), BTreeMap::new());
     for (at, unit) in below.iter().enumerate() {
         features = unit.layer.forward(&features, pass, tape)?;
         if looks.contains(&at) {
             inside.insert(at, features.clone());
         }
     }
-    let out = last.layer.forward(&features, pass, tape)?;
-    let inside = looks.iter().filter_map(|at| inside.get(at).cloned()).collect();
-    Ok(Outputs { features, out, inside })
+    let out = last.layer.forward(&features, pass, tape)?.to_tensor()?;
+    let inside = looks.iter().filter_map(|at| inside.get(at)).map(Array::to_tensor).collect::<Result<_>>()?;
+    Ok(Outputs { features: features.to_tensor()?, out, inside })
+}
+
+/// What comes out of the units alone.
+///
+/// # Errors
+/// A batch of another shape.
+pub(super) fn through(units: &[Unit], x: Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    let out = units.iter().try_fold(Array::from(x), |x, unit| unit.layer.forward(&x, pass, tape))?;
+    out.to_tensor()
 }
 
 /// Adds the gradients of what the units train; gives that of what came in if `need_dx`.
 ///
 /// # Errors
-/// A tape that was not written by [`forward`].
+/// A tape that was not written by [`forward`] or [`through`].
 pub(super) fn backward(
     units: &[Unit],
     wanted: Wanted<'_>,
@@ -72,18 +82,21 @@ pub(super) fn backward(
     need_dx: bool,
 ) -> Result<Option<Tensor>> {
     let Some((last, below)) = units.split_last() else { return Ok(need_dx.then(|| wanted.out.clone())) };
-    let mut dy = last.layer.backward(wanted.out, pass, tape, grads, need_dx || !below.is_empty())?;
+    let out = Array::from(wanted.out.clone());
+    let mut dy = last.layer.backward(&out, pass, tape, grads, need_dx || !below.is_empty())?;
     if let (Some(dy), Some(more)) = (&mut dy, wanted.features) {
-        *dy = (&*dy + more)?.contiguous()?;
+        *dy = dy.plus(&more.contiguous()?.into())?;
     }
     for (i, unit) in below.iter().enumerate().rev() {
         if let Some(mut g) = dy.take() {
             // What comes from above, and what the loss wants of the unit itself.
             for (_, more) in wanted.inside.iter().filter(|(at, _)| *at == i) {
-                g = (g + *more)?.contiguous()?;
+                g = g.plus(&more.contiguous()?.into())?;
             }
             dy = unit.layer.backward(&g, pass, tape, grads, need_dx || i > 0)?;
         }
     }
-    Ok(dy.filter(|_| need_dx))
+    #[cfg(feature = "cuda")]
+    grads.come_down()?;
+    dy.filter(|_| need_dx).map(|dy| dy.to_tensor()).transpose()
 }

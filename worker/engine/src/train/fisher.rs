@@ -2,7 +2,13 @@
 //! loss, by the network as it came. Sums are made in units of fixed samples and added by the tree of gradients, so the bits
 //! are the same for any number of ranks.
 
-use super::{inputs::Inputs, net, net::Net, origin::Origin};
+use super::{
+    chain::{self, Wanted},
+    inputs::Inputs,
+    net,
+    net::Net,
+    origin::Origin,
+};
 use crate::{
     Error, Result,
     cache::Packed,
@@ -10,7 +16,7 @@ use crate::{
     eval,
     link::Link,
     modifier::Importance,
-    nn::{Gradients, Layer, Layout, ParamId, Pass, Tape, tensor},
+    nn::{Gradients, Layout, ParamId, Pass, Tape, tensor},
     num::{self, rng::Philox},
 };
 
@@ -94,17 +100,13 @@ fn of_sample(
     let pass = Pass { layout: Some(layout), ..Pass::eval(store) };
     let mut tape = Tape::default();
     let x = inputs.batch(store, &[index], &[0], None)?;
-    let logits = network.units.iter().try_fold(x, |x, unit| unit.layer.forward(&x, &pass, &mut tape))?;
+    let logits = chain::through(&network.units, x, &pass, &mut tape)?;
     let p = eval::softmax(net::rows(&logits)?.first().map_or(&[], Vec::as_slice));
     let label = given.unwrap_or_else(|| drawn(&p, f64::from(uniform)));
     let dy: Vec<f32> = p.iter().enumerate().map(|(c, p)| (p - f64::from(u8::from(c == label))) as f32).collect();
     let mut grads = Gradients::new(layout);
-    let mut dy = Some(tensor(dy, &[1, p.len()])?);
-    for (i, unit) in network.units.iter().enumerate().rev() {
-        if let Some(g) = dy.take() {
-            dy = unit.layer.backward(&g, &pass, &mut tape, &mut grads, i > 0)?;
-        }
-    }
+    let dy = tensor(dy, &[1, p.len()])?;
+    chain::backward(&network.units, Wanted::of(&dy), &pass, &mut tape, &mut grads, false)?;
     Ok(grads.flat)
 }
 

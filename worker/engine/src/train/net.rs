@@ -8,7 +8,7 @@ use std::{
 use candle_core::Tensor;
 use tl_proto::spec::{Handed, JobSpec, ModelSection, Params};
 
-use super::{parts::Parts, taps::Taps, tower::Tower};
+use super::{chain, parts::Parts, taps::Taps, tower::Tower};
 use crate::{
     Error, Result,
     backbone::{Asked, Backbone, Inside, Network, find},
@@ -275,7 +275,7 @@ impl Net {
     /// A batch of another shape.
     pub fn forward(&self, store: &Store, x: Tensor, from: usize, to: usize) -> Result<Tensor> {
         let (pass, mut tape) = (Pass::eval(store), Tape::default());
-        self.network.units[from..to].iter().try_fold(x, |x, unit| unit.layer.forward(&x, &pass, &mut tape))
+        chain::through(&self.network.units[from..to], x, &pass, &mut tape)
     }
 
     /// The shape of one sample in front of unit `cut`.

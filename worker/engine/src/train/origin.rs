@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tl_proto::spec::{DataSection, HeadSection, JobSpec, ModelSection};
 
 use super::{
-    Loop, evaluate,
+    Loop, chain, evaluate,
     export::About,
     net::{self, Net},
     probe::same_classes,
@@ -19,7 +19,7 @@ use crate::{
     eval::{self, Evaluation, Outcome},
     link::Link,
     modifier,
-    nn::{Layer, Pass, Tape},
+    nn::{Pass, Tape},
     weights::{self, Contract},
 };
 
@@ -185,7 +185,7 @@ impl Loop<'_> {
                 return net::rows(&theirs.forward(store, features, first, last)?);
             }
             let (pass, mut tape) = (Pass::eval(now), Tape::default());
-            net::rows(&mine.old.iter().try_fold(features, |x, unit| unit.layer.forward(&x, &pass, &mut tape))?)
+            net::rows(&chain::through(&mine.old, features, &pass, &mut tape)?)
         })?;
         let after: Vec<Outcome> =
             logits.iter().zip(samples.dataset.labels()).map(|(row, label)| eval::judge(row, *label)).collect();

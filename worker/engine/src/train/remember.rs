@@ -3,11 +3,14 @@
 
 use candle_core::Tensor;
 
-use super::net::{self, Net};
+use super::{
+    chain::{self, Wanted},
+    net::{self, Net},
+};
 use crate::{
-    Result, eval,
+    Error, Result, eval,
     modifier::Remember,
-    nn::{Gradients, Layer, Pass, Tape, tensor},
+    nn::{Gradients, Pass, Tape, tensor},
 };
 
 /// The loss, a sum over the samples, and its gradient at `features` `[n + m, …]`, which the heads take; `said` are the `n`
@@ -26,7 +29,7 @@ pub(super) fn remember(
     let (old, n, all) = (&net.network.old, said.dim(0)?, features.dim(0)?);
     let mut tape = Tape::default();
     let first = features.narrow(0, 0, n)?.contiguous()?;
-    let logits = old.iter().try_fold(first, |x, unit| unit.layer.forward(&x, pass, &mut tape))?;
+    let logits = chain::through(old, first, pass, &mut tape)?;
     let mut loss = 0.0;
     let mut dy = Vec::new();
     for (now, before) in net::rows(&logits)?.iter().zip(net::rows(said)?) {
@@ -34,12 +37,9 @@ pub(super) fn remember(
         loss += own;
         dy.extend(gradient);
     }
-    let mut dx = tensor(dy, logits.dims())?;
-    for unit in old.iter().rev() {
-        if let Some(below) = unit.layer.backward(&dx, pass, &mut tape, grads, true)? {
-            dx = below;
-        }
-    }
+    let dy = tensor(dy, logits.dims())?;
+    let below = chain::backward(old, Wanted::of(&dy), pass, &mut tape, grads, true)?;
+    let mut dx = below.ok_or_else(|| Error::Internal("the old head gave no gradient".into()))?;
     if all > n {
         let mut shape = dx.dims().to_vec();
         shape[0] = all - n;

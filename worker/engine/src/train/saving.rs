@@ -22,7 +22,7 @@ use crate::{
         tokens::Text,
     },
     modifier,
-    nn::{Layer, Pass, Store, Tape},
+    nn::{Array, Layer, Pass, Store, Tape},
     objective::Objective,
     weights::Contract,
 };
@@ -256,15 +256,15 @@ pub fn measure(net: &Net, store: &Store, samples: &Samples) -> Result<(Vec<f64>,
     let (mut seconds, mut width) = (Vec::new(), Vec::new());
     // The first pass only warms up.
     for _ in 0..2 {
-        let (mut x, mut total) = (blank.clone(), 0.0);
-        (seconds, width) = (vec![0.0], vec![x.elem_count() / SAMPLES]);
+        let (mut x, mut total) = (Array::from(blank.clone()), 0.0);
+        (seconds, width) = (vec![0.0], vec![x.count() / SAMPLES]);
         for unit in &net.network.units {
             let (pass, mut tape) = (Pass::eval(store), Tape::default());
             let started = Instant::now();
             x = unit.layer.forward(&x, &pass, &mut tape)?;
             total += started.elapsed().as_secs_f64() / SAMPLES as f64;
             seconds.push(total);
-            width.push(x.elem_count() / SAMPLES);
+            width.push(x.count() / SAMPLES);
         }
     }
     Ok((seconds, width))

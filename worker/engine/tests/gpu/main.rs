@@ -7,6 +7,7 @@
 mod elementwise;
 mod faults;
 mod images;
+mod layers;
 mod memory;
 mod norms;
 mod sequences;
@@ -15,20 +16,25 @@ mod updates;
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 use nvlib::{Library, driver::ProbeError};
 use tl_engine::{
     gpu::{Array, Device},
-    nn::{BufferId, DropoutDraw, Gradients, Layer, Layout, Pass, Store, Tape, host, tensor},
+    nn::{BufferId, DropoutDraw, Gradients, Layer, Layout, Pass, Store, Tape, array, host},
     num::rng::Philox,
 };
 
 /// The GPU, or a fake one; nothing where there is neither, which it says.
 fn device() -> Option<&'static Device> {
-    static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
-    DEVICE.get_or_init(open).as_ref()
+    shared().map(|device| &**device)
+}
+
+/// The same, to be kept beside arrays.
+fn shared() -> Option<&'static Arc<Device>> {
+    static DEVICE: OnceLock<Option<Arc<Device>>> = OnceLock::new();
+    DEVICE.get_or_init(|| open().map(Arc::new)).as_ref()
 }
 
 fn open() -> Option<Device> {
@@ -121,9 +127,9 @@ fn run(
     let layout = Layout::new(store, &params, &norms);
     let pass = Pass { layout: Some(&layout), dropout, ..Pass::eval(store) };
     let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
-    let y = layer.forward(&tensor(x.to_vec(), shape).unwrap(), &pass, &mut tape).unwrap();
-    let dy = numbers(77, y.elem_count());
-    let slope = tensor(dy.clone(), y.dims()).unwrap();
+    let y = layer.forward(&array(x.to_vec(), shape).unwrap(), &pass, &mut tape).unwrap();
+    let dy = numbers(77, y.count());
+    let slope = array(dy.clone(), y.dims()).unwrap();
     let dx = layer.backward(&slope, &pass, &mut tape, &mut grads, true).unwrap();
     let dx = dx.map(|dx| host(&dx).unwrap().to_vec()).unwrap_or_default();
     Ran { y: host(&y).unwrap().to_vec(), shape: y.dims().to_vec(), dy, dx, flat: grads.flat }

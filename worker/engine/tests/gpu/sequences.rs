@@ -5,7 +5,7 @@ use tl_engine::{
         Array, Device,
         ops::{self, Dropped, Groups, Heads, Matrix},
     },
-    nn::{Act, Builder, DropoutDraw, Gradients, Layout, Mask, ParamId, Pass, Ragged, Store, Tape, host, tensor},
+    nn::{Act, Builder, DropoutDraw, Gradients, Layout, Mask, ParamId, Pass, Ragged, Store, Tape, array, host},
     num::rng::Philox,
 };
 
@@ -39,7 +39,7 @@ fn attention_with_its_heads_apart_is_that_of_the_layer_also_under_dropout() {
     let ragged = Ragged { lengths: lengths.to_vec(), room: 17 };
     let (x, dy) = (numbers(1, rows * c), numbers(2, rows * c));
     let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
-    let [input, slope] = [&x, &dy].map(|v| tensor(v.clone(), &[rows, c]).unwrap());
+    let [input, slope] = [&x, &dy].map(|v| array(v.clone(), &[rows, c]).unwrap());
     let want = layer.forward(&input, &ragged, &pass, &mut tape).unwrap();
     let want_dx = layer.backward(&slope, &ragged, &pass, &mut tape, &mut grads, true).unwrap().unwrap();
 
@@ -182,7 +182,7 @@ fn steps_of_an_lstm_are_those_of_the_layer() {
     let layer = b.lstm("l", c, w, true);
     let ragged = Ragged { lengths: vec![t; n], room: t };
     let x = numbers(1, n * t * c);
-    let framed = ragged.frame(&tensor(x.clone(), &[n * t, c]).unwrap(), true).unwrap();
+    let framed = ragged.frame(&array(x.clone(), &[n * t, c]).unwrap(), true).unwrap();
     let values = host(&framed).unwrap().to_vec();
     let want = run(&layer, &b.store, (&values, framed.dims()), None, false);
 

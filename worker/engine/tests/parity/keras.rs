@@ -196,7 +196,7 @@ fn keras_files_on_this_machine_compute_what_keras_computes() {
             let size = std::fs::metadata(&path).unwrap().len();
             let found = keras::usual_names(backbone, keras::read(&path, size).unwrap(), &network.initial).unwrap();
             weights::fill(&mut network.initial, &found, |_| true, backbone).unwrap();
-            let x = nn::tensor(floats(format!("{backbone}.input.f32")), &[1, 96, 96, 3]).unwrap();
+            let x = nn::array(floats(format!("{backbone}.input.f32")), &[1, 96, 96, 3]).unwrap();
             let (pass, mut tape) = (Pass::eval(&network.initial), Tape::default());
             let forward = |x, unit: &tl_engine::backbone::Unit| nn::Layer::forward(&unit.layer, &x, &pass, &mut tape);
             let logits = network.units.iter().try_fold(x, forward).unwrap();

@@ -2,12 +2,11 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 use tl_engine::{
     backbone::{Network, find},
     data::tokens::Text,
-    nn::{self, BufferId, Gradients, Layout, ParamId, Pass, Store, Tape, host},
+    nn::{self, Array, BufferId, Gradients, Layout, ParamId, Pass, Store, Tape, host},
     objective,
     optim::{self, Moments, Rate},
     weights::Contract,
@@ -95,8 +94,8 @@ impl<'a> Net<'a> {
         let pass = Pass { layout: Some(&layout), ..Pass::eval(&self.store) };
         let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
         let forward =
-            |x: Tensor, unit: &tl_engine::backbone::Unit| nn::Layer::forward(&unit.layer, &x, &pass, &mut tape);
-        let logits = self.network.units.iter().try_fold(input, forward).unwrap();
+            |x: Array, unit: &tl_engine::backbone::Unit| nn::Layer::forward(&unit.layer, &x, &pass, &mut tape);
+        let logits = self.network.units.iter().try_fold(input, forward).unwrap().to_tensor().unwrap();
         let log_p = objective::log_softmax(&(&logits / TEMPERATURE).unwrap()).unwrap();
         let mut dy = host(&objective::exp(&log_p).unwrap()).unwrap().to_vec();
         let log_p = host(&log_p).unwrap();
@@ -108,7 +107,7 @@ impl<'a> Net<'a> {
             loss -= f64::from(log_p[i * classes + label]) * f64::from(share);
         }
         dy.iter_mut().for_each(|d| *d *= share / TEMPERATURE as f32);
-        let mut dy = Some(nn::tensor(dy, logits.dims()).unwrap());
+        let mut dy = Some(nn::array(dy, logits.dims()).unwrap());
         for (i, unit) in self.network.units.iter().enumerate().rev() {
             let g = dy.take().unwrap();
             dy = nn::Layer::backward(&unit.layer, &g, &pass, &mut tape, &mut grads, i > 0).unwrap();
@@ -179,7 +178,7 @@ impl<'a> Net<'a> {
 }
 
 /// The rule counts in PyTorch's order; the engine wants channels last.
-fn image(shape: &[usize], given: &str, n: usize) -> Tensor {
+fn image(shape: &[usize], given: &str, n: usize) -> Array {
     let [_, channels, height, width] = *shape else { panic!("an image of {shape:?}") };
     let mut pixels = vec![0.0; n * channels * height * width];
     let area = height * width;
@@ -187,13 +186,13 @@ fn image(shape: &[usize], given: &str, n: usize) -> Tensor {
         let (sample, channel, pixel) = (i / (channels * area), i / area % channels, i % area);
         pixels[(sample * area + pixel) * channels + channel] = u as f32;
     }
-    nn::tensor(pixels, &[n, height, width, channels]).unwrap()
+    nn::array(pixels, &[n, height, width, channels]).unwrap()
 }
 
 /// Token 0 is PyTorch's padding, which learns nothing there; the engine writes -1 behind the end.
-fn ids(golden: &Golden, given: &str) -> Tensor {
+fn ids(golden: &Golden, given: &str) -> Array {
     let (n, room) = (golden.shape[0], golden.shape[1]);
     let mut ids: Vec<f32> = rule::classes(given, golden.words - 1).take(n * room).map(|id| (id + 1) as f32).collect();
     ids.chunks_exact_mut(room).zip(&golden.lengths).for_each(|(row, length)| row[*length..].fill(-1.0));
-    nn::tensor(ids, &[n, room]).unwrap()
+    nn::array(ids, &[n, room]).unwrap()
 }

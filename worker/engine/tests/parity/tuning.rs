@@ -52,8 +52,8 @@ impl Golden {
         let mut ids: Vec<f32> = ids.map(|id| (id + 1) as f32).collect();
         ids.chunks_exact_mut(self.room).zip(&self.lengths).for_each(|(row, length)| row[*length..].fill(-1.0));
         let x = match backbone.reads_text() {
-            true => nn::tensor(ids, &[self.lengths.len(), self.room]),
-            false => nn::tensor(image(), &[2, side, side, 3]),
+            true => nn::array(ids, &[self.lengths.len(), self.room]),
+            false => nn::array(image(), &[2, side, side, 3]),
         };
         let (pass, mut tape) = (Pass::eval(&network.initial), Tape::default());
         let run = |x, unit: &tl_engine::backbone::Unit| nn::Layer::forward(&unit.layer, &x, &pass, &mut tape).unwrap();

@@ -1,9 +1,7 @@
 //! Bottleneck adapters in encoder blocks (Houlsby et al., 2019; Pfeiffer et al., 2020), as AdapterHub places them.
 
-use candle_core::Tensor;
-
 use super::{
-    super::{Act, Activation, Builder, Gradients, Layer, LayerNorm, Linear, ParamId, Pass, Tape, sum::add},
+    super::{Act, Activation, Array, Builder, Gradients, Layer, LayerNorm, Linear, ParamId, Pass, Tape, sum::add},
     Kind,
 };
 use crate::{Error, Result};
@@ -40,17 +38,17 @@ impl From<LayerNorm> for AddNorm {
     }
 }
 
-fn given(gradient: Option<Tensor>) -> Result<Tensor> {
+fn given(gradient: Option<Array>) -> Result<Array> {
     gradient.ok_or_else(|| Error::Internal("a layer gave no gradient".into()))
 }
 
 impl Bottleneck {
-    fn forward(&self, z: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, z: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let low = self.act.forward(&self.down.forward(z, pass, tape)?, pass, tape)?;
         self.up.forward(&low, pass, tape)
     }
 
-    fn backward(&self, dy: &Tensor, pass: &Pass<'_>, tape: &mut Tape, grads: &mut Gradients) -> Result<Tensor> {
+    fn backward(&self, dy: &Array, pass: &Pass<'_>, tape: &mut Tape, grads: &mut Gradients) -> Result<Array> {
         let low = given(self.up.backward(dy, pass, tape, grads, true)?)?;
         let low = given(self.act.backward(&low, pass, tape, grads, true)?)?;
         given(self.down.backward(&low, pass, tape, grads, true)?)
@@ -62,7 +60,7 @@ impl AddNorm {
     ///
     /// # Errors
     /// A shape that does not fit.
-    pub fn forward(&self, x: &Tensor, f: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    pub fn forward(&self, x: &Array, f: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let Some(bottleneck) = &self.bottleneck else { return self.norm.of_sum(x, f, pass, tape) };
         let z = if bottleneck.of_sum { self.norm.of_sum(x, f, pass, tape)? } else { f.clone() };
         let f = add(f, &bottleneck.forward(&z, pass, tape)?, Act::None)?;
@@ -75,11 +73,11 @@ impl AddNorm {
     /// A tape that was not written by [`AddNorm::forward`].
     pub fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<(Array, Array)> {
         let dx = given(self.norm.backward(dy, pass, tape, grads, true)?)?;
         let Some(bottleneck) = &self.bottleneck else { return Ok((dx.clone(), dx)) };
         let dz = bottleneck.backward(&dx, pass, tape, grads)?;
@@ -92,7 +90,7 @@ impl AddNorm {
     }
 
     /// The norm of rows that are no sum; a bottleneck has no place there.
-    pub(in crate::nn) fn alone(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    pub(in crate::nn) fn alone(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         match &self.bottleneck {
             None => self.norm.forward(x, pass, tape),
             Some(_) => Err(Error::Internal("a bottleneck wants a norm that follows a sum".into())),
@@ -102,12 +100,12 @@ impl AddNorm {
     /// The backward of [`AddNorm::alone`].
     pub(in crate::nn) fn alone_backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         self.norm.backward(dy, pass, tape, grads, need_dx)
     }
 

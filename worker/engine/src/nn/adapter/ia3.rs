@@ -1,10 +1,9 @@
 //! Factors of activations (IA3; Liu et al., 2022), which start at one.
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::{
-    super::{Builder, Gradients, ParamId, Pass, Saved, Tape, host, rows, tensor},
+    super::{Array, Builder, Gradients, ParamId, Pass, Saved, Tape, array, host, rows},
     Asked, Part,
 };
 use crate::{Error, Result};
@@ -20,11 +19,11 @@ pub(in crate::nn) struct Ia3 {
 const TASK: usize = 64;
 
 /// Every channel times its factor.
-fn times(x: &Tensor, l: &[f32]) -> Result<Tensor> {
+fn times(x: &Array, l: &[f32]) -> Result<Array> {
     let mut out = host(x)?.to_vec();
     out.par_chunks_mut(TASK * l.len())
         .for_each(|rows| rows.chunks_exact_mut(l.len()).for_each(|r| r.iter_mut().zip(l).for_each(|(v, l)| *v *= l)));
-    tensor(out, x.dims())
+    array(out, x.dims())
 }
 
 impl Ia3 {
@@ -36,11 +35,11 @@ impl Ia3 {
 
     pub(super) fn forward(
         &self,
-        x: &Tensor,
+        x: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
-        base: impl FnOnce(&Tensor, &mut Tape) -> Result<Tensor>,
-    ) -> Result<Tensor> {
+        base: impl FnOnce(&Array, &mut Tape) -> Result<Array>,
+    ) -> Result<Array> {
         let l = pass.store.param(self.l);
         let (kept, y) = if self.input {
             (x.clone(), base(&times(x, l)?, tape)?)
@@ -49,23 +48,23 @@ impl Ia3 {
             (y.clone(), times(&y, l)?)
         };
         if pass.records() {
-            tape.push(Saved::Tensor(kept));
+            tape.push(Saved::Array(kept));
         }
         Ok(y)
     }
 
     pub(super) fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-        base: impl FnOnce(&Tensor, &mut Tape, &mut Gradients, bool) -> Result<Option<Tensor>>,
-    ) -> Result<Option<Tensor>> {
+        base: impl FnOnce(&Array, &mut Tape, &mut Gradients, bool) -> Result<Option<Array>>,
+    ) -> Result<Option<Array>> {
         let l = pass.store.param(self.l);
-        let kept = tape.pop_tensor()?;
-        let slope = |g: &Tensor, grads: &mut Gradients| -> Result<()> {
+        let kept = tape.pop_array()?;
+        let slope = |g: &Array, grads: &mut Gradients| -> Result<()> {
             if let Some(dl) = grads.slot(self.l) {
                 let (g, kept) = (host(g)?, host(&kept)?);
                 let product: Vec<f32> = g.iter().zip(kept.iter()).map(|(g, v)| g * v).collect();

@@ -2,12 +2,10 @@
 
 use std::fmt;
 
-use candle_core::Tensor;
-
 use super::{
     super::{
-        Act, Builder, Conv2d, ConvSpec, Dropout, Gradients, Layer, Linear, Padding, ParamId, Pass, Tape, host,
-        sum::add, tensor,
+        Act, Array, Builder, Conv2d, ConvSpec, Dropout, Gradients, Layer, Linear, Padding, ParamId, Pass, Tape, array,
+        host, sum::add,
     },
     Asked, Part,
 };
@@ -75,11 +73,11 @@ impl Lora {
 
     pub(super) fn forward(
         &self,
-        x: &Tensor,
+        x: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
-        base: impl FnOnce(&Tensor, &mut Tape) -> Result<Tensor>,
-    ) -> Result<Tensor> {
+        base: impl FnOnce(&Array, &mut Tape) -> Result<Array>,
+    ) -> Result<Array> {
         let y = base(x, tape)?;
         let x = match &self.drop {
             Some(drop) => drop.forward(x, pass, tape)?,
@@ -92,13 +90,13 @@ impl Lora {
 
     pub(super) fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-        base: impl FnOnce(&Tensor, &mut Tape, &mut Gradients, bool) -> Result<Option<Tensor>>,
-    ) -> Result<Option<Tensor>> {
+        base: impl FnOnce(&Array, &mut Tape, &mut Gradients, bool) -> Result<Option<Array>>,
+    ) -> Result<Option<Array>> {
         let low = self.b.backward(dy, pass, tape, grads, true)?;
         let mut change = match low {
             Some(low) => self.a.backward(&self.scaled(low)?, pass, tape, grads, need_dx)?,
@@ -114,12 +112,12 @@ impl Lora {
         }
     }
 
-    fn scaled(&self, x: Tensor) -> Result<Tensor> {
+    fn scaled(&self, x: Array) -> Result<Array> {
         if self.scale == 1.0 {
             return Ok(x);
         }
         let out = host(&x)?.iter().map(|v| v * self.scale).collect();
-        tensor(out, x.dims())
+        array(out, x.dims())
     }
 
     pub(super) fn describe(&self, out: &mut String) {

@@ -6,13 +6,11 @@ mod ia3;
 mod lora;
 mod plan;
 
-use candle_core::Tensor;
-
 pub use bottleneck::{AddNorm, Place};
 pub use plan::{Kind, Plan, Target};
 
 use self::{ia3::Ia3, lora::Lora};
-use super::{Builder, ConvSpec, Gradients, ParamId, Pass, Store, Tape};
+use super::{Array, Builder, ConvSpec, Gradients, ParamId, Pass, Store, Tape};
 use crate::Result;
 
 /// What a layer carries beside its weights.
@@ -26,11 +24,11 @@ impl Adapter {
     /// The layer's output, `base` being what its weights alone make of an input.
     pub(super) fn forward(
         &self,
-        x: &Tensor,
+        x: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
-        base: impl FnOnce(&Tensor, &mut Tape) -> Result<Tensor>,
-    ) -> Result<Tensor> {
+        base: impl FnOnce(&Array, &mut Tape) -> Result<Array>,
+    ) -> Result<Array> {
         match self {
             Self::Lora(lora) => lora.forward(x, pass, tape, base),
             Self::Ia3(ia3) => ia3.forward(x, pass, tape, base),
@@ -40,13 +38,13 @@ impl Adapter {
     /// The gradient of the layer's input, `base` being the backward of its weights alone.
     pub(super) fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-        base: impl FnOnce(&Tensor, &mut Tape, &mut Gradients, bool) -> Result<Option<Tensor>>,
-    ) -> Result<Option<Tensor>> {
+        base: impl FnOnce(&Array, &mut Tape, &mut Gradients, bool) -> Result<Option<Array>>,
+    ) -> Result<Option<Array>> {
         match self {
             Self::Lora(lora) => lora.backward(dy, pass, tape, grads, need_dx, base),
             Self::Ia3(ia3) => ia3.backward(dy, pass, tape, grads, need_dx, base),

@@ -84,7 +84,7 @@ fn parts_change_nothing_at_the_start_and_depend_on_their_names_only() {
         for conv in [false, true] {
             let (with, b, shape) = layer(Some(plan.clone()), conv);
             let (without, plain, _) = layer(None, conv);
-            let x = testing::input(shape);
+            let x = testing::array(shape);
             let run = |l: &dyn Layer, s: &Store| {
                 host(&l.forward(&x, &Pass::eval(s), &mut Tape::default()).unwrap()).unwrap().to_vec()
             };
@@ -112,7 +112,7 @@ fn parts_worked_into_the_weights_are_the_same_layer() {
             let (without, plain, _) = layer(None, conv);
             assert_eq!(merged.values.len(), plain.store.values.len());
             assert_ne!(merged.values, plain.store.values);
-            let x = testing::input(shape);
+            let x = testing::array(shape);
             let run = |l: &dyn Layer, s: &Store| l.forward(&x, &Pass::eval(s), &mut Tape::default()).unwrap();
             testing::assert_close(&run(&*without, &merged), &run(&*with, &b.store), 1e-5);
         }
@@ -125,7 +125,7 @@ fn weights_that_stay_cost_no_gradient_and_keep_no_input() {
     let layout = Layout::new(&b.store, &b.adapters.params, &[]);
     let pass = Pass { layout: Some(&layout), ..Pass::eval(&b.store) };
     let mut tape = Tape::default();
-    let y = layer.forward(&testing::input(shape), &pass, &mut tape).unwrap();
+    let y = layer.forward(&testing::array(shape), &pass, &mut tape).unwrap();
     assert_eq!(layout.total_len(), 3 * 7 + 4 * 3);
     let mut grads = Gradients::new(&layout);
     assert!(layer.backward(&y, &pass, &mut tape, &mut grads, false).unwrap().is_none());
@@ -206,15 +206,15 @@ fn rows_have_masks_of_their_own_whatever_else_is_in_the_batch() {
     let mut b = with(Some(lora(&["q", "v"], 0.4)));
     let block = block(&mut b);
     shake(&mut b, 0.4);
-    let x = testing::input(&[3, 5, 6]);
-    let run = |x: &Tensor, lengths: &[usize], draws: Option<&[u64]>| {
+    let x = testing::array(&[3, 5, 6]);
+    let run = |x: &Array, lengths: &[usize], draws: Option<&[u64]>| {
         let draw = draws.map(|draws| DropoutDraw { rng: Philox::new(1, "dropout"), draws });
         let pass = Pass { dropout: draw, ..Pass::eval(&b.store) };
         let y = Framed(&block, lengths).forward(x, &pass, &mut Tape::default()).unwrap();
         host(&y).unwrap().to_vec()
     };
     let all = run(&x, &[2, 5, 3], Some(&[10, 11, 12]));
-    let one = x.narrow(0, 1, 1).unwrap().contiguous().unwrap();
+    let one = testing::part(&x, 0, 1, 1);
     let alone = run(&one, &[5], Some(&[11]));
     assert_eq!(alone, all[6 * 6..2 * 6 * 6]);
     assert_ne!(alone, run(&one, &[5], None));

@@ -6,13 +6,11 @@ mod backward;
 mod geometry;
 mod window;
 
-use candle_core::Tensor;
-
 use geometry::Geometry;
 pub use geometry::{Axis, Padding};
 use window::Window;
 
-use super::{Gradients, Layer, ParamId, Pass, Tape, Way, adapter::Adapter, host, precision::Rounds, tensor};
+use super::{Array, Gradients, Layer, ParamId, Pass, Tape, Way, adapter::Adapter, array, host, precision::Rounds};
 use crate::{
     Result,
     num::gemm::{Packed, View},
@@ -64,24 +62,24 @@ impl Conv2d {
     }
 
     /// What its own weights make of an input.
-    fn base(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn base(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let g = Geometry::new(&self.spec, x.dims())?;
         let precision = pass.precision();
         let bias = self.b.map(|b| pass.weight(b));
         let weights = pass.packed(self.w, Way::Forward, |w| self.forward_weights(w));
         let out = self.window(g).times(&precision.operand(&host(x)?), &weights, bias.as_deref());
         tape.push_input(x, pass, self.w);
-        tensor(precision.product(out), &[g.n, g.y.outputs, g.x.outputs, self.spec.cout])
+        array(precision.product(out), &[g.n, g.y.outputs, g.x.outputs, self.spec.cout])
     }
 
     fn base_backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let (shape, x) = tape.pop_input()?;
         let g = Geometry::new(&self.spec, &shape)?;
         let (precision, dy) = (pass.precision(), host(dy)?);
@@ -96,12 +94,12 @@ impl Conv2d {
             return Ok(None);
         }
         let dx = self.input_gradient(&g, &dy, pass);
-        Ok(Some(tensor(precision.product(dx), &shape)?))
+        Ok(Some(array(precision.product(dx), &shape)?))
     }
 }
 
 impl Layer for Conv2d {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         match &self.adapter {
             None => self.base(x, pass, tape),
             Some(adapter) => adapter.forward(x, pass, tape, |x, tape| self.base(x, pass, tape)),
@@ -110,12 +108,12 @@ impl Layer for Conv2d {
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let Some(adapter) = &self.adapter else { return self.base_backward(dy, pass, tape, grads, need_dx) };
         adapter.backward(dy, pass, tape, grads, need_dx, |dy, tape, grads, need_dx| {
             self.base_backward(dy, pass, tape, grads, need_dx)

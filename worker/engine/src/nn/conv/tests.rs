@@ -57,12 +57,12 @@ proptest! {
         prop_assume!(same || (h + 2 * py >= kh && w + 2 * px >= kw));
         let mut b = Builder::new(1);
         let conv = b.conv_spec("c", spec(cin, cout, (kh, kw), stride, pad));
-        let x = testing::input(&[n, h, w, cin]);
+        let x = testing::array(&[n, h, w, cin]);
         let layout = crate::nn::Layout::new(&b.store, &[conv.w], &[]);
         let pass = Pass { layout: Some(&layout), ..Pass::eval(&b.store) };
         let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
         let y = conv.forward(&x, &pass, &mut tape).unwrap();
-        let dy = testing::input(y.dims());
+        let dy = testing::array(y.dims());
         let dx = conv.backward(&dy, &pass, &mut tape, &mut grads, true).unwrap().unwrap();
         let (oh, ow) = (y.dims()[1], y.dims()[2]);
         let ((top, _), (left, _)) = (pad.0.plan(h, kh, stride), pad.1.plan(w, kw, stride));
@@ -92,11 +92,11 @@ proptest! {
 fn a_sample_has_the_same_bits_in_every_batch() {
     let mut b = Builder::new(1);
     let conv = b.conv("c", (16, 24), 3, 2, Padding::Same);
-    let x = testing::input(&[5, 13, 11, 16]);
+    let x = testing::array(&[5, 13, 11, 16]);
     let all = conv.forward(&x, &Pass::eval(&b.store), &mut Tape::default()).unwrap();
-    let one = x.narrow(0, 3, 1).unwrap().copy().unwrap();
+    let one = testing::part(&x, 0, 3, 1);
     let one = conv.forward(&one, &Pass::eval(&b.store), &mut Tape::default()).unwrap();
-    testing::assert_close(&one, &all.narrow(0, 3, 1).unwrap(), 0.0);
+    testing::assert_close(&one, &testing::part(&all, 0, 3, 1), 0.0);
 }
 
 #[test]

@@ -1,13 +1,11 @@
 //! Each product in bf16 is that in f32 of rounded numbers, rounded: bit by bit.
 
-use candle_core::Tensor;
-
 use super::*;
 use crate::{
     Result,
     nn::{
-        Builder, ConvSpec, DropoutDraw, Gradients, Kind, Layer, Layout, Linear, Mask, Padding, Part, Plan, Ragged,
-        Store, Tape, Target, attention, host, lstm, tensor, testing,
+        Array, Builder, ConvSpec, DropoutDraw, Gradients, Kind, Layer, Layout, Linear, Mask, Padding, Part, Plan,
+        Ragged, Store, Tape, Target, array, attention, host, lstm, testing,
     },
     num::{
         gemm::{self, Packed, View, gemm},
@@ -15,11 +13,11 @@ use crate::{
     },
 };
 
-fn rounded(x: &Tensor) -> Tensor {
-    tensor(Precision::Bf16.product(values(x)), x.dims()).unwrap()
+fn rounded(x: &Array) -> Array {
+    array(Precision::Bf16.product(values(x)), x.dims()).unwrap()
 }
 
-fn values(x: &Tensor) -> Vec<f32> {
+fn values(x: &Array) -> Vec<f32> {
     host(x).unwrap().to_vec()
 }
 
@@ -37,7 +35,7 @@ fn all(store: &Store) -> Layout {
 }
 
 /// What a layer gives, the gradient of its input, and those of its parameters.
-fn run(layer: &dyn Layer, store: &Store, x: &Tensor, dy: impl Fn(&[usize]) -> Tensor) -> (Tensor, Tensor, Vec<f32>) {
+fn run(layer: &dyn Layer, store: &Store, x: &Array, dy: impl Fn(&[usize]) -> Array) -> (Array, Array, Vec<f32>) {
     let layout = all(store);
     let pass = Pass { layout: Some(&layout), ..Pass::eval(store) };
     let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
@@ -47,13 +45,13 @@ fn run(layer: &dyn Layer, store: &Store, x: &Tensor, dy: impl Fn(&[usize]) -> Te
 }
 
 fn check(layer: &dyn Layer, store: &Store, shape: &[usize]) {
-    let x = testing::input(shape);
-    let (y, dx, dw) = run(layer, &in_bf16(store), &x, testing::input);
-    let (wy, wdx, wdw) = run(layer, &coarse(store), &rounded(&x), |s| rounded(&testing::input(s)));
+    let x = testing::array(shape);
+    let (y, dx, dw) = run(layer, &in_bf16(store), &x, testing::array);
+    let (wy, wdx, wdw) = run(layer, &coarse(store), &rounded(&x), |s| rounded(&testing::array(s)));
     assert_eq!(values(&y), values(&rounded(&wy)), "outputs");
     assert_eq!(values(&dx), values(&rounded(&wdx)), "gradient of the input");
     assert_eq!(dw, wdw, "gradients of parameters are f32");
-    let (exact, ..) = run(layer, store, &x, testing::input);
+    let (exact, ..) = run(layer, store, &x, testing::array);
     assert_ne!(values(&y), values(&exact));
     testing::assert_close(&y, &exact, 3e-2);
     assert_ne!(Precision::Bf16.product(dw.clone()), dw);
@@ -113,14 +111,14 @@ fn check_attention(fused: bool, mask: Mask, lengths: &[usize]) {
     let draws: Vec<u64> = (0..lengths.len() as u64).map(|i| 11 + i).collect();
     let dropout = Some(DropoutDraw { rng: Philox::new(5, "dropout"), draws: &draws });
     let pass = Pass { layout: Some(&layout), dropout, ..Pass::eval(&store) };
-    let (rows, x) = (ragged.rows(), testing::input(&[ragged.rows(), c]));
-    let dy = testing::input(&[rows, c]);
+    let (rows, x) = (ragged.rows(), testing::array(&[ragged.rows(), c]));
+    let dy = testing::array(&[rows, c]);
     let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
     let y = layer.forward(&x, &ragged, &pass, &mut tape).unwrap();
     let dx = layer.backward(&dy, &ragged, &pass, &mut tape, &mut grads, true).unwrap().unwrap();
 
     let (mut tape, mut expected) = (Tape::default(), Gradients::new(&layout));
-    let made: Vec<Tensor> = layer.projections.iter().map(|l| l.forward(&x, &pass, &mut tape).unwrap()).collect();
+    let made: Vec<Array> = layer.projections.iter().map(|l| l.forward(&x, &pass, &mut tape).unwrap()).collect();
     let kept: Vec<Vec<f32>> = made.iter().map(values).collect();
     let product = |a: View<'_>, b: View<'_>, (m, n, k)| {
         let mut out = vec![0.0; m * n];
@@ -161,7 +159,7 @@ fn check_attention(fused: bool, mask: Mask, lengths: &[usize]) {
             chances.push((p, drawn));
         }
     }
-    let last = layer.out.forward(&tensor(out, &[rows, w]).unwrap(), &pass, &mut tape).unwrap();
+    let last = layer.out.forward(&array(out, &[rows, w]).unwrap(), &pass, &mut tape).unwrap();
     assert_eq!(values(&y), values(&last));
     let g = layer.out.backward(&dy, &pass, &mut tape, &mut expected, true).unwrap().unwrap();
     let g = values(&g);
@@ -185,11 +183,11 @@ fn check_attention(fused: bool, mask: Mask, lengths: &[usize]) {
             }
         }
     }
-    let mut sum: Option<Tensor> = None;
+    let mut sum: Option<Array> = None;
     for (l, slope) in layer.projections.iter().zip(slopes).rev() {
-        let slope = tensor(slope, &[rows, stride]).unwrap();
+        let slope = array(slope, &[rows, stride]).unwrap();
         let part = l.backward(&slope, &pass, &mut tape, &mut expected, true).unwrap().unwrap();
-        sum = Some(sum.map_or(part.clone(), |s| (s + part).unwrap()));
+        sum = Some(sum.map_or(part.clone(), |s| s.plus(&part).unwrap()));
     }
     assert_eq!(values(&dx), values(&sum.unwrap()));
     assert_eq!(grads.flat, expected.flat);
@@ -197,7 +195,7 @@ fn check_attention(fused: bool, mask: Mask, lengths: &[usize]) {
 
 #[test]
 fn rounding_here_is_rounding() {
-    let numbers = values(&testing::input(&[3, TASK]));
+    let numbers = values(&testing::array(&[3, TASK]));
     for precision in [Precision::F32, Precision::Bf16] {
         let mut here = numbers.clone();
         precision.round_here(&mut here);
@@ -213,9 +211,9 @@ fn lstm_rounds_both_products_and_keeps_state_and_memory() {
     let (store, low) = (in_bf16(&b.store), coarse(&b.store));
     let ragged = Ragged { lengths: lengths.to_vec(), room: 3 };
     let rows = ragged.rows();
-    let packed = testing::input(&[rows, c]);
+    let packed = testing::array(&[rows, c]);
     let x = ragged.frame(&packed, true).unwrap();
-    let outer = testing::input(&[rows, w]);
+    let outer = testing::array(&[rows, w]);
     let (y, dx, dw) = run(&layer, &store, &x, |_| ragged.frame(&outer, false).unwrap());
 
     let round = |v: Vec<f32>| Precision::Bf16.product(v);
@@ -272,13 +270,13 @@ fn lora_is_three_rounded_products_and_f32_between_them() {
     let layer = b.linear("l", (7, 4));
     let Part::Lora { a, b: up, scale } = b.adapters.sites[0].part else { panic!("no LoRA") };
     let store = in_bf16(&shaken(b));
-    let x = testing::input(&[5, 7]);
-    let (y, ..) = run(&layer, &store, &x, testing::input);
+    let x = testing::array(&[5, 7]);
+    let (y, ..) = run(&layer, &store, &x, testing::array);
     let plain = |w, b, input, output| Linear { w, b, input, output, adapter: None };
-    let forward = |l: Linear, x: &Tensor| l.forward(x, &Pass::eval(&store), &mut Tape::default()).unwrap();
+    let forward = |l: Linear, x: &Array| l.forward(x, &Pass::eval(&store), &mut Tape::default()).unwrap();
     let low = forward(plain(a, None, 7, 3), &x);
-    let low = tensor(values(&low).iter().map(|v| v * scale).collect(), &[5, 3]).unwrap();
-    let sum = (forward(plain(layer.w, layer.b, 7, 4), &x) + forward(plain(up, None, 3, 4), &low)).unwrap();
+    let low = array(values(&low).iter().map(|v| v * scale).collect(), &[5, 3]).unwrap();
+    let sum = forward(plain(layer.w, layer.b, 7, 4), &x).plus(&forward(plain(up, None, 3, 4), &low)).unwrap();
     assert_eq!(values(&y), values(&sum));
 }
 
@@ -287,21 +285,21 @@ fn lora_is_three_rounded_products_and_f32_between_them() {
 struct Forgetful(Linear);
 
 impl Layer for Forgetful {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let Linear { w, input, output, .. } = self.0;
         tape.push_input(x, pass, w);
         let out = gemm::linear(&host(x)?, pass.store.param(w), (x.dim(0)?, output, input));
-        tensor(out, &[x.dim(0)?, output])
+        array(out, &[x.dim(0)?, output])
     }
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         self.0.backward(dy, pass, tape, grads, need_dx)
     }
 

@@ -4,12 +4,17 @@ use candle_core::Tensor;
 use tl_proto::spec::{JobSpec, StageSection};
 
 use super::{
-    super::{net::Net, rules, stage::Stage},
+    super::{
+        chain::{self, Wanted},
+        net::Net,
+        rules,
+        stage::Stage,
+    },
     Few,
 };
 use crate::{
     Error, Result,
-    nn::{DropoutDraw, Gradients, Layer, Layout, ParamId, Pass, Store, Tape},
+    nn::{DropoutDraw, Gradients, Layout, ParamId, Pass, Store, Tape},
     objective::fewshot::{Learns, Steps, graded},
 };
 
@@ -132,14 +137,9 @@ impl<'a> Tuner<'a> {
         let pass = Pass { store, layout: Some(&self.layout), dropout, grains: None, packs: None };
         let mut tape = Tape::default();
         let units = &self.net.network.units[self.cut..];
-        let logits = units.iter().try_fold(x.clone(), |x, unit| unit.layer.forward(&x, &pass, &mut tape))?;
-        let (loss, mut dy, scores) = graded(&logits, |z| Ok(z.clone()))?;
-        for (i, unit) in units.iter().enumerate().rev() {
-            match unit.layer.backward(&dy, &pass, &mut tape, grads, i > 0)? {
-                Some(dx) => dy = dx,
-                None => break,
-            }
-        }
+        let logits = chain::through(units, x.clone(), &pass, &mut tape)?;
+        let (loss, dy, scores) = graded(&logits, |z| Ok(z.clone()))?;
+        chain::backward(units, Wanted::of(&dy), &pass, &mut tape, grads, false)?;
         Ok((loss, scores))
     }
 
@@ -152,7 +152,7 @@ impl<'a> Tuner<'a> {
         let layout = self.layout.norms().next().is_some().then_some(&self.layout);
         let pass = Pass { store, layout, dropout: None, grains: None, packs: None };
         let units = &self.net.network.units[self.cut..];
-        units.iter().try_fold(x.clone(), |x, unit| unit.layer.forward(&x, &pass, &mut Tape::default()))
+        chain::through(units, x.clone(), &pass, &mut Tape::default())
     }
 }
 

@@ -4,6 +4,7 @@ use candle_core::Tensor;
 
 use super::{
     super::{
+        chain::{self, Wanted},
         grain::{Draw, GrainSums},
         step::Step,
     },
@@ -14,7 +15,7 @@ use super::{
 use crate::{
     Result,
     data::episodes::Episode,
-    nn::{DropoutDraw, Gradients, Grains, Layer, Pass, Tape},
+    nn::{DropoutDraw, Gradients, Grains, Pass, Tape},
     num::rng::Philox,
     objective::fewshot::{Learns, Shown, graded},
 };
@@ -89,7 +90,7 @@ impl Step<'_> {
         let mut tape = Tape::default();
         let units = &self.inputs.net.network.units[self.stage.cut..];
         let x = fed.first().ok_or_else(|| crate::Error::Internal("a grain without episodes".into()))?;
-        let features = units.iter().try_fold(x.clone(), |x, unit| unit.layer.forward(&x, &pass, &mut tape))?;
+        let features = chain::through(units, x.clone(), &pass, &mut tape)?;
         let counts = vec![shape.shot; shape.way];
         let (mut sum, mut correct, mut gradients) = (0.0, 0, Vec::new());
         for i in 0..ids.len() {
@@ -102,13 +103,8 @@ impl Step<'_> {
             correct += right(&scores)?;
             gradients.push(gradient);
         }
-        let mut dy = Tensor::cat(&gradients, 0)?.contiguous()?;
-        for (i, unit) in units.iter().enumerate().rev() {
-            match unit.layer.backward(&dy, &pass, &mut tape, grads, i > 0)? {
-                Some(dx) => dy = dx,
-                None => break,
-            }
-        }
+        let dy = Tensor::cat(&gradients, 0)?.contiguous()?;
+        chain::backward(units, Wanted::of(&dy), &pass, &mut tape, grads, false)?;
         Ok((sum, correct))
     }
 

@@ -6,8 +6,8 @@ use super::*;
 use crate::{
     collective::Solo,
     nn::{
-        Act, Builder, Conv2d, Gradients, Layer, Layout, Padding, ParamId, Pass, Residual, Sequential, Shortcut, Tape,
-        host, testing,
+        Act, Array, Builder, Conv2d, Gradients, Layer, Layout, Padding, ParamId, Pass, Residual, Sequential, Shortcut,
+        Tape, host, testing,
     },
 };
 
@@ -15,13 +15,14 @@ use crate::{
 struct InTwo<L>(L, Mutex<Vec<Tape>>);
 
 impl<L: Layer> InTwo<L> {
-    fn halves(x: &Tensor) -> Vec<Tensor> {
+    fn halves(x: &Array) -> Vec<Array> {
         let n = x.dims()[0];
-        [(0, 2), (2, n - 2)].map(|(from, len)| x.narrow(0, from, len).unwrap().copy().unwrap()).into()
+        [(0, 2), (2, n - 2)].map(|(from, len)| testing::part(x, 0, from, len)).into()
     }
 
-    fn whole(parts: &[&Tensor]) -> Tensor {
-        Tensor::cat(parts, 0).unwrap()
+    fn whole(parts: &[&Array]) -> Array {
+        let parts: Vec<Tensor> = parts.iter().map(|part| part.to_tensor().unwrap()).collect();
+        Tensor::cat(&parts, 0).unwrap().into()
     }
 }
 
@@ -29,26 +30,26 @@ impl<L: Layer> InTwo<L> {
 const BOTH: Range<usize> = 0..2;
 
 impl<L: Layer> Layer for InTwo<L> {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, _: &mut Tape) -> Result<Tensor> {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, _: &mut Tape) -> Result<Array> {
         let halves = Self::halves(x);
         let outs = run(std::slice::from_ref(&BOTH), &mut Solo, |i, grains| {
             let pass = Pass { layout: pass.layout, grains: Some(grains), ..Pass::eval(pass.store) };
             let mut tape = Tape::default();
             Ok((self.0.forward(&halves[i], &pass, &mut tape)?, tape))
         })?;
-        let (outs, tapes): (Vec<Tensor>, Vec<Tape>) = outs.into_iter().unzip();
+        let (outs, tapes): (Vec<Array>, Vec<Tape>) = outs.into_iter().unzip();
         *self.1.lock().unwrap() = tapes;
         Ok(Self::whole(&outs.iter().collect::<Vec<_>>()))
     }
 
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Array,
         pass: &Pass<'_>,
         _: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Array>> {
         let halves = Self::halves(dy);
         let layout = pass.layout.unwrap();
         let tapes: Vec<_> = self.1.lock().unwrap().drain(..).map(|t| Mutex::new(Some(t))).collect();
@@ -62,7 +63,7 @@ impl<L: Layer> Layer for InTwo<L> {
             grads.flat.iter_mut().zip(flat).for_each(|(a, b)| *a += b);
             grads.touched.iter_mut().zip(touched).for_each(|(a, b)| *a |= b);
         }
-        let parts: Option<Vec<&Tensor>> = outs.iter().map(|o| o.0.as_ref()).collect();
+        let parts: Option<Vec<&Array>> = outs.iter().map(|o| o.0.as_ref()).collect();
         Ok(parts.map(|p| Self::whole(&p)))
     }
 
@@ -115,7 +116,7 @@ fn two_grains_are_the_whole_batch_to_rounding() {
     let means: Vec<_> = norms.iter().map(|n| n.0).collect();
     let layout = Layout::new(&b.store, &params, &means);
     let pass = Pass { layout: Some(&layout), ..Pass::eval(&b.store) };
-    let x = testing::input(&[7, 4, 3, 3]);
+    let x = testing::array(&[7, 4, 3, 3]);
     let pass_of = |layer: &dyn Layer| {
         let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
         let y = layer.forward(&x, &pass, &mut tape).unwrap();

@@ -5,11 +5,14 @@ use std::path::Path;
 use candle_core::Tensor;
 use tl_proto::spec::{HeadSection, JobSpec, MAIN};
 
-use super::{super::net::Net, Opened};
+use super::{
+    super::{chain, net::Net},
+    Opened,
+};
 use crate::{
     Error, Result,
     backbone::{TASKS, TaskHead, Unit},
-    nn::{Layer, ParamId, Pass, Store, Tape},
+    nn::{ParamId, Pass, Store, Tape},
     weights,
 };
 
@@ -77,7 +80,7 @@ impl Net {
         let (pass, all) = (Pass::eval(store), self.heads().collect::<Vec<_>>());
         let one = |head: &usize| {
             let units = all.get(*head).ok_or_else(|| Error::Internal(format!("the network has no head {head}")))?;
-            units.iter().try_fold(features.clone(), |x, unit| unit.layer.forward(&x, &pass, &mut Tape::default()))
+            chain::through(units, features.clone(), &pass, &mut Tape::default())
         };
         heads.iter().map(one).collect()
     }
