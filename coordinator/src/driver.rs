@@ -393,99 +393,102 @@ stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
         assert_eq!(status(&writer), NodeStatus::Lost);
     }
 
+    /// A writer beside blobs, and what a node says to it of its one job.
+    struct Desk {
+        dir: tempfile::TempDir,
+        blobs: Blobs,
+        job: JobId,
+        node: NodeId,
+    }
+
+    impl Desk {
+        fn open() -> (Self, Writer) {
+            let dir = tempfile::tempdir().unwrap();
+            let blobs = Blobs::open(dir.path()).unwrap();
+            let writer = Writer::open(dir.path(), Deadlines::default(), blobs.clone()).unwrap();
+            (Self { dir, blobs, job: JobId::from_bits(1), node: NodeId::from_bits(1) }, writer)
+        }
+
+        /// Puts a blob there, whose name is one letter.
+        fn blob(&self, c: char) -> Blob {
+            let digest = c.to_string().repeat(64);
+            std::fs::write(self.dir.path().join("blobs").join(&digest), "x").unwrap();
+            Blob { digest, size: 1 }
+        }
+
+        fn there(&self, c: char) -> bool {
+            self.blobs.stat(&c.to_string().repeat(64)).unwrap().0
+        }
+
+        fn result(&self, kind: &str) -> Command {
+            Command::Result {
+                job: self.job.clone(),
+                phase: PhaseId::new("main", kind),
+                generation: 1,
+                result: serde_json::json!({}),
+                node: self.node.clone(),
+                incarnation: "a".into(),
+            }
+        }
+
+        fn artifact(&self, kind: &str, name: &str, blob: Blob) -> Command {
+            Command::Artifact {
+                job: self.job.clone(),
+                phase: PhaseId::new("main", kind),
+                generation: 1,
+                name: name.into(),
+                blob,
+                node: self.node.clone(),
+            }
+        }
+    }
+
     #[test]
     fn blobs_go_with_the_end_of_their_phase_and_when_a_newer_file_takes_their_place() {
-        let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path()).unwrap();
-        let blob = |c: char| {
-            let digest = c.to_string().repeat(64);
-            std::fs::write(dir.path().join("blobs").join(&digest), "x").unwrap();
-            Blob { digest, size: 1 }
-        };
-        let there = |c: char| blobs.stat(&c.to_string().repeat(64)).unwrap().0;
-        let mut writer = Writer::open(dir.path(), Deadlines::default(), blobs.clone()).unwrap();
-        let (job, node) = (JobId::from_bits(1), NodeId::from_bits(1));
-        let result = |kind: &str| Command::Result {
-            job: job.clone(),
-            phase: PhaseId::new("main", kind),
-            generation: 1,
-            result: serde_json::Value::Null,
-            node: node.clone(),
-            incarnation: "a".into(),
-        };
-        let model = |blob: Blob| Command::Artifact {
-            job: job.clone(),
-            phase: PhaseId::new("main", "train"),
-            generation: 1,
-            name: Artifact::MODEL.into(),
-            blob,
-            node: node.clone(),
-        };
-        let (phase, saved) = (PhaseId::new("main", "train"), blob('a'));
+        let (desk, mut writer) = Desk::open();
+        let (job, node) = (&desk.job, &desk.node);
+        let model = |c: char| desk.artifact("train", Artifact::MODEL, desk.blob(c));
+        let (phase, saved) = (PhaseId::new("main", "train"), desk.blob('a'));
         let checkpoint =
             Command::Checkpoint { job: job.clone(), phase, generation: 1, step: 5, blob: saved, node: node.clone() };
-        for command in [submit(1, "k", false), join(&node), result("probe"), checkpoint, model(blob('b'))] {
+        for command in [submit(1, "k", false), join(node), desk.result("probe"), checkpoint, model('b')] {
             writer.decide(command).unwrap();
             writer.settle();
         }
-        assert!(there('a') && there('b'));
-        writer.decide(model(blob('c'))).unwrap();
-        assert!(there('c') && !there('b'));
-        writer.decide(result("train")).unwrap();
-        assert!(there('c') && !there('a'));
-        blob('d');
+        assert!(desk.there('a') && desk.there('b'));
+        writer.decide(model('c')).unwrap();
+        assert!(desk.there('c') && !desk.there('b'));
+        writer.decide(desk.result("train")).unwrap();
+        assert!(desk.there('c') && !desk.there('a'));
+        desk.blob('d');
         writer.sweep();
-        assert!(there('c') && there('d'), "what has just arrived is referred to later");
+        assert!(desk.there('c') && desk.there('d'), "what has just arrived is referred to later");
     }
 
     #[test]
     fn what_a_unit_has_left_goes_when_it_is_done_anew_and_when_its_training_is_done() {
-        let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path()).unwrap();
-        let blob = |c: char| {
-            let digest = c.to_string().repeat(64);
-            std::fs::write(dir.path().join("blobs").join(&digest), "x").unwrap();
-            Blob { digest, size: 1 }
-        };
-        let there = |c: char| blobs.stat(&c.to_string().repeat(64)).unwrap().0;
-        let mut writer = Writer::open(dir.path(), Deadlines::default(), blobs.clone()).unwrap();
-        let (job, node) = (JobId::from_bits(1), NodeId::from_bits(1));
-        let result = |kind: &str| Command::Result {
-            job: job.clone(),
-            phase: PhaseId::new("main", kind),
-            generation: 1,
-            result: serde_json::json!({}),
-            node: node.clone(),
-            incarnation: "a".into(),
-        };
-        let left = |kind: &str, name: &str, blob: Blob| Command::Artifact {
-            job: job.clone(),
-            phase: PhaseId::new("main", kind),
-            generation: 1,
-            name: name.into(),
-            blob,
-            node: node.clone(),
-        };
-        for command in [submit(1, "k", false), join(&node)] {
+        let (desk, mut writer) = Desk::open();
+        let (job, node) = (&desk.job, &desk.node);
+        for command in [submit(1, "k", false), join(node)] {
             writer.decide(command).unwrap();
             writer.settle();
         }
-        writer.decide(result("probe")).unwrap();
+        writer.decide(desk.result("probe")).unwrap();
         let (phase, build, device) = (PhaseId::new("main", "train"), "b".to_owned(), "cpu".to_owned());
         writer.commit(&[Event::TeachingSplit { job: job.clone(), phase, units: 2, build, device, at: 1 }]).unwrap();
         writer.settle();
         for (unit, c) in [("teach-1", 'a'), ("teach-1", 'b'), ("teach-2", 'c')] {
-            writer.decide(left(unit, "features", blob(c))).unwrap();
+            writer.decide(desk.artifact(unit, "features", desk.blob(c))).unwrap();
             if c != 'a' {
-                writer.decide(result(unit)).unwrap();
+                writer.decide(desk.result(unit)).unwrap();
                 writer.settle();
             }
         }
-        assert_eq!(['a', 'b', 'c'].map(there), [false, true, true], "the newest of each");
-        writer.decide(left("train", Artifact::MODEL, blob('d'))).unwrap();
-        writer.decide(result("train")).unwrap();
-        assert_eq!(['b', 'c', 'd'].map(there), [false, false, true]);
-        let history = writer.look(|s| s.jobs[&job].phases[1].history.clone());
+        assert_eq!(['a', 'b', 'c'].map(|c| desk.there(c)), [false, true, true], "the newest of each");
+        writer.decide(desk.artifact("train", Artifact::MODEL, desk.blob('d'))).unwrap();
+        writer.decide(desk.result("train")).unwrap();
+        assert_eq!(['b', 'c', 'd'].map(|c| desk.there(c)), [false, false, true]);
+        let history = writer.look(|s| s.jobs[job].phases[1].history.clone());
         assert!(history.iter().any(|(_, line)| line == "2 units of what teachers say: 2 done on `n`"), "{history:?}");
     }
 }

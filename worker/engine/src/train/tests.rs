@@ -391,18 +391,23 @@ fn a_student_learns_from_an_exported_teacher_whose_logits_are_computed_once() {
     assert_eq!(run(1), run(2));
 }
 
-#[test]
-fn a_sample_that_will_not_decode_fails_the_job_by_name_or_is_left_out_everywhere() {
-    let dir = tempfile::tempdir().unwrap();
+/// A folder of twelve photos in two classes, of which `b/3.png` is none.
+fn photos_of_which_one_is_none(dir: &Path) -> String {
     for (class, shade) in [("a", 40u8), ("b", 200)] {
         for i in 0..6u8 {
-            let path = dir.path().join(format!("data/{class}/{i}.png"));
+            let path = dir.join(format!("data/{class}/{i}.png"));
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             image::RgbImage::from_pixel(40, 36, image::Rgb([shade, shade + i, 9])).save(path).unwrap();
         }
     }
-    std::fs::write(dir.path().join("data/b/3.png"), b"not an image").unwrap();
-    let folder = dir.path().join("data").display().to_string();
+    std::fs::write(dir.join("data/b/3.png"), b"not an image").unwrap();
+    dir.join("data").display().to_string()
+}
+
+#[test]
+fn a_sample_that_will_not_decode_fails_the_job_by_name_or_is_left_out_everywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = photos_of_which_one_is_none(dir.path());
     let generated = JOB.lines().find(|l| l.starts_with("data =")).unwrap();
     let photos = format!(
         "data = {{ format = \"image_folder\", train = \"{folder}\", val = \"{folder}\", batch = 6, skip_bad = 0 }}"

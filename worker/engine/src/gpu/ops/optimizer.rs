@@ -43,6 +43,16 @@ fn inside(run: &Range<usize>, buffer: &Array) -> Result<(), Fault> {
     Ok(())
 }
 
+/// How many numbers a step takes of each buffer and of the mean gradient.
+fn taken(buffers: &[&Array], mean: &Array, run: &Range<usize>, gradient: &Range<usize>) -> Result<usize, Fault> {
+    buffers.iter().try_for_each(|buffer| inside(run, buffer))?;
+    inside(gradient, mean)?;
+    if gradient.len() != run.len() {
+        return Err(Fault::shape(format!("{gradient:?} for {run:?}")));
+    }
+    Ok(run.len())
+}
+
 /// Updates `values`, `first` and `second` in `run` by the mean gradient in `gradient`.
 ///
 /// # Errors
@@ -54,14 +64,7 @@ pub fn adamw(
     (run, gradient): (Range<usize>, Range<usize>),
     f: AdamW,
 ) -> Result<(), Fault> {
-    for buffer in [&*values, &*first, &*second] {
-        inside(&run, buffer)?;
-    }
-    inside(&gradient, mean)?;
-    let n = run.len();
-    if gradient.len() != n {
-        return Err(Fault::shape(format!("{gradient:?} for {run:?}")));
-    }
+    let n = taken(&[&*values, &*first, &*second], mean, &run, &gradient)?;
     launch!(
         device,
         Optimizer,
@@ -95,13 +98,7 @@ pub fn sgd(
     (run, gradient): (Range<usize>, Range<usize>),
     f: Sgd,
 ) -> Result<(), Fault> {
-    inside(&run, values)?;
-    inside(&run, first)?;
-    inside(&gradient, mean)?;
-    let n = run.len();
-    if gradient.len() != n {
-        return Err(Fault::shape(format!("{gradient:?} for {run:?}")));
-    }
+    let n = taken(&[&*values, &*first], mean, &run, &gradient)?;
     launch!(
         device,
         Optimizer,

@@ -209,6 +209,8 @@ pub fn outer(dw: &mut [f32], dy: &[f32], x: &[f32], (rows, o, k): (usize, usize,
 }
 
 /// `x[rows, k] · wᵀ` for `w[o, k]`: a row's bits do not depend on the other rows, nor on how many there are.
+/// Layers pack their weights by themselves; tests compare with this.
+#[cfg(test)]
 pub fn linear(x: &[f32], w: &[f32], (rows, o, k): (usize, usize, usize)) -> Vec<f32> {
     rows_product(&x[..rows * k], &Packed::of(View::transposed(w, k), k, o), o)
 }

@@ -138,15 +138,7 @@ fn a_cache_without_room_for_what_units_left_costs_time_only() {
 #[test]
 fn a_unit_ends_where_more_samples_than_may_be_left_out_will_not_decode() {
     let dir = tempfile::tempdir().unwrap();
-    for (class, shade) in [("a", 40u8), ("b", 200)] {
-        for i in 0..6u8 {
-            let path = dir.path().join(format!("data/{class}/{i}.png"));
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            image::RgbImage::from_pixel(40, 36, image::Rgb([shade, shade + i, 9])).save(path).unwrap();
-        }
-    }
-    std::fs::write(dir.path().join("data/b/3.png"), b"not an image").unwrap();
-    let folder = dir.path().join("data").display().to_string();
+    let folder = photos_of_which_one_is_none(dir.path());
     let job = job("method = \"logits\"", "soft_weight = 1");
     let generated = job.lines().find(|l| l.starts_with("data =")).unwrap();
     let with = |skip_bad: u32| {
@@ -176,8 +168,9 @@ fn a_look_tells_what_teachers_have_not_said_yet() {
         data = { format = \"generated\", train = \"source\", val = \"source\", batch = 16, \
         params = { train_samples = 2, val_samples = 1 } }\nmodel = { backbone = \"small_cnn\" }\n\
         [[stage]]\nname = \"all\"\nepochs = 1\ntrain = [\"*\"]\nlr = 0.001\nbn = \"train\"\n";
-    train(of_teacher, 1, false, &dir.path().join("teacher"), &[], &Recorder::default()).unwrap();
-    let weights = dir.path().join("teacher/work/model");
+    let theirs = dir.path().join("teacher");
+    train(of_teacher, 1, false, &theirs, &[], &Recorder::default()).unwrap();
+    let weights = theirs.join("work/model");
     let teacher = format!("backbone = \"small_cnn\"\nweights = {weights:?}");
     let job = job("method = \"logits\"", "soft_weight = 1").replace("backbone = \"resnet20\"", &teacher);
     let look = |job: &str| {
