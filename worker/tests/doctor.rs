@@ -106,6 +106,10 @@ mod gpus {
         assert_eq!(check("GPU 1: copy memory")["ok"], true, "{text}");
         assert_eq!(check("GPU 1: all-reduce of 1 rank through NCCL")["ok"], true, "{text}");
         assert_eq!(check("GPU 1: multiply matrices")["ok"], false, "{text}");
+        // One part that fails takes no other with it.
+        let train = check("GPU 1: train a small network against the CPU");
+        assert_eq!((&train["ok"], &train["value"]), (&false.into(), &Value::Null), "{text}");
+        assert!(train["problem"].as_str().unwrap().starts_with("cuBLAS (libcublas.so.13 or"), "{text}");
     }
 
     #[test]
@@ -116,6 +120,8 @@ mod gpus {
         let dir = tempfile::tempdir().unwrap();
         nvlib::fake::build(dir.path()).unwrap();
         let (_, text) = doctor(dir.path(), dir.path(), &[("FAKE_NCCL_VERSION", "21304")], true);
+        let train = text.lines().find(|line| line.contains("GPU 0: train a small network against the CPU")).unwrap();
+        assert!(train.contains("FAILED: cuBLAS ("), "{text}");
         assert!(text.contains("is too old: 2.14.0 or newer is needed") && text.contains("NCCL 2.13.4"), "{text}");
         let (fine, text) = doctor(dir.path(), dir.path(), &[("FAKE_CUDA_VERSION", "11080")], true);
         assert!(fine && text.contains("knows CUDA 11.8 at most, and 12.0 is needed"), "{text}");

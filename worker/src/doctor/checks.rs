@@ -54,7 +54,7 @@ fn reduce(ranks: usize) -> Result<f64, String> {
     check::all_reduce(ranks, TIME).map(|rate| rate / 1e9).map_err(said)
 }
 
-/// A GPU gives three figures, or one reason.
+/// A GPU gives four figures, or one reason.
 fn on_gpu(index: u32) -> Trial {
     let name = move |what: &str| format!("GPU {index}: {what}");
     let work = move || match gpu::check(index) {
@@ -62,8 +62,9 @@ fn on_gpu(index: u32) -> Trial {
         Ok(done) => vec![
             figure(name("copy memory"), Ok(done.copy / 1e9), "GB/s"),
             figure(name("multiply matrices"), done.multiply.map(|rate| rate / 1e9), "GFLOP/s"),
+            figure(name("train a small network against the CPU"), done.train.map(|seconds| seconds * 1e3), "ms a step"),
             figure(name("all-reduce of 1 rank through NCCL"), done.all_reduce.map(|seconds| seconds * 1e3), "ms"),
         ],
     };
-    (name("copy, multiply, all-reduce"), Box::new(work))
+    (name("copy, multiply, train, all-reduce"), Box::new(work))
 }

@@ -1,4 +1,4 @@
-//! Whether a GPU works: copies, a product, and a sum through NCCL.
+//! Whether a GPU works: copies, a product, a small step of training, and a sum through NCCL.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -13,7 +13,7 @@ use cudarc::{
 use nccl_rs::{Communicator, Nccl, Options};
 use nvlib::Library;
 
-use super::Checked;
+use super::{Checked, Device, step};
 use crate::{Error, Result};
 
 /// Elements that are copied.
@@ -25,7 +25,7 @@ const TIMES: u32 = 10;
 /// How long NCCL may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Copies, multiplies and adds up on a GPU.
+/// Copies, multiplies, trains and adds up on a GPU.
 ///
 /// # Errors
 /// There is no such GPU, or it does not copy. That a library is missing is a part of the answer.
@@ -41,7 +41,18 @@ pub fn check(index: u32) -> Result<Checked> {
 fn on(index: u32) -> Result<Checked, String> {
     let driver = |e: DriverError| format!("the driver answers {:?}", e.0);
     let stream = CudaContext::new(index as usize).and_then(|c| c.new_stream()).map_err(driver)?;
-    Ok(Checked { copy: copy(&stream).map_err(driver)?, multiply: multiply(&stream), all_reduce: all_reduce(&stream) })
+    Ok(Checked {
+        copy: copy(&stream).map_err(driver)?,
+        multiply: part(|| multiply(&stream)),
+        train: part(|| train(index)),
+        all_reduce: part(|| all_reduce(&stream)),
+    })
+}
+
+/// A part that may fail by itself, also where a library lacks a function.
+fn part(work: impl FnOnce() -> Result<f64, String>) -> Result<f64, String> {
+    std::panic::catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err("a library lacks a function: it is of another age".into()))
 }
 
 /// Seconds for each of several times `work`, all of whose work is done by then.
@@ -97,6 +108,11 @@ fn multiply(stream: &Arc<CudaStream>) -> Result<f64, String> {
         return Err(format!("a product of ones is {first:?} and should be {SIDE}"));
     }
     Ok(2.0 * (SIDE * SIDE * SIDE) as f64 / seconds)
+}
+
+fn train(index: u32) -> Result<f64, String> {
+    let device = Device::open(index).map_err(|e| e.to_string())?;
+    step(&Arc::new(device)).map_err(|e| e.to_string())
 }
 
 fn all_reduce(stream: &Arc<CudaStream>) -> Result<f64, String> {

@@ -74,6 +74,8 @@ mod dnn;
 #[cfg(feature = "cuda")]
 mod fault;
 #[cfg(feature = "cuda")]
+mod fingerprint;
+#[cfg(feature = "cuda")]
 mod kernels;
 #[cfg(feature = "cuda")]
 mod launch;
@@ -83,6 +85,8 @@ mod look;
 pub mod ops;
 #[cfg(feature = "cuda")]
 mod placed;
+#[cfg(feature = "cuda")]
+mod step;
 
 use serde::Serialize;
 use tl_proto::hardware::Gpu;
@@ -93,8 +97,10 @@ pub use self::{
     check::check,
     device::{Device, Staging},
     fault::Fault,
+    fingerprint::fingerprint,
     look::look,
     placed::Placed,
+    step::step,
 };
 
 /// Whether the engine can train on GPUs. As long as it cannot, nodes offer CPU slots only, and a rank that is told to use a GPU
@@ -141,6 +147,8 @@ pub struct Checked {
     pub copy: f64,
     /// Operations a second of a product of matrices, or why there was none.
     pub multiply: std::result::Result<f64, String>,
+    /// Seconds for a small step of training, which came to the host's numbers, or why it did not.
+    pub train: std::result::Result<f64, String>,
     /// Seconds for a sum through NCCL, of one rank, or why there was none.
     pub all_reduce: std::result::Result<f64, String>,
 }

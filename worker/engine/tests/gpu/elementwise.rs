@@ -56,6 +56,11 @@ fn biases_factors_and_fixed_normalisation_go_by_channel() {
     ops::scale(device, &mut y, 0.3).unwrap();
     ops::divide(device, &mut y, 7.0).unwrap();
     same(device, &y, &want.iter().map(|v| v * 0.3 / 7.0).collect::<Vec<_>>());
+    let (wide, factors) = (up(device, &x, &[5, 13, 7]), up(device, &bias, &[7]));
+    let y = ops::scale_channels(device, &wide, &factors).unwrap();
+    assert_eq!(y.shape(), [5, 13, 7]);
+    same(device, &y, &x.iter().enumerate().map(|(i, v)| v * bias[i % 7]).collect::<Vec<_>>());
+    assert!(ops::scale_channels(device, &wide, &up(device, &bias[..6], &[6])).is_err());
 
     let mut b = Builder::new(1);
     let layer = b.normalize("n", &[0.5, 0.4, 0.1], &[0.3, 0.2, 0.7], &[2.0, 3.0, 1.0]);

@@ -4,13 +4,16 @@
 //! compiled by the machine's C++ compiler, and started through the same bindings by the same code.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
 
+mod adapters;
 mod elementwise;
 mod faults;
+mod fingerprint;
 mod images;
 mod layers;
 mod memory;
 mod norms;
 mod sequences;
+mod step;
 mod updates;
 
 use std::{

@@ -17,6 +17,11 @@ extern "C" __global__ void add_bias(float *x, const float *bias, u64 n, u32 c) {
 
 extern "C" __global__ void scale(float *x, float factor, u64 n) { EACH(i, n) x[i] *= factor; }
 
+// Each number times the factor of its channel.
+extern "C" __global__ void scale_channels(float *y, const float *x, const float *factors, u64 n, u32 c) {
+  EACH(i, n) y[i] = x[i] * factors[i % c];
+}
+
 extern "C" __global__ void divide(float *x, float by, u64 n) { EACH(i, n) x[i] /= by; }
 
 // `(x − mean) · factor` by channel.

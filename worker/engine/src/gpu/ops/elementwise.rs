@@ -75,6 +75,17 @@ pub fn scale(device: &Device, x: &mut Array, factor: f32) -> Result<(), Fault> {
     Ok(())
 }
 
+/// `x · factor`, channel by channel.
+///
+/// # Errors
+/// Another number of channels.
+pub fn scale_channels(device: &Device, x: &Array, factors: &Array) -> Result<Array, Fault> {
+    factors.expect_count(x.width())?;
+    let (mut y, n, c) = (device.fresh::<f32>(x.shape())?, x.count(), small(x.width())?);
+    launch!(device, Elementwise, "scale_channels", each(n), &mut y.data, &x.data, &factors.data, &(n as u64), &c);
+    Ok(y)
+}
+
 /// `x /= by`.
 ///
 /// # Errors

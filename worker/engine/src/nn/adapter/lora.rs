@@ -9,6 +9,8 @@ use super::{
     },
     Asked, Part,
 };
+#[cfg(feature = "cuda")]
+use crate::gpu::ops;
 use crate::{Result, num::rng::name_id};
 
 /// `y = base(x) + scale·B·A·drop(x)`, A uniform in ±1/√(fan in), B zero.
@@ -115,6 +117,15 @@ impl Lora {
     fn scaled(&self, x: Array) -> Result<Array> {
         if self.scale == 1.0 {
             return Ok(x);
+        }
+        #[cfg(feature = "cuda")]
+        if let Array::Device(x) = &x {
+            let scaled = x.made(|device, x| {
+                let mut scaled = device.copy(x)?;
+                ops::scale(device, &mut scaled, self.scale)?;
+                Ok(scaled)
+            })?;
+            return Ok(scaled.into());
         }
         let out = host(&x)?.iter().map(|v| v * self.scale).collect();
         array(out, x.dims())
