@@ -16,9 +16,8 @@ use crate::{
 
 /// Rows, inputs and outputs of products: a few numbers, and more than a block of a kernel takes at once.
 const PRODUCTS: [[usize; 3]; 3] = [[3, 7, 5], [64, 520, 48], [33, 1100, 96]];
-/// Output channels, side of the kernel, stride and border of convolutions of [`IMAGES`].
-const CONVOLUTIONS: [[usize; 4]; 3] = [[16, 3, 2, 1], [24, 1, 1, 0], [4, 5, 1, 2]];
-const IMAGES: [usize; 4] = [2, 11, 10, 8];
+/// Output channels, stride and border of convolutions of images with three channels, by kernels of three by three.
+const CONVOLUTIONS: [[usize; 3]; 2] = [[16, 2, 1], [24, 1, 0]];
 /// The functions that are computed by formulas.
 const FUNCTIONS: [Act; 5] = [Act::Silu, Act::Gelu, Act::GeluTanh, Act::Tanh, Act::Sigmoid];
 
@@ -120,22 +119,24 @@ impl Probe<'_> {
         let stats = ops::statistics(device, &ops::moments(device, &x)?, 1e-5)?;
         self.keep(&stats)?;
         self.keep(&ops::normalise(device, &x, &stats, affine, Act::Relu)?)?;
-        let slopes = ops::slopes(device, &dy, &x, &stats, affine, Act::Relu)?;
-        self.keep(&ops::through(device, slopes, &x, &stats, &gamma, rows)?)?;
-        let (y, normalised) = ops::layer_norm(device, &x, &gamma, &beta, 1e-5)?;
-        self.keep(&y)?;
-        self.keep(&ops::layer_norm_back(device, &dy, &normalised, &gamma)?)
+        self.keep(&ops::slopes(device, &dy, &x, &stats, affine, Act::Relu)?.dz)?;
+        self.keep(&ops::layer_norm(device, &x, &gamma, &beta, 1e-5)?.0)?;
+        let (mut dgamma, mut dbeta) = (device.zeros(&[c])?, device.zeros(&[c])?);
+        ops::add_products(device, &dy, &x, &mut dgamma)?;
+        ops::add_sums(device, &dy, &mut dbeta)?;
+        self.keep(&dgamma)?;
+        self.keep(&dbeta)
     }
 
     fn convolutions(&mut self) -> Result<(), Fault> {
-        let (device, channels) = (self.device, IMAGES[3]);
-        for [outputs, side, stride, border] in CONVOLUTIONS {
+        let (device, images) = (self.device, [2, 11, 10, 3]);
+        for [outputs, stride, border] in CONVOLUTIONS {
             let how = Convolution { stride, pad: (border, border), groups: 1 };
-            let shape = [outputs, channels, side, side];
-            let (x, w) = (self.draw(&IMAGES)?, self.draw(&shape)?);
+            let shape = [outputs, 3, 3, 3];
+            let (x, w) = (self.draw(&images)?, self.draw(&shape)?);
             let (y, mut dw) = (ops::conv(device, &x, &w, how)?, device.zeros(&shape)?);
             ops::conv_weights(device, &y, &x, how, &mut dw)?;
-            for array in [&y, &ops::conv_input(device, &y, &w, IMAGES, how)?, &dw] {
+            for array in [&y, &ops::conv_input(device, &y, &w, images, how)?, &dw] {
                 self.keep(array)?;
             }
         }

@@ -25,9 +25,9 @@ impl Pass<'_> {
         self.sent(id, shape, at, || self.weight(id))
     }
 
-    /// The same of a parameter that no product takes, which is f32 in any precision.
+    /// The same of a parameter that no product takes: it is never rounded.
     pub(super) fn placed_exact(&self, id: ParamId, shape: &[usize], at: &Placed) -> Result<Placed> {
-        self.sent(id, shape, at, || Cow::Borrowed(self.store.param(id)))
+        self.sent(id, shape, at, || self.store.param(id).into())
     }
 
     fn sent<'v>(
@@ -40,8 +40,7 @@ impl Pass<'_> {
         if let Some(known) = self.packs.and_then(|packs| packs.placed(id)) {
             return Ok(known);
         }
-        let values = values();
-        let made = at.made(|device, _| device.upload(&values[..], shape))?;
+        let made = at.made(|device, _| device.upload(&values()[..], shape))?;
         if let Some(packs) = self.packs {
             packs.keep(id, &made, self.trains(id));
         }

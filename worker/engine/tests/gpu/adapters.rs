@@ -1,8 +1,11 @@
 //! Small trained parts on layers whose own weights stay: they compute and learn where the input lies.
 
-use tl_engine::nn::{
-    self, Act, Activation, AddNorm, Builder, ConvSpec, Gradients, Kind, Layer, Layout, Padding, ParamId, Pass, Place,
-    Plan, Sequential, Store, Tape, Target, array, host,
+use tl_engine::{
+    nn::{
+        self, Act, Activation, AddNorm, Builder, ConvSpec, DropoutDraw, Gradients, Kind, Layer, Layout, Padding,
+        ParamId, Pass, Place, Plan, Sequential, Store, Tape, Target, array, host,
+    },
+    num::rng::Philox,
 };
 use tl_proto::spec::Precision;
 
@@ -12,8 +15,8 @@ use crate::{
 };
 
 /// LoRA on layers called `l`, its change times `alpha / 3`.
-fn lora(alpha: f64) -> Plan {
-    let kind = Kind::Lora { rank: 3, alpha, rslora: false, dropout: 0.0, own: Default::default() };
+fn lora(alpha: f64, dropout: f32) -> Plan {
+    let kind = Kind::Lora { rank: 3, alpha, rslora: false, dropout, own: Default::default() };
     Plan { kind, targets: Target::list(["l"]), strict: true }
 }
 
@@ -71,19 +74,25 @@ impl Came {
     }
 }
 
+/// What comes in, and the draws of its samples where something is dropped.
+#[derive(Clone, Copy)]
+struct Input<'a> {
+    x: &'a [f32],
+    shape: &'a [usize],
+    draws: Option<&'a [u64]>,
+}
+
+fn input<'a>(x: &'a [f32], shape: &'a [usize]) -> Input<'a> {
+    Input { x, shape, draws: None }
+}
+
 /// Runs a layer of which `parts` are trained.
-fn run(
-    layer: &dyn Layer,
-    store: &Store,
-    parts: &[ParamId],
-    (x, shape): (&[f32], &[usize]),
-    lay: Lay,
-    need_dx: bool,
-) -> Came {
+fn run(layer: &dyn Layer, store: &Store, parts: &[ParamId], input: Input<'_>, lay: Lay, need_dx: bool) -> Came {
     let layout = Layout::new(store, parts, &[]);
-    let pass = Pass { layout: Some(&layout), ..Pass::eval(store) };
+    let dropout = input.draws.map(|draws| DropoutDraw { rng: Philox::new(5, "dropout"), draws });
+    let pass = Pass { layout: Some(&layout), dropout, ..Pass::eval(store) };
     let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
-    let y = layer.forward(&lay(x, shape), &pass, &mut tape).unwrap();
+    let y = layer.forward(&lay(input.x, input.shape), &pass, &mut tape).unwrap();
     let dy = lay(&numbers(77, y.count()), y.dims());
     let dx = layer.backward(&dy, &pass, &mut tape, &mut grads, need_dx).unwrap();
     assert!(grads.flat.iter().all(|v| *v == 0.0) || host(&y).is_ok(), "gradients came down on the way");
@@ -93,13 +102,13 @@ fn run(
 }
 
 /// That a layer is the same on the GPU, whatever of its parts is trained, and that what stays learns nothing.
-fn check(layer: &dyn Layer, store: &Store, parts: &[ParamId], (x, shape): (&[f32], &[usize]), tolerance: f32) {
+fn check(layer: &dyn Layer, store: &Store, parts: &[ParamId], input: Input<'_>, tolerance: f32) {
     if shared().is_none() {
         return;
     }
     for trained in [parts, &parts[parts.len() - 1..], &[]] {
         for need_dx in [true, false] {
-            let [want, got] = [here, there].map(|lay: Lay| run(layer, store, trained, (x, shape), lay, need_dx));
+            let [want, got] = [here, there].map(|lay: Lay| run(layer, store, trained, input, lay, need_dx));
             got.is_near(&want, tolerance);
             assert_eq!(got.touched, trained);
         }
@@ -112,22 +121,22 @@ const PRECISIONS: [(Precision, f32); 2] = [(Precision::F32, 3e-5), (Precision::B
 #[test]
 fn parts_of_dense_layers_learn_where_their_input_lies() {
     for (precision, tolerance) in PRECISIONS {
-        for plan in [lora(4.5), lora(3.0), ia3(false), ia3(true)] {
+        for plan in [lora(4.5, 0.0), lora(3.0, 0.0), ia3(false), ia3(true)] {
             let mut b = Builder::new(3);
             b.adapt(plan);
             let alone = b.linear("l", (7, 4));
-            // More rows than one chain of a sum has.
             let parts = trained(&mut b);
             b.store.precision = precision;
-            check(&alone, &b.store, &parts, (&numbers(1, 70 * 7), &[70, 7]), tolerance);
-            check(&alone, &b.store, &parts, (&numbers(2, 6 * 7), &[2, 3, 7]), tolerance);
+            // More rows than one chain of a sum has.
+            check(&alone, &b.store, &parts, input(&numbers(1, 70 * 7), &[70, 7]), tolerance);
+            check(&alone, &b.store, &parts, input(&numbers(2, 6 * 7), &[2, 3, 7]), tolerance);
         }
     }
 }
 
 #[test]
 fn layers_below_and_above_a_part_pass_on_what_it_needs() {
-    for plan in [lora(4.5), ia3(false), ia3(true)] {
+    for plan in [lora(4.5, 0.0), ia3(false), ia3(true)] {
         let mut b = Builder::new(3);
         b.adapt(plan);
         let layers = Sequential::default()
@@ -138,7 +147,7 @@ fn layers_below_and_above_a_part_pass_on_what_it_needs() {
             .with(b.linear("other.l", (6, 3)));
         let parts = trained(&mut b);
         assert!(parts.len() > 1);
-        check(&layers, &b.store, &parts, (&numbers(1, 9 * 5), &[9, 5]), 1e-4);
+        check(&layers, &b.store, &parts, input(&numbers(1, 9 * 5), &[9, 5]), 1e-4);
     }
 }
 
@@ -154,8 +163,20 @@ fn factors_are_f32_in_any_precision() {
     let parts = trained(&mut b);
     b.store.precision = Precision::Bf16;
     let x = numbers(1, 5);
-    let [want, got] = [here, there].map(|lay: Lay| run(&layer, &b.store, &parts, (&x, &[5, 1]), lay, false));
+    let [want, got] = [here, there].map(|lay: Lay| run(&layer, &b.store, &parts, input(&x, &[5, 1]), lay, false));
     near(&down(&got.y), &down(&want.y), 0.0);
+}
+
+#[test]
+fn what_is_dropped_in_front_of_a_part_is_what_the_host_drops() {
+    let mut b = Builder::new(3);
+    b.adapt(lora(4.5, 0.4));
+    let layer = b.linear("l", (7, 4));
+    let parts = trained(&mut b);
+    let (x, shape) = (numbers(1, 6 * 7), [3, 2, 7]);
+    for draws in [None, Some(&[11, 12, 13][..])] {
+        check(&layer, &b.store, &parts, Input { draws, ..input(&x, &shape) }, 3e-5);
+    }
 }
 
 #[test]
@@ -164,13 +185,13 @@ fn parts_of_convolutions_learn_where_their_input_lies() {
     let spec = ConvSpec { cin: 3, cout: 4, kernel: (3, 2), stride: 2, pad, bias: true };
     let shape = [2, 5, 6, 3];
     for (precision, tolerance) in PRECISIONS {
-        for plan in [lora(4.5), ia3(false), ia3(true)] {
+        for plan in [lora(4.5, 0.0), ia3(false), ia3(true)] {
             let mut b = Builder::new(3);
             b.adapt(plan);
             let layer = b.conv_spec("l", spec);
             let parts = trained(&mut b);
             b.store.precision = precision;
-            check(&layer, &b.store, &parts, (&numbers(1, 2 * 5 * 6 * 3), &shape), tolerance);
+            check(&layer, &b.store, &parts, input(&numbers(1, 2 * 5 * 6 * 3), &shape), tolerance);
         }
     }
 }
