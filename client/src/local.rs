@@ -77,6 +77,8 @@ impl Cluster {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = (cores / config.workers.max(1) as usize).max(1);
         for n in 1..=config.workers {
+            // Each has a GPU of its own, as far as there are any, and the CPU for what wants no GPU or more than there are.
+            let gpu = (n - 1).to_string();
             let arguments: Vec<OsString> = vec![
                 "worker".into(),
                 "--child".into(),
@@ -90,6 +92,10 @@ impl Cluster {
                 config.cache.clone().into(),
                 "--threads".into(),
                 threads.to_string().into(),
+                "--slots".into(),
+                "1".into(),
+                "--gpus".into(),
+                gpu.into(),
                 // Whoever starts a cluster here may read what the jobs may read.
                 "--data-root".into(),
                 "/".into(),

@@ -76,6 +76,8 @@ pub struct Gpu {
     pub memory: u64,
     /// Compute capability, such as `9.0`.
     pub compute: String,
+    /// Why it is not used, in a sentence; empty if it is.
+    pub problem: String,
 }
 
 impl Hardware {
@@ -92,8 +94,11 @@ impl Hardware {
             let many = self.gpus.iter().filter(|g| (&g.name, g.memory) == (&gpu.name, gpu.memory)).count();
             text += &format!(", {many} x {} ({} GiB)", gpu.name, gib(gpu.memory));
         }
-        if !self.gpus.is_empty() && !self.note.is_empty() {
+        let (all, idle) = (self.gpus.len(), self.gpus.iter().filter(|g| !g.problem.is_empty()).count());
+        if all > 0 && (!self.note.is_empty() || idle == all) {
             text += ", not used";
+        } else if idle > 0 {
+            text += &format!(", {idle} not used");
         }
         text
     }
@@ -134,7 +139,7 @@ macro_rules! mirrored {
     };
 }
 
-mirrored!(Gpu, [index, name, uuid, memory, compute], several []);
+mirrored!(Gpu, [index, name, uuid, memory, compute, problem], several []);
 mirrored!(Hardware, [cores, memory, vector, driver, cuda, nccl, note], several[gpus]);
 
 #[cfg(test)]
@@ -158,6 +163,10 @@ mod tests {
         let gpus = vec![gpu("H100", 80), gpu("L4", 24), gpu("H100", 80)];
         let mut machine = Hardware { cores: 16, memory: (128 << 30) - 7, gpus, ..Hardware::default() };
         assert_eq!(machine.summary(), "16 cores, 128 GiB, 2 x H100 (80 GiB), 1 x L4 (24 GiB)");
+        machine.gpus[1].problem = "it is broken".into();
+        assert!(machine.summary().ends_with(", 1 x L4 (24 GiB), 1 not used"), "{}", machine.summary());
+        machine.gpus.iter_mut().for_each(|gpu| gpu.problem = "it is broken".into());
+        assert!(machine.summary().ends_with(", 1 x L4 (24 GiB), not used"), "{}", machine.summary());
         machine.note = "why".into();
         assert_eq!(machine.summary(), "16 cores, 128 GiB, 2 x H100 (80 GiB), 1 x L4 (24 GiB), not used");
         let there = v1::Hardware::from(machine.clone());

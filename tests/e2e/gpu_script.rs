@@ -61,3 +61,10 @@ fn without_a_gpu_only_what_needs_none_is_tried_and_that_is_no_failure() {
     assert_eq!(parts["job"][0], "ok");
     assert!(parts["job"][1].starts_with("on CPU slots") && parts["job"][2].starts_with("local run /"), "{all}");
 }
+
+#[test]
+fn a_build_that_trains_on_gpus_trains_on_the_one_that_is_there() {
+    let doctor = DOCTOR.replace(r#""trains_on_gpus":false"#, r#""trains_on_gpus":true"#);
+    let (parts, ..) = run(&[("tl-worker", doctor.as_str()), ("tlctl", r#"echo "$@""#)]);
+    assert!(parts["job"][1].starts_with("on a GPU slot") && parts["job"][2].contains(" --ranks 1 "), "{parts:?}");
+}

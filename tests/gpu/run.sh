@@ -12,8 +12,8 @@
 #   nccl_one      worker/nccl/tests/processes.rs: one rank
 #   nccl_hosts    two ranks of one GPU, which NCCL takes for two hosts; one is killed, the other goes on
 #   nccl_shared   two ranks of one GPU, as NCCL lets them from 2.30.3 on; the same
-#   job           client/recipes/quickstart.toml by `tlctl local run`: fine-tuning through a coordinator and two workers; on CPU
-#                 slots, as long as nothing trains on GPUs
+#   job           client/recipes/quickstart.toml by `tlctl local run`: fine-tuning through a coordinator and a worker, on the GPU;
+#                 by two workers on CPU slots where there is none
 #
 # Each has a time limit, 550 seconds together; TL_GPU_SECONDS is another one for each. The file, which is whole after every part:
 #
@@ -127,9 +127,10 @@ tests operations 180 operations-tests
 tests nccl_one 40 nccl-tests --exact one_rank_sums_with_itself
 tests nccl_hosts 80 nccl-tests --exact two_ranks_of_one_gpu_are_two_hosts_and_one_is_killed
 tests nccl_shared 80 nccl-tests --exact two_ranks_share_one_gpu_where_the_library_lets_them_and_one_is_killed
-slots="on CPU slots: this release does not train on GPUs"
-if grep -q '"trains_on_gpus":true' "$scratch/doctor.log"; then
-  slots="on CPU slots, although this release trains on GPUs"
+slots="on CPU slots" ranks=2
+if [ -n "$chip" ] && grep -q '"trains_on_gpus":true' "$scratch/doctor.log"; then
+  # A local worker has one GPU for itself.
+  slots="on a GPU slot, if the worker has found that it works" ranks=1
 fi
-part job 140 "$slots" tlctl local run "$programs/quickstart.toml" --ranks 2 --out "$scratch/out" --output json
+part job 140 "$slots" tlctl local run "$programs/quickstart.toml" --ranks "$ranks" --out "$scratch/out" --output json
 [ "$failed" = 0 ]

@@ -21,7 +21,7 @@ use crate::{
     datasets::DataSets,
     home::{self, Home},
     hub::Models,
-    inventory,
+    inventory::{self, Offer},
     outbox::Outbox,
     process::Context,
     rank,
@@ -51,8 +51,10 @@ pub struct Config {
     pub cache: Option<PathBuf>,
     /// A label; the host's name without it.
     pub name: Option<String>,
-    /// Ranks at once.
-    pub slots: u32,
+    /// Ranks on the CPU at once; without it one, and none where there is a GPU to offer.
+    pub slots: Option<u32>,
+    /// Which GPUs are offered, one rank on each.
+    pub gpus: Offer,
     /// Threads per rank; 0 shares the cores among the slots.
     pub threads: usize,
     /// Folders that jobs may read.
@@ -90,13 +92,18 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     let home = Home::open(&config.data)?;
     let roots = Roots::open(&config.roots).map_err(Error::Config)?;
     let remote = Remote::new(&config.coordinator, config.token.as_deref()).map_err(Error::Config)?;
-    let slots = slots(&config)?;
-    let hardware = inventory::look();
+    let offer = config.gpus.clone();
+    // A driver takes its time.
+    let hardware = tokio::task::spawn_blocking(move || inventory::offered(&offer)).await;
+    let hardware = hardware.map_err(|e| Error::Config(format!("this machine cannot be looked at: {e}")))?;
     if !hardware.note.is_empty() {
         tracing::info!("trains on CPUs: {}", hardware.note);
     }
+    inventory::broken(&hardware).for_each(|gpu| tracing::warn!("{}; it is not offered", gpu.problem));
+    let devices = devices(config.slots, &hardware);
+    let slots = slots(&config, &devices)?;
     let cores = hardware.cores.max(1) as usize;
-    let threads = if config.threads > 0 { config.threads } else { (cores / config.slots as usize).max(1) };
+    let threads = if config.threads > 0 { config.threads } else { (cores / devices.len().max(1)).max(1) };
     let identity = identity(&config, &home, &slots, (hardware, threads))?;
     let (outbox, reporter) = (Outbox::default(), Reporter::default());
     reporter.adopt(&home.work());
@@ -118,13 +125,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     let (desired, assignment) = watch::channel(Vec::new());
     let (census, running) = watch::channel(Census::default());
     let supervisor = tokio::spawn(Supervisor::new(context, slots, census).run(assignment));
-    tracing::info!(
-        "node {} ({}) offers {} slots to {}",
-        identity.name,
-        identity.node,
-        config.slots,
-        config.coordinator
-    );
+    let shown: Vec<String> = devices.iter().map(Device::to_string).collect();
+    tracing::info!("node {} ({}) offers {} to {}", identity.name, identity.node, shown.join(", "), config.coordinator);
 
     let session = Session { identity: &identity, outbox: &outbox, desired: &desired, census: running.clone() };
     let leave = async {
@@ -185,8 +187,17 @@ async fn connect(session: &Session<'_>, remote: &Remote) -> Error {
     }
 }
 
+/// What the ranks of each slot run on: a GPU that works, then shares of the cores.
+fn devices(slots: Option<u32>, hardware: &Hardware) -> Vec<Device> {
+    let gpus = hardware.gpus.iter().filter(|gpu| gpu.problem.is_empty()).map(|gpu| Device::Cuda(gpu.index));
+    let mut devices: Vec<Device> = gpus.collect();
+    let shares = slots.unwrap_or(u32::from(devices.is_empty()));
+    devices.extend((0..shares).map(|_| Device::Cpu));
+    devices
+}
+
 /// Binds a socket per slot, where other nodes can reach it.
-fn slots(config: &Config) -> Result<Vec<Slot>, Error> {
+fn slots(config: &Config, devices: &[Device]) -> Result<Vec<Slot>, Error> {
     let advertise = match config.advertise {
         Some(address) => address,
         None => local_address(&config.coordinator)?,
@@ -194,12 +205,12 @@ fn slots(config: &Config) -> Result<Vec<Slot>, Error> {
     let any = if advertise.is_loopback() { advertise } else { Ipv4Addr::UNSPECIFIED.into() };
     let any =
         if advertise.is_ipv6() && !advertise.is_loopback() { std::net::Ipv6Addr::UNSPECIFIED.into() } else { any };
-    let slot = |index| {
+    let slot = |(index, device): (u32, &Device)| {
         let listener = TcpListener::bind((any, 0))?;
         let address = std::net::SocketAddr::new(advertise, listener.local_addr()?.port()).to_string();
-        Ok(Slot { index, address, listener })
+        Ok(Slot { index, device: *device, address, listener })
     };
-    (0..config.slots).map(slot).collect()
+    (0..).zip(devices).map(slot).collect()
 }
 
 /// The address that this machine uses towards the coordinator.
@@ -235,10 +246,10 @@ fn identity(
             .iter()
             .map(|s| v1::Slot {
                 index: s.index,
-                // Also where there are GPUs: what a slot offers is what the engine can train on.
-                device: Device::Cpu.to_string(),
+                device: s.device.to_string(),
                 address: s.address.clone(),
-                weight: threads as u32,
+                // GPUs of a gang are of one model: how many cores they have beside them is no measure of them.
+                weight: if s.device == Device::Cpu { threads as u32 } else { 1 },
             })
             .collect(),
         hardware: hardware.into(),
@@ -253,4 +264,26 @@ fn build(command: &RankCommand) -> Result<String, Error> {
     let digest = sha2::Sha256::digest(command.read()?);
     let short: String = digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
     Ok(format!("{}+{short}.{}", env!("CARGO_PKG_VERSION"), rank::numbers()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tl_proto::hardware::Gpu;
+
+    use super::*;
+
+    #[test]
+    fn a_node_offers_the_gpus_that_work_and_the_cpu_where_there_are_none_or_somebody_asks_for_it() {
+        let gpu = |index, problem: &str| Gpu { index, problem: problem.into(), ..Gpu::default() };
+        let offered = |slots, gpus: &[Gpu]| {
+            let hardware = Hardware { gpus: gpus.to_vec(), ..Hardware::default() };
+            devices(slots, &hardware).iter().map(Device::to_string).collect::<Vec<_>>().join(" ")
+        };
+        let (works, broken) = (gpu(1, ""), gpu(0, "it is broken"));
+        assert_eq!(offered(None, &[]), "cpu");
+        assert_eq!(offered(Some(3), &[]), "cpu cpu cpu");
+        assert_eq!(offered(None, &[broken.clone()]), "cpu");
+        assert_eq!(offered(None, &[broken.clone(), works.clone(), gpu(2, "")]), "cuda:1 cuda:2");
+        assert_eq!(offered(Some(1), &[broken, works]), "cuda:1 cpu");
+    }
 }

@@ -5,6 +5,7 @@ use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 use crate::{
     agent::{self, Config},
     command::RankCommand,
+    inventory::Offer,
 };
 
 /// Offers this machine to a coordinator.
@@ -28,9 +29,12 @@ pub struct Args {
     /// A label for the node [default: the host's name]
     #[arg(long)]
     name: Option<String>,
-    /// Ranks that may run here at once
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
-    slots: u32,
+    /// Ranks that may run on the CPU at once [default: 1, and none where there is a GPU to offer]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=256))]
+    slots: Option<u32>,
+    /// GPUs to offer, of those that work, for a rank each: all, none, or their numbers, as in 0,2
+    #[arg(long, default_value = "all")]
+    gpus: Offer,
     /// Threads of a rank; 0 shares the cores among the slots
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -57,6 +61,7 @@ pub fn main(args: Args, rank: Vec<OsString>) -> anyhow::Result<()> {
         cache: args.cache,
         name: args.name,
         slots: args.slots,
+        gpus: args.gpus,
         threads: args.threads,
         roots: args.roots,
         advertise: args.advertise,

@@ -86,6 +86,7 @@ pub fn verify(spec: &spec::JobSpec, folder: &Path, steps: u64) -> Result<Vec<Com
         cache_bytes: u64::MAX,
         features: Vec::new(),
         resume: Vec::new(),
+        place: gpu::Place::Host,
     };
     train::verify::verify(&config, steps).map_err(|e| e.to_failure())
 }
@@ -211,6 +212,7 @@ fn work(
     spec::check(&order.spec, &catalog()).map_err(|e| Failure::user(e.to_string(), e.hint))?;
     pool::init(order.threads);
     let failed = |e: Error| e.to_failure();
+    let (device, way) = way(&order.devices, order.rank)?;
     let config = train::Config {
         spec: order.spec.clone(),
         inputs: order.inputs.clone(),
@@ -223,6 +225,7 @@ fn work(
         cache_bytes: order.cache_bytes,
         features: order.features.clone(),
         resume: order.resume.clone(),
+        place: gpu::Place::open(device).map_err(failed)?,
     };
     if order.probe {
         let plan = pool::run(|| train::probe::probe(&config)).map_err(failed)?;
@@ -231,16 +234,17 @@ fn work(
     let rows = OpenOptions::new().create(true).append(true).open(order.work.join(ROWS));
     let rows = rows.map_err(Error::disk("open the series")).map_err(failed)?;
     let mut link = ToAgent { socket: socket.clone(), rows: Some(rows), stop: stop.clone() };
-    let way = way(&order.devices)?;
     if let Some(unit) = order.unit {
-        tracing::info!("unit {} of {} of what teachers say, with {} threads", unit.0 + 1, unit.1, order.threads);
+        let threads = order.threads;
+        tracing::info!("unit {} of {} of what teachers say, on {device} with {threads} threads", unit.0 + 1, unit.1);
         let left = pool::run(|| train::teach::unit(&config, unit, &mut link)).map_err(failed)?;
         return Ok(Some(json!({ "left": left })));
     }
-    tracing::info!("rank {} of {} with {} threads", order.rank, order.addresses.len(), order.threads);
+    tracing::info!("rank {} of {} on {device} with {} threads", order.rank, order.addresses.len(), order.threads);
     let report = if way == Way::Solo {
         pool::run(|| train::run(&config, &mut Solo, &mut link))
     } else {
+        // Here `Way::Nccl` comes in: until then ranks on GPUs add up over TCP, too, what has come down to the host.
         let mut mesh = Mesh::connect(
             listener,
             &MeshConfig {
@@ -269,17 +273,16 @@ fn work(
     Ok((order.rank == 0).then(|| summary(&report)))
 }
 
-/// How the ranks of an attempt talk to each other.
-fn way(devices: &[String]) -> Result<Way, Failure> {
+/// What a rank of an attempt runs on, and how all of them talk to each other.
+fn way(devices: &[String], rank: usize) -> Result<(Device, Way), Failure> {
     let known = |name: &String| {
         let hint = "use the same release everywhere";
         Device::parse(name).ok_or_else(|| Failure::user(format!("this worker knows no device `{name}`"), hint))
     };
     let devices = devices.iter().map(known).collect::<Result<Vec<_>, _>>()?;
-    if !gpu::TRAINS && devices.iter().any(|d| *d != Device::Cpu) {
-        return Err(Failure::user(gpu::CANNOT_TRAIN, "set `cluster.device = \"cpu\"`"));
-    }
-    choose(&devices).map_err(|e| Failure::user(e.to_string(), "set `cluster.device` to `cpu` or `cuda`"))
+    let way = choose(&devices).map_err(|e| Failure::user(e.to_string(), "set `cluster.device` to `cpu` or `cuda`"))?;
+    let missing = || Failure::new(FailureClass::Crash, format!("there is no device for rank {rank}"), "");
+    Ok((devices.get(rank).copied().ok_or_else(missing)?, way))
 }
 
 /// What the coordinator keeps of a report; the whole of it is an artifact.
@@ -360,11 +363,15 @@ mod tests {
     }
 
     #[test]
-    fn ranks_on_cpus_talk_over_tcp_and_gpus_are_refused_while_they_cannot_train() {
-        let way = |devices: &[&str]| way(&devices.iter().map(ToString::to_string).collect::<Vec<_>>());
-        assert_eq!((way(&["cpu"]).unwrap(), way(&["cpu", "cpu"]).unwrap()), (Way::Solo, Way::Tcp));
-        for devices in [&["cuda:0"][..], &["cpu", "cuda:0"], &["rocm:0"]] {
-            assert_eq!(way(devices).unwrap_err().class, FailureClass::User, "{devices:?}");
+    fn a_rank_runs_on_its_own_device_and_kinds_that_do_not_mix_or_are_unknown_are_refused() {
+        let way = |devices: &[&str], rank| way(&devices.iter().map(ToString::to_string).collect::<Vec<_>>(), rank);
+        assert_eq!(way(&["cpu"], 0), Ok((Device::Cpu, Way::Solo)));
+        assert_eq!(way(&["cpu", "cpu"], 1), Ok((Device::Cpu, Way::Tcp)));
+        assert_eq!(way(&["cuda:3"], 0), Ok((Device::Cuda(3), Way::Solo)));
+        assert_eq!(way(&["cuda:0", "cuda:1"], 1), Ok((Device::Cuda(1), Way::Nccl)));
+        for devices in [&["cpu", "cuda:0"][..], &["rocm:0"], &[]] {
+            assert_eq!(way(devices, 0).unwrap_err().class, FailureClass::User, "{devices:?}");
         }
+        assert!(way(&["cpu"], 1).is_err());
     }
 }

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use tl_proto::{ids::PhaseId, v1};
+use tl_proto::{hardware::Device, ids::PhaseId, v1};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
@@ -19,6 +19,8 @@ use crate::{
 pub struct Slot {
     /// Its number.
     pub index: u32,
+    /// What its ranks run on.
+    pub device: Device,
     /// Where others reach it.
     pub address: String,
     /// Bound once; each rank inherits it.

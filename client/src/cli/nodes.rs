@@ -13,9 +13,8 @@ pub(super) async fn list(client: &Client, output: &Output) -> Result<u8, Error> 
     output.print(&json!({ "event": "nodes", "nodes": nodes }), || {
         let rows = nodes.iter().map(|n| {
             let used = format!("{}/{}", n.busy, n.slots);
-            let device = n.device.split(':').next().unwrap_or_default().to_owned();
             let (name, machine, build) = (n.name.clone(), n.machine.clone(), n.build.clone());
-            vec![n.id.clone(), name, n.status.clone(), device, used, machine, build]
+            vec![n.id.clone(), name, n.status.clone(), n.device.clone(), used, machine, build]
         });
         table(&["ID", "NAME", "STATUS", "DEVICE", "USED", "MACHINE", "BUILD"], &rows.collect::<Vec<_>>())
     });

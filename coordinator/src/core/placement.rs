@@ -2,11 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tl_proto::{hardware::kind, ids::NodeId, spec::Device};
+use tl_proto::{
+    hardware::{self, kind},
+    ids::NodeId,
+    spec::Device,
+};
 
 use super::{
     State,
-    state::{NodeStatus, Placement},
+    state::{Node, NodeStatus, Placement},
     teach::Reach,
 };
 
@@ -29,7 +33,7 @@ pub(super) struct Room {
     pub unknown: usize,
 }
 
-/// Slots whose ranks are one program on one kind of device and reach each other.
+/// Slots whose ranks are one program on one kind of device, GPUs of one model, and reach each other.
 #[derive(Default)]
 struct Group<'a> {
     /// The free ones of each node.
@@ -57,7 +61,7 @@ pub(super) fn room(
     let held = state.held().into_iter().chain(taken.iter().map(|(n, s)| (n, *s)));
     let held: BTreeSet<(&NodeId, u32)> = held.filter(|slot| !back.contains(slot)).collect();
     let mut room = Room::default();
-    let mut groups: BTreeMap<(&str, bool, &str), Group<'_>> = BTreeMap::new();
+    let mut groups: BTreeMap<(&str, bool, &str, &str), Group<'_>> = BTreeMap::new();
     for (id, node) in state.nodes.iter().filter(|(_, n)| n.status != NodeStatus::Lost) {
         let fits = |d: &str| match device {
             Device::Auto => true,
@@ -75,9 +79,10 @@ pub(super) fn room(
             continue;
         }
         for slot in slots {
-            let group = groups.entry((node.build.as_str(), is_local(&slot.address), kind(&slot.device))).or_default();
+            let (kind_of, model) = (kind(&slot.device), model(node, &slot.device));
+            let group = groups.entry((node.build.as_str(), is_local(&slot.address), kind_of, model)).or_default();
             group.size += 1;
-            *room.kinds.entry(kind(&slot.device).to_owned()).or_default() += 1;
+            *room.kinds.entry(kind_of.to_owned()).or_default() += 1;
             if held.contains(&(id, slot.index)) {
                 room.busy += 1;
                 continue;
@@ -91,7 +96,7 @@ pub(super) fn room(
     room.most = groups.values().map(|g| g.size).max().unwrap_or(0);
     let free: usize = groups.values().map(Group::free).sum();
     let merit = |kind: &str, free: usize| (free >= need && kind == "cuda", free);
-    if let Some((_, best)) = groups.into_iter().max_by_key(|((_, _, kind), g)| merit(kind, g.free())) {
+    if let Some((_, best)) = groups.into_iter().max_by_key(|((_, _, kind, _), g)| merit(kind, g.free())) {
         let mut nodes: Vec<Vec<Placement>> = best.free.into_values().collect();
         // Fullest nodes first: a gang stays together, and small jobs do not break up large nodes. Of equal ones the
         // strongest. Stable, so by id.
@@ -101,6 +106,12 @@ pub(super) fn room(
     }
     room.apart = free - room.free.len();
     room
+}
+
+/// What a GPU of a node is called: another one computes other bits. Nothing for a CPU, whose numbers its build names.
+fn model<'a>(node: &'a Node, device: &str) -> &'a str {
+    let mut gpus = node.hardware.gpus.iter();
+    gpus.find(|gpu| hardware::Device::Cuda(gpu.index).to_string() == device).map_or("", |gpu| gpu.name.as_str())
 }
 
 /// Whether nobody on another machine reaches this address.

@@ -49,7 +49,7 @@ pub enum Wait {
         /// Slots that are free.
         free: usize,
     },
-    /// There are slots enough, but their workers are not one build, or do not reach each other.
+    /// There are slots enough, but their workers are not one build, their GPUs not one model, or they do not reach each other.
     MixedBuilds {
         /// Ranks that it needs.
         need: usize,
@@ -126,7 +126,7 @@ impl fmt::Display for Wait {
             }
             Self::SlotsBusy { need, free } => write!(f, "it needs {need} slots at once and {free} are free"),
             Self::MixedBuilds { need, most } => {
-                let what = "slots of one build of the worker that reach each other";
+                let what = "slots of one build of the worker (on one model of GPU, if on any) that reach each other";
                 write!(f, "it needs {need} {what}, and there are {most} at most")
             }
             Self::MixedDevices { need, kinds } => {

@@ -2,12 +2,13 @@
 
 use tl_proto::{
     compare::Comparison,
+    hardware::kind,
     ids::{JobId, NodeId, PhaseId},
     v1,
 };
 
 use crate::{
-    core::{self, Job, JobStatus, NodeStatus, PhaseKind, PhaseStatus, State},
+    core::{self, Job, JobStatus, Node, NodeStatus, PhaseKind, PhaseStatus, State},
     records::Records,
 };
 
@@ -169,12 +170,19 @@ pub fn node(state: &State, id: &NodeId) -> Option<v1::Node> {
         status: status.into(),
         slots: node.slots.len() as u32,
         busy: state.held().iter().filter(|(n, _)| *n == id).count() as u32,
-        device: node.slots.first().map(|s| s.device.clone()).unwrap_or_default(),
+        device: kinds(node),
         build: node.build.clone(),
         seen_ms: node.seen_ms,
         machine: node.hardware.summary(),
         hardware: Some(node.hardware.clone().into()),
     })
+}
+
+/// The kinds of what a node offers, each once.
+fn kinds(node: &Node) -> String {
+    let mut kinds: Vec<&str> = node.slots.iter().map(|slot| kind(&slot.device)).collect();
+    kinds.dedup();
+    kinds.join(", ")
 }
 
 #[cfg(test)]

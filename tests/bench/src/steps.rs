@@ -122,6 +122,7 @@ fn run(job: &str, group: &mut dyn Collective, link: &mut dyn Link) -> tl_engine:
         cache_bytes: 1 << 30,
         features: Vec::new(),
         resume: Vec::new(),
+        place: Default::default(),
     };
     pool::run(|| train::run(&config, group, link)).map(|_| ())
 }

@@ -109,6 +109,7 @@ pub fn step(folder: &Path) -> Result<f64> {
         cache_bytes: 1 << 26,
         features: Vec::new(),
         resume: Vec::new(),
+        place: Default::default(),
     };
     let started = Instant::now();
     let report = pool::run(|| train::run(&config, &mut Solo, &mut Deaf))?;

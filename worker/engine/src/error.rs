@@ -32,6 +32,17 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// A GPU that a slot names cannot be used.
+    #[error("GPU {number} cannot be used: {cause}")]
+    Gpu {
+        /// Its number on the node.
+        number: u32,
+        /// What was observed.
+        cause: String,
+    },
+    /// There is no room for another array on the GPU; there would be none the next time either.
+    #[error("the memory of the GPU is full")]
+    GpuMemory,
     /// The run was asked to stop.
     #[error("the rank was asked to stop")]
     Stopped,
@@ -75,6 +86,14 @@ impl Error {
             Self::LostPeer { .. } => (FailureClass::LostPeer, String::new()),
             Self::NotFinite(_) => (FailureClass::Nan, "lower the learning rate, or set `optimizer.clip_norm`".into()),
             Self::Disk { .. } => (FailureClass::Disk, "free some space on the node".into()),
+            Self::Gpu { .. } => (
+                FailureClass::Crash,
+                "`tl-worker doctor` on its node says more; `cluster.device = \"cpu\"` does without".into(),
+            ),
+            Self::GpuMemory => (
+                FailureClass::OutOfMemory,
+                "raise `data.grains`, lower `data.batch` or `model.input`, or use GPUs with more memory".into(),
+            ),
             Self::Stopped => (FailureClass::Stopped, String::new()),
             Self::Tensor(_) | Self::Internal(_) => (FailureClass::Crash, "`tlctl logs` has the details".into()),
         };

@@ -2,8 +2,7 @@
 //! A new technique is one file in one of these folders, and a line in the list of its `mod.rs`.
 //!
 //! Synchronous. It sees local paths and its [`link::Link`] only: no sockets but those of its peers, no clocks that steer
-//! a result, no coordinator. Everything is computed on CPUs: operations on GPUs are in [`gpu`], and nothing trains on them
-//! yet.
+//! a result, no coordinator. Layers compute on the host, or where [`gpu::Place`] says; losses and all above them on the host.
 
 pub mod backbone;
 pub mod cache;

@@ -1,6 +1,6 @@
 //! Where gangs go, when they are moved, and whom a waiting one holds up.
 
-use tl_proto::spec::Device;
+use tl_proto::{hardware::Gpu, spec::Device};
 
 use super::*;
 
@@ -92,6 +92,23 @@ fn a_gang_is_never_of_gpus_and_cpus() {
     w.submit(2, "3", 0);
     w.succeed(2, "probe");
     assert_eq!(nodes(&w, 2), [node(1), node(1), node(2)], "three are there without a GPU only");
+}
+
+#[test]
+fn a_gang_is_of_one_model_of_gpu() {
+    let mut w = World::new();
+    for (n, slots, name) in [(1, 2, "H100"), (2, 1, "L4"), (3, 1, "H100")] {
+        w.join(n, "a", slots).unwrap();
+        give(&mut w, n, "cuda");
+        let gpu = |index| Gpu { index, name: name.into(), ..Gpu::default() };
+        w.state.nodes.get_mut(&node(n)).unwrap().hardware.gpus = (0..slots).map(gpu).collect();
+    }
+    w.submit(1, "4", 0);
+    w.succeed(1, "probe");
+    assert_eq!((w.why(1), w.ranks(1)), ("mixed_builds", 0));
+    w.submit(2, "\"2..4\"", 0);
+    w.succeed(2, "probe");
+    assert_eq!(nodes(&w, 2), [node(1), node(1), node(3)]);
 }
 
 #[test]

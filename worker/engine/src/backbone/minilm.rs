@@ -30,7 +30,10 @@ mod tests {
 
     use tl_proto::spec::ModelSection;
 
-    use crate::{nn::host, train::net::Net};
+    use crate::{
+        nn::{Pass, host},
+        train::net::Net,
+    };
 
     /// The folder of the real all-MiniLM-L6-v2: `TL_MINILM`, or fetched by the script of the shared data.
     fn folder() -> Option<PathBuf> {
@@ -87,7 +90,8 @@ mod tests {
         assert_eq!(ids[4][1..8], [15743.0, 7668.0, 1517.0, 4413.0, 1003.0, 2139.0, 3900.0]);
         let run = |ids: &[Vec<f32>], whole| {
             let x = text.batch(ids, whole).unwrap();
-            host(&net.forward(&net.network.initial, x, 0, net.network.head).unwrap()).unwrap().to_vec()
+            let pass = Pass::eval(&net.network.initial);
+            host(&net.forward(&pass, x, 0, net.network.head).unwrap()).unwrap().to_vec()
         };
         let all = run(&ids, true);
         let rows: Vec<&[f32]> = all.chunks_exact(384).collect();

@@ -30,12 +30,23 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// There is no such GPU, or it does not copy. That a library is missing is a part of the answer.
 pub fn check(index: u32) -> Result<Checked> {
-    let missing = |e: &dyn std::fmt::Display| Error::user(e.to_string(), "install NVIDIA's driver");
-    Library::Driver.open().map_err(|e| missing(&e))?;
+    guarded(index, on)
+}
+
+/// The part of it by which a node decides whether it offers a GPU: a small step of training.
+///
+/// # Errors
+/// A rank could not train there.
+pub fn works(index: u32) -> Result<()> {
+    guarded(index, train).map(|_| ())
+}
+
+fn guarded<T>(index: u32, work: fn(u32) -> Result<T, String>) -> Result<T> {
+    Library::Driver.open().map_err(|e| Error::user(e.to_string(), "install NVIDIA's driver"))?;
     // The bindings panic where a library of another age lacks a function.
-    let work = || on(index).map_err(|e| Error::Internal(format!("GPU {index}: {e}")));
-    let done = std::panic::catch_unwind(AssertUnwindSafe(work));
-    done.unwrap_or_else(|_| Err(Error::Internal(format!("the driver lacks what a check of GPU {index} needs"))))
+    let done = std::panic::catch_unwind(AssertUnwindSafe(|| work(index)));
+    let done = done.unwrap_or_else(|_| Err("a library lacks a function that is needed: it is of another age".into()));
+    done.map_err(|cause| Error::Gpu { number: index, cause })
 }
 
 fn on(index: u32) -> Result<Checked, String> {

@@ -199,6 +199,11 @@ pub struct Staging {
 }
 
 impl Staging {
+    /// How many numbers it holds.
+    pub fn room(&self) -> usize {
+        self.memory.len()
+    }
+
     /// Sends numbers up; waits only until those that it was given before are there.
     ///
     /// # Errors

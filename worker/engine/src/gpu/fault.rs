@@ -48,6 +48,14 @@ impl Fault {
     pub(in crate::gpu) fn shape(message: impl Into<String>) -> Self {
         Self::Shape(message.into())
     }
+
+    /// What a library makes of it that it finds no memory on the GPU differs with its version, but for that word.
+    fn answered(library: Library, answer: String) -> Self {
+        match answer.contains("ALLOC") && !answer.contains("HOST") {
+            true => Self::Memory,
+            false => Self::Refused { library, answer },
+        }
+    }
 }
 
 impl From<DriverError> for Fault {
@@ -61,13 +69,13 @@ impl From<DriverError> for Fault {
 
 impl From<CublasError> for Fault {
     fn from(error: CublasError) -> Self {
-        Self::Refused { library: Library::Cublas, answer: format!("{:?}", error.0) }
+        Self::answered(Library::Cublas, format!("{:?}", error.0))
     }
 }
 
 impl From<CudnnError> for Fault {
     fn from(error: CudnnError) -> Self {
-        Self::Refused { library: Library::Cudnn, answer: format!("{:?}", error.0) }
+        Self::answered(Library::Cudnn, format!("{:?}", error.0))
     }
 }
 
@@ -81,7 +89,7 @@ impl From<Fault> for Error {
                 };
                 Self::user(missing.to_string(), hint)
             }
-            Fault::Memory => Self::user(fault.to_string(), "raise `data.grains`, or lower `data.batch`"),
+            Fault::Memory => Self::GpuMemory,
             Fault::Compiler { .. } => Self::user(fault.to_string(), "install an NVRTC that knows this GPU"),
             Fault::Driver(_) | Fault::Refused { .. } | Fault::Shape(_) => Self::Internal(fault.to_string()),
         }

@@ -4,7 +4,7 @@ use nccl_rs::{Nccl, Standing};
 use nvlib::{Library, driver};
 use tl_proto::hardware::Gpu;
 
-use super::{CANNOT_TRAIN, Found, Gpus, TRAINS};
+use super::{Found, Gpus};
 
 /// Asks the driver, and looks for the libraries.
 pub fn look() -> Gpus {
@@ -16,7 +16,6 @@ pub fn look() -> Gpus {
         Ok(found) => {
             all.note = match found.gpus.len() {
                 0 => "the NVIDIA driver is there and sees no GPU".into(),
-                _ if !TRAINS => CANNOT_TRAIN.into(),
                 _ => String::new(),
             };
             all.cuda = found.cuda.to_string();
@@ -30,7 +29,8 @@ pub fn look() -> Gpus {
 
 fn gpu(found: driver::Gpu) -> Gpu {
     let compute = format!("{}.{}", found.compute.0, found.compute.1);
-    Gpu { index: found.index, name: found.name, uuid: found.uuid, memory: found.memory, compute }
+    let problem = String::new();
+    Gpu { index: found.index, name: found.name, uuid: found.uuid, memory: found.memory, compute, problem }
 }
 
 fn found(library: Library) -> Found {

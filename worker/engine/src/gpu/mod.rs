@@ -83,6 +83,7 @@ mod launch;
 mod look;
 #[cfg(feature = "cuda")]
 pub mod ops;
+mod place;
 #[cfg(feature = "cuda")]
 mod placed;
 #[cfg(feature = "cuda")]
@@ -91,24 +92,23 @@ mod step;
 use serde::Serialize;
 use tl_proto::hardware::Gpu;
 
+pub use self::place::Place;
 #[cfg(feature = "cuda")]
 pub use self::{
     array::Array,
-    check::check,
+    check::{check, works},
     device::{Device, Staging},
     fault::Fault,
     fingerprint::fingerprint,
     look::look,
+    place::OnGpu,
     placed::Placed,
     step::step,
 };
 
-/// Whether the engine can train on GPUs. As long as it cannot, nodes offer CPU slots only, and a rank that is told to use a GPU
+/// Whether this build trains on GPUs. One that does not offers CPU slots only, and a rank of it that is told to use a GPU
 /// refuses.
-pub const TRAINS: bool = false;
-
-/// Why GPUs are not used although they are there.
-pub const CANNOT_TRAIN: &str = "this release finds GPUs and cannot train on them yet";
+pub const TRAINS: bool = cfg!(feature = "cuda");
 
 /// What a build finds of GPUs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -165,5 +165,19 @@ pub fn look() -> Gpus {
 /// Always.
 #[cfg(not(feature = "cuda"))]
 pub fn check(_: u32) -> crate::Result<Checked> {
-    Err(crate::Error::user("this build has no CUDA", "build with `--features cuda`"))
+    Err(no_cuda())
+}
+
+/// This build has no CUDA.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "cuda"))]
+pub fn works(_: u32) -> crate::Result<()> {
+    Err(no_cuda())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn no_cuda() -> crate::Error {
+    crate::Error::user("this build has no CUDA", "build with `--features cuda`, or set `cluster.device = \"cpu\"`")
 }

@@ -2,10 +2,12 @@
 
 use candle_core::Tensor;
 
+#[cfg(feature = "cuda")]
+use super::host;
 use super::{Act, sum::add, tensor};
 #[cfg(feature = "cuda")]
 use crate::gpu::Placed;
-use crate::{Error, Result};
+use crate::{Error, Result, gpu::Place};
 
 /// The numbers between two layers, or the gradient of them: f32, row-major. A clone shares them.
 ///
@@ -21,6 +23,18 @@ pub enum Array {
 }
 
 impl Array {
+    /// What layers take of a tensor where they compute: itself on the host, else what is on its way to a GPU.
+    ///
+    /// # Errors
+    /// The memory of the GPU is full.
+    pub fn at(tensor: Tensor, place: &Place) -> Result<Self> {
+        match place {
+            Place::Host => Ok(tensor.into()),
+            #[cfg(feature = "cuda")]
+            Place::Gpu(gpu) => Ok(gpu.send(&host(&tensor)?, tensor.dims())?.into()),
+        }
+    }
+
     /// Its shape.
     pub fn dims(&self) -> &[usize] {
         match self {

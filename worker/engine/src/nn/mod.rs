@@ -99,6 +99,11 @@ impl<'a> Pass<'a> {
         Self { store, layout: None, dropout: None, grains: None, packs: None }
     }
 
+    /// The same, which leaves what it packs, or sends to a GPU, to the next one: of the same values.
+    pub fn again(store: &'a Store, packs: &'a Packs) -> Self {
+        Self { packs: Some(packs), ..Self::eval(store) }
+    }
+
     /// The same with other draws, where there are any.
     fn with_draws<'b>(&'b self, draws: &'b [u64]) -> Pass<'b> {
         Pass { dropout: self.dropout.map(|d| DropoutDraw { draws, ..d }), ..*self }

@@ -12,9 +12,12 @@ use super::{
 };
 #[cfg(feature = "cuda")]
 use crate::gpu::Placed;
-use crate::num::{
-    fresh::zeros,
-    rng::{Philox, Stream, name_id},
+use crate::{
+    gpu::Place,
+    num::{
+        fresh::zeros,
+        rng::{Philox, Stream, name_id},
+    },
 };
 
 /// A trainable tensor.
@@ -53,13 +56,15 @@ pub struct Store {
     pub buffer_values: Vec<f32>,
     /// What products make of them; the elements themselves are f32 with any.
     pub precision: Precision,
+    /// Where layers compute with them; the elements themselves are the host's with any.
+    pub place: Place,
 }
 
 impl Store {
     /// The same names and shapes, without elements.
     pub fn names(&self) -> Self {
-        let (params, buffers) = (self.params.clone(), self.buffers.clone());
-        Self { params, buffers, precision: self.precision, ..Self::default() }
+        let (params, buffers, place) = (self.params.clone(), self.buffers.clone(), self.place.clone());
+        Self { params, buffers, precision: self.precision, place, ..Self::default() }
     }
 
     /// The elements of a parameter.
@@ -74,8 +79,8 @@ impl Store {
 
     /// All but some parameters.
     pub fn without(&self, left_out: &[ParamId]) -> Self {
-        let (buffers, buffer_values) = (self.buffers.clone(), self.buffer_values.clone());
-        let mut out = Self { buffers, buffer_values, precision: self.precision, ..Self::default() };
+        let (buffers, buffer_values, place) = (self.buffers.clone(), self.buffer_values.clone(), self.place.clone());
+        let mut out = Self { buffers, buffer_values, precision: self.precision, place, ..Self::default() };
         for (_, entry) in self.params.iter().enumerate().filter(|(i, _)| !left_out.contains(&ParamId(*i))) {
             let id = Self::add(&mut out.params, &mut out.values, entry.name.clone(), &entry.shape);
             let range = out.params[id].range.clone();

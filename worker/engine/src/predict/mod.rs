@@ -19,6 +19,7 @@ use crate::{
     collective::Solo,
     data::{audio, augment::View, image_folder, pixels, strokes},
     eval::{Evaluation, softmax},
+    nn::Pass,
     train::{evaluate, export::About, net, net::Net, samples::Samples, tasks::regrouped},
     weights,
 };
@@ -189,7 +190,7 @@ impl Model {
     /// What every head makes of one sample.
     fn said(&self, batch: Tensor) -> Result<Vec<Said>> {
         let heads: Vec<usize> = (0..=self.net.network.tasks.len()).collect();
-        let logits = self.net.forward_heads(&self.net.network.initial, batch, 0, &heads)?;
+        let logits = self.net.forward_heads(&Pass::eval(&self.net.network.initial), batch, 0, &heads)?;
         let one = |((task, classes), logits): ((Option<&str>, &[String]), Tensor)| {
             let rows = net::rows(&logits)?;
             let chances = softmax(rows.first().map_or(&[], Vec::as_slice));

@@ -8,10 +8,9 @@ use tl_proto::spec::{EpisodesSection, Params, StageSection};
 use super::{Asked, Model, section};
 use crate::{
     Error, Result,
-    cache::Packed,
     collective::Solo,
     eval::{Evaluation, softmax},
-    nn::tensor,
+    nn::{Pass, tensor},
     objective::fewshot::{self, Learns, Method, Shown},
     train::{
         evaluate,
@@ -110,7 +109,7 @@ impl Model {
 
     pub(super) fn inputs<'m>(&'m self, samples: &'m Samples) -> Result<Inputs<'m>> {
         let shape = self.net.shape_at(&self.net.network.initial, 0)?;
-        Ok(Inputs { net: &self.net, samples, cut: 0, features: None, packed: Packed::default(), shape, whole: false })
+        Ok(Inputs::raw(&self.net, samples, shape))
     }
 
     /// Judges the model by episodes of a data set: those of its job but for what is `asked`, or, for a model of another kind
@@ -158,7 +157,8 @@ impl Learned<'_> {
     /// Something that is no image, no text, no sound or no drawing.
     pub fn predict(&self, file: &Path) -> Result<Vec<f64>> {
         let network = &self.model.net.network;
-        let query = self.model.net.forward(&network.initial, self.model.input(file)?, 0, network.embeds())?;
+        let pass = Pass::eval(&network.initial);
+        let query = self.model.net.forward(&pass, self.model.input(file)?, 0, network.embeds())?;
         let (method, params) = self.model.taught();
         let (Learns::Compares(scores) | Learns::Fits(scores)) = method.learns else {
             return Err(Error::Internal("a method that adapts has learned a folder".into()));

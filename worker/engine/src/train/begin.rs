@@ -7,20 +7,23 @@ use crate::{
     Error, Result,
     collective::Collective,
     data::Dataset,
+    gpu::Place,
     link::{Link, Notice},
-    num::fingerprint::fingerprint,
     objective::Objective,
     optim::Optimizer,
 };
 
 /// An ordered reduction gives the same bits only among ranks that compute the same bits.
-pub(super) fn same_numbers(spec: &JobSpec, group: &mut dyn Collective) -> Result<()> {
-    let all = group.all_gather(fingerprint().to_vec())?;
+pub(super) fn same_numbers(spec: &JobSpec, place: &Place, group: &mut dyn Collective) -> Result<()> {
+    let all = group.all_gather(place.numbers().to_vec())?;
     let odd = all.iter().position(|f| *f != all[0]).filter(|_| spec.cluster.reduction != Reduction::Fast);
     match odd {
         None => Ok(()),
         Some(rank) => Err(Error::user(
-            format!("rank {rank} computes other bits than rank 0: its node has another kind of CPU or another release"),
+            format!(
+                "rank {rank} computes other bits than rank 0: its node has another kind of CPU or GPU, other libraries \
+                 for it, or another release"
+            ),
             "use nodes of one kind, or set `cluster.reduction = \"fast\"`",
         )),
     }
@@ -73,7 +76,11 @@ pub(super) fn same_sources(config: &Config, group: &mut dyn Collective) -> Resul
 /// See [`Net::build_teacher`].
 pub(super) fn teachers(spec: &JobSpec, classes: &[String], config: &Config) -> Result<Vec<Net>> {
     let all = spec.nets_of("teacher").into_iter().filter(|_| Objective::find(&spec.job.kind).has_teacher());
-    all.map(|(role, section)| Net::build_teacher(role, section, classes, spec.job.seed, &config.inputs)).collect()
+    all.map(|(role, section)| {
+        let net = Net::build_teacher(role, section, classes, spec.job.seed, &config.inputs)?;
+        Ok(config.placed(net))
+    })
+    .collect()
 }
 
 /// Digest of the parts of all networks, and of where they come from.
@@ -159,7 +166,7 @@ pub(super) fn resume(
             &format!("training goes on from step {} with {} ranks", state.progress.step, group.world()),
         );
         if state.progress.numbers != fresh.progress.numbers {
-            let text = "the nodes compute other bits than those before: another kind of CPU, or another release. \
+            let text = "the nodes compute other bits than those before: another kind of CPU or GPU, or release. \
                 The model will not be the one of an undisturbed run, bit for bit";
             link.notice(Notice::OtherNumbers, text);
         }

@@ -1,5 +1,5 @@
-//! A chain of units, forward and backward. Here tensors become what layers take, and what layers give becomes tensors
-//! again.
+//! A chain of units, forward and backward. Here tensors become what layers take, where these compute, and what layers give
+//! becomes tensors again.
 
 use std::collections::BTreeMap;
 
@@ -48,7 +48,7 @@ pub(super) fn forward(units: &[Unit], x: Tensor, looks: &[usize], pass: &Pass<'_
     let Some((last, below)) = units.split_last() else {
         return Ok(Outputs { features: x.clone(), out: x, inside: Vec::new() });
     };
-    let (mut features, mut inside) = (Array::from(x), BTreeMap::new());
+    let (mut features, mut inside) = (Array::at(x, &pass.store.place)?, BTreeMap::new());
     for (at, unit) in below.iter().enumerate() {
         features = unit.layer.forward(&features, pass, tape)?;
         if looks.contains(&at) {
@@ -65,8 +65,11 @@ pub(super) fn forward(units: &[Unit], x: Tensor, looks: &[usize], pass: &Pass<'_
 /// # Errors
 /// A batch of another shape.
 pub(super) fn through(units: &[Unit], x: Tensor, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
-    let out = units.iter().try_fold(Array::from(x), |x, unit| unit.layer.forward(&x, pass, tape))?;
-    out.to_tensor()
+    if units.is_empty() {
+        return Ok(x);
+    }
+    let x = Array::at(x, &pass.store.place)?;
+    units.iter().try_fold(x, |x, unit| unit.layer.forward(&x, pass, tape))?.to_tensor()
 }
 
 /// Adds the gradients of what the units train; gives that of what came in if `need_dx`.
@@ -82,16 +85,16 @@ pub(super) fn backward(
     need_dx: bool,
 ) -> Result<Option<Tensor>> {
     let Some((last, below)) = units.split_last() else { return Ok(need_dx.then(|| wanted.out.clone())) };
-    let out = Array::from(wanted.out.clone());
-    let mut dy = last.layer.backward(&out, pass, tape, grads, need_dx || !below.is_empty())?;
+    let at = |wanted: &Tensor| Array::at(wanted.contiguous()?, &pass.store.place);
+    let mut dy = last.layer.backward(&at(wanted.out)?, pass, tape, grads, need_dx || !below.is_empty())?;
     if let (Some(dy), Some(more)) = (&mut dy, wanted.features) {
-        *dy = dy.plus(&more.contiguous()?.into())?;
+        *dy = dy.plus(&at(more)?)?;
     }
     for (i, unit) in below.iter().enumerate().rev() {
         if let Some(mut g) = dy.take() {
             // What comes from above, and what the loss wants of the unit itself.
-            for (_, more) in wanted.inside.iter().filter(|(at, _)| *at == i) {
-                g = g.plus(&more.contiguous()?.into())?;
+            for (_, more) in wanted.inside.iter().filter(|(unit, _)| *unit == i) {
+                g = g.plus(&at(more)?)?;
             }
             dy = unit.layer.backward(&g, pass, tape, grads, need_dx || i > 0)?;
         }

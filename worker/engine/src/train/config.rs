@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use tl_proto::spec::{Fetched, Hub, JobSpec, Pushed, Source};
 
-use crate::{Error, Result};
+use super::net::Net;
+use crate::{Error, Result, gpu::Place};
 
 /// What a rank is given.
 #[derive(Clone)]
@@ -31,6 +32,8 @@ pub struct Config {
     pub features: Vec<PathBuf>,
     /// Checkpoints to go on from, newest first; only rank 0 reads them.
     pub resume: Vec<PathBuf>,
+    /// Where layers compute.
+    pub place: Place,
 }
 
 impl Config {
@@ -57,6 +60,12 @@ impl Config {
             *place = folder.join(inside).display().to_string();
         }
         Ok(spec)
+    }
+
+    /// A network of the job, whose layers compute where the rank does.
+    pub(super) fn placed(&self, mut net: Net) -> Net {
+        net.network.initial.place = self.place.clone();
+        net
     }
 
     /// Where the weights of the hub came from.

@@ -5,7 +5,7 @@ use crate::{
     Error, Result,
     collective::{self, Collective},
     eval::{self, Outcome},
-    nn::Store,
+    nn::{Packs, Pass, Store},
 };
 
 /// Samples of one evaluation batch.
@@ -62,11 +62,13 @@ pub fn gathered(
 /// # Errors
 /// A sample that cannot be read, a lost peer.
 pub fn embed(store: &Store, inputs: &Inputs<'_>, to: usize, group: &mut dyn Collective) -> Result<Vec<Vec<f32>>> {
+    let packs = Packs::default();
+    let pass = Pass::again(store, &packs);
     gathered(inputs.samples.count(), group, |batch, next| {
         let next = next.map(|next| (next.to_vec(), vec![0; next.len()]));
         inputs.expect(next.as_slice(), false);
         let x = inputs.batch(store, batch, &vec![0; batch.len()], None)?;
-        net::rows(&inputs.net.forward(store, x, inputs.cut, to)?)
+        net::rows(&inputs.net.forward(&pass, x, inputs.cut, to)?)
     })
 }
 
@@ -119,16 +121,18 @@ fn judged(
     // Whole batches, so that what is computed together is the same for any number of ranks.
     let batches: Vec<&[usize]> = indices.chunks(BATCH).collect();
     let own = &batches[group.shares(batches.len())[group.rank()].clone()];
+    let packs = Packs::default();
+    let pass = Pass::again(store, &packs);
     for (i, batch) in own.iter().enumerate() {
         let next = own.get(i + 1).map(|next| (next.to_vec(), vec![0; next.len()]));
         inputs.expect(next.as_slice(), false);
         let mut x = inputs.batch(store, batch, &vec![0; batch.len()], None)?;
         let (mut from, mut kept) = (inputs.cut, Vec::new());
         if !wanted.features.is_empty() {
-            x = inputs.net.forward(store, x, from, last)?;
+            x = inputs.net.forward(&pass, x, from, last)?;
             (from, kept) = (last, net::rows(&x)?);
         }
-        let logits = inputs.net.forward_heads(store, x, from, &numbers)?;
+        let logits = inputs.net.forward_heads(&pass, x, from, &numbers)?;
         let logits = logits.iter().map(net::rows).collect::<Result<Vec<_>>>()?;
         for (at, i) in batch.iter().enumerate() {
             let logits_of = logits.first().and_then(|rows| rows.get(at));

@@ -11,12 +11,11 @@ use super::{
 };
 use crate::{
     Error, Result,
-    cache::Packed,
     collective::{self, Collective, tree},
     eval,
     link::Link,
     modifier::Importance,
-    nn::{Gradients, Layout, ParamId, Pass, Tape, tensor},
+    nn::{Gradients, Layout, Packs, ParamId, Pass, Tape, tensor},
     num::{self, rng::Philox},
 };
 
@@ -46,13 +45,16 @@ pub(super) fn importance(
     ids.sort_unstable();
     let layout = Layout::new(store, &ids, &[]);
     let shape = theirs.shape_at(store, 0)?;
-    let inputs =
-        Inputs { net: theirs, samples, cut: 0, features: None, packed: Packed::default(), shape, whole: false };
+    let inputs = Inputs::raw(theirs, samples, shape);
     let chosen = Philox::new(seed, "fisher-samples").permutation(samples.count(), 0);
     let chosen = &chosen[..how.samples.min(chosen.len())];
     let units: Vec<&[usize]> = chosen.chunks(UNIT).collect();
     let own = group.shares(units.len())[group.rank()].clone();
     let labels = Philox::new(seed, "fisher-labels");
+    // Nothing is trained meanwhile: what one sample has packed is good for all.
+    let packs = Packs::default();
+    packs.begin(&layout, chosen.len());
+    let pass = Pass { layout: Some(&layout), ..Pass::again(store, &packs) };
     let mut stack = Vec::new();
     let (mut done, all) = (0, own.clone().map(|unit| units[unit].len()).sum::<usize>());
     for unit in own {
@@ -68,7 +70,7 @@ pub(super) fn importance(
             done += 1;
             let given = how.given.then(|| samples.dataset.labels()[*index]);
             let uniform = labels.stream(*index as u64, 0).uniform();
-            let gradient = of_sample(&inputs, &layout, *index, given, uniform)?;
+            let gradient = of_sample(&inputs, &pass, &layout, *index, given, uniform)?;
             squares.iter_mut().zip(&gradient).for_each(|(sum, g)| *sum += g * g);
         }
         tree::push(&mut stack, tree::Node::leaf(unit, squares), units.len());
@@ -90,23 +92,22 @@ pub(super) fn importance(
 /// The gradient of −log p(label) of one sample, batch-norms by the statistics that came with the weights.
 fn of_sample(
     inputs: &Inputs<'_>,
+    pass: &Pass<'_>,
     layout: &Layout,
     index: usize,
     given: Option<usize>,
     uniform: f32,
 ) -> Result<Vec<f32>> {
     let network = &inputs.net.network;
-    let store = &network.initial;
-    let pass = Pass { layout: Some(layout), ..Pass::eval(store) };
     let mut tape = Tape::default();
-    let x = inputs.batch(store, &[index], &[0], None)?;
-    let logits = chain::through(&network.units, x, &pass, &mut tape)?;
+    let x = inputs.batch(pass.store, &[index], &[0], None)?;
+    let logits = chain::through(&network.units, x, pass, &mut tape)?;
     let p = eval::softmax(net::rows(&logits)?.first().map_or(&[], Vec::as_slice));
     let label = given.unwrap_or_else(|| drawn(&p, f64::from(uniform)));
     let dy: Vec<f32> = p.iter().enumerate().map(|(c, p)| (p - f64::from(u8::from(c == label))) as f32).collect();
     let mut grads = Gradients::new(layout);
     let dy = tensor(dy, &[1, p.len()])?;
-    chain::backward(&network.units, Wanted::of(&dy), &pass, &mut tape, &mut grads, false)?;
+    chain::backward(&network.units, Wanted::of(&dy), pass, &mut tape, &mut grads, false)?;
     Ok(grads.flat)
 }
 

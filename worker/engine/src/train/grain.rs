@@ -15,7 +15,7 @@ use crate::{
     backbone::Unit,
     eval,
     modifier::{self, Mix},
-    nn::{DropoutDraw, Gradients, Grains, Pass, Store, Tape, host, tensor},
+    nn::{DropoutDraw, Gradients, Grains, Packs, Pass, Store, Tape, host, tensor},
     num::rng::Philox,
 };
 
@@ -73,7 +73,7 @@ impl Step<'_> {
         draws: &[Draw],
         grain: usize,
         judge: &Judge<'_>,
-        averaged: Option<&Store>,
+        averaged: Option<&(Store, Packs)>,
         grains: Option<&dyn Grains>,
     ) -> Result<GrainSums> {
         if let Some(few) = &self.run.few {
@@ -103,9 +103,10 @@ impl Step<'_> {
         if let (Some(other), Some(x)) = (&self.other, &mut x) {
             let (indices, turns): (Vec<usize>, Vec<u64>) = ids.iter().map(|id| other.order.draw(*id)).unzip();
             let theirs = other.inputs.batch(&self.state.store, &indices, &turns, None)?;
-            if let Some(store) = averaged {
+            if let Some((store, packs)) = averaged {
                 let (net, cut) = (self.inputs.net, self.stage.cut);
-                second = Some(net.forward(store, theirs.clone(), cut, net.network.units.len())?);
+                let pass = Pass::again(store, packs);
+                second = Some(net.forward(&pass, theirs.clone(), cut, net.network.units.len())?);
             }
             *x = Tensor::cat(&[&*x, &theirs], 0)?.contiguous()?;
             // Their own draws of dropout: counted from the other end.

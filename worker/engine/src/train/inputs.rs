@@ -8,7 +8,7 @@ use crate::{
     cache::Packed,
     data::augment::View,
     modifier::Mix,
-    nn::{Store, tensor},
+    nn::{Packs, Pass, Store, tensor},
 };
 
 /// The inputs of one network in one stage.
@@ -27,9 +27,17 @@ pub struct Inputs<'a> {
     pub shape: Vec<usize>,
     /// Texts get as much room as the longest that the network takes, so that batches fit together.
     pub whole: bool,
+    /// Packed weights of the units before the cut.
+    pub packs: Packs,
 }
 
-impl Inputs<'_> {
+impl<'a> Inputs<'a> {
+    /// Samples as they are, in front of the first unit; `shape` is that of one.
+    pub fn raw(net: &'a Net, samples: &'a Samples, shape: Vec<usize>) -> Self {
+        let (packed, packs) = (Packed::default(), Packs::default());
+        Self { net, samples, cut: 0, features: None, packed, shape, whole: false, packs }
+    }
+
     /// The batch in front of the cut: `[n, …]`, each sample in the view of its turn. Mixing happens on pixels, so it rules cached features out.
     ///
     /// # Errors
@@ -54,7 +62,7 @@ impl Inputs<'_> {
             }
             None => self.samples.batch(&views, contract, self.whole)?,
         };
-        self.net.forward(store, batch, 0, self.cut)
+        self.net.forward(&Pass::again(store, &self.packs), batch, 0, self.cut)
     }
 
     /// Has the pixels of batches prepared that come next, samples and turns, while this rank computes.

@@ -84,7 +84,8 @@ use crate::{
     collective::Collective,
     data::sampler::{Epoch, steps_per_epoch},
     link::{Gradient, Link, Notice},
-    modifier, nn,
+    modifier,
+    nn::{self, Packs},
     objective::Objective,
     optim,
 };
@@ -130,7 +131,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
         return zero_shot::run(config, group, link);
     }
     teach::unpack(config, link);
-    same_numbers(spec, group)?;
+    same_numbers(spec, &config.place, group)?;
     same_sources(config, group)?;
     let opened = Opened::new(spec, data, objective)?;
     same_samples(opened.parts(), group)?;
@@ -143,7 +144,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     teachers.iter().try_for_each(|teacher| opened.fit_teacher(&teacher.contract))?;
     let parts = begin::parts(&student, &teachers);
     same_parts(&parts, group)?;
-    let mut student = student.with_own(spec, &teachers)?;
+    let mut student = config.placed(student.with_own(spec, &teachers)?);
     let second = student.tower.as_ref().map(|t| &t.0).or(teachers.first()).map(|net| &net.contract);
     let Ready { train, val, other, pairs, source, tasks, few } =
         opened.ready(spec, data, &student.contract, second, group, link)?;
@@ -299,6 +300,7 @@ impl Loop<'_> {
             packed: encode::packing(net, cut, self.packed(net)),
             shape: net.shape_at(store, cut)?,
             whole: self.other.is_some() || self.tasks.unwrap_or_default().iter().any(|task| task.own.is_some()),
+            packs: Packs::default(),
         })
     }
 

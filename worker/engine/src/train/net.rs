@@ -269,13 +269,12 @@ impl Net {
         head.all(|p| self.loaded.contains(&names[p.0].name)) && !self.loaded.is_empty()
     }
 
-    /// Runs units `from..to` on a batch without keeping anything for a backward.
+    /// Runs units `from..to` on a batch, by a pass that evaluates: nothing is kept for a backward.
     ///
     /// # Errors
     /// A batch of another shape.
-    pub fn forward(&self, store: &Store, x: Tensor, from: usize, to: usize) -> Result<Tensor> {
-        let (pass, mut tape) = (Pass::eval(store), Tape::default());
-        chain::through(&self.network.units[from..to], x, &pass, &mut tape)
+    pub fn forward(&self, pass: &Pass<'_>, x: Tensor, from: usize, to: usize) -> Result<Tensor> {
+        chain::through(&self.network.units[from..to], x, pass, &mut Tape::default())
     }
 
     /// The shape of one sample in front of unit `cut`.
@@ -283,7 +282,7 @@ impl Net {
     /// # Errors
     /// An input that is too small for the network.
     pub fn shape_at(&self, store: &Store, cut: usize) -> Result<Vec<usize>> {
-        Ok(self.forward(store, self.blank()?, 0, cut)?.dims()[1..].to_vec())
+        Ok(self.forward(&Pass::eval(store), self.blank()?, 0, cut)?.dims()[1..].to_vec())
     }
 
     /// The shape of one sample behind each unit.
@@ -294,7 +293,7 @@ impl Net {
         let mut x = self.blank()?;
         let mut shapes = Vec::new();
         for unit in 0..self.network.units.len() {
-            x = self.forward(store, x, unit, unit + 1)?;
+            x = self.forward(&Pass::eval(store), x, unit, unit + 1)?;
             shapes.push(x.dims()[1..].to_vec());
         }
         Ok(shapes)

@@ -19,7 +19,7 @@ use crate::{
     eval::{self, Evaluation, Outcome},
     link::Link,
     modifier,
-    nn::{Pass, Tape},
+    nn::{Packs, Pass, Tape},
     weights::{self, Contract},
 };
 
@@ -132,7 +132,8 @@ impl<'a> Origin<'a> {
         // The same weights have filled the student: what does not fit is the head.
         let net = Net::build(&model, classes, true, spec.job.seed, inputs)
             .map_err(|error| if source.is_some() { misfit(error, named, classes) } else { error })?;
-        let net = Net { contract: student.contract.clone(), ..net };
+        let mut net = Net { contract: student.contract.clone(), ..net };
+        net.network.initial.place = student.network.initial.place.clone();
         Ok(Some(Self { net, source, head }))
     }
 
@@ -172,20 +173,21 @@ impl Loop<'_> {
         let before = evaluate::evaluate(store, &self.inputs(theirs, samples, 0, None)?, group)?;
         let inputs = self.inputs(self.net, samples, 0, None)?;
         let kept = self.net.keeps_head() && mine.outputs == theirs.network.outputs;
+        let packs = [Packs::default(), Packs::default()];
+        let (pass, came) = (Pass::again(now, &packs[0]), Pass::again(store, &packs[1]));
         let logits = evaluate::gathered(samples.count(), group, |batch, next| {
             let next = next.map(|next| (next.to_vec(), vec![0; next.len()]));
             inputs.expect(next.as_slice(), false);
             let x = inputs.batch(now, batch, &vec![0; batch.len()], None)?;
-            let features = self.net.forward(now, x, 0, mine.head)?;
+            let features = self.net.forward(&pass, x, 0, mine.head)?;
             if kept {
-                return net::rows(&self.net.forward(now, features, mine.head, mine.units.len())?);
+                return net::rows(&self.net.forward(&pass, features, mine.head, mine.units.len())?);
             }
             if mine.old.is_empty() {
                 let (first, last) = (theirs.network.head, theirs.network.units.len());
-                return net::rows(&theirs.forward(store, features, first, last)?);
+                return net::rows(&theirs.forward(&came, features, first, last)?);
             }
-            let (pass, mut tape) = (Pass::eval(now), Tape::default());
-            net::rows(&chain::through(&mine.old, features, &pass, &mut tape)?)
+            net::rows(&chain::through(&mine.old, features, &pass, &mut Tape::default())?)
         })?;
         let after: Vec<Outcome> =
             logits.iter().zip(samples.dataset.labels()).map(|(row, label)| eval::judge(row, *label)).collect();

@@ -182,7 +182,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
         if on_trust {
             (section.weights, section.adapter) = (None, None);
         }
-        let teacher = Net::build_teacher(role, &section, &classes, spec.job.seed, &config.inputs)?;
+        let teacher = config.placed(Net::build_teacher(role, &section, &classes, spec.job.seed, &config.inputs)?);
         // How one hears that is not here yet is known later.
         if !on_trust {
             opened.fit_teacher(&teacher.contract)?;
@@ -196,7 +196,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
         tower.weights = None;
     }
     let net = opened.with_tower(net, &trusting, &config.inputs)?;
-    let net = net.with_planned_tasks(spec, &opened.tasks, &model, config)?.with_own(spec, &teachers)?;
+    let net = config.placed(net.with_planned_tasks(spec, &opened.tasks, &model, config)?.with_own(spec, &teachers)?);
     let store = &net.network.initial;
     for one in net.all() {
         one.shape_at(store, one.network.units.len())?;

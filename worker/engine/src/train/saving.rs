@@ -22,7 +22,7 @@ use crate::{
         tokens::Text,
     },
     modifier,
-    nn::{Array, Layer, Pass, Store, Tape},
+    nn::{Array, Layer, Packs, Pass, Store, Tape},
     objective::Objective,
     weights::Contract,
 };
@@ -254,14 +254,16 @@ pub fn measure(net: &Net, store: &Store, samples: &Samples) -> Result<(Vec<f64>,
         contract => pixels::batch(vec![0.0; SAMPLES * pixels::values(contract)], SAMPLES, side)?,
     };
     let (mut seconds, mut width) = (Vec::new(), Vec::new());
+    let packs = Packs::default();
+    let pass = Pass::again(store, &packs);
     // The first pass only warms up.
     for _ in 0..2 {
-        let (mut x, mut total) = (Array::from(blank.clone()), 0.0);
+        let (mut x, mut total) = (Array::at(blank.clone(), &store.place)?, 0.0);
         (seconds, width) = (vec![0.0], vec![x.count() / SAMPLES]);
         for unit in &net.network.units {
-            let (pass, mut tape) = (Pass::eval(store), Tape::default());
             let started = Instant::now();
-            x = unit.layer.forward(&x, &pass, &mut tape)?;
+            x = unit.layer.forward(&x, &pass, &mut Tape::default())?;
+            store.place.wait()?;
             total += started.elapsed().as_secs_f64() / SAMPLES as f64;
             seconds.push(total);
             width.push(x.count() / SAMPLES);

@@ -5,9 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use serde::{Deserialize, Serialize};
 
 use super::{export::Baseline, lr_find::Found, stage::Stage, tasks::Weighing, watch::Watch};
-use crate::{
-    Error, Result, collective, eval::shift::Apart, files, nn::Store, num::fingerprint::fingerprint, optim::Moments,
-};
+use crate::{Error, Result, collective, eval::shift::Apart, files, nn::Store, optim::Moments};
 
 /// One epoch's figures.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -131,7 +129,7 @@ const MAGIC: &[u8; 8] = b"tlckpt01";
 impl RunState {
     /// A run that has not begun.
     pub fn new(store: Store, moments: Moments) -> Self {
-        let numbers = blake3::Hash::from_bytes(fingerprint()).to_hex().to_string();
+        let numbers = blake3::Hash::from_bytes(store.place.numbers()).to_hex().to_string();
         let progress = Progress { plateau_factor: 1.0, numbers, ..Progress::default() };
         Self { store, moments, best: None, averages: None, importance: Vec::new(), progress }
     }

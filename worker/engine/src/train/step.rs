@@ -20,7 +20,7 @@ use crate::{
     collective::{self, Collective, tree},
     data::sampler::{Endless, Epoch, grain, grains_of},
     modifier,
-    nn::{Grains, Store},
+    nn::{Grains, Packs, Store},
     num,
 };
 
@@ -224,11 +224,12 @@ impl Step<'_> {
         ((p.epochs_before * each + p.stage_step) as f64 / (epochs * each).max(1) as f64).min(1.0)
     }
 
-    /// The averages of the weights, where the objective lets them speak and they are kept.
-    fn averaged(&self) -> Option<Store> {
+    /// The averages of the weights, where the objective lets them speak and they are kept, and a place for what is packed of
+    /// them.
+    fn averaged(&self) -> Option<(Store, Packs)> {
         self.other.as_ref().filter(|_| (self.run.objective.averages)(&self.run.spec.objective))?;
         let (values, buffer_values) = self.state.averages.clone()?;
-        Some(Store { values, buffer_values, ..self.state.store.names() })
+        Some((Store { values, buffer_values, ..self.state.store.names() }, Packs::default()))
     }
 
     /// Has the samples of this rank's grains of step `k` prepared, while it computes the step before.

@@ -14,7 +14,7 @@ use crate::{
     Error, Result,
     cache::Packed,
     modifier::{self, Mix},
-    nn::tensor,
+    nn::{Pass, tensor},
     objective::Objective,
 };
 
@@ -97,7 +97,7 @@ pub(super) fn look(teacher: &Net, shown: &Samples, role: &str) -> Result<()> {
         return Ok(());
     }
     let batch = shown.batch(&few, &teacher.contract, false)?;
-    let said = teacher.forward(&teacher.network.initial, batch, 0, teacher.network.units.len())?;
+    let said = teacher.forward(&Pass::eval(&teacher.network.initial), batch, 0, teacher.network.units.len())?;
     gives_logits(&rows(&said)?, role)
 }
 
@@ -118,14 +118,15 @@ impl Teacher<'_> {
     /// A sample that cannot be read.
     pub fn says(&self, indices: &[usize], turns: &[u64], mix: Option<&Mix>) -> Result<Says> {
         let none = || Error::Internal("a teacher without cuts".into());
-        let net = self.cuts.first().ok_or_else(none)?.net;
+        let Inputs { net, packs, .. } = self.cuts.first().ok_or_else(none)?;
         let store = &net.network.initial;
+        let pass = Pass::again(store, packs);
         let kept = mix.is_none() && self.cuts.iter().all(|i| i.features.is_some() && i.samples.views().is_some());
         let mut at: Vec<(usize, Tensor)> = Vec::new();
         let all = net.network.units.len();
         for inputs in &self.cuts {
             let mut next = match at.last() {
-                Some((from, x)) if !kept => net.forward(store, x.clone(), *from, inputs.cut)?,
+                Some((from, x)) if !kept => net.forward(&pass, x.clone(), *from, inputs.cut)?,
                 _ => inputs.batch(store, indices, turns, mix)?,
             };
             if !kept && inputs.cut == all && !self.packed.is_plain() {
@@ -135,7 +136,7 @@ impl Teacher<'_> {
             at.push((inputs.cut, next));
         }
         let (cut, x) = at.last().ok_or_else(none)?;
-        let logits = net.forward(store, x.clone(), *cut, all)?;
+        let logits = net.forward(&pass, x.clone(), *cut, all)?;
         Ok(Says { at, logits })
     }
 }

@@ -125,6 +125,7 @@ fn config(job: &str, dir: &Path, cache: &str, resume: Vec<PathBuf>) -> Config {
         cache_bytes: 1 << 30,
         features: Vec::new(),
         resume,
+        place: Default::default(),
     }
 }
 

@@ -13,11 +13,10 @@ use super::{
 };
 use crate::{
     Error, Result,
-    cache::Packed,
     collective::Collective,
     eval::{self, Evaluation, Outcome, retrieval},
     link::Link,
-    nn::tensor,
+    nn::{Packs, Pass, tensor},
     objective::{SCALE, sentences, unit},
     weights::{self, Which},
 };
@@ -61,7 +60,7 @@ impl Opened {
                 Error::user(format!("`{key}` has no weights"), "give those that a job of `kind = \"contrastive\"` left")
             })?;
             let outputs = weights::outputs(&path, which).map_err(|e| e.of_section(key))?;
-            Net::build_kept(section, &outputs, &config.inputs, which)
+            Net::build_kept(section, &outputs, &config.inputs, which).map(|net| config.placed(net))
         };
         let (net, tower) = (build(model, Which::Model, "model")?, build(section, Which::Tower, "nets.tower")?);
         if tower.contract.text.is_none() {
@@ -84,7 +83,8 @@ impl Opened {
     fn prototypes(&self, spec: &JobSpec) -> Result<Vec<Vec<f32>>> {
         let text =
             self.tower.contract.text.as_ref().ok_or_else(|| Error::Internal("sentences for no reader".into()))?;
-        let (units, store) = (self.tower.network.units.len(), &self.tower.network.initial);
+        let (units, packs) = (self.tower.network.units.len(), Packs::default());
+        let pass = Pass::again(&self.tower.network.initial, &packs);
         let of = |class: &String| -> Result<Vec<f32>> {
             let said = sentences(&spec.objective, class);
             let ids = said.iter().map(|s| {
@@ -94,7 +94,7 @@ impl Opened {
             let ids: Vec<Vec<f32>> = ids.collect::<Result<_>>()?;
             let mut rows = Vec::new();
             for batch in ids.chunks(BATCH) {
-                let given = self.tower.forward(store, text.batch(batch, true)?, 0, units)?;
+                let given = self.tower.forward(&pass, text.batch(batch, true)?, 0, units)?;
                 rows.extend(net::rows(&unit(&given)?)?);
             }
             let keys = vec![0; rows.len()];
@@ -113,7 +113,7 @@ impl Opened {
 /// As [`super::run`].
 pub(super) fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> Result<Report> {
     let (spec, local) = (&config.spec, config.local()?);
-    same_numbers(spec, group)?;
+    same_numbers(spec, &config.place, group)?;
     same_sources(config, group)?;
     let opened = Opened::new(config, &local)?;
     same_samples(std::iter::once(&opened.val), group)?;
@@ -126,8 +126,7 @@ pub(super) fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Li
         link.activity("evaluate", 0, val.count() as u64);
     }
     let shape = net.shape_at(store, 0)?;
-    let inputs =
-        Inputs { net: &net, samples: &val, cut: 0, features: None, packed: Packed::default(), shape, whole: false };
+    let inputs = Inputs::raw(&net, &val, shape);
     let rows = embed(store, &inputs, net.network.units.len(), group)?;
     let rows = net::rows(&unit(&tensor(rows.concat(), &[rows.len(), net.network.outputs])?)?)?;
     let classes = val.dataset.classes().to_vec();

@@ -1,8 +1,13 @@
 //! What a user is told of what can go wrong.
 
-use cudarc::driver::{DriverError, sys::CUresult};
+use cudarc::{
+    cublas::{result::CublasError, sys::cublasStatus_t},
+    cudnn::{result::CudnnError, sys::cudnnStatus_t},
+    driver::{DriverError, sys::CUresult},
+};
 use nvlib::{Library, Missing};
 use tl_engine::{Error, gpu::Fault};
+use tl_proto::failure::FailureClass;
 
 #[test]
 fn what_is_missing_is_named_with_what_to_do_about_it() {
@@ -16,8 +21,15 @@ fn what_is_missing_is_named_with_what_to_do_about_it() {
 
 #[test]
 fn full_memory_is_no_bug() {
-    let full = Fault::from(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
-    assert!(matches!(Error::from(full), Error::User { hint, .. } if hint.contains("grains")));
+    for full in [
+        Fault::from(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)),
+        CublasError(cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED).into(),
+        CudnnError(cudnnStatus_t::CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED).into(),
+    ] {
+        let failure = Error::from(full).to_failure();
+        assert_eq!(failure.class, FailureClass::OutOfMemory);
+        assert!(failure.hint.contains("`data.grains`") && failure.hint.contains("`data.batch`"), "{}", failure.hint);
+    }
     let lost = Fault::from(DriverError(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS));
     assert!(matches!(Error::from(lost), Error::Internal(text) if text.contains("ILLEGAL_ADDRESS")));
 }

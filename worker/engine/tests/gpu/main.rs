@@ -12,6 +12,7 @@ mod images;
 mod layers;
 mod memory;
 mod norms;
+mod place;
 mod sequences;
 mod step;
 mod updates;

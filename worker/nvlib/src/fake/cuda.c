@@ -7,6 +7,9 @@
 #include <string.h>
 #define OK 0
 static int gpus(void) { const char *n = getenv("FAKE_GPUS"); return n ? atoi(n) : 1; }
+// Bytes of memory, and of what is taken.
+static size_t memory(void) { const char *n = getenv("FAKE_MEMORY"); return n ? strtoull(n, NULL, 10) : (size_t)80 << 30; }
+static size_t taken;
 static int pretend = 1;
 static void *handle(void) { return &pretend; }
 
@@ -15,7 +18,7 @@ int cuDriverGetVersion(int *v) { const char *n = getenv("FAKE_CUDA_VERSION"); *v
 int cuDeviceGetCount(int *n) { *n = gpus(); return OK; }
 int cuDeviceGet(int *d, int i) { *d = i; return i < gpus() ? OK : 101; }
 int cuDeviceGetName(char *name, int len, int d) { (void)d; strncpy(name, "Fake GPU", len); return OK; }
-int cuDeviceTotalMem_v2(size_t *bytes, int d) { (void)d; *bytes = (size_t)80 << 30; return OK; }
+int cuDeviceTotalMem_v2(size_t *bytes, int d) { (void)d; *bytes = memory(); return OK; }
 int cuDeviceGetUuid_v2(unsigned char *uuid, int d) { memset(uuid, d, 16); return OK; }
 // 16 multiprocessors, 75 and 76 compute capability; no memory pools.
 int cuDeviceGetAttribute(int *v, int a, int d) { (void)d; *v = a == 16 ? 132 : a == 75 ? 9 : 0; return OK; }
@@ -39,8 +42,9 @@ int cuEventDestroy_v2(void *e) { (void)e; return OK; }
 // Memory begins as NaN, aligned as a GPU's is, and behind it is a fence that writes must not cross.
 enum { ALIGN = 256, FENCE = 0x5a };
 int cuMemAlloc_v2(uint64_t *p, size_t n) {
-  char *whole = aligned_alloc(ALIGN, (n + ALIGN - 1) / ALIGN * ALIGN + 2 * ALIGN);
-  if (!whole) return 2;
+  int full = __sync_add_and_fetch(&taken, n) > memory();
+  char *whole = full ? NULL : aligned_alloc(ALIGN, (n + ALIGN - 1) / ALIGN * ALIGN + 2 * ALIGN);
+  if (!whole) { __sync_sub_and_fetch(&taken, n); return 2; }
   memcpy(whole, &n, sizeof n);
   memset(whole + ALIGN, 0xff, n);
   memset(whole + ALIGN + n, FENCE, ALIGN);
@@ -52,6 +56,7 @@ int cuMemFree_v2(uint64_t p) {
   size_t n; memcpy(&n, whole, sizeof n);
   for (int i = 0; i < ALIGN; i++)
     if (whole[ALIGN + n + i] != FENCE) { fprintf(stderr, "a kernel wrote behind %zu bytes\n", n); abort(); }
+  __sync_sub_and_fetch(&taken, n);
   free(whole);
   return OK;
 }

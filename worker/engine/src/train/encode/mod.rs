@@ -12,8 +12,7 @@ use crate::{
     collective::Collective,
     data::augment::View,
     link::{Link, Notice},
-    nn::{Store, host},
-    num::fingerprint::fingerprint,
+    nn::{Packs, Pass, Store, host},
 };
 
 /// Samples of one forward pass; row-stable layers make any other number give the same bits.
@@ -53,9 +52,11 @@ pub fn encode(
     let keys: Vec<Key> = wanted.iter().map(|w| w.2).collect();
     let mut disk = Disk::open(net, store, cuts, packed, root)?;
     let mut records = disk.read(&keys, link);
-    let holdings = Holdings::learn(&keys, &records, &cache::identity(root), group)?;
+    let machine = (store.place.numbers(), cache::identity(root));
+    let holdings = Holdings::learn(&keys, &records, &machine, group)?;
 
-    let (mut fresh, mut done) = (Vec::new(), 0);
+    let (packs, mut fresh, mut done) = (Packs::default(), Vec::new(), 0);
+    let pass = Pass::again(store, &packs);
     let mine = holdings.to_compute();
     let mut chunks = mine.chunks(CHUNK).peekable();
     while let Some(chunk) = chunks.next() {
@@ -69,7 +70,7 @@ pub fn encode(
         samples.expect(chunks.peek().map(|next| views(next)).into_iter().collect(), &net.contract);
         let (mut from, mut outputs) = (0, vec![Vec::new(); chunk.len()]);
         for cut in cuts {
-            x = net.forward(store, x, from, *cut)?;
+            x = net.forward(&pass, x, from, *cut)?;
             from = *cut;
             let values = host(&x)?;
             let width = values.len() / chunk.len();
@@ -189,7 +190,7 @@ impl Disk {
             let packed = packing(net, *cut, packed);
             let digest = net.prefix_digest(store, *cut) + &packed.describe();
             // Features belong to the numbers of this kind of machine, as the gang does.
-            let name = blake3::hash(&[digest.as_bytes(), &fingerprint()].concat());
+            let name = blake3::hash(&[digest.as_bytes(), &store.place.numbers()].concat());
             let width = net.shape_at(store, *cut)?.iter().product();
             Ok(Space::new(root, &name.to_hex(), packed.words(width)))
         };

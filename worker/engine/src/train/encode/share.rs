@@ -7,7 +7,6 @@ use crate::{
     Error, Result,
     cache::Key,
     collective::{self, Collective},
-    num::fingerprint::fingerprint,
 };
 
 /// Bytes that a rank sends in one round: what is under way at once is bounded.
@@ -27,14 +26,19 @@ pub struct Holdings<'a> {
 }
 
 impl<'a> Holdings<'a> {
-    /// Tells the others what is here, and hears what they have.
+    /// Tells the others what is here, which numbers this rank computes and for which machine, and hears the same of them.
     ///
     /// # Errors
     /// A lost peer, or one that speaks of another number of samples.
-    pub fn learn(keys: &'a [Key], records: &Records, machine: &str, group: &mut dyn Collective) -> Result<Self> {
+    pub fn learn(
+        keys: &'a [Key],
+        records: &Records,
+        (numbers, machine): &([u8; 32], String),
+        group: &mut dyn Collective,
+    ) -> Result<Self> {
         // One byte per key, which numbers the rank computes, and which machine's folder it uses.
         let mut said: Vec<u8> = keys.iter().map(|k| u8::from(records.contains_key(k))).collect();
-        said.extend(fingerprint());
+        said.extend(numbers);
         said.extend(machine.as_bytes());
         let (mut have, mut machines) = (Vec::new(), Vec::new());
         for bytes in group.all_gather(said)? {

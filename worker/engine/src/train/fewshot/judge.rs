@@ -16,7 +16,7 @@ use crate::{
     collective::Collective,
     data::episodes::{Episode, Episodes},
     eval::{self, Evaluation},
-    nn::{Store, tensor},
+    nn::{Packs, Pass, Store, tensor},
     objective::fewshot::{Learns, Shown},
 };
 
@@ -94,12 +94,14 @@ impl Few {
             return self.by_rows(&rows, which, |shown| self.scores(shown), group);
         };
         let (episodes, count) = self.of(which);
+        let packs = Packs::default();
+        let pass = Pass::again(store, &packs);
         let mut said = Vec::new();
         for number in group.shares(count)[group.rank()].clone() {
             let Episode { support, query } = episodes.draw(number as u64);
             let fed = |indices: &[usize]| {
                 let x = inputs.batch(store, indices, &vec![0; indices.len()], None)?;
-                inputs.net.forward(store, x, inputs.cut, tuner.cut)
+                inputs.net.forward(&pass, x, inputs.cut, tuner.cut)
             };
             let own = tuner.adapt(store, &fed(&support)?, tuner.judged_steps(), |_| None)?;
             said.push((number, outcome(&tuner.scores(&own, &fed(&query)?)?)?));

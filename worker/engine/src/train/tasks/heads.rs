@@ -12,7 +12,7 @@ use super::{
 use crate::{
     Error, Result,
     backbone::{TASKS, TaskHead, Unit},
-    nn::{ParamId, Pass, Store, Tape},
+    nn::{ParamId, Pass, Tape},
     weights,
 };
 
@@ -72,15 +72,21 @@ impl Net {
     ///
     /// # Errors
     /// A batch of another shape.
-    pub(crate) fn forward_heads(&self, store: &Store, x: Tensor, from: usize, heads: &[usize]) -> Result<Vec<Tensor>> {
+    pub(crate) fn forward_heads(
+        &self,
+        pass: &Pass<'_>,
+        x: Tensor,
+        from: usize,
+        heads: &[usize],
+    ) -> Result<Vec<Tensor>> {
         if let [0] = heads {
-            return Ok(vec![self.forward(store, x, from, self.network.units.len())?]);
+            return Ok(vec![self.forward(pass, x, from, self.network.units.len())?]);
         }
-        let features = self.forward(store, x, from, self.network.head)?;
-        let (pass, all) = (Pass::eval(store), self.heads().collect::<Vec<_>>());
+        let features = self.forward(pass, x, from, self.network.head)?;
+        let all: Vec<_> = self.heads().collect();
         let one = |head: &usize| {
             let units = all.get(*head).ok_or_else(|| Error::Internal(format!("the network has no head {head}")))?;
-            chain::through(units, features.clone(), &pass, &mut Tape::default())
+            chain::through(units, features.clone(), pass, &mut Tape::default())
         };
         heads.iter().map(one).collect()
     }

@@ -3,9 +3,12 @@
 use std::sync::OnceLock;
 
 use super::*;
-use crate::train::{
-    fisher,
-    origin::{Origin, Source},
+use crate::{
+    nn::Pass,
+    train::{
+        fisher,
+        origin::{Origin, Source},
+    },
 };
 
 /// Stripes, upright ones of the source and level ones of the target, whose class is how many there are; and noise.
@@ -198,7 +201,7 @@ fn what_matters_is_the_mean_square_of_the_slopes_of_single_samples() {
             let mut store = net.network.initial.clone();
             store.values[place] += by;
             let x = samples.batch(&[(index, View::PLAIN)], &net.contract, false).unwrap();
-            let logits = net.forward(&store, x, 0, net.network.units.len()).unwrap();
+            let logits = net.forward(&Pass::eval(&store), x, 0, net.network.units.len()).unwrap();
             eval::judge(&super::super::net::rows(&logits).unwrap()[0], samples.dataset.labels()[index]).loss
         };
         let slope = |index: &usize| (loss(*index, 5e-3) - loss(*index, -5e-3)) / 1e-2;

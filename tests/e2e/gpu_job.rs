@@ -1,0 +1,186 @@
+//! Whole jobs on a GPU, through a coordinator and a worker: on libraries in C that stand for NVIDIA's.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use serde_json::Value;
+use tl_client::Job;
+use tl_proto::{
+    failure::FailureClass,
+    spec::{JobSpec, parse},
+    v1,
+};
+use tl_tests::{Sandbox, Series, alone};
+
+/// The program whose mains the sandbox runs.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_tl-sandbox");
+
+/// Libraries that stand for NVIDIA's, in a folder; nothing where the machine has a driver of its own, which would come in the
+/// way, or no compiler of kernels.
+fn libraries() -> Option<String> {
+    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let find = || {
+        if nvlib::Library::Driver.open().is_ok() {
+            eprintln!("skipped: this machine has a driver of its own");
+            return None;
+        }
+        let cxx = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
+        if !Command::new(cxx).arg("--version").output().is_ok_and(|o| o.status.success()) {
+            eprintln!("skipped: there is no C++ compiler to run kernels with");
+            return None;
+        }
+        // That of the engine's tests: what is compiled of kernels stays there.
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gpu");
+        std::fs::create_dir_all(&dir).unwrap();
+        nvlib::fake::build_computing(&dir).unwrap();
+        Some(dir)
+    };
+    FOUND.get_or_init(find).as_ref().map(|dir| dir.display().to_string())
+}
+
+/// A head on frozen features, then everything; of so many samples a class, and a grain.
+fn job(device: &str, samples: usize, (batch, grains): (usize, usize)) -> JobSpec {
+    parse(&format!(
+        r#"
+schema = 1
+job = {{ name = "gpu", kind = "finetune", seed = 3 }}
+cluster = {{ device = "{device}" }}
+optimizer = {{ name = "sgd" }}
+[data]
+format = "generated"
+train = "target"
+val = "target"
+batch = {batch}
+grains = {grains}
+params = {{ train_samples = {samples}, val_samples = 2 }}
+[model]
+backbone = "small_cnn"
+input = {side}
+[[stage]]
+name = "head"
+epochs = 1
+train = ["head"]
+lr = 0.05
+[[stage]]
+name = "all"
+epochs = 2
+train = ["*"]
+lr = 0.05
+bn = "train"
+"#,
+        side = if grains == 1 { 32 } else { 16 }
+    ))
+    .unwrap()
+}
+
+async fn report(job: &Job, dir: &Path) -> Value {
+    job.fetch(dir).await.unwrap();
+    serde_json::from_slice(&std::fs::read(dir.join("report.json")).unwrap()).unwrap()
+}
+
+async fn log(job: &Job) -> String {
+    let mut chunks = job.logs(false, 0).await.unwrap();
+    let mut text = String::new();
+    while let Some(chunk) = chunks.message().await.unwrap() {
+        chunk.lines.iter().for_each(|line| text.push_str(&format!("{}\n", line.text)));
+    }
+    text
+}
+
+async fn nodes(sandbox: &Sandbox) -> BTreeMap<String, v1::Node> {
+    let all = sandbox.client().await.nodes().await.unwrap();
+    all.into_iter().map(|node| (node.name.clone(), node)).collect()
+}
+
+/// Sums have other orders on a GPU, and a sample between two classes may fall to either.
+fn near(name: &str, got: f64, want: f64) {
+    let room = if name.contains("accuracy") { 0.15 } else { 1e-3 * (1.0 + want.abs()) };
+    assert!((got - want).abs() <= room, "{name}: {got} on the GPU and {want} on the CPU");
+}
+
+fn all_near(got: &Series, want: &Series) {
+    assert_eq!(got.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>());
+    for (((step, name), got), want) in got.iter().zip(want.values()) {
+        near(&format!("{name} of step {step}"), f64::from_bits(*got), f64::from_bits(*want));
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_job_on_a_gpu_comes_to_what_it_comes_to_on_a_cpu() {
+    let Some(libraries) = libraries() else { return };
+    let _alone = alone().await;
+    let mut sandbox = Sandbox::bare(PROGRAM, None).await;
+    // One cache for both: what one has computed is of no use to the other.
+    let cache = sandbox.dir().join("cache").display().to_string();
+    sandbox.environment = vec![("NVLIB_PATH", libraries)];
+    sandbox.add_worker(&["--cache", &cache, "--gpus", "none"]);
+    sandbox.add_worker(&["--cache", &cache]);
+    sandbox.ready(2).await;
+    let nodes = nodes(&sandbox).await;
+    assert_eq!((nodes["w0"].device.as_str(), nodes["w1"].device.as_str()), ("cpu", "cuda"));
+    assert!(nodes["w0"].machine.ends_with("1 x Fake GPU (80 GiB), not used"), "{}", nodes["w0"].machine);
+
+    let mut found = Vec::new();
+    for (device, runs_on) in [("cpu", "cpu"), ("cuda", "cuda:0"), ("auto", "cuda:0")] {
+        let job = sandbox.submit(&job(device, 4, (9, 3))).await;
+        let (ended, series, _) = sandbox.ends(&job).await;
+        assert_eq!(ended.status, "succeeded", "{ended:#?}\n{}", log(&job).await);
+        let said = log(&job).await;
+        assert!(said.contains(&format!("rank 0 of 1 on {runs_on} ")), "{said}");
+        found.push((series, report(&job, &sandbox.dir().join(device)).await));
+    }
+    let [(on_cpu, by_cpu), (on_gpu, by_gpu), (again, once_more)] = &found[..] else { panic!("three jobs") };
+    all_near(on_gpu, on_cpu);
+    for figure in ["loss", "accuracy"] {
+        let of = |report: &Value| report["evaluation"][figure].as_f64().unwrap();
+        near(figure, of(by_gpu), of(by_cpu));
+    }
+    assert_eq!((by_gpu["steps"].as_u64(), again), (by_cpu["steps"].as_u64(), on_gpu));
+    let computed = [by_cpu, by_gpu, once_more].map(|report| report["prefix"]["computed"].as_u64().unwrap());
+    assert_eq!(computed, [36, 36, 0], "features belong to the numbers of a device");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn what_does_not_fit_into_the_memory_of_a_gpu_is_told_with_what_to_do() {
+    let Some(libraries) = libraries() else { return };
+    let _alone = alone().await;
+    let mut sandbox = Sandbox::bare(PROGRAM, None).await;
+    // cuBLAS has 32 MiB of it for itself.
+    sandbox.environment = vec![("NVLIB_PATH", libraries), ("FAKE_MEMORY", (40 << 20).to_string())];
+    sandbox.add_worker(&["--slots", "1"]);
+    sandbox.ready(1).await;
+    assert_eq!(nodes(&sandbox).await["w0"].device, "cuda, cpu");
+    let job = sandbox.submit(&job("cuda", 12, (64, 1))).await;
+    let (ended, ..) = sandbox.ends(&job).await;
+    let failure = ended.failure.expect("a failure");
+    assert_eq!((ended.status.as_str(), failure.class.as_str()), ("failed", FailureClass::OutOfMemory.as_str()));
+    assert_eq!(failure.message, "the memory of the GPU is full");
+    assert!(failure.hint.contains("`data.grains`"), "{}", failure.hint);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_gpu_that_does_not_work_is_left_out_and_the_cpu_is_there() {
+    let Some(libraries) = libraries() else { return };
+    let _alone = alone().await;
+    let mut sandbox = Sandbox::bare(PROGRAM, None).await;
+    sandbox.environment = vec![("NVLIB_PATH", libraries), ("FAKE_MEMORY", "1000".into())];
+    sandbox.add_worker(&[]);
+    sandbox.ready(1).await;
+    let node = nodes(&sandbox).await.remove("w0").unwrap();
+    assert_eq!((node.device.as_str(), node.slots), ("cpu", 1));
+    assert!(node.machine.ends_with(", not used"), "{}", node.machine);
+    let problem = node.hardware.unwrap().gpus[0].problem.clone();
+    assert_eq!(problem, "GPU 0 cannot be used: the memory of the GPU is full");
+    assert_eq!(sandbox.logs().matches(&format!("{problem}; it is not offered")).count(), 1, "{}", sandbox.logs());
+    let job = sandbox.submit(&job("cuda", 4, (9, 3))).await;
+    let waiting = tl_tests::eventually("a job that waits", async || {
+        let job = job.get().await.ok()?;
+        (!job.why.is_empty()).then_some(job.why)
+    });
+    assert_eq!(waiting.await, "it needs 1 slots and all nodes together have 0");
+}

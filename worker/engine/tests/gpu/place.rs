@@ -1,0 +1,142 @@
+//! Where a rank computes: what goes there, from one thread or from many, and a whole run.
+
+use std::path::Path;
+
+use tl_engine::{
+    gpu::{self, Place},
+    link::Deaf,
+    nn::{self, Act, Activation, Builder, Gradients, Layer, Layout, Packs, Pass, Sequential, Tape},
+    num::pool,
+    train,
+};
+use tl_proto::spec::JobSpec;
+
+use crate::{
+    layers::{down, near},
+    numbers, run, shared,
+};
+
+/// The GPU as a place; nothing where there is none.
+fn place() -> Option<Place> {
+    Some(Place::of(shared()?.clone()).unwrap())
+}
+
+#[test]
+fn batches_go_up_through_memory_that_is_used_again() {
+    let Some(Place::Gpu(gpu)) = place() else { return };
+    // More of them than are under way at once, larger and smaller ones.
+    let sizes = [12, 40, 40, 7, 90, 90, 1, 64];
+    let values: Vec<Vec<f32>> = sizes.iter().zip(0..).map(|(n, seed)| numbers(seed, *n)).collect();
+    let sent: Vec<_> = values.iter().map(|values| gpu.send(values, &[values.len()]).unwrap()).collect();
+    for (sent, values) in sent.iter().zip(&values) {
+        assert_eq!(&sent.download().unwrap(), values);
+    }
+    assert!(gpu.send(&[1.0], &[2]).is_err() && gpu.send(&[], &[0]).is_err());
+}
+
+#[test]
+fn a_store_keeps_its_place_and_a_place_knows_its_numbers() {
+    let Some(place) = place() else { return };
+    assert_eq!(place.numbers(), gpu::fingerprint(shared().unwrap()).unwrap());
+    place.wait().unwrap();
+    let mut b = Builder::new(1);
+    b.linear("l", (3, 2));
+    b.store.place = place.clone();
+    for store in [b.store.names(), b.store.without(&[]), b.store.clone()] {
+        assert_eq!(store.place.numbers(), place.numbers());
+    }
+    assert_ne!(Place::Host.numbers(), place.numbers());
+}
+
+#[test]
+fn threads_share_a_gpu_and_what_was_sent_to_it() {
+    let Some(place) = place() else { return };
+    let mut b = Builder::new(3);
+    let layers =
+        Sequential::default().with(b.linear("in", (7, 5))).with(Activation(Act::Silu)).with(b.linear("out", (5, 4)));
+    let (store, mut params) = (b.store, Vec::new());
+    layers.params(&mut params);
+    let (layout, packs) = (Layout::new(&store, &params, &[]), Packs::default());
+    packs.begin(&layout, 8);
+    let grain = &|seed: u32| {
+        let (x, shape) = (numbers(seed, 6 * 7), [6, 7]);
+        let want = run(&layers, &store, (&x, &shape), None, false);
+        let up = |values: &[f32], shape: &[usize]| {
+            nn::Array::at(nn::tensor(values.to_vec(), shape).unwrap(), &place).unwrap()
+        };
+        let pass = Pass { layout: Some(&layout), ..Pass::again(&store, &packs) };
+        let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
+        let y = layers.forward(&up(&x, &shape), &pass, &mut tape).unwrap();
+        let dx = layers.backward(&up(&want.dy, &want.shape), &pass, &mut tape, &mut grads, true).unwrap().unwrap();
+        grads.come_down().unwrap();
+        for (got, want) in [(&down(&y), &want.y), (&down(&dx), &want.dx), (&grads.flat, &want.flat)] {
+            near(got, want, 3e-5);
+        }
+    };
+    std::thread::scope(|scope| {
+        for seed in 0..8 {
+            scope.spawn(move || grain(seed));
+        }
+    });
+}
+
+/// A head on features that are kept, then everything.
+const JOB: &str = r#"
+schema = 1
+job = { name = "t", kind = "finetune", seed = 3 }
+data = { format = "generated", train = "target", val = "target", batch = 9, grains = 3, params = { train_samples = 3, val_samples = 2 } }
+model = { backbone = "small_cnn", input = 16 }
+optimizer = { name = "sgd", clip_norm = 1.0 }
+[[stage]]
+name = "head"
+epochs = 1
+train = ["head"]
+lr = 0.05
+[[stage]]
+name = "all"
+epochs = 1
+train = ["*"]
+lr = 0.05
+bn = "train"
+"#;
+
+fn trained(place: Place, dir: &Path, work: &str) -> train::export::Report {
+    let work = dir.join(work);
+    std::fs::create_dir_all(&work).unwrap();
+    let config = train::Config {
+        spec: JobSpec::from_toml(JOB, &[]).unwrap(),
+        inputs: Default::default(),
+        pushed: Default::default(),
+        hub: Default::default(),
+        absent: Default::default(),
+        look: false,
+        work,
+        cache: dir.join("cache"),
+        cache_bytes: 1 << 26,
+        features: Vec::new(),
+        resume: Vec::new(),
+        place,
+    };
+    pool::run(|| train::run(&config, &mut tl_engine::collective::Solo, &mut Deaf)).unwrap()
+}
+
+#[test]
+fn a_run_on_a_gpu_comes_to_what_one_on_the_host_comes_to() {
+    let Some(place) = place() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let host = trained(Place::Host, dir.path(), "host");
+    let [first, again] = ["first", "again"].map(|work| trained(place.clone(), dir.path(), work));
+    assert_eq!((first.history.len(), first.steps), (2, host.steps));
+    for (got, want) in first.history.iter().zip(&host.history) {
+        assert_eq!(got.values.keys().collect::<Vec<_>>(), want.values.keys().collect::<Vec<_>>());
+        for ((name, got), want) in got.values.iter().zip(want.values.values()) {
+            // A sample between two classes may fall to either.
+            let room = if name.contains("accuracy") { 0.15 } else { 1e-3 * (1.0 + want.abs()) };
+            assert!((got - want).abs() <= room, "{name}: {got} instead of {want}");
+        }
+    }
+    assert_eq!((&again.history, &again.evaluation), (&first.history, &first.evaluation), "the same bits each time");
+    // Features of the host are none of the GPU's.
+    let computed = [&host, &first, &again].map(|report| report.prefix.computed);
+    assert_eq!(computed, [30, 30, 0]);
+}
