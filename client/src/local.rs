@@ -77,7 +77,7 @@ impl Cluster {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = (cores / config.workers.max(1) as usize).max(1);
         for n in 1..=config.workers {
-            // Each has a GPU of its own, as far as there are any, and the CPU for what wants no GPU or more than there are.
+            // Each has a GPU of its own, as far as there are any, and the CPU for jobs of more ranks than GPUs.
             let gpu = (n - 1).to_string();
             let arguments: Vec<OsString> = vec![
                 "worker".into(),

@@ -8,6 +8,7 @@ use std::{
     sync::OnceLock,
 };
 
+use nvlib::Library;
 use serde_json::Value;
 use tl_client::Job;
 use tl_proto::{
@@ -20,12 +21,12 @@ use tl_tests::{Sandbox, Series, alone};
 /// The program whose mains the sandbox runs.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_tl-sandbox");
 
-/// Libraries that stand for NVIDIA's, in a folder; nothing where the machine has a driver of its own, which would come in the
+/// A folder with libraries that stand for NVIDIA's; nothing where the machine has a driver of its own, which would come in the
 /// way, or no compiler of kernels.
 fn libraries() -> Option<String> {
     static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
     let find = || {
-        if nvlib::Library::Driver.open().is_ok() {
+        if Library::Driver.open().is_ok() {
             eprintln!("skipped: this machine has a driver of its own");
             return None;
         }
@@ -38,6 +39,11 @@ fn libraries() -> Option<String> {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gpu");
         std::fs::create_dir_all(&dir).unwrap();
         nvlib::fake::build_computing(&dir).unwrap();
+        for library in [Library::Driver, Library::Nvrtc, Library::Cublas, Library::Cudnn] {
+            library.open_from(std::slice::from_ref(&dir)).unwrap();
+        }
+        // Compiles what a worker tries when it starts: there, it would wait no longer for that than for a GPU.
+        tl_engine::gpu::works(0).unwrap();
         Some(dir)
     };
     FOUND.get_or_init(find).as_ref().map(|dir| dir.display().to_string())

@@ -14,7 +14,7 @@ use crate::rank::{
     simd,
 };
 
-/// How long the GPUs of a node may take to show that they work, all at the same time: libraries are opened and kernels compiled.
+/// How long the GPUs of a node may take to show that they work, all at a time: libraries are opened and kernels compiled.
 const LIMIT: Duration = Duration::from_secs(15);
 /// Why a GPU is not offered that nobody has tried.
 const UNNAMED: &str = "`--gpus` does not name it";
@@ -52,7 +52,7 @@ impl FromStr for Offer {
     }
 }
 
-/// Looks at this machine, and tries the GPUs that it is to offer. Where there is no driver, that is a sentence, not an error.
+/// Looks at this machine, and tries the GPUs that it is to offer. That there is no driver is a sentence, not an error.
 pub fn offered(offer: &Offer) -> Hardware {
     let mut hardware = with(gpu::look());
     let (named, others) = hardware.gpus.iter_mut().partition::<Vec<_>, _>(|gpu| offer.names(gpu.index));
