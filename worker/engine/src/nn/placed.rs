@@ -1,5 +1,7 @@
 //! Parameters and their gradients on the GPU that a layer's input lies on.
 
+use std::borrow::Cow;
+
 use super::{Array, Gradients, Packs, ParamId, Pass};
 use crate::{
     Error, Result,
@@ -20,13 +22,48 @@ impl Pass<'_> {
     /// A weight or a bias of a product, as it takes it, where `at` lies. It goes up once for the grains of a step, and once
     /// for all steps where nothing trains it.
     pub(super) fn placed(&self, id: ParamId, shape: &[usize], at: &Placed) -> Result<Placed> {
+        self.sent(id, shape, at, || self.weight(id))
+    }
+
+    /// The same of a parameter that no product takes: it is never rounded.
+    pub(super) fn placed_exact(&self, id: ParamId, shape: &[usize], at: &Placed) -> Result<Placed> {
+        self.sent(id, shape, at, || self.store.param(id).into())
+    }
+
+    fn sent<'v>(
+        &self,
+        id: ParamId,
+        shape: &[usize],
+        at: &Placed,
+        values: impl FnOnce() -> Cow<'v, [f32]>,
+    ) -> Result<Placed> {
         if let Some(known) = self.packs.and_then(|packs| packs.placed(id)) {
             return Ok(known);
         }
-        let weight = self.weight(id);
-        let made = at.made(|device, _| device.upload(&weight[..], shape))?;
+        let made = at.made(|device, _| device.upload(&values()[..], shape))?;
         if let Some(packs) = self.packs {
             packs.keep(id, &made, self.trains(id));
+        }
+        Ok(made)
+    }
+
+    /// A weight turned into what an operation takes, which is kept in its place. All layers of a weight must want the same.
+    pub(super) fn placed_turned(
+        &self,
+        id: ParamId,
+        shape: &[usize],
+        at: &Placed,
+        turn: impl FnOnce(&Device, &gpu::Array) -> Result<gpu::Array, Fault>,
+    ) -> Result<Placed> {
+        if let Some(known) = self.packs.and_then(|packs| packs.kept().turned.get(&id).cloned()) {
+            return Ok(known);
+        }
+        let made = self.placed(id, shape, at)?.made(turn)?;
+        if let Some(mut kept) = self.packs.map(Packs::kept)
+            && (kept.several || !self.trains(id))
+        {
+            kept.placed.remove(&id);
+            kept.turned.insert(id, made.clone());
         }
         Ok(made)
     }
@@ -71,7 +108,7 @@ impl Gradients<'_> {
         Ok(())
     }
 
-    /// Adds what has gathered on a GPU to the flat gradient.
+    /// Adds what has gathered on a GPU to the flat gradient, and to the sums of batch-norms behind it.
     ///
     /// # Errors
     /// What makes it has failed.
@@ -80,6 +117,12 @@ impl Gradients<'_> {
             let sum = sum.download()?;
             if let Some(slot) = self.slot(id) {
                 slot.iter_mut().zip(&sum).for_each(|(to, v)| *to += v);
+            }
+        }
+        for (mean, sums) in std::mem::take(&mut self.placed_stats) {
+            let sums = sums.download()?;
+            if let Some(slot) = self.stats(mean) {
+                slot.iter_mut().zip(&sums).for_each(|(to, v)| *to += v);
             }
         }
         Ok(())

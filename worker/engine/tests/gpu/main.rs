@@ -6,9 +6,11 @@
 
 mod elementwise;
 mod faults;
+mod image_layers;
 mod images;
 mod layers;
 mod memory;
+mod networks;
 mod norms;
 mod sequences;
 mod updates;
