@@ -3,6 +3,8 @@
 use rayon::prelude::*;
 
 use super::{Array, Gradients, Layer, Padding, Pass, Saved, Tape, array, host};
+#[cfg(feature = "cuda")]
+use crate::gpu::ops;
 use crate::{Error, Result};
 
 /// Zeros before and after, the same in both directions; `[n, h, w, c]` to `[n, h', w', c]`.
@@ -34,6 +36,11 @@ impl Border {
 
 /// `x` moved down and right by `by`, cut or filled up with zeros to `size`.
 fn moved(x: &Array, (down, right): (isize, isize), (oh, ow): (usize, usize)) -> Result<Array> {
+    #[cfg(feature = "cuda")]
+    if let Array::Device(x) = x {
+        let by = (down as i32, right as i32);
+        return Ok(x.made(|device, x| ops::move_image(device, x, by, (oh, ow)))?.into());
+    }
     let (n, h, w, c) = x.dims4()?;
     let input = host(x)?;
     let input = &*input;

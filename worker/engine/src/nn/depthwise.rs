@@ -4,6 +4,11 @@
 use rayon::prelude::*;
 
 use super::{Array, Gradients, Layer, Padding, ParamId, Pass, Tape, array, conv::Axis, host, precision::Rounds};
+#[cfg(feature = "cuda")]
+use crate::gpu::{
+    Placed,
+    ops::{self, Windowed},
+};
 use crate::{
     Error, Result,
     num::{fresh::Fresh, simd::vectorised},
@@ -82,6 +87,48 @@ impl Depthwise {
     }
 }
 
+#[cfg(feature = "cuda")]
+impl Depthwise {
+    fn windows(&self, (y, x): (&Axis, &Axis)) -> Windowed {
+        let (before, outputs) = ((y.before, x.before), (y.outputs, x.outputs));
+        Windowed { k: self.k, stride: self.stride, before, outputs }
+    }
+
+    fn placed_weights(&self, pass: &Pass<'_>, at: &Placed) -> Result<Placed> {
+        pass.placed(self.w, &[self.c, 1, self.k, self.k], at)
+    }
+
+    /// The outputs for images that lie on a GPU.
+    fn placed(&self, x: &Placed, windows: Windowed, pass: &Pass<'_>) -> Result<Placed> {
+        let w = self.placed_weights(pass, x)?;
+        let y = pass.rounded(x.clone())?.made(|device, x| ops::depthwise(device, x, w.array(), windows))?;
+        pass.rounded(y)
+    }
+
+    fn placed_backward(
+        &self,
+        dy: &Placed,
+        (x, (size, windows)): (Option<&Array>, ((usize, usize), Windowed)),
+        pass: &Pass<'_>,
+        grads: &mut Gradients,
+        need_dx: bool,
+    ) -> Result<Option<Placed>> {
+        let dy = pass.rounded(dy.clone())?;
+        if let Some(x) = x {
+            let x = pass.rounded(x.placed()?.clone())?;
+            grads.add_placed(self.w, &[self.c, 1, self.k, self.k], &dy, |device, dw| {
+                ops::depthwise_weights(device, dy.array(), x.array(), windows, dw)
+            })?;
+        }
+        if !need_dx {
+            return Ok(None);
+        }
+        let w = self.placed_weights(pass, &dy)?;
+        let dx = dy.made(|device, dy| ops::depthwise_input(device, dy, w.array(), size, windows))?;
+        pass.rounded(dx).map(Some)
+    }
+}
+
 impl Layer for Depthwise {
     fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let (n, h, w, c) = x.dims4()?;
@@ -89,6 +136,12 @@ impl Layer for Depthwise {
         let (oh, ow) = (y_axis.outputs, x_axis.outputs);
         if c != self.c || oh * ow == 0 {
             return Err(Error::Internal(format!("depthwise convolution of {} channels was given {h}x{w}x{c}", self.c)));
+        }
+        #[cfg(feature = "cuda")]
+        if let Array::Device(placed) = x {
+            let y = self.placed(placed, self.windows((&y_axis, &x_axis)), pass)?;
+            tape.push_input(x, pass, self.w);
+            return Ok(y.into());
         }
         let mut out = Fresh::new(n * oh * ow * c);
         {
@@ -120,6 +173,12 @@ impl Layer for Depthwise {
         let (n, h, w, c, taps) = (shape[0], shape[1], shape[2], shape[3], self.k * self.k);
         let (y_axis, x_axis) = self.axes((h, w));
         let (oh, ow) = (y_axis.outputs, x_axis.outputs);
+        #[cfg(feature = "cuda")]
+        if let Array::Device(dy) = dy {
+            let over = ((h, w), self.windows((&y_axis, &x_axis)));
+            let dx = self.placed_backward(dy, (x.as_ref(), over), pass, grads, need_dx)?;
+            return Ok(dx.map(Array::from));
+        }
         let (precision, dy) = (pass.precision(), host(dy)?);
         let dy = precision.operand(&dy);
         let dy = &*dy;

@@ -4,6 +4,9 @@
 //! Forward has no side effect. In training mode backward deposits, per channel, Σ(x−r) and Σ(x−r)² around the running
 //! mean r: linear terms that any reduction can add up, from which one update per step is made after it.
 
+#[cfg(feature = "cuda")]
+mod placed;
+
 use rayon::prelude::*;
 
 use super::{
@@ -174,6 +177,16 @@ impl BatchNorm {
         pass.layout.is_some_and(|l| l.stats(self.mean).is_some())
     }
 
+    /// Whether backward needs the sums of slopes.
+    fn learns(&self, pass: &Pass<'_>) -> bool {
+        self.is_training(pass) || pass.trains(self.gamma) || pass.trains(self.beta)
+    }
+
+    /// Whether backward needs the input.
+    fn keeps(&self, pass: &Pass<'_>) -> bool {
+        self.is_training(pass) || pass.trains(self.gamma) || self.act != Act::None
+    }
+
     /// Moments of the grain: those of blocks of rows, joined in order in f64.
     fn moments(&self, x: &[f32]) -> Vec<f64> {
         let c = self.c;
@@ -209,6 +222,10 @@ const TASK: usize = 128;
 impl Layer for BatchNorm {
     fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         self.check(x)?;
+        #[cfg(feature = "cuda")]
+        if let Array::Device(x) = x {
+            return Ok(self.placed(x, pass, tape)?.into());
+        }
         let (c, input, training) = (self.c, host(x)?, self.is_training(pass));
         let input = &*input;
         let stats = if training {
@@ -229,7 +246,7 @@ impl Layer for BatchNorm {
             .zip(input.par_chunks(TASK * c))
             .for_each(|(out, x)| normalise(self.act, x, mean, &scale, beta, out));
         if pass.records() {
-            if training || pass.trains(self.gamma) || self.act != Act::None {
+            if self.keeps(pass) {
                 tape.push(Saved::Array(x.clone()));
             }
             tape.push(Saved::Values(stats));
@@ -246,12 +263,15 @@ impl Layer for BatchNorm {
         need_dx: bool,
     ) -> Result<Option<Array>> {
         self.check(dy)?;
+        #[cfg(feature = "cuda")]
+        if let Array::Device(dy) = dy {
+            return Ok(self.placed_backward(dy, pass, tape, grads, need_dx)?.map(Array::from));
+        }
         let (c, training) = (self.c, self.is_training(pass));
         let stats = tape.pop_values()?;
         let (mean, inv, var) = (&stats[..c], &stats[c..2 * c], &stats[2 * c..]);
-        let learns = training || pass.trains(self.gamma) || pass.trains(self.beta);
-        let kept = training || pass.trains(self.gamma) || self.act != Act::None;
-        let x = if kept { Some(tape.pop_array()?) } else { None };
+        let learns = self.learns(pass);
+        let x = if self.keeps(pass) { Some(tape.pop_array()?) } else { None };
         let x = x.as_ref().map(host).transpose()?;
         let x = x.as_deref();
         let (scale, beta) = (self.scale(pass, inv), pass.store.param(self.beta));

@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+#[cfg(feature = "cuda")]
+use super::BufferId;
 use super::{Layout, ParamId, Pass};
 #[cfg(feature = "cuda")]
 use crate::gpu::Placed;
@@ -26,6 +28,12 @@ pub(super) struct Kept {
     /// The same on a GPU, where they lie as in the store.
     #[cfg(feature = "cuda")]
     pub(super) placed: BTreeMap<ParamId, Placed>,
+    /// And where they lie as cuDNN takes them.
+    #[cfg(feature = "cuda")]
+    pub(super) turned: BTreeMap<ParamId, Placed>,
+    /// Running statistics there, by their means.
+    #[cfg(feature = "cuda")]
+    pub(super) running: BTreeMap<BufferId, Placed>,
     /// Whether what is trained is worth keeping: there are several grains.
     pub(super) several: bool,
 }
@@ -36,6 +44,10 @@ impl Kept {
         self.weights.retain(|(id, _), _| layout.slot(*id).is_none());
         #[cfg(feature = "cuda")]
         self.placed.retain(|id, _| layout.slot(*id).is_none());
+        #[cfg(feature = "cuda")]
+        self.turned.retain(|id, _| layout.slot(*id).is_none());
+        #[cfg(feature = "cuda")]
+        self.running.retain(|mean, _| layout.stats(*mean).is_none());
     }
 }
 

@@ -47,6 +47,27 @@ impl Pass<'_> {
         Ok(made)
     }
 
+    /// A weight turned into what an operation takes, which is kept in its place. All layers of a weight must want the same.
+    pub(super) fn placed_turned(
+        &self,
+        id: ParamId,
+        shape: &[usize],
+        at: &Placed,
+        turn: impl FnOnce(&Device, &gpu::Array) -> Result<gpu::Array, Fault>,
+    ) -> Result<Placed> {
+        if let Some(known) = self.packs.and_then(|packs| packs.kept().turned.get(&id).cloned()) {
+            return Ok(known);
+        }
+        let made = self.placed(id, shape, at)?.made(turn)?;
+        if let Some(mut kept) = self.packs.map(Packs::kept)
+            && (kept.several || !self.trains(id))
+        {
+            kept.placed.remove(&id);
+            kept.turned.insert(id, made.clone());
+        }
+        Ok(made)
+    }
+
     /// What a product takes, or gives, in the pass's precision.
     pub(super) fn rounded(&self, x: Placed) -> Result<Placed> {
         if self.precision().is_f32() { Ok(x) } else { Ok(x.made(ops::round_bf16)?) }
@@ -87,7 +108,7 @@ impl Gradients<'_> {
         Ok(())
     }
 
-    /// Adds what has gathered on a GPU to the flat gradient.
+    /// Adds what has gathered on a GPU to the flat gradient, and to the sums of batch-norms behind it.
     ///
     /// # Errors
     /// What makes it has failed.
@@ -96,6 +117,12 @@ impl Gradients<'_> {
             let sum = sum.download()?;
             if let Some(slot) = self.slot(id) {
                 slot.iter_mut().zip(&sum).for_each(|(to, v)| *to += v);
+            }
+        }
+        for (mean, sums) in std::mem::take(&mut self.placed_stats) {
+            let sums = sums.download()?;
+            if let Some(slot) = self.stats(mean) {
+                slot.iter_mut().zip(&sums).for_each(|(to, v)| *to += v);
             }
         }
         Ok(())

@@ -172,7 +172,7 @@ impl Layout {
 
 /// The flat gradient of one grain.
 pub struct Gradients<'a> {
-    layout: &'a Layout,
+    pub(super) layout: &'a Layout,
     /// The elements.
     pub flat: Vec<f32>,
     /// Which parameters backward has reached.
@@ -180,6 +180,9 @@ pub struct Gradients<'a> {
     /// What has gathered on a GPU and is not in `flat` yet.
     #[cfg(feature = "cuda")]
     pub(super) placed: BTreeMap<ParamId, Placed>,
+    /// The same of the sums of batch-norms, by their means.
+    #[cfg(feature = "cuda")]
+    pub(super) placed_stats: BTreeMap<BufferId, Placed>,
 }
 
 impl<'a> Gradients<'a> {
@@ -191,6 +194,8 @@ impl<'a> Gradients<'a> {
             touched: vec![false; layout.slots.len()],
             #[cfg(feature = "cuda")]
             placed: BTreeMap::new(),
+            #[cfg(feature = "cuda")]
+            placed_stats: BTreeMap::new(),
         }
     }
 

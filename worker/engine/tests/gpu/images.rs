@@ -122,6 +122,8 @@ fn convolutions_are_those_of_the_cpu() {
         let how = Convolution { stride, pad, groups: 1 };
         let weights = [cout, cin, kernel.0, kernel.1];
         let (xs, ws) = (up(device, &x, &shape), up(device, b.store.param(ParamId(0)), &weights));
+        let ws = ops::channels_last(device, &ws).unwrap();
+        assert_eq!(ws.shape(), [cout, kernel.0, kernel.1, cin]);
         let y = ops::conv(device, &xs, &ws, how).unwrap();
         assert_eq!(y.shape(), want.shape);
         close(device, &y, &want.y, 1e-5);
@@ -142,16 +144,16 @@ fn groups_of_a_convolution_do_not_see_each_other() {
     let (shape, how) = ([2, 4, 5, 6], Convolution { stride: 1, pad: (1, 1), groups: 2 });
     let (x, w, alone) = (numbers(1, 240), numbers(2, 4 * 3 * 9), Convolution { groups: 1, ..how });
     let xs = up(device, &x, &shape);
-    let y = ops::conv(device, &xs, &up(device, &w, &[4, 3, 3, 3]), how).unwrap();
+    let weights = |w: &[f32], cout| ops::channels_last(device, &up(device, w, &[cout, 3, 3, 3])).unwrap();
+    let y = ops::conv(device, &xs, &weights(&w, 4), how).unwrap();
     for group in 0..2 {
         let (mut part, mut own) = (device.zeros(&[2, 4, 5, 3]).unwrap(), device.zeros(&[2, 4, 5, 2]).unwrap());
         ops::copy_columns(device, &xs, &mut part, Columns { from: 3 * group, to: 0, width: 3 }, false).unwrap();
         ops::copy_columns(device, &y, &mut own, Columns { from: 2 * group, to: 0, width: 2 }, false).unwrap();
-        let weights = up(device, &w[group * 54..][..54], &[2, 3, 3, 3]);
-        let want = ops::conv(device, &part, &weights, alone).unwrap();
+        let want = ops::conv(device, &part, &weights(&w[group * 54..][..54], 2), alone).unwrap();
         close(device, &own, &device.download(&want).unwrap(), 1e-5);
     }
-    assert!(ops::conv(device, &xs, &up(device, &w, &[4, 3, 3, 3]), alone).is_err());
+    assert!(ops::conv(device, &xs, &weights(&w, 4), alone).is_err());
 }
 
 #[test]

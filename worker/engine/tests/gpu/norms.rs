@@ -40,14 +40,16 @@ fn statistics_of_the_batch_are_those_of_the_cpu_and_so_are_gradients_and_deposit
         let dy = up(device, &want.dy, &[rows, c]);
         let slopes = ops::slopes(device, &dy, &xs, &stats, affine, act).unwrap();
         let (mut dgamma, mut dbeta) = (device.zeros(&[c]).unwrap(), device.zeros(&[c]).unwrap());
-        ops::affine_gradients(device, &slopes, &stats, &mut dgamma, &mut dbeta).unwrap();
+        ops::scale_gradient(device, &slopes, &stats, &mut dgamma).unwrap();
+        ops::shift_gradient(device, &slopes, &mut dbeta).unwrap();
         close(device, &dgamma, &want.flat[..c], 2e-5);
         close(device, &dbeta, &want.flat[c..2 * c], 2e-5);
         let mut slot = device.zeros(&[2 * c + 1]).unwrap();
-        let running = up(device, b.store.buffer(BufferId(0)), &[c]);
+        let [mean, var] = [0, 1].map(|i| up(device, b.store.buffer(BufferId(i)), &[c]));
+        let running = ops::running_statistics(device, &mean, &var, EPS).unwrap();
         ops::deposit(device, &stats, &running, rows, &mut slot).unwrap();
         close(device, &slot, &want.flat[2 * c..], 1e-6);
-        let dx = ops::through(device, slopes, &xs, &stats, &gamma, rows).unwrap();
+        let dx = ops::through(device, slopes, &xs, &stats, &gamma, rows as f64).unwrap();
         close(device, &dx, &want.dx, 5e-5);
     }
 }
@@ -68,10 +70,16 @@ fn running_statistics_give_the_bits_of_the_cpu() {
         same(device, &ops::normalise(device, &xs, &stats, affine, act).unwrap(), &want.y);
         let slopes = ops::slopes(device, &dy, &xs, &stats, affine, act).unwrap();
         let (mut dgamma, mut dbeta) = (device.zeros(&[c]).unwrap(), device.zeros(&[c]).unwrap());
-        ops::affine_gradients(device, &slopes, &stats, &mut dgamma, &mut dbeta).unwrap();
+        ops::scale_gradient(device, &slopes, &stats, &mut dgamma).unwrap();
+        ops::shift_gradient(device, &slopes, &mut dbeta).unwrap();
         close(device, &dgamma, &want.flat[..c], 1e-5);
         close(device, &dbeta, &want.flat[c..], 1e-5);
         same(device, &ops::through_fixed(device, slopes.dz, &stats, &gamma).unwrap(), &want.dx);
+        same(device, &ops::fixed_back(device, &dy, Some(&xs), &stats, affine, act).unwrap(), &want.dx);
+        match ops::fixed_back(device, &dy, None, &stats, affine, act) {
+            Ok(dx) => same(device, &dx, &want.dx),
+            Err(_) => assert_ne!(act, Act::None, "without an activation no input is needed"),
+        }
     }
 }
 

@@ -103,12 +103,9 @@ extern "C" __global__ void norm_before(float *dz, float *lines, const float *dy,
   }
 }
 
-// Adds the gradients of γ and β.
-extern "C" __global__ void norm_affine(float *dgamma, float *dbeta, const double *sums, const float *stats, u32 c) {
-  EACH(i, c) {
-    dgamma[i] += (float)(sums[c + i] * (double)stats[c + i]);
-    dbeta[i] += (float)sums[i];
-  }
+// Adds the gradient of γ.
+extern "C" __global__ void norm_gamma(float *dgamma, const double *sums, const float *stats, u32 c) {
+  EACH(i, c) dgamma[i] += (float)(sums[c + i] * (double)stats[c + i]);
 }
 
 // Adds the linear terms of running statistics: Σ(x − r), Σ(x − r)² and the count.
@@ -136,4 +133,15 @@ extern "C" __global__ void norm_through(float *dz, const float *x, const double 
 // Through fixed statistics, in place.
 extern "C" __global__ void norm_scaled(float *dz, const float *stats, const float *gamma, u64 n, u32 c) {
   EACH(i, n) dz[i] *= gamma[i % c] * stats[c + i % c];
+}
+
+// Through the activation and fixed statistics at once; without an activation `x` is not read.
+extern "C" __global__ void norm_fixed_back(float *dx, const float *dy, const float *x, const float *stats,
+                                           const float *gamma, const float *beta, u64 n, u32 c, int act) {
+  EACH(i, n) {
+    u32 channel = i % c;
+    float g = dy[i];
+    if (act != NONE) g = slope_of(act, normalised(x, stats, gamma, beta, i, channel, c), g);
+    dx[i] = g * (gamma[channel] * stats[c + channel]);
+  }
 }

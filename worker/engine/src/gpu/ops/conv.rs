@@ -1,7 +1,7 @@
 //! Convolutions of images `[n, h, w, c]` with weights `[cout, cin / groups, kh, kw]`, by cuDNN.
 //!
-//! cuDNN takes the weights of channels-last images channels last too; they are turned on the way in, and their gradient on the
-//! way out.
+//! cuDNN takes the weights of channels-last images channels last too: [`channels_last`] turns them, once for all that they are
+//! used for, and their gradient is turned back. What cuDNN writes it does not read before, so it begins as anything.
 
 use std::ffi::c_void;
 
@@ -28,13 +28,14 @@ pub struct Convolution {
 }
 
 impl Convolution {
+    /// For images and weights of these shapes, both channels last.
     fn plan(&self, x: [usize; 4], weights: &[usize]) -> Result<Plan, Fault> {
         let [n, h, w, c] = x;
         let outputs = |size: usize, k: usize, pad: usize| {
             (size + 2 * pad).checked_sub(k).map(|room| room / self.stride.max(1) + 1)
         };
         match *weights {
-            [cout, cin, kh, kw]
+            [cout, kh, kw, cin]
                 if self.stride > 0 && self.groups > 0 && cin * self.groups == c && cout % self.groups == 0 =>
             {
                 if let (Some(oh), Some(ow)) = (outputs(h, kh, self.pad.0), outputs(w, kw, self.pad.1)) {
@@ -48,12 +49,18 @@ impl Convolution {
     }
 }
 
-/// Weights as cuDNN takes them.
-fn channels_last(device: &Device, weights: &Array) -> Result<Array, Fault> {
-    let &[cout, cin, kh, kw] = weights.shape() else {
-        return Err(Fault::shape(format!("weights of {:?}", weights.shape())));
-    };
-    transpose(device, &device.copy(weights)?.reshaped(&[cout, cin, kh * kw])?)
+/// The dimensions of weights.
+fn dims(weights: &Array) -> Result<[usize; 4], Fault> {
+    <[usize; 4]>::try_from(weights.shape()).map_err(|_| Fault::shape(format!("weights of {:?}", weights.shape())))
+}
+
+/// Weights `[cout, cin / groups, kh, kw]` as cuDNN takes them: `[cout, kh, kw, cin / groups]`.
+///
+/// # Errors
+/// Other dimensions, a full memory, or a GPU that has failed.
+pub fn channels_last(device: &Device, weights: &Array) -> Result<Array, Fault> {
+    let [cout, cin, kh, kw] = dims(weights)?;
+    transpose(device, &device.copy(weights)?.reshaped(&[cout, cin, kh * kw])?)?.reshaped(&[cout, kh, kw, cin])
 }
 
 /// Calls cuDNN with what it wants for a plan: `from` and `with` are read, `to` is written.
@@ -92,18 +99,18 @@ fn run(device: &Device, of: Of, plan: &Plan, from: &Array, with: &Array, to: &mu
     Ok(())
 }
 
-/// The outputs.
+/// The outputs, of weights that are [`channels_last`].
 ///
 /// # Errors
 /// Shapes that do not fit, a full memory, or cuDNN is not there, refuses, or has no deterministic algorithm.
 pub fn conv(device: &Device, x: &Array, weights: &Array, how: Convolution) -> Result<Array, Fault> {
     let plan = how.plan(x.images()?, weights.shape())?;
-    let mut y = device.zeros(&plan.y)?;
-    run(device, Of::Outputs, &plan, x, &channels_last(device, weights)?, &mut y)?;
+    let mut y = device.fresh(&plan.y)?;
+    run(device, Of::Outputs, &plan, x, weights, &mut y)?;
     Ok(y)
 }
 
-/// The input's gradient, for an input of `shape`.
+/// The input's gradient, for an input of `shape` and weights that are [`channels_last`].
 ///
 /// # Errors
 /// As [`conv`].
@@ -116,20 +123,21 @@ pub fn conv_input(
 ) -> Result<Array, Fault> {
     let plan = how.plan(shape, weights.shape())?;
     dy.expect(&plan.y)?;
-    let mut dx = device.zeros(&plan.x)?;
-    run(device, Of::Inputs, &plan, dy, &channels_last(device, weights)?, &mut dx)?;
+    let mut dx = device.fresh(&plan.x)?;
+    run(device, Of::Inputs, &plan, dy, weights, &mut dx)?;
     Ok(dx)
 }
 
-/// Adds the weights' gradient.
+/// Adds the weights' gradient, `[cout, cin / groups, kh, kw]`.
 ///
 /// # Errors
 /// As [`conv`].
 pub fn conv_weights(device: &Device, dy: &Array, x: &Array, how: Convolution, dw: &mut Array) -> Result<(), Fault> {
-    let plan = how.plan(x.images()?, dw.shape())?;
+    let [cout, cin, kh, kw] = dims(dw)?;
+    let plan = how.plan(x.images()?, &[cout, kh, kw, cin])?;
     dy.expect(&plan.y)?;
-    let [cout, kh, kw, cin] = plan.w;
-    let mut turned = device.zeros(&[cout, kh * kw, cin])?;
-    run(device, Of::Weights, &plan, dy, x, &mut turned)?;
-    add_into(device, dw, &transpose(device, &turned)?.reshaped(&[cout, cin, kh, kw])?)
+    let mut own = device.fresh(&plan.w)?;
+    run(device, Of::Weights, &plan, dy, x, &mut own)?;
+    let own = transpose(device, &own.reshaped(&[cout, kh * kw, cin])?)?.reshaped(&[cout, cin, kh, kw])?;
+    add_into(device, dw, &own)
 }

@@ -26,7 +26,7 @@ mod rows;
 mod softmax;
 
 pub use cast::{from_bf16, round_bf16, to_bf16};
-pub use conv::{Convolution, conv, conv_input, conv_weights};
+pub use conv::{Convolution, channels_last, conv, conv_input, conv_weights};
 pub use depthwise::{Windowed, depthwise, depthwise_input, depthwise_weights};
 pub use dropout::{Dropped, drop_path, dropout, dropout_scores};
 pub use elementwise::{
@@ -39,8 +39,8 @@ pub use layer_norm::{Normalised, layer_norm, layer_norm_back};
 pub use layout::{Columns, copy_columns, move_image, take_rows, transpose};
 pub use lstm::{lstm_back, lstm_step};
 pub use norm::{
-    Affine, Slopes, affine_gradients, deposit, moments, normalise, running_statistics, slopes, statistics, through,
-    through_fixed,
+    Affine, Slopes, deposit, fixed_back, moments, normalise, running_statistics, scale_gradient, shift_gradient, slopes,
+    statistics, through, through_fixed,
 };
 pub use optimizer::{AdamW, Sgd, adamw, sgd, squared_norm};
 pub use pool::{

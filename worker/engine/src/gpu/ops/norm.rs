@@ -1,6 +1,9 @@
 //! Batch-norm in its steps, so that the moments of several grains can be joined between them.
 
-use super::{number, rows::total};
+use super::{
+    number,
+    rows::{self, total},
+};
 use crate::{
     gpu::{
         Array, Device, Fault,
@@ -133,50 +136,47 @@ pub fn slopes(
     Ok(Slopes { dz, sums: total(device, &lines, 2 * c)? })
 }
 
-/// Adds the gradients of γ and β.
+/// Adds the gradient of γ.
 ///
 /// # Errors
 /// Another number of channels.
-pub fn affine_gradients(
-    device: &Device,
-    slopes: &Slopes,
-    stats: &Array,
-    dgamma: &mut Array,
-    dbeta: &mut Array,
-) -> Result<(), Fault> {
+pub fn scale_gradient(device: &Device, slopes: &Slopes, stats: &Array, dgamma: &mut Array) -> Result<(), Fault> {
     let c = slopes.dz.width();
+    slopes.sums.expect_count(2 * c)?;
     stats.expect_count(3 * c)?;
     dgamma.expect_count(c)?;
-    dbeta.expect_count(c)?;
-    launch!(
-        device,
-        Norm,
-        "norm_affine",
-        each(c),
-        &mut dgamma.data,
-        &mut dbeta.data,
-        &slopes.sums.data,
-        &stats.data,
-        &small(c)?
-    );
+    let width = small(c)?;
+    launch!(device, Norm, "norm_gamma", each(c), &mut dgamma.data, &slopes.sums.data, &stats.data, &width);
     Ok(())
 }
 
+/// Adds the gradient of β.
+///
+/// # Errors
+/// Another number of channels.
+pub fn shift_gradient(device: &Device, slopes: &Slopes, dbeta: &mut Array) -> Result<(), Fault> {
+    let c = slopes.dz.width();
+    slopes.sums.expect_count(2 * c)?;
+    dbeta.expect_count(c)?;
+    rows::add(device, dbeta, &slopes.sums)
+}
+
 /// Adds what running statistics are updated from, `[2c + 1]`: Σ(x − r) and Σ(x − r)² around the running mean, and the count
-/// of the grain's rows.
+/// of the grain's rows. Both statistics are as [`statistics`] and [`running_statistics`] give them.
 ///
 /// # Errors
 /// Another number of channels.
 pub fn deposit(device: &Device, stats: &Array, running: &Array, rows: usize, slot: &mut Array) -> Result<(), Fault> {
-    let c = running.count();
+    let c = stats.count() / 3;
     stats.expect_count(3 * c)?;
+    running.expect_count(3 * c)?;
     slot.expect_count(2 * c + 1)?;
     let count = rows as f64;
     launch!(device, Norm, "norm_deposit", each(c), &mut slot.data, &stats.data, &running.data, &count, &small(c)?);
     Ok(())
 }
 
-/// The input's gradient through statistics of `count` rows, of which `slopes` has the sums.
+/// The input's gradient through statistics of `count` rows, of which `slopes` has the sums; a whole number.
 ///
 /// # Errors
 /// Other shapes.
@@ -186,11 +186,11 @@ pub fn through(
     x: &Array,
     stats: &Array,
     gamma: &Array,
-    count: usize,
+    count: f64,
 ) -> Result<Array, Fault> {
     let Slopes { mut dz, sums } = slopes;
     x.expect(dz.shape())?;
-    let (n, c, count) = (dz.count(), dz.width(), count as f64);
+    let (n, c) = (dz.count(), dz.width());
     sums.expect_count(2 * c)?;
     stats.expect_count(3 * c)?;
     gamma.expect_count(c)?;
@@ -221,4 +221,46 @@ pub fn through_fixed(device: &Device, mut dz: Array, stats: &Array, gamma: &Arra
     gamma.expect_count(c)?;
     launch!(device, Norm, "norm_scaled", each(n), &mut dz.data, &stats.data, &gamma.data, &(n as u64), &small(c)?);
     Ok(dz)
+}
+
+/// The input's gradient where nothing of the norm learns: through the activation and fixed statistics at once. Without an
+/// activation it needs no input.
+///
+/// # Errors
+/// Other shapes, or an input that is missing.
+pub fn fixed_back(
+    device: &Device,
+    dy: &Array,
+    x: Option<&Array>,
+    stats: &Array,
+    affine: Affine<'_>,
+    act: Act,
+) -> Result<Array, Fault> {
+    let (n, c) = (dy.count(), dy.width());
+    let x = match (x, act) {
+        (Some(x), _) => x,
+        // It is not read.
+        (None, Act::None) => dy,
+        (None, _) => return Err(Fault::shape(format!("{act:?} behind a norm whose input is gone"))),
+    };
+    x.expect(dy.shape())?;
+    stats.expect_count(3 * c)?;
+    affine.expect(c)?;
+    let mut dx = device.fresh::<f32>(dy.shape())?;
+    launch!(
+        device,
+        Norm,
+        "norm_fixed_back",
+        each(n),
+        &mut dx.data,
+        &dy.data,
+        &x.data,
+        &stats.data,
+        &affine.gamma.data,
+        &affine.beta.data,
+        &(n as u64),
+        &small(c)?,
+        &number(act)
+    );
+    Ok(dx)
 }

@@ -164,7 +164,7 @@ pub fn product<T: Element>(
 pub fn linear<T: Element>(device: &Device, x: &Array<T>, w: &Array<T>) -> Result<Array, Fault> {
     let (rows, input, output) = (x.rows(), x.width(), w.rows());
     w.expect(&[output, input])?;
-    let mut y = device.zeros(&[rows, output])?;
+    let mut y = device.fresh(&[rows, output])?;
     product(device, (flat(x), flat(w).turned()), (1, rows, output, input), &mut y, false)?;
     Ok(y)
 }
@@ -176,7 +176,7 @@ pub fn linear<T: Element>(device: &Device, x: &Array<T>, w: &Array<T>) -> Result
 pub fn linear_input<T: Element>(device: &Device, dy: &Array<T>, w: &Array<T>) -> Result<Array, Fault> {
     let (rows, output, input) = (dy.rows(), dy.width(), w.width());
     w.expect(&[output, input])?;
-    let mut dx = device.zeros(&[rows, input])?;
+    let mut dx = device.fresh(&[rows, input])?;
     product(device, (flat(dy), flat(w)), (1, rows, input, output), &mut dx, false)?;
     Ok(dx)
 }

@@ -13,8 +13,8 @@ pub(super) fn total(device: &Device, lines: &Array, width: usize) -> Result<Arra
     Ok(sums)
 }
 
-/// `to += sums`.
-fn add(device: &Device, to: &mut Array, sums: &Array<f64>) -> Result<(), Fault> {
+/// `to += sums`; of more sums than it has numbers, the first ones.
+pub(super) fn add(device: &Device, to: &mut Array, sums: &Array<f64>) -> Result<(), Fault> {
     let n = to.count();
     launch!(device, Rows, "add_totals", each(n), &mut to.data, &sums.data, &(n as u64));
     Ok(())

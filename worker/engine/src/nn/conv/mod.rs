@@ -4,6 +4,8 @@
 
 mod backward;
 mod geometry;
+#[cfg(feature = "cuda")]
+mod placed;
 mod window;
 
 use geometry::Geometry;
@@ -64,6 +66,12 @@ impl Conv2d {
     /// What its own weights make of an input.
     fn base(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let g = Geometry::new(&self.spec, x.dims())?;
+        #[cfg(feature = "cuda")]
+        if let Array::Device(placed) = x {
+            let y = self.placed(placed, &g, pass)?;
+            tape.push_input(x, pass, self.w);
+            return Ok(y.into());
+        }
         let precision = pass.precision();
         let bias = self.b.map(|b| pass.weight(b));
         let weights = pass.packed(self.w, Way::Forward, |w| self.forward_weights(w));
@@ -82,6 +90,11 @@ impl Conv2d {
     ) -> Result<Option<Array>> {
         let (shape, x) = tape.pop_input()?;
         let g = Geometry::new(&self.spec, &shape)?;
+        #[cfg(feature = "cuda")]
+        if let Array::Device(dy) = dy {
+            let dx = self.placed_backward(dy, (x.as_ref(), &g), pass, grads, need_dx)?;
+            return Ok(dx.map(Array::from));
+        }
         let (precision, dy) = (pass.precision(), host(dy)?);
         let dy = precision.operand(&dy);
         if let (Some(x), Some(dw)) = (x, grads.slot(self.w)) {
