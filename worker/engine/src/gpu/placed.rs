@@ -27,8 +27,31 @@ impl Placed {
     /// # Errors
     /// Those of the operation.
     pub fn made(&self, operation: impl FnOnce(&Device, &Array) -> Result<Array, Fault>) -> Result<Self, Fault> {
-        let array = operation(&self.device, &self.array)?;
-        Ok(Self::new(self.device.clone(), array))
+        self.made_with(|device, array| Ok((operation(device, array)?, ()))).map(|(made, ())| made)
+    }
+
+    /// The same of an operation that gives something else beside them.
+    ///
+    /// # Errors
+    /// Those of the operation.
+    pub fn made_with<T>(
+        &self,
+        operation: impl FnOnce(&Device, &Array) -> Result<(Array, T), Fault>,
+    ) -> Result<(Self, T), Fault> {
+        let (array, beside) = operation(&self.device, &self.array)?;
+        Ok((Self::new(self.device.clone(), array), beside))
+    }
+
+    /// The same numbers in another shape; a copy of them where others hold them too.
+    ///
+    /// # Errors
+    /// One of another count.
+    pub fn reshaped(self, shape: &[usize]) -> Result<Self, Fault> {
+        let array = match Arc::try_unwrap(self.array) {
+            Ok(own) => own,
+            Err(shared) => self.device.copy(&shared)?,
+        };
+        Ok(Self::new(self.device, array.reshaped(shape)?))
     }
 
     /// Changes them where they lie.

@@ -10,6 +10,8 @@ mod images;
 mod layers;
 mod memory;
 mod norms;
+mod patches;
+mod pools;
 mod sequences;
 mod updates;
 
