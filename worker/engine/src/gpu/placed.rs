@@ -17,6 +17,11 @@ impl Placed {
         Self { device, array: Arc::new(array) }
     }
 
+    /// The GPU.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
     /// The numbers.
     pub fn array(&self) -> &Array {
         &self.array
@@ -27,31 +32,8 @@ impl Placed {
     /// # Errors
     /// Those of the operation.
     pub fn made(&self, operation: impl FnOnce(&Device, &Array) -> Result<Array, Fault>) -> Result<Self, Fault> {
-        self.made_with(|device, array| Ok((operation(device, array)?, ()))).map(|(made, ())| made)
-    }
-
-    /// The same of an operation that gives something else beside them.
-    ///
-    /// # Errors
-    /// Those of the operation.
-    pub fn made_with<T>(
-        &self,
-        operation: impl FnOnce(&Device, &Array) -> Result<(Array, T), Fault>,
-    ) -> Result<(Self, T), Fault> {
-        let (array, beside) = operation(&self.device, &self.array)?;
-        Ok((Self::new(self.device.clone(), array), beside))
-    }
-
-    /// The same numbers in another shape; a copy of them where others hold them too.
-    ///
-    /// # Errors
-    /// One of another count.
-    pub fn reshaped(self, shape: &[usize]) -> Result<Self, Fault> {
-        let array = match Arc::try_unwrap(self.array) {
-            Ok(own) => own,
-            Err(shared) => self.device.copy(&shared)?,
-        };
-        Ok(Self::new(self.device, array.reshaped(shape)?))
+        let array = operation(&self.device, &self.array)?;
+        Ok(Self::new(self.device.clone(), array))
     }
 
     /// Changes them where they lie.
@@ -71,6 +53,18 @@ impl Placed {
     /// What makes them has failed.
     pub fn download(&self) -> Result<Vec<f32>, Fault> {
         self.device.download(&self.array)
+    }
+
+    /// The same numbers in another shape; a copy of them where others hold them too.
+    ///
+    /// # Errors
+    /// One of another count.
+    pub fn reshaped(self, shape: &[usize]) -> Result<Self, Fault> {
+        let array = match Arc::try_unwrap(self.array) {
+            Ok(own) => own,
+            Err(shared) => self.device.copy(&shared)?,
+        };
+        Ok(Self::new(self.device, array.reshaped(shape)?))
     }
 }
 

@@ -165,12 +165,12 @@ impl Layer for MaxPool {
 #[cfg(feature = "cuda")]
 impl MaxPool {
     fn placed(&self, x: &Placed, pass: &Pass<'_>, tape: &mut Tape) -> Result<Placed> {
-        let (y, chosen) = x.made_with(|device, x| ops::max_pool(device, x, self.k, self.stride, self.pad))?;
+        let (y, chosen) = ops::max_pool(x.device(), x.array(), self.k, self.stride, self.pad)?;
         if pass.records() {
             tape.push(Saved::Shape(x.array().shape().to_vec()));
             tape.push(Saved::PlacedIndices(chosen.into()));
         }
-        Ok(y)
+        Ok(Placed::new(x.device().clone(), y))
     }
 
     fn placed_backward(&self, dy: &Placed, tape: &mut Tape, need_dx: bool) -> Result<Option<Placed>> {
