@@ -54,6 +54,18 @@ impl Placed {
     pub fn download(&self) -> Result<Vec<f32>, Fault> {
         self.device.download(&self.array)
     }
+
+    /// The same numbers in another shape; a copy of them where others hold them too.
+    ///
+    /// # Errors
+    /// One of another count.
+    pub fn reshaped(self, shape: &[usize]) -> Result<Self, Fault> {
+        let array = match Arc::try_unwrap(self.array) {
+            Ok(own) => own,
+            Err(shared) => self.device.copy(&shared)?,
+        };
+        Ok(Self::new(self.device, array.reshaped(shape)?))
+    }
 }
 
 impl fmt::Debug for Placed {

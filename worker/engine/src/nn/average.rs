@@ -5,6 +5,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Array, Gradients, Layer, Padding, Pass, Saved, Tape, array, host};
+#[cfg(feature = "cuda")]
+use crate::gpu::ops;
 use crate::{Error, Result};
 
 /// The pixels of a window in one direction, and how many it is divided by.
@@ -51,10 +53,20 @@ impl AvgPool {
     }
 }
 
+/// Windows as the operations of a GPU take them.
+#[cfg(feature = "cuda")]
+fn placed(windows: &[Window]) -> Vec<ops::Window> {
+    windows.iter().map(|(pixels, count)| ops::Window { pixels: pixels.clone(), count: *count }).collect()
+}
+
 fn forward(x: &Array, (ys, xs): (&[Window], &[Window])) -> Result<Array> {
     let (n, h, w, c) = x.dims4()?;
     if ys.is_empty() || xs.is_empty() {
         return Err(Error::user(format!("an image of {h}x{w} is too small for this network"), "raise `model.input`"));
+    }
+    #[cfg(feature = "cuda")]
+    if let Array::Device(x) = x {
+        return Ok(x.made(|device, x| ops::average_pool(device, x, &placed(ys), &placed(xs)))?.into());
     }
     let (oh, ow) = (ys.len(), xs.len());
     let input = host(x)?;
@@ -79,6 +91,11 @@ fn backward(dy: &Array, shape: &[usize], (ys, xs): (&[Window], &[Window])) -> Re
     let &[_, h, w, c] = shape else {
         return Err(Error::Internal(format!("pooling of {shape:?}")));
     };
+    #[cfg(feature = "cuda")]
+    if let Array::Device(dy) = dy {
+        let dx = dy.made(|device, dy| ops::average_pool_back(device, dy, (h, w), &placed(ys), &placed(xs)))?;
+        return Ok(dx.into());
+    }
     let g = host(dy)?;
     let g = &*g;
     let mut dx = vec![0.0; shape.iter().product()];

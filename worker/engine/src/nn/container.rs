@@ -2,6 +2,8 @@
 
 use super::{Act, Array, BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape, act::backward, array, host, sum::add};
 use crate::Result;
+#[cfg(feature = "cuda")]
+use crate::gpu::ops;
 
 /// One layer after the other.
 #[derive(Default)]
@@ -80,6 +82,10 @@ pub struct Residual {
 
 /// Every second pixel of each row and column, its channels after `before` new ones.
 fn subsample(x: &Array, channels: usize) -> Result<Array> {
+    #[cfg(feature = "cuda")]
+    if let Array::Device(x) = x {
+        return Ok(x.made(|device, x| ops::subsample(device, x, channels))?.into());
+    }
     let (n, h, w, c) = x.dims4()?;
     let (oh, ow, before) = (h.div_ceil(2), w.div_ceil(2), (channels - c) / 2);
     let input = host(x)?;
@@ -95,6 +101,10 @@ fn subsample(x: &Array, channels: usize) -> Result<Array> {
 fn subsample_backward(dy: &Array, shape: &[usize]) -> Result<Array> {
     let (_, oh, ow, channels) = dy.dims4()?;
     let (h, w, c) = (shape[1], shape[2], shape[3]);
+    #[cfg(feature = "cuda")]
+    if let Array::Device(dy) = dy {
+        return Ok(dy.made(|device, dy| ops::subsample_back(device, dy, [h, w, c]))?.into());
+    }
     let (g, before) = (host(dy)?, (channels - c) / 2);
     let mut dx = vec![0.0; shape.iter().product()];
     for (p, dy) in g.chunks_exact(channels).enumerate() {

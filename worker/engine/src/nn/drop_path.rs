@@ -1,6 +1,8 @@
 //! Whole branches left out for some samples: stochastic depth (Huang et al., 2016).
 
-use super::{Array, Gradients, Layer, Pass, Saved, Tape, array, host};
+use super::{Array, Gradients, Layer, Pass, Tape, array, host};
+#[cfg(feature = "cuda")]
+use crate::gpu::ops::{self, Dropped};
 use crate::{Error, Result};
 
 /// Zeroes a sample with probability `p` and scales the others by `1/(1−p)`; which, is a function of the sample's draw.
@@ -22,43 +24,41 @@ fn scaled(x: &Array, scales: &[f32]) -> Result<Array> {
     array(out, x.dims())
 }
 
-impl Layer for DropPath {
-    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
-        let keep = 1.0 / (1.0 - self.p);
-        let scales: Vec<f32> = match pass.dropout.filter(|_| self.p > 0.0) {
-            None => Vec::new(),
-            Some(draw) => {
-                let drawn = |id: &u64| draw.rng.stream(*id, self.site).uniform();
-                draw.draws.iter().map(|id| if drawn(id) < self.p { 0.0 } else { keep }).collect()
-            }
-        };
-        let y = if scales.is_empty() {
-            x.clone()
-        } else if scales.len() == x.dims()[0] {
-            scaled(x, &scales)?
-        } else {
+impl DropPath {
+    /// What is left: of values on the way forward, of gradients on the way back. Which samples, is drawn again there.
+    fn left(&self, x: &Array, pass: &Pass<'_>) -> Result<Array> {
+        let Some(draw) = pass.dropout.filter(|_| self.p > 0.0) else { return Ok(x.clone()) };
+        if x.dims().first() != Some(&draw.draws.len()) {
             return Err(Error::Internal("stochastic depth was given another number of samples than draws".into()));
-        };
-        if pass.records() {
-            tape.push(Saved::Values(scales));
         }
-        Ok(y)
+        #[cfg(feature = "cuda")]
+        if let Array::Device(x) = x {
+            let y = x.made(|device, x| {
+                ops::drop_path(device, x, &Dropped::new(device, draw.rng, self.site, self.p, draw.draws)?)
+            })?;
+            return Ok(y.into());
+        }
+        let keep = 1.0 / (1.0 - self.p);
+        let drawn = |id: &u64| draw.rng.stream(*id, self.site).uniform();
+        let scales: Vec<f32> = draw.draws.iter().map(|id| if drawn(id) < self.p { 0.0 } else { keep }).collect();
+        scaled(x, &scales)
+    }
+}
+
+impl Layer for DropPath {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, _: &mut Tape) -> Result<Array> {
+        self.left(x, pass)
     }
 
     fn backward(
         &self,
         dy: &Array,
-        _: &Pass<'_>,
-        tape: &mut Tape,
+        pass: &Pass<'_>,
+        _: &mut Tape,
         _: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Array>> {
-        let scales = tape.pop_values()?;
-        Ok(match (need_dx, scales.is_empty()) {
-            (false, _) => None,
-            (true, true) => Some(dy.clone()),
-            (true, false) => Some(scaled(dy, &scales)?),
-        })
+        if need_dx { self.left(dy, pass).map(Some) } else { Ok(None) }
     }
 
     fn describe(&self, out: &mut String) {

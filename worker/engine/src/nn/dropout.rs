@@ -1,6 +1,10 @@
 //! Dropout whose mask is a function of the sample's draw and the element within the sample.
 
-use super::{Array, Gradients, Layer, Pass, Saved, Tape, array, host};
+use rayon::prelude::*;
+
+use super::{Array, Gradients, Layer, Mask, Pass, Tape, array, host};
+#[cfg(feature = "cuda")]
+use crate::gpu::ops::{self, Dropped};
 use crate::{Error, Result};
 
 /// Zeroes an element with probability `p` and scales the others by `1/(1−p)` (Srivastava et al., 2014).
@@ -12,46 +16,50 @@ pub struct Dropout {
     pub site: u32,
 }
 
-impl Layer for Dropout {
-    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
-        let Some(draw) = pass.dropout.filter(|_| self.p > 0.0) else {
-            if pass.records() {
-                tape.push(Saved::Values(Vec::new()));
-            }
-            return Ok(x.clone());
-        };
-        let input = host(x)?;
-        let per_sample = input.len() / draw.draws.len().max(1);
-        let keep = 1.0 / (1.0 - self.p);
-        let mut scales = Vec::with_capacity(input.len());
-        for id in draw.draws {
-            let mut stream = draw.rng.stream(*id, self.site);
-            scales.extend((0..per_sample).map(|_| if stream.uniform() < self.p { 0.0 } else { keep }));
-        }
-        if scales.len() != input.len() {
+impl Dropout {
+    /// What is left: of values on the way forward, of gradients on the way back. A mask is drawn again there, as
+    /// [`Mask`]'s are.
+    fn left(&self, x: &Array, pass: &Pass<'_>) -> Result<Array> {
+        let Self { p, site } = *self;
+        let Some(draw) = pass.dropout.filter(|_| p > 0.0) else { return Ok(x.clone()) };
+        let samples = draw.draws.len();
+        let own = x.count() / samples.max(1);
+        if own * samples != x.count() {
             return Err(Error::Internal("dropout was given another number of samples than draws".into()));
         }
-        let out = input.iter().zip(&scales).map(|(x, s)| x * s).collect();
-        if pass.records() {
-            tape.push(Saved::Values(scales));
+        #[cfg(feature = "cuda")]
+        if let Array::Device(x) = x {
+            let y = x.made(|device, x| {
+                let dropped = Dropped::new(device, draw.rng, site, p, draw.draws)?;
+                let mut y = device.copy(x)?;
+                ops::dropout(device, &mut y, &dropped, &vec![own; samples])?;
+                Ok(y)
+            })?;
+            return Ok(y.into());
         }
-        array(out, x.dims())
+        let mut values = host(x)?.to_vec();
+        let drops = Mask { p, site }.of(pass, samples)?;
+        values.par_chunks_exact_mut(own.max(1)).zip(drops).for_each(|(own, drops)| {
+            drops.into_iter().for_each(|mut drops| drops.scale(own));
+        });
+        array(values, x.dims())
+    }
+}
+
+impl Layer for Dropout {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, _: &mut Tape) -> Result<Array> {
+        self.left(x, pass)
     }
 
     fn backward(
         &self,
         dy: &Array,
-        _: &Pass<'_>,
-        tape: &mut Tape,
+        pass: &Pass<'_>,
+        _: &mut Tape,
         _: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Array>> {
-        let scales = tape.pop_values()?;
-        if !need_dx || scales.is_empty() {
-            return Ok(need_dx.then(|| dy.clone()));
-        }
-        let dx = host(dy)?.iter().zip(&scales).map(|(g, s)| g * s).collect();
-        Ok(Some(array(dx, dy.dims())?))
+        if need_dx { self.left(dy, pass).map(Some) } else { Ok(None) }
     }
 
     fn describe(&self, out: &mut String) {

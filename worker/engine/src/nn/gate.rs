@@ -3,6 +3,8 @@
 use rayon::prelude::*;
 
 use super::{Array, BufferId, Gradients, Layer, ParamId, Pass, Saved, Sequential, Tape, array, host};
+#[cfg(feature = "cuda")]
+use crate::gpu::ops;
 use crate::{Error, Result};
 
 /// `y = x · layers(mean(x))`, channel by channel; the layers see the means as images of one pixel, `[n, 1, 1, c]`.
@@ -18,37 +20,97 @@ fn sums(images: usize, c: usize, f: impl Fn(usize, &mut [f64]) + Sync) -> Vec<f6
     out
 }
 
+/// The mean of each channel, as an image of one pixel.
+fn means(x: &Array) -> Result<Array> {
+    let (n, h, w, c) = x.dims4()?;
+    #[cfg(feature = "cuda")]
+    if let Array::Device(x) = x {
+        return Ok(x.made(|device, x| ops::global_mean(device, x)?.reshaped(&[n, 1, 1, c]))?.into());
+    }
+    let (input, size) = (host(x)?, h * w * c);
+    let input = &*input;
+    let totals = sums(n, c, |i, sums| {
+        for pixel in input[i * size..(i + 1) * size].chunks_exact(c) {
+            sums.iter_mut().zip(pixel).for_each(|(s, v)| *s += f64::from(*v));
+        }
+    });
+    array(totals.iter().map(|s| (s / (h * w) as f64) as f32).collect(), &[n, 1, 1, c])
+}
+
+/// Each number times the factor of its image and channel.
+fn times(x: &Array, gate: &Array) -> Result<Array> {
+    #[cfg(feature = "cuda")]
+    if let (Array::Device(x), Array::Device(gate)) = (x, gate) {
+        return Ok(x.made(|device, x| ops::gate(device, x, gate.array()))?.into());
+    }
+    let (n, h, w, c) = x.dims4()?;
+    let (input, factors) = (host(x)?, host(gate)?);
+    let (input, factors) = (&*input, &*factors);
+    let mut out = vec![0.0; n * h * w * c];
+    out.par_chunks_mut(w * c).zip(input.par_chunks(w * c)).enumerate().for_each(|(row, (out, x))| {
+        let gate = &factors[row / h * c..][..c];
+        for (out, x) in out.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+            out.iter_mut().zip(x).zip(gate).for_each(|((o, x), g)| *o = x * g);
+        }
+    });
+    array(out, x.dims())
+}
+
+/// The slope of the factors: Σ dy·x of each image and channel.
+fn slopes(dy: &Array, x: &Array) -> Result<Array> {
+    let (n, h, w, c) = x.dims4()?;
+    #[cfg(feature = "cuda")]
+    if let (Array::Device(dy), Array::Device(x)) = (dy, x) {
+        let slopes = dy.made(|device, dy| ops::global_products(device, dy, x.array())?.reshaped(&[n, 1, 1, c]))?;
+        return Ok(slopes.into());
+    }
+    let (x, g, size) = (host(x)?, host(dy)?, h * w * c);
+    let (x, g) = (&*x, &*g);
+    let products = sums(n, c, |i, sums| {
+        let part = i * size..(i + 1) * size;
+        for (g, x) in g[part.clone()].chunks_exact(c).zip(x[part].chunks_exact(c)) {
+            sums.iter_mut().zip(g).zip(x).for_each(|((s, g), x)| *s += f64::from(*g) * f64::from(*x));
+        }
+    });
+    array(products.iter().map(|s| *s as f32).collect(), &[n, 1, 1, c])
+}
+
+/// The slope of the input, through the product and through the means.
+fn both(dy: &Array, gate: &Array, means: &Array) -> Result<Array> {
+    #[cfg(feature = "cuda")]
+    if let (Array::Device(dy), Array::Device(gate), Array::Device(means)) = (dy, gate, means) {
+        let dx = dy.made(|device, dy| ops::gate_back(device, dy, gate.array(), means.array()))?;
+        return Ok(dx.into());
+    }
+    let (n, h, w, c) = dy.dims4()?;
+    let (g, factors, means, share) = (host(dy)?, host(gate)?, host(means)?, 1.0 / (h * w) as f32);
+    let (g, factors, means) = (&*g, &*factors, &*means);
+    let mut dx = vec![0.0; n * h * w * c];
+    dx.par_chunks_mut(w * c).zip(g.par_chunks(w * c)).enumerate().for_each(|(row, (dx, g))| {
+        let at = row / h * c..(row / h + 1) * c;
+        let (gate, mean) = (&factors[at.clone()], &means[at]);
+        for (dx, g) in dx.chunks_exact_mut(c).zip(g.chunks_exact(c)) {
+            for i in 0..c {
+                dx[i] = g[i] * gate[i] + mean[i] * share;
+            }
+        }
+    });
+    array(dx, dy.dims())
+}
+
 impl Layer for Gate {
     fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
-        let (n, h, w, c) = x.dims4()?;
-        let input = host(x)?;
-        let (input, size) = (&*input, h * w * c);
-        let totals = sums(n, c, |i, sums| {
-            for pixel in input[i * size..(i + 1) * size].chunks_exact(c) {
-                sums.iter_mut().zip(pixel).for_each(|(s, v)| *s += f64::from(*v));
-            }
-        });
-        let means = totals.iter().map(|s| (s / (h * w) as f64) as f32).collect();
-        let gate = self.layers.forward(&array(means, &[n, 1, 1, c])?, pass, tape)?;
+        let (n, _, _, c) = x.dims4()?;
+        let gate = self.layers.forward(&means(x)?, pass, tape)?;
         if gate.dims() != [n, 1, 1, c] {
             return Err(Error::Internal(format!("a gate of {:?} for {c} channels", gate.dims())));
         }
-        let mut out = vec![0.0; n * size];
-        {
-            let factors = host(&gate)?;
-            let factors = &*factors;
-            out.par_chunks_mut(w * c).zip(input.par_chunks(w * c)).enumerate().for_each(|(row, (out, x))| {
-                let gate = &factors[row / h * c..][..c];
-                for (out, x) in out.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-                    out.iter_mut().zip(x).zip(gate).for_each(|((o, x), g)| *o = x * g);
-                }
-            });
-        }
+        let y = times(x, &gate)?;
         if pass.records() {
             tape.push(Saved::Array(x.clone()));
             tape.push(Saved::Array(gate));
         }
-        array(out, &[n, h, w, c])
+        Ok(y)
     }
 
     fn backward(
@@ -60,31 +122,8 @@ impl Layer for Gate {
         need_dx: bool,
     ) -> Result<Option<Array>> {
         let (gate, x) = (tape.pop_array()?, tape.pop_array()?);
-        let (n, h, w, c) = x.dims4()?;
-        let (x, g, size) = (host(&x)?, host(dy)?, h * w * c);
-        let (x, g) = (&*x, &*g);
-        let products = sums(n, c, |i, sums| {
-            let part = i * size..(i + 1) * size;
-            for (g, x) in g[part.clone()].chunks_exact(c).zip(x[part].chunks_exact(c)) {
-                sums.iter_mut().zip(g).zip(x).for_each(|((s, g), x)| *s += f64::from(*g) * f64::from(*x));
-            }
-        });
-        let through = array(products.iter().map(|s| *s as f32).collect(), &[n, 1, 1, c])?;
-        let through = self.layers.backward(&through, pass, tape, grads, need_dx)?;
-        let Some(through) = through.filter(|_| need_dx) else { return Ok(None) };
-        let (factors, means, share) = (host(&gate)?, host(&through)?, 1.0 / (h * w) as f32);
-        let (factors, means) = (&*factors, &*means);
-        let mut dx = vec![0.0; n * size];
-        dx.par_chunks_mut(w * c).zip(g.par_chunks(w * c)).enumerate().for_each(|(row, (dx, g))| {
-            let at = row / h * c..(row / h + 1) * c;
-            let (gate, mean) = (&factors[at.clone()], &means[at]);
-            for (dx, g) in dx.chunks_exact_mut(c).zip(g.chunks_exact(c)) {
-                for i in 0..c {
-                    dx[i] = g[i] * gate[i] + mean[i] * share;
-                }
-            }
-        });
-        Ok(Some(array(dx, &[n, h, w, c])?))
+        let through = self.layers.backward(&slopes(dy, &x)?, pass, tape, grads, need_dx)?;
+        through.filter(|_| need_dx).map(|means| both(dy, &gate, &means)).transpose()
     }
 
     fn leaves(&self) -> usize {

@@ -5,6 +5,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Act, Array, BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape, array, host, sum::add};
+#[cfg(feature = "cuda")]
+use crate::gpu::{Placed, ops};
 use crate::{Error, Result};
 
 /// A value inside a [`Graph`].
@@ -73,6 +75,10 @@ impl Graph {
 /// Channels of `x` that lie at `range`.
 fn cut(x: &Array, range: Range<usize>) -> Result<Array> {
     let (n, h, w, c) = x.dims4()?;
+    #[cfg(feature = "cuda")]
+    if let Array::Device(x) = x {
+        return Ok(x.made(|device, x| ops::cut_columns(device, x, range))?.into());
+    }
     let (input, width) = (host(x)?, range.len());
     let input = &*input;
     let mut out = vec![0.0; n * h * w * width];
@@ -86,14 +92,21 @@ fn cut(x: &Array, range: Range<usize>) -> Result<Array> {
 /// The images of `parts` side by side, among `total` channels; the first part begins at channel `first`.
 fn join(parts: &[&Array], first: usize, total: usize) -> Result<Array> {
     let (n, h, w, _) = parts[0].dims4()?;
-    let mut out = vec![0.0; n * h * w * total];
-    let mut at = first;
     for part in parts {
-        let (pn, ph, pw, c) = part.dims4()?;
+        let (pn, ph, pw, _) = part.dims4()?;
         if (pn, ph, pw) != (n, h, w) {
             return Err(Error::Internal(format!("images of {h}x{w} and {ph}x{pw} cannot be joined")));
         }
-        let input = host(part)?;
+    }
+    #[cfg(feature = "cuda")]
+    if let Array::Device(one) = parts[0] {
+        let parts = parts.iter().map(|part| part.placed().map(Placed::array)).collect::<Result<Vec<_>>>()?;
+        return Ok(one.made(|device, _| ops::join_columns(device, &parts, first, total))?.into());
+    }
+    let mut out = vec![0.0; n * h * w * total];
+    let mut at = first;
+    for part in parts {
+        let (c, input) = (part.dim(3)?, host(part)?);
         let input = &*input;
         out.par_chunks_mut(w * total).zip(input.par_chunks(w * c)).for_each(|(out, x)| {
             let pixels = out.chunks_exact_mut(total).zip(x.chunks_exact(c));

@@ -42,6 +42,8 @@ mod sum;
 pub(crate) mod testing;
 
 use std::ops::Deref;
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 
 use candle_core::{Device, Storage, Tensor};
 
@@ -76,6 +78,8 @@ pub use sequence::{Pool, Ragged};
 pub(crate) use store::Given;
 pub use store::{BufferId, Builder, Entry, Fill, Gradients, Layout, OWN, Own, ParamId, Store};
 
+#[cfg(feature = "cuda")]
+use crate::gpu;
 use crate::{Error, Result, num::rng::Philox};
 
 /// What a pass over a network may read.
@@ -136,6 +140,9 @@ pub enum Saved {
     Values(Vec<f32>),
     /// Indices.
     Indices(Vec<u32>),
+    /// Indices that lie on a GPU.
+    #[cfg(feature = "cuda")]
+    PlacedIndices(Arc<gpu::Array<u32>>),
     /// The shape of an input.
     Shape(Vec<usize>),
 }

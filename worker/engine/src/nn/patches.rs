@@ -1,6 +1,8 @@
 //! Images to sequences: one row per patch behind a row of its own for the class (Dosovitskiy et al., 2020).
 
 use super::{Array, Conv2d, Gradients, Layer, Mask, ParamId, Pass, Ragged, Tape, array, host, rows};
+#[cfg(feature = "cuda")]
+use crate::gpu::{Placed, ops};
 use crate::{Error, Result};
 
 /// `[n, h, w, 3]` to framed `[n, 2 + patches, c]`: a dense layer on each patch, and to every row that of its place.
@@ -34,36 +36,32 @@ impl Patches {
             format!("`model.input` must be a multiple of {size}: {near} or {}", near + size),
         ))
     }
-}
 
-impl Layer for Patches {
-    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
-        let (n, h, w, _) = x.dims4()?;
-        self.fits(h, w)?;
-        let made = self.conv.forward(x, pass, tape)?;
-        let (c, ragged) = (made.dim(3)?, self.ragged(n));
+    /// The packed rows of what the patches have become, `[n, grid, grid, c]`: those of the class between, and places added.
+    fn rows(&self, made: Array, pass: &Pass<'_>) -> Result<Array> {
+        let (n, _, _, c) = made.dims4()?;
+        #[cfg(feature = "cuda")]
+        if let Array::Device(made) = made {
+            return self.placed_rows(made, (n, c), pass).map(Array::from);
+        }
+        let ragged = self.ragged(n);
         let (made, class, places) = (host(&made)?, pass.store.param(self.class), pass.store.param(self.position));
         let mut out = Vec::with_capacity(ragged.rows() * c);
         for sample in made.chunks_exact(self.grid * self.grid * c) {
             out.extend(class.iter().chain(sample).zip(places).map(|(v, place)| v + place));
         }
-        let y = self.drop.rows(array(out, &[ragged.rows(), c])?, &ragged, pass)?;
-        ragged.frame(&y, true)
+        array(out, &[ragged.rows(), c])
     }
 
-    fn backward(
-        &self,
-        dy: &Array,
-        pass: &Pass<'_>,
-        tape: &mut Tape,
-        grads: &mut Gradients,
-        need_dx: bool,
-    ) -> Result<Option<Array>> {
-        let (n, _, c) = dy.dims3()?;
-        let ragged = self.ragged(n);
-        let dy = self.drop.rows(ragged.pack(dy)?, &ragged, pass)?;
+    /// Adds the gradients of class and places; gives that of what the patches have become.
+    fn rows_backward(&self, dy: Array, n: usize, grads: &mut Gradients) -> Result<Array> {
+        let c = dy.dim(1)?;
+        #[cfg(feature = "cuda")]
+        if let Array::Device(dy) = dy {
+            return self.placed_rows_backward(dy, (n, c), grads).map(Array::from);
+        }
         let g = host(&dy)?;
-        let sample = ragged.room * c;
+        let sample = (1 + self.grid * self.grid) * c;
         if let Some(slot) = grads.slot(self.position) {
             rows::add_sums(&g, sample, slot);
         }
@@ -75,7 +73,61 @@ impl Layer for Patches {
         if let Some(slot) = grads.slot(self.class) {
             rows::add_sums(&class, c, slot);
         }
-        self.conv.backward(&array(rest, &[n, self.grid, self.grid, c])?, pass, tape, grads, need_dx)
+        array(rest, &[n, self.grid, self.grid, c])
+    }
+}
+
+/// A sample is one line of `(1 + patches)·c` numbers here: its class, then its patches.
+#[cfg(feature = "cuda")]
+impl Patches {
+    fn placed_rows(&self, made: Placed, (n, c): (usize, usize), pass: &Pass<'_>) -> Result<Placed> {
+        let patches = self.grid * self.grid;
+        let line = (1 + patches) * c;
+        let class = pass.placed_exact(self.class, &[1, c], &made)?;
+        let places = pass.placed_exact(self.position, &[1, line], &made)?;
+        let own = made.reshaped(&[n, patches * c])?;
+        Ok(own.made(|device, own| {
+            let mut added = ops::join_columns(device, &[class.array()], 0, line)?;
+            ops::add_into(device, &mut added, places.array())?;
+            let mut lines = ops::join_columns(device, &[own], c, line)?;
+            ops::add_bias(device, &mut lines, &added)?;
+            lines.reshaped(&[n * (1 + patches), c])
+        })?)
+    }
+
+    fn placed_rows_backward(&self, dy: Placed, (n, c): (usize, usize), grads: &mut Gradients) -> Result<Placed> {
+        let line = (1 + self.grid * self.grid) * c;
+        let dy = dy.reshaped(&[n, line])?;
+        grads.add_placed(self.position, &[line], &dy, |device, sums| ops::add_sums(device, dy.array(), sums))?;
+        grads.add_placed(self.class, &[c], &dy, |device, sums| {
+            ops::add_sums(device, &ops::cut_columns(device, dy.array(), 0..c)?, sums)
+        })?;
+        let shape = [n, self.grid, self.grid, c];
+        Ok(dy.made(|device, dy| ops::cut_columns(device, dy, c..line)?.reshaped(&shape))?)
+    }
+}
+
+impl Layer for Patches {
+    fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
+        let (n, h, w, _) = x.dims4()?;
+        self.fits(h, w)?;
+        let rows = self.rows(self.conv.forward(x, pass, tape)?, pass)?;
+        let ragged = self.ragged(n);
+        ragged.frame(&self.drop.rows(rows, &ragged, pass)?, true)
+    }
+
+    fn backward(
+        &self,
+        dy: &Array,
+        pass: &Pass<'_>,
+        tape: &mut Tape,
+        grads: &mut Gradients,
+        need_dx: bool,
+    ) -> Result<Option<Array>> {
+        let (n, _, _) = dy.dims3()?;
+        let ragged = self.ragged(n);
+        let dy = self.drop.rows(ragged.pack(dy)?, &ragged, pass)?;
+        self.conv.backward(&self.rows_backward(dy, n, grads)?, pass, tape, grads, need_dx)
     }
 
     fn describe(&self, out: &mut String) {

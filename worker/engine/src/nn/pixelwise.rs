@@ -4,6 +4,8 @@
 use rayon::prelude::*;
 
 use super::{Array, BufferId, Gradients, Layer, Pass, Saved, Tape, act::TASK, array, host};
+#[cfg(feature = "cuda")]
+use crate::gpu::{Placed, ops};
 use crate::{Error, Result};
 
 /// `y = factor · x`
@@ -11,6 +13,15 @@ use crate::{Error, Result};
 pub struct Scale(pub f32);
 
 fn times(x: &Array, factor: f32) -> Result<Array> {
+    #[cfg(feature = "cuda")]
+    if let Array::Device(x) = x {
+        let y = x.made(|device, x| {
+            let mut y = device.copy(x)?;
+            ops::scale(device, &mut y, factor)?;
+            Ok(y)
+        })?;
+        return Ok(y.into());
+    }
     let mut out = host(x)?.to_vec();
     out.par_chunks_mut(TASK).for_each(|part| part.iter_mut().for_each(|v| *v *= factor));
     array(out, x.dims())
@@ -55,11 +66,25 @@ impl Normalize {
     }
 }
 
+/// `(x − mean) · factor` per channel, where `x` lies.
+#[cfg(feature = "cuda")]
+fn placed(x: &Placed, mean: &[f32], factors: &[f32]) -> Result<Placed> {
+    let y = x.made(|device, x| {
+        let [mean, factors] = [mean, factors].map(|values| device.upload(values, &[values.len()]));
+        ops::normalize(device, x, &mean?, &factors?)
+    })?;
+    Ok(y)
+}
+
 impl Layer for Normalize {
     fn forward(&self, x: &Array, pass: &Pass<'_>, _: &mut Tape) -> Result<Array> {
         let (mean, factors) = (pass.store.buffer(self.mean), self.factors(pass));
         if x.dims().last() != Some(&mean.len()) {
             return Err(Error::Internal(format!("{:?} is to be normalised in {} channels", x.dims(), mean.len())));
+        }
+        #[cfg(feature = "cuda")]
+        if let Array::Device(x) = x {
+            return placed(x, mean, &factors).map(Array::from);
         }
         let mut out = host(x)?.to_vec();
         for pixel in out.chunks_exact_mut(mean.len()) {
@@ -80,6 +105,10 @@ impl Layer for Normalize {
             return Ok(None);
         }
         let factors = self.factors(pass);
+        #[cfg(feature = "cuda")]
+        if let Array::Device(dy) = dy {
+            return placed(dy, &vec![0.0; factors.len()], &factors).map(|dx| Some(dx.into()));
+        }
         let mut dx = host(dy)?.to_vec();
         dx.chunks_exact_mut(factors.len()).for_each(|p| p.iter_mut().zip(&factors).for_each(|(d, f)| *d *= f));
         Ok(Some(array(dx, dy.dims())?))
@@ -116,6 +145,11 @@ impl Layer for FlattenChannels {
         if pass.records() {
             tape.push(Saved::Shape(vec![n, h, w, c]));
         }
+        #[cfg(feature = "cuda")]
+        if let Array::Device(x) = x {
+            let turned = x.made(|device, x| ops::turn(device, x, [n, h * w, c])?.reshaped(&[n, c * h * w]))?;
+            return Ok(turned.into());
+        }
         array(transposed(&host(x)?, h * w, c), &[n, c * h * w])
     }
 
@@ -130,6 +164,12 @@ impl Layer for FlattenChannels {
         let shape = tape.pop_shape()?;
         if !need_dx {
             return Ok(None);
+        }
+        #[cfg(feature = "cuda")]
+        if let Array::Device(dy) = dy {
+            let sizes = [shape[0], shape[3], shape[1] * shape[2]];
+            let dx = dy.made(|device, dy| ops::turn(device, dy, sizes)?.reshaped(&shape))?;
+            return Ok(Some(dx.into()));
         }
         Ok(Some(array(transposed(&host(dy)?, shape[3], shape[1] * shape[2]), &shape)?))
     }

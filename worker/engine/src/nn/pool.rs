@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{Array, Gradients, Layer, Pass, Saved, Tape, array, host};
 #[cfg(feature = "cuda")]
-use crate::gpu::ops;
+use crate::gpu::{Placed, ops};
 use crate::{Error, Result, num::simd::vectorised};
 
 vectorised! {
@@ -93,6 +93,10 @@ impl Layer for MaxPool {
                 "raise `model.input`",
             ));
         }
+        #[cfg(feature = "cuda")]
+        if let Array::Device(x) = x {
+            return self.placed(x, pass, tape).map(Array::from);
+        }
         let (oh, ow) = ((h + 2 * self.pad - self.k) / self.stride + 1, (w + 2 * self.pad - self.k) / self.stride + 1);
         let input = host(x)?;
         let input = &*input;
@@ -129,6 +133,10 @@ impl Layer for MaxPool {
         _: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Array>> {
+        #[cfg(feature = "cuda")]
+        if let Array::Device(dy) = dy {
+            return Ok(self.placed_backward(dy, tape, need_dx)?.map(Array::from));
+        }
         let chosen = tape.take(|s| if let Saved::Indices(i) = s { Some(i) } else { None })?;
         let shape = tape.pop_shape()?;
         if !need_dx {
@@ -151,6 +159,28 @@ impl Layer for MaxPool {
 
     fn describe(&self, out: &mut String) {
         out.push_str(&format!("max:{}:{}:{};", self.k, self.stride, self.pad));
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl MaxPool {
+    fn placed(&self, x: &Placed, pass: &Pass<'_>, tape: &mut Tape) -> Result<Placed> {
+        let (y, chosen) = ops::max_pool(x.device(), x.array(), self.k, self.stride, self.pad)?;
+        if pass.records() {
+            tape.push(Saved::Shape(x.array().shape().to_vec()));
+            tape.push(Saved::PlacedIndices(chosen.into()));
+        }
+        Ok(Placed::new(x.device().clone(), y))
+    }
+
+    fn placed_backward(&self, dy: &Placed, tape: &mut Tape, need_dx: bool) -> Result<Option<Placed>> {
+        let chosen = tape.take(|s| if let Saved::PlacedIndices(i) = s { Some(i) } else { None })?;
+        let shape = tape.take(|s| if let Saved::Shape(s) = s { <[usize; 4]>::try_from(s).ok() } else { None })?;
+        if !need_dx {
+            return Ok(None);
+        }
+        let Self { k, stride, pad } = *self;
+        Ok(Some(dy.made(|device, dy| ops::max_pool_back(device, dy, &chosen, shape, k, stride, pad))?))
     }
 }
 

@@ -44,6 +44,28 @@ extern "C" __global__ void move_image(float *y, const float *x, u64 n, u32 h, u3
   }
 }
 
+// Every second pixel of images `[n, h, w, c]`, its channels behind `before` of `[n, oh, ow, channels]` that are zero.
+extern "C" __global__ void subsample(float *y, const float *x, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow, u32 channels,
+                                     u32 before) {
+  EACH(i, n) {
+    u32 channel = (u32)(i % channels) - before; // before the first it is huge
+    u32 px = i / channels % ow * 2, py = i / channels / ow % oh * 2;
+    u64 image = i / channels / ow / oh;
+    y[i] = channel < c ? x[((image * h + py) * w + px) * c + channel] : 0.0f;
+  }
+}
+
+// And back: what was passed over has no slope.
+extern "C" __global__ void subsample_back(float *dx, const float *dy, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow,
+                                          u32 channels, u32 before) {
+  EACH(i, n) {
+    u32 channel = i % c, px = i / c % w, py = i / c / w % h;
+    u64 image = i / c / w / h;
+    bool kept = px % 2 == 0 && py % 2 == 0;
+    dx[i] = kept ? dy[((image * oh + py / 2) * ow + px / 2) * channels + before + channel] : 0.0f;
+  }
+}
+
 // Packed rows of all samples, `stride` apart, to `[samples·heads, t, depth]` with zeros behind the end of each.
 extern "C" __global__ void split_heads(float *y, const float *x, const u32 *starts, const u32 *lengths, u64 n, u32 heads,
                                        u32 t, u32 depth, u32 stride, u32 first) {

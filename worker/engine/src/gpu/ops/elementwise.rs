@@ -108,26 +108,34 @@ pub fn normalize(device: &Device, x: &Array, mean: &Array, factor: &Array) -> Re
     Ok(y)
 }
 
-/// Images `[n, h, w, c]` times factors `[n, c]`.
+/// That there is a number for each image and channel: `[n, c]`, or images of one pixel.
+fn by_channel(x: &Array, images: usize, c: usize) -> Result<(), Fault> {
+    if (x.rows(), x.width()) != (images, c) {
+        return Err(Fault::shape(format!("{images} images of {c} channels and {:?}", x.shape())));
+    }
+    Ok(())
+}
+
+/// Images `[n, h, w, c]` times factors, one for each image and channel.
 ///
 /// # Errors
 /// Other shapes.
 pub fn gate(device: &Device, x: &Array, gates: &Array) -> Result<Array, Fault> {
     let [images, h, w, c] = x.images()?;
-    gates.expect(&[images, c])?;
+    by_channel(gates, images, c)?;
     let (mut y, n, area, c) = (device.fresh::<f32>(x.shape())?, x.count(), small(h * w)?, small(c)?);
     launch!(device, Elementwise, "gate", each(n), &mut y.data, &x.data, &gates.data, &(n as u64), &area, &c);
     Ok(y)
 }
 
-/// `dx = dy · gate + mean / (h·w)`, where `means` `[n, c]` is the slope of the means that made the gates.
+/// `dx = dy · gate + mean / (h·w)`, where `means` is the slope of the means that made the gates.
 ///
 /// # Errors
 /// Other shapes.
 pub fn gate_back(device: &Device, dy: &Array, gates: &Array, means: &Array) -> Result<Array, Fault> {
     let [images, h, w, c] = dy.images()?;
-    gates.expect(&[images, c])?;
-    means.expect(&[images, c])?;
+    by_channel(gates, images, c)?;
+    by_channel(means, images, c)?;
     let (mut dx, n, area, c) = (device.fresh::<f32>(dy.shape())?, dy.count(), small(h * w)?, small(c)?);
     let share = 1.0 / (h * w) as f32;
     launch!(

@@ -1,7 +1,10 @@
 //! Numbers in another order, and parts of matrices.
 
+use std::ops::Range;
+
 use crate::gpu::{
     Array, Device, Fault,
+    array::counted,
     launch::{each, launch, small, tiles},
 };
 
@@ -13,6 +16,15 @@ pub fn transpose(device: &Device, x: &Array) -> Result<Array, Fault> {
     let &[batch, rows, columns] = x.shape() else {
         return Err(Fault::shape(format!("matrices are expected, given {:?}", x.shape())));
     };
+    turn(device, x, [batch, rows, columns])
+}
+
+/// The same of an array of any shape, taken for `[batch, rows, columns]`.
+///
+/// # Errors
+/// Another count, a full memory, or a GPU that has failed.
+pub fn turn(device: &Device, x: &Array, [batch, rows, columns]: [usize; 3]) -> Result<Array, Fault> {
+    x.expect_count(counted(&[batch, rows, columns])?)?;
     let mut y = device.fresh::<f32>(&[batch, columns, rows])?;
     let grid = tiles(batch, rows, columns)?;
     launch!(device, Layout, "transpose", grid, &mut y.data, &x.data, &small(rows)?, &small(columns)?);
@@ -58,6 +70,44 @@ pub fn copy_columns(device: &Device, from: &Array, to: &mut Array, columns: Colu
         &i32::from(add)
     );
     Ok(())
+}
+
+/// Columns of each row of a matrix, as one of their own: some of the channels.
+///
+/// # Errors
+/// Columns that it does not have, a full memory, or a GPU that has failed.
+pub fn cut_columns(device: &Device, x: &Array, columns: Range<usize>) -> Result<Array, Fault> {
+    let (from, width) = (columns.start, columns.len());
+    let mut y = device.fresh::<f32>(&wide(x, width))?;
+    copy_columns(device, x, &mut y, Columns { from, to: 0, width }, false)?;
+    Ok(y)
+}
+
+/// Matrices of as many rows side by side, in one of `width` columns: the first begins at column `first`, and what none of
+/// them covers is zero.
+///
+/// # Errors
+/// No matrix, other rows, more columns, a full memory, or a GPU that has failed.
+pub fn join_columns(device: &Device, parts: &[&Array], first: usize, width: usize) -> Result<Array, Fault> {
+    let Some(one) = parts.first() else { return Err(Fault::shape("nothing is to be joined")) };
+    let all = first == 0 && parts.iter().map(|part| part.width()).sum::<usize>() == width;
+    let shape = wide(one, width);
+    let mut y = if all { device.fresh::<f32>(&shape)? } else { device.zeros(&shape)? };
+    let mut to = first;
+    for part in parts {
+        copy_columns(device, part, &mut y, Columns { from: 0, to, width: part.width() }, false)?;
+        to += part.width();
+    }
+    Ok(y)
+}
+
+/// The shape of an array with another last dimension.
+fn wide(x: &Array, width: usize) -> Vec<usize> {
+    let mut shape = x.shape().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = width;
+    }
+    shape
 }
 
 /// Rows of `x` by number, zeros for `None`: `[which, c]`. Frames, packed rows, and last states are such.
@@ -107,4 +157,69 @@ pub fn move_image(
         &right
     );
     Ok(y)
+}
+
+/// Every second pixel of each row and column of images, their channels in the middle of `channels`: the others are zero.
+///
+/// # Errors
+/// Fewer channels, something else than images, a full memory, or a GPU that has failed.
+pub fn subsample(device: &Device, x: &Array, channels: usize) -> Result<Array, Fault> {
+    let [n, h, w, c] = x.images()?;
+    let (oh, ow, before) = (h.div_ceil(2), w.div_ceil(2), in_the_middle(c, channels)?);
+    let mut y = device.fresh::<f32>(&[n, oh, ow, channels])?;
+    let count = y.count();
+    launch!(
+        device,
+        Layout,
+        "subsample",
+        each(count),
+        &mut y.data,
+        &x.data,
+        &(count as u64),
+        &small(h)?,
+        &small(w)?,
+        &small(c)?,
+        &small(oh)?,
+        &small(ow)?,
+        &small(channels)?,
+        &before
+    );
+    Ok(y)
+}
+
+/// The input's gradient, for images of `h`, `w` and `c`.
+///
+/// # Errors
+/// Other shapes.
+pub fn subsample_back(device: &Device, dy: &Array, [h, w, c]: [usize; 3]) -> Result<Array, Fault> {
+    let [n, oh, ow, channels] = dy.images()?;
+    dy.expect(&[n, h.div_ceil(2), w.div_ceil(2), channels])?;
+    let before = in_the_middle(c, channels)?;
+    let mut dx = device.fresh::<f32>(&[n, h, w, c])?;
+    let count = dx.count();
+    launch!(
+        device,
+        Layout,
+        "subsample_back",
+        each(count),
+        &mut dx.data,
+        &dy.data,
+        &(count as u64),
+        &small(h)?,
+        &small(w)?,
+        &small(c)?,
+        &small(oh)?,
+        &small(ow)?,
+        &small(channels)?,
+        &before
+    );
+    Ok(dx)
+}
+
+/// How many channels lie before `c` in the middle of `channels`.
+fn in_the_middle(c: usize, channels: usize) -> Result<u32, Fault> {
+    match channels.checked_sub(c) {
+        Some(others) => small(others / 2),
+        None => Err(Fault::shape(format!("{c} channels among {channels}"))),
+    }
 }

@@ -36,7 +36,9 @@ pub use elementwise::{
 pub use embedding::{Groups, embed, embed_back};
 pub use heads::{Heads, join_heads, split_heads};
 pub use layer_norm::{Normalised, layer_norm, layer_norm_back};
-pub use layout::{Columns, copy_columns, move_image, take_rows, transpose};
+pub use layout::{
+    Columns, copy_columns, cut_columns, join_columns, move_image, subsample, subsample_back, take_rows, transpose, turn,
+};
 pub use lstm::{lstm_back, lstm_step};
 pub use norm::{
     Affine, Slopes, deposit, fixed_back, moments, normalise, running_statistics, scale_gradient, shift_gradient, slopes,
