@@ -1,5 +1,7 @@
 //! Parameters and their gradients on the GPU that a layer's input lies on.
 
+use std::borrow::Cow;
+
 use super::{Array, Gradients, Packs, ParamId, Pass};
 use crate::{
     Error, Result,
@@ -20,11 +22,26 @@ impl Pass<'_> {
     /// A weight or a bias of a product, as it takes it, where `at` lies. It goes up once for the grains of a step, and once
     /// for all steps where nothing trains it.
     pub(super) fn placed(&self, id: ParamId, shape: &[usize], at: &Placed) -> Result<Placed> {
+        self.sent(id, shape, at, || self.weight(id))
+    }
+
+    /// The same of a parameter that no product takes, which is f32 in any precision.
+    pub(super) fn placed_exact(&self, id: ParamId, shape: &[usize], at: &Placed) -> Result<Placed> {
+        self.sent(id, shape, at, || Cow::Borrowed(self.store.param(id)))
+    }
+
+    fn sent<'v>(
+        &self,
+        id: ParamId,
+        shape: &[usize],
+        at: &Placed,
+        values: impl FnOnce() -> Cow<'v, [f32]>,
+    ) -> Result<Placed> {
         if let Some(known) = self.packs.and_then(|packs| packs.placed(id)) {
             return Ok(known);
         }
-        let weight = self.weight(id);
-        let made = at.made(|device, _| device.upload(&weight[..], shape))?;
+        let values = values();
+        let made = at.made(|device, _| device.upload(&values[..], shape))?;
         if let Some(packs) = self.packs {
             packs.keep(id, &made, self.trains(id));
         }

@@ -14,24 +14,24 @@ use crate::{numbers, run, shared, up};
 const ALL: [Act; 8] = [Act::None, Act::Relu, Act::Relu6, Act::Silu, Act::Gelu, Act::GeluTanh, Act::Tanh, Act::Sigmoid];
 
 /// Numbers on the GPU, for a layer; nothing where there is none.
-fn placed(values: &[f32], shape: &[usize]) -> Option<nn::Array> {
+pub(crate) fn placed(values: &[f32], shape: &[usize]) -> Option<nn::Array> {
     let device = shared()?;
     Some(Placed::new(device.clone(), up(device, values, shape)).into())
 }
 
-fn near(got: &[f32], want: &[f32], tolerance: f32) {
+pub(crate) fn near(got: &[f32], want: &[f32], tolerance: f32) {
     assert_eq!(got.len(), want.len());
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
         assert!((g - w).abs() <= tolerance * (1.0 + w.abs()), "number {i}: {g} instead of {w}");
     }
 }
 
-fn down(there: &nn::Array) -> Vec<f32> {
+pub(crate) fn down(there: &nn::Array) -> Vec<f32> {
     host(&there.to_tensor().unwrap()).unwrap().to_vec()
 }
 
 /// Runs a layer that trains everything on the host and on the GPU, and compares what it gives, hands back and learns.
-fn check(layer: &dyn Layer, store: &Store, (x, shape): (&[f32], &[usize]), tolerance: f32) {
+pub(crate) fn check(layer: &dyn Layer, store: &Store, (x, shape): (&[f32], &[usize]), tolerance: f32) {
     let want = run(layer, store, (x, shape), None, false);
     let (Some(x), Some(dy)) = (placed(x, shape), placed(&want.dy, &want.shape)) else { return };
     let mut params = Vec::new();

@@ -11,6 +11,7 @@ mod layers;
 mod memory;
 mod norms;
 mod sequences;
+mod text;
 mod updates;
 
 use std::{

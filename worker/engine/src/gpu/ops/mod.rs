@@ -14,6 +14,7 @@ mod depthwise;
 mod dropout;
 mod elementwise;
 mod embedding;
+mod frames;
 mod heads;
 mod layer_norm;
 mod layout;
@@ -33,10 +34,11 @@ pub use elementwise::{
     activate, activate_back, add_activate, add_bias, add_into, divide, gate, gate_back, normalize, scale,
 };
 pub use embedding::{Groups, embed, embed_back};
+pub use frames::{Spans, frame, pool_rows, pool_rows_back, unframe};
 pub use heads::{Heads, join_heads, split_heads};
 pub use layer_norm::{Normalised, layer_norm, layer_norm_back};
 pub use layout::{Columns, copy_columns, move_image, take_rows, transpose};
-pub use lstm::{lstm_back, lstm_step};
+pub use lstm::{Step, lstm_back, lstm_step};
 pub use norm::{
     Affine, Slopes, affine_gradients, deposit, moments, normalise, running_statistics, slopes, statistics, through,
     through_fixed,
