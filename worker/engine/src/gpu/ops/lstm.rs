@@ -34,7 +34,8 @@ impl Step {
 /// `rounds`.
 fn times(
     device: &Device,
-    (x, rows): (&Array, Range<usize>),
+    x: &Array,
+    rows: Range<usize>,
     (w, columns): (Matrix<'_, f32>, usize),
     rounds: bool,
 ) -> Result<Array, Fault> {
@@ -74,7 +75,7 @@ pub fn lstm_step(
     wh.expect(&[4 * w, w])?;
     let m = step.rows.len();
     let more = match step.before {
-        Some(before) => times(device, (&*states, before..before + m), (Matrix::of(wh).turned(), 4 * w), rounds)?,
+        Some(before) => times(device, states, before..before + m, (Matrix::of(wh).turned(), 4 * w), rounds)?,
         None => device.zeros(&[m, 4 * w])?,
     };
     let n = m * w;
@@ -143,5 +144,5 @@ pub fn lstm_back(
     if step.before.is_none() {
         return Ok(None);
     }
-    times(device, (&*gates, step.rows.clone()), (Matrix::of(wh), w), rounds).map(Some)
+    times(device, gates, step.rows.clone(), (Matrix::of(wh), w), rounds).map(Some)
 }
