@@ -21,6 +21,7 @@ use super::{
     blas::Blas,
     dnn::Dnn,
     kernels::{Source, compiled},
+    ops::Spans,
 };
 
 /// A GPU and one stream on it: whatever is asked of it happens in the order of the asking.
@@ -32,6 +33,7 @@ pub struct Device {
     loaded: Mutex<Loaded>,
     blas: Mutex<Option<Blas>>,
     dnn: Mutex<Option<Dnn>>,
+    spans: Mutex<Vec<Arc<Spans>>>,
 }
 
 #[derive(Default)]
@@ -58,7 +60,7 @@ impl Device {
         let capability = context.compute_capability()?;
         let stream = context.new_stream()?;
         let (blas, dnn) = (Mutex::new(None), Mutex::new(None));
-        Ok(Self { stream, capability, loaded: Mutex::default(), blas, dnn })
+        Ok(Self { stream, capability, loaded: Mutex::default(), blas, dnn, spans: Mutex::default() })
     }
 
     /// What everything happens on.
@@ -170,6 +172,11 @@ impl Device {
             *place = Some(Dnn::open(&self.stream)?);
         }
         Ok(place)
+    }
+
+    /// Lengths of sequences that were sent up, the newest first.
+    pub(in crate::gpu) fn spans(&self) -> MutexGuard<'_, Vec<Arc<Spans>>> {
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,12 +9,24 @@ use super::{Array, Device, Fault};
 pub struct Placed {
     device: Arc<Device>,
     array: Arc<Array>,
+    /// Rows of each sample, where it holds sequences and whoever made it has said so.
+    lengths: Option<Arc<[usize]>>,
 }
 
 impl Placed {
     /// An array of that GPU.
     pub fn new(device: Arc<Device>, array: Array) -> Self {
-        Self { device, array: Arc::new(array) }
+        Self { device, array: Arc::new(array), lengths: None }
+    }
+
+    /// The GPU.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Another array of the same GPU.
+    pub fn beside(&self, array: Array) -> Self {
+        Self::new(self.device.clone(), array)
     }
 
     /// The GPU.
@@ -36,11 +48,35 @@ impl Placed {
         Ok(Self::new(self.device.clone(), array))
     }
 
+    /// The same numbers, said to be sequences of these lengths.
+    pub fn with_lengths(self, lengths: &[usize]) -> Self {
+        Self { lengths: Some(lengths.into()), ..self }
+    }
+
+    /// Rows of each sample, if that was said: what the headers of a frame say too, without a question to the GPU, which
+    /// would have to finish all that it has been given.
+    pub fn lengths(&self) -> Option<&[usize]> {
+        self.lengths.as_deref()
+    }
+
+    /// What an operation changes them to: where they lie, or in a copy if others hold them too.
+    ///
+    /// # Errors
+    /// Those of the operation.
+    pub fn changed(mut self, operation: impl FnOnce(&Device, &mut Array) -> Result<(), Fault>) -> Result<Self, Fault> {
+        if Arc::get_mut(&mut self.array).is_none() {
+            self.array = Arc::new(self.device.copy(&self.array)?);
+        }
+        self.change(operation)?;
+        Ok(self)
+    }
+
     /// Changes them where they lie.
     ///
     /// # Errors
     /// Others hold them too; those of the operation.
     pub fn change(&mut self, operation: impl FnOnce(&Device, &mut Array) -> Result<(), Fault>) -> Result<(), Fault> {
+        self.lengths = None;
         match Arc::get_mut(&mut self.array) {
             Some(array) => operation(&self.device, array),
             None => Err(Fault::shape("an array that others hold too was to be changed")),

@@ -1,5 +1,8 @@
 //! Multi-head self-attention (Vaswani et al., 2017) over packed sequences: every row looks at the real rows of its own.
 
+#[cfg(feature = "cuda")]
+mod placed;
+
 use rayon::prelude::*;
 use tl_proto::spec::Precision;
 
@@ -159,6 +162,16 @@ impl SelfAttention {
         let draws = ragged.draws(pass);
         let by_row = &pass.with_draws(&draws);
         let made = self.projections.iter().map(|l| l.forward(x, by_row, tape)).collect::<Result<Vec<_>>>()?;
+        let seen = self.look(made, ragged, pass, tape)?;
+        self.out.forward(&seen, by_row, tape)
+    }
+
+    /// What the heads give of queries, keys and values, side by side.
+    fn look(&self, made: Vec<Array>, ragged: &Ragged, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
+        #[cfg(feature = "cuda")]
+        if let Some(Array::Device(at)) = made.first().cloned() {
+            return self.placed_look(&at, made, ragged, pass, tape).map(Array::from);
+        }
         let (parts, d, rows) = (self.parts(), self.depth, ragged.rows());
         let w = parts.width;
         let (mut heads, mut notes) = (vec![0.0; rows * w], vec![0.0; rows * self.heads * 2]);
@@ -188,7 +201,7 @@ impl SelfAttention {
             made.into_iter().for_each(|kept| tape.push(Saved::Array(kept)));
             tape.push(Saved::Values(notes));
         }
-        self.out.forward(&array(precision.product(out), &[rows, w])?, by_row, tape)
+        array(precision.product(out), &[rows, w])
     }
 
     /// # Errors
@@ -204,6 +217,26 @@ impl SelfAttention {
     ) -> Result<Option<Array>> {
         let dout = self.out.backward(dy, pass, tape, grads, true)?;
         let dout = dout.ok_or_else(|| crate::Error::Internal("a linear layer gave no gradient".into()))?;
+        let slopes = self.slopes(&dout, ragged, pass, tape)?;
+        let mut dx: Option<Array> = None;
+        // The tape goes backwards: value, key, query.
+        for (linear, slope) in self.projections.iter().zip(slopes).rev() {
+            let part = linear.backward(&slope, pass, tape, grads, need_dx)?;
+            dx = match (dx, part) {
+                (Some(a), Some(b)) => Some(add(&a, &b, Act::None)?),
+                (None, part) => part,
+                (a, None) => a,
+            };
+        }
+        Ok(dx)
+    }
+
+    /// The gradients of what the projections gave.
+    fn slopes(&self, dout: &Array, ragged: &Ragged, pass: &Pass<'_>, tape: &mut Tape) -> Result<Vec<Array>> {
+        #[cfg(feature = "cuda")]
+        if let Array::Device(dout) = dout {
+            return self.placed_slopes(dout, ragged, pass, tape);
+        }
         let notes = tape.pop_values()?;
         let mut made = self.projections.iter().map(|_| tape.pop_array()).collect::<Result<Vec<_>>>()?;
         made.reverse();
@@ -215,7 +248,7 @@ impl SelfAttention {
             let guards = made.iter().map(host).collect::<Result<Vec<_>>>()?;
             let operands: Vec<_> = guards.iter().map(|g| precision.operand(g)).collect();
             let all: Vec<&[f32]> = operands.iter().map(|o| &**o).collect();
-            let (g, notes) = (host(&dout)?, &notes);
+            let (g, notes) = (host(dout)?, &notes);
             let g = precision.operand(&g);
             let g = &*g;
             let [query, key, value] = heads.each_mut().map(|part| self.cut(part, ragged, d));
@@ -254,19 +287,7 @@ impl SelfAttention {
             let (matrix, first) = parts.place(part, 0);
             side_by_side(&heads, d, ragged, &mut slopes[matrix], stride, first);
         }
-        drop(made);
-        let mut dx: Option<Array> = None;
-        // The tape goes backwards: value, key, query.
-        for (linear, slope) in self.projections.iter().zip(slopes).rev() {
-            let part =
-                linear.backward(&array(precision.product(slope), &[rows, stride])?, pass, tape, grads, need_dx)?;
-            dx = match (dx, part) {
-                (Some(a), Some(b)) => Some(add(&a, &b, Act::None)?),
-                (None, part) => part,
-                (a, None) => a,
-            };
-        }
-        Ok(dx)
+        slopes.into_iter().map(|slope| array(precision.product(slope), &[rows, stride])).collect()
     }
 
     /// What its layers carry.

@@ -3,6 +3,11 @@
 use rayon::prelude::*;
 
 use super::{Array, Gradients, Layer, LayerNorm, Mask, ParamId, Pass, Ragged, Saved, Tape, array, host, rows};
+#[cfg(feature = "cuda")]
+use crate::gpu::{
+    Fault, Placed,
+    ops::{self, Columns, Groups},
+};
 use crate::{Error, Result};
 
 /// Looks up `[n, t]` ids (whole numbers as f32, −1 behind the end) and gives framed `[n, 1 + t, c]`.
@@ -18,10 +23,8 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Packed ids, and how they belong to samples.
-    fn ids(&self, x: &Array) -> Result<(Ragged, Vec<u32>)> {
-        let (_, room) = x.dims2()?;
-        let values = host(x)?;
+    /// Packed ids of texts with room for so many, and how they belong to samples.
+    fn ids(&self, values: &[f32], room: usize) -> Result<(Ragged, Vec<u32>)> {
         let (mut lengths, mut ids) = (Vec::new(), Vec::new());
         let most = self.position.map_or(usize::MAX, |p| p.1);
         for row in values.chunks_exact(room.max(1)) {
@@ -42,6 +45,99 @@ impl Embedding {
             lengths.push(length);
         }
         Ok((Ragged { lengths, room }, ids))
+    }
+
+    /// The ids, how they belong to samples, and for each the sum of its rows.
+    fn looked_up(&self, x: &Array, pass: &Pass<'_>) -> Result<(Ragged, Vec<u32>, Array)> {
+        let (_, room) = x.dims2()?;
+        #[cfg(feature = "cuda")]
+        if let Array::Device(x) = x {
+            return self.placed(x, room, pass);
+        }
+        let (ragged, ids) = self.ids(&host(x)?, room)?;
+        let c = self.c;
+        let mut out = Vec::with_capacity(ids.len() * c);
+        let word = pass.store.param(self.word);
+        ids.iter().for_each(|id| out.extend_from_slice(&word[*id as usize * c..(*id as usize + 1) * c]));
+        let add = |out: &mut [f32], row: &[f32]| out.iter_mut().zip(row).for_each(|(o, v)| *o += v);
+        if let Some(kind) = self.kind {
+            let first = &pass.store.param(kind)[..c];
+            out.par_chunks_mut(c).for_each(|row| add(row, first));
+        }
+        if let Some((position, _)) = self.position {
+            let table = pass.store.param(position);
+            let own = ragged.split(&mut out, c);
+            own.into_par_iter().for_each(|rows| {
+                rows.chunks_exact_mut(c).zip(table.chunks_exact(c)).for_each(|(row, place)| add(row, place));
+            });
+        }
+        let y = array(out, &[ids.len(), c])?;
+        Ok((ragged, ids, y))
+    }
+
+    /// Adds the gradients of the tables.
+    fn learn(&self, dx: &Array, ids: &[u32], ragged: &Ragged, grads: &mut Gradients) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Array::Device(dx) = dx {
+            return self.placed_learn(dx, ids, ragged, grads);
+        }
+        let (c, g) = (self.c, host(dx)?);
+        if let Some(table) = grads.slot(self.word) {
+            scatter(table, &g, c, ids);
+        }
+        if let Some(table) = self.position.and_then(|p| grads.slot(p.0)) {
+            scatter(table, &g, c, &places(ragged));
+        }
+        if let Some(table) = self.kind.and_then(|k| grads.slot(k)) {
+            rows::add_sums(&g, c, &mut table[..c]);
+        }
+        Ok(())
+    }
+}
+
+/// The place in its text of each packed row.
+fn places(ragged: &Ragged) -> Vec<u32> {
+    ragged.lengths.iter().flat_map(|length| 0..*length as u32).collect()
+}
+
+#[cfg(feature = "cuda")]
+impl Embedding {
+    /// Ids come down to be checked, and stay on the host, which sorts them for the gradient: they are a pass's first input, so
+    /// that little waits for them.
+    fn placed(&self, x: &Placed, room: usize, pass: &Pass<'_>) -> Result<(Ragged, Vec<u32>, Array)> {
+        let (ragged, ids) = self.ids(&x.download()?, room)?;
+        let table = |id: ParamId| pass.placed_exact(id, &pass.store.params[id.0].shape, x);
+        let (word, kind) = (table(self.word)?, self.kind.map(&table).transpose()?);
+        let position = self.position.map(|p| table(p.0)).transpose()?;
+        let y = x.made(|device, _| {
+            let up = |rows: &[u32]| device.upload(rows, &[rows.len()]);
+            let places = position.as_ref().map(|table| Ok::<_, Fault>((table.array(), up(&places(&ragged))?)));
+            let places = places.transpose()?;
+            let position = places.as_ref().map(|(table, places)| (*table, places));
+            ops::embed(device, word.array(), &up(&ids)?, kind.as_ref().map(Placed::array), position)
+        })?;
+        Ok((ragged, ids, y.into()))
+    }
+
+    fn placed_learn(&self, dx: &Placed, ids: &[u32], ragged: &Ragged, grads: &mut Gradients) -> Result<()> {
+        let c = self.c;
+        let mut scatter = |id: ParamId, of: &[u32], rows: usize| {
+            grads.add_placed(id, &[rows, c], dx, |device, table| {
+                ops::embed_back(device, dx.array(), &Groups::of(device, of, rows)?, table)
+            })
+        };
+        scatter(self.word, ids, self.words)?;
+        if let Some((table, positions)) = self.position {
+            scatter(table, &places(ragged), positions)?;
+        }
+        let kind = self.kind.and_then(|kind| Some((kind, grads.slot(kind)?.len())));
+        let Some((kind, all)) = kind else { return Ok(()) };
+        // All kinds in one line, of which the first learns.
+        grads.add_placed(kind, &[1, all], dx, |device, table| {
+            let mut first = device.zeros(&[1, c])?;
+            ops::add_sums(device, dx.array(), &mut first)?;
+            ops::copy_columns(device, &first, table, Columns { from: 0, to: 0, width: c }, true)
+        })
     }
 }
 
@@ -66,24 +162,7 @@ fn scatter(table: &mut [f32], dy: &[f32], c: usize, of: &[u32]) {
 
 impl Layer for Embedding {
     fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
-        let (ragged, ids) = self.ids(x)?;
-        let c = self.c;
-        let mut out = Vec::with_capacity(ids.len() * c);
-        let word = pass.store.param(self.word);
-        ids.iter().for_each(|id| out.extend_from_slice(&word[*id as usize * c..(*id as usize + 1) * c]));
-        let add = |out: &mut [f32], row: &[f32]| out.iter_mut().zip(row).for_each(|(o, v)| *o += v);
-        if let Some(kind) = self.kind {
-            let first = &pass.store.param(kind)[..c];
-            out.par_chunks_mut(c).for_each(|row| add(row, first));
-        }
-        if let Some((position, _)) = self.position {
-            let table = pass.store.param(position);
-            let own = ragged.split(&mut out, c);
-            own.into_par_iter().for_each(|rows| {
-                rows.chunks_exact_mut(c).zip(table.chunks_exact(c)).for_each(|(row, place)| add(row, place));
-            });
-        }
-        let mut y = array(out, &[ids.len(), c])?;
+        let (ragged, ids, mut y) = self.looked_up(x, pass)?;
         ragged.save(pass, tape);
         if pass.records() {
             tape.push(Saved::Indices(ids));
@@ -103,30 +182,19 @@ impl Layer for Embedding {
         _: bool,
     ) -> Result<Option<Array>> {
         // The frame lies under what the normalisation has kept; its own gradient needs it first.
-        let c = self.c;
-        let kept = self.norm.as_ref().map(|_| Ok::<_, Error>((tape.pop_values()?, tape.pop_values()?))).transpose()?;
+        let kept = self.norm.as_ref().map(|_| Ok::<_, Error>((tape.take(Some)?, tape.take(Some)?))).transpose()?;
         let ids = tape.take(|s| if let Saved::Indices(ids) = s { Some(ids) } else { None })?;
         let ragged = Ragged::saved(tape)?;
         let mut dx = self.drop.rows(ragged.pack(dy)?, &ragged, pass)?;
         if let (Some(norm), Some((inverse, hat))) = (&self.norm, kept) {
-            tape.push(Saved::Values(hat));
-            tape.push(Saved::Values(inverse));
+            tape.push(hat);
+            tape.push(inverse);
             match norm.backward(&dx, pass, tape, grads, true)? {
                 Some(d) => dx = d,
                 None => return Err(Error::Internal("a layer gave no gradient".into())),
             }
         }
-        let g = host(&dx)?;
-        if let Some(table) = grads.slot(self.word) {
-            scatter(table, &g, c, &ids);
-        }
-        if let Some(table) = self.position.and_then(|p| grads.slot(p.0)) {
-            let places: Vec<u32> = ragged.lengths.iter().flat_map(|l| 0..*l as u32).collect();
-            scatter(table, &g, c, &places);
-        }
-        if let Some(table) = self.kind.and_then(|k| grads.slot(k)) {
-            rows::add_sums(&g, c, &mut table[..c]);
-        }
+        self.learn(&dx, &ids, &ragged, grads)?;
         // Ids have no gradient.
         Ok(None)
     }

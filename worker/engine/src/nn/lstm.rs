@@ -1,5 +1,8 @@
 //! Long short-term memory (Hochreiter and Schmidhuber, 1997) with PyTorch's tensors, over framed sequences.
 
+#[cfg(feature = "cuda")]
+mod placed;
+
 use rayon::prelude::*;
 use tl_proto::spec::Precision;
 
@@ -113,11 +116,15 @@ impl Lstm {
 
 impl Layer for Lstm {
     fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
-        let (ragged, packed) = Ragged::unpack(x)?;
-        let (total, w) = (ragged.rows(), self.hidden);
-        if packed.dim(1)? != self.input {
+        if x.dim(2)? != self.input {
             return Err(Error::Internal(format!("{} inputs expected, given {:?}", self.input, x.dims())));
         }
+        #[cfg(feature = "cuda")]
+        if let Array::Device(x) = x {
+            return self.placed(x, pass, tape).map(Array::from);
+        }
+        let (ragged, packed) = Ragged::unpack(x)?;
+        let (total, w) = (ragged.rows(), self.hidden);
         let precision = pass.precision();
         let turned = |k: usize| move |m: &[f32]| Packed::of(View::transposed(m, k), k, 4 * w);
         let weights = pass.packed(self.wi, Way::Forward, turned(self.input));
@@ -173,6 +180,10 @@ impl Layer for Lstm {
         need_dx: bool,
     ) -> Result<Option<Array>> {
         let ragged = Ragged::saved(tape)?;
+        #[cfg(feature = "cuda")]
+        if let Array::Device(dy) = dy {
+            return Ok(self.placed_backward(dy, &ragged, pass, tape, grads, need_dx)?.map(Array::from));
+        }
         let (states, memories, mut gates) = (tape.pop_values()?, tape.pop_values()?, tape.pop_values()?);
         let packed = tape.pop_array()?;
         let (total, n, w) = (ragged.rows(), ragged.lengths.len(), self.hidden);

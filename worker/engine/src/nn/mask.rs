@@ -4,7 +4,12 @@
 
 use rayon::prelude::*;
 
-use super::{Array, Pass, Ragged, array, host};
+use super::{Array, DropoutDraw, Pass, Ragged, array, host};
+#[cfg(feature = "cuda")]
+use crate::gpu::{
+    Device, Placed,
+    ops::{self, Dropped},
+};
 use crate::{Error, Result, num::rng::Stream};
 
 /// Zeroes a number with probability `p` and scales the others by `1/(1−p)` (Srivastava et al., 2014).
@@ -46,17 +51,21 @@ impl Mask {
         self.p > 0.0 && pass.dropout.is_some()
     }
 
+    /// The draws of as many samples; `None` where nothing is dropped.
+    fn draw<'a>(&self, pass: &Pass<'a>, samples: usize) -> Result<Option<DropoutDraw<'a>>> {
+        let draw = pass.dropout.filter(|_| self.p > 0.0);
+        if draw.is_some_and(|draw| draw.draws.len() != samples) {
+            return Err(Error::Internal("dropout was given another number of samples than draws".into()));
+        }
+        Ok(draw)
+    }
+
     /// What is dropped of each of `samples`; `None` where nothing is.
     ///
     /// # Errors
     /// A pass with draws for another number of samples.
     pub(super) fn of(&self, pass: &Pass<'_>, samples: usize) -> Result<Vec<Option<Drops>>> {
-        let Some(draw) = pass.dropout.filter(|_| self.p > 0.0) else {
-            return Ok((0..samples).map(|_| None).collect());
-        };
-        if draw.draws.len() != samples {
-            return Err(Error::Internal("dropout was given another number of samples than draws".into()));
-        }
+        let Some(draw) = self.draw(pass, samples)? else { return Ok((0..samples).map(|_| None).collect()) };
         Ok(draw.draws.iter().map(|id| Some(Drops { stream: draw.rng.stream(*id, self.site), p: self.p })).collect())
     }
 
@@ -72,12 +81,34 @@ impl Mask {
         if rows != ragged.rows() {
             return Err(Error::Internal(format!("{rows} rows given for sequences of {}", ragged.rows())));
         }
+        #[cfg(feature = "cuda")]
+        if let Array::Device(x) = x {
+            return self.placed(x, c, ragged, pass).map(Array::from);
+        }
         let mut values = host(&x)?.to_vec();
         let own = ragged.split(&mut values, c).into_iter().zip(self.of(pass, ragged.lengths.len())?);
         own.collect::<Vec<_>>().into_par_iter().for_each(|(own, drops)| {
             drops.into_iter().for_each(|mut drops| drops.scale(own));
         });
         array(values, &[rows, c])
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Mask {
+    /// What is dropped of each of `samples`, as operations of a GPU take it; `None` where nothing is.
+    ///
+    /// # Errors
+    /// As [`Mask::of`]; a full memory.
+    pub(super) fn placed_of(&self, device: &Device, pass: &Pass<'_>, samples: usize) -> Result<Option<Dropped>> {
+        let Some(draw) = self.draw(pass, samples)? else { return Ok(None) };
+        Ok(Some(Dropped::new(device, draw.rng, self.site, self.p, draw.draws)?))
+    }
+
+    fn placed(&self, x: Placed, c: usize, ragged: &Ragged, pass: &Pass<'_>) -> Result<Placed> {
+        let Some(dropped) = self.placed_of(x.device(), pass, ragged.lengths.len())? else { return Ok(x) };
+        let elements: Vec<usize> = ragged.lengths.iter().map(|length| length * c).collect();
+        Ok(x.changed(|device, x| ops::dropout(device, x, &dropped, &elements))?)
     }
 }
 

@@ -5,6 +5,9 @@
 //! that padding costs nothing and a sample's bits do not depend on how far its neighbours reach. Frames can be cut out
 //! and kept by sample, as cached features are.
 
+#[cfg(feature = "cuda")]
+mod placed;
+
 use super::{Array, Gradients, Layer, Pass, Saved, Tape, array, host};
 use crate::{Error, Result};
 
@@ -24,20 +27,31 @@ impl Ragged {
     /// Something that is no frame.
     pub fn unpack(x: &Array) -> Result<(Self, Array)> {
         let (n, rows, c) = x.dims3()?;
+        #[cfg(feature = "cuda")]
+        if let Array::Device(x) = x {
+            let ragged = Self::of(x)?;
+            let packed = ragged.pack_placed(x)?;
+            return Ok((ragged, packed.into()));
+        }
         let values = host(x)?;
-        let room = rows.saturating_sub(1);
-        let lengths = values.chunks_exact((rows * c).max(1)).map(|frame| {
-            let length = frame[0] as usize;
-            let whole = length as f32 == frame[0] && (1..=room).contains(&length);
-            if whole { Ok(length) } else { Err(Error::Internal("a sequence has no header".into())) }
-        });
-        let ragged = Self { lengths: lengths.collect::<Result<_>>()?, room };
+        let headers = values.chunks_exact((rows * c).max(1)).map(|frame| frame[0]);
+        let ragged = Self::said(headers, rows.saturating_sub(1))?;
         if ragged.lengths.len() != n {
             return Err(Error::Internal("a sequence has no header".into()));
         }
         let packed = ragged.gather(&values, c);
         let shape = [ragged.rows(), c];
         Ok((ragged, array(packed, &shape)?))
+    }
+
+    /// What headers say.
+    fn said(headers: impl Iterator<Item = f32>, room: usize) -> Result<Self> {
+        let lengths = headers.map(|header| {
+            let length = header as usize;
+            let whole = length as f32 == header && (1..=room).contains(&length);
+            if whole { Ok(length) } else { Err(Error::Internal("a sequence has no header".into())) }
+        });
+        Ok(Self { lengths: lengths.collect::<Result<_>>()?, room })
     }
 
     /// Packed rows.
@@ -65,6 +79,10 @@ impl Ragged {
     /// # Errors
     /// A tensor of another shape.
     pub fn pack(&self, framed: &Array) -> Result<Array> {
+        #[cfg(feature = "cuda")]
+        if let Array::Device(framed) = framed {
+            return self.pack_placed(framed).map(Array::from);
+        }
         let c = framed.dim(2)?;
         array(self.gather(&host(framed)?, c), &[self.rows(), c])
     }
@@ -77,6 +95,10 @@ impl Ragged {
         let (rows, c) = packed.dims2()?;
         if rows != self.rows() {
             return Err(Error::Internal(format!("{rows} rows given for sequences of {}", self.rows())));
+        }
+        #[cfg(feature = "cuda")]
+        if let Array::Device(packed) = packed {
+            return self.frame_placed(packed, header).map(Array::from);
         }
         let values = host(packed)?;
         let mut out = vec![0.0; self.lengths.len() * (self.room + 1) * c];
@@ -134,6 +156,12 @@ pub enum Pool {
 
 impl Layer for Pool {
     fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
+        #[cfg(feature = "cuda")]
+        if let Array::Device(x) = x {
+            let ragged = Ragged::of(x)?;
+            ragged.save(pass, tape);
+            return self.placed(x, &ragged).map(Array::from);
+        }
         let (ragged, packed) = Ragged::unpack(x)?;
         let c = packed.dim(1)?;
         let rows = host(&packed)?;
@@ -163,6 +191,10 @@ impl Layer for Pool {
         let ragged = Ragged::saved(tape)?;
         if !need_dx {
             return Ok(None);
+        }
+        #[cfg(feature = "cuda")]
+        if let Array::Device(dy) = dy {
+            return Ok(Some(self.placed_backward(dy, &ragged)?.into()));
         }
         let c = dy.dim(1)?;
         let g = host(dy)?;

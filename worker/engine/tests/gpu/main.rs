@@ -19,6 +19,7 @@ mod place;
 mod pools;
 mod sequences;
 mod step;
+mod text;
 mod updates;
 
 use std::{

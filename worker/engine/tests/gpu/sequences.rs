@@ -1,4 +1,4 @@
-//! Attention, embeddings, and an LSTM, each put together of its operations as the layer is.
+//! Attention and embeddings, each put together of its operations as the layer is.
 
 use tl_engine::{
     gpu::{
@@ -172,60 +172,4 @@ fn rows_of_tables_and_their_gradients_have_the_bits_of_the_cpu() {
     let beyond = device.upload(&[words as u32], &[1]).unwrap();
     let nothing = device.download(&ops::embed(device, &word, &beyond, None, None).unwrap()).unwrap();
     assert!(nothing.iter().all(|v| v.is_nan()), "{nothing:?}");
-}
-
-#[test]
-fn steps_of_an_lstm_are_those_of_the_layer() {
-    let Some(device) = device() else { return };
-    let (n, t, c, w) = (3, 4, 5, 7);
-    let mut b = Builder::new(2);
-    let layer = b.lstm("l", c, w, true);
-    let ragged = Ragged { lengths: vec![t; n], room: t };
-    let x = numbers(1, n * t * c);
-    let framed = ragged.frame(&array(x.clone(), &[n * t, c]).unwrap(), true).unwrap();
-    let values = host(&framed).unwrap().to_vec();
-    let want = run(&layer, &b.store, (&values, framed.dims()), None, false);
-
-    let [wi, wh, bi, bh] = [0, 1, 2, 3].map(|i| weight(device, &b.store, i));
-    let (packed, nothing) = (up(device, &x, &[n * t, c]), device.zeros(&[n, w]).unwrap());
-    let (mut inputs, mut states, mut memories, mut gates) = (Vec::new(), vec![nothing], Vec::new(), Vec::new());
-    memories.push(device.zeros(&[n, w]).unwrap());
-    for time in 0..t {
-        let own: Vec<_> = (0..n).map(|sample| Some(sample * t + time)).collect();
-        let input = ops::take_rows(device, &packed, &own).unwrap();
-        let mut now = ops::linear(device, &input, &wi).unwrap();
-        ops::add_bias(device, &mut now, &bi).unwrap();
-        ops::add_bias(device, &mut now, &bh).unwrap();
-        let recurrent = (of(&states[time]), of(&wh).turned());
-        ops::product(device, recurrent, (1, n, 4 * w, w), &mut now, true).unwrap();
-        let mut memory = device.copy(&memories[time]).unwrap();
-        states.push(ops::lstm_step(device, &mut now, &mut memory).unwrap());
-        memories.push(memory);
-        gates.push(now);
-        inputs.push(input);
-    }
-    close(device, &states[t], &want.y, 1e-5);
-
-    let mut dw = gradients(device, &b.store);
-    let (mut dstate, mut dmemory) = (up(device, &want.dy, &[n, w]), device.zeros(&[n, w]).unwrap());
-    let mut dx = vec![0.0; n * (t + 1) * c];
-    for time in (0..t).rev() {
-        let now = &mut gates[time];
-        ops::lstm_back(device, now, [&memories[time + 1], &memories[time], &dstate], &mut dmemory).unwrap();
-        dstate = ops::linear_input(device, now, &wh).unwrap();
-        ops::linear_weights(device, now, &inputs[time], &mut dw[0]).unwrap();
-        ops::linear_weights(device, now, &states[time], &mut dw[1]).unwrap();
-        ops::add_sums(device, now, &mut dw[2]).unwrap();
-        ops::add_sums(device, now, &mut dw[3]).unwrap();
-        let own = device.download(&ops::linear_input(device, now, &wi).unwrap()).unwrap();
-        for (sample, row) in own.chunks_exact(c).enumerate() {
-            dx[(sample * (t + 1) + 1 + time) * c..][..c].copy_from_slice(row);
-        }
-    }
-    close(device, &up(device, &dx, &[n, t + 1, c]), &want.dx, 1e-5);
-    let mut at = 0;
-    for dw in &dw {
-        close(device, dw, &want.flat[at..at + dw.count()], 3e-5);
-        at += dw.count();
-    }
 }

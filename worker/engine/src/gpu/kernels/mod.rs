@@ -49,6 +49,7 @@ sources! {
     Dropout = "dropout.cu",
     Elementwise = "elementwise.cu",
     Embedding = "embedding.cu",
+    Frames = "frames.cu",
     LayerNorm = "layer_norm.cu",
     Layout = "layout.cu",
     Lstm = "lstm.cu",

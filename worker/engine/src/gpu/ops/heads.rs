@@ -1,6 +1,9 @@
 //! Packed rows of samples, and heads of attention apart: `[samples·heads, t, depth]`, which products take as a batch. What is
 //! behind the end of a sample is zero there.
 
+use std::sync::Arc;
+
+use super::Spans;
 use crate::gpu::{
     Array, Device, Fault,
     launch::{each, launch, small},
@@ -8,10 +11,7 @@ use crate::gpu::{
 
 /// How packed rows belong to samples and columns to heads.
 pub struct Heads {
-    starts: Array<u32>,
-    lengths: Array<u32>,
-    rows: usize,
-    longest: usize,
+    spans: Arc<Spans>,
     heads: usize,
     depth: usize,
 }
@@ -22,39 +22,29 @@ impl Heads {
     /// # Errors
     /// No sample or an empty one, no head, or a full memory.
     pub fn new(device: &Device, lengths: &[usize], heads: usize, depth: usize) -> Result<Self, Fault> {
-        if lengths.contains(&0) || heads * depth == 0 {
+        if heads * depth == 0 {
             return Err(Fault::shape(format!("{heads} heads of {depth} columns for sequences of {lengths:?}")));
         }
-        let (mut starts, mut rows) = (Vec::with_capacity(lengths.len()), 0);
-        for length in lengths {
-            starts.push(small(rows)?);
-            rows += length;
-        }
-        small(rows)?;
-        let longest = lengths.iter().copied().max().unwrap_or(0);
-        let small_ones = lengths.iter().map(|l| small(*l)).collect::<Result<Vec<_>, _>>()?;
-        let (starts, lengths) =
-            (device.upload(&starts, &[starts.len()])?, device.upload(&small_ones, &[small_ones.len()])?);
-        Ok(Self { starts, lengths, rows, longest, heads, depth })
+        Ok(Self { spans: Spans::of(device, lengths)?, heads, depth })
     }
 
     /// Rows of each sample, as the softmax takes them.
     pub fn lengths(&self) -> &Array<u32> {
-        &self.lengths
+        &self.spans.lengths
     }
 
     /// Rows that each sample has room for.
     pub fn longest(&self) -> usize {
-        self.longest
+        self.spans.longest
     }
 
     fn shape(&self) -> [usize; 3] {
-        [self.lengths.count() * self.heads, self.longest, self.depth]
+        [self.spans.lengths.count() * self.heads, self.spans.longest, self.depth]
     }
 
     /// That a matrix has the packed rows, and the columns of all heads from `first` on.
     fn expect(&self, packed: &Array, first: usize) -> Result<(), Fault> {
-        if packed.rows() != self.rows || first + self.heads * self.depth > packed.width() {
+        if packed.rows() != self.spans.rows || first + self.heads * self.depth > packed.width() {
             let (heads, depth) = (self.heads, self.depth);
             return Err(Fault::shape(format!("{heads} heads of {depth} columns from {first} of {:?}", packed.shape())));
         }
@@ -77,11 +67,11 @@ pub fn split_heads(device: &Device, packed: &Array, heads: &Heads, first: usize)
         each(n),
         &mut y.data,
         &packed.data,
-        &heads.starts.data,
-        &heads.lengths.data,
+        &heads.spans.starts.data,
+        &heads.spans.lengths.data,
         &(n as u64),
         &small(heads.heads)?,
-        &small(heads.longest)?,
+        &small(heads.spans.longest)?,
         &small(heads.depth)?,
         &small(packed.width())?,
         &small(first)?
@@ -104,11 +94,11 @@ pub fn join_heads(device: &Device, x: &Array, heads: &Heads, packed: &mut Array,
         each(n),
         &mut packed.data,
         &x.data,
-        &heads.starts.data,
-        &heads.lengths.data,
+        &heads.spans.starts.data,
+        &heads.spans.lengths.data,
         &(n as u64),
         &small(heads.heads)?,
-        &small(heads.longest)?,
+        &small(heads.spans.longest)?,
         &small(heads.depth)?,
         &stride,
         &small(first)?

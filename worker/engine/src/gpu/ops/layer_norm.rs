@@ -47,16 +47,21 @@ pub fn layer_norm(
     Ok((y, Normalised { hat, inverse }))
 }
 
-/// The input's gradient. Those of γ and β are [`super::add_products`] of `dy` and the normalised rows, and
-/// [`super::add_sums`].
+/// The input's gradient, from what [`layer_norm`] has kept. Those of γ and β are [`super::add_products`] of `dy` and the
+/// normalised rows, and [`super::add_sums`].
 ///
 /// # Errors
 /// Other shapes.
-pub fn layer_norm_back(device: &Device, dy: &Array, kept: &Normalised, gamma: &Array) -> Result<Array, Fault> {
-    dy.expect(kept.hat.shape())?;
+pub fn layer_norm_back(
+    device: &Device,
+    dy: &Array,
+    (hat, inverse): (&Array, &Array),
+    gamma: &Array,
+) -> Result<Array, Fault> {
+    dy.expect(hat.shape())?;
     let (rows, c) = (dy.rows(), dy.width());
     gamma.expect_count(c)?;
-    kept.inverse.expect_count(rows)?;
+    inverse.expect_count(rows)?;
     let mut dx = device.fresh::<f32>(dy.shape())?;
     launch!(
         device,
@@ -65,8 +70,8 @@ pub fn layer_norm_back(device: &Device, dy: &Array, kept: &Normalised, gamma: &A
         lines(rows)?,
         &mut dx.data,
         &dy.data,
-        &kept.hat.data,
-        &kept.inverse.data,
+        &hat.data,
+        &inverse.data,
         &gamma.data,
         &(rows as u64),
         &small(c)?

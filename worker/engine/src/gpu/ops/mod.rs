@@ -14,6 +14,7 @@ mod depthwise;
 mod dropout;
 mod elementwise;
 mod embedding;
+mod frames;
 mod heads;
 mod layer_norm;
 mod layout;
@@ -34,12 +35,13 @@ pub use elementwise::{
     scale_channels,
 };
 pub use embedding::{Groups, embed, embed_back};
+pub use frames::{Spans, frame, pool_rows, pool_rows_back, unframe};
 pub use heads::{Heads, join_heads, split_heads};
 pub use layer_norm::{Normalised, layer_norm, layer_norm_back};
 pub use layout::{
     Columns, copy_columns, cut_columns, join_columns, move_image, subsample, subsample_back, take_rows, transpose, turn,
 };
-pub use lstm::{lstm_back, lstm_step};
+pub use lstm::{Step, lstm_back, lstm_step};
 pub use norm::{
     Affine, Slopes, deposit, fixed_back, moments, normalise, running_statistics, scale_gradient, shift_gradient, slopes,
     statistics, through, through_fixed,
