@@ -17,6 +17,11 @@ impl Placed {
         Self { device, array: Arc::new(array) }
     }
 
+    /// The GPU.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
     /// The numbers.
     pub fn array(&self) -> &Array {
         &self.array

@@ -23,12 +23,24 @@ impl Pass<'_> {
         if let Some(known) = self.packs.and_then(|packs| packs.placed(id)) {
             return Ok(known);
         }
-        let weight = self.weight(id);
-        let made = at.made(|device, _| device.upload(&weight[..], shape))?;
+        let made = match self.resident(id, shape)? {
+            Some(own) => self.rounded(own)?,
+            None => {
+                let weight = self.weight(id);
+                at.made(|device, _| device.upload(&weight[..], shape))?
+            }
+        };
         if let Some(packs) = self.packs {
             packs.keep(id, &made, self.trains(id));
         }
         Ok(made)
+    }
+
+    /// The elements of a parameter that stays on the GPU between steps, in any precision: there the store has none.
+    fn resident(&self, id: ParamId, shape: &[usize]) -> Result<Option<Placed>> {
+        let all = self.packs.and_then(|packs| packs.kept().resident.clone());
+        let (Some(all), Some(slot)) = (all, self.layout.and_then(|layout| layout.slot(id))) else { return Ok(None) };
+        Ok(Some(all.made(|device, all| device.part(all, slot, shape))?))
     }
 
     /// What a product takes, or gives, in the pass's precision.
@@ -59,9 +71,10 @@ impl Gradients<'_> {
         at: &Placed,
         add: impl FnOnce(&Device, &mut gpu::Array) -> Result<(), Fault>,
     ) -> Result<()> {
-        if self.slot(id).is_none() {
+        if self.layout.slot(id).is_none() {
             return Ok(());
         }
+        self.touched[id.0] = true;
         let mut sum = match self.placed.remove(&id) {
             Some(sum) => sum,
             None => at.made(|device, _| device.zeros(shape))?,
@@ -71,7 +84,26 @@ impl Gradients<'_> {
         Ok(())
     }
 
-    /// Adds what has gathered on a GPU to the flat gradient.
+    /// One flat gradient where anything has gathered on a GPU, with what was added in the host's memory; nothing where
+    /// nothing has. Each number is the sum that it is in [`Gradients::come_down`].
+    pub(super) fn gathered(&self) -> Result<Option<Placed>> {
+        let Some(at) = self.placed.values().next() else { return Ok(None) };
+        let sums = self.placed.iter().filter_map(|(id, sum)| Some((self.layout.slot(*id)?, sum)));
+        let flat = at.made(|device, _| {
+            let mut flat = device.zeros(&[self.layout.total_len()])?;
+            for (slot, sum) in sums {
+                ops::add_run(device, &mut flat, slot.start, sum.array())?;
+            }
+            for (from, to) in &self.opened {
+                let sent = device.upload(&self.flat[*from..*to], &[to - from])?;
+                ops::add_run(device, &mut flat, *from, &sent)?;
+            }
+            Ok(flat)
+        })?;
+        Ok(Some(flat))
+    }
+
+    /// Adds what has gathered on a GPU to the elements in the host's memory.
     ///
     /// # Errors
     /// What makes it has failed.

@@ -69,7 +69,7 @@ pub(super) fn through(units: &[Unit], x: Tensor, pass: &Pass<'_>, tape: &mut Tap
     out.to_tensor()
 }
 
-/// Adds the gradients of what the units train; gives that of what came in if `need_dx`.
+/// Adds the gradients of what the units train, where each unit computes; gives that of what came in if `need_dx`.
 ///
 /// # Errors
 /// A tape that was not written by [`forward`] or [`through`].
@@ -96,7 +96,5 @@ pub(super) fn backward(
             dy = unit.layer.backward(&g, pass, tape, grads, need_dx || i > 0)?;
         }
     }
-    #[cfg(feature = "cuda")]
-    grads.come_down()?;
     dy.filter(|_| need_dx).map(|dy| dy.to_tensor()).transpose()
 }

@@ -6,6 +6,7 @@
 
 mod elementwise;
 mod faults;
+mod flat;
 mod images;
 mod layers;
 mod memory;
