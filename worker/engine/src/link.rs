@@ -91,7 +91,7 @@ pub trait Link: Send {
     fn compares(&self) -> bool {
         false
     }
-    /// The reduced gradient of a step, before it is used.
+    /// The reduced gradient of a step, before it is used. One that lies on a GPU comes down only for those who compare.
     fn gradient(&mut self, _: &Gradient<'_>) {}
     /// Whether the rank should stop at the next step.
     fn stop_requested(&self) -> bool;

@@ -2,6 +2,7 @@
 //! order per rank.
 
 pub mod choice;
+mod flat;
 mod frame;
 mod loopback;
 pub mod partition;
@@ -13,6 +14,7 @@ pub mod tree;
 
 use std::ops::Range;
 
+pub use flat::reduce_flat;
 pub use frame::parse_header;
 pub use loopback::on_loopback;
 pub use reduce::reduce;

@@ -1,5 +1,7 @@
 //! Numbers in the memory of a GPU.
 
+use std::ops::Range;
+
 use cudarc::driver::CudaSlice;
 
 use super::Fault;
@@ -66,6 +68,14 @@ impl<T> Array<T> {
     pub(in crate::gpu) fn expect_count(&self, count: usize) -> Result<(), Fault> {
         if self.count() != count {
             return Err(Fault::shape(format!("{count} numbers are expected, given {:?}", self.shape)));
+        }
+        Ok(())
+    }
+
+    /// Refuses a run of numbers that is none, or that is not inside.
+    pub(in crate::gpu) fn expect_run(&self, run: &Range<usize>) -> Result<(), Fault> {
+        if run.is_empty() || run.end > self.count() {
+            return Err(Fault::shape(format!("{run:?} of {} numbers", self.count())));
         }
         Ok(())
     }

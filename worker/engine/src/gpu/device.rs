@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -108,8 +109,21 @@ impl Device {
     /// # Errors
     /// What makes them has failed.
     pub fn download<T: DeviceRepr + Clone + Default>(&self, array: &Array<T>) -> Result<Vec<T>, Fault> {
-        let mut values = vec![T::default(); array.count()];
-        self.stream.memcpy_dtoh(&array.data, &mut values)?;
+        self.download_run(array, 0..array.count())
+    }
+
+    /// Some of them.
+    ///
+    /// # Errors
+    /// As [`Device::download`]; none, or some that are not there.
+    pub fn download_run<T: DeviceRepr + Clone + Default>(
+        &self,
+        array: &Array<T>,
+        run: Range<usize>,
+    ) -> Result<Vec<T>, Fault> {
+        array.expect_run(&run)?;
+        let mut values = vec![T::default(); run.len()];
+        self.stream.memcpy_dtoh(&array.data.slice(run), &mut values)?;
         self.stream.synchronize()?;
         Ok(values)
     }
@@ -120,6 +134,18 @@ impl Device {
     /// The memory is full.
     pub fn copy<T: DeviceRepr>(&self, array: &Array<T>) -> Result<Array<T>, Fault> {
         Ok(Array::new(self.stream.clone_dtod(&array.data)?, array.shape()))
+    }
+
+    /// Some of them, in a shape of as many.
+    ///
+    /// # Errors
+    /// The memory is full; none, some that are not there, or a shape of another count.
+    pub fn part<T: DeviceRepr>(&self, array: &Array<T>, run: Range<usize>, shape: &[usize]) -> Result<Array<T>, Fault> {
+        array.expect_run(&run)?;
+        if counted(shape)? != run.len() {
+            return Err(Fault::shape(format!("{run:?} for an array of {shape:?}")));
+        }
+        Ok(Array::new(self.stream.clone_dtod(&array.data.slice(run))?, shape))
     }
 
     /// A place in the host's memory from which up to `count` numbers go up while the host goes on.

@@ -34,6 +34,11 @@ impl Placed {
         &self.device
     }
 
+    /// The GPU.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
     /// The numbers.
     pub fn array(&self) -> &Array {
         &self.array

@@ -34,6 +34,9 @@ pub(super) struct Kept {
     /// Running statistics there, by their means.
     #[cfg(feature = "cuda")]
     pub(super) running: BTreeMap<BufferId, Placed>,
+    /// What is trained, where it stays on a GPU between steps: in the order of the flat gradient.
+    #[cfg(feature = "cuda")]
+    pub(super) resident: Option<Placed>,
     /// Whether what is trained is worth keeping: there are several grains.
     pub(super) several: bool,
 }
@@ -70,6 +73,13 @@ impl Packs {
     /// Ends a step: the optimizer needs memory too.
     pub fn end(&self, layout: &Layout) {
         self.kept().forget(layout);
+    }
+
+    /// From here on what is trained is taken from these values, in the order of the flat gradient; again from the store if
+    /// there are none.
+    #[cfg(feature = "cuda")]
+    pub fn take_from(&self, resident: Option<&Placed>) {
+        self.kept().resident = resident.cloned();
     }
 }
 

@@ -22,25 +22,26 @@ impl Pass<'_> {
     /// A weight or a bias of a product, as it takes it, where `at` lies. It goes up once for the grains of a step, and once
     /// for all steps where nothing trains it.
     pub(super) fn placed(&self, id: ParamId, shape: &[usize], at: &Placed) -> Result<Placed> {
-        self.sent(id, shape, at, || self.weight(id))
+        self.sent(id, shape, at, false)
     }
 
     /// The same of a parameter that no product takes: it is never rounded.
     pub(super) fn placed_exact(&self, id: ParamId, shape: &[usize], at: &Placed) -> Result<Placed> {
-        self.sent(id, shape, at, || self.store.param(id).into())
+        self.sent(id, shape, at, true)
     }
 
-    fn sent<'v>(
-        &self,
-        id: ParamId,
-        shape: &[usize],
-        at: &Placed,
-        values: impl FnOnce() -> Cow<'v, [f32]>,
-    ) -> Result<Placed> {
+    fn sent(&self, id: ParamId, shape: &[usize], at: &Placed, exact: bool) -> Result<Placed> {
         if let Some(known) = self.packs.and_then(|packs| packs.placed(id)) {
             return Ok(known);
         }
-        let made = at.made(|device, _| device.upload(&values()[..], shape))?;
+        let made = match self.resident(id, shape)? {
+            Some(own) if exact => own,
+            Some(own) => self.rounded(own)?,
+            None => {
+                let values: Cow<'_, [f32]> = if exact { self.store.param(id).into() } else { self.weight(id) };
+                at.made(|device, _| device.upload(&values, shape))?
+            }
+        };
         if let Some(packs) = self.packs {
             packs.keep(id, &made, self.trains(id));
         }
@@ -66,6 +67,13 @@ impl Pass<'_> {
             kept.turned.insert(id, made.clone());
         }
         Ok(made)
+    }
+
+    /// The elements of a parameter that stays on the GPU between steps, in any precision: there the store has none.
+    fn resident(&self, id: ParamId, shape: &[usize]) -> Result<Option<Placed>> {
+        let all = self.packs.and_then(|packs| packs.kept().resident.clone());
+        let (Some(all), Some(slot)) = (all, self.layout.and_then(|layout| layout.slot(id))) else { return Ok(None) };
+        Ok(Some(all.made(|device, all| device.part(all, slot, shape))?))
     }
 
     /// What a product takes, or gives, in the pass's precision.
@@ -96,9 +104,10 @@ impl Gradients<'_> {
         at: &Placed,
         add: impl FnOnce(&Device, &mut gpu::Array) -> Result<(), Fault>,
     ) -> Result<()> {
-        if self.slot(id).is_none() {
+        if self.layout.slot(id).is_none() {
             return Ok(());
         }
+        self.touched[id.0] = true;
         let mut sum = match self.placed.remove(&id) {
             Some(sum) => sum,
             None => at.made(|device, _| device.zeros(shape))?,
@@ -108,7 +117,28 @@ impl Gradients<'_> {
         Ok(())
     }
 
-    /// Adds what has gathered on a GPU to the flat gradient, and to the sums of batch-norms behind it.
+    /// One flat gradient where anything has gathered on a GPU, with what was added in the host's memory; nothing where
+    /// nothing has. Each number is the sum that it is in [`Gradients::come_down`].
+    pub(super) fn gathered(&self) -> Result<Option<Placed>> {
+        let Some(at) = self.placed.values().chain(self.placed_stats.values()).next() else { return Ok(None) };
+        let slopes = self.placed.iter().filter_map(|(id, sum)| Some((self.layout.slot(*id)?, sum)));
+        let sums = self.placed_stats.iter().filter_map(|(mean, sum)| Some((self.layout.stats(*mean)?, sum)));
+        let sums = slopes.chain(sums);
+        let flat = at.made(|device, _| {
+            let mut flat = device.zeros(&[self.layout.total_len()])?;
+            for (slot, sum) in sums {
+                ops::add_run(device, &mut flat, slot.start, sum.array())?;
+            }
+            for (from, to) in &self.opened {
+                let sent = device.upload(&self.flat[*from..*to], &[to - from])?;
+                ops::add_run(device, &mut flat, *from, &sent)?;
+            }
+            Ok(flat)
+        })?;
+        Ok(Some(flat))
+    }
+
+    /// Adds what has gathered on a GPU to the elements in the host's memory, and to the sums of batch-norms behind them.
     ///
     /// # Errors
     /// What makes it has failed.

@@ -173,7 +173,7 @@ impl Layout {
 /// The flat gradient of one grain.
 pub struct Gradients<'a> {
     pub(super) layout: &'a Layout,
-    /// The elements.
+    /// The elements that were added in the memory of the host.
     pub flat: Vec<f32>,
     /// Which parameters backward has reached.
     pub touched: Vec<bool>,
@@ -183,19 +183,29 @@ pub struct Gradients<'a> {
     /// The same of the sums of batch-norms, by their means.
     #[cfg(feature = "cuda")]
     pub(super) placed_stats: BTreeMap<BufferId, Placed>,
+    /// Which runs of `flat` were opened, from where to where.
+    #[cfg(feature = "cuda")]
+    pub(super) opened: BTreeMap<usize, usize>,
 }
 
 impl<'a> Gradients<'a> {
     /// Zeros.
     pub fn new(layout: &'a Layout) -> Self {
+        Self { flat: zeros(layout.total_len()), ..Self::unmade(layout) }
+    }
+
+    /// The same, whose elements are made when one is first opened: a gradient on a GPU needs none here.
+    pub fn unmade(layout: &'a Layout) -> Self {
         Self {
             layout,
-            flat: zeros(layout.total_len()),
+            flat: Vec::new(),
             touched: vec![false; layout.slots.len()],
             #[cfg(feature = "cuda")]
             placed: BTreeMap::new(),
             #[cfg(feature = "cuda")]
             placed_stats: BTreeMap::new(),
+            #[cfg(feature = "cuda")]
+            opened: BTreeMap::new(),
         }
     }
 
@@ -203,12 +213,22 @@ impl<'a> Gradients<'a> {
     pub fn slot(&mut self, id: ParamId) -> Option<&mut [f32]> {
         let range = self.layout.slot(id)?;
         self.touched[id.0] = true;
-        Some(&mut self.flat[range])
+        Some(self.open(range))
     }
 
     /// Where to add the sums of a batch-norm.
     pub fn stats(&mut self, mean: BufferId) -> Option<&mut [f32]> {
-        Some(&mut self.flat[self.layout.stats(mean)?])
+        let range = self.layout.stats(mean)?;
+        Some(self.open(range))
+    }
+
+    fn open(&mut self, range: Range<usize>) -> &mut [f32] {
+        if self.flat.is_empty() {
+            self.flat = zeros(self.layout.total_len());
+        }
+        #[cfg(feature = "cuda")]
+        self.opened.insert(range.start, range.end);
+        &mut self.flat[range]
     }
 }
 

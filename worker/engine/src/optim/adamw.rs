@@ -3,44 +3,86 @@
 use rayon::prelude::*;
 use tl_proto::spec::OptimizerSection;
 
+#[cfg(feature = "cuda")]
+use super::Lying;
 use super::{Group, Moments, Optimizer, Rate, power};
+#[cfg(feature = "cuda")]
+use crate::gpu::{Fault, ops};
 use crate::num::simd::vectorised;
 
-pub(super) const ENTRY: Optimizer = Optimizer { name: "adamw", doc: "Adam with decoupled weight decay", init, step };
+pub(super) const ENTRY: Optimizer = Optimizer {
+    name: "adamw",
+    doc: "Adam with decoupled weight decay",
+    init,
+    step,
+    #[cfg(feature = "cuda")]
+    placed,
+};
 
 fn init(n: usize) -> Moments {
     Moments { first: vec![0.0; n], second: vec![0.0; n], ..Moments::default() }
 }
 
 fn step(o: &OptimizerSection, moments: &mut Moments, values: &mut [f32], mean: &[f32], groups: &[Group], rate: Rate) {
-    let (b1, b2) = (rate.momentum.unwrap_or(o.beta1), o.beta2);
-    // Subtracted in f64: in f32 the weight of a new square would be wrong in its fifth digit.
-    let (n1, n2, eps) = ((1.0 - b1) as f32, (1.0 - b2) as f32, o.eps as f32);
-    let (b1, b2) = (b1 as f32, b2 as f32);
     for group in groups {
-        let products = moments.products.entry(group.values.start).or_insert([1.0; 2]);
-        products[0] *= o.beta1;
-        products[1] *= o.beta2;
-        let updates = moments.updates.entry(group.values.start).or_default();
-        *updates += 1;
-        // Where momentum moves, fastai and PyTorch correct by the momentum of the moment, to the power of the steps.
-        let c1 = 1.0 - rate.momentum.map_or(products[0], |m| power(m, *updates));
-        let c2 = libm::sqrt(1.0 - products[1]) as f32;
-        let lr = rate.lr * group.lr_scale;
-        let keep = if group.decays { (1.0 - lr * o.weight_decay) as f32 } else { 1.0 };
-        let rate = (lr / c1) as f32;
+        let factors = factors(o, moments, group, rate);
         let at = group.values.clone();
-        let factors = Factors { b1, n1, b2, n2, eps, keep, rate, c2 };
         let parts = values[at.clone()].par_chunks_mut(TASK).zip(mean[group.gradient.clone()].par_chunks(TASK));
         let state = moments.first[at.clone()].par_chunks_mut(TASK).zip(moments.second[at].par_chunks_mut(TASK));
         parts.zip(state).for_each(|((values, g), (m, v))| update(values, g, m, v, factors));
     }
 }
 
+#[cfg(feature = "cuda")]
+fn placed(
+    o: &OptimizerSection,
+    moments: &mut Moments,
+    there: Lying<'_>,
+    groups: &[Group],
+    rate: Rate,
+) -> Result<(), Fault> {
+    let Lying { device, mean, values, first, second } = there;
+    let second = second.ok_or_else(|| Fault::Shape("AdamW without second moments".into()))?;
+    for group in groups {
+        let f = factors(o, moments, group, rate);
+        let how = ops::AdamW {
+            first: (f.b1, f.n1),
+            second: (f.b2, f.n2),
+            eps: f.eps,
+            keep: f.keep,
+            rate: f.rate,
+            root: f.c2,
+        };
+        let at = group.gradient.clone();
+        ops::adamw(device, [&mut *values, &mut *first, &mut *second], mean, (at.clone(), at), how)?;
+    }
+    Ok(())
+}
+
+/// What is the same for all numbers of a group in one more step of theirs, which is counted.
+fn factors(o: &OptimizerSection, moments: &mut Moments, group: &Group, rate: Rate) -> Factors {
+    let (b1, b2) = (rate.momentum.unwrap_or(o.beta1), o.beta2);
+    // Subtracted in f64: in f32 the weight of a new square would be wrong in its fifth digit.
+    let (n1, n2, eps) = ((1.0 - b1) as f32, (1.0 - b2) as f32, o.eps as f32);
+    let (b1, b2) = (b1 as f32, b2 as f32);
+    let products = moments.products.entry(group.values.start).or_insert([1.0; 2]);
+    products[0] *= o.beta1;
+    products[1] *= o.beta2;
+    let updates = moments.updates.entry(group.values.start).or_default();
+    *updates += 1;
+    // Where momentum moves, fastai and PyTorch correct by the momentum of the moment, to the power of the steps.
+    let c1 = 1.0 - rate.momentum.map_or(products[0], |m| power(m, *updates));
+    let c2 = libm::sqrt(1.0 - products[1]) as f32;
+    let lr = rate.lr * group.lr_scale;
+    let keep = if group.decays { (1.0 - lr * o.weight_decay) as f32 } else { 1.0 };
+    let rate = (lr / c1) as f32;
+    Factors { b1, n1, b2, n2, eps, keep, rate, c2 }
+}
+
 /// Numbers of one task; each is updated by itself.
 const TASK: usize = 1 << 14;
 
-/// What is the same for all numbers of a group in a step.
+/// See [`factors`].
 #[derive(Clone, Copy)]
 struct Factors {
     b1: f32,

@@ -1,6 +1,8 @@
 //! Optimizers over flat memory. A new one is a file here and a line in [`ALL`].
 
 mod adamw;
+#[cfg(feature = "cuda")]
+mod resident;
 pub mod schedule;
 mod sgd;
 
@@ -11,6 +13,10 @@ use tl_proto::{
     spec::OptimizerSection,
 };
 
+#[cfg(feature = "cuda")]
+pub use self::resident::{Lying, Resident, clip_placed};
+#[cfg(feature = "cuda")]
+use crate::gpu;
 use crate::nn::{Layout, ParamId, Store};
 
 /// One run of parameters with settings of its own.
@@ -68,6 +74,10 @@ impl From<f64> for Rate {
 /// An update of the values by their mean gradient, at a rate.
 type StepFn = fn(&OptimizerSection, &mut Moments, values: &mut [f32], mean: &[f32], &[Group], Rate);
 
+/// The same on a GPU.
+#[cfg(feature = "cuda")]
+type PlacedFn = fn(&OptimizerSection, &mut Moments, Lying<'_>, &[Group], Rate) -> Result<(), gpu::Fault>;
+
 /// One optimizer.
 pub struct Optimizer {
     /// Name in the job file.
@@ -78,6 +88,9 @@ pub struct Optimizer {
     pub init: fn(n: usize) -> Moments,
     /// One update.
     pub step: StepFn,
+    /// The same, to the bit, where everything lies on a GPU at the places of the gradient.
+    #[cfg(feature = "cuda")]
+    pub placed: PlacedFn,
 }
 
 /// Every optimizer.
@@ -104,11 +117,15 @@ fn power(base: f64, n: u64) -> f64 {
 /// Scales a gradient to at most `limit`; returns the norm it had.
 pub fn clip(mean: &mut [f32], limit: Option<f64>) -> f64 {
     let norm = libm::sqrt(crate::num::squared_norm(mean));
-    if let Some(limit) = limit.filter(|l| norm > *l) {
-        let scale = (limit / norm) as f32;
-        crate::num::scale(mean, scale);
+    if let Some(factor) = shrinks(norm, limit) {
+        crate::num::scale(mean, factor);
     }
     norm
+}
+
+/// By what a gradient of that norm is scaled, if it is longer than the limit.
+fn shrinks(norm: f64, limit: Option<f64>) -> Option<f32> {
+    limit.filter(|l| norm > *l).map(|l| (l / norm) as f32)
 }
 
 /// What the catalog says.

@@ -1,27 +1,29 @@
 //! The only place where the state of a run changes: what becomes of a step that all ranks have reduced alike.
 
-use super::{Loop, gate, stage::Stage, step::Reduced};
+use super::{Loop, gate, stage::Stage, stay::Stay, step::Reduced};
 use crate::{Error, Result, modifier, nn, num, optim};
 
 impl Loop<'_> {
     /// Update, running statistics, counters; what comes back is the norm of the gradient. A step without a whole pair
     /// has nothing to be learned from: no weight decays by it, no moment fades, and the gate does not take it for a
-    /// gradient of zero.
+    /// gradient of zero. `next` is the step of the epoch that follows.
     pub(super) fn apply(
         &mut self,
         stage: &Stage,
         optimizer: &optim::Optimizer,
         reduced: &mut Reduced,
-        rate: optim::Rate,
-        next: usize,
+        (rate, next): (optim::Rate, usize),
+        stay: &mut Stay,
     ) -> Result<f64> {
-        let norm = if reduced.samples == 0 { 0.0 } else { self.update(stage, optimizer, reduced, rate)? };
+        let norm = if reduced.samples == 0 { 0.0 } else { self.update(stage, optimizer, reduced, rate, stay)? };
+        let (first, end) = (stage.layout.params_len(), stage.layout.total_len());
+        let sums = reduced.flat.run(first..end)?;
         let store = &mut self.state.store;
         for (mean_id, var_id) in &stage.norms {
             let Some(at) = stage.layout.stats(*mean_id) else { continue };
             let mut mean = store.buffer(*mean_id).to_vec();
             let mut var = store.buffer(*var_id).to_vec();
-            nn::update_running(&mut mean, &mut var, &reduced.flat[at]);
+            nn::update_running(&mut mean, &mut var, &sums[at.start - first..at.end - first]);
             store.buffer_values[store.buffers[mean_id.0].range.clone()].copy_from_slice(&mean);
             store.buffer_values[store.buffers[var_id.0].range.clone()].copy_from_slice(&var);
         }
@@ -36,7 +38,7 @@ impl Loop<'_> {
         p.sums.samples += reduced.samples;
         p.sums.loss += reduced.loss;
         p.sums.correct += reduced.correct;
-        self.weigh(reduced, stage.layout.total_len());
+        self.weigh(reduced, end)?;
         Ok(norm)
     }
 
@@ -47,21 +49,19 @@ impl Loop<'_> {
         optimizer: &optim::Optimizer,
         reduced: &mut Reduced,
         rate: optim::Rate,
+        stay: &mut Stay,
     ) -> Result<f64> {
-        let mean = &mut reduced.flat[..stage.layout.params_len()];
+        if let Some(norm) = self.update_there(stage, optimizer, reduced, rate, stay)? {
+            return Ok(norm);
+        }
+        let mean = &mut reduced.flat.here()?[..stage.layout.params_len()];
         num::divide(mean, reduced.samples as f32);
         let names = &self.net.network.initial;
         gate::check(&mut self.state.progress, names, &stage.layout, &reduced.touched, mean)?;
         if let Some(anchor) = &self.anchor {
             reduced.penalty = anchor.pull(&self.state.store.values, &self.state.importance, &stage.layout, mean);
         }
-        let norm = optim::clip(mean, self.run.spec.optimizer.clip_norm);
-        if !norm.is_finite() {
-            return Err(Error::NotFinite(format!(
-                "the gradient of step {} is not finite",
-                self.state.progress.step + 1
-            )));
-        }
+        let norm = finite(optim::clip(mean, self.run.spec.optimizer.clip_norm), self.state.progress.step)?;
         let store = &mut self.state.store;
         (optimizer.step)(
             &self.run.spec.optimizer,
@@ -76,4 +76,12 @@ impl Loop<'_> {
         }
         Ok(norm)
     }
+}
+
+/// The norm of the gradient that follows so many steps, if it is a number.
+pub(super) fn finite(norm: f64, done: u64) -> Result<f64> {
+    if norm.is_finite() {
+        return Ok(norm);
+    }
+    Err(Error::NotFinite(format!("the gradient of step {} is not finite", done + 1)))
 }

@@ -72,7 +72,7 @@ pub(super) fn through(units: &[Unit], x: Tensor, pass: &Pass<'_>, tape: &mut Tap
     units.iter().try_fold(x, |x, unit| unit.layer.forward(&x, pass, tape))?.to_tensor()
 }
 
-/// Adds the gradients of what the units train; gives that of what came in if `need_dx`.
+/// Adds the gradients of what the units train, where each unit computes; gives that of what came in if `need_dx`.
 ///
 /// # Errors
 /// A tape that was not written by [`forward`] or [`through`].
@@ -99,7 +99,5 @@ pub(super) fn backward(
             dy = unit.layer.backward(&g, pass, tape, grads, need_dx || i > 0)?;
         }
     }
-    #[cfg(feature = "cuda")]
-    grads.come_down()?;
     dy.filter(|_| need_dx).map(|dy| dy.to_tensor()).transpose()
 }

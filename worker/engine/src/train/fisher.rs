@@ -105,10 +105,10 @@ fn of_sample(
     let p = eval::softmax(net::rows(&logits)?.first().map_or(&[], Vec::as_slice));
     let label = given.unwrap_or_else(|| drawn(&p, f64::from(uniform)));
     let dy: Vec<f32> = p.iter().enumerate().map(|(c, p)| (p - f64::from(u8::from(c == label))) as f32).collect();
-    let mut grads = Gradients::new(layout);
+    let mut grads = Gradients::unmade(layout);
     let dy = tensor(dy, &[1, p.len()])?;
     chain::backward(&network.units, Wanted::of(&dy), pass, &mut tape, &mut grads, false)?;
-    Ok(grads.flat)
+    grads.finish()?.0.into_host()
 }
 
 /// The class whose part of the probabilities a number in [0, 1) falls into.

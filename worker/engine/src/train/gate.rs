@@ -12,12 +12,17 @@ use crate::{
 /// Steps within which every gradient must have been non-zero once.
 const WATCH: u32 = 20;
 
+/// Whether gradients are still looked at.
+pub fn watches(progress: &Progress) -> bool {
+    progress.watched < WATCH
+}
+
 /// Looks at the reduced gradient of one step.
 ///
 /// # Errors
 /// Names what backward did not reach, what is not finite, or what stayed zero.
 pub fn check(progress: &mut Progress, store: &Store, layout: &Layout, touched: &[bool], mean: &[f32]) -> Result<()> {
-    if progress.watched >= WATCH {
+    if !watches(progress) {
         return Ok(());
     }
     let name = |id: ParamId| &store.params[id.0].name;

@@ -15,14 +15,14 @@ use crate::{
     backbone::Unit,
     eval,
     modifier::{self, Mix},
-    nn::{DropoutDraw, Gradients, Grains, Packs, Pass, Store, Tape, host, tensor},
+    nn::{DropoutDraw, Flat, Gradients, Grains, Packs, Pass, Store, Tape, host, tensor},
     num::rng::Philox,
 };
 
 /// What a grain adds to its step.
 pub(super) struct GrainSums {
     pub samples: u64,
-    pub flat: Vec<f32>,
+    pub flat: Flat,
     pub touched: Vec<bool>,
     pub loss: f64,
     pub correct: u64,
@@ -159,7 +159,7 @@ impl Step<'_> {
         // The cut: candle differentiates the loss, our layers everything below.
         let seen = Seen { features, logits, targets, teacher, taps, averaged: second, paired, present };
         let judged = judge.judge(&seen, grain, grains)?;
-        let mut grads = Gradients::new(&self.stage.layout);
+        let mut grads = Gradients::unmade(&self.stage.layout);
         match (&judged.paired, &halves) {
             (Some(_), Some(halves)) if halves.is_empty() => masked::passed_over(other_units, &mut grads),
             (Some(dy), Some(halves)) => {
@@ -196,7 +196,7 @@ impl Step<'_> {
         let rows = values.chunks_exact(outputs).zip(&labels);
         let correct = rows.filter(|(row, label)| eval::judge(row, **label).predicted == **label).count() as u64;
         let samples = self.counted(draws.iter().copied());
-        let tasks = Vec::new();
-        Ok(GrainSums { samples, flat: grads.flat, touched: grads.touched, loss, correct, tasks })
+        let (tasks, (flat, touched)) = (Vec::new(), grads.finish()?);
+        Ok(GrainSums { samples, flat, touched, loss, correct, tasks })
     }
 }

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use tl_proto::spec::{LrFindSection, Pick};
 
-use super::{Fed, Loop, stage::Stage, step};
+use super::{Fed, Loop, stage::Stage, stay::Stay, step};
 use crate::{
     Error, Result,
     collective::Collective,
@@ -166,7 +166,7 @@ impl Loop<'_> {
             // Where no pair is whole there is no loss, and the next step is taken at the same rate.
             let has_loss = reduced.samples > 0;
             let goes_on = !has_loss || sweep.add(rate, reduced.loss / reduced.samples as f64);
-            match self.apply(stage, optimizer, &mut reduced, rate.into(), 0) {
+            match self.apply(stage, optimizer, &mut reduced, (rate.into(), 0), &mut Stay::default()) {
                 Err(Error::NotFinite(_)) => break,
                 other => other?,
             };

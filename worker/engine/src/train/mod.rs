@@ -40,7 +40,9 @@ pub(crate) mod samples;
 pub mod saving;
 pub(crate) mod stage;
 mod state;
+mod stay;
 mod step;
+mod steps;
 mod taps;
 pub(crate) mod tasks;
 pub mod teach;
@@ -53,7 +55,7 @@ mod watch;
 mod weights;
 mod zero_shot;
 
-use std::{path::PathBuf, time::Instant};
+use std::path::PathBuf;
 
 use candle_core::Tensor;
 use tl_proto::spec::{DataSection, JobSpec, Sampling};
@@ -75,6 +77,7 @@ use self::{
     stage::Stage,
     state::RunState,
     step::{Other, Paired, Step},
+    steps::Pace,
     tasks::{Task, Tasked},
     teacher::Teacher,
     watch::Watch,
@@ -83,7 +86,7 @@ use crate::{
     Error, Result,
     collective::Collective,
     data::sampler::{Epoch, steps_per_epoch},
-    link::{Gradient, Link, Notice},
+    link::{Link, Notice},
     modifier,
     nn::{self, Packs},
     objective::Objective,
@@ -324,28 +327,16 @@ impl Loop<'_> {
         let pick = section.lr_find.as_ref().and_then(|f| f.pick);
         let top = pick.and_then(|p| found?.picked(p)).unwrap_or_else(|| section.lr.top());
         let per_epoch = self.per_epoch();
-        let total = u64::from(section.epochs) * per_epoch as u64;
+        let pace = Pace { section, optimizer, top, total: u64::from(section.epochs) * per_epoch as u64 };
         let mut stopped = false;
         while self.state.progress.epoch < section.epochs && !stopped {
             let epoch = self.epoch();
-            for k in self.state.progress.step_in_epoch..per_epoch {
-                let started = Instant::now();
-                let step = self.step(stage, fed, &epoch, link.compares());
-                let mut reduced = step::compute(&step, k, group, link.stop_requested())?;
-                self.publish(group, link);
-                let p = &self.state.progress;
-                let (names, layout) = (&self.net.network.initial, &stage.layout);
-                let (flat, norms) = (&reduced.flat, reduced.norms);
-                link.gradient(&Gradient { step: p.step + 1, names, layout, flat, norms });
-                let rate = optim::schedule::rate(section, top * p.plateau_factor, p.stage_step, total);
-                let norm = self.apply(stage, optimizer, &mut reduced, rate, k + 1)?;
-                self.report(group, link, &reduced, (rate.lr, norm, started, per_epoch), total);
-                let every = u64::from(spec.checkpoint.every);
-                let due = every > 0 && self.state.progress.step.is_multiple_of(every);
-                if due || reduced.stop {
+            while self.state.progress.step_in_epoch < per_epoch {
+                let stops = self.stretch(stage, (fed, &epoch), &pace, group, link)?;
+                if stops || self.is_due() {
                     self.checkpoint(group, link)?;
                 }
-                if reduced.stop {
+                if stops {
                     group.barrier()?;
                     self.publish(group, link);
                     return Err(Error::Stopped);

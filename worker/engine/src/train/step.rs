@@ -20,14 +20,14 @@ use crate::{
     collective::{self, Collective, tree},
     data::sampler::{Endless, Epoch, grain, grains_of},
     modifier,
-    nn::{Grains, Packs, Store},
+    nn::{Flat, Grains, Packs, Store},
     num,
 };
 
 /// What all ranks know of a step once it is reduced.
 pub struct Reduced {
     /// Sums over all grains: gradients, then batch-norm sums.
-    pub flat: Vec<f32>,
+    pub flat: Flat,
     /// What was drawn.
     pub draws: usize,
     /// Samples that count; of pairs, those that are whole.
@@ -116,7 +116,7 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     // In the fast reduction a leaf is the sum of a rank that owns anything.
     let before = shares[..group.rank()].iter().filter(|s| !s.is_empty()).count();
     let (fast, busy) = (run.spec.cluster.reduction == Reduction::Fast, shares.iter().filter(|s| !s.is_empty()).count());
-    let mut stack: Vec<tree::Node> = Vec::new();
+    let mut stack: Vec<tree::Node<Flat>> = Vec::new();
     let mut tally = vec![u8::from(stop)];
     let mut touched = vec![own.is_empty(); state.store.params.len()];
     let draws =
@@ -126,25 +126,30 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
         step.inputs.net.network.own.iter().for_each(|id| touched[id.0] = true);
     }
     stage.packs.begin(&stage.layout, own.len());
-    let mut add = |s: usize, one: GrainSums| {
+    let mut add = |s: usize, one: GrainSums| -> Result<()> {
         touched.iter_mut().zip(&one.touched).for_each(|(t, o)| *t |= o);
         tally.extend((s as u64).to_le_bytes());
         tally.extend(one.samples.to_le_bytes());
         tally.extend(one.correct.to_le_bytes());
         tally.extend(one.loss.to_le_bytes());
-        let norm = if step.measures { num::squared_norm(&one.flat[..stage.layout.params_len()]).sqrt() } else { 0.0 };
+        let gradient = 0..stage.layout.params_len();
+        let norm = if step.measures { num::squared_norm(&one.flat.run(gradient)?).sqrt() } else { 0.0 };
         tally.extend(norm.to_le_bytes());
         for task in &one.tasks {
             tally.extend(task.samples.to_le_bytes());
             tally.extend(task.correct.to_le_bytes());
             tally.extend(task.loss.to_le_bytes());
         }
-        match (fast, stack.last_mut()) {
-            // A rank adds its grains as they come.
-            (true, Some(sum)) => sum.data.iter_mut().zip(&one.flat).for_each(|(a, b)| *a += b),
-            (true, None) => stack.push(tree::Node::leaf(before, one.flat)),
-            (false, _) => tree::push(&mut stack, tree::Node::leaf(s, one.flat), count),
+        if !fast {
+            return tree::push_with(&mut stack, tree::Node::leaf(s, one.flat), count, Flat::plus);
         }
+        // A rank adds its grains as they come.
+        let sum = match stack.pop() {
+            Some(sum) => sum.data.plus(one.flat)?,
+            None => one.flat,
+        };
+        stack.push(tree::Node::leaf(before, sum));
+        Ok(())
     };
     let judge = Judge::new(run, step.inputs.net, &state.store, step.progress());
     let averaged = step.averaged();
@@ -154,15 +159,15 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     };
     if stage.lockstep || (run.objective.coupled)(&run.spec.objective) {
         let all = lockstep::run(&shares, group, |s, grains| compute(s, Some(grains)))?;
-        own.zip(all).for_each(|(s, one)| add(s, one));
+        own.zip(all).try_for_each(|(s, one)| add(s, one))?;
     } else {
         for s in own {
-            add(s, compute(s, None)?);
+            add(s, compute(s, None)?)?;
         }
     }
     stage.packs.end(&stage.layout);
     let leaves = if fast { busy } else { count };
-    let flat = collective::reduce(group, stack, leaves, stage.layout.total_len() + step.asides())?;
+    let flat = collective::reduce_flat(group, stack, leaves, stage.layout.total_len() + step.asides())?;
     let several = step.tasks.map_or(0, |tasked| tasked.tasks.len() + 1);
     let tasks = vec![TaskSums::default(); several];
     let (draws, [loss, norms, penalty]) = (slots.len(), [0.0; 3]);

@@ -8,6 +8,7 @@ mod adapters;
 mod elementwise;
 mod faults;
 mod fingerprint;
+mod flat;
 mod image_layers;
 mod images;
 mod layers;

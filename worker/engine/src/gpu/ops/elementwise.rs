@@ -54,6 +54,18 @@ pub fn add_into(device: &Device, left: &mut Array, right: &Array) -> Result<(), 
     Ok(())
 }
 
+/// The same into the numbers from `first` on: a gradient comes to its place in a flat one.
+///
+/// # Errors
+/// More numbers than there are from there on.
+pub fn add_run(device: &Device, flat: &mut Array, first: usize, x: &Array) -> Result<(), Fault> {
+    let n = x.count();
+    let run = first..first.saturating_add(n);
+    flat.expect_run(&run)?;
+    launch!(device, Elementwise, "add_into", each(n), &mut flat.data.slice_mut(run), &x.data, &(n as u64));
+    Ok(())
+}
+
 /// `x += bias`, channel by channel.
 ///
 /// # Errors

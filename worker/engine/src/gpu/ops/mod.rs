@@ -31,7 +31,7 @@ pub use conv::{Convolution, channels_last, conv, conv_input, conv_weights};
 pub use depthwise::{Windowed, depthwise, depthwise_input, depthwise_weights};
 pub use dropout::{Dropped, drop_path, dropout, dropout_scores};
 pub use elementwise::{
-    activate, activate_back, add_activate, add_bias, add_into, divide, gate, gate_back, normalize, scale,
+    activate, activate_back, add_activate, add_bias, add_into, add_run, divide, gate, gate_back, normalize, scale,
     scale_channels,
 };
 pub use embedding::{Groups, embed, embed_back};

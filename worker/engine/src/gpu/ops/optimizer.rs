@@ -35,18 +35,10 @@ pub struct Sgd {
     pub decay: f32,
 }
 
-/// That a run is one, and inside a buffer.
-fn inside(run: &Range<usize>, buffer: &Array) -> Result<(), Fault> {
-    if run.is_empty() || run.end > buffer.count() {
-        return Err(Fault::shape(format!("{run:?} of {} numbers", buffer.count())));
-    }
-    Ok(())
-}
-
 /// How many numbers a step takes of each buffer and of the mean gradient.
 fn taken(buffers: &[&Array], mean: &Array, run: &Range<usize>, gradient: &Range<usize>) -> Result<usize, Fault> {
-    buffers.iter().try_for_each(|buffer| inside(run, buffer))?;
-    inside(gradient, mean)?;
+    buffers.iter().try_for_each(|buffer| buffer.expect_run(run))?;
+    mean.expect_run(gradient)?;
     if gradient.len() != run.len() {
         return Err(Fault::shape(format!("{gradient:?} for {run:?}")));
     }

@@ -111,6 +111,8 @@ impl<'a> Tuner<'a> {
         for step in 0..steps {
             let mut grads = Gradients::new(&self.layout);
             self.learn(&own, shown, dropout(step), &mut grads)?;
+            #[cfg(feature = "cuda")]
+            grads.come_down()?;
             for id in &self.moves {
                 let (Some(slot), at) = (self.layout.slot(*id), own.params[id.0].range.clone()) else { continue };
                 let moved = own.values[at].iter_mut().zip(&mut velocity[slot.clone()]).zip(&grads.flat[slot]);

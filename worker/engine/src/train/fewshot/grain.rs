@@ -53,13 +53,13 @@ impl Step<'_> {
         let fed = few.batches(&ids)?;
         let fed = fed.iter().map(|(indices, turns)| self.inputs.batch(&self.state.store, indices, turns, None));
         let fed = fed.collect::<Result<Vec<Tensor>>>()?;
-        let mut grads = Gradients::new(&self.stage.layout);
+        let mut grads = Gradients::unmade(&self.stage.layout);
         let (loss, correct) = match few.method.learns {
             Learns::Adapts(_) => self.adapted(few, &ids, &fed, &mut grads)?,
             _ => self.compared(few, &ids, &fed, &mut grads, grains)?,
         };
-        let (samples, tasks) = (draws.len() as u64, Vec::new());
-        Ok(GrainSums { samples, flat: grads.flat, touched: grads.touched, loss, correct, tasks })
+        let (samples, tasks, (flat, touched)) = (draws.len() as u64, Vec::new(), grads.finish()?);
+        Ok(GrainSums { samples, flat, touched, loss, correct, tasks })
     }
 
     /// Random numbers of dropout for so many samples of the run, from `first` on.

@@ -173,7 +173,7 @@ impl<'a> Step<'a> {
         let scales = self.scales(tasked, slots, count);
         let judged = judge(self.run, (net, store), tasked.tasks, (weights, &scales), &seen)?;
 
-        let mut grads = Gradients::new(&self.stage.layout);
+        let mut grads = Gradients::unmade(&self.stage.layout);
         let mut below = Vec::new();
         for (((units, pass), dy), tape) in heads.iter().zip(&judged.logits).zip(&mut tapes) {
             below.extend(chain::backward(units, Wanted::of(dy), pass, tape, &mut grads, cut < head)?);
@@ -185,10 +185,10 @@ impl<'a> Step<'a> {
                 let one = Layout::new(store, &[id], &[]);
                 for t in 0..parts.len() {
                     let alone = joined_rows(&parts, &below, Some(t))?;
-                    let mut scratch = Gradients::new(&one);
+                    let mut scratch = Gradients::unmade(&one);
                     let tape = &mut upper_tape.clone();
                     chain::backward(upper, Wanted::of(&alone), &pass, tape, &mut scratch, false)?;
-                    asides.extend_from_slice(scratch.slot(id).unwrap_or_default());
+                    asides.extend(scratch.finish()?.0.into_host()?);
                 }
             }
             let all = joined_rows(&parts, &below, None)?;
@@ -222,8 +222,10 @@ impl<'a> Step<'a> {
             let correct = rows.filter(|(row, label)| eval::judge(row, **label).predicted == **label).count() as u64;
             tasks.push(TaskSums { samples: part.labels.len() as u64, loss: *loss, correct });
         }
-        let (touched, mut flat) = (grads.touched, grads.flat);
-        flat.extend(asides);
+        let (mut flat, touched) = grads.finish()?;
+        if !asides.is_empty() {
+            flat.here()?.extend(asides);
+        }
         let correct = tasks.first().map_or(0, |t| t.correct);
         Ok(GrainSums { samples: seen.samples as u64, flat, touched, loss: judged.loss, correct, tasks })
     }

@@ -7,6 +7,7 @@ use super::{
     names,
 };
 use crate::{
+    Result,
     nn::OWN,
     num,
     objective::{LOG_VARIANCES, weights_of},
@@ -79,20 +80,23 @@ pub(in crate::train) fn mean(of: impl ExactSizeIterator<Item = f64>) -> f64 {
 
 impl Loop<'_> {
     /// Moves the weights of tasks after a step, where they follow gradients, and counts what the step came to.
-    pub(in crate::train) fn weigh(&mut self, reduced: &Reduced, behind: usize) {
+    ///
+    /// # Errors
+    /// The gradients cannot be had.
+    pub(in crate::train) fn weigh(&mut self, reduced: &Reduced, behind: usize) -> Result<()> {
         if self.tasks.is_none() {
-            return;
+            return Ok(());
         }
         let weighing = &mut self.state.progress.weighing;
         weighing.sums.resize(reduced.tasks.len(), TaskSums::default());
         weighing.sums.iter_mut().zip(&reduced.tasks).for_each(|(sum, one)| sum.add(one));
         let several = self.run.objective.several.as_ref();
-        let Some(balance) = several.and_then(|s| (s.balance)(&self.run.spec.objective)) else { return };
+        let Some(balance) = several.and_then(|s| (s.balance)(&self.run.spec.objective)) else { return Ok(()) };
         let losses: Vec<f64> = reduced.tasks.iter().map(TaskSums::mean).collect();
         if weighing.first.is_empty() {
             weighing.first.clone_from(&losses);
         }
-        let asides = &reduced.flat[behind..];
+        let asides = reduced.flat.run(behind..reduced.flat.count())?;
         let each = asides.len() / weighing.weights.len().max(1);
         // Where nothing shared is trained, there is nothing to even out.
         if each > 0 {
@@ -100,6 +104,7 @@ impl Loop<'_> {
             let norms: Vec<f64> = asides.chunks_exact(each).map(|g| num::squared_norm(g).sqrt() / n).collect();
             balance.step(&mut weighing.weights, &norms, &losses, &weighing.first);
         }
+        Ok(())
     }
 
     /// What each task counts now.

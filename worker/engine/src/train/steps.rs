@@ -1,0 +1,84 @@
+//! The steps of an epoch, in stretches: one ends where somebody looks at the state of the run.
+
+use std::time::Instant;
+
+use tl_proto::spec::StageSection;
+
+use super::{Fed, Loop, stage::Stage, stay::Stay, step};
+use crate::{
+    Result,
+    collective::Collective,
+    data::sampler::Epoch,
+    link::{Gradient, Link},
+    optim::{self, Optimizer},
+};
+
+/// How a stage moves on.
+pub(super) struct Pace<'a> {
+    /// What the job says of it.
+    pub section: &'a StageSection,
+    /// What updates.
+    pub optimizer: &'a Optimizer,
+    /// The highest rate.
+    pub top: f64,
+    /// Its steps.
+    pub total: u64,
+}
+
+impl Loop<'_> {
+    /// Takes steps until a checkpoint is due, the epoch is over, or the run is to stop, which is what comes back. Whatever
+    /// it comes to, the state is whole then.
+    pub(super) fn stretch(
+        &mut self,
+        stage: &Stage,
+        (fed, epoch): (Fed<'_>, &Epoch),
+        pace: &Pace<'_>,
+        group: &mut dyn Collective,
+        link: &mut dyn Link,
+    ) -> Result<bool> {
+        let mut stay = self.stay(stage, &fed);
+        let stops = self.steps(stage, (fed, epoch), pace, &mut stay, group, link);
+        let ended = stay.end(stage, &mut self.state);
+        // What went wrong first is what is said.
+        let stops = stops?;
+        ended?;
+        Ok(stops)
+    }
+
+    fn steps(
+        &mut self,
+        stage: &Stage,
+        (fed, epoch): (Fed<'_>, &Epoch),
+        pace: &Pace<'_>,
+        stay: &mut Stay,
+        group: &mut dyn Collective,
+        link: &mut dyn Link,
+    ) -> Result<bool> {
+        let per_epoch = self.per_epoch();
+        for k in self.state.progress.step_in_epoch..per_epoch {
+            let started = Instant::now();
+            let step = self.step(stage, fed, epoch, link.compares());
+            let mut reduced = step::compute(&step, k, group, link.stop_requested())?;
+            self.publish(group, link);
+            let p = &self.state.progress;
+            if link.compares() || reduced.flat.is_here() {
+                let (names, layout) = (&self.net.network.initial, &stage.layout);
+                let (flat, norms) = (reduced.flat.to_host()?, reduced.norms);
+                link.gradient(&Gradient { step: p.step + 1, names, layout, flat: &flat, norms });
+            }
+            let rate = optim::schedule::rate(pace.section, pace.top * p.plateau_factor, p.stage_step, pace.total);
+            let norm = self.apply(stage, pace.optimizer, &mut reduced, (rate, k + 1), stay)?;
+            self.report(group, link, &reduced, (rate.lr, norm, started, per_epoch), pace.total);
+            if reduced.stop || self.is_due() {
+                return Ok(reduced.stop);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a checkpoint is due after the steps that are done.
+    pub(super) fn is_due(&self) -> bool {
+        let every = u64::from(self.run.spec.checkpoint.every);
+        every > 0 && self.state.progress.step.is_multiple_of(every)
+    }
+}
