@@ -83,6 +83,8 @@ mod look;
 pub mod ops;
 #[cfg(feature = "cuda")]
 mod placed;
+#[cfg(feature = "cuda")]
+mod span;
 
 use serde::Serialize;
 use tl_proto::hardware::Gpu;
@@ -96,6 +98,9 @@ pub use self::{
     look::look,
     placed::Placed,
 };
+
+#[cfg(feature = "cuda")]
+pub(crate) use self::span::Span;
 
 /// Whether the engine can train on GPUs. As long as it cannot, nodes offer CPU slots only, and a rank that is told to use a GPU
 /// refuses.

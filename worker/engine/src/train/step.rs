@@ -162,7 +162,8 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     }
     stage.packs.end(&stage.layout);
     let leaves = if fast { busy } else { count };
-    let flat = collective::reduce(group, stack, leaves, stage.layout.total_len() + step.asides())?;
+    let reduce = if fast { collective::reduce_fast } else { collective::reduce };
+    let flat = reduce(group, stack, leaves, stage.layout.total_len() + step.asides())?;
     let several = step.tasks.map_or(0, |tasked| tasked.tasks.len() + 1);
     let tasks = vec![TaskSums::default(); several];
     let (draws, [loss, norms, penalty]) = (slots.len(), [0.0; 3]);

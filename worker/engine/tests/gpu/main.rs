@@ -9,6 +9,7 @@ mod faults;
 mod images;
 mod layers;
 mod memory;
+mod nccl;
 mod norms;
 mod sequences;
 mod updates;
@@ -65,7 +66,7 @@ fn fake(root: &Path) -> Option<Device> {
     if let Err(e) = nvlib::fake::build_computing(&dir) {
         return skip(&e.to_string());
     }
-    for library in [Library::Driver, Library::Nvrtc, Library::Cublas, Library::Cudnn] {
+    for library in [Library::Driver, Library::Nccl, Library::Nvrtc, Library::Cublas, Library::Cudnn] {
         library.open_from(std::slice::from_ref(&dir)).unwrap();
     }
     let device = Device::open(0).unwrap();
