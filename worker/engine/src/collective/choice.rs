@@ -11,7 +11,8 @@ pub enum Way {
     Solo,
     /// Over TCP, in the host's memory.
     Tcp,
-    /// Over NCCL, in the GPUs' memory. The mesh over TCP is there too: it carries NCCL's unique id, and all else that ranks say.
+    /// Over NCCL, in the GPUs' memory. The mesh over TCP is there too: it carries NCCL's unique id, and all else that ranks
+    /// say to each other.
     Nccl,
 }
 

@@ -4,9 +4,10 @@
 //! carries NCCL's unique id, and before every sum the word that all ranks are there for it, with how many numbers. So a rank
 //! that is slow is waited for, as among CPUs, and one that is gone has a name; NCCL's own deadline is for the sum alone.
 //!
-//! Who waits for NCCL does not hear the mesh. The thread that does aborts the communicator as soon as a peer is lost, and the
-//! rank leaves with the same error as one on a CPU. Nothing is to be done with a sum before [`Buckets::finish`] has asked
-//! `Communicator::complete`: one that was aborted looks like one that is done, and holds a part of it.
+//! Who waits for NCCL does not hear the mesh. The thread of the mesh that does aborts the communicator as soon as a peer is
+//! lost, and the rank leaves with the same error as one on a CPU. Nothing is to be done with a sum before [`Buckets::finish`]
+//! has asked `Communicator::complete`: one that was aborted looks like one that is done, and holds a part of it. And no step is
+//! applied before its tallies have come over the mesh after that: by then all ranks have had their yes.
 
 use std::{mem, ops::Range, sync::Arc, time::Duration};
 
