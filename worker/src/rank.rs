@@ -6,6 +6,8 @@
 /// Lets a rank be started with memory for training.
 pub use tl_engine::environment::tune;
 
+mod gang;
+
 use std::{
     fs::{File, OpenOptions},
     io::{BufRead, BufReader, Read, Write},
@@ -25,8 +27,9 @@ use serde_json::json;
 use tl_engine::{
     Error,
     collective::{
-        Mesh, MeshConfig, Solo,
-        choice::{Way, choose},
+        Collective, MeshConfig,
+        choice::{Way, choose, reduction},
+        meet,
     },
     link::{Link, Notice, Row},
     num::pool,
@@ -214,7 +217,7 @@ fn work(
     let failed = |e: Error| e.to_failure();
     let (device, way) = way(&order.devices, order.rank)?;
     let config = train::Config {
-        spec: order.spec.clone(),
+        spec: gang::settled(order),
         inputs: order.inputs.clone(),
         pushed: order.pushed.clone(),
         hub: order.hub.clone(),
@@ -241,31 +244,12 @@ fn work(
         return Ok(Some(json!({ "left": left })));
     }
     tracing::info!("rank {} of {} on {device} with {} threads", order.rank, order.addresses.len(), order.threads);
-    let report = if way == Way::Solo {
-        pool::run(|| train::run(&config, &mut Solo, &mut link))
-    } else {
-        // Here `Way::Nccl` comes in: until then ranks on GPUs add up over TCP, too, what has come down to the host.
-        let mut mesh = Mesh::connect(
-            listener,
-            &MeshConfig {
-                rank: order.rank,
-                addresses: order.addresses.clone(),
-                weights: order.weights.clone(),
-                attempt: order.attempt.clone(),
-                secret: order.secret.clone(),
-                rendezvous: Duration::from_millis(order.rendezvous_ms),
-                beat: Duration::from_millis(order.beat_ms),
-                silence: Duration::from_millis(order.silence_ms),
-            },
-        )
-        .map_err(failed)?;
-        let result = pool::run(|| train::run(&config, &mut mesh, &mut link));
-        if let Err(e) = &result {
-            // The others hear why before the connection ends, so that nobody blames this rank for another's failure.
-            mesh.abort(&e.to_string());
-        }
-        result
-    };
+    let mut group = gang::join(order, way, listener).map_err(failed)?;
+    let report = pool::run(|| train::run(&config, &mut *group, &mut link));
+    if let Err(e) = &report {
+        // The others hear why before the connection ends, so that nobody blames this rank for another's failure.
+        group.abort(&e.to_string());
+    }
     let report = report.map_err(|e| {
         tracing::error!("{e}");
         e.to_failure()

@@ -184,9 +184,9 @@ pub enum Reduction {
     /// Ordered where no rank has a GPU, else fast.
     #[default]
     Auto,
-    /// One fixed tree: bit-identical for any number of ranks.
+    /// One fixed tree, in the hosts' memory: bit-identical for any number of ranks.
     Ordered,
-    /// A ring: fewest bytes.
+    /// The sums of ranks, over NCCL where they have GPUs: fewest bytes.
     Fast,
 }
 

@@ -21,6 +21,9 @@ pub enum Error {
         /// What was observed.
         cause: String,
     },
+    /// The way between the ranks has failed, and no peer is known to be gone.
+    #[error("the ranks lost each other: {0}")]
+    LostGroup(String),
     /// The loss or a gradient is not finite.
     #[error("{0}")]
     NotFinite(String),
@@ -83,7 +86,7 @@ impl Error {
     pub fn to_failure(&self) -> Failure {
         let (class, hint) = match self {
             Self::User { hint, .. } => (FailureClass::User, hint.clone()),
-            Self::LostPeer { .. } => (FailureClass::LostPeer, String::new()),
+            Self::LostPeer { .. } | Self::LostGroup(_) => (FailureClass::LostPeer, String::new()),
             Self::NotFinite(_) => (FailureClass::Nan, "lower the learning rate, or set `optimizer.clip_norm`".into()),
             Self::Disk { .. } => (FailureClass::Disk, "free some space on the node".into()),
             Self::Gpu { .. } => (

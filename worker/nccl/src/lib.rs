@@ -26,8 +26,8 @@
 //! because they panic where the library is missing, and read a status as a Rust `enum`, which is undefined behaviour as soon
 //! as a newer library answers with a new one.
 //!
-//! **Checked** without a GPU only: the tests run it against a driver and an NCCL that are a hundred lines of C each. Where
-//! there is a GPU, `tests/processes.rs` takes the real ones, for one rank and for two, of which one is killed.
+//! **Checked** without a GPU only: the tests run it against a driver and an NCCL written in C for them, with ranks that are
+//! threads, and with processes, of which one is killed. Where there is a GPU, `tests/processes.rs` takes the real ones.
 
 mod api;
 mod comm;

@@ -1,7 +1,7 @@
 //! Ranks as processes: one alone, and two of one GPU, of which one is killed.
 //!
-//! One alone runs over the real library where there is a GPU, else over the fakes. Two need a real one: they are two hosts to
-//! it, or newer versions let them share a GPU. `tests/gpu/run.sh` runs all of it on such a machine.
+//! Over the real library where there is a GPU, to which two are two hosts, or newer versions let them share a GPU; elsewhere
+//! over the fakes. `tests/gpu/run.sh` runs the real ones on such a machine.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
 
@@ -175,6 +175,19 @@ fn two(environment: [&[(&str, &str)]; 2]) {
     eprintln!("after {} ms: {why}", killed.elapsed().as_millis());
     eprintln!("alone: {}", first.hears("alone: "));
     first.ends();
+}
+
+#[test]
+fn two_processes_sum_over_the_fakes_and_one_is_killed() {
+    if !matches!(nvlib::driver::probe(), Err(ProbeError::Missing(_))) {
+        // The tests below are of the same with a real one.
+        return;
+    }
+    let fakes = tempfile::tempdir().unwrap();
+    nvlib::fake::build(fakes.path()).unwrap();
+    let path = fakes.path().display().to_string();
+    let environment = [("NVLIB_PATH", path.as_str()), ("FAKE_NCCL_DIR", path.as_str())];
+    two([&environment, &environment]);
 }
 
 /// As two hosts, which talk through sockets only.

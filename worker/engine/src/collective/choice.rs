@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use tl_proto::hardware::Device;
+use tl_proto::{hardware::Device, spec::Reduction};
 
 /// How ranks reduce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,7 +11,8 @@ pub enum Way {
     Solo,
     /// Over TCP, in the host's memory.
     Tcp,
-    /// Over NCCL, in the GPUs' memory. The mesh over TCP is there too: it carries NCCL's unique id.
+    /// Over NCCL, in the GPUs' memory. The mesh over TCP is there too: it carries NCCL's unique id, and all else that ranks
+    /// say to each other.
     Nccl,
 }
 
@@ -62,6 +63,15 @@ pub fn choose(devices: &[Device]) -> Result<Way, NoGang> {
     }
 }
 
+/// How gradients are added up on these devices, where the job leaves that to them.
+pub fn reduction(asked: Reduction, devices: &[Device]) -> Reduction {
+    match asked {
+        Reduction::Auto if devices.iter().any(|d| matches!(d, Device::Cuda(_))) => Reduction::Fast,
+        Reduction::Auto => Reduction::Ordered,
+        asked => asked,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,5 +93,15 @@ mod tests {
         assert_eq!(mixed, NoGang::Mixed { gpus: vec![1], cpus: vec![0, 2] });
         assert!(mixed.to_string().starts_with("ranks [1] run on GPUs and ranks [0, 2] on CPUs"), "{mixed}");
         assert_eq!(choose(&[]), Err(NoGang::Empty));
+    }
+
+    #[test]
+    fn what_the_job_asks_for_holds_and_what_it_leaves_open_follows_from_the_devices() {
+        let gpus = [Device::Cuda(0); 2];
+        for asked in [Reduction::Ordered, Reduction::Fast] {
+            assert_eq!([reduction(asked, &[CPU]), reduction(asked, &gpus)], [asked; 2]);
+        }
+        assert_eq!(reduction(Reduction::Auto, &[CPU, CPU]), Reduction::Ordered);
+        assert_eq!([&gpus[..1], &gpus[..]].map(|all| reduction(Reduction::Auto, all)), [Reduction::Fast; 2]);
     }
 }

@@ -1,10 +1,27 @@
 //! What ranks do together. Messages between pairs of ranks, in order; everything else is built on them, in one total
 //! order per rank.
+//!
+//! How the gradients of a step are added up follows from what the ranks run on, which is [`choice`]'s matter, and from the
+//! reduction that the job asks for; `auto` is ordered where no rank has a GPU, else fast:
+//!
+//! | ranks | `ordered`: the bits of one rank | `fast`: a rank adds its grains as they come, then |
+//! |---|---|---|
+//! | one | the tree of grains | that is all |
+//! | on CPUs | the tree of grains, over TCP | the tree of ranks, over TCP |
+//! | on GPUs | the same, in the hosts' memory | NCCL, in the GPUs' memory |
+//!
+//! All else that ranks say to each other, tallies, barriers and embeddings, goes over TCP everywhere.
 
+mod alarm;
 pub mod choice;
+#[cfg(any(test, feature = "cuda"))]
+mod cut;
 mod flat;
 mod frame;
 mod loopback;
+mod meet;
+#[cfg(feature = "cuda")]
+mod nccl;
 pub mod partition;
 mod peer;
 mod reduce;
@@ -17,7 +34,10 @@ use std::ops::Range;
 pub use flat::reduce_flat;
 pub use frame::parse_header;
 pub use loopback::on_loopback;
-pub use reduce::reduce;
+pub use meet::meet;
+#[cfg(feature = "cuda")]
+pub use nccl::{BUCKET, Buckets, NcclGroup};
+pub use reduce::{reduce, reduce_fast};
 pub use solo::Solo;
 pub use tcp::{Mesh, MeshConfig};
 
@@ -49,6 +69,27 @@ pub trait Collective: Send {
 
     /// Gives the memory of a message back, for the next ones of that rank.
     fn reuse(&mut self, _from: usize, _bytes: Vec<u8>) {}
+
+    /// Tells the others that this rank gives up and why, and ends what joins it to them.
+    fn abort(&mut self, _why: &str) {}
+
+    /// Adds up what all ranks have, in place, if this group has a way of its own that is faster than messages: says whether
+    /// it has. In which order is its own matter, and the sum is the same on every rank.
+    ///
+    /// # Errors
+    /// [`Error::LostPeer`]; numbers of which another rank has more or fewer. What is in their place then is no sum.
+    fn sum(&mut self, _own: &mut [f32]) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// The same of numbers that lie on this rank's GPU.
+    ///
+    /// # Errors
+    /// As [`Collective::sum`].
+    #[cfg(feature = "cuda")]
+    fn sum_placed(&mut self, _own: &mut crate::gpu::Array) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Sends another rank a message.
     ///

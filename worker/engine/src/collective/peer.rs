@@ -55,8 +55,13 @@ pub(super) struct Peer {
 const REASON: Duration = Duration::from_millis(300);
 
 impl Peer {
-    /// Takes a connection over.
-    pub fn start(stream: TcpStream, beat: Duration, silence: Duration) -> std::io::Result<Self> {
+    /// Takes a connection over. When the peer is lost, `lost` is told why, whoever waits for what it says.
+    pub fn start(
+        stream: TcpStream,
+        beat: Duration,
+        silence: Duration,
+        lost: impl FnOnce(&str) + Send + 'static,
+    ) -> std::io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(silence))?;
         // A peer that takes nothing off the wire for so long is stopped, not slow: its reader thread would.
@@ -99,8 +104,13 @@ impl Peer {
                     Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Err("its connection was closed".into()),
                     Err(e) => Err(e.to_string()),
                 };
-                let over = said.is_err();
-                if tell.send(said).is_err() || over {
+                let why = said.as_ref().err().cloned();
+                let told = tell.send(said).is_ok();
+                if let Some(why) = why {
+                    lost(&why);
+                    return;
+                }
+                if !told {
                     return;
                 }
             }

@@ -15,10 +15,30 @@ const CHUNK: usize = 1 << 17;
 /// Up to so many elements everybody sends everything to everybody: one way instead of two.
 const DIRECT: usize = 1 << 12;
 
+/// The fast reduction: the sum over ranks, each of which has one piece, the sum of its own, or none. In the group's own way, if
+/// it has one; else a piece is a leaf of [`reduce`]'s tree, which has as many as there are `pieces` on all ranks.
+///
+/// # Errors
+/// As [`reduce`]; several pieces.
+pub fn reduce_fast(group: &mut dyn Collective, mut pieces: Vec<Node>, leaves: usize, len: usize) -> Result<Vec<f32>> {
+    let mut sum = match &mut pieces[..] {
+        [] => vec![0.0; len],
+        [own] if own.data.len() == len => std::mem::take(&mut own.data),
+        _ => return Err(Error::Internal("a rank has several sums, or one of another length than its step".into())),
+    };
+    if group.sum(&mut sum)? {
+        return Ok(sum);
+    }
+    if let [own] = &mut pieces[..] {
+        own.data = sum;
+    }
+    reduce(group, pieces, leaves, len)
+}
+
 /// Sums the pieces of all ranks; everyone gets the sum of all `grains` leaves, each of `len` elements.
 ///
 /// By one fixed binary tree over the leaves, so the bits depend neither on who owned which nor on how the elements are
-/// cut. In the fast reduction a leaf is the sum of a rank.
+/// cut.
 ///
 /// # Errors
 /// A lost peer, or pieces that do not tile the grains.
@@ -214,6 +234,46 @@ fn decode(bytes: &[u8], len: usize) -> Result<Vec<Piece<'_>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::collective::Solo;
+
+    /// A group that adds up in a way of its own: what the others have is 1 each.
+    struct Quick;
+
+    impl Collective for Quick {
+        fn rank(&self) -> usize {
+            0
+        }
+        fn weights(&self) -> &[u32] {
+            &[1, 1]
+        }
+        fn send_parts(&mut self, _: usize, _: &[&[u8]]) -> Result<()> {
+            Err(Error::Stopped)
+        }
+        fn receive(&mut self, _: usize) -> Result<Vec<u8>> {
+            Err(Error::Stopped)
+        }
+        fn sum(&mut self, own: &mut [f32]) -> Result<bool> {
+            own.iter_mut().for_each(|v| *v += 1.0);
+            Ok(true)
+        }
+    }
+
+    #[test]
+    fn the_fast_reduction_takes_a_groups_own_way_and_the_ordered_one_never_does() {
+        let own = || vec![Node::leaf(0, vec![2.0, 3.0])];
+        assert_eq!(reduce_fast(&mut Quick, own(), 2, 2).unwrap(), [3.0, 4.0]);
+        assert_eq!(reduce_fast(&mut Quick, Vec::new(), 1, 2).unwrap(), [1.0, 1.0], "who has no grain adds nothing");
+        assert!(matches!(reduce(&mut Quick, own(), 2, 2), Err(Error::Stopped)));
+        assert_eq!(reduce_fast(&mut Solo, own(), 1, 2).unwrap(), [2.0, 3.0]);
+        assert_eq!(reduce_fast(&mut Solo, Vec::new(), 0, 2).unwrap(), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn several_sums_and_sums_of_another_length_are_refused() {
+        for pieces in [vec![Node::leaf(0, vec![1.0]), Node::leaf(1, vec![1.0])], vec![Node::leaf(0, vec![1.0; 2])]] {
+            assert!(matches!(reduce_fast(&mut Quick, pieces, 2, 1), Err(Error::Internal(_))));
+        }
+    }
 
     proptest::proptest! {
         #[test]

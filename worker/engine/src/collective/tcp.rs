@@ -6,10 +6,11 @@
 use std::{
     io::Write,
     net::{TcpListener, TcpStream},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::{Collective, peer::Peer};
+use super::{Collective, alarm::Alarm, peer::Peer};
 use crate::{Error, Result};
 
 /// Who takes part, and how long to wait.
@@ -40,6 +41,8 @@ pub struct Mesh {
     silence: Duration,
     /// A peer was lost: what was sent to the others is of no use any more.
     broken: bool,
+    /// Raised by whoever reads what peers say.
+    alarm: Arc<Alarm>,
 }
 
 /// What a rank says first: digest of attempt and secret, then its number.
@@ -84,17 +87,27 @@ impl Mesh {
                 Err(e) => return Err(internal(e)),
             }
         }
-        let start = |stream: Option<TcpStream>| stream.map(|s| Peer::start(s, config.beat, config.silence)).transpose();
+        let alarm = Arc::new(Alarm::default());
+        let start = |(peer, stream): (usize, Option<TcpStream>)| {
+            let alarm = alarm.clone();
+            let lost = move |cause: &str| alarm.raise(peer, cause);
+            stream.map(|s| Peer::start(s, config.beat, config.silence, lost)).transpose()
+        };
         let peers: Vec<Option<Peer>> =
-            streams.into_iter().map(start).collect::<std::io::Result<_>>().map_err(internal)?;
+            streams.into_iter().enumerate().map(start).collect::<std::io::Result<_>>().map_err(internal)?;
         let weights = config.weights.clone();
-        Ok(Self { rank: config.rank, weights, peers, silence: config.silence, broken: false })
+        Ok(Self { rank: config.rank, weights, peers, silence: config.silence, broken: false, alarm })
     }
 
-    /// Tells the others that this rank gives up, and ends the connections.
-    pub fn abort(&mut self, why: &str) {
-        self.peers.iter().flatten().for_each(|peer| peer.abort(why, LAST_WORDS));
-        self.end(LAST_WORDS);
+    /// Has something done as soon as a peer is lost, by a thread of the mesh: for who waits for something else by then. At once
+    /// if one is lost already; what was to be done before is not.
+    pub fn when_lost(&self, act: impl FnOnce() + Send + 'static) {
+        self.alarm.set(act);
+    }
+
+    /// The peer that was lost first; waits for as long as one may be silent.
+    pub fn lost(&self) -> Option<Error> {
+        self.alarm.lost(self.silence)
     }
 }
 
@@ -166,6 +179,11 @@ impl Collective for Mesh {
         if let Some(Some(peer)) = self.peers.get(from) {
             peer.reuse(bytes);
         }
+    }
+
+    fn abort(&mut self, why: &str) {
+        self.peers.iter().flatten().for_each(|peer| peer.abort(why, LAST_WORDS));
+        self.end(LAST_WORDS);
     }
 }
 
@@ -302,6 +320,28 @@ mod tests {
             let mut mesh = Mesh::connect(&listeners[0], &configs[0]).unwrap();
             let error = mesh.barrier().unwrap_err().to_string();
             assert_eq!(error, "rank 1 was lost: it gave up: the loss is NaN");
+        });
+    }
+
+    #[test]
+    fn the_loss_of_a_peer_is_told_at_once_to_who_waits_for_something_else() {
+        let (listeners, configs) = configs(2, 300);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let mut mesh = Mesh::connect(&listeners[1], &configs[1]).unwrap();
+                mesh.receive(0).unwrap();
+                mesh.abort("the loss is NaN");
+            });
+            let mut mesh = Mesh::connect(&listeners[0], &configs[0]).unwrap();
+            let (tell, told) = std::sync::mpsc::channel();
+            let again = tell.clone();
+            mesh.when_lost(move || tell.send(()).unwrap());
+            assert!(mesh.lost().is_none() && told.try_recv().is_err(), "it is alive");
+            mesh.send(1, b"go").unwrap();
+            told.recv_timeout(Duration::from_secs(5)).unwrap();
+            assert_eq!(mesh.lost().unwrap().to_string(), "rank 1 was lost: it gave up: the loss is NaN");
+            mesh.when_lost(move || again.send(()).unwrap());
+            told.try_recv().unwrap();
         });
     }
 

@@ -87,6 +87,8 @@ mod place;
 #[cfg(feature = "cuda")]
 mod placed;
 #[cfg(feature = "cuda")]
+mod span;
+#[cfg(feature = "cuda")]
 mod step;
 
 use serde::Serialize;
@@ -105,6 +107,9 @@ pub use self::{
     placed::Placed,
     step::step,
 };
+
+#[cfg(feature = "cuda")]
+pub(crate) use self::span::Span;
 
 /// Whether this build trains on GPUs. One that does not offers CPU slots only, and a rank of it that is told to use a GPU
 /// refuses.

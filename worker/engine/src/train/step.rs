@@ -167,7 +167,8 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     }
     stage.packs.end(&stage.layout);
     let leaves = if fast { busy } else { count };
-    let flat = collective::reduce_flat(group, stack, leaves, stage.layout.total_len() + step.asides())?;
+    let len = stage.layout.total_len() + step.asides();
+    let flat = collective::reduce_flat(group, stack, fast, leaves, len)?;
     let several = step.tasks.map_or(0, |tasked| tasked.tasks.len() + 1);
     let tasks = vec![TaskSums::default(); several];
     let (draws, [loss, norms, penalty]) = (slots.len(), [0.0; 3]);

@@ -139,7 +139,7 @@ impl Trial<'_> {
             }
         }
         // A peer that is lost is the consequence of what happened to it.
-        failed.sort_by_key(|e| matches!(e, Error::LostPeer { .. }));
+        failed.sort_by_key(|e| matches!(e, Error::LostPeer { .. } | Error::LostGroup(_)));
         match failed.into_iter().next() {
             Some(e) => Err(e),
             None => Ok(seen.into_iter().next().unwrap_or_default()),

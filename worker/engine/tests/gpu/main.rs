@@ -13,6 +13,7 @@ mod image_layers;
 mod images;
 mod layers;
 mod memory;
+mod nccl;
 mod networks;
 mod norms;
 mod patches;
@@ -75,7 +76,7 @@ fn fake(root: &Path) -> Option<Device> {
     if let Err(e) = nvlib::fake::build_computing(&dir) {
         return skip(&e.to_string());
     }
-    for library in [Library::Driver, Library::Nvrtc, Library::Cublas, Library::Cudnn] {
+    for library in [Library::Driver, Library::Nccl, Library::Nvrtc, Library::Cublas, Library::Cudnn] {
         library.open_from(std::slice::from_ref(&dir)).unwrap();
     }
     let device = Device::open(0).unwrap();

@@ -1,6 +1,9 @@
 //! A driver and an NCCL that need no GPU, for tests of whoever uses the real ones. They show that calls are made as they
 //! should be; what a GPU does with them they do not show. With a compiler of kernels and the libraries of products and
 //! convolutions beside them, they also compute: slowly, and in an order of threads that no GPU has.
+//!
+//! The ranks of that NCCL are threads of one process. Where its processes are told a folder by `FAKE_NCCL_DIR`, they are
+//! processes, which meet there; the others notice when one ends.
 
 use std::{io, path::Path, process::Command};
 
@@ -8,8 +11,9 @@ use std::{io, path::Path, process::Command};
 pub const GPU: &str = "Fake GPU";
 
 const SOURCES: [(&str, &str); 2] = [("libcuda.so.1", include_str!("cuda.c")), ("libnccl.so.2", include_str!("nccl.c"))];
-const COMPUTING: [(&str, &str); 4] = [
+const COMPUTING: [(&str, &str); 5] = [
     ("libcuda.so.1", include_str!("cuda.c")),
+    ("libnccl.so.2", include_str!("nccl.c")),
     ("libnvrtc.so.13", include_str!("nvrtc.c")),
     ("libcublas.so.13", include_str!("cublas.c")),
     ("libcudnn.so.9", include_str!("cudnn.c")),
@@ -23,8 +27,8 @@ pub fn build(dir: &Path) -> io::Result<()> {
     compile(dir, &SOURCES)
 }
 
-/// Compiles a driver that runs kernels, and NVRTC, cuBLAS and cuDNN. Kernels are compiled by the machine's C++ compiler, when
-/// they are asked for, in that folder: it must stay as long as the process.
+/// Compiles a driver that runs kernels, and NCCL, NVRTC, cuBLAS and cuDNN. Kernels are compiled by the machine's C++
+/// compiler, when they are asked for, in that folder: it must stay as long as the process.
 ///
 /// # Errors
 /// There is no C compiler, or it refuses.

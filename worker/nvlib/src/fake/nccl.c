@@ -1,12 +1,17 @@
-// An NCCL without a network, for tests: ranks are threads of one process. Every call on a communicator answers "in
-// progress" and is done by a thread once all ranks have come.
+// An NCCL without a network, for tests: ranks are threads of one process, or, where FAKE_NCCL_DIR names a folder, processes,
+// which leave there what they give. Every call on a communicator answers "in progress" and is done by a thread once all ranks
+// have come.
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-enum { SUCCESS = 0, INVALID = 4, IN_PROGRESS = 7, F16 = 6, F32 = 7, BF16 = 9 };
+#include <sys/file.h>
+#include <unistd.h>
+enum { SUCCESS = 0, INVALID = 4, REMOTE = 6, IN_PROGRESS = 7, F16 = 6, F32 = 7, BF16 = 9 };
 enum { MEET, ALL_REDUCE, BROADCAST, ALL_GATHER, REDUCE_SCATTER, SPLIT };
-enum { RANKS = 16 };
+enum { RANKS = 16, PATH = 4096 };
 typedef struct { char bytes[128]; } Id;
 struct Comm;
 typedef struct { int kind, type, a, b; const void *from; void *to; size_t count; struct Comm **made; } Op;
@@ -17,8 +22,39 @@ static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static Group *groups;
 static int serial;
 
+// Where processes meet; nothing where ranks are threads.
+static const char *folder(void) { const char *dir = getenv("FAKE_NCCL_DIR"); return dir && *dir ? dir : NULL; }
+// A file of a rank of a group.
+static void place(char *path, const Group *g, int rank, const char *what) {
+  uint64_t hash = 14695981039346656037u;
+  for (size_t i = 0; i < sizeof g->id; i++) hash = (hash ^ (unsigned char)g->id.bytes[i]) * 1099511628211u;
+  snprintf(path, PATH, "%s/%016llx.%d.%s", folder(), (unsigned long long)hash, rank, what);
+}
+static void place_given(char *path, const Group *g, int rank, unsigned round) {
+  char what[16];
+  snprintf(what, sizeof what, "%u", round);
+  place(path, g, rank, what);
+}
+// A process holds a lock on a file for each of its ranks: the system takes it away when the process ends, however it does.
+static void come(const Group *g, int rank) {
+  char path[PATH], part[PATH];
+  place(path, g, rank, "alive"); place(part, g, rank, "coming");
+  int file = open(part, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  if (file < 0 || flock(file, LOCK_EX) || rename(part, path)) abort();
+}
+static int gone(const Group *g, int rank) {
+  char path[PATH];
+  place(path, g, rank, "alive");
+  int file = open(path, O_RDWR | O_CLOEXEC);
+  if (file < 0) return 0; // It has not come yet.
+  int nobody = !flock(file, LOCK_EX | LOCK_NB);
+  close(file);
+  return nobody;
+}
+
 static Group *group(const Id *id, int world) {
-  for (Group *g = groups; g; g = g->next)
+  // Each rank of a process has a group to itself, if it has to do with other processes.
+  if (!folder()) for (Group *g = groups; g; g = g->next)
     if (!memcmp(&g->id, id, sizeof *id)) return g;
   Group *g = calloc(1, sizeof *g);
   g->id = *id; g->world = world; g->next = groups; groups = g;
@@ -27,6 +63,7 @@ static Group *group(const Id *id, int world) {
 static Comm *comm(Group *g, int rank) {
   Comm *c = calloc(1, sizeof *c);
   c->group = g; c->rank = rank; g->comms[rank] = c;
+  if (folder()) come(g, rank);
   return c;
 }
 static size_t width(int type) { return type == F32 ? 4 : 2; }
@@ -40,14 +77,14 @@ static void put(void *p, size_t i, int type, float v) {
   else if (type == F16) ((_Float16 *)p)[i] = v;
   else { uint32_t bits; memcpy(&bits, &v, 4); ((uint16_t *)p)[i] = bits >> 16; }
 }
-// Everybody is here.
-static void carry_out(Group *g) {
+// Everybody is here: gives the ranks from `begin` on and before `end` what is theirs.
+static void carry_out(Group *g, int begin, int end) {
   Op *first = &g->ops[0];
   size_t n = first->count, w = width(first->type), all = first->kind == REDUCE_SCATTER ? n * g->world : n;
   float *sums = calloc(all ? all : 1, sizeof *sums);
   if (first->kind == ALL_REDUCE || first->kind == REDUCE_SCATTER)
     for (int r = 0; r < g->world; r++) for (size_t i = 0; i < all; i++) sums[i] += get(g->ops[r].from, i, first->type);
-  for (int r = 0; r < g->world; r++) {
+  for (int r = begin; r < end; r++) {
     Op *o = &g->ops[r];
     if (o->kind == ALL_REDUCE) for (size_t i = 0; i < n; i++) put(o->to, i, o->type, sums[i]);
     if (o->kind == REDUCE_SCATTER) for (size_t i = 0; i < n; i++) put(o->to, i, o->type, sums[r * n + i]);
@@ -65,13 +102,77 @@ static void carry_out(Group *g) {
   }
   free(sums);
 }
+
+// Bytes that a rank gives.
+static size_t given(const Op *o, int world) {
+  if (o->kind == MEET || o->kind == SPLIT) return 0;
+  return o->count * width(o->type) * (o->kind == REDUCE_SCATTER ? world : 1);
+}
+// Leaves what a rank gives where the others find it. A file that is there is whole.
+static void leave(const Comm *c) {
+  Group *g = c->group;
+  char path[PATH], part[PATH];
+  place_given(path, g, c->rank, g->round); place(part, g, c->rank, "part");
+  size_t bytes = given(&c->op, g->world);
+  FILE *file = fopen(part, "wb");
+  if (!file || fwrite(&c->op, sizeof c->op, 1, file) != 1 || fwrite(c->op.from, 1, bytes, file) != bytes || fclose(file)) abort();
+  if (rename(part, path)) abort();
+}
+// Takes what another rank has left, if it has.
+static int take(Group *g, int rank) {
+  char path[PATH];
+  place_given(path, g, rank, g->round);
+  FILE *file = fopen(path, "rb");
+  if (!file) return 0;
+  Op *o = &g->ops[rank];
+  if (fread(o, sizeof *o, 1, file) != 1) abort();
+  size_t bytes = given(o, g->world);
+  char *data = malloc(bytes + 1);
+  if (fread(data, 1, bytes, file) != bytes) abort();
+  fclose(file);
+  o->from = data;
+  return 1;
+}
+static int await(Comm *c, int rank) {
+  for (;;) {
+    // What it has left before it went is as good.
+    int over = gone(c->group, rank);
+    if (take(c->group, rank)) return SUCCESS;
+    pthread_mutex_lock(&lock); over |= c->aborted; pthread_mutex_unlock(&lock);
+    if (over) return REMOTE;
+    usleep(200);
+  }
+}
+static void *attend_elsewhere(Comm *c) {
+  Group *g = c->group;
+  int code = SUCCESS, taken[RANKS] = {0};
+  for (int r = 0; r < g->world && code == SUCCESS; r++) if (r != c->rank) {
+    code = await(c, r);
+    taken[r] = code == SUCCESS;
+  }
+  pthread_mutex_lock(&lock);
+  if (code == SUCCESS && !c->aborted) {
+    g->ops[c->rank] = c->op;
+    carry_out(g, c->rank, c->rank + 1);
+    // All have come to this round: nobody reads the one before any more.
+    if (g->round) { char path[PATH]; place_given(path, g, c->rank, g->round - 1); unlink(path); }
+    g->round++;
+  }
+  for (int r = 0; r < g->world; r++) if (taken[r]) free((void *)g->ops[r].from);
+  if (c->state == IN_PROGRESS) c->state = code;
+  pthread_mutex_unlock(&lock);
+  return NULL;
+}
 static void *attend(void *arg) {
   Comm *c = arg; Group *g = c->group;
+  if (folder()) return attend_elsewhere(c);
   pthread_mutex_lock(&lock);
   unsigned round = g->round;
   g->ops[c->rank] = c->op;
-  if (++g->arrived == g->world) { carry_out(g); g->arrived = 0; g->round++; pthread_cond_broadcast(&changed); }
+  if (++g->arrived == g->world) { carry_out(g, 0, g->world); g->arrived = 0; g->round++; pthread_cond_broadcast(&changed); }
   while (g->round == round && !c->aborted) pthread_cond_wait(&changed, &lock);
+  // Who was aborted has never come: its memory may be somebody else's soon.
+  if (g->round == round) g->arrived--;
   if (c->state == IN_PROGRESS) c->state = SUCCESS;
   pthread_mutex_unlock(&lock);
   return NULL;
@@ -79,14 +180,20 @@ static void *attend(void *arg) {
 static int begin(Comm *c, Op op) {
   pthread_t t; pthread_mutex_lock(&lock);
   c->op = op; c->state = IN_PROGRESS;
+  if (folder()) leave(c);
   pthread_create(&t, NULL, attend, c); pthread_detach(t);
   pthread_mutex_unlock(&lock);
   return IN_PROGRESS;
 }
 int ncclGetVersion(int *v) { const char *n = getenv("FAKE_NCCL_VERSION"); *v = n ? atoi(n) : 22706; return SUCCESS; }
-const char *ncclGetErrorString(int code) { return code == 6 ? "remote process exited" : "fake error"; }
+const char *ncclGetErrorString(int code) { return code == REMOTE ? "remote process exited" : "fake error"; }
 const char *ncclGetLastError(Comm *c) { return c ? "the last words" : ""; }
-int ncclGetUniqueId(Id *id) { memset(id, 0, sizeof *id); int n = ++serial; memcpy(id, &n, 4); id->bytes[127] = -1; return SUCCESS; }
+int ncclGetUniqueId(Id *id) {
+  memset(id, 0, sizeof *id);
+  int n = ++serial, process = getpid();
+  memcpy(id, &n, 4); memcpy(id->bytes + 16, &process, 4); id->bytes[127] = -1;
+  return SUCCESS;
+}
 static int meet(Comm **made, int world, const Id *id, int rank) {
   if (rank >= world || world > RANKS) return INVALID;
   pthread_mutex_lock(&lock); Comm *c = comm(group(id, world), rank); *made = c; pthread_mutex_unlock(&lock);

@@ -1,0 +1,262 @@
+//! Ranks with a GPU each, which add up over NCCL.
+//!
+//! They have met over TCP before, and stay so: the mesh, which lets in nobody but the ranks of one attempt and generation,
+//! carries NCCL's unique id, and before every sum the word that all ranks are there for it, with how many numbers. So a rank
+//! that is slow is waited for, as among CPUs, and one that is gone has a name; NCCL's own deadline is for the sum alone.
+//!
+//! Who waits for NCCL does not hear the mesh. The thread of the mesh that does aborts the communicator as soon as a peer is
+//! lost, and the rank leaves with the same error as one on a CPU. Nothing is to be done with a sum before [`Buckets::finish`]
+//! has asked `Communicator::complete`: one that was aborted looks like one that is done, and holds a part of it. And no step is
+//! applied before its tallies have come over the mesh after that: by then all ranks have had their yes.
+
+use std::{mem, ops::Range, sync::Arc, time::Duration};
+
+use cudarc::driver::CudaStream;
+use nccl_rs::{Communicator, Nccl, NcclError, Options, UniqueId};
+
+use super::{Collective, Mesh, cut::Cut};
+use crate::{
+    Error, Result,
+    gpu::{Array, Device, Fault, Span},
+};
+
+/// Numbers of one bucket: 25 MiB of them.
+pub const BUCKET: usize = (25 << 20) / size_of::<f32>();
+
+/// How long the abort of a communicator may take; who waits for the result is told at once.
+const ABORT: Duration = Duration::from_secs(2);
+
+/// A group of ranks on GPUs.
+pub struct NcclGroup {
+    // It is dropped first, and with that aborted: by then every rank has had what it was for.
+    communicator: Communicator,
+    /// Sums have a stream of their own, so that the GPU goes on meanwhile.
+    stream: Arc<CudaStream>,
+    device: Arc<Device>,
+    bucket: usize,
+    /// What the host's numbers were summed in last.
+    flat: Option<Array>,
+    mesh: Mesh,
+}
+
+impl NcclGroup {
+    /// Meets the ranks of the mesh again, on GPUs; all of them call it. They have until `deadline` for it, and so have all of
+    /// them for every sum, from when the last one has come. Sums are cut into buckets of so many numbers.
+    ///
+    /// # Errors
+    /// [`Error::LostPeer`] where another rank has failed or does not come; NCCL is missing, too old or not everywhere the same.
+    pub fn join(mut mesh: Mesh, device: Arc<Device>, deadline: Duration, bucket: usize) -> Result<Self> {
+        match connect(&mut mesh, &device, deadline) {
+            Ok((communicator, stream)) => Ok(Self { communicator, stream, device, bucket, flat: None, mesh }),
+            Err(e) => {
+                mesh.abort(&e.to_string());
+                Err(e)
+            }
+        }
+    }
+
+    /// Begins the sum over all ranks of what they have in `flat`, in place, part by part.
+    ///
+    /// # Errors
+    /// A lost peer, or one that has more numbers, or fewer.
+    pub fn begin<'a>(&'a mut self, flat: &'a mut Array) -> Result<Buckets<'a>> {
+        self.agree(flat.count())?;
+        let cut = Cut::new(flat.count(), self.bucket);
+        Ok(Buckets { group: self, flat, cut })
+    }
+
+    /// Waits for all to be here, with as many numbers.
+    fn agree(&mut self, count: usize) -> Result<()> {
+        let own = (count as u64).to_le_bytes();
+        let all = self.mesh.all_gather(own.to_vec())?;
+        match all.iter().position(|theirs| theirs[..] != own) {
+            None => Ok(()),
+            Some(peer) => {
+                let text = format!("rank {peer} does not add up {count} numbers, as rank {} does", self.rank());
+                Err(Error::Internal(text))
+            }
+        }
+    }
+
+    /// The sum of the host's numbers, bucket by bucket: while one is added up, the next one goes up.
+    fn through(&mut self, flat: &mut Array, own: &mut [f32]) -> Result<()> {
+        let mut buckets = self.begin(flat)?;
+        for bucket in buckets.left() {
+            buckets.fill(bucket.clone(), &own[bucket.clone()])?;
+            buckets.ready(bucket)?;
+        }
+        buckets.finish()?;
+        Ok(self.device.download_to(flat, own)?)
+    }
+}
+
+impl Collective for NcclGroup {
+    fn rank(&self) -> usize {
+        self.mesh.rank()
+    }
+
+    fn weights(&self) -> &[u32] {
+        self.mesh.weights()
+    }
+
+    fn send_parts(&mut self, to: usize, parts: &[&[u8]]) -> Result<()> {
+        self.mesh.send_parts(to, parts)
+    }
+
+    fn receive(&mut self, from: usize) -> Result<Vec<u8>> {
+        self.mesh.receive(from)
+    }
+
+    fn reuse(&mut self, from: usize, bytes: Vec<u8>) {
+        self.mesh.reuse(from, bytes);
+    }
+
+    fn abort(&mut self, why: &str) {
+        // First the mesh: it says why, where NCCL only says that somebody is gone.
+        self.mesh.abort(why);
+    }
+
+    fn sum(&mut self, own: &mut [f32]) -> Result<bool> {
+        if own.is_empty() {
+            return self.agree(0).map(|()| true);
+        }
+        let mut flat = match self.flat.take().filter(|flat| flat.count() == own.len()) {
+            Some(flat) => flat,
+            None => self.device.zeros(&[own.len()])?,
+        };
+        match self.through(&mut flat, own) {
+            Ok(()) => {
+                self.flat = Some(flat);
+                Ok(true)
+            }
+            Err(e) => {
+                // Where an abort hangs, NCCL is still at it, and giving the memory back would wait for that. The rank ends.
+                mem::forget(flat);
+                Err(e)
+            }
+        }
+    }
+
+    fn sum_placed(&mut self, own: &mut Array) -> Result<bool> {
+        let all = 0..own.count();
+        let mut buckets = self.begin(own)?;
+        buckets.ready(all)?;
+        buckets.finish().map(|()| true)
+    }
+}
+
+/// A flat gradient that is being added up. Its buckets go from the end of the network to its beginning, as backward makes
+/// them, each as soon as all its numbers are final and those behind it have gone; meanwhile the GPU goes on.
+///
+/// Dropped before it is finished, it leaves no sum; the other ranks wait until the deadline, or until this one gives up.
+pub struct Buckets<'a> {
+    group: &'a NcclGroup,
+    flat: &'a mut Array,
+    cut: Cut,
+}
+
+impl Buckets<'_> {
+    /// The buckets that have not gone, in the order in which they will.
+    pub fn left(&self) -> Vec<Range<usize>> {
+        self.cut.left()
+    }
+
+    /// Puts numbers of the host into their place.
+    ///
+    /// # Errors
+    /// A place for more or fewer, or one whose numbers are final.
+    pub fn fill(&mut self, run: Range<usize>, values: &[f32]) -> Result<()> {
+        self.cut.is_open(&run)?;
+        Ok(self.flat.fill(run, values)?)
+    }
+
+    /// Puts what has gathered in an array of the same GPU into its place.
+    ///
+    /// # Errors
+    /// As [`Self::fill`].
+    pub fn place(&mut self, run: Range<usize>, values: &Array) -> Result<()> {
+        self.cut.is_open(&run)?;
+        Ok(self.flat.place(run, values)?)
+    }
+
+    /// Says that what the array's stream was told to write here is final, and begins the sums that this lets begin.
+    ///
+    /// # Errors
+    /// Numbers that are not there or were final before; a lost peer.
+    pub fn ready(&mut self, run: Range<usize>) -> Result<()> {
+        let group = self.group;
+        for bucket in self.cut.ready(run)? {
+            let mut span = Span::of(self.flat, bucket, &group.stream)?;
+            group.communicator.all_reduce(&mut span).map_err(|e| failed(&group.mesh, e))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for all sums: the gate before anything is done with them.
+    ///
+    /// # Errors
+    /// Numbers that were never final; a lost peer.
+    pub fn finish(self) -> Result<()> {
+        if let Some(bucket) = self.cut.left().first() {
+            return Err(Error::Internal(format!("numbers of {bucket:?} of a gradient were never made")));
+        }
+        self.group.communicator.complete().map_err(|e| failed(&self.group.mesh, e))
+    }
+}
+
+impl Drop for Buckets<'_> {
+    fn drop(&mut self) {
+        // Also where something has failed: the library may not be through with the memory. A driver that refuses this refuses
+        // whatever is done with the memory next, too.
+        let _ = self.flat.after(&self.group.stream);
+    }
+}
+
+fn connect(mesh: &mut Mesh, device: &Device, deadline: Duration) -> Result<(Communicator, Arc<CudaStream>)> {
+    let nccl = Nccl::open().map_err(told)?;
+    let versions = mesh.all_gather(nccl.version().to_string().into_bytes())?;
+    if let Some(odd) = versions.iter().position(|v| *v != versions[0]) {
+        let [first, other] = [0, odd].map(|rank| String::from_utf8_lossy(&versions[rank]));
+        let text = format!("rank {odd} has NCCL {other}, and rank 0 has {first}");
+        return Err(Error::user(text, "install the same NCCL on all nodes"));
+    }
+    let own = if mesh.rank() == 0 { nccl.unique_id().map_err(told)?.as_bytes().to_vec() } else { Vec::new() };
+    let id = UniqueId::try_from(&mesh.broadcast(own, 0)?[..]).map_err(told)?;
+    let stream = device.stream().context().new_stream().map_err(Fault::from)?;
+    let options = Options { patience: deadline, ..Options::default() };
+    let (rank, world) = (mesh.rank(), mesh.world());
+    let met = Communicator::connect(&stream, rank, world, &id, options);
+    let communicator = met.map_err(|e| failed(mesh, e))?;
+    let handle = communicator.handle();
+    // Nobody can be told of an abort that hangs; the error that ends the rank is on its way.
+    mesh.when_lost(move || drop(handle.abort(ABORT)));
+    // Nobody goes on while another may still fail.
+    mesh.barrier()?;
+    Ok((communicator, stream))
+}
+
+/// Who is lost, where that explains what the library says: the mesh has heard of it, or will.
+fn failed(mesh: &Mesh, error: NcclError) -> Error {
+    let of_the_group = matches!(
+        error,
+        NcclError::PeerLost { .. } | NcclError::Async { .. } | NcclError::Deadline { .. } | NcclError::Aborted
+    );
+    let lost = if of_the_group { mesh.lost() } else { None };
+    lost.unwrap_or_else(|| told(error))
+}
+
+/// What the library says.
+fn told(error: NcclError) -> Error {
+    match error {
+        NcclError::Missing(missing) => Fault::from(missing).into(),
+        NcclError::NoSymbol(_) | NcclError::TooOld { .. } | NcclError::Unsupported { .. } => {
+            Error::user(error.to_string(), "install a newer NCCL, or name the folder that it is in with `NVLIB_PATH`")
+        }
+        NcclError::PeerLost { .. } | NcclError::Async { .. } | NcclError::Deadline { .. } | NcclError::Aborted => {
+            Error::LostGroup(error.to_string())
+        }
+        NcclError::Call { .. } | NcclError::Argument(_) | NcclError::Cuda { .. } | NcclError::Thread(_) => {
+            Error::Internal(error.to_string())
+        }
+    }
+}
