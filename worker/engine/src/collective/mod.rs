@@ -7,6 +7,7 @@ mod loopback;
 pub mod partition;
 mod peer;
 mod reduce;
+mod shared;
 mod solo;
 mod tcp;
 pub mod tree;
