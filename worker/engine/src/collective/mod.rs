@@ -25,6 +25,7 @@ mod nccl;
 pub mod partition;
 mod peer;
 mod reduce;
+mod shared;
 mod solo;
 mod tcp;
 pub mod tree;

@@ -14,22 +14,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::frame::{self, Said};
+use super::{
+    frame::{self, Said},
+    shared::{Outlet, Shared},
+};
 
 /// What is written to, and when that was last done.
 struct Output {
     stream: TcpStream,
+    /// Where what is large goes, if the peer is on this machine.
+    outlet: Option<Outlet>,
     spoke: Instant,
     /// A frame may have been written in part: nothing can follow it.
     failed: bool,
 }
 
 impl Output {
-    fn write(&mut self, what: impl FnOnce(&mut TcpStream) -> std::io::Result<()>) -> std::io::Result<()> {
+    fn write(
+        &mut self,
+        what: impl FnOnce(&mut TcpStream, Option<&mut Outlet>) -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
         if self.failed {
             return Err(std::io::ErrorKind::BrokenPipe.into());
         }
-        let done = what(&mut self.stream);
+        let done = what(&mut self.stream, self.outlet.as_mut());
         self.failed = done.is_err();
         self.spoke = Instant::now();
         done
@@ -58,6 +66,7 @@ impl Peer {
     /// Takes a connection over. When the peer is lost, `lost` is told why, whoever waits for what it says.
     pub fn start(
         stream: TcpStream,
+        shared: Option<Shared>,
         beat: Duration,
         silence: Duration,
         lost: impl FnOnce(&str) + Send + 'static,
@@ -66,7 +75,8 @@ impl Peer {
         stream.set_read_timeout(Some(silence))?;
         // A peer that takes nothing off the wire for so long is stopped, not slow: its reader thread would.
         stream.set_write_timeout(Some(silence))?;
-        let output = Output { stream: stream.try_clone()?, spoke: Instant::now(), failed: false };
+        let (outlet, mut inlet) = shared.map(|shared| (shared.outlet, shared.inlet)).unzip();
+        let output = Output { stream: stream.try_clone()?, outlet, spoke: Instant::now(), failed: false };
         let (output, input) = (Arc::new(Mutex::new(output)), stream.try_clone()?);
         let (tell, heard) = mpsc::channel();
         let (spare, used) = mpsc::channel::<Vec<u8>>();
@@ -79,7 +89,7 @@ impl Peer {
                 if output.spoke.elapsed() < beat {
                     continue;
                 }
-                if let Err(e) = output.write(frame::write_beat) {
+                if let Err(e) = output.write(|o, _| frame::write_beat(o)) {
                     // Whoever waits for this peer hears of it; nobody may be waiting any more.
                     let _ = blame.send(Err(format!("cannot be written to: {e}")));
                     return;
@@ -94,7 +104,7 @@ impl Peer {
                 if body.is_empty() {
                     body = used.try_recv().unwrap_or_default();
                 }
-                let said = match frame::read(&mut input, &mut body) {
+                let said = match frame::read(&mut input, inlet.as_mut(), &mut body) {
                     Ok(Said::Beat) => continue,
                     Ok(Said::Message { sequence, body }) => Ok((sequence, body)),
                     Ok(Said::Abort(why)) => Err(format!("it gave up: {why}")),
@@ -127,7 +137,7 @@ impl Peer {
         self.sent = sequence.wrapping_add(1);
         let written = {
             let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
-            output.write(|o| frame::write_message(o, sequence, parts))
+            output.write(|o, outlet| frame::write_message(o, outlet, sequence, parts))
         };
         written.map_err(|e| {
             let until = Instant::now() + REASON;
@@ -166,7 +176,7 @@ impl Peer {
             match self.output.try_lock() {
                 Ok(mut output) => {
                     let _ = self.stream.set_write_timeout(Some(patience));
-                    let _ = output.write(|o| frame::write_abort(o, why));
+                    let _ = output.write(|o, _| frame::write_abort(o, why));
                     return;
                 }
                 Err(TryLockError::WouldBlock) if Instant::now() < until => {

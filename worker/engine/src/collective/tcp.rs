@@ -1,4 +1,4 @@
-//! Ranks connected by TCP, every one with every other.
+//! Ranks connected by TCP, every one with every other; those of one machine share memory too, for what is large.
 //!
 //! A peer that is gone (end of stream) or silent (no frame within the deadline) turns every wait into
 //! [`Error::LostPeer`]; a slow one that still beats is waited for.
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Collective, alarm::Alarm, peer::Peer};
+use super::{Collective, alarm::Alarm, peer::Peer, shared::Shared};
 use crate::{Error, Result};
 
 /// Who takes part, and how long to wait.
@@ -62,7 +62,7 @@ impl Mesh {
     pub fn connect(listener: &TcpListener, config: &MeshConfig) -> Result<Self> {
         let deadline = Instant::now() + config.rendezvous;
         let world = config.addresses.len();
-        let mut streams: Vec<Option<TcpStream>> = (0..world).map(|_| None).collect();
+        let mut streams: Vec<Option<(TcpStream, Option<Shared>)>> = (0..world).map(|_| None).collect();
         for (peer, stream) in streams.iter_mut().enumerate().take(config.rank) {
             *stream = Some(call(config, peer, deadline)?);
         }
@@ -71,8 +71,8 @@ impl Mesh {
         while let Some(missing) = (config.rank + 1..world).find(|r| streams[*r].is_none()) {
             match listener.accept() {
                 Ok((stream, _)) => {
-                    if let Some((peer, stream)) = answer(config, stream) {
-                        streams[peer] = Some(stream);
+                    if let Some((peer, connection)) = answer(config, stream) {
+                        streams[peer] = Some(connection);
                     }
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
@@ -88,10 +88,10 @@ impl Mesh {
             }
         }
         let alarm = Arc::new(Alarm::default());
-        let start = |(peer, stream): (usize, Option<TcpStream>)| {
+        let start = |(peer, connection): (usize, Option<(TcpStream, Option<Shared>)>)| {
             let alarm = alarm.clone();
             let lost = move |cause: &str| alarm.raise(peer, cause);
-            stream.map(|s| Peer::start(s, config.beat, config.silence, lost)).transpose()
+            connection.map(|(s, shared)| Peer::start(s, shared, config.beat, config.silence, lost)).transpose()
         };
         let peers: Vec<Option<Peer>> =
             streams.into_iter().enumerate().map(start).collect::<std::io::Result<_>>().map_err(internal)?;
@@ -114,10 +114,10 @@ impl Mesh {
 /// How long last words may take to be written: a peer that is stopped would hold them for long.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
-fn call(config: &MeshConfig, peer: usize, deadline: Instant) -> Result<TcpStream> {
+fn call(config: &MeshConfig, peer: usize, deadline: Instant) -> Result<(TcpStream, Option<Shared>)> {
     let mut cause = "nobody answers there".to_owned();
     while Instant::now() < deadline {
-        let attempt = || -> std::io::Result<TcpStream> {
+        let attempt = || -> std::io::Result<(TcpStream, Option<Shared>)> {
             let mut addresses = std::net::ToSocketAddrs::to_socket_addrs(&config.addresses[peer])?;
             let address = addresses.next().ok_or(std::io::ErrorKind::AddrNotAvailable)?;
             let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
@@ -132,10 +132,11 @@ fn call(config: &MeshConfig, peer: usize, deadline: Instant) -> Result<TcpStream
             if reply != greeting(config, peer, config.rank) {
                 return Err(std::io::Error::other("another attempt answers there"));
             }
-            Ok(stream)
+            let shared = Shared::offer(&mut stream, &reply)?;
+            Ok((stream, shared))
         };
         match attempt() {
-            Ok(stream) => return Ok(stream),
+            Ok(connection) => return Ok(connection),
             Err(e) => cause = e.to_string(),
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -144,7 +145,7 @@ fn call(config: &MeshConfig, peer: usize, deadline: Instant) -> Result<TcpStream
 }
 
 /// Checks who calls; strangers are dropped.
-fn answer(config: &MeshConfig, mut stream: TcpStream) -> Option<(usize, TcpStream)> {
+fn answer(config: &MeshConfig, mut stream: TcpStream) -> Option<(usize, (TcpStream, Option<Shared>))> {
     stream.set_nonblocking(false).ok()?;
     stream.set_read_timeout(Some(Duration::from_millis(500))).ok()?;
     let mut got = [0; 36];
@@ -155,7 +156,8 @@ fn answer(config: &MeshConfig, mut stream: TcpStream) -> Option<(usize, TcpStrea
         return None;
     }
     stream.write_all(&greeting(config, config.rank, from)).ok()?;
-    Some((from, stream))
+    let shared = Shared::accept(&mut stream).ok()?;
+    Some((from, (stream, shared)))
 }
 
 impl Collective for Mesh {
