@@ -282,7 +282,7 @@ mod tests {
         let (works, broken) = (gpu(1, ""), gpu(0, "it is broken"));
         assert_eq!(offered(None, &[]), "cpu");
         assert_eq!(offered(Some(3), &[]), "cpu cpu cpu");
-        assert_eq!(offered(None, &[broken.clone()]), "cpu");
+        assert_eq!(offered(None, std::slice::from_ref(&broken)), "cpu");
         assert_eq!(offered(None, &[broken.clone(), works.clone(), gpu(2, "")]), "cuda:1 cuda:2");
         assert_eq!(offered(Some(1), &[broken, works]), "cuda:1 cpu");
     }

@@ -33,9 +33,8 @@ pub fn reduce_flat(
     {
         return Ok(Flat::Device(own.clone()));
     }
-    let down = |p: Node<Flat>| -> Result<Node> {
-        Ok(Node { level: p.level, index: p.index, data: p.data.into_host()? })
-    };
+    let down =
+        |p: Node<Flat>| -> Result<Node> { Ok(Node { level: p.level, index: p.index, data: p.data.into_host()? }) };
     let pieces = pieces.drain(..).map(down).collect::<Result<_>>()?;
     let reduce = if fast { reduce_fast } else { reduce };
     reduce(group, pieces, leaves, len).map(Flat::Host)

@@ -29,16 +29,6 @@ impl Placed {
         Self::new(self.device.clone(), array)
     }
 
-    /// The GPU.
-    pub fn device(&self) -> &Arc<Device> {
-        &self.device
-    }
-
-    /// The GPU.
-    pub fn device(&self) -> &Arc<Device> {
-        &self.device
-    }
-
     /// The numbers.
     pub fn array(&self) -> &Array {
         &self.array

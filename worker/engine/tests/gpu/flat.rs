@@ -29,10 +29,8 @@ struct Net {
 
 fn net() -> Net {
     let mut b = Builder::new(3);
-    let layers = Sequential::default()
-        .with(b.linear("in", (7, 5)))
-        .with(Activation(Act::Silu))
-        .with(b.linear("out", (5, 3)));
+    let layers =
+        Sequential::default().with(b.linear("in", (7, 5))).with(Activation(Act::Silu)).with(b.linear("out", (5, 3)));
     let own = b.own(&Own { name: "own".into(), shape: vec![2], fill: Fill::Constant(1.0), most: None });
     let layout = Layout::new(&b.store, &[ParamId(0), ParamId(2), ParamId(3), own], &[]);
     Net { layers, store: b.store, layout, own }
@@ -96,7 +94,7 @@ fn grains_are_gathered_and_added_where_they_lie_with_the_bits_of_the_host() {
             tree::push_with(&mut there, Node::leaf(grain, flat), count, Flat::plus).unwrap();
         }
         let want = reduce(&mut Solo, here, count, len).unwrap();
-        let got = reduce_flat(&mut Solo, there, count, len).unwrap();
+        let got = reduce_flat(&mut Solo, there, false, count, len).unwrap();
         assert!(!got.is_here(), "it came down on the way");
         assert_eq!(bits(&got.into_host().unwrap()), bits(&want), "{count} grains");
     }
@@ -106,8 +104,8 @@ fn grains_are_gathered_and_added_where_they_lie_with_the_bits_of_the_host() {
         assert_eq!(bits(&net.flat(a).plus(net.flat(b)).unwrap().into_host().unwrap()), bits(&want), "{a} and {b}");
     }
     let short = vec![Node::leaf(0, net.flat(0))];
-    assert!(reduce_flat(&mut Solo, short, 1, len + 1).is_err());
-    assert!(reduce_flat(&mut Solo, vec![Node::leaf(1, net.flat(1))], 2, len).is_err());
+    assert!(reduce_flat(&mut Solo, short, false, 1, len + 1).is_err());
+    assert!(reduce_flat(&mut Solo, vec![Node::leaf(1, net.flat(1))], false, 2, len).is_err());
 }
 
 #[test]
@@ -122,7 +120,7 @@ fn several_ranks_send_each_other_what_comes_down() {
         for grain in group.shares(count)[group.rank()].clone() {
             tree::push_with(&mut stack, Node::leaf(grain, net.flat(grain)), count, Flat::plus)?;
         }
-        reduce_flat(group, stack, count, len)
+        reduce_flat(group, stack, false, count, len)
     };
     let want = bits(&sum(&mut Solo).unwrap().into_host().unwrap());
     for rank in on_loopback(&[1, 1], Duration::from_secs(20), sum).unwrap() {

@@ -184,7 +184,8 @@ fn products_of_convolutions_are_rounded_to_bf16() {
     if shared().is_none() {
         return;
     }
-    let layers: [fn(&mut Builder) -> Box<dyn Layer>; 3] = [
+    type Make = fn(&mut Builder) -> Box<dyn Layer>;
+    let layers: [Make; 3] = [
         |b| Box::new(b.depthwise("c", 8, 3, 2, Padding::Same)),
         |b| Box::new(b.conv("c", (8, 8), 3, 2, Padding::Same)),
         |b| {

@@ -9,8 +9,9 @@ use std::{
 
 use tl_engine::{
     Error, Result,
-    collective::{Collective, Mesh, MeshConfig, NcclGroup, reduce_fast, tree::Node},
-    gpu::Array,
+    collective::{Collective, Mesh, MeshConfig, NcclGroup, reduce_fast, reduce_flat, tree::Node},
+    gpu::{Array, Placed},
+    nn::Flat,
 };
 
 use crate::{numbers, shared, up};
@@ -109,6 +110,22 @@ fn the_fast_reduction_takes_this_way_and_who_has_no_grain_adds_nothing() {
         let rank = group.rank();
         let pieces = if rank == 1 { Vec::new() } else { vec![Node::leaf(rank / 2, own(rank / 2, 100))] };
         is_sum(&reduce_fast(&mut group, pieces, 2, 100).unwrap(), 2);
+        // Who leaves while another still waits for NCCL would be lost to it.
+        group.barrier().unwrap();
+    });
+}
+
+#[test]
+fn flat_gradients_are_added_up_where_they_lie() {
+    group(3, |mut group| {
+        let rank = group.rank();
+        let device = shared().unwrap();
+        let there = |of: usize| Flat::Device(Placed::new(device.clone(), flat(&own(of, 100))));
+        let pieces = if rank == 1 { Vec::new() } else { vec![Node::leaf(rank / 2, there(rank / 2))] };
+        let sum = reduce_flat(&mut group, pieces, true, 2, 100).unwrap();
+        assert_eq!(sum.is_here(), rank == 1, "who has no grain has none there");
+        is_sum(&sum.into_host().unwrap(), 2);
+        group.barrier().unwrap();
     });
 }
 
@@ -126,6 +143,7 @@ fn what_lies_on_a_gpu_is_summed_there() {
         let mut there = flat(&own(group.rank(), 200));
         assert!(group.sum_placed(&mut there).unwrap());
         is_sum(&down(&there), 2);
+        group.barrier().unwrap();
     });
 }
 
@@ -152,6 +170,7 @@ fn parts_of_a_gradient_come_in_any_order_and_from_either_side() {
         assert!(buckets.left().is_empty());
         buckets.finish().unwrap();
         is_sum(&down(&there), 2);
+        group.barrier().unwrap();
     });
 }
 
@@ -225,6 +244,8 @@ fn a_rank_that_dies_between_sums_is_a_lost_peer_too() {
     group(3, |mut group| {
         let rank = group.rank();
         group.sum(&mut own(rank, 100)).unwrap();
+        // All have this one.
+        group.barrier().unwrap();
         if rank < 2 {
             let error = group.sum(&mut own(rank, 100)).unwrap_err();
             // The other one leaves because of it.

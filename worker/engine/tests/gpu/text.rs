@@ -89,9 +89,8 @@ fn compare(layer: &dyn Layer, store: &Store, x: (&[f32], &[usize]), how: How<'_>
     near(&got.flat, &want.flat, learnt);
     assert_eq!(got.touched, want.touched);
     assert!(got.dx.iter().chain([&got.y]).all(|array| host(array).is_err()), "it came down on the way");
-    let [want, got] = [here as Lay, there as Lay].map(|lay| {
-        down(&layer.forward(&lay(x.0, x.1), &Pass::eval(store), &mut Tape::default()).unwrap())
-    });
+    let [want, got] = [here as Lay, there as Lay]
+        .map(|lay| down(&layer.forward(&lay(x.0, x.1), &Pass::eval(store), &mut Tape::default()).unwrap()));
     near(&got, &want, bound);
 }
 
@@ -239,9 +238,8 @@ fn ids_on_a_gpu_that_the_table_does_not_have_and_empty_texts_are_refused() {
     }
     let mut b = Builder::new(1);
     let layer = b.embedding("e", ["word", "position", ""], (6, 5), 3, None, Mask::NONE);
-    let bad = |ids: [f32; 4]| {
-        layer.forward(&there(&ids, &[1, 4]), &Pass::eval(&b.store), &mut Tape::default()).is_err()
-    };
+    let bad =
+        |ids: [f32; 4]| layer.forward(&there(&ids, &[1, 4]), &Pass::eval(&b.store), &mut Tape::default()).is_err();
     for ids in [
         [6.0, 0.0, 0.0, -1.0],
         [-1.0; 4],

@@ -43,8 +43,8 @@ pub use layout::{
 };
 pub use lstm::{Step, lstm_back, lstm_step};
 pub use norm::{
-    Affine, Slopes, deposit, fixed_back, moments, normalise, running_statistics, scale_gradient, shift_gradient, slopes,
-    statistics, through, through_fixed,
+    Affine, Slopes, deposit, fixed_back, moments, normalise, running_statistics, scale_gradient, shift_gradient,
+    slopes, statistics, through, through_fixed,
 };
 pub use optimizer::{AdamW, Sgd, adamw, sgd, squared_norm};
 pub use pool::{

@@ -86,7 +86,8 @@ impl BatchNorm {
             return Ok(Some(dx));
         };
         let slopes = ops::slopes(device, dy.array(), x, stats, affine, self.act)?;
-        grads.add_placed(self.gamma, &width, dy, |device, dgamma| ops::scale_gradient(device, &slopes, stats, dgamma))?;
+        grads
+            .add_placed(self.gamma, &width, dy, |device, dgamma| ops::scale_gradient(device, &slopes, stats, dgamma))?;
         grads.add_placed(self.beta, &width, dy, |device, dbeta| ops::shift_gradient(device, &slopes, dbeta))?;
         let rows = dy.array().rows();
         if training {
