@@ -32,7 +32,7 @@ fn long(gpu: &Gpu) -> JobSpec {
     spec.checkpoint.every = 20;
     spec.stage.remove(usize::from(!gpu.is_real()));
     // Many steps have to be left when the news of the first is here.
-    spec.stage[0].epochs = if gpu.is_real() { 200 } else { 100 };
+    spec.stage[0].epochs = if gpu.is_real() { 200 } else { 60 };
     spec.stage[0].lr = Rates::One(0.01);
     spec
 }

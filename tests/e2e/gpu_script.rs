@@ -106,7 +106,7 @@ fn rows_of_the_benchmark_are_in_the_file_also_where_it_was_stopped() {
         eprintln!("skipped: there is no python3");
         return;
     }
-    let bench = r#"for last; do :; done; echo '[{"name": "resnet50_bf16", "ours": 2.5}]' >"$last"; echo "$@"; sleep 60"#;
+    let bench = r#"for last; do :; done; echo '[{"name":"resnet50_bf16","ours":2.5}]' >"$last"; echo "$@"; sleep 60"#;
     let (parts, all, fine) = run(&[("tl-worker", DOCTOR), ("bench/run", bench)], "60");
     assert!(!fine, "{all}");
     assert_eq!((parts["bench"][0].as_str(), parts["bench"][1].as_str()), ("failed", "not done within 2 s"));

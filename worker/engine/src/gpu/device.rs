@@ -87,6 +87,7 @@ impl Device {
         if !context.has_async_alloc() {
             return Ok(None);
         }
+        context.bind_to_thread()?;
         let mut bytes = 0u64;
         // SAFETY: the device is the context's, the attribute is a number of 64 bits.
         unsafe {
