@@ -1,5 +1,9 @@
-//! Whole jobs on a GPU, through a coordinator and a worker: on libraries in C that stand for NVIDIA's.
+//! Whole jobs on a GPU, through a coordinator and a worker: on the first one of this machine, else on libraries in C that
+//! stand for NVIDIA's. `tests/gpu/run.sh` brings them to a machine that has one.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
+
+mod gpu_gang;
+mod gpu_photos;
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +12,7 @@ use std::{
     sync::OnceLock,
 };
 
-use nvlib::Library;
+use nvlib::{Library, driver::ProbeError};
 use serde_json::Value;
 use tl_client::Job;
 use tl_proto::{
@@ -18,35 +22,76 @@ use tl_proto::{
 };
 use tl_tests::{Sandbox, Series, alone};
 
-/// The program whose mains the sandbox runs.
-const PROGRAM: &str = env!("CARGO_BIN_EXE_tl-sandbox");
+/// The program whose mains the sandbox runs: that of this build, or one that came with these tests.
+fn program() -> String {
+    std::env::var("TL_SANDBOX").unwrap_or_else(|_| env!("CARGO_BIN_EXE_tl-sandbox").into())
+}
 
-/// A folder with libraries that stand for NVIDIA's; nothing where the machine has a driver of its own, which would come in the
-/// way, or no compiler of kernels.
-fn libraries() -> Option<String> {
-    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let find = || {
-        if Library::Driver.open().is_ok() {
-            eprintln!("skipped: this machine has a driver of its own");
-            return None;
+/// What workers compute on.
+enum Gpu {
+    /// The first one of this machine.
+    Real,
+    /// One that libraries in this folder stand for.
+    Fake(String),
+}
+
+impl Gpu {
+    fn is_real(&self) -> bool {
+        matches!(self, Self::Real)
+    }
+
+    /// What a worker finds it by.
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Real => Vec::new(),
+            Self::Fake(dir) => vec![("NVLIB_PATH", dir.clone())],
         }
-        let cxx = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
-        if !Command::new(cxx).arg("--version").output().is_ok_and(|o| o.status.success()) {
-            eprintln!("skipped: there is no C++ compiler to run kernels with");
-            return None;
+    }
+}
+
+/// The GPU; nothing where there is neither one nor a compiler of kernels, which it says.
+fn gpu() -> Option<&'static Gpu> {
+    static FOUND: OnceLock<Option<Gpu>> = OnceLock::new();
+    let find = || match nvlib::driver::probe() {
+        Ok(driver) if driver.gpus.is_empty() => skip("this machine has a driver and no GPU"),
+        Ok(driver) => {
+            eprintln!("on {}", driver.gpus[0].name);
+            Some(Gpu::Real)
         }
-        // That of the engine's tests: what is compiled of kernels stays there.
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gpu");
-        std::fs::create_dir_all(&dir).unwrap();
-        nvlib::fake::build_computing(&dir).unwrap();
-        for library in [Library::Driver, Library::Nvrtc, Library::Cublas, Library::Cudnn] {
-            library.open_from(std::slice::from_ref(&dir)).unwrap();
-        }
-        // Compiles what a worker tries when it starts: there, it would wait no longer for that than for a GPU.
-        tl_engine::gpu::works(0).unwrap();
-        Some(dir)
+        Err(ProbeError::Missing(_)) => fake().map(|dir| Gpu::Fake(dir.display().to_string())),
+        Err(e) => skip(&e.to_string()),
     };
-    FOUND.get_or_init(find).as_ref().map(|dir| dir.display().to_string())
+    FOUND.get_or_init(find).as_ref()
+}
+
+/// The folder of the libraries, for what no GPU does on demand.
+fn libraries() -> Option<String> {
+    match gpu()? {
+        Gpu::Fake(dir) => Some(dir.clone()),
+        Gpu::Real => skip("this machine has a driver of its own"),
+    }
+}
+
+fn skip<T>(why: &str) -> Option<T> {
+    eprintln!("skipped: {why}");
+    None
+}
+
+fn fake() -> Option<PathBuf> {
+    let cxx = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
+    if !Command::new(cxx).arg("--version").output().is_ok_and(|o| o.status.success()) {
+        return skip("there is no C++ compiler to run kernels with");
+    }
+    // That of the engine's tests: what is compiled of kernels stays there.
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gpu");
+    std::fs::create_dir_all(&dir).unwrap();
+    nvlib::fake::build_computing(&dir).unwrap();
+    for library in [Library::Driver, Library::Nvrtc, Library::Cublas, Library::Cudnn] {
+        library.open_from(std::slice::from_ref(&dir)).unwrap();
+    }
+    // Compiles what a worker tries when it starts: there, it would wait no longer for that than for a GPU.
+    tl_engine::gpu::works(0).unwrap();
+    Some(dir)
 }
 
 /// A head on frozen features, then everything; of so many samples a class, and a grain.
@@ -118,18 +163,20 @@ fn all_near(got: &Series, want: &Series) {
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_job_on_a_gpu_comes_to_what_it_comes_to_on_a_cpu() {
-    let Some(libraries) = libraries() else { return };
+    let Some(gpu) = gpu() else { return };
     let _alone = alone().await;
-    let mut sandbox = Sandbox::bare(PROGRAM, None).await;
+    let mut sandbox = Sandbox::bare(&program(), None).await;
     // One cache for both: what one has computed is of no use to the other.
     let cache = sandbox.dir().join("cache").display().to_string();
-    sandbox.environment = vec![("NVLIB_PATH", libraries)];
+    sandbox.environment = gpu.environment();
     sandbox.add_worker(&["--cache", &cache, "--gpus", "none"]);
-    sandbox.add_worker(&["--cache", &cache]);
+    sandbox.add_worker(&["--cache", &cache, "--gpus", "0"]);
     sandbox.ready(2).await;
     let nodes = nodes(&sandbox).await;
-    assert_eq!((nodes["w0"].device.as_str(), nodes["w1"].device.as_str()), ("cpu", "cuda"));
-    assert!(nodes["w0"].machine.ends_with("1 x Fake GPU (80 GiB), not used"), "{}", nodes["w0"].machine);
+    assert_eq!((nodes["w0"].device.as_str(), nodes["w1"].device.as_str()), ("cpu", "cuda"), "{}", sandbox.logs());
+    assert!(nodes["w0"].machine.ends_with(", not used"), "{}", nodes["w0"].machine);
+    let named = gpu.is_real() || nodes["w0"].machine.contains("1 x Fake GPU (80 GiB)");
+    assert!(named, "{}", nodes["w0"].machine);
 
     let mut found = Vec::new();
     for (device, runs_on) in [("cpu", "cpu"), ("cuda", "cuda:0"), ("auto", "cuda:0")] {
@@ -147,6 +194,7 @@ async fn a_job_on_a_gpu_comes_to_what_it_comes_to_on_a_cpu() {
         near(figure, of(by_gpu), of(by_cpu));
     }
     assert_eq!((by_gpu["steps"].as_u64(), again), (by_cpu["steps"].as_u64(), on_gpu));
+    eprintln!("evaluated: {} on the CPU, {} on the GPU", by_cpu["evaluation"]["loss"], by_gpu["evaluation"]["loss"]);
     let computed = [by_cpu, by_gpu, once_more].map(|report| report["prefix"]["computed"].as_u64().unwrap());
     assert_eq!(computed, [36, 36, 0], "features belong to the numbers of a device");
 }
@@ -155,7 +203,7 @@ async fn a_job_on_a_gpu_comes_to_what_it_comes_to_on_a_cpu() {
 async fn what_does_not_fit_into_the_memory_of_a_gpu_is_told_with_what_to_do() {
     let Some(libraries) = libraries() else { return };
     let _alone = alone().await;
-    let mut sandbox = Sandbox::bare(PROGRAM, None).await;
+    let mut sandbox = Sandbox::bare(&program(), None).await;
     // cuBLAS has 32 MiB of it for itself.
     sandbox.environment = vec![("NVLIB_PATH", libraries), ("FAKE_MEMORY", (40 << 20).to_string())];
     sandbox.add_worker(&["--slots", "1"]);
@@ -173,7 +221,7 @@ async fn what_does_not_fit_into_the_memory_of_a_gpu_is_told_with_what_to_do() {
 async fn a_gpu_that_does_not_work_is_left_out_and_the_cpu_is_there() {
     let Some(libraries) = libraries() else { return };
     let _alone = alone().await;
-    let mut sandbox = Sandbox::bare(PROGRAM, None).await;
+    let mut sandbox = Sandbox::bare(&program(), None).await;
     sandbox.environment = vec![("NVLIB_PATH", libraries), ("FAKE_MEMORY", "1000".into())];
     sandbox.add_worker(&[]);
     sandbox.ready(1).await;

@@ -77,6 +77,27 @@ impl Device {
         Ok(self.stream.synchronize()?)
     }
 
+    /// The most bytes of its memory that arrays have had at a time, in this process; nothing where the driver keeps no count.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    #[expect(unsafe_code, reason = "calls the driver")]
+    pub fn peak(&self) -> Result<Option<u64>, Fault> {
+        let context = self.stream.context();
+        if !context.has_async_alloc() {
+            return Ok(None);
+        }
+        context.bind_to_thread()?;
+        let mut bytes = 0u64;
+        // SAFETY: the device is the context's, the attribute is a number of 64 bits.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(context.cu_device())?;
+            let what = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+            sys::cuMemPoolGetAttribute(pool, what, (&raw mut bytes).cast()).result()?;
+        }
+        Ok(Some(bytes))
+    }
+
     /// Zeros.
     ///
     /// # Errors

@@ -70,6 +70,19 @@ impl Place {
         }
     }
 
+    /// The most bytes of a GPU's memory that arrays have had at a time, in this process; nothing of the host, or where the
+    /// driver keeps no count.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn peak(&self) -> Result<Option<u64>> {
+        match self {
+            Self::Host => Ok(None),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(gpu) => Ok(gpu.device.peak()?),
+        }
+    }
+
     /// Waits until all that was asked of it is done.
     ///
     /// # Errors
@@ -142,6 +155,7 @@ mod tests {
     fn the_host_is_always_there_and_a_gpu_that_is_not_is_refused_with_what_to_do() {
         let host = Place::open(hardware::Device::Cpu).unwrap();
         assert_eq!((host.numbers(), host.wait().is_ok()), (of_host(), true));
+        assert!(matches!(host.peak(), Ok(None)), "the system knows that");
         // More than any machine has.
         let failure = Place::open(hardware::Device::Cuda(4096)).unwrap_err().to_failure();
         let why = if cfg!(feature = "cuda") { "GPU 4096 cannot be used: " } else { "this build has no CUDA" };

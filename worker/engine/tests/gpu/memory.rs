@@ -24,6 +24,16 @@ fn what_goes_up_comes_down_also_through_memory_that_is_used_again() {
 }
 
 #[test]
+fn the_most_that_was_ever_taken_is_known_where_the_driver_counts() {
+    let Some(device) = device() else { return };
+    let whole = device.zeros::<f32>(&[1 << 20]).unwrap();
+    drop(whole);
+    device.synchronize().unwrap();
+    let counts = device.stream().context().has_async_alloc();
+    assert_eq!(device.peak().unwrap().is_some_and(|most| most >= 4 << 20), counts);
+}
+
+#[test]
 fn rows_are_taken_and_columns_lie_side_by_side() {
     let Some(device) = device() else { return };
     let x = numbers(1, 20 * 3);
