@@ -270,7 +270,7 @@ impl Link for Ear {
 
 /// The model of the first of two ranks, and the losses; the second may compare.
 fn trained(job: &str, dir: &Path, early: bool, compares: bool) -> Option<(Vec<u8>, String)> {
-    let ranks = nccl::group(2, |group| {
+    let ranks = nccl::group_with(2, 1 << 13, |group| {
         let mut ranks = Ranks { group, early, asked: 0 };
         let mut link = Ear { compares: compares && ranks.rank() == 1 };
         let name = format!("{early}-{compares}-{}", ranks.rank());

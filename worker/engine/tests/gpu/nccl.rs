@@ -59,7 +59,13 @@ fn join(mesh: Mesh, deadline: Duration) -> Result<NcclGroup> {
 
 /// A group of ranks; what `rank` makes of each.
 pub(crate) fn group<T: Send>(world: usize, rank: impl Fn(NcclGroup) -> T + Sync) -> Option<Vec<T>> {
-    meshes(world, PATIENCE, |mesh| rank(join(mesh, PATIENCE).unwrap()))
+    group_with(world, BUCKET, rank)
+}
+
+/// The same with buckets of another size.
+pub(crate) fn group_with<T: Send>(world: usize, bucket: usize, rank: impl Fn(NcclGroup) -> T + Sync) -> Option<Vec<T>> {
+    let join = |mesh| NcclGroup::join(mesh, shared().unwrap().clone(), PATIENCE, bucket).unwrap();
+    meshes(world, PATIENCE, |mesh| rank(join(mesh)))
 }
 
 /// What a rank adds.
