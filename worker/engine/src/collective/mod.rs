@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | one | the tree of grains | that is all |
 //! | on CPUs | the tree of grains, over TCP | the tree of ranks, over TCP |
-//! | on GPUs | the same, in the hosts' memory | NCCL, in the GPUs' memory |
+//! | on GPUs | the same, in the hosts' memory | NCCL, in the GPUs' memory, while the last grain still goes backward |
 //!
 //! All else that ranks say to each other, tallies, barriers and embeddings, goes over TCP everywhere.
 
@@ -90,6 +90,12 @@ pub trait Collective: Send {
     #[cfg(feature = "cuda")]
     fn sum_placed(&mut self, _own: &mut crate::gpu::Array) -> Result<bool> {
         Ok(false)
+    }
+
+    /// This group, if its ranks have a GPU each and may begin to add up what they are still making.
+    #[cfg(feature = "cuda")]
+    fn on_gpus(&mut self) -> Option<&mut NcclGroup> {
+        None
     }
 
     /// Sends another rank a message.

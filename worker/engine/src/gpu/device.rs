@@ -173,14 +173,26 @@ impl Device {
     ///
     /// # Errors
     /// The host has no such memory.
-    #[expect(unsafe_code, reason = "the driver gives memory that holds anything")]
     pub fn staging(&self, count: usize) -> Result<Staging, Fault> {
+        self.staging_on(self.stream.clone(), count)
+    }
+
+    /// The same with a stream of its own: what goes up waits for nothing that the GPU is doing, and who uses it waits for it.
+    ///
+    /// # Errors
+    /// As [`Device::staging`].
+    pub fn staging_aside(&self, count: usize) -> Result<Staging, Fault> {
+        self.staging_on(self.stream.context().new_stream()?, count)
+    }
+
+    #[expect(unsafe_code, reason = "the driver gives memory that holds anything")]
+    fn staging_on(&self, stream: Arc<CudaStream>, count: usize) -> Result<Staging, Fault> {
         // SAFETY: it is cleared before anybody sees it.
         let mut memory = unsafe { self.stream.context().alloc_pinned::<f32>(counted(&[count])?) }?;
         let first = memory.as_mut_ptr()?;
         // SAFETY: so many numbers are there.
         unsafe { first.write_bytes(0, count) };
-        Ok(Staging { memory, busy: None })
+        Ok(Staging { stream, memory, busy: None })
     }
 
     /// A kernel, compiled and loaded when it is first asked for.
@@ -247,6 +259,7 @@ fn keep_memory(context: &Arc<CudaContext>) -> Result<(), Fault> {
 /// Memory of the host that a GPU reads by itself. Two of them, one being filled while the other is on its way, keep both
 /// sides busy.
 pub struct Staging {
+    stream: Arc<CudaStream>,
     memory: PinnedHostSlice<f32>,
     /// The copy that is under way.
     busy: Option<CudaEvent>,
@@ -262,24 +275,26 @@ impl Staging {
     ///
     /// # Errors
     /// More than it has room for, or a full memory.
-    pub fn upload(&mut self, device: &Device, values: &[f32], shape: &[usize]) -> Result<Array, Fault> {
+    #[expect(unsafe_code, reason = "memory of a GPU begins as anything")]
+    pub fn upload(&mut self, values: &[f32], shape: &[usize]) -> Result<Array, Fault> {
         if counted(shape)? != values.len() || values.len() > self.memory.len() {
             let room = self.memory.len();
             return Err(Fault::shape(format!("{} numbers for {shape:?}, with room for {room}", values.len())));
         }
-        let mut array = device.fresh(shape)?;
+        // SAFETY: any bits are a number, and each is written below, on the same stream.
+        let mut array = Array::new(unsafe { self.stream.alloc(values.len()) }?, shape);
         if let Some(copy) = &self.busy {
             copy.synchronize()?;
             self.busy = None;
         }
         let place = &mut self.memory.as_mut_slice()?[..values.len()];
         place.copy_from_slice(values);
-        let sent = device.stream.memcpy_htod(&*place, &mut array.data);
+        let sent = self.stream.memcpy_htod(&*place, &mut array.data);
         // Also where it failed: the memory must not be written before the driver is through with it.
-        match device.stream.record_event(None) {
+        match self.stream.record_event(None) {
             Ok(copy) => self.busy = Some(copy),
             Err(e) => {
-                device.stream.synchronize()?;
+                self.stream.synchronize()?;
                 return Err(e.into());
             }
         }

@@ -130,11 +130,16 @@ impl Flat {
 }
 
 impl Gradients<'_> {
-    /// The flat gradient, and which parameters backward has reached. It lies on a GPU if anything has gathered there.
+    /// The flat gradient, and which parameters backward has reached. It lies on a GPU if anything has gathered there. Where a
+    /// [`Taker`](super::Taker) has it, nothing is left of it.
     ///
     /// # Errors
-    /// The memory of a GPU is full.
+    /// The memory of a GPU is full; those of the taker.
     pub fn finish(mut self) -> Result<(Flat, Vec<bool>)> {
+        if self.early.is_some() {
+            self.hand_rest()?;
+            return Ok((Flat::Host(Vec::new()), self.touched));
+        }
         #[cfg(feature = "cuda")]
         if let Some(placed) = self.gathered()? {
             return Ok((Flat::Device(placed), self.touched));

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{Array, Gradients, Packs, ParamId, Pass};
+use super::{Array, BufferId, Flat, Gradients, Packs, ParamId, Pass};
 use crate::{
     Error, Result,
     gpu::{self, Device, Fault, Placed, ops},
@@ -138,6 +138,21 @@ impl Gradients<'_> {
         Ok(Some(flat))
     }
 
+    /// What has gathered on a GPU of the gradient of a parameter, in the form of a run of the flat one.
+    pub(super) fn taken(&mut self, id: ParamId) -> Result<Option<Flat>> {
+        run_of(self.placed.remove(&id))
+    }
+
+    /// The same of the sums of a batch-norm.
+    pub(super) fn taken_stats(&mut self, mean: BufferId) -> Result<Option<Flat>> {
+        run_of(self.placed_stats.remove(&mean))
+    }
+
+    /// Whether nothing lies on a GPU.
+    pub(super) fn all_taken(&self) -> bool {
+        self.placed.is_empty() && self.placed_stats.is_empty()
+    }
+
     /// Adds what has gathered on a GPU to the elements in the host's memory, and to the sums of batch-norms behind them.
     ///
     /// # Errors
@@ -157,4 +172,10 @@ impl Gradients<'_> {
         }
         Ok(())
     }
+}
+
+fn run_of(sum: Option<Placed>) -> Result<Option<Flat>> {
+    let Some(sum) = sum else { return Ok(None) };
+    let count = sum.array().count();
+    Ok(Some(Flat::Device(sum.reshaped(&[count])?)))
 }

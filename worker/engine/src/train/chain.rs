@@ -87,6 +87,7 @@ pub(super) fn backward(
     let Some((last, below)) = units.split_last() else { return Ok(need_dx.then(|| wanted.out.clone())) };
     let at = |wanted: &Tensor| Array::at(wanted.contiguous()?, &pass.store.place);
     let mut dy = last.layer.backward(&at(wanted.out)?, pass, tape, grads, need_dx || !below.is_empty())?;
+    grads.passed(|| last.params())?;
     if let (Some(dy), Some(more)) = (&mut dy, wanted.features) {
         *dy = dy.plus(&at(more)?)?;
     }
@@ -98,6 +99,7 @@ pub(super) fn backward(
             }
             dy = unit.layer.backward(&g, pass, tape, grads, need_dx || i > 0)?;
         }
+        grads.passed(|| unit.params())?;
     }
     dy.filter(|_| need_dx).map(|dy| dy.to_tensor()).transpose()
 }

@@ -7,8 +7,9 @@ use crate::{
     Result,
     cache::Packed,
     data::augment::View,
+    gpu::Place,
     modifier::Mix,
-    nn::{Packs, Pass, Store, tensor},
+    nn::{Packs, Pass, Store, host, tensor},
 };
 
 /// The inputs of one network in one stage.
@@ -57,7 +58,7 @@ impl<'a> Inputs<'a> {
         let views = self.views(indices, turns);
         let batch = match mix {
             Some(mix) => {
-                let pixels = mix.pictures(&self.samples.inputs(&views, contract)?, contract.side());
+                let pixels = mix.pictures(&host(&self.samples.inputs(&views, contract)?)?, contract.side());
                 crate::data::pixels::batch(pixels, indices.len(), contract.side())?
             }
             None => self.samples.batch(&views, contract, self.whole)?,
@@ -69,7 +70,10 @@ impl<'a> Inputs<'a> {
     pub fn expect(&self, batches: &[(Vec<usize>, Vec<u64>)], mixes: bool) {
         if mixes || self.features.is_none() || self.samples.views().is_none() {
             let views = batches.iter().map(|(indices, turns)| self.views(indices, turns)).collect();
-            self.samples.expect(views, &self.net.contract);
+            // What is mixed, or joined to other samples, goes up when that is done.
+            let alone = !mixes && !self.whole;
+            let place = if alone { self.net.network.initial.place.clone() } else { Place::Host };
+            self.samples.expect(views, &self.net.contract, &place);
         }
     }
 

@@ -27,6 +27,7 @@ pub mod net;
 mod odd;
 mod opened;
 pub mod origin;
+mod overlap;
 mod pairs;
 mod parts;
 mod prepare;

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
 
 mod adapters;
+mod early;
 mod elementwise;
 mod faults;
 mod fingerprint;

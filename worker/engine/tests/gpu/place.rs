@@ -35,6 +35,31 @@ fn batches_go_up_through_memory_that_is_used_again() {
 }
 
 #[test]
+fn what_is_made_ahead_goes_up_ahead_and_what_nobody_asks_for_is_forgotten() {
+    let Some(place) = place() else { return };
+    let Place::Gpu(gpu) = &place else { panic!("{place:?}") };
+    let tensors: Vec<_> = (0..4).map(|i| nn::tensor(numbers(i, 12), &[3, 4]).unwrap()).collect();
+    let first = place.announce();
+    tensors[..3].iter().for_each(|tensor| place.expect(tensor, first));
+    assert_eq!(gpu.waiting(), 2, "so many may be on their way");
+    // Once each, in any order, and what did not go ahead like any other.
+    for (i, waiting) in [(1, 1), (2, 1), (3, 1), (1, 1), (0, 0), (0, 0)] {
+        let there = nn::Array::at(tensors[i].clone(), &place).unwrap();
+        assert_eq!((there.dims(), down(&there)), (&[3, 4][..], numbers(i as u32, 12)));
+        assert_eq!(gpu.waiting(), waiting);
+    }
+    place.expect(&tensors[0], place.announce());
+    let rows = nn::Array::at(tensors[0].narrow(0, 1, 2).unwrap(), &place).unwrap();
+    assert_eq!((down(&rows), gpu.waiting()), (numbers(0, 12)[4..].to_vec(), 1), "a part of a tensor is another one");
+    for waiting in [1, 1, 1, 0] {
+        place.announce();
+        assert_eq!(gpu.waiting(), waiting);
+    }
+    Place::Host.expect(&tensors[0], Place::Host.announce());
+    assert!(matches!(nn::Array::at(tensors[0].clone(), &Place::Host), Ok(nn::Array::Host(_))));
+}
+
+#[test]
 fn a_store_keeps_its_place_and_a_place_knows_its_numbers() {
     let Some(place) = place() else { return };
     assert_eq!(place.numbers(), gpu::fingerprint(shared().unwrap()).unwrap());

@@ -67,7 +67,8 @@ pub fn encode(
         }
         let views = |chunk: &[usize]| -> Vec<_> { chunk.iter().map(|j| (wanted[*j].0, wanted[*j].1)).collect() };
         let mut x = samples.batch(&views(chunk), &net.contract, true)?;
-        samples.expect(chunks.peek().map(|next| views(next)).into_iter().collect(), &net.contract);
+        let next = chunks.peek().map(|next| views(next)).into_iter().collect();
+        samples.expect(next, &net.contract, &store.place);
         let (mut from, mut outputs) = (0, vec![Vec::new(); chunk.len()]);
         for cut in cuts {
             x = net.forward(&pass, x, from, *cut)?;
