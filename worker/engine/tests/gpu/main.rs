@@ -20,8 +20,10 @@ mod patches;
 mod place;
 mod pools;
 mod sequences;
+mod stay;
 mod step;
 mod text;
+mod towards;
 mod updates;
 
 use std::{
