@@ -67,12 +67,12 @@ impl There {
         let shown: Vec<Vec<f32>> = own.iter().map(|(group, _)| values[group.values.clone()].to_vec()).collect();
         let resident = Resident::new(device, &stage.groups, values, &state.moments)?;
         own.iter().zip(&shown).for_each(|((group, _), own)| values[group.values.clone()].copy_from_slice(own));
+        let held = anchor.map(|anchor| anchor.beside(&resident, &stage.layout, &state.importance)).transpose()?;
         let mut averages = None;
         if let Some((values, _)) = &mut state.averages {
             averages = Some(resident.lay(values)?);
             stage.groups.iter().for_each(|group| values[group.values.clone()].fill(f32::NAN));
         }
-        let held = anchor.map(|anchor| anchor.beside(&resident, &stage.layout, &state.importance)).transpose()?;
         Ok(Self { resident, averages, held, own })
     }
 

@@ -229,7 +229,7 @@ fn a_search_for_a_rate_sends_nothing_up_but_samples_and_leaves_nothing_behind() 
     let Some(place) = place() else { return };
     let dir = tempfile::tempdir().unwrap();
     let plain = job("finetune", "batch = 4", &format!("{MODEL}\noptimizer = {{ name = \"adamw\" }}"));
-    let find = plain.replace("lr = 0.02", "lr = 0.02\nlr_find = { start = 1e-4, end = 0.1, steps = 6 }");
+    let find = plain.replace("lr = 0.02", "lr = 0.02\nlr_find = { start = 1e-4, end = 0.01, steps = 6 }");
     let apart = run(&place, &plain, 1, dir.path(), Vec::new());
     let searched = run(&place, &find, 0, dir.path(), Vec::new());
     assert!(searched.model == apart.model);
