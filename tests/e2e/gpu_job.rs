@@ -8,19 +8,20 @@ mod gpu_photos;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::OnceLock,
 };
 
 use nvlib::{Library, driver::ProbeError};
 use serde_json::Value;
 use tl_client::Job;
+use tl_engine::{collective::Solo, link::Deaf, train};
 use tl_proto::{
     failure::FailureClass,
     spec::{JobSpec, parse},
     v1,
 };
-use tl_tests::{Sandbox, Series, alone};
+use tl_tests::{Sandbox, Series, alone, alone_blocking};
 
 /// The program whose mains the sandbox runs: that of this build, or one that came with these tests.
 fn program() -> String {
@@ -237,4 +238,113 @@ async fn a_gpu_that_does_not_work_is_left_out_and_the_cpu_is_there() {
         (!job.why.is_empty()).then_some(job.why)
     });
     assert_eq!(waiting.await, "it needs 1 slots and all nodes together have 0");
+}
+
+/// Runs a command on the libraries to its end: its exit code, the events that it has printed, and what else it said.
+fn tlctl(libraries: &str, arguments: &[&str], more: &[(&str, &str)]) -> (Option<i32>, Vec<Value>, String) {
+    let mut command = Command::new(PROGRAM);
+    command.args(arguments).env("NVLIB_PATH", libraries).envs(more.iter().copied()).env_remove("TL_COORDINATOR");
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let events = printed.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    (output.status.code(), events, printed + &String::from_utf8_lossy(&output.stderr))
+}
+
+/// A model of the job that was trained in this process, by its folder.
+fn trained(dir: &Path) -> String {
+    let work = dir.join("work");
+    std::fs::create_dir_all(&work).unwrap();
+    let config = train::Config {
+        spec: job("cpu", 4, (9, 3)),
+        inputs: Default::default(),
+        pushed: Default::default(),
+        hub: Default::default(),
+        absent: Default::default(),
+        look: false,
+        work: work.clone(),
+        cache: dir.join("cache"),
+        cache_bytes: 1 << 26,
+        features: Vec::new(),
+        resume: Vec::new(),
+        place: Default::default(),
+    };
+    train::run(&config, &mut Solo, &mut Deaf).unwrap();
+    work.join("model").display().to_string()
+}
+
+#[test]
+fn a_finished_model_runs_on_the_device_that_is_asked_for() {
+    let Some(libraries) = libraries() else { return };
+    let _alone = alone_blocking();
+    let dir = tempfile::tempdir().unwrap();
+    let model = trained(dir.path());
+    let images = ["a.png", "b.png"].map(|name| dir.path().join(name).display().to_string());
+    for (image, dark) in images.iter().zip([true, false]) {
+        let side = |x: u32| if (x < 16) == dark { 20 } else { 230 };
+        image::RgbImage::from_fn(32, 32, |x, _| image::Rgb([side(x); 3])).save(image).unwrap();
+    }
+    let (model, [a, b]) = (model.as_str(), images.each_ref().map(String::as_str));
+    let data = ["evaluate", model, "target", "--format", "generated", "--seed", "3", "--param", "val_samples=2"];
+    let predict = ["predict", model, a, b, "--top", "9"];
+    let run = |arguments: &[&str], device: &str, more: &[(&str, &str)]| {
+        let on = ["--output", "json", "--device", device];
+        let (code, events, said) = tlctl(&libraries, &[arguments, &on].concat(), more);
+        assert_eq!(code, Some(0), "{device}: {said}");
+        events
+    };
+    let (scored, seen) = (run(&data, "cpu", &[]), run(&predict, "cpu", &[]));
+    assert_eq!((&scored[0]["device"], &seen[1]["device"], seen.len()), (&"cpu".into(), &"cpu".into(), 2));
+    for device in ["cuda", "auto"] {
+        let (score, sight) = (run(&data, device, &[]), run(&predict, device, &[]));
+        assert_eq!((&score[0]["device"], &sight[1]["device"]), (&"cuda:0".into(), &"cuda:0".into()), "{device}");
+        for name in ["val.loss", "val.accuracy"] {
+            let of = |events: &[Value]| events[0]["metrics"][name].as_f64().unwrap();
+            near(name, of(&score), of(&scored));
+        }
+        for (got, want) in sight.iter().zip(&seen) {
+            let chances = |event: &Value| {
+                let all = event["classes"].as_array().unwrap().iter();
+                all.map(|c| (c["class"].to_string(), c["probability"].as_f64().unwrap())).collect::<BTreeMap<_, _>>()
+            };
+            let (got, want) = (chances(got), chances(want));
+            assert!(got.len() == 6 && got.keys().eq(want.keys()), "{got:?} and {want:?}");
+            got.iter().zip(want.values()).for_each(|((class, got), want)| near(class, *got, *want));
+        }
+    }
+
+    // One that does not work is passed over, unless it was asked for.
+    let full = [("FAKE_MEMORY", "1000")];
+    assert_eq!(run(&data, "auto", &full)[0]["device"], "cpu");
+    let (code, _, said) = tlctl(&libraries, &data, &full);
+    assert!(code == Some(0) && said.contains("the memory of the GPU is full; cpu is used"), "{said}");
+    for (device, more, why) in [
+        ("cuda:0", &full[..], "GPU 0 cannot be used: the memory of the GPU is full"),
+        ("cuda:7", &full[..0], "GPU 7 cannot be used: "),
+    ] {
+        let on = ["--output", "json", "--device", device];
+        let (code, events, said) = tlctl(&libraries, &[&data[..], &on].concat(), more);
+        assert_eq!((code, events[0]["event"].as_str()), (Some(2), Some("error")), "{said}");
+        assert!(events[0]["message"].as_str().unwrap().starts_with(why), "{said}");
+        assert!(events[0]["hint"].as_str().unwrap().contains("`--device cpu`"), "{said}");
+    }
+}
+
+#[test]
+fn ranks_that_share_a_gpu_give_the_same() {
+    let Some(libraries) = libraries() else { return };
+    let _alone = alone_blocking();
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = job("auto", 4, (9, 3));
+    spec.stage.remove(0);
+    spec.stage[0].train = ["head", "block1"].map(str::to_owned).into();
+    let file = dir.path().join("job.toml");
+    std::fs::write(&file, spec.to_toml()).unwrap();
+    let file = file.display().to_string();
+    let verify = ["verify", &file, "--steps", "2", "--device", "cuda:0", "--output", "json"];
+    let (code, events, said) = tlctl(&libraries, &verify, &[]);
+    assert_eq!((code, events.len()), (Some(0), 2), "{said}");
+    for (event, ranks) in events.iter().zip([2, 3]) {
+        assert_eq!((&event["holds"], &event["compared"]["ranks"]), (&true.into(), &ranks.into()), "{said}");
+        assert_eq!((&event["device"], &event["compared"]["steps"]), (&"cuda:0".into(), &2.into()), "{said}");
+    }
 }

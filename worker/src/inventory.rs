@@ -61,6 +61,16 @@ pub fn offered(offer: &Offer) -> Hardware {
     hardware
 }
 
+/// Tries one GPU, as those that are to be offered are tried.
+///
+/// # Errors
+/// Why it does not work, in a sentence.
+pub fn works(index: u32) -> Result<(), String> {
+    let mut one = Gpu { index, ..Gpu::default() };
+    tried(vec![&mut one], gpu::works, LIMIT);
+    if one.problem.is_empty() { Ok(()) } else { Err(one.problem) }
+}
+
 /// What is wrong with GPUs that were to be offered.
 pub fn broken(hardware: &Hardware) -> impl Iterator<Item = &Gpu> {
     hardware.gpus.iter().filter(|gpu| !gpu.problem.is_empty() && gpu.problem != UNNAMED)

@@ -75,6 +75,27 @@ impl Packs {
         self.kept().forget(layout);
     }
 
+    /// Has `work` take what is trained from other values than everybody else: nothing that is kept of one shows in the other.
+    #[cfg(feature = "cuda")]
+    pub fn lend<T>(&self, layout: &Layout, values: &Placed, work: impl FnOnce() -> T) -> T {
+        let instead = |several, resident| {
+            let mut kept = self.kept();
+            kept.forget(layout);
+            (std::mem::replace(&mut kept.several, several), std::mem::replace(&mut kept.resident, resident))
+        };
+        // What goes forward goes back.
+        let (several, resident) = instead(true, Some(values.clone()));
+        let done = work();
+        instead(several, resident);
+        done
+    }
+
+    /// What is trained, if it is taken from anywhere but the store.
+    #[cfg(feature = "cuda")]
+    pub fn resident(&self) -> Option<Placed> {
+        self.kept().resident.clone()
+    }
+
     /// From here on what is trained is taken from these values, in the order of the flat gradient; again from the store if
     /// there are none.
     #[cfg(feature = "cuda")]

@@ -68,7 +68,14 @@ pub(super) fn through(units: &[Unit], x: Tensor, pass: &Pass<'_>, tape: &mut Tap
     if units.is_empty() {
         return Ok(x);
     }
-    let x = Array::at(x, &pass.store.place)?;
+    along(units, Array::at(x, &pass.store.place)?, pass, tape)
+}
+
+/// The same of what is there already.
+///
+/// # Errors
+/// A batch of another shape, or in another place.
+pub(super) fn along(units: &[Unit], x: Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
     units.iter().try_fold(x, |x, unit| unit.layer.forward(&x, pass, tape))?.to_tensor()
 }
 

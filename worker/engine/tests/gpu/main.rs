@@ -21,8 +21,10 @@ mod patches;
 mod place;
 mod pools;
 mod sequences;
+mod stay;
 mod step;
 mod text;
+mod towards;
 mod updates;
 
 use std::{
