@@ -67,10 +67,17 @@ impl There {
         let shown: Vec<Vec<f32>> = own.iter().map(|(group, _)| values[group.values.clone()].to_vec()).collect();
         let resident = Resident::new(device, &stage.groups, values, &state.moments)?;
         own.iter().zip(&shown).for_each(|((group, _), own)| values[group.values.clone()].copy_from_slice(own));
-        let held = anchor.map(|anchor| anchor.beside(&resident, &stage.layout, &state.importance)).transpose()?;
-        let mut averages = None;
+        let held = anchor.map(|anchor| anchor.beside(&resident, &stage.layout, &state.importance)).transpose();
+        let averages = state.averages.as_ref().map(|(values, _)| resident.lay(values)).transpose();
+        let (held, averages) = match held.and_then(|held| Ok((held, averages?))) {
+            Ok(beside) => beside,
+            Err(e) => {
+                // Whoever goes on without has the values again.
+                resident.settle(&mut state.store.values, &mut state.moments)?;
+                return Err(e);
+            }
+        };
         if let Some((values, _)) = &mut state.averages {
-            averages = Some(resident.lay(values)?);
             stage.groups.iter().for_each(|group| values[group.values.clone()].fill(f32::NAN));
         }
         Ok(Self { resident, averages, held, own })
@@ -106,6 +113,20 @@ impl Stay {
         // Running statistics are the host's.
         state.average(&[], &stage.norms, keep);
         Ok(())
+    }
+
+    /// Whether anything stays.
+    pub fn holds(&self) -> bool {
+        self.there.is_some()
+    }
+
+    /// Leaves all as it is, where something has failed and nobody goes on: what the GPU was told may never be done, and both
+    /// asking it for numbers and giving memory back could wait for that.
+    pub fn lose(self, stage: &Stage) {
+        if self.holds() {
+            stage.packs.take_from(None);
+        }
+        std::mem::forget(self.there);
     }
 
     /// Makes the state whole again.
@@ -161,7 +182,8 @@ impl Loop<'_> {
     ) -> Result<Option<f64>> {
         let state = &mut self.state;
         if let (None, true, Flat::Device(sum)) = (&stay.there, stay.may, &reduced.flat) {
-            stay.there = Some(There::new(sum.device(), stage, self.net, self.anchor.as_ref(), state)?);
+            stay.there = roomy(There::new(sum.device(), stage, self.net, self.anchor.as_ref(), state))?;
+            stay.may = stay.holds();
         }
         let Some(there) = &mut stay.there else { return Ok(None) };
         let resident = &mut there.resident;
@@ -184,6 +206,15 @@ impl Loop<'_> {
     }
 }
 
+/// What there was room for; nothing where the memory of the GPU is full: staying there saves time alone.
+#[cfg(feature = "cuda")]
+fn roomy<T>(made: Result<T>) -> Result<Option<T>> {
+    match made {
+        Err(e) if e.is_full() => Ok(None),
+        made => made.map(Some),
+    }
+}
+
 /// This build has no CUDA.
 #[cfg(not(feature = "cuda"))]
 impl Stay {
@@ -192,6 +223,14 @@ impl Stay {
         state.average(&stage.groups, &stage.norms, keep);
         Ok(())
     }
+
+    /// Nothing stays.
+    pub fn holds(&self) -> bool {
+        false
+    }
+
+    /// Nothing is lost.
+    pub fn lose(self, _: &Stage) {}
 
     /// The state is whole.
     pub fn end(self, _: &Stage, _: &mut RunState) -> Result<()> {
@@ -225,5 +264,18 @@ impl Loop<'_> {
         _: &mut Stay,
     ) -> Result<Option<f64>> {
         Ok(None)
+    }
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::*;
+    use crate::{Error, Full};
+
+    #[test]
+    fn what_has_no_room_does_not_stay_and_is_no_failure() {
+        assert!(matches!(roomy(Ok(7)), Ok(Some(7))));
+        assert!(matches!(roomy::<()>(Err(Error::GpuMemory(Full::Grain))), Ok(None)));
+        assert!(matches!(roomy::<()>(Err(Error::Internal("gone".into()))), Err(Error::Internal(_))));
     }
 }

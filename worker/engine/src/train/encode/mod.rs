@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use self::share::Holdings;
 use super::{net::Net, samples::Samples};
 use crate::{
-    Error, Result,
+    Error, Full, Result,
     cache::{self, Key, Packed, Parcel, Space},
     collective::Collective,
     data::augment::View,
@@ -71,7 +71,7 @@ pub fn encode(
         samples.expect(next, &net.contract, &store.place);
         let (mut from, mut outputs) = (0, vec![Vec::new(); chunk.len()]);
         for cut in cuts {
-            x = net.forward(&pass, x, from, *cut)?;
+            x = net.forward(&pass, x, from, *cut).map_err(|e| e.full_of(Full::Samples))?;
             from = *cut;
             let values = host(&x)?;
             let width = values.len() / chunk.len();
