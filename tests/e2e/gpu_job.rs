@@ -242,7 +242,7 @@ async fn a_gpu_that_does_not_work_is_left_out_and_the_cpu_is_there() {
 
 /// Runs a command on the libraries to its end: its exit code, the events that it has printed, and what else it said.
 fn tlctl(libraries: &str, arguments: &[&str], more: &[(&str, &str)]) -> (Option<i32>, Vec<Value>, String) {
-    let mut command = Command::new(PROGRAM);
+    let mut command = Command::new(program());
     command.args(arguments).env("NVLIB_PATH", libraries).envs(more.iter().copied()).env_remove("TL_COORDINATOR");
     let output = command.stdin(Stdio::null()).output().unwrap();
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();

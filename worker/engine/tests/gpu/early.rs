@@ -8,8 +8,7 @@ use tl_engine::{
     gpu::{self, Place},
     link::{Link, Notice, Row},
     nn::{
-        Array, BatchNorm, Builder, Fill, Flat, Gradients, Layer, Layout, Linear, Own, ParamId, Pass, Store, Taker,
-        Tape,
+        Array, BatchNorm, Builder, Fill, Flat, Gradients, Layer, Layout, Linear, Own, ParamId, Pass, Store, Taker, Tape,
     },
     train,
 };
@@ -134,19 +133,21 @@ fn ranks_add_up_what_is_final_while_they_go_backward() {
             let zeros = Flat::Host(vec![0.0; len]);
             let before = sum(0..grains.saturating_sub(1)).unwrap_or(zeros).placed(device).unwrap();
             let mut flat = before.into_array().unwrap();
-            let mut to = Shared { buckets: group.open(&mut flat, net.layout.params_len()), left: Vec::new() };
-            assert_eq!((to.buckets.left().len(), nccl::BUCKET), (5, 64));
-            match grains.checked_sub(1) {
-                Some(last) => {
-                    let grads = Gradients::unmade(&net.layout).taken_by(&mut to, net.uses());
-                    let (left, touched) = net.grain(seed + last as u32, grads).unwrap();
-                    assert_eq!((left.count(), touched), (0, whole(last).1));
-                    // Its own tensor, the last layer, the norm, the shared layer, the first one, sums of the norm.
-                    assert_eq!(to.left, [5, 5, 4, 4, 3, 2, 2, 1, 0]);
+            {
+                let mut to = Shared { buckets: group.open(&mut flat, net.layout.params_len()), left: Vec::new() };
+                assert_eq!((to.buckets.left().len(), nccl::BUCKET), (5, 64));
+                match grains.checked_sub(1) {
+                    Some(last) => {
+                        let grads = Gradients::unmade(&net.layout).taken_by(&mut to, net.uses());
+                        let (left, touched) = net.grain(seed + last as u32, grads).unwrap();
+                        assert_eq!((left.count(), touched), (0, whole(last).1));
+                        // Its own tensor, the last layer, the norm, the shared layer, the first one, sums of the norm.
+                        assert_eq!(to.left, [5, 5, 4, 4, 3, 2, 2, 1, 0]);
+                    }
+                    None => to.take(0..len, None).unwrap(),
                 }
-                None => to.take(0..len, None).unwrap(),
+                to.buckets.finish().unwrap();
             }
-            to.buckets.finish().unwrap();
             assert_eq!(bits(&device.download(&flat).unwrap()), bits(&want), "rank {rank} of {world}");
             group.barrier().unwrap();
         });

@@ -228,9 +228,8 @@ fn what_stays_between_steps_comes_to_the_same_and_is_left_where_a_step_fails() {
     let Some(place) = place() else { return };
     let dir = tempfile::tempdir().unwrap();
     let job = head_alone();
-    let ran = |group: &mut dyn Collective, place: &Place, work: &str| {
-        run_of(&job, group, place.clone(), dir.path(), work)
-    };
+    let ran =
+        |group: &mut dyn Collective, place: &Place, work: &str| run_of(&job, group, place.clone(), dir.path(), work);
     let host = ran(&mut Solo, &Place::Host, "host").unwrap();
     // Five steps an epoch: fewer than four would not be worth staying for.
     assert_eq!(host.steps, 10);

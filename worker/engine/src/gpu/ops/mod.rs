@@ -32,8 +32,8 @@ pub use conv::{Convolution, channels_last, conv, conv_input, conv_weights};
 pub use depthwise::{Windowed, depthwise, depthwise_input, depthwise_weights};
 pub use dropout::{Dropped, drop_path, dropout, dropout_scores};
 pub use elementwise::{
-    activate, activate_back, add_activate, add_bias, add_into, add_run, add_squares, divide, gate, gate_back, normalize,
-    scale, scale_channels,
+    activate, activate_back, add_activate, add_bias, add_into, add_run, add_squares, divide, gate, gate_back,
+    normalize, scale, scale_channels,
 };
 pub use embedding::{Groups, embed, embed_back};
 pub use frames::{Spans, frame, pool_rows, pool_rows_back, unframe};
