@@ -8,7 +8,7 @@ use cudarc::{
 };
 use nvlib::Library;
 
-use super::Fault;
+use super::{Fault, bound};
 
 /// Bytes of scratch memory. Which algorithm is taken depends on it, so it is no option.
 const WORKSPACE: usize = 32 << 20;
@@ -37,7 +37,7 @@ impl Drop for Blas {
 impl Blas {
     #[expect(unsafe_code, reason = "calls cuBLAS")]
     pub(in crate::gpu) fn open(stream: &Arc<CudaStream>) -> Result<Self, Fault> {
-        Library::Cublas.open()?;
+        bound::open(Library::Cublas)?;
         let workspace = stream.alloc_zeros::<u8>(WORKSPACE)?;
         stream.context().bind_to_thread()?;
         let mut opened = Self { handle: result::create_handle()?, stream: stream.clone(), workspace };

@@ -20,6 +20,7 @@ use super::{
     Array, Fault,
     array::counted,
     blas::Blas,
+    bound,
     dnn::Dnn,
     kernels::{Source, compiled},
     ops::Spans,
@@ -49,7 +50,7 @@ impl Device {
     /// # Errors
     /// There is no driver, or no such GPU.
     pub fn open(index: u32) -> Result<Self, Fault> {
-        Library::Driver.open()?;
+        bound::open(Library::Driver)?;
         // The bindings panic where a library of another age lacks a function.
         let opened = std::panic::catch_unwind(AssertUnwindSafe(|| Self::on(index)));
         opened.unwrap_or_else(|_| Err(Fault::Driver("that it lacks a function: it is too old".into())))

@@ -14,7 +14,7 @@ use cudarc::{
 };
 use nvlib::Library;
 
-use super::Fault;
+use super::{Fault, bound};
 
 /// Bytes of scratch memory that a convolution may use. Part of the result, as the choice of the algorithm is.
 const WORKSPACE: usize = 256 << 20;
@@ -152,7 +152,7 @@ macro_rules! first_exact {
 impl Dnn {
     #[expect(unsafe_code, reason = "calls cuDNN")]
     pub(in crate::gpu) fn open(stream: &Arc<CudaStream>) -> Result<Self, Fault> {
-        Library::Cudnn.open()?;
+        bound::open(Library::Cudnn)?;
         stream.context().bind_to_thread()?;
         let handle = result::create_handle()?;
         let opened = Self { handle, stream: stream.clone(), chosen: BTreeMap::new() };

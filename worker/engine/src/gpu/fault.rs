@@ -5,7 +5,7 @@ use cudarc::{
     cudnn::result::CudnnError,
     driver::{DriverError, sys::CUresult},
 };
-use nvlib::{Library, Missing};
+use nvlib::{Elsewhere, Library, Missing};
 
 use crate::Error;
 
@@ -15,6 +15,9 @@ pub enum Fault {
     /// A library is not there.
     #[error(transparent)]
     Missing(#[from] Missing),
+    /// A library is there twice, and calls would go to the other one.
+    #[error(transparent)]
+    Elsewhere(#[from] Elsewhere),
     /// There is no room for another array.
     #[error("the memory of the GPU is full")]
     Memory,
@@ -90,6 +93,11 @@ impl From<Fault> for Error {
                 Self::user(missing.to_string(), hint)
             }
             Fault::Memory => Self::GpuMemory,
+            Fault::Elsewhere(_) => {
+                let hint = "let `NVLIB_PATH` name the folder of the second, or take that folder out of where the system's \
+                            loader looks";
+                Self::user(fault.to_string(), hint)
+            }
             Fault::Compiler { .. } => Self::user(fault.to_string(), "install an NVRTC that knows this GPU"),
             Fault::Driver(_) | Fault::Refused { .. } | Fault::Shape(_) => Self::Internal(fault.to_string()),
         }
