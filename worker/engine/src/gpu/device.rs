@@ -83,14 +83,16 @@ impl Device {
     /// # Errors
     /// The memory is full, or the shape holds nothing.
     pub fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, shape: &[usize]) -> Result<Array<T>, Fault> {
-        Ok(Array::new(self.stream.alloc_zeros(counted(shape)?)?, shape))
+        let count = counted(shape)?;
+        Ok(Array::new(self.afford(|| Ok(self.stream.alloc_zeros(count)?))?, shape))
     }
 
     /// Memory that an operation goes on to write, all of it.
     #[expect(unsafe_code, reason = "memory of a GPU begins as anything")]
     pub(in crate::gpu) fn fresh<T: DeviceRepr + ValidAsZeroBits>(&self, shape: &[usize]) -> Result<Array<T>, Fault> {
+        let count = counted(shape)?;
         // SAFETY: any bits are a number of these types, and each caller is an operation that writes every one.
-        let data = unsafe { self.stream.alloc(counted(shape)?) }?;
+        let data = self.afford(|| Ok(unsafe { self.stream.alloc(count) }?))?;
         Ok(Array::new(data, shape))
     }
 
@@ -102,7 +104,7 @@ impl Device {
         if counted(shape)? != values.len() {
             return Err(Fault::shape(format!("{} numbers for an array of {shape:?}", values.len())));
         }
-        Ok(Array::new(self.stream.clone_htod(values)?, shape))
+        Ok(Array::new(self.afford(|| Ok(self.stream.clone_htod(values)?))?, shape))
     }
 
     /// Numbers for the host; waits until they are made.
@@ -134,7 +136,7 @@ impl Device {
     /// # Errors
     /// The memory is full.
     pub fn copy<T: DeviceRepr>(&self, array: &Array<T>) -> Result<Array<T>, Fault> {
-        Ok(Array::new(self.stream.clone_dtod(&array.data)?, array.shape()))
+        Ok(Array::new(self.afford(|| Ok(self.stream.clone_dtod(&array.data)?))?, array.shape()))
     }
 
     /// Some of them, in a shape of as many.
@@ -146,7 +148,8 @@ impl Device {
         if counted(shape)? != run.len() {
             return Err(Fault::shape(format!("{run:?} for an array of {shape:?}")));
         }
-        Ok(Array::new(self.stream.clone_dtod(&array.data.slice(run))?, shape))
+        let from = array.data.slice(run);
+        Ok(Array::new(self.afford(|| Ok(self.stream.clone_dtod(&from)?))?, shape))
     }
 
     /// A place in the host's memory from which up to `count` numbers go up while the host goes on.
@@ -173,7 +176,8 @@ impl Device {
             Some(module) => module.clone(),
             None => {
                 let cubin = compiled(source, self.capability)?;
-                let module = self.stream.context().load_module(Ptx::from_binary(cubin.to_vec()))?;
+                let context = self.stream.context();
+                let module = self.afford(|| Ok(context.load_module(Ptx::from_binary(cubin.to_vec()))?))?;
                 loaded.modules.insert(source, module.clone());
                 module
             }
@@ -187,7 +191,7 @@ impl Device {
     pub(in crate::gpu) fn blas(&self) -> Result<MutexGuard<'_, Option<Blas>>, Fault> {
         let mut place = self.blas.lock().unwrap_or_else(PoisonError::into_inner);
         if place.is_none() {
-            *place = Some(Blas::open(&self.stream)?);
+            *place = Some(self.afford(|| Blas::open(&self.stream))?);
         }
         Ok(place)
     }
@@ -196,7 +200,7 @@ impl Device {
     pub(in crate::gpu) fn dnn(&self) -> Result<MutexGuard<'_, Option<Dnn>>, Fault> {
         let mut place = self.dnn.lock().unwrap_or_else(PoisonError::into_inner);
         if place.is_none() {
-            *place = Some(Dnn::open(&self.stream)?);
+            *place = Some(self.afford(|| Dnn::open(&self.stream))?);
         }
         Ok(place)
     }
@@ -208,7 +212,7 @@ impl Device {
 }
 
 /// What is freed stays with the driver's pool for the next array, instead of going back to the system at each
-/// synchronisation.
+/// synchronisation. [`Device::afford`] sends it back where memory is short.
 #[expect(unsafe_code, reason = "calls the driver")]
 fn keep_memory(context: &Arc<CudaContext>) -> Result<(), Fault> {
     if !context.has_async_alloc() {

@@ -62,6 +62,8 @@
 //! bounds that PyTorch's float32 has against float64.
 
 #[cfg(feature = "cuda")]
+mod afford;
+#[cfg(feature = "cuda")]
 mod array;
 #[cfg(feature = "cuda")]
 mod blas;
