@@ -70,6 +70,11 @@ impl Device {
         &self.stream
     }
 
+    /// Its compute capability.
+    pub(in crate::gpu) fn capability(&self) -> (i32, i32) {
+        self.capability
+    }
+
     /// Waits until all is done.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! cuDNN's convolutions: descriptors, and which algorithm is taken.
 //!
 //! An algorithm is chosen once for each shape, from cuDNN's own list in its own order, by what it says of it: that it gives
-//! the same bits each time, needs no tensor cores, and takes no more scratch memory than [`WORKSPACE`]. Never by a stopwatch.
+//! the same bits each time, takes no more scratch memory than [`WORKSPACE`], and makes of f32 what f32 has: no tensor core
+//! does. bf16 is theirs, as long as it is not made of something else on the way. Never by a stopwatch.
 
 use std::{collections::BTreeMap, ffi::c_int, sync::Arc};
 
@@ -22,6 +23,7 @@ const WORKSPACE: usize = 256 << 20;
 const LISTED: usize = 64;
 
 const FLOAT: sys::cudnnDataType_t = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
+const BFLOAT16: sys::cudnnDataType_t = sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16;
 const CHANNELS_LAST: sys::cudnnTensorFormat_t = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NHWC;
 
 /// A convolution of channels-last images on a stream.
@@ -36,6 +38,23 @@ pub(in crate::gpu) struct Plan {
     pub stride: usize,
     pub pad: (usize, usize),
     pub groups: usize,
+    /// Whether all of it is bf16; sums are f32.
+    pub half: bool,
+}
+
+impl Plan {
+    fn arithmetic(&self) -> sys::cudnnMathType_t {
+        // In f32 not TF32, which the default allows.
+        if self.half { sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH } else { sys::cudnnMathType_t::CUDNN_FMA_MATH }
+    }
+
+    /// Whether an algorithm of that arithmetic takes the numbers as they are.
+    fn allows(&self, arithmetic: sys::cudnnMathType_t) -> bool {
+        match arithmetic {
+            sys::cudnnMathType_t::CUDNN_DEFAULT_MATH | sys::cudnnMathType_t::CUDNN_FMA_MATH => true,
+            other => self.half && other == sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
+        }
+    }
 }
 
 /// What is computed of it.
@@ -96,16 +115,16 @@ impl Described {
         // cuDNN names dimensions in the order images, channels, height, width, whatever the order in memory.
         let first = |[n, h, w, c]: [usize; 4]| Ok::<_, Fault>([int(n)?, int(c)?, int(h)?, int(w)?]);
         let (down, right, stride) = (int(plan.pad.0)?, int(plan.pad.1)?, int(plan.stride)?);
-        let (cross, fma) = (sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION, sys::cudnnMathType_t::CUDNN_FMA_MATH);
+        let cross = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
+        let kind = if plan.half { BFLOAT16 } else { FLOAT };
         // SAFETY: descriptors that were just made.
         unsafe {
-            result::set_tensor4d_descriptor(all.x, CHANNELS_LAST, FLOAT, first(plan.x)?)?;
-            result::set_filter4d_descriptor(all.w, FLOAT, CHANNELS_LAST, first(plan.w)?)?;
-            result::set_tensor4d_descriptor(all.y, CHANNELS_LAST, FLOAT, first(plan.y)?)?;
+            result::set_tensor4d_descriptor(all.x, CHANNELS_LAST, kind, first(plan.x)?)?;
+            result::set_filter4d_descriptor(all.w, kind, CHANNELS_LAST, first(plan.w)?)?;
+            result::set_tensor4d_descriptor(all.y, CHANNELS_LAST, kind, first(plan.y)?)?;
             result::set_convolution2d_descriptor(all.how, down, right, stride, stride, 1, 1, cross, FLOAT)?;
             result::set_convolution_group_count(all.how, int(plan.groups)?)?;
-            // Not TF32, which the default allows.
-            result::set_convolution_math_type(all.how, fma)?;
+            result::set_convolution_math_type(all.how, plan.arithmetic())?;
         }
         Ok(all)
     }
@@ -128,19 +147,17 @@ fn int(n: usize) -> Result<c_int, Fault> {
     c_int::try_from(n).map_err(|_| Fault::shape(format!("{n} is more than cuDNN counts to")))
 }
 
-/// The first of a list that always gives the same bits, in f32 and in the memory that there is. The list also has entries of
-/// other settings than the descriptors', so what one needs, and whether it can be had, is asked once more with just these.
+/// The first of a list that always gives the same bits, of numbers as they are and in the memory that there is. The list also
+/// has entries of other settings than the descriptors', so what one needs, and whether it can be had, is asked once more with
+/// just these.
 macro_rules! first_exact {
-    ($list:expr, $kind:expr, $needs:expr) => {
+    ($plan:expr, $list:expr, $kind:expr, $needs:expr) => {
         $list
             .iter()
             .filter(|a| {
                 a.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
                     && a.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC
-                    && matches!(
-                        a.mathType,
-                        sys::cudnnMathType_t::CUDNN_DEFAULT_MATH | sys::cudnnMathType_t::CUDNN_FMA_MATH
-                    )
+                    && $plan.allows(a.mathType)
             })
             .find_map(|a| {
                 let memory = $needs(a.algo).ok().filter(|memory| *memory <= WORKSPACE)?;
@@ -172,16 +189,16 @@ impl Dnn {
         if let Some((algorithm, memory)) = self.chosen.get(&(of, *plan)) {
             return Ok((described, *algorithm, *memory));
         }
-        let (algorithm, memory) = self.choose(of, &described)?.ok_or_else(|| Fault::Refused {
+        let (algorithm, memory) = self.choose(of, plan, &described)?.ok_or_else(|| Fault::Refused {
             library: Library::Cudnn,
-            answer: format!("that it has no deterministic algorithm in f32 for the {of:?} of {plan:?}"),
+            answer: format!("that it has no deterministic algorithm for the {of:?} of {plan:?}"),
         })?;
         self.chosen.insert((of, *plan), (algorithm, memory));
         Ok((described, algorithm, memory))
     }
 
     #[expect(unsafe_code, reason = "calls cuDNN")]
-    fn choose(&self, of: Of, d: &Described) -> Result<Option<(Algorithm, usize)>, CudnnError> {
+    fn choose(&self, of: Of, plan: &Plan, d: &Described) -> Result<Option<(Algorithm, usize)>, CudnnError> {
         let (most, mut count) = (LISTED as c_int, 0);
         let found = |count: c_int| usize::try_from(count).unwrap_or(0).min(LISTED);
         // SAFETY: descriptors that live, and lists of that many entries, for which zeros are good values: each of their
@@ -194,7 +211,7 @@ impl Dnn {
                     let ask = sys::cudnnGetConvolutionForwardAlgorithm_v7;
                     ask(handle, d.x, d.w, d.how, d.y, most, &mut count, at).result()?;
                     let needs = |a| result::get_convolution_forward_workspace_size(handle, d.x, d.w, d.how, d.y, a);
-                    first_exact!(list[..found(count)], Algorithm::Outputs, needs)
+                    first_exact!(plan, list[..found(count)], Algorithm::Outputs, needs)
                 }
                 Of::Inputs => {
                     let mut list = [std::mem::zeroed::<sys::cudnnConvolutionBwdDataAlgoPerf_t>(); LISTED];
@@ -203,7 +220,7 @@ impl Dnn {
                     ask(handle, d.w, d.y, d.how, d.x, most, &mut count, at).result()?;
                     let size = result::get_convolution_backward_data_workspace_size;
                     let needs = |a| size(handle, d.w, d.y, d.how, d.x, a);
-                    first_exact!(list[..found(count)], Algorithm::Inputs, needs)
+                    first_exact!(plan, list[..found(count)], Algorithm::Inputs, needs)
                 }
                 Of::Weights => {
                     let mut list = [std::mem::zeroed::<sys::cudnnConvolutionBwdFilterAlgoPerf_t>(); LISTED];
@@ -212,7 +229,7 @@ impl Dnn {
                     ask(handle, d.x, d.y, d.how, d.w, most, &mut count, at).result()?;
                     let size = result::get_convolution_backward_filter_workspace_size;
                     let needs = |a| size(handle, d.x, d.y, d.how, d.w, a);
-                    first_exact!(list[..found(count)], Algorithm::Weights, needs)
+                    first_exact!(plan, list[..found(count)], Algorithm::Weights, needs)
                 }
             })
         }

@@ -42,6 +42,12 @@ pub enum Fault {
         /// What it says.
         log: String,
     },
+    /// The GPU is too old for bf16.
+    #[error("a GPU of compute capability {capability} does not multiply bf16")]
+    NoBf16 {
+        /// As in `7.5`.
+        capability: String,
+    },
     /// Arrays that do not fit each other; a bug of ours.
     #[error("{0}")]
     Shape(String),
@@ -99,6 +105,9 @@ impl From<Fault> for Error {
                 Self::user(fault.to_string(), hint)
             }
             Fault::Compiler { .. } => Self::user(fault.to_string(), "install an NVRTC that knows this GPU"),
+            Fault::NoBf16 { .. } => {
+                Self::user(fault.to_string(), "leave `precision` at \"f32\", or train on one of 8.0 or newer")
+            }
             Fault::Driver(_) | Fault::Refused { .. } | Fault::Shape(_) => Self::Internal(fault.to_string()),
         }
     }

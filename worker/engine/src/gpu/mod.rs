@@ -86,6 +86,8 @@ mod launch;
 #[cfg(feature = "cuda")]
 mod look;
 #[cfg(feature = "cuda")]
+mod operand;
+#[cfg(feature = "cuda")]
 pub mod ops;
 mod place;
 #[cfg(feature = "cuda")]
@@ -107,6 +109,7 @@ pub use self::{
     fault::Fault,
     fingerprint::fingerprint,
     look::look,
+    operand::Operand,
     place::OnGpu,
     placed::Placed,
     step::step,

@@ -10,7 +10,7 @@ use std::{
 use super::BufferId;
 use super::{Layout, ParamId, Pass};
 #[cfg(feature = "cuda")]
-use crate::gpu::Placed;
+use crate::gpu::{Operand, Placed};
 use crate::num::gemm::Packed;
 
 /// Which product takes the weights.
@@ -25,12 +25,12 @@ pub(super) enum Way {
 #[derive(Default)]
 pub(super) struct Kept {
     weights: BTreeMap<(ParamId, Way), Arc<Packed>>,
-    /// The same on a GPU, where they lie as in the store.
+    /// The same on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(super) operands: BTreeMap<ParamId, Operand>,
+    /// And parameters there that lie as in the store.
     #[cfg(feature = "cuda")]
     pub(super) placed: BTreeMap<ParamId, Placed>,
-    /// And where they lie as cuDNN takes them.
-    #[cfg(feature = "cuda")]
-    pub(super) turned: BTreeMap<ParamId, Placed>,
     /// Running statistics there, by their means.
     #[cfg(feature = "cuda")]
     pub(super) running: BTreeMap<BufferId, Placed>,
@@ -46,9 +46,9 @@ impl Kept {
     fn forget(&mut self, layout: &Layout) {
         self.weights.retain(|(id, _), _| layout.slot(*id).is_none());
         #[cfg(feature = "cuda")]
-        self.placed.retain(|id, _| layout.slot(*id).is_none());
+        self.operands.retain(|id, _| layout.slot(*id).is_none());
         #[cfg(feature = "cuda")]
-        self.turned.retain(|id, _| layout.slot(*id).is_none());
+        self.placed.retain(|id, _| layout.slot(*id).is_none());
         #[cfg(feature = "cuda")]
         self.running.retain(|mean, _| layout.stats(*mean).is_none());
     }

@@ -325,10 +325,9 @@ fn steps_that_do_not_follow_each_other_are_refused() {
     ] {
         let step = Step { rows, before };
         let all = [&mut gates, &mut memories, &mut states];
-        assert_eq!(ops::lstm_step(device, all, &wh, &step, false).is_ok(), fits, "{step:?}");
+        assert_eq!(ops::lstm_step(device, all, &wh, &step).is_ok(), fits, "{step:?}");
         let (outer, mut dmemory) = (zeros(5, 2), zeros(3, 2));
-        let given = [&memories, &outer, &wh];
-        let back = ops::lstm_back(device, &mut gates, given, None, &mut dmemory, &step, false);
+        let back = ops::lstm_back(device, &mut gates, [&memories, &outer], &wh, None, &mut dmemory, &step);
         assert_eq!(back.is_ok(), fits, "{step:?}");
     }
 }

@@ -55,6 +55,7 @@ sources! {
     Lstm = "lstm.cu",
     Norm = "norm.cu",
     Optimizer = "optimizer.cu",
+    Patches = "patches.cu",
     Pool = "pool.cu",
     Rows = "rows.cu",
     Softmax = "softmax.cu",

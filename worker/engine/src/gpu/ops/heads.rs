@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use super::Spans;
+use super::{Element, Spans};
 use crate::gpu::{
     Array, Device, Fault,
-    launch::{each, launch, small},
+    launch::{fours, launch, small},
 };
 
 /// How packed rows belong to samples and columns to heads.
@@ -52,19 +52,24 @@ impl Heads {
     }
 }
 
-/// The heads of the columns from `first` on.
+/// The heads of the columns from `first` on, as products take them.
 ///
 /// # Errors
 /// Other shapes, a full memory, or a GPU that has failed.
-pub fn split_heads(device: &Device, packed: &Array, heads: &Heads, first: usize) -> Result<Array, Fault> {
+pub fn split_heads<T: Element>(
+    device: &Device,
+    packed: &Array,
+    heads: &Heads,
+    first: usize,
+) -> Result<Array<T>, Fault> {
     heads.expect(packed, first)?;
-    let mut y = device.fresh::<f32>(&heads.shape())?;
+    let mut y = device.fresh::<T>(&heads.shape())?;
     let n = y.count();
     launch!(
         device,
         Layout,
-        "split_heads",
-        each(n),
+        if T::HALF { "split_heads_bf16" } else { "split_heads" },
+        fours(n),
         &mut y.data,
         &packed.data,
         &heads.spans.starts.data,
@@ -79,19 +84,25 @@ pub fn split_heads(device: &Device, packed: &Array, heads: &Heads, first: usize)
     Ok(y)
 }
 
-/// Writes heads into the columns from `first` on.
+/// Writes heads, as a product gives them, into the columns from `first` on.
 ///
 /// # Errors
 /// As [`split_heads`].
-pub fn join_heads(device: &Device, x: &Array, heads: &Heads, packed: &mut Array, first: usize) -> Result<(), Fault> {
+pub fn join_heads<T: Element>(
+    device: &Device,
+    x: &Array<T>,
+    heads: &Heads,
+    packed: &mut Array,
+    first: usize,
+) -> Result<(), Fault> {
     heads.expect(packed, first)?;
     x.expect(&heads.shape())?;
     let (n, stride) = (x.count(), small(packed.width())?);
     launch!(
         device,
         Layout,
-        "join_heads",
-        each(n),
+        if T::HALF { "join_heads_bf16" } else { "join_heads" },
+        fours(n),
         &mut packed.data,
         &x.data,
         &heads.spans.starts.data,
