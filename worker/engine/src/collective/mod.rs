@@ -10,7 +10,8 @@
 //! | on CPUs | the tree of grains, over TCP | the tree of ranks, over TCP |
 //! | on GPUs | the same, in the hosts' memory | NCCL, in the GPUs' memory |
 //!
-//! All else that ranks say to each other, tallies, barriers and embeddings, goes over TCP everywhere.
+//! All else that ranks say to each other, tallies, barriers and embeddings, goes over TCP everywhere. Where sums do too, ranks
+//! of one machine share memory for what is large.
 
 mod alarm;
 pub mod choice;
@@ -54,6 +55,11 @@ pub trait Collective: Send {
 
     /// How much each rank can do, relative to the others.
     fn weights(&self) -> &[u32];
+
+    /// With how many ranks this one shares memory, through which large messages go.
+    fn neighbours(&self) -> usize {
+        0
+    }
 
     /// Sends another rank a message of several parts; it arrives as one, after those sent before. Every rank takes
     /// messages off the wire whatever it does, so that ranks may send to each other at the same time.

@@ -16,7 +16,7 @@ use nccl_rs::{Communicator, Nccl, NcclError, Options, UniqueId};
 
 use super::{Collective, Mesh, cut::Cut};
 use crate::{
-    Error, Result,
+    Error, Full, Result,
     gpu::{Array, Device, Fault, Span},
 };
 
@@ -226,7 +226,7 @@ fn connect(mesh: &mut Mesh, device: &Device, deadline: Duration) -> Result<(Comm
     let options = Options { patience: deadline, ..Options::default() };
     let (rank, world) = (mesh.rank(), mesh.world());
     let met = Communicator::connect(&stream, rank, world, &id, options);
-    let communicator = met.map_err(|e| failed(mesh, e))?;
+    let communicator = met.map_err(|e| unmet(failed(mesh, e)))?;
     let handle = communicator.handle();
     // Nobody can be told of an abort that hangs; the error that ends the rank is on its way.
     mesh.when_lost(move || drop(handle.abort(ABORT)));
@@ -235,18 +235,40 @@ fn connect(mesh: &mut Mesh, device: &Device, deadline: Duration) -> Result<(Comm
     Ok((communicator, stream))
 }
 
+/// Of ranks that have met over TCP: where none of them is lost, it is the network that the library takes.
+fn unmet(error: Error) -> Error {
+    match error {
+        Error::LostGroup(cause) => Error::Unmet(cause),
+        other => other,
+    }
+}
+
 /// Who is lost, where that explains what the library says: the mesh has heard of it, or will.
 fn failed(mesh: &Mesh, error: NcclError) -> Error {
     let of_the_group = matches!(
         error,
         NcclError::PeerLost { .. } | NcclError::Async { .. } | NcclError::Deadline { .. } | NcclError::Aborted
     );
+    let of_the_group = of_the_group && !is_full(&error);
     let lost = if of_the_group { mesh.lost() } else { None };
     lost.unwrap_or_else(|| told(error))
 }
 
+/// Whether the library has found no memory on the GPU, which it says in words alone.
+fn is_full(error: &NcclError) -> bool {
+    let (NcclError::Async { detail, .. } | NcclError::Call { detail, .. } | NcclError::Cuda { detail, .. }) = error
+    else {
+        return false;
+    };
+    let detail = detail.to_ascii_lowercase();
+    ["out of memory", "out_of_memory", "cuda calloc", "cuda malloc"].iter().any(|words| detail.contains(words))
+}
+
 /// What the library says.
 fn told(error: NcclError) -> Error {
+    if is_full(&error) {
+        return Error::GpuMemory(Full::Grain);
+    }
     match error {
         NcclError::Missing(missing) => Fault::from(missing).into(),
         NcclError::NoSymbol(_) | NcclError::TooOld { .. } | NcclError::Unsupported { .. } => {
@@ -258,5 +280,33 @@ fn told(error: NcclError) -> Error {
         NcclError::Call { .. } | NcclError::Argument(_) | NcclError::Cuda { .. } | NcclError::Thread(_) => {
             Error::Internal(error.to_string())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nccl_rs::Code;
+
+    use super::*;
+
+    #[test]
+    fn a_full_gpu_is_told_from_a_group_that_is_lost() {
+        let (code, function) = (Code(1), "ncclCommInitRankConfig");
+        let full =
+            ["Cuda failure 2 'out of memory'", "Failed to CUDA calloc 4194304 bytes", "CUDA_ERROR_OUT_OF_MEMORY"];
+        for words in full {
+            let (detail, what) = (words.to_owned(), "the stream refuses");
+            for error in [
+                NcclError::Async { code, detail: detail.clone() },
+                NcclError::Call { function, code, detail: detail.clone() },
+                NcclError::Cuda { what, detail },
+            ] {
+                assert!(matches!(unmet(told(error)), Error::GpuMemory(_)), "{words}");
+            }
+        }
+        let detail = || "the last words".to_owned();
+        assert!(matches!(told(NcclError::Async { code, detail: detail() }), Error::LostGroup(_)));
+        assert!(matches!(unmet(told(NcclError::Async { code, detail: detail() })), Error::Unmet(_)));
+        assert!(matches!(unmet(told(NcclError::Call { function, code, detail: detail() })), Error::Internal(_)));
     }
 }

@@ -216,6 +216,11 @@ impl Device {
     }
 }
 
+/// Bytes of a GPU's memory that nobody has; nothing where the driver does not tell.
+pub(in crate::gpu) fn free(stream: &CudaStream) -> Option<usize> {
+    stream.context().mem_get_info().ok().map(|(free, _)| free)
+}
+
 /// What is freed stays with the driver's pool for the next array, instead of going back to the system at each
 /// synchronisation. [`Device::afford`] sends it back where memory is short.
 #[expect(unsafe_code, reason = "calls the driver")]

@@ -15,7 +15,7 @@ use cudarc::{
 };
 use nvlib::Library;
 
-use super::{Fault, bound};
+use super::{Fault, bound, device::free};
 
 /// Bytes of scratch memory that a convolution may use. Part of the result, as the choice of the algorithm is.
 const WORKSPACE: usize = 256 << 20;
@@ -171,7 +171,7 @@ impl Dnn {
     pub(in crate::gpu) fn open(stream: &Arc<CudaStream>) -> Result<Self, Fault> {
         bound::open(Library::Cudnn)?;
         stream.context().bind_to_thread()?;
-        let handle = result::create_handle()?;
+        let handle = result::create_handle().map_err(|e| Fault::from(e).at_start(free(stream)))?;
         let opened = Self { handle, stream: stream.clone(), chosen: BTreeMap::new() };
         // SAFETY: the stream is kept as long as the handle.
         unsafe { result::set_stream(handle, stream.cu_stream().cast()) }?;
@@ -189,10 +189,8 @@ impl Dnn {
         if let Some((algorithm, memory)) = self.chosen.get(&(of, *plan)) {
             return Ok((described, *algorithm, *memory));
         }
-        let (algorithm, memory) = self.choose(of, plan, &described)?.ok_or_else(|| Fault::Refused {
-            library: Library::Cudnn,
-            answer: format!("that it has no deterministic algorithm for the {of:?} of {plan:?}"),
-        })?;
+        let chosen = self.choose(of, plan, &described)?;
+        let (algorithm, memory) = chosen.ok_or_else(|| Fault::NoAlgorithm(format!("{of:?} of {plan:?}")))?;
         self.chosen.insert((of, *plan), (algorithm, memory));
         Ok((described, algorithm, memory))
     }

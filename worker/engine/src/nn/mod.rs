@@ -95,7 +95,8 @@ pub struct Pass<'a> {
     pub dropout: Option<DropoutDraw<'a>>,
     /// The other grains of the step, if batch-norms in training take the statistics of them all.
     pub grains: Option<&'a dyn Grains>,
-    /// Packed weights of the store that earlier passes have left; `None` packs what it needs and leaves nothing.
+    /// Weights of the store, packed or sent to a GPU, that earlier passes have left; `None` makes what it needs and leaves
+    /// nothing.
     pub packs: Option<&'a Packs>,
 }
 
@@ -105,7 +106,7 @@ impl<'a> Pass<'a> {
         Self { store, layout: None, dropout: None, grains: None, packs: None }
     }
 
-    /// The same, which leaves what it packs, or sends to a GPU, to the next one: of the same values.
+    /// The same, which leaves what it sends to a GPU to the next one: of the same values.
     pub fn again(store: &'a Store, packs: &'a Packs) -> Self {
         Self { packs: Some(packs), ..Self::eval(store) }
     }

@@ -57,13 +57,13 @@ impl Pass<'_> {
     }
 
     fn sent(&self, id: ParamId, shape: &[usize], at: &Placed, exact: bool) -> Result<Placed> {
-        if let Some(known) = self.packs.and_then(|packs| packs.placed(id)) {
+        if let Some(known) = self.packs.and_then(|packs| packs.placed(id, exact)) {
             return Ok(known);
         }
         let own = self.lying(id, shape, at)?;
         let made = if exact { own } else { self.rounded(own)? };
         if let Some(packs) = self.packs {
-            packs.keep(id, &made, self.trains(id));
+            packs.keep((id, exact), &made, self.trains(id));
         }
         Ok(made)
     }
@@ -109,14 +109,14 @@ impl Tape {
 }
 
 impl Packs {
-    fn placed(&self, id: ParamId) -> Option<Placed> {
-        self.kept().placed.get(&id).cloned()
+    fn placed(&self, id: ParamId, exact: bool) -> Option<Placed> {
+        self.kept().placed.get(&(id, exact)).cloned()
     }
 
-    fn keep(&self, id: ParamId, placed: &Placed, trained: bool) {
+    fn keep(&self, which: (ParamId, bool), placed: &Placed, trained: bool) {
         let mut kept = self.kept();
         if kept.several || !trained {
-            kept.placed.insert(id, placed.clone());
+            kept.placed.insert(which, placed.clone());
         }
     }
 }

@@ -27,6 +27,20 @@ pub(super) struct Stay {
 
 #[cfg(feature = "cuda")]
 impl Stay {
+    /// Whether anything stays.
+    pub fn holds(&self) -> bool {
+        self.there.is_some()
+    }
+
+    /// Leaves all as it is, where something has failed and nobody goes on: what the GPU was told may never be done, and both
+    /// asking it for numbers and giving memory back could wait for that.
+    pub fn lose(self, stage: &Stage) {
+        if self.holds() {
+            stage.packs.take_from(None);
+        }
+        std::mem::forget(self.there);
+    }
+
     /// Makes the state whole again.
     ///
     /// # Errors
@@ -71,7 +85,8 @@ impl Loop<'_> {
         let state = &mut self.state;
         if let (None, true, Flat::Device(sum)) = (&stay.there, stay.may, &reduced.flat) {
             let values = &mut state.store.values;
-            stay.there = Some(Resident::new(sum.device(), &stage.groups, values, &state.moments)?);
+            stay.there = roomy(Resident::new(sum.device(), &stage.groups, values, &state.moments))?;
+            stay.may = stay.holds();
         }
         let Some(there) = &mut stay.there else { return Ok(None) };
         let sum = reduced.flat.placed(there.values().device())?;
@@ -89,9 +104,26 @@ impl Loop<'_> {
     }
 }
 
+/// What there was room for; nothing where the memory of the GPU is full: staying there saves time alone.
+#[cfg(feature = "cuda")]
+fn roomy<T>(made: Result<T>) -> Result<Option<T>> {
+    match made {
+        Err(e) if e.is_full() => Ok(None),
+        made => made.map(Some),
+    }
+}
+
 /// This build has no CUDA.
 #[cfg(not(feature = "cuda"))]
 impl Stay {
+    /// Nothing stays.
+    pub fn holds(&self) -> bool {
+        false
+    }
+
+    /// Nothing is lost.
+    pub fn lose(self, _: &Stage) {}
+
     /// The state is whole.
     pub fn end(self, _: &Stage, _: &mut RunState) -> Result<()> {
         Ok(())
@@ -116,5 +148,18 @@ impl Loop<'_> {
         _: &mut Stay,
     ) -> Result<Option<f64>> {
         Ok(None)
+    }
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::*;
+    use crate::{Error, Full};
+
+    #[test]
+    fn what_has_no_room_does_not_stay_and_is_no_failure() {
+        assert!(matches!(roomy(Ok(7)), Ok(Some(7))));
+        assert!(matches!(roomy::<()>(Err(Error::GpuMemory(Full::Grain))), Ok(None)));
+        assert!(matches!(roomy::<()>(Err(Error::Internal("gone".into()))), Err(Error::Internal(_))));
     }
 }

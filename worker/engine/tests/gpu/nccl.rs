@@ -297,6 +297,27 @@ fn who_waits_to_meet_a_rank_that_is_gone_hears_of_it() {
 }
 
 #[test]
+fn ranks_that_meet_over_tcp_alone_are_told_what_nccl_has_to_know() {
+    let outcomes = meshes(2, Duration::from_millis(300), |mut mesh| {
+        if mesh.rank() == 0 {
+            return join(mesh, Duration::from_millis(300)).err();
+        }
+        let version = nccl_rs::Nccl::open().unwrap().version().to_string();
+        mesh.all_gather(version.into_bytes()).unwrap();
+        mesh.broadcast(Vec::new(), 0).unwrap();
+        // It lives, until the other one leaves.
+        assert!(mesh.barrier().is_err());
+        None
+    });
+    let Some(outcomes) = outcomes else { return };
+    let error = outcomes.into_iter().flatten().next().unwrap();
+    let failure = error.to_failure();
+    assert!(failure.message.starts_with("the ranks reach each other over TCP and not over NCCL: "), "{failure}");
+    assert_eq!(failure.class, tl_proto::failure::FailureClass::Crash, "it is not tried for ever");
+    assert!(failure.hint.contains("`NCCL_SOCKET_IFNAME`"), "{}", failure.hint);
+}
+
+#[test]
 fn ranks_with_different_libraries_are_refused_by_name() {
     let outcomes = meshes(2, PATIENCE, |mut mesh| {
         if mesh.rank() == 0 {

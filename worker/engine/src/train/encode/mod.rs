@@ -9,7 +9,7 @@ pub(super) use self::wanted::company;
 use self::{share::Holdings, wanted::Wanted};
 use super::{net::Net, samples::Samples};
 use crate::{
-    Error, Result,
+    Error, Full, Result,
     cache::{self, Key, Packed, Parcel, Space},
     collective::Collective,
     link::{Link, Notice},
@@ -70,7 +70,7 @@ pub fn encode(
         samples.expect(chunks.peek().map(|next| views(next)).into_iter().collect(), &net.contract);
         let (mut from, mut outputs) = (0, vec![Vec::new(); chunk.len()]);
         for cut in cuts {
-            x = net.forward(&pass, x, from, *cut)?;
+            x = net.forward(&pass, x, from, *cut).map_err(|e| e.full_of(Full::Samples))?;
             from = *cut;
             let values = host(&x)?;
             let width = values.len() / chunk.len();
