@@ -28,7 +28,7 @@ unsafe impl Send for Blas {}
 impl Drop for Blas {
     #[expect(unsafe_code, reason = "calls cuBLAS")]
     fn drop(&mut self) {
-        let _ = self.stream.context().bind_to_thread();
+        bound::bind(self.stream.context());
         // SAFETY: made by `create_handle`, and destroyed once. That it cannot be is no reason to stop.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }

@@ -3,7 +3,11 @@
 
 use std::ffi::c_void;
 
-use cudarc::{cublas, cudnn, driver, nvrtc};
+use cudarc::{
+    cublas, cudnn,
+    driver::{self, CudaContext},
+    nvrtc,
+};
 use nvlib::Library;
 
 use super::Fault;
@@ -39,5 +43,14 @@ pub(in crate::gpu) fn open(library: Library) -> Result<(), Fault> {
             let path = opened.path().display();
             Err(Fault::Refused { library, answer: format!("to no call: the system's loader does not know `{path}`") })
         }
+    }
+}
+
+/// Makes a context that of this thread, for what cannot say that it has failed. An error that the bindings have noted, which
+/// they tell once and instead of doing so, stays noted for whoever can.
+pub(in crate::gpu) fn bind(context: &CudaContext) {
+    if let Err(noted) = context.bind_to_thread() {
+        let _ = context.bind_to_thread();
+        context.record_err::<()>(Err(noted));
     }
 }

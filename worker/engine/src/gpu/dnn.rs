@@ -1,8 +1,10 @@
 //! cuDNN's convolutions: descriptors, and which algorithm is taken.
 //!
 //! An algorithm is chosen once for each shape, from cuDNN's own list in its own order, by what it says of it: that it gives
-//! the same bits each time, takes no more scratch memory than [`WORKSPACE`], and makes of f32 what f32 has: no tensor core
-//! does. bf16 is theirs, as long as it is not made of something else on the way. Never by a stopwatch.
+//! the same bits each time, and takes no more scratch memory than [`WORKSPACE`]. Then come those that NVIDIA's documentation
+//! calls deterministic, listed or not. The first one that cuDNN does not refuse to run is taken, never the first one by a
+//! stopwatch. The list's word on arithmetic counts for nothing: the descriptor allows f32 no tensor core, and bf16 nothing that
+//! it would have to be made into on the way.
 
 use std::{collections::BTreeMap, ffi::c_int, sync::Arc};
 
@@ -47,14 +49,6 @@ impl Plan {
         // In f32 not TF32, which the default allows.
         if self.half { sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH } else { sys::cudnnMathType_t::CUDNN_FMA_MATH }
     }
-
-    /// Whether an algorithm of that arithmetic takes the numbers as they are.
-    fn allows(&self, arithmetic: sys::cudnnMathType_t) -> bool {
-        match arithmetic {
-            sys::cudnnMathType_t::CUDNN_DEFAULT_MATH | sys::cudnnMathType_t::CUDNN_FMA_MATH => true,
-            other => self.half && other == sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
-        }
-    }
 }
 
 /// What is computed of it.
@@ -65,8 +59,8 @@ pub(in crate::gpu) enum Of {
     Weights,
 }
 
-/// A chosen algorithm.
-#[derive(Clone, Copy, Debug)]
+/// An algorithm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gpu) enum Algorithm {
     Outputs(sys::cudnnConvolutionFwdAlgo_t),
     Inputs(sys::cudnnConvolutionBwdDataAlgo_t),
@@ -88,7 +82,7 @@ unsafe impl Send for Dnn {}
 impl Drop for Dnn {
     #[expect(unsafe_code, reason = "calls cuDNN")]
     fn drop(&mut self) {
-        let _ = self.stream.context().bind_to_thread();
+        bound::bind(self.stream.context());
         // SAFETY: made by `create_handle`, and destroyed once. That it cannot be is no reason to stop.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
@@ -106,6 +100,7 @@ impl Described {
     #[expect(unsafe_code, reason = "calls cuDNN")]
     fn of(plan: &Plan) -> Result<Self, Fault> {
         use std::ptr::null_mut;
+        [plan.x, plan.w, plan.y].into_iter().try_for_each(countable)?;
         // Filled one by one, so that those that were made are destroyed where a later one fails.
         let mut all = Self { x: null_mut(), w: null_mut(), y: null_mut(), how: null_mut() };
         all.x = result::create_tensor_descriptor()?;
@@ -147,23 +142,49 @@ fn int(n: usize) -> Result<c_int, Fault> {
     c_int::try_from(n).map_err(|_| Fault::shape(format!("{n} is more than cuDNN counts to")))
 }
 
-/// The first of a list that always gives the same bits, of numbers as they are and in the memory that there is. The list also
-/// has entries of other settings than the descriptors', so what one needs, and whether it can be had, is asked once more with
-/// just these.
-macro_rules! first_exact {
-    ($plan:expr, $list:expr, $kind:expr, $needs:expr) => {
-        $list
-            .iter()
-            .filter(|a| {
-                a.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
-                    && a.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC
-                    && $plan.allows(a.mathType)
-            })
-            .find_map(|a| {
-                let memory = $needs(a.algo).ok().filter(|memory| *memory <= WORKSPACE)?;
-                Some(($kind(a.algo), memory))
-            })
-    };
+/// Refuses what has more numbers than cuDNN finds its way among.
+fn countable(of: [usize; 4]) -> Result<(), Fault> {
+    let count = of.iter().try_fold(1usize, |count, n| count.checked_mul(*n));
+    match count.is_some_and(|count| c_int::try_from(count).is_ok()) {
+        true => Ok(()),
+        false => Err(Fault::TooMany(format!("{of:?}"))),
+    }
+}
+
+/// Whether another algorithm may do what this one was refused for.
+pub(in crate::gpu) fn is_unsupported(error: CudnnError) -> bool {
+    // Newer versions have several of them.
+    format!("{:?}", error.0).starts_with("CUDNN_STATUS_NOT_SUPPORTED")
+}
+
+/// How many entries a list has, if the library made it: it may know of none, and yet have the algorithm.
+fn listed(answer: Result<(), CudnnError>, count: c_int) -> Result<usize, CudnnError> {
+    match answer {
+        Ok(()) => Ok(usize::try_from(count).unwrap_or(0).min(LISTED)),
+        Err(e) if is_unsupported(e) => Ok(0),
+        Err(e) => Err(e),
+    }
+}
+
+/// Those of a list that always give the same bits, in the memory that there is, and then some others. The list also has entries
+/// of other settings than the descriptors', so what one needs, and whether it can be had, is asked once more with just these.
+macro_rules! exact {
+    ($list:expr, $others:expr, $kind:expr, $needs:expr) => {{
+        let good = $list.iter().filter(|a| {
+            a.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
+                && a.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC
+        });
+        let mut all: Vec<(Algorithm, usize)> = Vec::new();
+        for algorithm in good.map(|a| a.algo).chain($others) {
+            let memory = $needs(algorithm).ok().filter(|memory| *memory <= WORKSPACE);
+            if let Some(memory) = memory
+                && all.iter().all(|(known, _)| *known != $kind(algorithm))
+            {
+                all.push(($kind(algorithm), memory));
+            }
+        }
+        all
+    }};
 }
 
 impl Dnn {
@@ -183,22 +204,29 @@ impl Dnn {
         self.handle
     }
 
-    /// Descriptors, and the algorithm with the bytes of scratch memory that it needs.
-    pub(in crate::gpu) fn prepare(&mut self, of: Of, plan: &Plan) -> Result<(Described, Algorithm, usize), Fault> {
+    /// Descriptors, and the algorithms to be tried one after the other, each with the bytes of scratch memory that it needs. Of
+    /// one that has done it, [`Dnn::settle`] is to be told.
+    pub(in crate::gpu) fn prepare(&self, of: Of, plan: &Plan) -> Result<(Described, Vec<(Algorithm, usize)>), Fault> {
         let described = Described::of(plan)?;
-        if let Some((algorithm, memory)) = self.chosen.get(&(of, *plan)) {
-            return Ok((described, *algorithm, *memory));
-        }
-        let chosen = self.choose(of, plan, &described)?;
-        let (algorithm, memory) = chosen.ok_or_else(|| Fault::NoAlgorithm(format!("{of:?} of {plan:?}")))?;
-        self.chosen.insert((of, *plan), (algorithm, memory));
-        Ok((described, algorithm, memory))
+        let all = match self.chosen.get(&(of, *plan)) {
+            Some(chosen) => vec![*chosen],
+            None => self.offered(of, &described)?,
+        };
+        Ok((described, all))
+    }
+
+    /// From here on a plan has this algorithm.
+    pub(in crate::gpu) fn settle(&mut self, of: Of, plan: &Plan, chosen: (Algorithm, usize)) {
+        self.chosen.insert((of, *plan), chosen);
     }
 
     #[expect(unsafe_code, reason = "calls cuDNN")]
-    fn choose(&self, of: Of, plan: &Plan, d: &Described) -> Result<Option<(Algorithm, usize)>, CudnnError> {
+    fn offered(&self, of: Of, d: &Described) -> Result<Vec<(Algorithm, usize)>, CudnnError> {
+        use sys::{
+            cudnnConvolutionBwdDataAlgo_t as Inputs, cudnnConvolutionBwdFilterAlgo_t as Weights,
+            cudnnConvolutionFwdAlgo_t as Outputs,
+        };
         let (most, mut count) = (LISTED as c_int, 0);
-        let found = |count: c_int| usize::try_from(count).unwrap_or(0).min(LISTED);
         // SAFETY: descriptors that live, and lists of that many entries, for which zeros are good values: each of their
         // enumerations has one.
         unsafe {
@@ -207,29 +235,58 @@ impl Dnn {
                     let mut list = [std::mem::zeroed::<sys::cudnnConvolutionFwdAlgoPerf_t>(); LISTED];
                     let (handle, at) = (self.handle, list.as_mut_ptr());
                     let ask = sys::cudnnGetConvolutionForwardAlgorithm_v7;
-                    ask(handle, d.x, d.w, d.how, d.y, most, &mut count, at).result()?;
+                    let answer = ask(handle, d.x, d.w, d.how, d.y, most, &mut count, at).result();
                     let needs = |a| result::get_convolution_forward_workspace_size(handle, d.x, d.w, d.how, d.y, a);
-                    first_exact!(plan, list[..found(count)], Algorithm::Outputs, needs)
+                    let others = [
+                        Outputs::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM,
+                        Outputs::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM,
+                    ];
+                    exact!(list[..listed(answer, count)?], others, Algorithm::Outputs, needs)
                 }
                 Of::Inputs => {
                     let mut list = [std::mem::zeroed::<sys::cudnnConvolutionBwdDataAlgoPerf_t>(); LISTED];
                     let (handle, at) = (self.handle, list.as_mut_ptr());
                     let ask = sys::cudnnGetConvolutionBackwardDataAlgorithm_v7;
-                    ask(handle, d.w, d.y, d.how, d.x, most, &mut count, at).result()?;
+                    let answer = ask(handle, d.w, d.y, d.how, d.x, most, &mut count, at).result();
                     let size = result::get_convolution_backward_data_workspace_size;
                     let needs = |a| size(handle, d.w, d.y, d.how, d.x, a);
-                    first_exact!(plan, list[..found(count)], Algorithm::Inputs, needs)
+                    let others = [Inputs::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1];
+                    exact!(list[..listed(answer, count)?], others, Algorithm::Inputs, needs)
                 }
                 Of::Weights => {
                     let mut list = [std::mem::zeroed::<sys::cudnnConvolutionBwdFilterAlgoPerf_t>(); LISTED];
                     let (handle, at) = (self.handle, list.as_mut_ptr());
                     let ask = sys::cudnnGetConvolutionBackwardFilterAlgorithm_v7;
-                    ask(handle, d.x, d.y, d.how, d.w, most, &mut count, at).result()?;
+                    let answer = ask(handle, d.x, d.y, d.how, d.w, most, &mut count, at).result();
                     let size = result::get_convolution_backward_filter_workspace_size;
                     let needs = |a| size(handle, d.x, d.y, d.how, d.w, a);
-                    first_exact!(plan, list[..found(count)], Algorithm::Weights, needs)
+                    let others = [Weights::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1];
+                    exact!(list[..listed(answer, count)?], others, Algorithm::Weights, needs)
                 }
             })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cudnn_cannot_count_is_refused() {
+        assert!(countable([5, 23170, 23170, 1]).is_err() && countable([1, 46340, 46340, 1]).is_ok());
+        for over in [[usize::MAX, 2, 1, 1], [1 << 20, 1 << 11, 1, 1]] {
+            assert!(matches!(countable(over), Err(Fault::TooMany(_))), "{over:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_not_supported_may_be_done_by_another_algorithm() {
+        let (none, bad) = (sys::cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED, sys::cudnnStatus_t::CUDNN_STATUS_BAD_PARAM);
+        assert!(is_unsupported(CudnnError(none)) && !is_unsupported(CudnnError(bad)));
+        assert_eq!(listed(Ok(()), 5), Ok(5));
+        assert_eq!(listed(Err(CudnnError(none)), 5), Ok(0));
+        assert_eq!(listed(Err(CudnnError(bad)), 5), Err(CudnnError(bad)));
+        assert_eq!([listed(Ok(()), -1), listed(Ok(()), 1 << 20)], [Ok(0), Ok(LISTED)]);
     }
 }

@@ -38,6 +38,9 @@ pub enum Fault {
     /// cuDNN has no algorithm that gives the same bits each time.
     #[error("cuDNN has no algorithm that gives the same bits each time for the {0}")]
     NoAlgorithm(String),
+    /// An array of more numbers than cuDNN finds its way among.
+    #[error("images or weights of {0} are more numbers than cuDNN counts to")]
+    TooMany(String),
     /// The compiler refuses a file of kernels.
     #[error("NVRTC cannot compile `{file}` for compute capability {capability}: {log}")]
     Compiler {
@@ -114,12 +117,14 @@ impl From<Fault> for Error {
             }
             Fault::Memory => Self::GpuMemory(Full::Grain),
             Fault::Elsewhere(_) => {
-                let hint = "let `NVLIB_PATH` name the folder of the second, or take that folder out of where the system's \
-                            loader looks";
+                let hint = "name the folder of the second with `NVLIB_PATH`, or hide that one from the system's loader";
                 Self::user(fault.to_string(), hint)
             }
             Fault::NoAlgorithm(_) => {
                 Self::user(fault.to_string(), "set `cluster.device = \"cpu\"`, or take another `model.backbone`")
+            }
+            Fault::TooMany(_) => {
+                Self::user(fault.to_string(), "raise `data.grains`, lower `data.batch` or `model.input`")
             }
             Fault::Compiler { .. } => Self::user(fault.to_string(), "install an NVRTC that knows this GPU"),
             Fault::NoBf16 { .. } => {

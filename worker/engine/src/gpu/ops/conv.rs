@@ -4,7 +4,8 @@
 //! used for, and their gradient is turned back. What cuDNN writes it does not read before, so it begins as anything.
 //!
 //! Of bf16 it gives bf16 and nothing else. That is what outputs and gradients of inputs are, but not what a gradient of weights
-//! is, nor a sum to which a bias is to be added: these are products of windows ([`Patches`]), which are f32.
+//! is, nor a sum to which a bias is to be added: these are products of windows ([`Patches`]), which are f32. So are outputs and
+//! gradients of weights that cuDNN has no algorithm for.
 
 use std::ffi::c_void;
 
@@ -13,10 +14,10 @@ use cudarc::{
     driver::{DevicePtr, DevicePtrMut},
 };
 
-use super::{Element, Patches, add_into, turn};
+use super::{Element, Patches, add_into, round_bf16, turn};
 use crate::gpu::{
     Array, Device, Fault,
-    dnn::{Algorithm, Of, Plan},
+    dnn::{Algorithm, Of, Plan, is_unsupported},
 };
 
 /// Bytes that windows take where a convolution is a product of them.
@@ -85,32 +86,44 @@ fn run<T>(
     let Some(dnn) = place.as_mut() else {
         return Err(Fault::shape("cuDNN was opened and is not there"));
     };
-    let (d, algorithm, memory) = dnn.prepare(of, plan)?;
-    let mut scratch = device.fresh::<u8>(&[memory.max(1)])?;
+    let (d, all) = dnn.prepare(of, plan)?;
     let (one, zero) = (1.0f32, 0.0f32);
     let (one, zero) = ((&raw const one).cast::<c_void>(), (&raw const zero).cast::<c_void>());
-    let (a, _a) = from.data.device_ptr(stream);
-    let (b, _b) = with.data.device_ptr(stream);
-    let (c, _c) = to.data.device_ptr_mut(stream);
-    let (s, _s) = scratch.data.device_ptr_mut(stream);
-    let (a, b, c, s) = (a as *const c_void, b as *const c_void, c as *mut c_void, s as *mut c_void);
     let h = dnn.handle();
-    // SAFETY: the arrays have the shapes and the type of the plan, as whoever calls this has checked, and the descriptors say
-    // the same.
-    unsafe {
-        match algorithm {
-            Algorithm::Outputs(how) => {
-                result::convolution_forward(h, one, d.x, a, d.w, b, d.how, how, s, memory, zero, d.y, c)
+    for (algorithm, memory) in all {
+        let mut scratch = device.fresh::<u8>(&[memory.max(1)])?;
+        let (a, _a) = from.data.device_ptr(stream);
+        let (b, _b) = with.data.device_ptr(stream);
+        let (c, _c) = to.data.device_ptr_mut(stream);
+        let (s, _s) = scratch.data.device_ptr_mut(stream);
+        // The bindings only note where one of these cannot be waited for.
+        stream.context().check_err()?;
+        let (a, b, c, s) = (a as *const c_void, b as *const c_void, c as *mut c_void, s as *mut c_void);
+        // SAFETY: the arrays have the shapes and the type of the plan, as whoever calls this has checked, and the descriptors
+        // say the same.
+        let done = unsafe {
+            match algorithm {
+                Algorithm::Outputs(how) => {
+                    result::convolution_forward(h, one, d.x, a, d.w, b, d.how, how, s, memory, zero, d.y, c)
+                }
+                Algorithm::Inputs(how) => {
+                    result::convolution_backward_data(h, one, d.w, b, d.y, a, d.how, how, s, memory, zero, d.x, c)
+                }
+                Algorithm::Weights(how) => {
+                    result::convolution_backward_filter(h, one, d.x, b, d.y, a, d.how, how, s, memory, zero, d.w, c)
+                }
             }
-            Algorithm::Inputs(how) => {
-                result::convolution_backward_data(h, one, d.w, b, d.y, a, d.how, how, s, memory, zero, d.x, c)
-            }
-            Algorithm::Weights(how) => {
-                result::convolution_backward_filter(h, one, d.x, b, d.y, a, d.how, how, s, memory, zero, d.w, c)
+        };
+        match done {
+            Err(e) if is_unsupported(e) => {}
+            Err(e) => return Err(e.into()),
+            Ok(()) => {
+                dnn.settle(of, plan, (algorithm, memory));
+                return Ok(());
             }
         }
-    }?;
-    Ok(())
+    }
+    Err(Fault::NoAlgorithm(format!("{of:?} of {plan:?}")))
 }
 
 /// The outputs, of weights that are [`channels_last`].
@@ -120,8 +133,13 @@ fn run<T>(
 pub fn conv<T: Element>(device: &Device, x: &Array<T>, weights: &Array<T>, how: Convolution) -> Result<Array, Fault> {
     let plan = how.plan::<T>(x.images()?, weights.shape())?;
     let mut y = device.fresh(&plan.y)?;
-    run(device, Of::Outputs, &plan, (x, weights), &mut y)?;
-    T::given(device, y)
+    match run(device, Of::Outputs, &plan, (x, weights), &mut y) {
+        Err(Fault::NoAlgorithm(_)) if how.groups == 1 => {
+            let y = Patches::of(x, weights.shape(), how, ROOM)?.times(device, weights)?;
+            if T::HALF { round_bf16(device, &y) } else { Ok(y) }
+        }
+        done => done.and_then(|()| T::given(device, y)),
+    }
 }
 
 /// The same with a bias, rounded once.
@@ -181,8 +199,10 @@ pub fn conv_weights<T: Element>(
         let plan = how.plan::<T>(x.images()?, &weights)?;
         dy.expect(&plan.y)?;
         let mut own = device.fresh(&plan.w)?;
-        run(device, Of::Weights, &plan, (dy, x), &mut own)?;
-        T::given(device, own)?
+        match run(device, Of::Weights, &plan, (dy, x), &mut own) {
+            Err(Fault::NoAlgorithm(_)) if how.groups == 1 => Patches::of(x, &weights, how, ROOM)?.learnt(device, dy)?,
+            done => done.and_then(|()| T::given(device, own))?,
+        }
     };
     let own = turn(device, &own, [cout, kh * kw, cin])?.reshaped(&[cout, cin, kh, kw])?;
     add_into(device, dw, &own)

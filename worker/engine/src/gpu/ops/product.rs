@@ -142,6 +142,8 @@ pub(super) fn multiply<T: Element, C: Element>(
     let (left, _left) = a.of.data.device_ptr(stream);
     let (right, _right) = b.of.data.device_ptr(stream);
     let (out, _out) = c.data.device_ptr_mut(stream);
+    // The bindings only note where one of these cannot be waited for.
+    stream.context().check_err()?;
     let at = |start: u64, first: usize, size: usize| start + (first * size) as u64;
     let left = at(left, a.first, size_of::<T>()) as *const c_void;
     let right = at(right, b.first, size_of::<T>()) as *const c_void;
