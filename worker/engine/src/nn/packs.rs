@@ -43,6 +43,13 @@ pub(super) struct Kept {
 }
 
 impl Kept {
+    /// Whether what a parameter has gone up as is worth keeping. One that is trained and does not stay there would go up a second
+    /// time on the way back, also of one grain.
+    #[cfg(feature = "cuda")]
+    pub(super) fn keeps(&self, trained: bool) -> bool {
+        self.several || !trained || self.resident.is_none()
+    }
+
     /// Forgets what has other values after a step.
     fn forget(&mut self, layout: &Layout) {
         self.weights.retain(|(id, _), _| layout.slot(*id).is_none());

@@ -25,8 +25,8 @@ impl Pass<'_> {
         Ok(Operand::of(x, !self.precision().is_f32())?)
     }
 
-    /// A weight of a product, as it takes it, where `at` lies: turned, if the operation wants it so. It goes up once for the
-    /// grains of a step, and once for all steps where nothing trains it. All layers of a weight must want the same.
+    /// A weight of a product, as it takes it, where `at` lies: turned, if the operation wants it so. It goes up once a step,
+    /// and once for all steps where nothing trains it. All layers of a weight must want the same.
     pub(super) fn operand_of(&self, id: ParamId, shape: &[usize], at: &Placed, turn: Option<Turn>) -> Result<Operand> {
         if let Some(known) = self.packs.and_then(|packs| packs.kept().operands.get(&id).cloned()) {
             return Ok(known);
@@ -38,7 +38,7 @@ impl Pass<'_> {
         };
         let made = self.operand(&turned)?;
         if let Some(mut kept) = self.packs.map(Packs::kept)
-            && (kept.several || !self.trains(id))
+            && kept.keeps(self.trains(id))
         {
             kept.operands.insert(id, made.clone());
         }
@@ -115,7 +115,7 @@ impl Packs {
 
     fn keep(&self, which: (ParamId, bool), placed: &Placed, trained: bool) {
         let mut kept = self.kept();
-        if kept.several || !trained {
+        if kept.keeps(trained) {
             kept.placed.insert(which, placed.clone());
         }
     }
