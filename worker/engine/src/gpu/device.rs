@@ -36,7 +36,11 @@ pub struct Device {
     blas: Mutex<Option<Blas>>,
     dnn: Mutex<Option<Dnn>>,
     spans: Mutex<Vec<Arc<Spans>>>,
+    room: usize,
 }
+
+/// Bytes of a square of attention's scores for as many samples as are computed at a time. Part of the result.
+const ROOM: usize = 256 << 20;
 
 #[derive(Default)]
 struct Loaded {
@@ -62,7 +66,17 @@ impl Device {
         let capability = context.compute_capability()?;
         let stream = context.new_stream()?;
         let (blas, dnn) = (Mutex::new(None), Mutex::new(None));
-        Ok(Self { stream, capability, loaded: Mutex::default(), blas, dnn, spans: Mutex::default() })
+        Ok(Self { stream, capability, loaded: Mutex::default(), blas, dnn, spans: Mutex::default(), room: ROOM })
+    }
+
+    /// The same, on which attention's scores have less room, for tests: other room makes other bits.
+    pub fn with_room(self, room: usize) -> Self {
+        Self { room, ..self }
+    }
+
+    /// Bytes of a square of attention's scores for as many samples as are computed at a time.
+    pub(crate) fn room(&self) -> usize {
+        self.room
     }
 
     /// What everything happens on.

@@ -1,9 +1,14 @@
 //! Layers of sequences, and whole encoders, where their input lies.
 
+use std::sync::{Arc, OnceLock};
+
 use tl_engine::{
     backbone::{Asked, DenseAct, Inside, Network, Shape, find},
     data::tokens::Text,
-    gpu::ops::{self, Spans, Step},
+    gpu::{
+        Device, Placed,
+        ops::{self, Spans, Step},
+    },
     nn::{
         self, Act, Activation, Builder, DropoutDraw, EachRow, EncoderBlock, Gradients, Layer, Layout, Mask, Order,
         Packs, ParamId, Pass, Place, Pool, Ragged, Sequential, Store, Tape, array, host,
@@ -290,6 +295,31 @@ fn encoder_blocks_go_on_where_their_rows_lie_also_under_dropout() {
         let frozen: Vec<ParamId> = (0..count).map(ParamId).collect();
         let how = How { frozen: &frozen, need_dx: false, ..dropping(4) };
         compare(&block, &b.store, (&x, &shape), how, (2e-4, 2e-4));
+    }
+}
+
+/// On a GPU where scores have little room.
+fn crowded(values: &[f32], shape: &[usize]) -> nn::Array {
+    static CROWDED: OnceLock<Arc<Device>> = OnceLock::new();
+    let device = CROWDED.get_or_init(|| Arc::new(Device::open(0).unwrap().with_room(1500)));
+    Placed::new(device.clone(), up(device, values, shape)).into()
+}
+
+#[test]
+fn attention_goes_through_a_few_samples_at_a_time_where_their_scores_take_much() {
+    if shared().is_none() {
+        return;
+    }
+    // The first, the second and the others.
+    let (x, shape) = frames(&[5, 33, 1, 9], 35, 6);
+    for (fused, precision, bound) in [(false, Precision::F32, 2e-4), (true, Precision::Bf16, 5e-2)] {
+        let mut b = Builder::new(3);
+        let block = block(&mut b, Act::Gelu, Order::After, fused, 0.3);
+        b.store.precision = precision;
+        let [want, got] = [there as Lay, crowded].map(|lay| ran(&block, &b.store, (&x, &shape), dropping(4), lay));
+        near(&down(&got.y), &down(&want.y), bound);
+        near(&down(&got.dx.unwrap()), &down(&want.dx.unwrap()), bound);
+        near(&got.flat, &want.flat, bound);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Packed rows of samples, and heads of attention apart: `[samples·heads, t, depth]`, which products take as a batch. What is
 //! behind the end of a sample is zero there.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use super::{Element, Spans};
 use crate::gpu::{
@@ -22,10 +22,23 @@ impl Heads {
     /// # Errors
     /// No sample or an empty one, no head, or a full memory.
     pub fn new(device: &Device, lengths: &[usize], heads: usize, depth: usize) -> Result<Self, Fault> {
+        Self::some(device, lengths, 0..lengths.len(), (heads, depth))
+    }
+
+    /// For some samples of these lengths: packed rows are still those of all.
+    ///
+    /// # Errors
+    /// As [`Heads::new`]; samples that are not there.
+    pub fn some(
+        device: &Device,
+        lengths: &[usize],
+        which: Range<usize>,
+        (heads, depth): (usize, usize),
+    ) -> Result<Self, Fault> {
         if heads * depth == 0 {
             return Err(Fault::shape(format!("{heads} heads of {depth} columns for sequences of {lengths:?}")));
         }
-        Ok(Self { spans: Spans::of(device, lengths)?, heads, depth })
+        Ok(Self { spans: Spans::some(device, lengths, which)?, heads, depth })
     }
 
     /// Rows of each sample, as the softmax takes them.

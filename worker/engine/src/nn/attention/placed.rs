@@ -1,4 +1,7 @@
-//! Attention on the GPU that its rows lie on: heads apart, `[samples·heads, t, depth]`, and one product for all of them.
+//! Attention on the GPU that its rows lie on: heads apart, `[samples·heads, t, depth]`, and one product for all of them, or for
+//! those of as many samples as their scores have room for.
+
+use std::ops::Range;
 
 use half::bf16;
 
@@ -15,11 +18,11 @@ use crate::{
 /// A batch of matrices.
 type Matrices<T = f32> = gpu::Array<T>;
 
-/// Every head of every sample of one batch.
+/// Every head of some samples of one batch.
 struct Apart<'a> {
     device: &'a Device,
     heads: Heads,
-    /// Heads of all samples.
+    /// Heads of all these samples.
     all: usize,
     /// What is dropped of their probabilities.
     dropped: Option<Dropped>,
@@ -53,14 +56,42 @@ impl Apart<'_> {
     }
 }
 
+/// Runs of samples whose scores take so much room at most, or of one sample. What they are is part of the result.
+fn runs(lengths: &[usize], heads: usize, room: usize) -> Vec<Range<usize>> {
+    let (mut runs, mut longest) = (Vec::<Range<usize>>::new(), 0);
+    for (sample, length) in lengths.iter().enumerate() {
+        let t = longest.max(*length);
+        match runs.last_mut() {
+            Some(run) if (run.len() + 1) * heads * t * t * size_of::<f32>() <= room => {
+                (run.end, longest) = (sample + 1, t);
+            }
+            _ => {
+                runs.push(sample..sample + 1);
+                longest = *length;
+            }
+        }
+    }
+    runs
+}
+
 impl SelfAttention {
-    fn apart<'a>(&self, device: &'a Device, ragged: &Ragged, pass: &Pass<'_>) -> Result<Apart<'a>> {
-        let samples = ragged.lengths.len();
+    fn runs(&self, device: &Device, ragged: &Ragged) -> Vec<Range<usize>> {
+        runs(&ragged.lengths, self.heads, device.room())
+    }
+
+    fn apart<'a>(
+        &self,
+        device: &'a Device,
+        ragged: &Ragged,
+        which: Range<usize>,
+        pass: &Pass<'_>,
+    ) -> Result<Apart<'a>> {
+        let shape = (self.heads, self.depth);
         Ok(Apart {
             device,
-            heads: Heads::new(device, &ragged.lengths, self.heads, self.depth)?,
-            all: samples * self.heads,
-            dropped: self.drop.placed_of(device, pass, samples)?,
+            heads: Heads::some(device, &ragged.lengths, which.clone(), shape)?,
+            all: which.len() * self.heads,
+            dropped: self.drop.placed_of(device, pass, ragged.lengths.len(), which)?,
         })
     }
 
@@ -88,29 +119,31 @@ impl SelfAttention {
         if pass.records() {
             // As on the host, probabilities are computed again.
             made.into_iter().for_each(|kept| tape.push(Saved::Array(kept)));
-            tape.push(Saved::Array(at.beside(notes).into()));
+            notes.into_iter().for_each(|notes| tape.push(Saved::Array(at.beside(notes).into())));
         }
         Ok(at.beside(out))
     }
 
-    /// What heads pick, side by side, and what the softmax has noted.
+    /// What heads pick, side by side, and what the softmax has noted of each run of samples.
     fn look_apart<T: Element>(
         &self,
         device: &Device,
         made: &[Array],
         ragged: &Ragged,
         pass: &Pass<'_>,
-    ) -> Result<(Matrices, Matrices)> {
-        let apart = self.apart(device, ragged, pass)?;
-        let (d, t) = (self.depth, apart.heads.longest());
-        let [query, key, value] = self.split::<T>(made, &apart)?;
-        let mut scores = apart.scores(&query, &key, d)?;
-        let notes = ops::softmax(device, &mut scores, apart.heads.lengths(), self.scale())?;
-        let shown = apart.shown::<T>(&scores)?;
-        let heads = apart.times(Matrix::of(shown.array()), Matrix::of(&value), (t, d, t))?;
-        let mut out = device.zeros(&[ragged.rows(), self.parts().width])?;
-        ops::join_heads(device, &heads, &apart.heads, &mut out, 0)?;
-        Ok((out, notes))
+    ) -> Result<(Matrices, Vec<Matrices>)> {
+        let (mut out, mut all) = (device.zeros(&[ragged.rows(), self.parts().width])?, Vec::new());
+        for which in self.runs(device, ragged) {
+            let apart = self.apart(device, ragged, which, pass)?;
+            let (d, t) = (self.depth, apart.heads.longest());
+            let [query, key, value] = self.split::<T>(made, &apart)?;
+            let mut scores = apart.scores(&query, &key, d)?;
+            all.push(ops::softmax(device, &mut scores, apart.heads.lengths(), self.scale())?);
+            let shown = apart.shown::<T>(&scores)?;
+            let heads = apart.times(Matrix::of(shown.array()), Matrix::of(&value), (t, d, t))?;
+            ops::join_heads(device, &heads, &apart.heads, &mut out, 0)?;
+        }
+        Ok((out, all))
     }
 
     pub(super) fn placed_slopes(
@@ -120,13 +153,13 @@ impl SelfAttention {
         pass: &Pass<'_>,
         tape: &mut Tape,
     ) -> Result<Vec<Array>> {
-        let notes = tape.pop_array()?;
+        let mut notes = self.runs(dout.device(), ragged).iter().map(|_| tape.pop_array()).collect::<Result<Vec<_>>>()?;
+        notes.reverse();
         let mut made = self.projections.iter().map(|_| tape.pop_array()).collect::<Result<Vec<_>>>()?;
         made.reverse();
-        let notes = notes.placed()?.array();
         let slopes = match pass.precision().is_f32() {
-            true => self.slopes_apart::<f32>(dout, &made, notes, ragged, pass)?,
-            false => self.slopes_apart::<bf16>(dout, &made, notes, ragged, pass)?,
+            true => self.slopes_apart::<f32>(dout, &made, &notes, ragged, pass)?,
+            false => self.slopes_apart::<bf16>(dout, &made, &notes, ragged, pass)?,
         };
         Ok(slopes.into_iter().map(|slope| Array::from(dout.beside(slope))).collect())
     }
@@ -136,37 +169,53 @@ impl SelfAttention {
         &self,
         dout: &Placed,
         made: &[Array],
-        notes: &Matrices,
+        notes: &[Array],
         ragged: &Ragged,
         pass: &Pass<'_>,
     ) -> Result<Vec<Matrices>> {
-        let apart = self.apart(dout.device(), ragged, pass)?;
-        let (device, lengths) = (apart.device, apart.heads.lengths());
-        let (d, t) = (self.depth, apart.heads.longest());
-        let [query, key, value] = self.split::<T>(made, &apart)?;
-        let g = apart.split::<T>(&dout.clone().into(), 0)?;
-        let mut p = apart.scores(&query, &key, d)?;
-        ops::softmax_again(device, &mut p, notes, lengths, self.scale())?;
-        let mut dp = apart.scores(&g, &value, d)?;
-        // What was dropped of the probabilities had no part in the output.
-        if let Some(dropped) = &apart.dropped {
-            ops::dropout_scores(device, &mut dp, dropped, lengths)?;
-        }
-        let shown = apart.shown::<T>(&p)?;
-        let dvalue = apart.times(Matrix::of(shown.array()).turned(), Matrix::of(&g), (t, d, t))?;
-        drop(shown);
-        ops::softmax_back(device, &mut dp, &p, lengths, self.scale())?;
-        drop(p);
-        let dp = T::taken(device, &dp)?;
-        let dquery = apart.times(Matrix::of(dp.array()), Matrix::of(&key), (t, d, t))?;
-        let dkey = apart.times(Matrix::of(dp.array()).turned(), Matrix::of(&query), (t, d, t))?;
-        let parts = self.parts();
-        let shape = [ragged.rows(), parts.stride];
+        let (device, parts) = (&**dout.device(), self.parts());
+        let (shape, out) = ([ragged.rows(), parts.stride], Array::from(dout.clone()));
         let mut slopes = made.iter().map(|_| device.zeros(&shape)).collect::<Result<Vec<Matrices>, Fault>>()?;
-        for (part, heads) in [dquery, dkey, dvalue].iter().enumerate() {
-            let (matrix, first) = parts.place(part, 0);
-            ops::join_heads(device, heads, &apart.heads, &mut slopes[matrix], first)?;
+        for (which, notes) in self.runs(device, ragged).into_iter().zip(notes) {
+            let apart = self.apart(device, ragged, which, pass)?;
+            let (d, t, lengths) = (self.depth, apart.heads.longest(), apart.heads.lengths());
+            let [query, key, value] = self.split::<T>(made, &apart)?;
+            let g = apart.split::<T>(&out, 0)?;
+            let mut p = apart.scores(&query, &key, d)?;
+            ops::softmax_again(device, &mut p, notes.placed()?.array(), lengths, self.scale())?;
+            let mut dp = apart.scores(&g, &value, d)?;
+            // What was dropped of the probabilities had no part in the output.
+            if let Some(dropped) = &apart.dropped {
+                ops::dropout_scores(device, &mut dp, dropped, lengths)?;
+            }
+            let shown = apart.shown::<T>(&p)?;
+            let dvalue = apart.times(Matrix::of(shown.array()).turned(), Matrix::of(&g), (t, d, t))?;
+            drop(shown);
+            ops::softmax_back(device, &mut dp, &p, lengths, self.scale())?;
+            drop(p);
+            let dp = T::taken(device, &dp)?;
+            let dquery = apart.times(Matrix::of(dp.array()), Matrix::of(&key), (t, d, t))?;
+            let dkey = apart.times(Matrix::of(dp.array()).turned(), Matrix::of(&query), (t, d, t))?;
+            for (part, heads) in [dquery, dkey, dvalue].iter().enumerate() {
+                let (matrix, first) = parts.place(part, 0);
+                ops::join_heads(device, heads, &apart.heads, &mut slopes[matrix], first)?;
+            }
         }
         Ok(slopes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_go_together_while_the_square_of_the_longest_has_room_for_all() {
+        // Two heads of five columns take 200 bytes.
+        assert_eq!(runs(&[5, 5, 5], 2, 600).len(), 1);
+        assert_eq!(runs(&[5, 5, 5], 2, 599), [0..2, 2..3]);
+        // A short one gets the room of a long one, before it or behind it; and one alone has what it needs.
+        assert_eq!(runs(&[1, 5, 1, 50, 1, 5], 2, 400), [0..2, 2..3, 3..4, 4..6]);
+        assert!(runs(&[], 2, 400).is_empty());
     }
 }
