@@ -3,10 +3,11 @@
 //! theirs do.
 //!
 //! **Bits.** What is computed number by number, or in the CPU's order, has the CPU's bits: activations, normalisation by
-//! given statistics, layer norm, softmax, pooling, depthwise outputs and input gradients, embeddings, dropout, optimizers,
-//! rounding, LSTM gates, sums of the ordered tree. Sums over the rows of a grain (statistics, gradients of biases, of norms
-//! and of depthwise weights) have an order of their own, fixed by constants, and agree to the digits that f32 has. Products
-//! and convolutions are cuBLAS's and cuDNN's: the same bits each time on one model of GPU, with one version of each.
+//! given statistics, layer norm, softmax, pooling by windows, depthwise outputs and input gradients, embeddings, dropout,
+//! optimizers, rounding, LSTM gates, sums of the ordered tree. Sums over the rows of a grain (statistics, gradients of biases,
+//! of norms and of depthwise weights) and over a whole image have an order of their own, fixed by constants, and agree to the
+//! digits that f32 has. Products and convolutions are cuBLAS's and cuDNN's: the same bits each time on one model of GPU, with
+//! one version of each.
 //!
 //! **Precision.** What a product takes says what it is ([`Element`]): of f32 it is f32; of bf16, which lies in half the memory
 //! and is multiplied by tensor cores, sums are f32 and what layers go on with is rounded to bf16, once, and lies in f32 again.
