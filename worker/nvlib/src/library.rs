@@ -230,7 +230,8 @@ mod tests {
     #[test]
     fn what_is_not_there_is_named_with_the_places_that_were_looked_in() {
         let dir = tempfile::tempdir().unwrap();
-        let missing = Library::Cublas.find(Library::Cublas.sonames(), &[dir.path().into()], &["/nowhere".into()]).unwrap_err();
+        let names = Library::Cublas.sonames();
+        let missing = Library::Cublas.find(names, &[dir.path().into()], &["/nowhere".into()]).unwrap_err();
         let text = missing.to_string();
         assert!(text.starts_with("cuBLAS (libcublas.so.13 or libcublas.so.12) was not found in "), "{text}");
         assert!(text.contains(&dir.path().display().to_string()) && text.ends_with("/nowhere"), "{text}");

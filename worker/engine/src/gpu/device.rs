@@ -24,6 +24,7 @@ use super::{
     dnn::Dnn,
     kernels::{Source, compiled},
     ops::Spans,
+    tables::Tables,
 };
 
 /// A GPU and one stream on it: whatever is asked of it happens in the order of the asking.
@@ -36,6 +37,8 @@ pub struct Device {
     blas: Mutex<Option<Blas>>,
     dnn: Mutex<Option<Dnn>>,
     spans: Mutex<Vec<Arc<Spans>>>,
+    words: Tables<u32>,
+    longs: Tables<u64>,
     room: usize,
 }
 
@@ -66,7 +69,8 @@ impl Device {
         let capability = context.compute_capability()?;
         let stream = context.new_stream()?;
         let (blas, dnn) = (Mutex::new(None), Mutex::new(None));
-        Ok(Self { stream, capability, loaded: Mutex::default(), blas, dnn, spans: Mutex::default(), room: ROOM })
+        let (words, longs, loaded, spans) = (Tables::default(), Tables::default(), Mutex::default(), Mutex::default());
+        Ok(Self { stream, capability, loaded, blas, dnn, spans, words, longs, room: ROOM })
     }
 
     /// The same, on which attention's scores have less room, for tests: other room makes other bits.
@@ -222,6 +226,16 @@ impl Device {
             *place = Some(self.afford(|| Dnn::open(&self.stream))?);
         }
         Ok(place)
+    }
+
+    /// A table that an operation reads.
+    pub(in crate::gpu) fn words(&self, values: &[u32], shape: &[usize]) -> Result<Arc<Array<u32>>, Fault> {
+        self.words.of(self, values, shape)
+    }
+
+    /// One of wide numbers, one after the other.
+    pub(in crate::gpu) fn longs(&self, values: &[u64]) -> Result<Arc<Array<u64>>, Fault> {
+        self.longs.of(self, values, &[values.len()])
     }
 
     /// Lengths of sequences that were sent up, the newest first.

@@ -96,6 +96,8 @@ mod placed;
 mod span;
 #[cfg(feature = "cuda")]
 mod step;
+#[cfg(feature = "cuda")]
+mod tables;
 
 use serde::Serialize;
 use tl_proto::hardware::Gpu;

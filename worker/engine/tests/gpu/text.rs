@@ -191,12 +191,23 @@ fn what_is_no_frame_is_refused() {
     assert!(ops::unframe(device, &packed, &spans).is_err() && ops::pool_rows(device, &packed, &spans, true).is_err());
     assert!(ops::pool_rows_back(device, &packed, &spans, 3, true).is_err());
     assert!(Spans::of(device, &[2, 0]).is_err() && Spans::of(device, &[]).is_err());
-    // More of them than are kept, and each is the one that was asked for.
-    for (a, b) in [(2, 3), (1, 4), (3, 2), (4, 1), (2, 3), (1, 4), (2, 3)] {
-        let spans = Spans::of(device, &[a, b]).unwrap();
-        let framed = device.download(&ops::frame(device, &packed, &spans, 4, true).unwrap()).unwrap();
-        assert_eq!((framed[0], framed[15]), (a as f32, b as f32));
+    // More of them than are kept, twice, and each is the one that was asked for.
+    for cuts in (0..16).chain(0..16) {
+        let mut lengths = vec![1usize];
+        for row in 0..4 {
+            match cuts >> row & 1 {
+                0 => *lengths.last_mut().unwrap() += 1,
+                _ => lengths.push(1),
+            }
+        }
+        let spans = Spans::of(device, &lengths).unwrap();
+        let framed = device.download(&ops::frame(device, &packed, &spans, 5, true).unwrap()).unwrap();
+        assert!(lengths.iter().zip(framed.chunks_exact(18)).all(|(length, frame)| frame[0] == *length as f32));
     }
+    // Samples among others have rows of their own.
+    let some = Spans::some(device, &[2, 1, 2], 1..3).unwrap();
+    assert!(ops::frame(device, &packed, &some, 2, true).is_ok_and(|framed| framed.shape() == [2, 3, 3]));
+    assert!(Spans::some(device, &[2, 1, 2], 2..4).is_err() && Spans::some(device, &[2, 1, 2], 1..1).is_err());
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Dropout: the masks of `nn::Mask`, `nn::Dropout` and `nn::DropPath`, bit for bit.
 
+use std::sync::Arc;
+
 use super::{Element, Taken};
 use crate::{
     gpu::{
@@ -15,7 +17,7 @@ pub struct Dropped {
     site: u32,
     p: f32,
     keep: f32,
-    draws: Array<u64>,
+    draws: Arc<Array<u64>>,
 }
 
 impl Dropped {
@@ -24,7 +26,7 @@ impl Dropped {
     /// # Errors
     /// No sample, or a full memory.
     pub fn new(device: &Device, rng: Philox, site: u32, p: f32, draws: &[u64]) -> Result<Self, Fault> {
-        Ok(Self { key: rng.key(), site, p, keep: 1.0 / (1.0 - p), draws: device.upload(draws, &[draws.len()])? })
+        Ok(Self { key: rng.key(), site, p, keep: 1.0 / (1.0 - p), draws: device.longs(draws)? })
     }
 }
 
@@ -43,7 +45,7 @@ pub fn dropout(device: &Device, x: &mut Array, dropped: &Dropped, elements: &[us
             Some(*end)
         })
         .collect();
-    let ends = device.upload(&ends, &[ends.len()])?;
+    let ends = device.longs(&ends)?;
     let (n, [key0, key1]) = (x.count(), dropped.key);
     launch!(
         device,

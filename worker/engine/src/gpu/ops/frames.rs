@@ -20,7 +20,7 @@ pub struct Spans {
 }
 
 /// How many a device keeps: every layer of a pass asks for those of its batch, and attention for parts of it.
-const KEPT: usize = 16;
+const KEPT: usize = 8;
 
 impl Spans {
     /// For samples of these lengths. They go up once for all layers of a pass.
