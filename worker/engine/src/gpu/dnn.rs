@@ -4,7 +4,11 @@
 //! the same bits each time, takes no more scratch memory than [`WORKSPACE`], and makes of f32 what f32 has: no tensor core
 //! does. bf16 is theirs, as long as it is not made of something else on the way. Never by a stopwatch.
 
-use std::{collections::BTreeMap, ffi::c_int, sync::Arc};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    ffi::c_int,
+    sync::Arc,
+};
 
 use cudarc::{
     cudnn::{
@@ -78,7 +82,16 @@ pub(in crate::gpu) struct Dnn {
     handle: sys::cudnnHandle_t,
     /// Kept, since the handle is of it.
     stream: Arc<CudaStream>,
-    chosen: BTreeMap<(Of, Plan), (Algorithm, usize)>,
+    /// Nothing where it has nothing that will do.
+    chosen: BTreeMap<(Of, Plan), Option<Chosen>>,
+}
+
+/// How something is computed of a plan.
+pub(in crate::gpu) struct Chosen {
+    pub described: Described,
+    pub algorithm: Algorithm,
+    /// Bytes of scratch memory that it needs.
+    pub memory: usize,
 }
 
 #[expect(unsafe_code, reason = "a handle may be used from any one thread at a time")]
@@ -94,7 +107,7 @@ impl Drop for Dnn {
     }
 }
 
-/// Descriptors of a plan, destroyed with it.
+/// Descriptors of a plan.
 pub(in crate::gpu) struct Described {
     pub x: sys::cudnnTensorDescriptor_t,
     pub w: sys::cudnnFilterDescriptor_t,
@@ -183,22 +196,33 @@ impl Dnn {
         self.handle
     }
 
-    /// Descriptors, and the algorithm with the bytes of scratch memory that it needs.
-    pub(in crate::gpu) fn prepare(&mut self, of: Of, plan: &Plan) -> Result<(Described, Algorithm, usize), Fault> {
-        let described = Described::of(plan)?;
-        if let Some((algorithm, memory)) = self.chosen.get(&(of, *plan)) {
-            return Ok((described, *algorithm, *memory));
-        }
-        let (algorithm, memory) = self.choose(of, plan, &described)?.ok_or_else(|| Fault::Refused {
+    /// How it computes something of a plan: chosen when it is first asked.
+    pub(in crate::gpu) fn prepare(&mut self, of: Of, plan: &Plan) -> Result<&Chosen, Fault> {
+        let known = match self.chosen.entry((of, *plan)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(Chosen::new(self.handle, of, plan)?),
+        };
+        known.as_ref().ok_or_else(|| Fault::Refused {
             library: Library::Cudnn,
             answer: format!("that it has no deterministic algorithm for the {of:?} of {plan:?}"),
-        })?;
-        self.chosen.insert((of, *plan), (algorithm, memory));
-        Ok((described, algorithm, memory))
+        })
+    }
+}
+
+impl Chosen {
+    fn new(handle: sys::cudnnHandle_t, of: Of, plan: &Plan) -> Result<Option<Self>, Fault> {
+        let described = Described::of(plan)?;
+        let chosen = Self::choose(handle, of, plan, &described)?;
+        Ok(chosen.map(|(algorithm, memory)| Self { described, algorithm, memory }))
     }
 
     #[expect(unsafe_code, reason = "calls cuDNN")]
-    fn choose(&self, of: Of, plan: &Plan, d: &Described) -> Result<Option<(Algorithm, usize)>, CudnnError> {
+    fn choose(
+        handle: sys::cudnnHandle_t,
+        of: Of,
+        plan: &Plan,
+        d: &Described,
+    ) -> Result<Option<(Algorithm, usize)>, CudnnError> {
         let (most, mut count) = (LISTED as c_int, 0);
         let found = |count: c_int| usize::try_from(count).unwrap_or(0).min(LISTED);
         // SAFETY: descriptors that live, and lists of that many entries, for which zeros are good values: each of their
@@ -207,7 +231,7 @@ impl Dnn {
             Ok(match of {
                 Of::Outputs => {
                     let mut list = [std::mem::zeroed::<sys::cudnnConvolutionFwdAlgoPerf_t>(); LISTED];
-                    let (handle, at) = (self.handle, list.as_mut_ptr());
+                    let at = list.as_mut_ptr();
                     let ask = sys::cudnnGetConvolutionForwardAlgorithm_v7;
                     ask(handle, d.x, d.w, d.how, d.y, most, &mut count, at).result()?;
                     let needs = |a| result::get_convolution_forward_workspace_size(handle, d.x, d.w, d.how, d.y, a);
@@ -215,7 +239,7 @@ impl Dnn {
                 }
                 Of::Inputs => {
                     let mut list = [std::mem::zeroed::<sys::cudnnConvolutionBwdDataAlgoPerf_t>(); LISTED];
-                    let (handle, at) = (self.handle, list.as_mut_ptr());
+                    let at = list.as_mut_ptr();
                     let ask = sys::cudnnGetConvolutionBackwardDataAlgorithm_v7;
                     ask(handle, d.w, d.y, d.how, d.x, most, &mut count, at).result()?;
                     let size = result::get_convolution_backward_data_workspace_size;
@@ -224,7 +248,7 @@ impl Dnn {
                 }
                 Of::Weights => {
                     let mut list = [std::mem::zeroed::<sys::cudnnConvolutionBwdFilterAlgoPerf_t>(); LISTED];
-                    let (handle, at) = (self.handle, list.as_mut_ptr());
+                    let at = list.as_mut_ptr();
                     let ask = sys::cudnnGetConvolutionBackwardFilterAlgorithm_v7;
                     ask(handle, d.x, d.y, d.how, d.w, most, &mut count, at).result()?;
                     let size = result::get_convolution_backward_filter_workspace_size;

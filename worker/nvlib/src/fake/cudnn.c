@@ -1,7 +1,8 @@
 // Convolutions without a GPU, for tests: plain loops over channels-last images, with sums in double precision. Of each pass
 // the first algorithm that is offered is not deterministic, the second needs more memory than anybody has (and says so when
 // asked only), the third makes something else of the numbers first (TF32 of f32, half precision of bf16), the fourth is not
-// there for these descriptors after all; only the fifth computes. All tensors of a convolution are of one type.
+// there for these descriptors after all; only the fifth computes. All tensors of a convolution are of one type. Of bf16 images
+// with an odd number of channels there is only the first.
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,17 +41,18 @@ static int sound(const Handle *h, const Shape *x, const Shape *w, const How *d, 
   if (x->type != w->type || x->type != y->type || d->math != (x->type == FLOAT ? FMA : TENSOR)) return 0;
   return h->stream && x->c == w->c * d->groups && w->n % d->groups == 0 && y->n == x->n && y->c == w->n && y->h == oh && y->w == ow;
 }
-static int offers(int fits, int type, int most, int *count, Offer *list) {
+static int offers(int fits, const Shape *x, int most, int *count, Offer *list) {
   if (!fits) return BAD_PARAM;
-  int own = type == FLOAT ? FMA : TENSOR, other = type == FLOAT ? TENSOR : CONVERT;
+  int own = x->type == FLOAT ? FMA : TENSOR, other = x->type == FLOAT ? TENSOR : CONVERT;
   const Offer all[] = {{0, SUCCESS, 1, 0, 0, own, {0}}, {3, SUCCESS, 2, 0, 1, own, {0}}, {2, SUCCESS, 3, 0, 1, other, {0}}, {4, SUCCESS, 4, 0, 1, 0, {0}}, {GOOD, SUCCESS, 5, 0, 1, own, {0}}};
-  *count = most < 5 ? most : 5;
+  int there = x->type == FLOAT || x->c % 2 == 0 ? 5 : 1;
+  *count = most < there ? most : there;
   memcpy(list, all, *count * sizeof *list);
   return SUCCESS;
 }
-int cudnnGetConvolutionForwardAlgorithm_v7(Handle *h, Shape *x, Shape *w, How *d, Shape *y, int most, int *count, Offer *list) { return offers(sound(h, x, w, d, y), x->type, most, count, list); }
-int cudnnGetConvolutionBackwardDataAlgorithm_v7(Handle *h, Shape *w, Shape *y, How *d, Shape *x, int most, int *count, Offer *list) { return offers(sound(h, x, w, d, y), x->type, most, count, list); }
-int cudnnGetConvolutionBackwardFilterAlgorithm_v7(Handle *h, Shape *x, Shape *y, How *d, Shape *w, int most, int *count, Offer *list) { return offers(sound(h, x, w, d, y), x->type, most, count, list); }
+int cudnnGetConvolutionForwardAlgorithm_v7(Handle *h, Shape *x, Shape *w, How *d, Shape *y, int most, int *count, Offer *list) { return offers(sound(h, x, w, d, y), x, most, count, list); }
+int cudnnGetConvolutionBackwardDataAlgorithm_v7(Handle *h, Shape *w, Shape *y, How *d, Shape *x, int most, int *count, Offer *list) { return offers(sound(h, x, w, d, y), x, most, count, list); }
+int cudnnGetConvolutionBackwardFilterAlgorithm_v7(Handle *h, Shape *x, Shape *y, How *d, Shape *w, int most, int *count, Offer *list) { return offers(sound(h, x, w, d, y), x, most, count, list); }
 
 static int needs(int fits, int algo, size_t *size) {
   if (!fits) return BAD_PARAM;

@@ -4,7 +4,8 @@
 //! used for, and their gradient is turned back. What cuDNN writes it does not read before, so it begins as anything.
 //!
 //! Of bf16 it gives bf16 and nothing else. That is what outputs and gradients of inputs are, but not what a gradient of weights
-//! is, nor a sum to which a bias is to be added: these are products of windows ([`Patches`]), which are f32.
+//! is, nor a sum to which a bias is to be added: these are products of windows ([`Patches`]), which are f32. What it does not
+//! have of bf16 it makes of the same numbers in f32.
 
 use std::ffi::c_void;
 
@@ -13,10 +14,10 @@ use cudarc::{
     driver::{DevicePtr, DevicePtrMut},
 };
 
-use super::{Element, Patches, add_into, turn};
+use super::{Element, Patches, add_into, round_bf16, turn};
 use crate::gpu::{
     Array, Device, Fault,
-    dnn::{Algorithm, Of, Plan},
+    dnn::{Algorithm, Chosen, Of, Plan},
 };
 
 /// Bytes that windows take where a convolution is a product of them.
@@ -85,7 +86,9 @@ fn run<T>(
     let Some(dnn) = place.as_mut() else {
         return Err(Fault::shape("cuDNN was opened and is not there"));
     };
-    let (d, algorithm, memory) = dnn.prepare(of, plan)?;
+    let h = dnn.handle();
+    let Chosen { described: d, algorithm, memory } = dnn.prepare(of, plan)?;
+    let (algorithm, memory) = (*algorithm, *memory);
     let mut scratch = device.fresh::<u8>(&[memory.max(1)])?;
     let (one, zero) = (1.0f32, 0.0f32);
     let (one, zero) = ((&raw const one).cast::<c_void>(), (&raw const zero).cast::<c_void>());
@@ -94,7 +97,6 @@ fn run<T>(
     let (c, _c) = to.data.device_ptr_mut(stream);
     let (s, _s) = scratch.data.device_ptr_mut(stream);
     let (a, b, c, s) = (a as *const c_void, b as *const c_void, c as *mut c_void, s as *mut c_void);
-    let h = dnn.handle();
     // SAFETY: the arrays have the shapes and the type of the plan, as whoever calls this has checked, and the descriptors say
     // the same.
     unsafe {
@@ -120,8 +122,18 @@ fn run<T>(
 pub fn conv<T: Element>(device: &Device, x: &Array<T>, weights: &Array<T>, how: Convolution) -> Result<Array, Fault> {
     let plan = how.plan::<T>(x.images()?, weights.shape())?;
     let mut y = device.fresh(&plan.y)?;
-    run(device, Of::Outputs, &plan, (x, weights), &mut y)?;
+    let done = run(device, Of::Outputs, &plan, (x, weights), &mut y);
+    if lacks::<T>(&done) {
+        let (x, weights) = (T::wide(device, x)?, T::wide(device, weights)?);
+        return round_bf16(device, &conv(device, &x, &weights, how)?);
+    }
+    done?;
     T::given(device, y)
+}
+
+/// Whether cuDNN has something of f32 only.
+fn lacks<T: Element>(done: &Result<(), Fault>) -> bool {
+    T::HALF && matches!(done, Err(Fault::Refused { .. }))
 }
 
 /// The same with a bias, rounded once.
@@ -158,7 +170,12 @@ pub fn conv_input<T: Element>(
     let plan = how.plan::<T>(shape, weights.shape())?;
     dy.expect(&plan.y)?;
     let mut dx = device.fresh(&plan.x)?;
-    run(device, Of::Inputs, &plan, (dy, weights), &mut dx)?;
+    let done = run(device, Of::Inputs, &plan, (dy, weights), &mut dx);
+    if lacks::<T>(&done) {
+        let (dy, weights) = (T::wide(device, dy)?, T::wide(device, weights)?);
+        return round_bf16(device, &conv_input(device, &dy, &weights, shape, how)?);
+    }
+    done?;
     T::given(device, dx)
 }
 
