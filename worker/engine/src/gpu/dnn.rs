@@ -6,7 +6,11 @@
 //! stopwatch. The list's word on arithmetic counts for nothing: the descriptor allows f32 no tensor core, and bf16 nothing that
 //! it would have to be made into on the way.
 
-use std::{collections::BTreeMap, ffi::c_int, sync::Arc};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    ffi::c_int,
+    sync::Arc,
+};
 
 use cudarc::{
     cudnn::{
@@ -72,7 +76,15 @@ pub(in crate::gpu) struct Dnn {
     handle: sys::cudnnHandle_t,
     /// Kept, since the handle is of it.
     stream: Arc<CudaStream>,
-    chosen: BTreeMap<(Of, Plan), (Algorithm, usize)>,
+    chosen: BTreeMap<(Of, Plan), Chosen>,
+}
+
+/// How something is computed of a plan.
+pub(in crate::gpu) struct Chosen {
+    pub described: Described,
+    /// An algorithm that has done it, or those that may, the best one first, or none; with the bytes of scratch memory that each
+    /// needs.
+    pub offers: Vec<(Algorithm, usize)>,
 }
 
 #[expect(unsafe_code, reason = "a handle may be used from any one thread at a time")]
@@ -88,7 +100,7 @@ impl Drop for Dnn {
     }
 }
 
-/// Descriptors of a plan, destroyed with it.
+/// Descriptors of a plan.
 pub(in crate::gpu) struct Described {
     pub x: sys::cudnnTensorDescriptor_t,
     pub w: sys::cudnnFilterDescriptor_t,
@@ -204,24 +216,24 @@ impl Dnn {
         self.handle
     }
 
-    /// Descriptors, and the algorithms to be tried one after the other, each with the bytes of scratch memory that it needs. Of
-    /// one that has done it, [`Dnn::settle`] is to be told.
-    pub(in crate::gpu) fn prepare(&self, of: Of, plan: &Plan) -> Result<(Described, Vec<(Algorithm, usize)>), Fault> {
-        let described = Described::of(plan)?;
-        let all = match self.chosen.get(&(of, *plan)) {
-            Some(chosen) => vec![*chosen],
-            None => self.offered(of, &described)?,
-        };
-        Ok((described, all))
+    /// How it computes something of a plan: what it offers is asked for once.
+    pub(in crate::gpu) fn prepare(&mut self, of: Of, plan: &Plan) -> Result<&mut Chosen, Fault> {
+        match self.chosen.entry((of, *plan)) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(place) => Ok(place.insert(Chosen::new(self.handle, of, plan)?)),
+        }
     }
+}
 
-    /// From here on a plan has this algorithm.
-    pub(in crate::gpu) fn settle(&mut self, of: Of, plan: &Plan, chosen: (Algorithm, usize)) {
-        self.chosen.insert((of, *plan), chosen);
+impl Chosen {
+    fn new(handle: sys::cudnnHandle_t, of: Of, plan: &Plan) -> Result<Self, Fault> {
+        let described = Described::of(plan)?;
+        let offers = Self::offers(handle, of, &described)?;
+        Ok(Self { described, offers })
     }
 
     #[expect(unsafe_code, reason = "calls cuDNN")]
-    fn offered(&self, of: Of, d: &Described) -> Result<Vec<(Algorithm, usize)>, CudnnError> {
+    fn offers(handle: sys::cudnnHandle_t, of: Of, d: &Described) -> Result<Vec<(Algorithm, usize)>, CudnnError> {
         use sys::{
             cudnnConvolutionBwdDataAlgo_t as Inputs, cudnnConvolutionBwdFilterAlgo_t as Weights,
             cudnnConvolutionFwdAlgo_t as Outputs,
@@ -233,7 +245,7 @@ impl Dnn {
             Ok(match of {
                 Of::Outputs => {
                     let mut list = [std::mem::zeroed::<sys::cudnnConvolutionFwdAlgoPerf_t>(); LISTED];
-                    let (handle, at) = (self.handle, list.as_mut_ptr());
+                    let at = list.as_mut_ptr();
                     let ask = sys::cudnnGetConvolutionForwardAlgorithm_v7;
                     let answer = ask(handle, d.x, d.w, d.how, d.y, most, &mut count, at).result();
                     let needs = |a| result::get_convolution_forward_workspace_size(handle, d.x, d.w, d.how, d.y, a);
@@ -245,7 +257,7 @@ impl Dnn {
                 }
                 Of::Inputs => {
                     let mut list = [std::mem::zeroed::<sys::cudnnConvolutionBwdDataAlgoPerf_t>(); LISTED];
-                    let (handle, at) = (self.handle, list.as_mut_ptr());
+                    let at = list.as_mut_ptr();
                     let ask = sys::cudnnGetConvolutionBackwardDataAlgorithm_v7;
                     let answer = ask(handle, d.w, d.y, d.how, d.x, most, &mut count, at).result();
                     let size = result::get_convolution_backward_data_workspace_size;
@@ -255,7 +267,7 @@ impl Dnn {
                 }
                 Of::Weights => {
                     let mut list = [std::mem::zeroed::<sys::cudnnConvolutionBwdFilterAlgoPerf_t>(); LISTED];
-                    let (handle, at) = (self.handle, list.as_mut_ptr());
+                    let at = list.as_mut_ptr();
                     let ask = sys::cudnnGetConvolutionBackwardFilterAlgorithm_v7;
                     let answer = ask(handle, d.x, d.y, d.how, d.w, most, &mut count, at).result();
                     let size = result::get_convolution_backward_filter_workspace_size;

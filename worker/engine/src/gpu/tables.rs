@@ -9,8 +9,11 @@ use super::{Array, Device, Fault};
 /// How many a device keeps of a kind.
 const KEPT: usize = 32;
 
-/// Tables that were sent up, with what is in them; the newest first.
-pub(in crate::gpu) struct Tables<T>(Mutex<Vec<(Vec<T>, Arc<Array<T>>)>>);
+/// A table, and what is in it.
+type Known<T> = (Vec<T>, Arc<Array<T>>);
+
+/// Tables that were sent up, the newest first.
+pub(in crate::gpu) struct Tables<T>(Mutex<Vec<Known<T>>>);
 
 // By hand, since a derived one would ask `T` to be so too.
 impl<T> Default for Tables<T> {
@@ -25,7 +28,7 @@ impl<T: DeviceRepr + Clone + PartialEq> Tables<T> {
     /// # Errors
     /// As [`Device::upload`].
     pub(in crate::gpu) fn of(&self, device: &Device, values: &[T], shape: &[usize]) -> Result<Arc<Array<T>>, Fault> {
-        let same = |known: &&(Vec<T>, Arc<Array<T>>)| known.0 == values && known.1.shape() == shape;
+        let same = |known: &&Known<T>| known.0 == values && known.1.shape() == shape;
         let all = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, known)) = all().iter().find(same) {
             return Ok(known.clone());

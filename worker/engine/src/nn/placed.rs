@@ -61,7 +61,7 @@ impl Pass<'_> {
             return Ok(known);
         }
         let own = self.lying(id, shape, at)?;
-        let made = if exact { own } else { self.rounded(own)? };
+        let made = if exact || self.precision().is_f32() { own } else { own.made(ops::round_bf16)? };
         if let Some(packs) = self.packs {
             packs.keep((id, exact), &made, self.trains(id));
         }
@@ -81,11 +81,6 @@ impl Pass<'_> {
         let all = self.packs.and_then(|packs| packs.kept().resident.clone());
         let (Some(all), Some(slot)) = (all, self.layout.and_then(|layout| layout.slot(id))) else { return Ok(None) };
         Ok(Some(all.made(|device, all| device.part(all, slot, shape))?))
-    }
-
-    /// What a product takes, or gives, in the pass's precision and in f32.
-    pub(super) fn rounded(&self, x: Placed) -> Result<Placed> {
-        if self.precision().is_f32() { Ok(x) } else { Ok(x.made(ops::round_bf16)?) }
     }
 }
 

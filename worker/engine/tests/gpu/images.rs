@@ -91,7 +91,7 @@ fn depthwise_convolutions_have_the_bits_of_the_cpu() {
         let x = numbers(1, 2 * h * w * c);
         let want = run(&layer, &b.store, (&x, &[2, h, w, c]), None, false);
         let ((top, oh), (left, ow)) = (pad.plan(h, k, stride), pad.plan(w, k, stride));
-        let windows = Windowed { k, stride, before: (top, left), outputs: (oh, ow) };
+        let windows = Windowed { k, stride, before: (top, left), outputs: (oh, ow), rounds: false };
         let (xs, weights) = (up(device, &x, &[2, h, w, c]), up(device, &b.store.values, &[c, 1, k, k]));
         let y = ops::depthwise(device, &xs, &weights, windows).unwrap();
         assert_eq!(y.shape(), want.shape);

@@ -2,8 +2,8 @@
 // the first algorithm that is offered is not deterministic, the second needs more memory than anybody has (and says so when
 // asked only), the third does not compute as the descriptors say (TF32 of f32, half precision of bf16) and refuses when it is
 // to run, the fourth is not there for these descriptors after all; only the fifth computes. What is said of its arithmetic is
-// not what the descriptors say, and of groups it is not listed. Windows seven apart none computes. All tensors of a convolution
-// are of one type.
+// not what the descriptors say, and of groups it is not listed. None computes windows seven apart, nor bf16 images with an odd
+// number of channels, of which the first alone is listed. All tensors of a convolution are of one type.
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,18 +42,19 @@ static int sound(const Handle *h, const Shape *x, const Shape *w, const How *d, 
   if (x->type != w->type || x->type != y->type || d->math != (x->type == FLOAT ? FMA : TENSOR)) return 0;
   return h->stream && x->c == w->c * d->groups && w->n % d->groups == 0 && y->n == x->n && y->c == w->n && y->h == oh && y->w == ow;
 }
-static int offers(int fits, int type, const How *d, int most, int *count, Offer *list) {
+static int odd(const Shape *x) { return x->type != FLOAT && x->c % 2; }
+static int offers(int fits, const Shape *x, const How *d, int most, int *count, Offer *list) {
   if (!fits) return BAD_PARAM;
-  int own = type == FLOAT ? FMA : TENSOR, other = type == FLOAT ? TENSOR : CONVERT;
+  int own = x->type == FLOAT ? FMA : TENSOR, other = x->type == FLOAT ? TENSOR : CONVERT;
   const Offer all[] = {{0, SUCCESS, 1, 0, 0, own, {0}}, {3, SUCCESS, 2, 0, 1, own, {0}}, {2, SUCCESS, 3, 0, 1, other, {0}}, {4, SUCCESS, 4, 0, 1, 0, {0}}, {GOOD, SUCCESS, 5, 0, 1, other, {0}}};
-  int there = d->groups > 1 ? 4 : 5;
+  int there = odd(x) ? 1 : d->groups > 1 ? 4 : 5;
   *count = most < there ? most : there;
   memcpy(list, all, *count * sizeof *list);
   return SUCCESS;
 }
-int cudnnGetConvolutionForwardAlgorithm_v7(Handle *h, Shape *x, Shape *w, How *d, Shape *y, int most, int *count, Offer *list) { return offers(sound(h, x, w, d, y), x->type, d, most, count, list); }
-int cudnnGetConvolutionBackwardDataAlgorithm_v7(Handle *h, Shape *w, Shape *y, How *d, Shape *x, int most, int *count, Offer *list) { return offers(sound(h, x, w, d, y), x->type, d, most, count, list); }
-int cudnnGetConvolutionBackwardFilterAlgorithm_v7(Handle *h, Shape *x, Shape *y, How *d, Shape *w, int most, int *count, Offer *list) { return offers(sound(h, x, w, d, y), x->type, d, most, count, list); }
+int cudnnGetConvolutionForwardAlgorithm_v7(Handle *h, Shape *x, Shape *w, How *d, Shape *y, int most, int *count, Offer *list) { return offers(sound(h, x, w, d, y), x, d, most, count, list); }
+int cudnnGetConvolutionBackwardDataAlgorithm_v7(Handle *h, Shape *w, Shape *y, How *d, Shape *x, int most, int *count, Offer *list) { return offers(sound(h, x, w, d, y), x, d, most, count, list); }
+int cudnnGetConvolutionBackwardFilterAlgorithm_v7(Handle *h, Shape *x, Shape *y, How *d, Shape *w, int most, int *count, Offer *list) { return offers(sound(h, x, w, d, y), x, d, most, count, list); }
 
 static int needs(int fits, int algo, size_t *size) {
   if (!fits) return BAD_PARAM;
@@ -98,22 +99,22 @@ static int run(int of, const Shape *x, const void *xs, const Shape *w, const voi
   free(sums);
   return SUCCESS;
 }
-static int refused(const How *d, int algo, const void *scratch, size_t size) {
-  if (algo == 2 || d->down == 7) return NOT_SUPPORTED;
+static int refused(const Shape *x, const How *d, int algo, const void *scratch, size_t size) {
+  if (algo == 2 || d->down == 7 || odd(x)) return NOT_SUPPORTED;
   return algo == GOOD && scratch && size >= SCRATCH ? SUCCESS : BAD_PARAM;
 }
 int cudnnConvolutionForward(Handle *h, const float *alpha, Shape *x, const void *xs, Shape *w, const void *ws, How *d, int algo, void *scratch, size_t size, const float *beta, Shape *y, void *ys) {
   if (!sound(h, x, w, d, y)) return BAD_PARAM;
-  if (refused(d, algo, scratch, size)) return refused(d, algo, scratch, size);
+  if (refused(x, d, algo, scratch, size)) return refused(x, d, algo, scratch, size);
   return run(OUTPUTS, x, xs, w, ws, d, y, NULL, *alpha, *beta, ys);
 }
 int cudnnConvolutionBackwardData(Handle *h, const float *alpha, Shape *w, const void *ws, Shape *y, const void *ys, How *d, int algo, void *scratch, size_t size, const float *beta, Shape *x, void *xs) {
   if (!sound(h, x, w, d, y)) return BAD_PARAM;
-  if (refused(d, algo, scratch, size)) return refused(d, algo, scratch, size);
+  if (refused(x, d, algo, scratch, size)) return refused(x, d, algo, scratch, size);
   return run(INPUTS, x, NULL, w, ws, d, y, ys, *alpha, *beta, xs);
 }
 int cudnnConvolutionBackwardFilter(Handle *h, const float *alpha, Shape *x, const void *xs, Shape *y, const void *ys, How *d, int algo, void *scratch, size_t size, const float *beta, Shape *w, void *ws) {
   if (!sound(h, x, w, d, y)) return BAD_PARAM;
-  if (refused(d, algo, scratch, size)) return refused(d, algo, scratch, size);
+  if (refused(x, d, algo, scratch, size)) return refused(x, d, algo, scratch, size);
   return run(WEIGHTS, x, xs, w, NULL, d, y, ys, *alpha, *beta, ws);
 }

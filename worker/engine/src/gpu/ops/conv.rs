@@ -4,8 +4,9 @@
 //! used for, and their gradient is turned back. What cuDNN writes it does not read before, so it begins as anything.
 //!
 //! Of bf16 it gives bf16 and nothing else. That is what outputs and gradients of inputs are, but not what a gradient of weights
-//! is, nor a sum to which a bias is to be added: these are products of windows ([`Patches`]), which are f32. So are outputs and
-//! gradients of weights that cuDNN has no algorithm for.
+//! is, nor a sum to which a bias is to be added: these are products of windows ([`Patches`]), which are f32. What it does not
+//! have of bf16 it makes of the same numbers in f32, and what it does not have of these a product of windows makes, too, but for
+//! gradients of inputs.
 
 use std::ffi::c_void;
 
@@ -17,7 +18,7 @@ use cudarc::{
 use super::{Element, Patches, add_into, round_bf16, turn};
 use crate::gpu::{
     Array, Device, Fault,
-    dnn::{Algorithm, Of, Plan, is_unsupported},
+    dnn::{Algorithm, Chosen, Of, Plan, is_unsupported},
 };
 
 /// Bytes that windows take where a convolution is a product of them.
@@ -86,11 +87,11 @@ fn run<T>(
     let Some(dnn) = place.as_mut() else {
         return Err(Fault::shape("cuDNN was opened and is not there"));
     };
-    let (d, all) = dnn.prepare(of, plan)?;
+    let h = dnn.handle();
+    let Chosen { described: d, offers } = dnn.prepare(of, plan)?;
     let (one, zero) = (1.0f32, 0.0f32);
     let (one, zero) = ((&raw const one).cast::<c_void>(), (&raw const zero).cast::<c_void>());
-    let h = dnn.handle();
-    for (algorithm, memory) in all {
+    while let Some((algorithm, memory)) = offers.first().copied() {
         let mut scratch = device.fresh::<u8>(&[memory.max(1)])?;
         let (a, _a) = from.data.device_ptr(stream);
         let (b, _b) = with.data.device_ptr(stream);
@@ -115,10 +116,12 @@ fn run<T>(
             }
         };
         match done {
-            Err(e) if is_unsupported(e) => {}
+            Err(e) if is_unsupported(e) => {
+                offers.remove(0);
+            }
             Err(e) => return Err(e.into()),
             Ok(()) => {
-                dnn.settle(of, plan, (algorithm, memory));
+                offers.truncate(1);
                 return Ok(());
             }
         }
@@ -133,13 +136,21 @@ fn run<T>(
 pub fn conv<T: Element>(device: &Device, x: &Array<T>, weights: &Array<T>, how: Convolution) -> Result<Array, Fault> {
     let plan = how.plan::<T>(x.images()?, weights.shape())?;
     let mut y = device.fresh(&plan.y)?;
-    match run(device, Of::Outputs, &plan, (x, weights), &mut y) {
-        Err(Fault::NoAlgorithm(_)) if how.groups == 1 => {
-            let y = Patches::of(x, weights.shape(), how, ROOM)?.times(device, weights)?;
-            if T::HALF { round_bf16(device, &y) } else { Ok(y) }
-        }
-        done => done.and_then(|()| T::given(device, y)),
+    let done = run(device, Of::Outputs, &plan, (x, weights), &mut y);
+    if lacks(&done) && T::HALF {
+        let (x, weights) = (T::wide(device, x)?, T::wide(device, weights)?);
+        return round_bf16(device, &conv(device, &x, &weights, how)?);
     }
+    if lacks(&done) && how.groups == 1 {
+        return Patches::of(x, weights.shape(), how, ROOM)?.times(device, weights);
+    }
+    done?;
+    T::given(device, y)
+}
+
+/// Whether cuDNN has no algorithm for something.
+fn lacks(done: &Result<(), Fault>) -> bool {
+    matches!(done, Err(Fault::NoAlgorithm(_)))
 }
 
 /// The same with a bias, rounded once.
@@ -176,7 +187,12 @@ pub fn conv_input<T: Element>(
     let plan = how.plan::<T>(shape, weights.shape())?;
     dy.expect(&plan.y)?;
     let mut dx = device.fresh(&plan.x)?;
-    run(device, Of::Inputs, &plan, (dy, weights), &mut dx)?;
+    let done = run(device, Of::Inputs, &plan, (dy, weights), &mut dx);
+    if lacks(&done) && T::HALF {
+        let (dy, weights) = (T::wide(device, dy)?, T::wide(device, weights)?);
+        return round_bf16(device, &conv_input(device, &dy, &weights, shape, how)?);
+    }
+    done?;
     T::given(device, dx)
 }
 

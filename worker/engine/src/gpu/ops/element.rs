@@ -30,6 +30,12 @@ pub trait Element: sealed::Sealed + DeviceRepr + ValidAsZeroBits + Sized {
     /// As [`Element::taken`].
     fn given(device: &Device, y: Array<Self>) -> Result<Array, Fault>;
 
+    /// The same numbers in f32.
+    ///
+    /// # Errors
+    /// As [`Element::taken`].
+    fn wide(device: &Device, x: &Array<Self>) -> Result<Array, Fault>;
+
     /// Adds a bias to sums, and rounds them.
     ///
     /// # Errors
@@ -49,6 +55,10 @@ impl Element for f32 {
         Ok(y)
     }
 
+    fn wide(device: &Device, x: &Array) -> Result<Array, Fault> {
+        device.copy(x)
+    }
+
     fn add_bias(device: &Device, y: &mut Array, bias: &Array) -> Result<(), Fault> {
         add_bias(device, y, bias)
     }
@@ -64,6 +74,10 @@ impl Element for bf16 {
 
     fn given(device: &Device, y: Array<Self>) -> Result<Array, Fault> {
         from_bf16(device, &y)
+    }
+
+    fn wide(device: &Device, x: &Array<Self>) -> Result<Array, Fault> {
+        from_bf16(device, x)
     }
 
     fn add_bias(device: &Device, y: &mut Array, bias: &Array) -> Result<(), Fault> {
