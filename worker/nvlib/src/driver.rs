@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use crate::{Library, Missing, NoSymbol};
+use crate::{Library, Missing, NoSymbol, Opened};
 
 /// The oldest driver that is used: the first one of CUDA 12.
 pub const OLDEST: CudaVersion = CudaVersion { major: 12, minor: 0 };
@@ -25,6 +25,15 @@ impl CudaVersion {
     fn from_number(number: c_int) -> Self {
         let number = u32::try_from(number).unwrap_or(0);
         Self { major: number / 1000, minor: number % 1000 / 10 }
+    }
+
+    /// What a driver knows; nothing if it does not tell.
+    #[expect(unsafe_code, reason = "calls the driver")]
+    pub(crate) fn newest(driver: &Opened) -> Option<Self> {
+        let mut number = 0;
+        // SAFETY: the type is that of the documentation; it writes one number, and needs no GPU.
+        let answer = unsafe { driver.function::<Number>("cuDriverGetVersion").ok()?(&mut number) };
+        (answer == 0).then(|| Self::from_number(number))
     }
 }
 

@@ -9,13 +9,15 @@
 //!
 //! **Why not cudarc's own loading.** It panics where a library or a symbol is missing, and it never asks for `libnccl.so.2`,
 //! the only name that NCCL's packages without headers have. Whoever uses cudarc opens the library here first: the system's
-//! loader then hands cudarc the very same one by its soname, and an absent one was an error before cudarc could panic.
+//! loader then hands cudarc the very same one by its soname, and an absent one was an error before cudarc could panic. Where it
+//! hands cudarc another one, since that asks for names of headers first, [`Opened::expect`] says so.
 //!
 //! **Why not trampolines**, which satisfy `-lcuda` at link time and look the function up when it is called first: they are
 //! needed where a crate asks for linking, as candle's `cuda` feature does, and are assembler for one architecture. Nothing
 //! here asks for that.
 
 pub mod driver;
+mod elsewhere;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod library;
@@ -23,4 +25,5 @@ mod library;
 pub mod one_gpu;
 mod version;
 
+pub use elsewhere::Elsewhere;
 pub use library::{Library, Missing, NoSymbol, Opened};

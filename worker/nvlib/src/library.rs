@@ -8,6 +8,8 @@ use std::{
 
 use libloading::os::unix;
 
+use crate::driver::CudaVersion;
+
 /// Folders that are looked in before all others, separated by colons.
 const FIRST: &str = "NVLIB_PATH";
 /// Folders where drivers and toolkits lie without being known to the system's loader: containers of Kubernetes, WSL, NixOS,
@@ -61,6 +63,20 @@ impl Library {
         }
     }
 
+    /// The same, with those last that are made for a newer CUDA than the driver knows.
+    fn sonames_for(self, newest: Option<CudaVersion>) -> Vec<&'static str> {
+        let major = |name: &str| name.rsplit('.').next().and_then(|major| major.parse::<u32>().ok());
+        let too_new = |name: &str| newest.is_some_and(|cuda| major(name).is_some_and(|major| major > cuda.major));
+        let mut names = self.sonames().to_vec();
+        names.sort_by_key(|name| self.follows_cuda() && too_new(name));
+        names
+    }
+
+    /// Whether its versions are those of CUDA.
+    const fn follows_cuda(self) -> bool {
+        matches!(self, Self::Cublas | Self::Nvrtc)
+    }
+
     /// The library, opened by the first call that finds it and never closed.
     ///
     /// # Errors
@@ -81,15 +97,17 @@ impl Library {
         }
         let mut first = folders.to_vec();
         first.extend(std::env::var_os(FIRST).iter().flat_map(std::env::split_paths));
-        let opened = self.find(&first, &KNOWN.map(PathBuf::from))?;
+        let driver = if self.follows_cuda() { Self::Driver.open_from(folders).ok() } else { None };
+        let names = self.sonames_for(driver.and_then(CudaVersion::newest));
+        let opened = self.find(&names, &first, &KNOWN.map(PathBuf::from))?;
         // Who was faster at the same moment has opened the same file: its handle is as good.
         Ok(place.get_or_init(|| opened))
     }
 
     /// Looks in the folders of `first`, with the system's loader, and in those of `last`.
-    fn find(self, first: &[PathBuf], last: &[PathBuf]) -> Result<Opened, Missing> {
+    fn find(self, names: &[&'static str], first: &[PathBuf], last: &[PathBuf]) -> Result<Opened, Missing> {
         let mut reasons = Vec::new();
-        for name in self.sonames() {
+        for name in names {
             let within = |folders: &[PathBuf]| -> Vec<PathBuf> {
                 folders.iter().map(|f| f.join(name)).filter(|path| path.exists()).collect()
             };
@@ -212,7 +230,8 @@ mod tests {
     #[test]
     fn what_is_not_there_is_named_with_the_places_that_were_looked_in() {
         let dir = tempfile::tempdir().unwrap();
-        let missing = Library::Cublas.find(&[dir.path().into()], &["/nowhere".into()]).unwrap_err();
+        let names = Library::Cublas.sonames();
+        let missing = Library::Cublas.find(names, &[dir.path().into()], &["/nowhere".into()]).unwrap_err();
         let text = missing.to_string();
         assert!(text.starts_with("cuBLAS (libcublas.so.13 or libcublas.so.12) was not found in "), "{text}");
         assert!(text.contains(&dir.path().display().to_string()) && text.ends_with("/nowhere"), "{text}");
@@ -225,10 +244,44 @@ mod tests {
         let path = dir.path().join("libnccl.so.2");
         std::fs::write(&path, "not an ELF file").unwrap();
         for folders in [[vec![dir.path().into()], vec![]], [vec![], vec![dir.path().into()]]] {
-            let missing = Library::Nccl.find(&folders[0], &folders[1]).unwrap_err();
+            let missing = Library::Nccl.find(Library::Nccl.sonames(), &folders[0], &folders[1]).unwrap_err();
             assert_eq!(missing.reasons.len(), 1, "{missing}");
             assert!(missing.to_string().contains(&format!("`{}` cannot be opened: ", path.display())), "{missing}");
         }
+    }
+
+    #[test]
+    fn an_older_driver_gets_the_libraries_of_its_age() {
+        let names = |library: Library, major| library.sonames_for(Some(CudaVersion { major, minor: 9 }));
+        assert_eq!(names(Library::Cublas, 12), ["libcublas.so.12", "libcublas.so.13"]);
+        assert_eq!(names(Library::Nvrtc, 12), ["libnvrtc.so.12", "libnvrtc.so.13"]);
+        for newest in [Some(CudaVersion { major: 13, minor: 0 }), Some(CudaVersion { major: 14, minor: 0 }), None] {
+            assert_eq!(Library::Cublas.sonames_for(newest), Library::Cublas.sonames(), "{newest:?}");
+        }
+        for other in [Library::Driver, Library::Nccl, Library::Cudnn] {
+            assert_eq!(names(other, 1), other.sonames());
+        }
+    }
+
+    #[test]
+    #[expect(unsafe_code, reason = "asks for addresses")]
+    fn a_second_file_of_the_same_library_is_told_from_the_one_that_was_opened() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for dir in [&dir, &other] {
+            crate::fake::build(dir.path()).unwrap();
+        }
+        let find = |dir: &Path| Library::Nccl.find(&["libnccl.so.2"], &[dir.into()], &[]).unwrap();
+        let (opened, second) = (find(dir.path()), find(other.path()));
+        // SAFETY: addresses, which nobody calls.
+        let [own, strange] = [&opened, &second]
+            .map(|library| unsafe { library.function::<*const std::ffi::c_void>("ncclGetVersion") }.unwrap());
+        opened.expect("ncclGetVersion", own).unwrap();
+        let elsewhere = opened.expect("ncclGetVersion", strange).unwrap_err();
+        let path = |dir: &tempfile::TempDir| dir.path().canonicalize().unwrap().join("libnccl.so.2");
+        assert_eq!((elsewhere.library, elsewhere.called), (Library::Nccl, path(&other)));
+        assert_eq!(elsewhere.opened.canonicalize().unwrap(), path(&dir));
+        // One that the library does not have is another one's.
+        assert!(opened.expect("no_such_function", own).is_err());
     }
 
     #[test]

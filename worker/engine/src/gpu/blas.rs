@@ -8,7 +8,7 @@ use cudarc::{
 };
 use nvlib::Library;
 
-use super::{Fault, device::free};
+use super::{Fault, bound, device::free};
 
 /// Bytes of scratch memory. Which algorithm is taken depends on it, so it is no option.
 const WORKSPACE: usize = 32 << 20;
@@ -28,7 +28,7 @@ unsafe impl Send for Blas {}
 impl Drop for Blas {
     #[expect(unsafe_code, reason = "calls cuBLAS")]
     fn drop(&mut self) {
-        let _ = self.stream.context().bind_to_thread();
+        bound::bind(self.stream.context());
         // SAFETY: made by `create_handle`, and destroyed once. That it cannot be is no reason to stop.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
@@ -37,7 +37,7 @@ impl Drop for Blas {
 impl Blas {
     #[expect(unsafe_code, reason = "calls cuBLAS")]
     pub(in crate::gpu) fn open(stream: &Arc<CudaStream>) -> Result<Self, Fault> {
-        Library::Cublas.open()?;
+        bound::open(Library::Cublas)?;
         let workspace = stream.alloc_zeros::<u8>(WORKSPACE)?;
         stream.context().bind_to_thread()?;
         let handle = result::create_handle().map_err(|e| Fault::from(e).at_start(free(stream)))?;

@@ -13,7 +13,7 @@ use cudarc::{
 use nccl_rs::{Communicator, Nccl, Options};
 use nvlib::Library;
 
-use super::{Checked, Device, step};
+use super::{Checked, Device, bound, step};
 use crate::{Error, Result};
 
 /// Elements that are copied.
@@ -92,7 +92,7 @@ fn copy(stream: &Arc<CudaStream>) -> Result<f64, DriverError> {
 
 #[expect(unsafe_code, reason = "cuBLAS takes sizes on trust")]
 fn multiply(stream: &Arc<CudaStream>) -> Result<f64, String> {
-    Library::Cublas.open().map_err(|e| e.to_string())?;
+    bound::open(Library::Cublas).map_err(|e| e.to_string())?;
     let (driver, failed) =
         (|e: DriverError| format!("the driver answers {:?}", e.0), |e: CublasError| format!("cuBLAS: {e:?}"));
     let blas = CudaBlas::new(stream.clone()).map_err(failed)?;

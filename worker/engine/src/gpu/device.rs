@@ -20,9 +20,11 @@ use super::{
     Array, Fault,
     array::counted,
     blas::Blas,
+    bound,
     dnn::Dnn,
     kernels::{Source, compiled},
     ops::Spans,
+    tables::Tables,
 };
 
 /// A GPU and one stream on it: whatever is asked of it happens in the order of the asking.
@@ -35,7 +37,13 @@ pub struct Device {
     blas: Mutex<Option<Blas>>,
     dnn: Mutex<Option<Dnn>>,
     spans: Mutex<Vec<Arc<Spans>>>,
+    words: Tables<u32>,
+    longs: Tables<u64>,
+    room: usize,
 }
+
+/// Bytes of a square of attention's scores for as many samples as are computed at a time. Part of the result.
+const ROOM: usize = 256 << 20;
 
 #[derive(Default)]
 struct Loaded {
@@ -49,7 +57,7 @@ impl Device {
     /// # Errors
     /// There is no driver, or no such GPU.
     pub fn open(index: u32) -> Result<Self, Fault> {
-        Library::Driver.open()?;
+        bound::open(Library::Driver)?;
         // The bindings panic where a library of another age lacks a function.
         let opened = std::panic::catch_unwind(AssertUnwindSafe(|| Self::on(index)));
         opened.unwrap_or_else(|_| Err(Fault::Driver("that it lacks a function: it is too old".into())))
@@ -61,12 +69,28 @@ impl Device {
         let capability = context.compute_capability()?;
         let stream = context.new_stream()?;
         let (blas, dnn) = (Mutex::new(None), Mutex::new(None));
-        Ok(Self { stream, capability, loaded: Mutex::default(), blas, dnn, spans: Mutex::default() })
+        let (words, longs, loaded, spans) = (Tables::default(), Tables::default(), Mutex::default(), Mutex::default());
+        Ok(Self { stream, capability, loaded, blas, dnn, spans, words, longs, room: ROOM })
+    }
+
+    /// The same, on which attention's scores have less room, for tests: other room makes other bits.
+    pub fn with_room(self, room: usize) -> Self {
+        Self { room, ..self }
+    }
+
+    /// Bytes of a square of attention's scores for as many samples as are computed at a time.
+    pub(crate) fn room(&self) -> usize {
+        self.room
     }
 
     /// What everything happens on.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    /// Its compute capability.
+    pub(in crate::gpu) fn capability(&self) -> (i32, i32) {
+        self.capability
     }
 
     /// Waits until all is done.
@@ -103,14 +127,16 @@ impl Device {
     /// # Errors
     /// The memory is full, or the shape holds nothing.
     pub fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, shape: &[usize]) -> Result<Array<T>, Fault> {
-        Ok(Array::new(self.stream.alloc_zeros(counted(shape)?)?, shape))
+        let count = counted(shape)?;
+        Ok(Array::new(self.afford(|| Ok(self.stream.alloc_zeros(count)?))?, shape))
     }
 
     /// Memory that an operation goes on to write, all of it.
     #[expect(unsafe_code, reason = "memory of a GPU begins as anything")]
     pub(in crate::gpu) fn fresh<T: DeviceRepr + ValidAsZeroBits>(&self, shape: &[usize]) -> Result<Array<T>, Fault> {
+        let count = counted(shape)?;
         // SAFETY: any bits are a number of these types, and each caller is an operation that writes every one.
-        let data = unsafe { self.stream.alloc(counted(shape)?) }?;
+        let data = self.afford(|| Ok(unsafe { self.stream.alloc(count) }?))?;
         Ok(Array::new(data, shape))
     }
 
@@ -122,7 +148,7 @@ impl Device {
         if counted(shape)? != values.len() {
             return Err(Fault::shape(format!("{} numbers for an array of {shape:?}", values.len())));
         }
-        Ok(Array::new(self.stream.clone_htod(values)?, shape))
+        Ok(Array::new(self.afford(|| Ok(self.stream.clone_htod(values)?))?, shape))
     }
 
     /// Numbers for the host; waits until they are made.
@@ -154,7 +180,7 @@ impl Device {
     /// # Errors
     /// The memory is full.
     pub fn copy<T: DeviceRepr>(&self, array: &Array<T>) -> Result<Array<T>, Fault> {
-        Ok(Array::new(self.stream.clone_dtod(&array.data)?, array.shape()))
+        Ok(Array::new(self.afford(|| Ok(self.stream.clone_dtod(&array.data)?))?, array.shape()))
     }
 
     /// Some of them, in a shape of as many.
@@ -166,7 +192,8 @@ impl Device {
         if counted(shape)? != run.len() {
             return Err(Fault::shape(format!("{run:?} for an array of {shape:?}")));
         }
-        Ok(Array::new(self.stream.clone_dtod(&array.data.slice(run))?, shape))
+        let from = array.data.slice(run);
+        Ok(Array::new(self.afford(|| Ok(self.stream.clone_dtod(&from)?))?, shape))
     }
 
     /// A place in the host's memory from which up to `count` numbers go up while the host goes on.
@@ -205,7 +232,8 @@ impl Device {
             Some(module) => module.clone(),
             None => {
                 let cubin = compiled(source, self.capability)?;
-                let module = self.stream.context().load_module(Ptx::from_binary(cubin.to_vec()))?;
+                let context = self.stream.context();
+                let module = self.afford(|| Ok(context.load_module(Ptx::from_binary(cubin.to_vec()))?))?;
                 loaded.modules.insert(source, module.clone());
                 module
             }
@@ -219,7 +247,7 @@ impl Device {
     pub(in crate::gpu) fn blas(&self) -> Result<MutexGuard<'_, Option<Blas>>, Fault> {
         let mut place = self.blas.lock().unwrap_or_else(PoisonError::into_inner);
         if place.is_none() {
-            *place = Some(Blas::open(&self.stream)?);
+            *place = Some(self.afford(|| Blas::open(&self.stream))?);
         }
         Ok(place)
     }
@@ -228,9 +256,19 @@ impl Device {
     pub(in crate::gpu) fn dnn(&self) -> Result<MutexGuard<'_, Option<Dnn>>, Fault> {
         let mut place = self.dnn.lock().unwrap_or_else(PoisonError::into_inner);
         if place.is_none() {
-            *place = Some(Dnn::open(&self.stream)?);
+            *place = Some(self.afford(|| Dnn::open(&self.stream))?);
         }
         Ok(place)
+    }
+
+    /// A table that an operation reads.
+    pub(in crate::gpu) fn words(&self, values: &[u32], shape: &[usize]) -> Result<Arc<Array<u32>>, Fault> {
+        self.words.of(self, values, shape)
+    }
+
+    /// One of wide numbers, one after the other.
+    pub(in crate::gpu) fn longs(&self, values: &[u64]) -> Result<Arc<Array<u64>>, Fault> {
+        self.longs.of(self, values, &[values.len()])
     }
 
     /// Lengths of sequences that were sent up, the newest first.
@@ -245,7 +283,7 @@ pub(in crate::gpu) fn free(stream: &CudaStream) -> Option<usize> {
 }
 
 /// What is freed stays with the driver's pool for the next array, instead of going back to the system at each
-/// synchronisation.
+/// synchronisation. [`Device::afford`] sends it back where memory is short.
 #[expect(unsafe_code, reason = "calls the driver")]
 fn keep_memory(context: &Arc<CudaContext>) -> Result<(), Fault> {
     if !context.has_async_alloc() {

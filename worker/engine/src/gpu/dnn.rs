@@ -1,9 +1,16 @@
 //! cuDNN's convolutions: descriptors, and which algorithm is taken.
 //!
 //! An algorithm is chosen once for each shape, from cuDNN's own list in its own order, by what it says of it: that it gives
-//! the same bits each time, needs no tensor cores, and takes no more scratch memory than [`WORKSPACE`]. Never by a stopwatch.
+//! the same bits each time, and takes no more scratch memory than [`WORKSPACE`]. Then come those that NVIDIA's documentation
+//! calls deterministic, listed or not. The first one that cuDNN does not refuse to run is taken, never the first one by a
+//! stopwatch. The list's word on arithmetic counts for nothing: the descriptor allows f32 no tensor core, and bf16 nothing that
+//! it would have to be made into on the way.
 
-use std::{collections::BTreeMap, ffi::c_int, sync::Arc};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    ffi::c_int,
+    sync::Arc,
+};
 
 use cudarc::{
     cudnn::{
@@ -14,7 +21,7 @@ use cudarc::{
 };
 use nvlib::Library;
 
-use super::{Fault, device::free};
+use super::{Fault, bound, device::free};
 
 /// Bytes of scratch memory that a convolution may use. Part of the result, as the choice of the algorithm is.
 const WORKSPACE: usize = 256 << 20;
@@ -22,6 +29,7 @@ const WORKSPACE: usize = 256 << 20;
 const LISTED: usize = 64;
 
 const FLOAT: sys::cudnnDataType_t = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
+const BFLOAT16: sys::cudnnDataType_t = sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16;
 const CHANNELS_LAST: sys::cudnnTensorFormat_t = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NHWC;
 
 /// A convolution of channels-last images on a stream.
@@ -36,6 +44,15 @@ pub(in crate::gpu) struct Plan {
     pub stride: usize,
     pub pad: (usize, usize),
     pub groups: usize,
+    /// Whether all of it is bf16; sums are f32.
+    pub half: bool,
+}
+
+impl Plan {
+    fn arithmetic(&self) -> sys::cudnnMathType_t {
+        // In f32 not TF32, which the default allows.
+        if self.half { sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH } else { sys::cudnnMathType_t::CUDNN_FMA_MATH }
+    }
 }
 
 /// What is computed of it.
@@ -46,8 +63,8 @@ pub(in crate::gpu) enum Of {
     Weights,
 }
 
-/// A chosen algorithm.
-#[derive(Clone, Copy, Debug)]
+/// An algorithm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gpu) enum Algorithm {
     Outputs(sys::cudnnConvolutionFwdAlgo_t),
     Inputs(sys::cudnnConvolutionBwdDataAlgo_t),
@@ -59,7 +76,15 @@ pub(in crate::gpu) struct Dnn {
     handle: sys::cudnnHandle_t,
     /// Kept, since the handle is of it.
     stream: Arc<CudaStream>,
-    chosen: BTreeMap<(Of, Plan), (Algorithm, usize)>,
+    chosen: BTreeMap<(Of, Plan), Chosen>,
+}
+
+/// How something is computed of a plan.
+pub(in crate::gpu) struct Chosen {
+    pub described: Described,
+    /// An algorithm that has done it, or those that may, the best one first, or none; with the bytes of scratch memory that each
+    /// needs.
+    pub offers: Vec<(Algorithm, usize)>,
 }
 
 #[expect(unsafe_code, reason = "a handle may be used from any one thread at a time")]
@@ -69,13 +94,13 @@ unsafe impl Send for Dnn {}
 impl Drop for Dnn {
     #[expect(unsafe_code, reason = "calls cuDNN")]
     fn drop(&mut self) {
-        let _ = self.stream.context().bind_to_thread();
+        bound::bind(self.stream.context());
         // SAFETY: made by `create_handle`, and destroyed once. That it cannot be is no reason to stop.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
 
-/// Descriptors of a plan, destroyed with it.
+/// Descriptors of a plan.
 pub(in crate::gpu) struct Described {
     pub x: sys::cudnnTensorDescriptor_t,
     pub w: sys::cudnnFilterDescriptor_t,
@@ -87,6 +112,7 @@ impl Described {
     #[expect(unsafe_code, reason = "calls cuDNN")]
     fn of(plan: &Plan) -> Result<Self, Fault> {
         use std::ptr::null_mut;
+        [plan.x, plan.w, plan.y].into_iter().try_for_each(countable)?;
         // Filled one by one, so that those that were made are destroyed where a later one fails.
         let mut all = Self { x: null_mut(), w: null_mut(), y: null_mut(), how: null_mut() };
         all.x = result::create_tensor_descriptor()?;
@@ -96,16 +122,16 @@ impl Described {
         // cuDNN names dimensions in the order images, channels, height, width, whatever the order in memory.
         let first = |[n, h, w, c]: [usize; 4]| Ok::<_, Fault>([int(n)?, int(c)?, int(h)?, int(w)?]);
         let (down, right, stride) = (int(plan.pad.0)?, int(plan.pad.1)?, int(plan.stride)?);
-        let (cross, fma) = (sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION, sys::cudnnMathType_t::CUDNN_FMA_MATH);
+        let cross = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
+        let kind = if plan.half { BFLOAT16 } else { FLOAT };
         // SAFETY: descriptors that were just made.
         unsafe {
-            result::set_tensor4d_descriptor(all.x, CHANNELS_LAST, FLOAT, first(plan.x)?)?;
-            result::set_filter4d_descriptor(all.w, FLOAT, CHANNELS_LAST, first(plan.w)?)?;
-            result::set_tensor4d_descriptor(all.y, CHANNELS_LAST, FLOAT, first(plan.y)?)?;
+            result::set_tensor4d_descriptor(all.x, CHANNELS_LAST, kind, first(plan.x)?)?;
+            result::set_filter4d_descriptor(all.w, kind, CHANNELS_LAST, first(plan.w)?)?;
+            result::set_tensor4d_descriptor(all.y, CHANNELS_LAST, kind, first(plan.y)?)?;
             result::set_convolution2d_descriptor(all.how, down, right, stride, stride, 1, 1, cross, FLOAT)?;
             result::set_convolution_group_count(all.how, int(plan.groups)?)?;
-            // Not TF32, which the default allows.
-            result::set_convolution_math_type(all.how, fma)?;
+            result::set_convolution_math_type(all.how, plan.arithmetic())?;
         }
         Ok(all)
     }
@@ -128,31 +154,55 @@ fn int(n: usize) -> Result<c_int, Fault> {
     c_int::try_from(n).map_err(|_| Fault::shape(format!("{n} is more than cuDNN counts to")))
 }
 
-/// The first of a list that always gives the same bits, in f32 and in the memory that there is. The list also has entries of
-/// other settings than the descriptors', so what one needs, and whether it can be had, is asked once more with just these.
-macro_rules! first_exact {
-    ($list:expr, $kind:expr, $needs:expr) => {
-        $list
-            .iter()
-            .filter(|a| {
-                a.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
-                    && a.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC
-                    && matches!(
-                        a.mathType,
-                        sys::cudnnMathType_t::CUDNN_DEFAULT_MATH | sys::cudnnMathType_t::CUDNN_FMA_MATH
-                    )
-            })
-            .find_map(|a| {
-                let memory = $needs(a.algo).ok().filter(|memory| *memory <= WORKSPACE)?;
-                Some(($kind(a.algo), memory))
-            })
-    };
+/// Refuses what has more numbers than cuDNN finds its way among.
+fn countable(of: [usize; 4]) -> Result<(), Fault> {
+    let count = of.iter().try_fold(1usize, |count, n| count.checked_mul(*n));
+    match count.is_some_and(|count| c_int::try_from(count).is_ok()) {
+        true => Ok(()),
+        false => Err(Fault::TooMany(format!("{of:?}"))),
+    }
+}
+
+/// Whether another algorithm may do what this one was refused for.
+pub(in crate::gpu) fn is_unsupported(error: CudnnError) -> bool {
+    // Newer versions have several of them.
+    format!("{:?}", error.0).starts_with("CUDNN_STATUS_NOT_SUPPORTED")
+}
+
+/// How many entries a list has, if the library made it: it may know of none, and yet have the algorithm.
+fn listed(answer: Result<(), CudnnError>, count: c_int) -> Result<usize, CudnnError> {
+    match answer {
+        Ok(()) => Ok(usize::try_from(count).unwrap_or(0).min(LISTED)),
+        Err(e) if is_unsupported(e) => Ok(0),
+        Err(e) => Err(e),
+    }
+}
+
+/// Those of a list that always give the same bits, in the memory that there is, and then some others. The list also has entries
+/// of other settings than the descriptors', so what one needs, and whether it can be had, is asked once more with just these.
+macro_rules! exact {
+    ($list:expr, $others:expr, $kind:expr, $needs:expr) => {{
+        let good = $list.iter().filter(|a| {
+            a.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
+                && a.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC
+        });
+        let mut all: Vec<(Algorithm, usize)> = Vec::new();
+        for algorithm in good.map(|a| a.algo).chain($others) {
+            let memory = $needs(algorithm).ok().filter(|memory| *memory <= WORKSPACE);
+            if let Some(memory) = memory
+                && all.iter().all(|(known, _)| *known != $kind(algorithm))
+            {
+                all.push(($kind(algorithm), memory));
+            }
+        }
+        all
+    }};
 }
 
 impl Dnn {
     #[expect(unsafe_code, reason = "calls cuDNN")]
     pub(in crate::gpu) fn open(stream: &Arc<CudaStream>) -> Result<Self, Fault> {
-        Library::Cudnn.open()?;
+        bound::open(Library::Cudnn)?;
         stream.context().bind_to_thread()?;
         let handle = result::create_handle().map_err(|e| Fault::from(e).at_start(free(stream)))?;
         let opened = Self { handle, stream: stream.clone(), chosen: BTreeMap::new() };
@@ -166,53 +216,89 @@ impl Dnn {
         self.handle
     }
 
-    /// Descriptors, and the algorithm with the bytes of scratch memory that it needs.
-    pub(in crate::gpu) fn prepare(&mut self, of: Of, plan: &Plan) -> Result<(Described, Algorithm, usize), Fault> {
-        let described = Described::of(plan)?;
-        if let Some((algorithm, memory)) = self.chosen.get(&(of, *plan)) {
-            return Ok((described, *algorithm, *memory));
+    /// How it computes something of a plan: what it offers is asked for once.
+    pub(in crate::gpu) fn prepare(&mut self, of: Of, plan: &Plan) -> Result<&mut Chosen, Fault> {
+        match self.chosen.entry((of, *plan)) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(place) => Ok(place.insert(Chosen::new(self.handle, of, plan)?)),
         }
-        let chosen = self.choose(of, &described)?;
-        let (algorithm, memory) = chosen.ok_or_else(|| Fault::NoAlgorithm(format!("{of:?} of {plan:?}")))?;
-        self.chosen.insert((of, *plan), (algorithm, memory));
-        Ok((described, algorithm, memory))
+    }
+}
+
+impl Chosen {
+    fn new(handle: sys::cudnnHandle_t, of: Of, plan: &Plan) -> Result<Self, Fault> {
+        let described = Described::of(plan)?;
+        let offers = Self::offers(handle, of, &described)?;
+        Ok(Self { described, offers })
     }
 
     #[expect(unsafe_code, reason = "calls cuDNN")]
-    fn choose(&self, of: Of, d: &Described) -> Result<Option<(Algorithm, usize)>, CudnnError> {
+    fn offers(handle: sys::cudnnHandle_t, of: Of, d: &Described) -> Result<Vec<(Algorithm, usize)>, CudnnError> {
+        use sys::{
+            cudnnConvolutionBwdDataAlgo_t as Inputs, cudnnConvolutionBwdFilterAlgo_t as Weights,
+            cudnnConvolutionFwdAlgo_t as Outputs,
+        };
         let (most, mut count) = (LISTED as c_int, 0);
-        let found = |count: c_int| usize::try_from(count).unwrap_or(0).min(LISTED);
         // SAFETY: descriptors that live, and lists of that many entries, for which zeros are good values: each of their
         // enumerations has one.
         unsafe {
             Ok(match of {
                 Of::Outputs => {
                     let mut list = [std::mem::zeroed::<sys::cudnnConvolutionFwdAlgoPerf_t>(); LISTED];
-                    let (handle, at) = (self.handle, list.as_mut_ptr());
+                    let at = list.as_mut_ptr();
                     let ask = sys::cudnnGetConvolutionForwardAlgorithm_v7;
-                    ask(handle, d.x, d.w, d.how, d.y, most, &mut count, at).result()?;
+                    let answer = ask(handle, d.x, d.w, d.how, d.y, most, &mut count, at).result();
                     let needs = |a| result::get_convolution_forward_workspace_size(handle, d.x, d.w, d.how, d.y, a);
-                    first_exact!(list[..found(count)], Algorithm::Outputs, needs)
+                    let others = [
+                        Outputs::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM,
+                        Outputs::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM,
+                    ];
+                    exact!(list[..listed(answer, count)?], others, Algorithm::Outputs, needs)
                 }
                 Of::Inputs => {
                     let mut list = [std::mem::zeroed::<sys::cudnnConvolutionBwdDataAlgoPerf_t>(); LISTED];
-                    let (handle, at) = (self.handle, list.as_mut_ptr());
+                    let at = list.as_mut_ptr();
                     let ask = sys::cudnnGetConvolutionBackwardDataAlgorithm_v7;
-                    ask(handle, d.w, d.y, d.how, d.x, most, &mut count, at).result()?;
+                    let answer = ask(handle, d.w, d.y, d.how, d.x, most, &mut count, at).result();
                     let size = result::get_convolution_backward_data_workspace_size;
                     let needs = |a| size(handle, d.w, d.y, d.how, d.x, a);
-                    first_exact!(list[..found(count)], Algorithm::Inputs, needs)
+                    let others = [Inputs::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1];
+                    exact!(list[..listed(answer, count)?], others, Algorithm::Inputs, needs)
                 }
                 Of::Weights => {
                     let mut list = [std::mem::zeroed::<sys::cudnnConvolutionBwdFilterAlgoPerf_t>(); LISTED];
-                    let (handle, at) = (self.handle, list.as_mut_ptr());
+                    let at = list.as_mut_ptr();
                     let ask = sys::cudnnGetConvolutionBackwardFilterAlgorithm_v7;
-                    ask(handle, d.x, d.y, d.how, d.w, most, &mut count, at).result()?;
+                    let answer = ask(handle, d.x, d.y, d.how, d.w, most, &mut count, at).result();
                     let size = result::get_convolution_backward_filter_workspace_size;
                     let needs = |a| size(handle, d.x, d.y, d.how, d.w, a);
-                    first_exact!(list[..found(count)], Algorithm::Weights, needs)
+                    let others = [Weights::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1];
+                    exact!(list[..listed(answer, count)?], others, Algorithm::Weights, needs)
                 }
             })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cudnn_cannot_count_is_refused() {
+        assert!(countable([5, 23170, 23170, 1]).is_err() && countable([1, 46340, 46340, 1]).is_ok());
+        for over in [[usize::MAX, 2, 1, 1], [1 << 20, 1 << 11, 1, 1]] {
+            assert!(matches!(countable(over), Err(Fault::TooMany(_))), "{over:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_not_supported_may_be_done_by_another_algorithm() {
+        let (none, bad) = (sys::cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED, sys::cudnnStatus_t::CUDNN_STATUS_BAD_PARAM);
+        assert!(is_unsupported(CudnnError(none)) && !is_unsupported(CudnnError(bad)));
+        assert_eq!(listed(Ok(()), 5), Ok(5));
+        assert_eq!(listed(Err(CudnnError(none)), 5), Ok(0));
+        assert_eq!(listed(Err(CudnnError(bad)), 5), Err(CudnnError(bad)));
+        assert_eq!([listed(Ok(()), -1), listed(Ok(()), 1 << 20)], [Ok(0), Ok(LISTED)]);
     }
 }

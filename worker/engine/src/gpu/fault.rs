@@ -5,7 +5,7 @@ use cudarc::{
     cudnn::result::CudnnError,
     driver::{DriverError, sys::CUresult},
 };
-use nvlib::{Library, Missing};
+use nvlib::{Elsewhere, Library, Missing};
 
 use crate::{Error, Full};
 
@@ -18,6 +18,9 @@ pub enum Fault {
     /// A library is not there.
     #[error(transparent)]
     Missing(#[from] Missing),
+    /// A library is there twice, and calls would go to the other one.
+    #[error(transparent)]
+    Elsewhere(#[from] Elsewhere),
     /// There is no room for another array.
     #[error("the memory of the GPU is full")]
     Memory,
@@ -33,8 +36,11 @@ pub enum Fault {
         answer: String,
     },
     /// cuDNN has no algorithm that gives the same bits each time.
-    #[error("cuDNN has no algorithm in f32 that gives the same bits each time for the {0}")]
+    #[error("cuDNN has no algorithm that gives the same bits each time for the {0}")]
     NoAlgorithm(String),
+    /// An array of more numbers than cuDNN finds its way among.
+    #[error("images or weights of {0} are more numbers than cuDNN counts to")]
+    TooMany(String),
     /// The compiler refuses a file of kernels.
     #[error("NVRTC cannot compile `{file}` for compute capability {capability}: {log}")]
     Compiler {
@@ -44,6 +50,12 @@ pub enum Fault {
         capability: String,
         /// What it says.
         log: String,
+    },
+    /// The GPU is too old for bf16.
+    #[error("a GPU of compute capability {capability} does not multiply bf16")]
+    NoBf16 {
+        /// As in `7.5`.
+        capability: String,
     },
     /// Arrays that do not fit each other; a bug of ours.
     #[error("{0}")]
@@ -104,10 +116,20 @@ impl From<Fault> for Error {
                 Self::user(missing.to_string(), hint)
             }
             Fault::Memory => Self::GpuMemory(Full::Grain),
+            Fault::Elsewhere(_) => {
+                let hint = "name the folder of the second with `NVLIB_PATH`, or hide that one from the system's loader";
+                Self::user(fault.to_string(), hint)
+            }
             Fault::NoAlgorithm(_) => {
                 Self::user(fault.to_string(), "set `cluster.device = \"cpu\"`, or take another `model.backbone`")
             }
+            Fault::TooMany(_) => {
+                Self::user(fault.to_string(), "raise `data.grains`, lower `data.batch` or `model.input`")
+            }
             Fault::Compiler { .. } => Self::user(fault.to_string(), "install an NVRTC that knows this GPU"),
+            Fault::NoBf16 { .. } => {
+                Self::user(fault.to_string(), "leave `precision` at \"f32\", or train on one of 8.0 or newer")
+            }
             Fault::Driver(_) | Fault::Refused { .. } | Fault::Shape(_) => Self::Internal(fault.to_string()),
         }
     }

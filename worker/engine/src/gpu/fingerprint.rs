@@ -1,9 +1,11 @@
 //! Which numbers a GPU computes: what [`num::fingerprint`](crate::num::fingerprint) says of the host, for ranks that have one.
 
+use half::bf16;
 use nvlib::{Library, Opened, driver};
 
 use super::{
     Array, Device, Fault,
+    operand::multiplies_bf16,
     ops::{self, Affine, Convolution},
 };
 use crate::{
@@ -77,15 +79,31 @@ impl Probe<'_> {
         Ok(())
     }
 
+    /// Whether it multiplies bf16.
+    fn halves(&self) -> bool {
+        multiplies_bf16(self.device.capability()).is_ok()
+    }
+
+    fn in_bf16(&self, arrays: [&Array; 3]) -> Result<[Array<bf16>; 3], Fault> {
+        let [a, b, c] = arrays.map(|array| ops::to_bf16(self.device, array));
+        Ok([a?, b?, c?])
+    }
+
     fn products(&mut self) -> Result<(), Fault> {
         let device = self.device;
         for [rows, input, output] in PRODUCTS {
             let (x, w) = (self.draw(&[rows, input])?, self.draw(&[output, input])?);
             let (y, mut dw) = (ops::linear(device, &x, &w)?, device.zeros(&[output, input])?);
             ops::linear_weights(device, &y, &x, &mut dw)?;
-            let halves = ops::linear(device, &ops::to_bf16(device, &x)?, &ops::to_bf16(device, &w)?)?;
-            for array in [&y, &ops::linear_input(device, &y, &w)?, &dw, &halves] {
+            for array in [&y, &ops::linear_input(device, &y, &w)?, &dw] {
                 self.keep(array)?;
+            }
+            if self.halves() {
+                let [x, w, dy] = self.in_bf16([&x, &w, &y])?;
+                self.keep(&ops::linear(device, &x, &w)?)?;
+                self.keep(&ops::linear_input(device, &dy, &w)?)?;
+                ops::linear_weights(device, &dy, &x, &mut dw)?;
+                self.keep(&dw)?;
             }
         }
         Ok(())
@@ -138,6 +156,13 @@ impl Probe<'_> {
             ops::conv_weights(device, &y, &x, how, &mut dw)?;
             for array in [&y, &ops::conv_input(device, &y, &w, images, how)?, &dw] {
                 self.keep(array)?;
+            }
+            if self.halves() {
+                let [x, w, dy] = self.in_bf16([&x, &w, &y])?;
+                self.keep(&ops::conv(device, &x, &w, how)?)?;
+                self.keep(&ops::conv_input(device, &dy, &w, images, how)?)?;
+                ops::conv_weights(device, &dy, &x, how, &mut dw)?;
+                self.keep(&dw)?;
             }
         }
         Ok(())

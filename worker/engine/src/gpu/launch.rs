@@ -8,11 +8,15 @@ use super::Fault;
 const THREADS: usize = 256;
 /// Blocks of such a grid, at most; its threads go on to further numbers. No part of any result.
 const GRID: usize = 1 << 16;
+/// The same where a thread divides once for all of its numbers: more blocks than any GPU runs at a time.
+const FEW: usize = 1 << 11;
 /// Threads that add up a row, and rows of a block: `LANES` and `LINES` of `common.cuh`.
 const LANES: u32 = 16;
 const LINES: usize = 8;
 /// Rows whose sum is one chain: `BLOCK` of `common.cuh`.
 pub(in crate::gpu) const BLOCK: usize = 64;
+/// Lines of such sums that a block adds up: `GROUP` of `common.cuh`.
+pub(in crate::gpu) const GROUP: usize = 256;
 /// Columns and chains of a block that adds up columns.
 const COLUMNS: usize = 32;
 const CHAINS: u32 = 8;
@@ -20,6 +24,12 @@ const CHAINS: u32 = 8;
 /// A thread for each of `n` numbers, or for several.
 pub(in crate::gpu) fn each(n: usize) -> LaunchConfig {
     let blocks = n.div_ceil(THREADS).clamp(1, GRID);
+    LaunchConfig { grid_dim: (blocks as u32, 1, 1), block_dim: (THREADS as u32, 1, 1), shared_mem_bytes: 0 }
+}
+
+/// A thread for four of `n` numbers, which it reads and writes at once where it can, or for many fours.
+pub(in crate::gpu) fn fours(n: usize) -> LaunchConfig {
+    let blocks = n.div_ceil(4 * THREADS).clamp(1, FEW);
     LaunchConfig { grid_dim: (blocks as u32, 1, 1), block_dim: (THREADS as u32, 1, 1), shared_mem_bytes: 0 }
 }
 
@@ -67,7 +77,7 @@ fn narrow(blocks: usize) -> Result<u32, Fault> {
 /// What the compiler cannot check, and whoever writes a call must: that the arguments are those of the kernel, and that what
 /// it writes is given by `&mut`. The tests of `tests/gpu` call every one.
 macro_rules! launch {
-    ($device:expr, $source:ident, $name:literal, $grid:expr, $($arg:expr),+ $(,)?) => {{
+    ($device:expr, $source:ident, $name:expr, $grid:expr, $($arg:expr),+ $(,)?) => {{
         use ::cudarc::driver::PushKernelArg as _;
         let grid = $grid;
         let function = $device.function($crate::gpu::kernels::Source::$source, $name)?;

@@ -79,9 +79,13 @@
 //!   run that has any of it takes its updates on the host.
 
 #[cfg(feature = "cuda")]
+mod afford;
+#[cfg(feature = "cuda")]
 mod array;
 #[cfg(feature = "cuda")]
 mod blas;
+#[cfg(feature = "cuda")]
+mod bound;
 #[cfg(feature = "cuda")]
 mod check;
 #[cfg(feature = "cuda")]
@@ -99,6 +103,8 @@ mod launch;
 #[cfg(feature = "cuda")]
 mod look;
 #[cfg(feature = "cuda")]
+mod operand;
+#[cfg(feature = "cuda")]
 pub mod ops;
 mod place;
 #[cfg(feature = "cuda")]
@@ -107,6 +113,8 @@ mod placed;
 mod span;
 #[cfg(feature = "cuda")]
 mod step;
+#[cfg(feature = "cuda")]
+mod tables;
 
 use serde::Serialize;
 use tl_proto::hardware::Gpu;
@@ -120,6 +128,7 @@ pub use self::{
     fault::Fault,
     fingerprint::fingerprint,
     look::look,
+    operand::Operand,
     place::OnGpu,
     placed::Placed,
     step::step,

@@ -1,8 +1,13 @@
 //! Numbers of a GPU, with the GPU: what a layer needs to go on there.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
-use super::{Array, Device, Fault};
+use half::bf16;
+
+use super::{Array, Device, Fault, ops};
 
 /// An array, and the GPU that it lies on. A clone shares both.
 #[derive(Clone)]
@@ -11,12 +16,14 @@ pub struct Placed {
     array: Arc<Array>,
     /// Rows of each sample, where it holds sequences and whoever made it has said so.
     lengths: Option<Arc<[usize]>>,
+    /// The same numbers in bf16, once somebody has asked for them.
+    half: Arc<OnceLock<Arc<Array<bf16>>>>,
 }
 
 impl Placed {
     /// An array of that GPU.
     pub fn new(device: Arc<Device>, array: Array) -> Self {
-        Self { device, array: Arc::new(array), lengths: None }
+        Self { device, array: Arc::new(array), lengths: None, half: Arc::default() }
     }
 
     /// The GPU.
@@ -32,6 +39,20 @@ impl Placed {
     /// The numbers.
     pub fn array(&self) -> &Array {
         &self.array
+    }
+
+    /// The numbers, shared.
+    pub(in crate::gpu) fn shared(&self) -> &Arc<Array> {
+        &self.array
+    }
+
+    /// The numbers in bf16: rounded once for all products that take them.
+    pub(in crate::gpu) fn half(&self) -> Result<Arc<Array<bf16>>, Fault> {
+        if let Some(known) = self.half.get() {
+            return Ok(known.clone());
+        }
+        let made = Arc::new(ops::to_bf16(&self.device, &self.array)?);
+        Ok(self.half.get_or_init(|| made).clone())
     }
 
     /// What an operation makes of them, on the same GPU.
@@ -71,7 +92,7 @@ impl Placed {
     /// # Errors
     /// Others hold them too; those of the operation.
     pub fn change(&mut self, operation: impl FnOnce(&Device, &mut Array) -> Result<(), Fault>) -> Result<(), Fault> {
-        self.lengths = None;
+        (self.lengths, self.half) = (None, Arc::default());
         match Arc::get_mut(&mut self.array) {
             Some(array) => operation(&self.device, array),
             None => Err(Fault::shape("an array that others hold too was to be changed")),

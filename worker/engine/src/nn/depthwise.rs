@@ -89,9 +89,9 @@ impl Depthwise {
 
 #[cfg(feature = "cuda")]
 impl Depthwise {
-    fn windows(&self, (y, x): (&Axis, &Axis)) -> Windowed {
+    fn windows(&self, (y, x): (&Axis, &Axis), pass: &Pass<'_>) -> Windowed {
         let (before, outputs) = ((y.before, x.before), (y.outputs, x.outputs));
-        Windowed { k: self.k, stride: self.stride, before, outputs }
+        Windowed { k: self.k, stride: self.stride, before, outputs, rounds: !pass.precision().is_f32() }
     }
 
     fn placed_weights(&self, pass: &Pass<'_>, at: &Placed) -> Result<Placed> {
@@ -101,8 +101,7 @@ impl Depthwise {
     /// The outputs for images that lie on a GPU.
     fn placed(&self, x: &Placed, windows: Windowed, pass: &Pass<'_>) -> Result<Placed> {
         let w = self.placed_weights(pass, x)?;
-        let y = pass.rounded(x.clone())?.made(|device, x| ops::depthwise(device, x, w.array(), windows))?;
-        pass.rounded(y)
+        Ok(x.made(|device, x| ops::depthwise(device, x, w.array(), windows))?)
     }
 
     fn placed_backward(
@@ -113,19 +112,17 @@ impl Depthwise {
         grads: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Placed>> {
-        let dy = pass.rounded(dy.clone())?;
         if let Some(x) = x {
-            let x = pass.rounded(x.placed()?.clone())?;
-            grads.add_placed(self.w, &[self.c, 1, self.k, self.k], &dy, |device, dw| {
+            let x = x.placed()?;
+            grads.add_placed(self.w, &[self.c, 1, self.k, self.k], dy, |device, dw| {
                 ops::depthwise_weights(device, dy.array(), x.array(), windows, dw)
             })?;
         }
         if !need_dx {
             return Ok(None);
         }
-        let w = self.placed_weights(pass, &dy)?;
-        let dx = dy.made(|device, dy| ops::depthwise_input(device, dy, w.array(), size, windows))?;
-        pass.rounded(dx).map(Some)
+        let w = self.placed_weights(pass, dy)?;
+        Ok(Some(dy.made(|device, dy| ops::depthwise_input(device, dy, w.array(), size, windows))?))
     }
 }
 
@@ -139,7 +136,7 @@ impl Layer for Depthwise {
         }
         #[cfg(feature = "cuda")]
         if let Array::Device(placed) = x {
-            let y = self.placed(placed, self.windows((&y_axis, &x_axis)), pass)?;
+            let y = self.placed(placed, self.windows((&y_axis, &x_axis), pass), pass)?;
             tape.push_input(x, pass, self.w);
             return Ok(y.into());
         }
@@ -175,7 +172,7 @@ impl Layer for Depthwise {
         let (oh, ow) = (y_axis.outputs, x_axis.outputs);
         #[cfg(feature = "cuda")]
         if let Array::Device(dy) = dy {
-            let over = ((h, w), self.windows((&y_axis, &x_axis)));
+            let over = ((h, w), self.windows((&y_axis, &x_axis), pass));
             let dx = self.placed_backward(dy, (x.as_ref(), over), pass, grads, need_dx)?;
             return Ok(dx.map(Array::from));
         }

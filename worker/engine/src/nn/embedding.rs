@@ -130,7 +130,7 @@ impl Embedding {
         if let Some((table, positions)) = self.position {
             scatter(table, &places(ragged), positions)?;
         }
-        let kind = self.kind.and_then(|kind| Some((kind, grads.slot(kind)?.len())));
+        let kind = self.kind.and_then(|kind| Some((kind, grads.layout.slot(kind)?.len())));
         let Some((kind, all)) = kind else { return Ok(()) };
         // All kinds in one line, of which the first learns.
         grads.add_placed(kind, &[1, all], dx, |device, table| {

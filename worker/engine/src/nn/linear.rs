@@ -6,7 +6,7 @@ use super::{
     Array, Gradients, Layer, ParamId, Pass, Tape, Way, adapter::Adapter, array, host, precision::Rounds, rows,
 };
 #[cfg(feature = "cuda")]
-use crate::gpu::{Placed, ops};
+use crate::gpu::Placed;
 use crate::{
     Error, Result,
     num::gemm::{self, Packed, View},
@@ -31,10 +31,8 @@ impl Linear {
             _ => return Err(Error::Internal(format!("{} inputs expected, given {:?}", self.input, x.dims()))),
         }
         #[cfg(feature = "cuda")]
-        if let Array::Device(placed) = x {
-            let y = self.placed(placed, &shape, pass)?;
-            tape.push_input(x, pass, self.w);
-            return Ok(y.into());
+        if let Array::Device(x) = x {
+            return self.placed(x, &shape, pass, tape).map(Array::from);
         }
         let precision = pass.precision();
         let input = host(x)?;
@@ -58,12 +56,12 @@ impl Linear {
         grads: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Array>> {
-        let (shape, x) = tape.pop_input()?;
         #[cfg(feature = "cuda")]
         if let Array::Device(dy) = dy {
-            let dx = self.placed_backward(dy, (x.as_ref(), &shape), pass, grads, need_dx)?;
+            let dx = self.placed_backward(dy, pass, tape, grads, need_dx)?;
             return Ok(dx.map(Array::from));
         }
+        let (shape, x) = tape.pop_input()?;
         let (precision, g) = (pass.precision(), host(dy)?);
         let g = precision.operand(&g);
         let n = g.len() / self.output;
@@ -86,44 +84,36 @@ impl Linear {
 #[cfg(feature = "cuda")]
 impl Linear {
     /// What its own weights make of an input that lies on a GPU.
-    fn placed(&self, x: &Placed, shape: &[usize], pass: &Pass<'_>) -> Result<Placed> {
-        let w = pass.placed(self.w, &[self.output, self.input], x)?;
+    fn placed(&self, x: &Placed, shape: &[usize], pass: &Pass<'_>, tape: &mut Tape) -> Result<Placed> {
+        let w = pass.operand_of(self.w, &[self.output, self.input], x, None)?;
         let bias = self.b.map(|b| pass.placed(b, &[self.output], x)).transpose()?;
-        let y = pass.rounded(x.clone())?.made(|device, x| {
-            let mut y = ops::linear(device, x, w.array())?;
-            if let Some(bias) = &bias {
-                ops::add_bias(device, &mut y, bias.array())?;
-            }
-            y.reshaped(shape)
-        })?;
-        pass.rounded(y)
+        let taken = pass.operand(x)?;
+        let y = taken.linear(&w, bias.as_ref())?.reshaped(shape)?;
+        tape.push_operand(taken, x.array().shape(), pass, self.w);
+        Ok(y)
     }
 
     fn placed_backward(
         &self,
         dy: &Placed,
-        (x, shape): (Option<&Array>, &[usize]),
         pass: &Pass<'_>,
+        tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Placed>> {
-        let dy = pass.rounded(dy.clone())?;
+        let ((shape, x), slopes) = (tape.pop_operand()?, pass.operand(dy)?);
         let weights = [self.output, self.input];
         if let Some(x) = x {
-            let x = pass.rounded(x.placed()?.clone())?;
-            grads.add_placed(self.w, &weights, &dy, |device, dw| {
-                ops::linear_weights(device, dy.array(), x.array(), dw)
-            })?;
+            grads.add_placed(self.w, &weights, dy, |_, dw| slopes.linear_weights(&x, dw))?;
         }
         if let Some(b) = self.b {
-            grads.add_placed(b, &[self.output], &dy, |device, db| ops::add_sums(device, dy.array(), db))?;
+            grads.add_placed(b, &[self.output], dy, |_, db| slopes.add_sums(db))?;
         }
         if !need_dx {
             return Ok(None);
         }
-        let w = pass.placed(self.w, &weights, &dy)?;
-        let dx = dy.made(|device, dy| ops::linear_input(device, dy, w.array())?.reshaped(shape))?;
-        pass.rounded(dx).map(Some)
+        let w = pass.operand_of(self.w, &weights, dy, None)?;
+        Ok(Some(slopes.linear_input(&w)?.reshaped(&shape)?))
     }
 }
 

@@ -149,6 +149,9 @@ pub enum Saved {
     /// Indices that lie on a GPU.
     #[cfg(feature = "cuda")]
     PlacedIndices(Arc<gpu::Array<u32>>),
+    /// What a product has taken there of an input, and the shape of the input.
+    #[cfg(feature = "cuda")]
+    Operand(gpu::Operand, Vec<usize>),
     /// The shape of an input.
     Shape(Vec<usize>),
 }

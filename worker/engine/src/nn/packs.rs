@@ -11,7 +11,7 @@ use std::{
 use super::BufferId;
 use super::{Layout, ParamId, Pass};
 #[cfg(feature = "cuda")]
-use crate::gpu::Placed;
+use crate::gpu::{Operand, Placed};
 use crate::num::gemm::Packed;
 
 /// Which product takes the weights.
@@ -26,13 +26,12 @@ pub(super) enum Way {
 #[derive(Default)]
 pub(super) struct Kept {
     weights: BTreeMap<(ParamId, Way), Arc<Packed>>,
-    /// The same on a GPU, where they lie as in the store, and whether they are exact: else they are in the precision of
-    /// products.
+    /// The same on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(super) operands: BTreeMap<ParamId, Operand>,
+    /// And parameters there that lie as in the store, and whether they are exact: else they are in the precision of products.
     #[cfg(feature = "cuda")]
     pub(super) placed: BTreeMap<(ParamId, bool), Placed>,
-    /// And where they lie as cuDNN takes them.
-    #[cfg(feature = "cuda")]
-    pub(super) turned: BTreeMap<ParamId, Placed>,
     /// Running statistics there, by their means.
     #[cfg(feature = "cuda")]
     pub(super) running: BTreeMap<BufferId, Placed>,
@@ -44,13 +43,20 @@ pub(super) struct Kept {
 }
 
 impl Kept {
+    /// Whether what a parameter has gone up as is worth keeping. One that is trained and does not stay there would go up a second
+    /// time on the way back, also of one grain.
+    #[cfg(feature = "cuda")]
+    pub(super) fn keeps(&self, trained: bool) -> bool {
+        self.several || !trained || self.resident.is_none()
+    }
+
     /// Forgets what has other values after a step.
     fn forget(&mut self, layout: &Layout) {
         self.weights.retain(|(id, _), _| layout.slot(*id).is_none());
         #[cfg(feature = "cuda")]
-        self.placed.retain(|(id, _), _| layout.slot(*id).is_none());
+        self.operands.retain(|id, _| layout.slot(*id).is_none());
         #[cfg(feature = "cuda")]
-        self.turned.retain(|id, _| layout.slot(*id).is_none());
+        self.placed.retain(|(id, _), _| layout.slot(*id).is_none());
         #[cfg(feature = "cuda")]
         self.running.retain(|mean, _| layout.stats(*mean).is_none());
     }

@@ -1,12 +1,13 @@
 //! Parameters and their gradients on the GPU that a layer's input lies on.
 
-use std::borrow::Cow;
-
-use super::{Array, BufferId, Flat, Gradients, Packs, ParamId, Pass};
+use super::{Array, BufferId, Flat, Gradients, Packs, ParamId, Pass, Saved, Tape};
 use crate::{
     Error, Result,
-    gpu::{self, Device, Fault, Placed, ops},
+    gpu::{self, Device, Fault, Operand, Placed, ops},
 };
+
+/// What an operation makes of a weight before it takes it.
+pub(super) type Turn = fn(&Device, &gpu::Array) -> Result<gpu::Array, Fault>;
 
 impl Array {
     /// What lies on a GPU.
@@ -19,8 +20,33 @@ impl Array {
 }
 
 impl Pass<'_> {
-    /// A weight or a bias of a product, as it takes it, where `at` lies. It goes up once for the grains of a step, and once
-    /// for all steps where nothing trains it.
+    /// What a product takes of an array, in the pass's precision.
+    pub(super) fn operand(&self, x: &Placed) -> Result<Operand> {
+        Ok(Operand::of(x, !self.precision().is_f32())?)
+    }
+
+    /// A weight of a product, as it takes it, where `at` lies: turned, if the operation wants it so. It goes up once a step,
+    /// and once for all steps where nothing trains it. All layers of a weight must want the same.
+    pub(super) fn operand_of(&self, id: ParamId, shape: &[usize], at: &Placed, turn: Option<Turn>) -> Result<Operand> {
+        if let Some(known) = self.packs.and_then(|packs| packs.kept().operands.get(&id).cloned()) {
+            return Ok(known);
+        }
+        let own = self.lying(id, shape, at)?;
+        let turned = match turn {
+            Some(turn) => own.made(turn)?,
+            None => own,
+        };
+        let made = self.operand(&turned)?;
+        if let Some(mut kept) = self.packs.map(Packs::kept)
+            && kept.keeps(self.trains(id))
+        {
+            kept.operands.insert(id, made.clone());
+        }
+        Ok(made)
+    }
+
+    /// A bias of a product, or a weight that no library multiplies: rounded as a product takes it, in f32. It goes up as often
+    /// as a weight does.
     pub(super) fn placed(&self, id: ParamId, shape: &[usize], at: &Placed) -> Result<Placed> {
         self.sent(id, shape, at, false)
     }
@@ -34,39 +60,20 @@ impl Pass<'_> {
         if let Some(known) = self.packs.and_then(|packs| packs.placed(id, exact)) {
             return Ok(known);
         }
-        let made = match self.resident(id, shape)? {
-            Some(own) if exact => own,
-            Some(own) => self.rounded(own)?,
-            None => {
-                let values: Cow<'_, [f32]> = if exact { self.store.param(id).into() } else { self.weight(id) };
-                at.made(|device, _| device.upload(&values, shape))?
-            }
-        };
+        let own = self.lying(id, shape, at)?;
+        let made = if exact || self.precision().is_f32() { own } else { own.made(ops::round_bf16)? };
         if let Some(packs) = self.packs {
             packs.keep((id, exact), &made, self.trains(id));
         }
         Ok(made)
     }
 
-    /// A weight turned into what an operation takes, which is kept in its place. All layers of a weight must want the same.
-    pub(super) fn placed_turned(
-        &self,
-        id: ParamId,
-        shape: &[usize],
-        at: &Placed,
-        turn: impl FnOnce(&Device, &gpu::Array) -> Result<gpu::Array, Fault>,
-    ) -> Result<Placed> {
-        if let Some(known) = self.packs.and_then(|packs| packs.kept().turned.get(&id).cloned()) {
-            return Ok(known);
+    /// A parameter as it is.
+    fn lying(&self, id: ParamId, shape: &[usize], at: &Placed) -> Result<Placed> {
+        match self.resident(id, shape)? {
+            Some(own) => Ok(own),
+            None => Ok(at.made(|device, _| device.upload(self.store.param(id), shape))?),
         }
-        let made = self.placed(id, shape, at)?.made(turn)?;
-        if let Some(mut kept) = self.packs.map(Packs::kept)
-            && (kept.several || !self.trains(id))
-        {
-            kept.placed.remove(&(id, false));
-            kept.turned.insert(id, made.clone());
-        }
-        Ok(made)
     }
 
     /// The elements of a parameter that stays on the GPU between steps, in any precision: there the store has none.
@@ -75,10 +82,24 @@ impl Pass<'_> {
         let (Some(all), Some(slot)) = (all, self.layout.and_then(|layout| layout.slot(id))) else { return Ok(None) };
         Ok(Some(all.made(|device, all| device.part(all, slot, shape))?))
     }
+}
 
-    /// What a product takes, or gives, in the pass's precision.
-    pub(super) fn rounded(&self, x: Placed) -> Result<Placed> {
-        if self.precision().is_f32() { Ok(x) } else { Ok(x.made(ops::round_bf16)?) }
+impl Tape {
+    /// As [`Tape::push_input`], of what a product has taken of an input of that shape.
+    pub(super) fn push_operand(&mut self, x: Operand, shape: &[usize], pass: &Pass<'_>, weights: ParamId) {
+        if pass.records() {
+            let shape = shape.to_vec();
+            self.push(if pass.trains(weights) { Saved::Operand(x, shape) } else { Saved::Shape(shape) });
+        }
+    }
+
+    /// The shape of an input, and what a product has taken of it if that was kept.
+    pub(super) fn pop_operand(&mut self) -> Result<(Vec<usize>, Option<Operand>)> {
+        self.take(|saved| match saved {
+            Saved::Operand(x, shape) => Some((shape, Some(x))),
+            Saved::Shape(shape) => Some((shape, None)),
+            _ => None,
+        })
     }
 }
 
@@ -89,7 +110,7 @@ impl Packs {
 
     fn keep(&self, which: (ParamId, bool), placed: &Placed, trained: bool) {
         let mut kept = self.kept();
-        if kept.several || !trained {
+        if kept.keeps(trained) {
             kept.placed.insert(which, placed.clone());
         }
     }

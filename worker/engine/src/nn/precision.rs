@@ -12,7 +12,8 @@
 //! Losses are not scaled: bf16 has the exponents of f32, and a factor that is a power of two would change no digit of what is
 //! rounded.
 //!
-//! On a CPU this is for the values, not for speed: numbers stay in f32 memory.
+//! On a CPU this is for the values, not for speed: numbers stay in f32 memory. On a GPU what products take lies in memory of
+//! bf16 (`gpu::Operand`), and what they give in f32 again.
 
 use std::borrow::Cow;
 

@@ -4,7 +4,8 @@
 //! A unit is a run of the samples that teachers see. Its outputs go to the cache of the node and, packed, to the blob store.
 //! A rank that trains unpacks them into its own node's cache, if that has not got them from an attempt before, and computes
 //! what it misses there, as it does without units.
-//! Records are keyed by what is in them: a unit that is done twice, of other samples or not at all changes no bit.
+//! Records are keyed by what is in them, and on a GPU by what went through with it: a unit that is done twice, of other samples
+//! or not at all changes no bit.
 
 use tl_proto::{spec::JobSpec, teaching::Teaching};
 
@@ -93,8 +94,10 @@ pub fn unit(config: &Config, (unit, units): (usize, usize), link: &mut dyn Link)
     if unit >= units {
         return Err(Error::Internal(format!("there is no unit {unit} of {units}")));
     }
-    let share = partition(samples.count(), units)[unit].clone();
-    samples = samples.only(share.collect())?;
+    // Whole companies: the training looks for what came out of its own.
+    let (all, together) = (samples.count(), encode::company(views, &config.place).unwrap_or(1));
+    let share = partition(all.div_ceil(together), units)[unit].clone();
+    samples = samples.only((share.start * together..all.min(share.end * together)).collect())?;
     if let Some(first) = teachers.first() {
         let all = samples.count();
         samples = samples.that_decode(&first.contract)?;

@@ -5,7 +5,7 @@ use cudarc::{
     cudnn::{result::CudnnError, sys::cudnnStatus_t},
     driver::{DriverError, sys::CUresult},
 };
-use nvlib::{Library, Missing};
+use nvlib::{Elsewhere, Library, Missing};
 use tl_engine::{Error, gpu::Fault};
 use tl_proto::failure::FailureClass;
 
@@ -17,6 +17,15 @@ fn what_is_missing_is_named_with_what_to_do_about_it() {
         assert!(message.starts_with(library.name()) && message.ends_with("/nowhere"), "{message}");
         assert!(hint.starts_with("install "), "{hint}");
     }
+}
+
+#[test]
+fn a_library_that_is_there_twice_is_told_with_both_files() {
+    let (opened, called) = ("/one/libcublas.so.12".into(), "/two/libcublas.so".into());
+    let fault = Fault::from(Elsewhere { library: Library::Cublas, opened, called });
+    let Error::User { message, hint } = Error::from(fault) else { panic!("a user can mend it") };
+    assert!(message.starts_with("cuBLAS ") && hint.contains("`NVLIB_PATH`"), "{message} {hint}");
+    assert!(["`/one/libcublas.so.12`", "`/two/libcublas.so`"].iter().all(|path| message.contains(path)), "{message}");
 }
 
 #[test]

@@ -91,7 +91,7 @@ fn depthwise_convolutions_have_the_bits_of_the_cpu() {
         let x = numbers(1, 2 * h * w * c);
         let want = run(&layer, &b.store, (&x, &[2, h, w, c]), None, false);
         let ((top, oh), (left, ow)) = (pad.plan(h, k, stride), pad.plan(w, k, stride));
-        let windows = Windowed { k, stride, before: (top, left), outputs: (oh, ow) };
+        let windows = Windowed { k, stride, before: (top, left), outputs: (oh, ow), rounds: false };
         let (xs, weights) = (up(device, &x, &[2, h, w, c]), up(device, &b.store.values, &[c, 1, k, k]));
         let y = ops::depthwise(device, &xs, &weights, windows).unwrap();
         assert_eq!(y.shape(), want.shape);
@@ -135,6 +135,49 @@ fn convolutions_are_those_of_the_cpu() {
             ops::conv_weights(device, &dy, &xs, how, &mut dw).unwrap();
         }
         close(device, &dw, &want.flat.iter().map(|g| 2.0 * g).collect::<Vec<_>>(), 2e-5);
+    }
+}
+
+#[test]
+fn a_convolution_comes_to_the_same_bits_each_time() {
+    let Some(device) = device() else { return };
+    for (cin, kernel, stride, pad) in [(16, 3, 1, 1), (16, 3, 2, 1), (16, 1, 2, 0), (3, 7, 2, 3)] {
+        let (shape, how) = ([4, 12, 13, cin], Convolution { stride, pad: (pad, pad), groups: 1 });
+        let x = up(device, &numbers(1, shape.iter().product()), &shape);
+        let own = [8, cin, kernel, kernel];
+        let w = up(device, &numbers(2, own.iter().product()), &own);
+        let w = ops::channels_last(device, &w).unwrap();
+        let once = || {
+            let (y, mut dw) = (ops::conv(device, &x, &w, how).unwrap(), device.zeros(&own).unwrap());
+            ops::conv_weights(device, &y, &x, how, &mut dw).unwrap();
+            let dx = ops::conv_input(device, &y, &w, shape, how).unwrap();
+            [y, dw, dx].map(|array| device.download(&array).unwrap())
+        };
+        assert_eq!(once(), once(), "{kernel}x{kernel}, {stride} apart");
+    }
+}
+
+#[test]
+fn what_cudnn_has_no_algorithm_for_is_a_product_of_windows() {
+    let Some(device) = device() else { return };
+    // The fake has none for windows seven apart.
+    let (shape, how) = ([2, 9, 8, 3], Convolution { stride: 7, pad: (1, 1), groups: 1 });
+    let (mut b, both) = (Builder::new(1), (Padding::Symmetric(1), Padding::Symmetric(1)));
+    let spec = ConvSpec { cin: 3, cout: 5, kernel: (3, 3), stride: 7, pad: both, bias: false };
+    let layer = b.conv_spec("c", spec);
+    let x = numbers(1, shape.iter().product());
+    let want = run(&layer, &b.store, (&x, &shape), None, false);
+    let (xs, dy) = (up(device, &x, &shape), up(device, &want.dy, &want.shape));
+    let ws = ops::channels_last(device, &up(device, b.store.param(ParamId(0)), &[5, 3, 3, 3])).unwrap();
+    close(device, &ops::conv(device, &xs, &ws, how).unwrap(), &want.y, 1e-5);
+    let [x16, w16] = [&xs, &ws].map(|array| ops::to_bf16(device, array).unwrap());
+    close(device, &ops::conv(device, &x16, &w16, how).unwrap(), &want.y, 2e-2);
+    let mut dw = device.zeros(&[5, 3, 3, 3]).unwrap();
+    ops::conv_weights(device, &dy, &xs, how, &mut dw).unwrap();
+    close(device, &dw, &want.flat, 1e-5);
+    match ops::conv_input(device, &dy, &ws, shape, how) {
+        Ok(dx) => close(device, &dx, &want.dx, 1e-5),
+        Err(fault) => assert!(fault.to_string().contains("the same bits each time for the Inputs of"), "{fault}"),
     }
 }
 

@@ -106,7 +106,20 @@ fn weights_go_up_once_a_step_and_what_is_frozen_once_and_learns_nothing() {
     assert_ne!(now, before[0]);
     assert_eq!(values(&store, &frozen), before[1]);
     store.values.iter_mut().for_each(|v| *v += 1.0);
-    assert_ne!(values(&store, &trained), now, "one grain keeps nothing that is trained");
+    assert_eq!(values(&store, &trained), now, "the way back of one grain finds it too");
+    packs.end(&layout);
+    packs.begin(&layout, 1);
+    assert_ne!(values(&store, &trained), now);
+
+    // What stays there between steps is at hand, and is not kept once more for one grain.
+    packs.begin(&layout, 1);
+    let stays = |seed: u32| {
+        let (device, len) = (shared().unwrap(), layout.total_len());
+        packs.take_from(Some(&Placed::new(device.clone(), up(device, &numbers(seed, len), &[len]))));
+        values(&store, &trained)
+    };
+    assert_ne!(stays(8), stays(9));
+    packs.take_from(None);
 
     let pass = Pass { layout: Some(&layout), ..Pass::eval(&store) };
     let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));

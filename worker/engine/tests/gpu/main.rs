@@ -5,11 +5,13 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
 
 mod adapters;
+mod bf16;
 mod early;
 mod elementwise;
 mod faults;
 mod fingerprint;
 mod flat;
+mod fours;
 mod image_layers;
 mod images;
 mod layers;

@@ -131,7 +131,7 @@ fn heads_of_one_wide_matrix_are_cut_from_their_columns() {
     ops::join_heads(device, &split, &apart, &mut back, first).unwrap();
     let kept = |i: usize| (first..first + heads * depth).contains(&(i % width));
     same(device, &back, &x.iter().enumerate().map(|(i, v)| if kept(i) { *v } else { 0.0 }).collect::<Vec<_>>());
-    assert!(ops::split_heads(device, &up(device, &x, &[5, width]), &apart, 6).is_err());
+    assert!(ops::split_heads::<f32>(device, &up(device, &x, &[5, width]), &apart, 6).is_err());
     assert!(Heads::new(device, &[2, 0], heads, depth).is_err());
 }
 

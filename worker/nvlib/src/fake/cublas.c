@@ -16,14 +16,21 @@ static float get(const void *p, int64_t i, int type) {
   if (type == F32) return ((const float *)p)[i];
   uint32_t bits = (uint32_t)((const uint16_t *)p)[i] << 16; float f; memcpy(&f, &bits, 4); return f;
 }
+// bf16 to the nearest, ties to even.
+static void put(void *p, int64_t i, int type, float f) {
+  if (type == F32) { ((float *)p)[i] = f; return; }
+  uint32_t bits; memcpy(&bits, &f, 4);
+  ((uint16_t *)p)[i] = (f != f ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
 int cublasGemmStridedBatchedEx(Handle *h, int ta, int tb, int m, int n, int k, const float *alpha, const void *a, int at,
                                int lda, long long sa, const void *b, int bt, int ldb, long long sb, const float *beta,
-                               float *c, int ct, int ldc, long long sc, int batch, int compute, int algo) {
+                               void *c, int ct, int ldc, long long sc, int batch, int compute, int algo) {
   (void)algo;
   // A stream and a workspace of one's own, and no TF32 (mode 3): bits depend on them.
   if (!h->stream || !h->workspace || h->mode == 3) return INVALID_VALUE;
   if (m < 0 || n < 0 || k < 0 || lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m || lda < 1 || ldb < 1 || ldc < 1) return INVALID_VALUE;
-  if (at != bt || (at != F32 && at != BF16) || ct != F32 || compute != COMPUTE_32F) return NOT_SUPPORTED;
+  // f32 gives f32, bf16 either.
+  if (at != bt || (at != F32 && at != BF16) || (ct != F32 && ct != at) || compute != COMPUTE_32F) return NOT_SUPPORTED;
   for (int i = 0; i < batch; i++)
     for (int col = 0; col < n; col++)
       for (int row = 0; row < m; row++) {
@@ -31,8 +38,12 @@ int cublasGemmStridedBatchedEx(Handle *h, int ta, int tb, int m, int n, int k, c
         for (int d = 0; d < k; d++)
           sum += (double)get(a, i * sa + (ta ? (int64_t)row * lda + d : (int64_t)d * lda + row), at) *
                  get(b, i * sb + (tb ? (int64_t)d * ldb + col : (int64_t)col * ldb + d), bt);
-        float *out = &c[i * sc + (int64_t)col * ldc + row];
-        *out = *alpha * (float)sum + (*beta ? *beta * *out : 0.0f);
+        int64_t out = i * sc + (int64_t)col * ldc + row;
+        put(c, out, ct, *alpha * (float)sum + (*beta ? *beta * get(c, out, ct) : 0.0f));
       }
   return SUCCESS;
+}
+int cublasGemmEx(Handle *h, int ta, int tb, int m, int n, int k, const float *alpha, const void *a, int at, int lda,
+                 const void *b, int bt, int ldb, const float *beta, void *c, int ct, int ldc, int compute, int algo) {
+  return cublasGemmStridedBatchedEx(h, ta, tb, m, n, k, alpha, a, at, lda, 0, b, bt, ldb, 0, beta, c, ct, ldc, 0, 1, compute, algo);
 }

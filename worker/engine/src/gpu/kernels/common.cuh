@@ -4,10 +4,91 @@
 // products and sums (the compiler is told so), no approximate functions: where an order is the CPU's, so are the bits.
 typedef unsigned int u32;
 typedef unsigned long long u64;
+// In memory: the upper half of an f32.
+typedef unsigned short bf16;
+
+// Divisions in 32 bits where these hold the number: in 64 they take several times as long.
+__device__ __forceinline__ u64 over(u64 i, u32 by) { return i >> 32 ? i / by : (u32)i / by; }
+__device__ __forceinline__ u32 rest(u64 i, u32 by) { return i >> 32 ? (u32)(i % by) : (u32)i % by; }
+
+#define THREAD ((u64)blockIdx.x * blockDim.x + threadIdx.x)
+#define THREADS ((u64)gridDim.x * blockDim.x)
 
 // Every element of a flat buffer, whatever the grid.
-#define EACH(i, n) \
-  for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += (u64)gridDim.x * blockDim.x)
+#define EACH(i, n) for (u64 i = THREAD; i < (n); i += THREADS)
+
+// The same of rows of `c`, with the place `k` that each has in its row: nothing is divided but for the first.
+#define EACH_IN_ROWS(i, n, k, c) \
+  for (u64 i = THREAD, k##_turn = rest(THREADS, c), k = rest(i, c); i < (n); \
+       i += THREADS, k += k##_turn, k -= k < (c) ? 0 : (c))
+
+// Numbers that are read and written at once: memory is as fast as it can be with sixteen bytes a thread.
+template <class T, int V> struct alignas(sizeof(T) * V) Some {
+  T of[V];
+};
+
+template <int V, class T> __device__ __forceinline__ Some<T, V> some(const T *p, u64 i) {
+  return ((const Some<T, V> *)p)[i];
+}
+
+template <int V, class T> __device__ __forceinline__ void put(T *p, u64 i, Some<T, V> v) {
+  ((Some<T, V> *)p)[i] = v;
+}
+
+// Whether what begins at both places can be read four at a time, in rows of `c`.
+__device__ __forceinline__ bool by_four(u32 c, const void *a, const void *b) {
+  return c % 4 == 0 && (((u64)a | (u64)b) & 15) == 0;
+}
+
+// Calls what is made for so many numbers at a time.
+#define IN_FOURS(four, name, ...) \
+  do { \
+    if (four) name<4>(__VA_ARGS__); \
+    else name<1>(__VA_ARGS__); \
+  } while (0)
+
+// bf16: to the nearest, ties to even; NaN stays NaN, and quiet. As `num::bf16`.
+__device__ __forceinline__ u32 rounded_bits(float x) {
+  u32 bits = __float_as_uint(x);
+  bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  return (nan ? bits | 0x00400000u : bits + (0x7fffu + (bits >> 16 & 1))) & 0xffff0000u;
+}
+
+__device__ __forceinline__ float rounded(float x) { return __uint_as_float(rounded_bits(x)); }
+
+// A number of memory, of either type.
+__device__ __forceinline__ float f32_of(float x) { return x; }
+__device__ __forceinline__ float f32_of(bf16 x) { return __uint_as_float((u32)x << 16); }
+__device__ __forceinline__ void set(float *to, float x) { *to = x; }
+__device__ __forceinline__ void set(bf16 *to, float x) { *to = (bf16)(rounded_bits(x) >> 16); }
+
+// `y[i] = f(x[i])`, whatever the grid; `y` may be `x`.
+template <class To, class From, class F> __device__ __forceinline__ void map(To *y, const From *x, u64 n, F f) {
+  u64 fours = by_four(4, x, y) ? n / 4 : 0;
+  EACH(i, fours) {
+    Some<From, 4> v = some<4>(x, i);
+    Some<To, 4> made;
+#pragma unroll
+    for (int k = 0; k < 4; k++) set(&made.of[k], f(f32_of(v.of[k])));
+    put<4>(y, i, made);
+  }
+  EACH(i, n - 4 * fours) set(&y[4 * fours + i], f(f32_of(x[4 * fours + i])));
+}
+
+// `y[i] = f(a[i], b[i])`; `y` may be either.
+template <class F> __device__ __forceinline__ void map_both(float *y, const float *a, const float *b, u64 n, F f) {
+  u64 fours = by_four(4, a, y) && by_four(4, b, b) ? n / 4 : 0;
+  EACH(i, fours) {
+    Some<float, 4> v = some<4>(a, i), w = some<4>(b, i);
+#pragma unroll
+    for (int k = 0; k < 4; k++) v.of[k] = f(v.of[k], w.of[k]);
+    put<4>(y, i, v);
+  }
+  EACH(i, n - 4 * fours) {
+    u64 at = 4 * fours + i;
+    y[at] = f(a[at], b[at]);
+  }
+}
 
 // Threads that add up one row, as the CPU does: sixteen chains, folded by halves.
 #define LANES 16
@@ -15,6 +96,8 @@ typedef unsigned long long u64;
 #define LINES 8
 // Rows whose sum is one chain in f32.
 #define BLOCK 64
+// Lines of such sums that a block adds up.
+#define GROUP 256
 
 // Adds up the lanes' sums of each row of a block, as `nn::lanes` folds its chains. Every thread must come here.
 __device__ __forceinline__ float fold_lanes(float (*sums)[LANES], float own) {

@@ -17,8 +17,8 @@ extern "C" __global__ void transpose(float *y, const float *x, u32 rows, u32 col
 extern "C" __global__ void copy_columns(float *to, u32 to_stride, u32 to_first, const float *from, u32 from_stride,
                                         u32 from_first, u64 n, u32 width, int add) {
   EACH(i, n) {
-    u64 row = i / width;
-    u32 column = i % width;
+    u64 row = over(i, width);
+    u32 column = rest(i, width);
     float *target = to + row * to_stride + to_first + column;
     float value = from[row * from_stride + from_first + column];
     *target = add ? *target + value : value;
@@ -28,8 +28,8 @@ extern "C" __global__ void copy_columns(float *to, u32 to_stride, u32 to_first, 
 // Rows by number; zeros where there is none.
 extern "C" __global__ void take_rows(float *y, const float *x, const u32 *which, u64 n, u32 c) {
   EACH(i, n) {
-    u32 row = which[i / c];
-    y[i] = row == 0xffffffffu ? 0.0f : x[(u64)row * c + i % c];
+    u32 row = which[over(i, c)];
+    y[i] = row == 0xffffffffu ? 0.0f : x[(u64)row * c + rest(i, c)];
   }
 }
 
@@ -37,9 +37,8 @@ extern "C" __global__ void take_rows(float *y, const float *x, const u32 *which,
 extern "C" __global__ void move_image(float *y, const float *x, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow, int down,
                                       int right) {
   EACH(i, n) {
-    u32 channel = i % c;
-    u32 px = (u32)(i / c % ow) - right, py = (u32)(i / c / ow % oh) - down; // outside it is huge
-    u64 image = i / c / ow / oh;
+    u64 pixel = over(i, c), line = over(pixel, ow), image = over(line, oh);
+    u32 channel = rest(i, c), px = rest(pixel, ow) - right, py = rest(line, oh) - down; // outside they are huge
     y[i] = px < w && py < h ? x[((image * h + py) * w + px) * c + channel] : 0.0f;
   }
 }
@@ -67,21 +66,54 @@ extern "C" __global__ void subsample_back(float *dx, const float *dy, u64 n, u32
 }
 
 // Packed rows of all samples, `stride` apart, to `[samples·heads, t, depth]` with zeros behind the end of each.
-extern "C" __global__ void split_heads(float *y, const float *x, const u32 *starts, const u32 *lengths, u64 n, u32 heads,
-                                       u32 t, u32 depth, u32 stride, u32 first) {
-  EACH(i, n) {
-    u32 d = i % depth, row = i / depth % t, head = i / depth / t % heads;
-    u64 sample = i / depth / t / heads;
-    y[i] = row < lengths[sample] ? x[(u64)(starts[sample] + row) * stride + first + head * depth + d] : 0.0f;
+template <int V, class T>
+__device__ __forceinline__ void split(T *y, const float *x, const u32 *starts, const u32 *lengths, u64 n, u32 heads,
+                                      u32 t, u32 depth, u32 stride, u32 first) {
+  EACH(i, n / V) {
+    u64 line = over(i * V, depth), square = over(line, t), sample = over(square, heads);
+    u32 d = rest(i * V, depth), row = rest(line, t), head = rest(square, heads);
+    Some<T, V> made = {};
+    if (row < lengths[sample]) {
+      Some<float, V> v = some<V>(x + (u64)(starts[sample] + row) * stride + first + head * depth + d, 0);
+#pragma unroll
+      for (int k = 0; k < V; k++) set(&made.of[k], v.of[k]);
+    }
+    put<V>(y, i, made);
   }
 }
 
+extern "C" __global__ void split_heads(float *y, const float *x, const u32 *starts, const u32 *lengths, u64 n, u32 heads,
+                                       u32 t, u32 depth, u32 stride, u32 first) {
+  IN_FOURS(by_four(depth | stride | first, x, y), split, y, x, starts, lengths, n, heads, t, depth, stride, first);
+}
+
+extern "C" __global__ void split_heads_bf16(bf16 *y, const float *x, const u32 *starts, const u32 *lengths, u64 n,
+                                            u32 heads, u32 t, u32 depth, u32 stride, u32 first) {
+  IN_FOURS(by_four(depth | stride | first, x, y), split, y, x, starts, lengths, n, heads, t, depth, stride, first);
+}
+
 // And back: only what is real is written.
+template <int V, class T>
+__device__ __forceinline__ void unsplit(float *y, const T *x, const u32 *starts, const u32 *lengths, u64 n, u32 heads,
+                                        u32 t, u32 depth, u32 stride, u32 first) {
+  EACH(i, n / V) {
+    u64 line = over(i * V, depth), square = over(line, t), sample = over(square, heads);
+    u32 d = rest(i * V, depth), row = rest(line, t), head = rest(square, heads);
+    if (row >= lengths[sample]) continue;
+    Some<T, V> v = some<V>(x, i);
+    Some<float, V> made;
+#pragma unroll
+    for (int k = 0; k < V; k++) made.of[k] = f32_of(v.of[k]);
+    put<V>(y + (u64)(starts[sample] + row) * stride + first + head * depth + d, 0, made);
+  }
+}
+
 extern "C" __global__ void join_heads(float *y, const float *x, const u32 *starts, const u32 *lengths, u64 n, u32 heads,
                                       u32 t, u32 depth, u32 stride, u32 first) {
-  EACH(i, n) {
-    u32 d = i % depth, row = i / depth % t, head = i / depth / t % heads;
-    u64 sample = i / depth / t / heads;
-    if (row < lengths[sample]) y[(u64)(starts[sample] + row) * stride + first + head * depth + d] = x[i];
-  }
+  IN_FOURS(by_four(depth | stride | first, x, y), unsplit, y, x, starts, lengths, n, heads, t, depth, stride, first);
+}
+
+extern "C" __global__ void join_heads_bf16(float *y, const bf16 *x, const u32 *starts, const u32 *lengths, u64 n,
+                                           u32 heads, u32 t, u32 depth, u32 stride, u32 first) {
+  IN_FOURS(by_four(depth | stride | first, x, y), unsplit, y, x, starts, lengths, n, heads, t, depth, stride, first);
 }

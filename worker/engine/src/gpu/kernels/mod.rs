@@ -13,7 +13,7 @@ use cudarc::nvrtc::{
 };
 use nvlib::Library;
 
-use super::Fault;
+use super::{Fault, bound};
 
 /// Stands before each file, in this order.
 const SHARED: [&str; 3] = [include_str!("common.cuh"), include_str!("math.cuh"), include_str!("philox.cuh")];
@@ -55,6 +55,7 @@ sources! {
     Lstm = "lstm.cu",
     Norm = "norm.cu",
     Optimizer = "optimizer.cu",
+    Patches = "patches.cu",
     Pool = "pool.cu",
     Rows = "rows.cu",
     Softmax = "softmax.cu",
@@ -82,7 +83,7 @@ pub(in crate::gpu) fn compiled(source: Source, capability: (i32, i32)) -> Result
 /// Machine code for just that GPU: intermediate code of a newer NVRTC than the driver would not load.
 #[expect(unsafe_code, reason = "calls the compiler")]
 fn compile(source: Source, (major, minor): (i32, i32)) -> Result<Vec<u8>, Fault> {
-    Library::Nvrtc.open()?;
+    bound::open(Library::Nvrtc)?;
     let refused = |e: NvrtcError| Fault::Refused { library: Library::Nvrtc, answer: format!("{:?}", e.0) };
     let text = SHARED.concat() + source.text();
     let text = CString::new(text).map_err(|_| Fault::shape("a file of kernels holds a zero"))?;

@@ -1,21 +1,27 @@
 // Batch-norm over the rows of a grain, and the activation after it; `nn::norm` says what each number is.
 
 // The mean of each channel of 64 rows, then its Σ(x − mean)²: lines of 2c numbers.
-extern "C" __global__ void moments(float *lines, const float *x, u64 rows, u32 c) {
+extern "C" __global__ void moments(float *__restrict__ lines, const float *__restrict__ x, u64 rows, u32 c) {
   u64 blocks = (rows + BLOCK - 1) / BLOCK;
   EACH(i, blocks * c) {
-    u64 block = i / c, first = block * BLOCK, last = first + BLOCK < rows ? first + BLOCK : rows;
-    u32 channel = i % c;
-    double sum = 0.0;
-    for (u64 row = first; row < last; row++) sum += (double)x[row * c + channel];
-    float mean = (float)(sum * (1.0 / (double)(last - first)));
-    double square = 0.0;
-    for (u64 row = first; row < last; row++) {
-      double d = (double)(x[row * c + channel] - mean);
+    u64 line = over(i, c), first = line * BLOCK;
+    u32 channel = rest(i, c), count = rows - first < BLOCK ? (u32)(rows - first) : BLOCK;
+    const float *from = x + first * c + channel;
+    // All of them are asked for before the first is waited for. What is behind the last row adds nothing.
+    float own[BLOCK];
+#pragma unroll
+    for (u32 k = 0; k < BLOCK; k++) own[k] = k < count ? from[(u64)k * c] : 0.0f;
+    double sum = 0.0, square = 0.0;
+#pragma unroll
+    for (u32 k = 0; k < BLOCK; k++) sum += (double)own[k];
+    float mean = (float)(sum * (1.0 / (double)count));
+#pragma unroll
+    for (u32 k = 0; k < BLOCK; k++) {
+      double d = k < count ? (double)(own[k] - mean) : 0.0;
       square += d * d;
     }
-    lines[block * 2 * c + channel] = mean;
-    lines[block * 2 * c + c + channel] = (float)square;
+    lines[line * 2 * c + channel] = mean;
+    lines[line * 2 * c + c + channel] = (float)square;
   }
 }
 
@@ -28,17 +34,20 @@ __device__ __forceinline__ void join(double *count, double *mean, double *square
   *count += n;
 }
 
-// Joins the lines of all blocks: a count, the means, the squares. Eight chains of every eighth line, joined in order.
-extern "C" __global__ void join_moments(double *all, const float *lines, u64 rows, u32 c) {
+// Joins lines of means and squares, each of `each` rows (the last of what is left), in groups of 256: eight chains of every
+// eighth line, joined in order. In front of what it gives is the count of the first group: that of all, where there is one.
+template <class T>
+__device__ __forceinline__ void join_group(double *all, const T *lines, u64 rows, u64 each, u32 c) {
   __shared__ double chains[3][8][32];
-  u64 blocks = (rows + BLOCK - 1) / BLOCK;
+  u64 lines_of_all = (rows + each - 1) / each, first = (u64)blockIdx.y * GROUP;
+  u64 last = first + GROUP < lines_of_all ? first + GROUP : lines_of_all;
   u32 channel = blockIdx.x * 32 + threadIdx.x;
   double count = 0.0, mean = 0.0, square = 0.0;
   if (channel < c)
-    for (u64 block = threadIdx.y; block < blocks; block += 8) {
-      u64 own = rows - block * BLOCK < BLOCK ? rows - block * BLOCK : BLOCK;
-      join(&count, &mean, &square, (double)own, (double)lines[block * 2 * c + channel],
-           (double)lines[block * 2 * c + c + channel]);
+    for (u64 line = first + threadIdx.y; line < last; line += 8) {
+      u64 own = rows - line * each < each ? rows - line * each : each;
+      join(&count, &mean, &square, (double)own, (double)lines[line * 2 * c + channel],
+           (double)lines[line * 2 * c + c + channel]);
     }
   chains[0][threadIdx.y][threadIdx.x] = count;
   chains[1][threadIdx.y][threadIdx.x] = mean;
@@ -47,10 +56,20 @@ extern "C" __global__ void join_moments(double *all, const float *lines, u64 row
   if (threadIdx.y == 0 && channel < c) {
     for (u32 k = 1; k < 8; k++)
       join(&count, &mean, &square, chains[0][k][threadIdx.x], chains[1][k][threadIdx.x], chains[2][k][threadIdx.x]);
-    if (channel == 0) all[0] = count;
-    all[1 + channel] = mean;
-    all[1 + c + channel] = square;
+    double *to = all + 1 + (u64)blockIdx.y * 2 * c;
+    if (channel == 0 && blockIdx.y == 0) all[0] = count;
+    to[channel] = mean;
+    to[c + channel] = square;
   }
+}
+
+extern "C" __global__ void join_moments(double *all, const float *lines, u64 rows, u64 each, u32 c) {
+  join_group(all, lines, rows, each, c);
+}
+
+// The same of groups.
+extern "C" __global__ void join_groups(double *all, const double *lines, u64 rows, u64 each, u32 c) {
+  join_group(all, lines, rows, each, c);
 }
 
 // Mean, 1/√(var + eps), var of each channel.
@@ -72,34 +91,51 @@ extern "C" __global__ void running_statistics(float *stats, const float *mean, c
   }
 }
 
-__device__ __forceinline__ float normalised(const float *x, const float *stats, const float *gamma, const float *beta,
-                                            u64 i, u32 channel, u32 c) {
-  return fmaf(x[i] - stats[channel], gamma[channel] * stats[c + channel], beta[channel]);
+__device__ __forceinline__ float normalised(float x, float mean, float inverse, float gamma, float beta) {
+  return fmaf(x - mean, gamma * inverse, beta);
+}
+
+template <int V>
+__device__ __forceinline__ void normalise_rows(float *y, const float *x, const float *stats, const float *gamma,
+                                               const float *beta, u64 n, u32 c, int act) {
+  EACH_IN_ROWS(i, n / V, channel, c / V) {
+    Some<float, V> v = some<V>(x, i), mean = some<V>(stats, channel), inverse = some<V>(stats + c, channel);
+    Some<float, V> g = some<V>(gamma, channel), b = some<V>(beta, channel);
+#pragma unroll
+    for (int k = 0; k < V; k++)
+      v.of[k] = act_of(act, normalised(v.of[k], mean.of[k], inverse.of[k], g.of[k], b.of[k]));
+    put<V>(y, i, v);
+  }
 }
 
 extern "C" __global__ void normalise(float *y, const float *x, const float *stats, const float *gamma,
                                      const float *beta, u64 n, u32 c, int act) {
-  EACH(i, n) y[i] = act_of(act, normalised(x, stats, gamma, beta, i, i % c, c));
+  bool four = by_four(c, x, y) && by_four(c, gamma, beta) && by_four(c, stats, stats);
+  IN_FOURS(four, normalise_rows, y, x, stats, gamma, beta, n, c, act);
 }
 
 // The gradient before the activation, and of 64 rows each: Σ dz and Σ dz·(x − mean), lines of 2c numbers.
-extern "C" __global__ void norm_before(float *dz, float *lines, const float *dy, const float *x, const float *stats,
-                                       const float *gamma, const float *beta, u64 rows, u32 c, int act) {
+extern "C" __global__ void norm_before(float *__restrict__ dz, float *__restrict__ lines,
+                                       const float *__restrict__ dy, const float *__restrict__ x,
+                                       const float *__restrict__ stats, const float *__restrict__ gamma,
+                                       const float *__restrict__ beta, u64 rows, u32 c, int act) {
   u64 blocks = (rows + BLOCK - 1) / BLOCK;
   EACH(i, blocks * c) {
-    u64 block = i / c, first = block * BLOCK, last = first + BLOCK < rows ? first + BLOCK : rows;
-    u32 channel = i % c;
+    u64 line = over(i, c), first = line * BLOCK, last = first + BLOCK < rows ? first + BLOCK : rows;
+    u32 channel = rest(i, c);
+    float mean = stats[channel], inverse = stats[c + channel], g = gamma[channel], b = beta[channel];
     float plain = 0.0f, times = 0.0f;
+#pragma unroll 8
     for (u64 row = first; row < last; row++) {
-      u64 at = row * c + channel;
-      float g = dy[at];
-      if (act != NONE) g = slope_of(act, normalised(x, stats, gamma, beta, at, channel, c), g);
-      dz[at] = g;
-      plain += g;
-      times += g * (x[at] - stats[channel]);
+      u64 place = row * c + channel;
+      float value = x[place], slope = dy[place];
+      if (act != NONE) slope = slope_of(act, normalised(value, mean, inverse, g, b), slope);
+      dz[place] = slope;
+      plain += slope;
+      times += slope * (value - mean);
     }
-    lines[block * 2 * c + channel] = plain;
-    lines[block * 2 * c + c + channel] = times;
+    lines[line * 2 * c + channel] = plain;
+    lines[line * 2 * c + c + channel] = times;
   }
 }
 
@@ -118,30 +154,74 @@ extern "C" __global__ void norm_deposit(float *slot, const float *stats, const f
   }
 }
 
-// Through the statistics of `count` rows, in place: dx = scale·dz + a·(x − mean) + b.
-extern "C" __global__ void norm_through(float *dz, const float *x, const double *sums, const float *stats,
-                                        const float *gamma, double count, u64 n, u32 c) {
-  EACH(i, n) {
-    u32 channel = i % c;
-    float inverse = stats[c + channel], scale = gamma[channel] * inverse;
-    double slope = (double)inverse * (double)inverse * sums[c + channel] / count;
-    float a = (float)(-(double)scale * slope), b = (float)(-(double)scale * sums[channel] / count);
-    dz[i] = dz[i] * scale + ((x[i] - stats[channel]) * a + b);
+// What the gradient through the statistics of `count` rows is made of: dx = scale·dz + a·(x − mean) + b.
+extern "C" __global__ void norm_terms(float *terms, const double *sums, const float *stats, const float *gamma,
+                                      double count, u32 c) {
+  EACH(i, c) {
+    float inverse = stats[c + i], scale = gamma[i] * inverse;
+    double slope = (double)inverse * (double)inverse * sums[c + i] / count;
+    terms[i] = scale;
+    terms[c + i] = (float)(-(double)scale * slope);
+    terms[2 * c + i] = (float)(-(double)scale * sums[i] / count);
+  }
+}
+
+template <int V>
+__device__ __forceinline__ void through_rows(float *dz, const float *x, const float *terms, const float *stats, u64 n,
+                                             u32 c) {
+  EACH_IN_ROWS(i, n / V, channel, c / V) {
+    Some<float, V> g = some<V>(dz, i), v = some<V>(x, i), mean = some<V>(stats, channel);
+    Some<float, V> scale = some<V>(terms, channel), a = some<V>(terms + c, channel), b = some<V>(terms + 2 * c, channel);
+#pragma unroll
+    for (int k = 0; k < V; k++)
+      g.of[k] = g.of[k] * scale.of[k] + ((v.of[k] - mean.of[k]) * a.of[k] + b.of[k]);
+    put<V>(dz, i, g);
+  }
+}
+
+// In place.
+extern "C" __global__ void norm_through(float *dz, const float *x, const float *terms, const float *stats, u64 n,
+                                        u32 c) {
+  IN_FOURS(by_four(c, dz, x) && by_four(c, terms, stats), through_rows, dz, x, terms, stats, n, c);
+}
+
+template <int V>
+__device__ __forceinline__ void scaled_rows(float *dz, const float *stats, const float *gamma, u64 n, u32 c) {
+  EACH_IN_ROWS(i, n / V, channel, c / V) {
+    Some<float, V> d = some<V>(dz, i), g = some<V>(gamma, channel), inverse = some<V>(stats + c, channel);
+#pragma unroll
+    for (int k = 0; k < V; k++) d.of[k] *= g.of[k] * inverse.of[k];
+    put<V>(dz, i, d);
   }
 }
 
 // Through fixed statistics, in place.
 extern "C" __global__ void norm_scaled(float *dz, const float *stats, const float *gamma, u64 n, u32 c) {
-  EACH(i, n) dz[i] *= gamma[i % c] * stats[c + i % c];
+  IN_FOURS(by_four(c, dz, stats) && by_four(c, gamma, gamma), scaled_rows, dz, stats, gamma, n, c);
+}
+
+template <int V>
+__device__ __forceinline__ void fixed_rows(float *dx, const float *dy, const float *x, const float *stats,
+                                           const float *gamma, const float *beta, u64 n, u32 c, int act) {
+  EACH_IN_ROWS(i, n / V, channel, c / V) {
+    Some<float, V> slope = some<V>(dy, i), inverse = some<V>(stats + c, channel), g = some<V>(gamma, channel);
+    if (act != NONE) {
+      Some<float, V> v = some<V>(x, i), mean = some<V>(stats, channel), b = some<V>(beta, channel);
+#pragma unroll
+      for (int k = 0; k < V; k++) {
+        float z = normalised(v.of[k], mean.of[k], inverse.of[k], g.of[k], b.of[k]);
+        slope.of[k] = slope_of(act, z, slope.of[k]);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < V; k++) slope.of[k] *= g.of[k] * inverse.of[k];
+    put<V>(dx, i, slope);
+  }
 }
 
 // Through the activation and fixed statistics at once; without an activation `x` is not read.
 extern "C" __global__ void norm_fixed_back(float *dx, const float *dy, const float *x, const float *stats,
                                            const float *gamma, const float *beta, u64 n, u32 c, int act) {
-  EACH(i, n) {
-    u32 channel = i % c;
-    float g = dy[i];
-    if (act != NONE) g = slope_of(act, normalised(x, stats, gamma, beta, i, channel, c), g);
-    dx[i] = g * (gamma[channel] * stats[c + channel]);
-  }
+  bool four = by_four(c, dx, dy) && by_four(c, x, stats) && by_four(c, gamma, beta);
+  IN_FOURS(four, fixed_rows, dx, dy, x, stats, gamma, beta, n, c, act);
 }

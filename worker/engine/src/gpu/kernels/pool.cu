@@ -4,8 +4,9 @@
 extern "C" __global__ void max_pool(float *y, u32 *chosen, const float *x, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow,
                                     u32 k, u32 stride, u32 pad) {
   EACH(i, n) {
-    u32 channel = i % c, ox = i / c % ow, oy = i / c / ow % oh;
-    const float *image = x + i / c / ow / oh * ((u64)h * w * c);
+    u64 place = over(i, c), line = over(place, ow);
+    u32 channel = rest(i, c), ox = rest(place, ow), oy = rest(line, oh);
+    const float *image = x + over(line, oh) * ((u64)h * w * c);
     u32 top = oy * stride < pad ? 0 : oy * stride - pad, bottom = oy * stride + k - pad;
     u32 left = ox * stride < pad ? 0 : ox * stride - pad, right = ox * stride + k - pad;
     float best = 0.0f;
@@ -28,8 +29,9 @@ extern "C" __global__ void max_pool(float *y, u32 *chosen, const float *x, u64 n
 extern "C" __global__ void max_pool_back(float *dx, const float *dy, const u32 *chosen, u64 n, u32 h, u32 w, u32 c,
                                          u32 oh, u32 ow, u32 k, u32 stride, u32 pad) {
   EACH(i, n) {
-    u32 channel = i % c, px = i / c % w, py = i / c / w % h, pixel = py * w + px;
-    u64 outputs = i / c / w / h * ((u64)oh * ow);
+    u64 place = over(i, c), line = over(place, w);
+    u32 channel = rest(i, c), px = rest(place, w), py = rest(line, h), pixel = py * w + px;
+    u64 outputs = over(line, h) * ((u64)oh * ow);
     // The first window that reaches this far, and the last one that begins before it.
     u32 top = py + pad < k ? 0 : (py + pad - k) / stride + 1, bottom = (py + pad) / stride;
     u32 left = px + pad < k ? 0 : (px + pad - k) / stride + 1, right = (px + pad) / stride;
@@ -105,5 +107,5 @@ extern "C" __global__ void global_products(float *out, const float *x, const flo
 }
 
 extern "C" __global__ void global_mean_back(float *dx, const float *dy, float share, u64 n, u32 area, u32 c) {
-  EACH(i, n) dx[i] = dy[i / ((u64)area * c) * c + i % c] * share;
+  EACH_IN_ROWS(i, n, channel, c) dx[i] = dy[over(over(i, c), area) * c + channel] * share;
 }

@@ -3,7 +3,7 @@
 
 // How long the sample of a row is.
 __device__ __forceinline__ u32 length_of(const u32 *lengths, u64 row, u32 heads, u32 t) {
-  u32 length = lengths[row / t / heads];
+  u32 length = lengths[over(over(row, t), heads)];
   return length < t ? length : t;
 }
 
@@ -40,9 +40,9 @@ extern "C" __global__ void softmax(float *s, float *notes, const u32 *lengths, u
 extern "C" __global__ void softmax_again(float *s, const float *notes, const u32 *lengths, u32 heads, u32 t,
                                          float scale, u64 n) {
   EACH(i, n) {
-    u64 row = i / t;
+    u64 row = over(i, t);
     u32 length = length_of(lengths, row, heads, t);
-    bool real = row % t < length && i % t < length;
+    bool real = rest(row, t) < length && rest(i, t) < length;
     s[i] = real ? exp_of((s[i] - notes[row * 2]) * scale) * notes[row * 2 + 1] : 0.0f;
   }
 }

@@ -4,7 +4,7 @@ use half::bf16;
 
 use crate::gpu::{
     Array, Device, Fault,
-    launch::{each, launch},
+    launch::{fours, launch},
 };
 
 /// The nearest numbers that bf16 has, kept in f32.
@@ -13,7 +13,7 @@ use crate::gpu::{
 /// The memory is full, or the GPU has failed; so for all that follow.
 pub fn round_bf16(device: &Device, x: &Array) -> Result<Array, Fault> {
     let (mut y, n) = (device.fresh::<f32>(x.shape())?, x.count());
-    launch!(device, Cast, "round_bf16", each(n), &mut y.data, &x.data, &(n as u64));
+    launch!(device, Cast, "round_bf16", fours(n), &mut y.data, &x.data, &(n as u64));
     Ok(y)
 }
 
@@ -23,7 +23,7 @@ pub fn round_bf16(device: &Device, x: &Array) -> Result<Array, Fault> {
 /// As [`round_bf16`].
 pub fn to_bf16(device: &Device, x: &Array) -> Result<Array<bf16>, Fault> {
     let (mut y, n) = (device.fresh::<bf16>(x.shape())?, x.count());
-    launch!(device, Cast, "to_bf16", each(n), &mut y.data, &x.data, &(n as u64));
+    launch!(device, Cast, "to_bf16", fours(n), &mut y.data, &x.data, &(n as u64));
     Ok(y)
 }
 
@@ -33,6 +33,6 @@ pub fn to_bf16(device: &Device, x: &Array) -> Result<Array<bf16>, Fault> {
 /// As [`round_bf16`].
 pub fn from_bf16(device: &Device, x: &Array<bf16>) -> Result<Array, Fault> {
     let (mut y, n) = (device.fresh::<f32>(x.shape())?, x.count());
-    launch!(device, Cast, "from_bf16", each(n), &mut y.data, &x.data, &(n as u64));
+    launch!(device, Cast, "from_bf16", fours(n), &mut y.data, &x.data, &(n as u64));
     Ok(y)
 }

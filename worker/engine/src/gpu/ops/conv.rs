@@ -2,6 +2,11 @@
 //!
 //! cuDNN takes the weights of channels-last images channels last too: [`channels_last`] turns them, once for all that they are
 //! used for, and their gradient is turned back. What cuDNN writes it does not read before, so it begins as anything.
+//!
+//! Of bf16 it gives bf16 and nothing else. That is what outputs and gradients of inputs are, but not what a gradient of weights
+//! is, nor a sum to which a bias is to be added: these are products of windows ([`Patches`]), which are f32. What it does not
+//! have of bf16 it makes of the same numbers in f32, and what it does not have of these a product of windows makes, too, but for
+//! gradients of inputs.
 
 use std::ffi::c_void;
 
@@ -10,11 +15,14 @@ use cudarc::{
     driver::{DevicePtr, DevicePtrMut},
 };
 
-use super::{add_into, transpose};
+use super::{Element, Patches, add_into, round_bf16, turn};
 use crate::gpu::{
     Array, Device, Fault,
-    dnn::{Algorithm, Of, Plan},
+    dnn::{Algorithm, Chosen, Of, Plan, is_unsupported},
 };
+
+/// Bytes that windows take where a convolution is a product of them.
+const ROOM: usize = 256 << 20;
 
 /// How a convolution goes over an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +37,7 @@ pub struct Convolution {
 
 impl Convolution {
     /// For images and weights of these shapes, both channels last.
-    fn plan(&self, x: [usize; 4], weights: &[usize]) -> Result<Plan, Fault> {
+    pub(super) fn plan<T: Element>(&self, x: [usize; 4], weights: &[usize]) -> Result<Plan, Fault> {
         let [n, h, w, c] = x;
         let outputs = |size: usize, k: usize, pad: usize| {
             (size + 2 * pad).checked_sub(k).map(|room| room / self.stride.max(1) + 1)
@@ -40,7 +48,8 @@ impl Convolution {
             {
                 if let (Some(oh), Some(ow)) = (outputs(h, kh, self.pad.0), outputs(w, kw, self.pad.1)) {
                     let Self { stride, pad, groups } = *self;
-                    return Ok(Plan { x, w: [cout, kh, kw, cin], y: [n, oh, ow, cout], stride, pad, groups });
+                    let (w, y) = ([cout, kh, kw, cin], [n, oh, ow, cout]);
+                    return Ok(Plan { x, w, y, stride, pad, groups, half: T::HALF });
                 }
             }
             _ => {}
@@ -60,53 +69,107 @@ fn dims(weights: &Array) -> Result<[usize; 4], Fault> {
 /// Other dimensions, a full memory, or a GPU that has failed.
 pub fn channels_last(device: &Device, weights: &Array) -> Result<Array, Fault> {
     let [cout, cin, kh, kw] = dims(weights)?;
-    transpose(device, &device.copy(weights)?.reshaped(&[cout, cin, kh * kw])?)?.reshaped(&[cout, kh, kw, cin])
+    turn(device, weights, [cout, cin, kh * kw])?.reshaped(&[cout, kh, kw, cin])
 }
 
 /// Calls cuDNN with what it wants for a plan: `from` and `with` are read, `to` is written.
 #[expect(unsafe_code, reason = "cuDNN takes shapes on trust")]
-fn run(device: &Device, of: Of, plan: &Plan, from: &Array, with: &Array, to: &mut Array) -> Result<(), Fault> {
+fn run<T>(
+    device: &Device,
+    of: Of,
+    plan: &Plan,
+    (from, with): (&Array<T>, &Array<T>),
+    to: &mut Array<T>,
+) -> Result<(), Fault> {
     let stream = device.stream();
     stream.context().bind_to_thread()?;
     let mut place = device.dnn()?;
     let Some(dnn) = place.as_mut() else {
         return Err(Fault::shape("cuDNN was opened and is not there"));
     };
-    let (d, algorithm, memory) = dnn.prepare(of, plan)?;
-    let mut scratch = device.fresh::<u8>(&[memory.max(1)])?;
+    let h = dnn.handle();
+    let Chosen { described: d, offers } = dnn.prepare(of, plan)?;
     let (one, zero) = (1.0f32, 0.0f32);
     let (one, zero) = ((&raw const one).cast::<c_void>(), (&raw const zero).cast::<c_void>());
-    let (a, _a) = from.data.device_ptr(stream);
-    let (b, _b) = with.data.device_ptr(stream);
-    let (c, _c) = to.data.device_ptr_mut(stream);
-    let (s, _s) = scratch.data.device_ptr_mut(stream);
-    let (a, b, c, s) = (a as *const c_void, b as *const c_void, c as *mut c_void, s as *mut c_void);
-    let h = dnn.handle();
-    // SAFETY: the arrays have the shapes of the plan, as whoever calls this has checked, and the descriptors say the same.
-    unsafe {
-        match algorithm {
-            Algorithm::Outputs(how) => {
-                result::convolution_forward(h, one, d.x, a, d.w, b, d.how, how, s, memory, zero, d.y, c)
+    while let Some((algorithm, memory)) = offers.first().copied() {
+        let mut scratch = device.fresh::<u8>(&[memory.max(1)])?;
+        let (a, _a) = from.data.device_ptr(stream);
+        let (b, _b) = with.data.device_ptr(stream);
+        let (c, _c) = to.data.device_ptr_mut(stream);
+        let (s, _s) = scratch.data.device_ptr_mut(stream);
+        // The bindings only note where one of these cannot be waited for.
+        stream.context().check_err()?;
+        let (a, b, c, s) = (a as *const c_void, b as *const c_void, c as *mut c_void, s as *mut c_void);
+        // SAFETY: the arrays have the shapes and the type of the plan, as whoever calls this has checked, and the descriptors
+        // say the same.
+        let done = unsafe {
+            match algorithm {
+                Algorithm::Outputs(how) => {
+                    result::convolution_forward(h, one, d.x, a, d.w, b, d.how, how, s, memory, zero, d.y, c)
+                }
+                Algorithm::Inputs(how) => {
+                    result::convolution_backward_data(h, one, d.w, b, d.y, a, d.how, how, s, memory, zero, d.x, c)
+                }
+                Algorithm::Weights(how) => {
+                    result::convolution_backward_filter(h, one, d.x, b, d.y, a, d.how, how, s, memory, zero, d.w, c)
+                }
             }
-            Algorithm::Inputs(how) => {
-                result::convolution_backward_data(h, one, d.w, b, d.y, a, d.how, how, s, memory, zero, d.x, c)
+        };
+        match done {
+            Err(e) if is_unsupported(e) => {
+                offers.remove(0);
             }
-            Algorithm::Weights(how) => {
-                result::convolution_backward_filter(h, one, d.x, b, d.y, a, d.how, how, s, memory, zero, d.w, c)
+            Err(e) => return Err(e.into()),
+            Ok(()) => {
+                offers.truncate(1);
+                return Ok(());
             }
         }
-    }?;
-    Ok(())
+    }
+    Err(Fault::NoAlgorithm(format!("{of:?} of {plan:?}")))
 }
 
 /// The outputs, of weights that are [`channels_last`].
 ///
 /// # Errors
 /// Shapes that do not fit, a full memory, or cuDNN is not there, refuses, or has no deterministic algorithm.
-pub fn conv(device: &Device, x: &Array, weights: &Array, how: Convolution) -> Result<Array, Fault> {
-    let plan = how.plan(x.images()?, weights.shape())?;
+pub fn conv<T: Element>(device: &Device, x: &Array<T>, weights: &Array<T>, how: Convolution) -> Result<Array, Fault> {
+    let plan = how.plan::<T>(x.images()?, weights.shape())?;
     let mut y = device.fresh(&plan.y)?;
-    run(device, Of::Outputs, &plan, x, weights, &mut y)?;
+    let done = run(device, Of::Outputs, &plan, (x, weights), &mut y);
+    if lacks(&done) && T::HALF {
+        let (x, weights) = (T::wide(device, x)?, T::wide(device, weights)?);
+        return round_bf16(device, &conv(device, &x, &weights, how)?);
+    }
+    if lacks(&done) && how.groups == 1 {
+        return Patches::of(x, weights.shape(), how, ROOM)?.times(device, weights);
+    }
+    done?;
+    T::given(device, y)
+}
+
+/// Whether cuDNN has no algorithm for something.
+fn lacks(done: &Result<(), Fault>) -> bool {
+    matches!(done, Err(Fault::NoAlgorithm(_)))
+}
+
+/// The same with a bias, rounded once.
+///
+/// # Errors
+/// As [`conv`]; another number of channels; groups, of bf16.
+pub fn conv_biased<T: Element>(
+    device: &Device,
+    x: &Array<T>,
+    weights: &Array<T>,
+    bias: &Array,
+    how: Convolution,
+) -> Result<Array, Fault> {
+    let mut y = if T::HALF {
+        Patches::of(x, weights.shape(), how, ROOM)?.times(device, weights)?
+    } else {
+        conv(device, x, weights, how)?
+    };
+    T::add_bias(device, &mut y, bias)?;
     Ok(y)
 }
 
@@ -114,30 +177,49 @@ pub fn conv(device: &Device, x: &Array, weights: &Array, how: Convolution) -> Re
 ///
 /// # Errors
 /// As [`conv`].
-pub fn conv_input(
+pub fn conv_input<T: Element>(
     device: &Device,
-    dy: &Array,
-    weights: &Array,
+    dy: &Array<T>,
+    weights: &Array<T>,
     shape: [usize; 4],
     how: Convolution,
 ) -> Result<Array, Fault> {
-    let plan = how.plan(shape, weights.shape())?;
+    let plan = how.plan::<T>(shape, weights.shape())?;
     dy.expect(&plan.y)?;
     let mut dx = device.fresh(&plan.x)?;
-    run(device, Of::Inputs, &plan, dy, weights, &mut dx)?;
-    Ok(dx)
+    let done = run(device, Of::Inputs, &plan, (dy, weights), &mut dx);
+    if lacks(&done) && T::HALF {
+        let (dy, weights) = (T::wide(device, dy)?, T::wide(device, weights)?);
+        return round_bf16(device, &conv_input(device, &dy, &weights, shape, how)?);
+    }
+    done?;
+    T::given(device, dx)
 }
 
-/// Adds the weights' gradient, `[cout, cin / groups, kh, kw]`.
+/// Adds the weights' gradient, `[cout, cin / groups, kh, kw]`, of which nothing is rounded.
 ///
 /// # Errors
-/// As [`conv`].
-pub fn conv_weights(device: &Device, dy: &Array, x: &Array, how: Convolution, dw: &mut Array) -> Result<(), Fault> {
+/// As [`conv`]; groups, of bf16.
+pub fn conv_weights<T: Element>(
+    device: &Device,
+    dy: &Array<T>,
+    x: &Array<T>,
+    how: Convolution,
+    dw: &mut Array,
+) -> Result<(), Fault> {
     let [cout, cin, kh, kw] = dims(dw)?;
-    let plan = how.plan(x.images()?, &[cout, kh, kw, cin])?;
-    dy.expect(&plan.y)?;
-    let mut own = device.fresh(&plan.w)?;
-    run(device, Of::Weights, &plan, dy, x, &mut own)?;
-    let own = transpose(device, &own.reshaped(&[cout, kh * kw, cin])?)?.reshaped(&[cout, cin, kh, kw])?;
+    let weights = [cout, kh, kw, cin];
+    let own = if T::HALF {
+        Patches::of(x, &weights, how, ROOM)?.learnt(device, dy)?
+    } else {
+        let plan = how.plan::<T>(x.images()?, &weights)?;
+        dy.expect(&plan.y)?;
+        let mut own = device.fresh(&plan.w)?;
+        match run(device, Of::Weights, &plan, (dy, x), &mut own) {
+            Err(Fault::NoAlgorithm(_)) if how.groups == 1 => Patches::of(x, &weights, how, ROOM)?.learnt(device, dy)?,
+            done => done.and_then(|()| T::given(device, own))?,
+        }
+    };
+    let own = turn(device, &own, [cout, kh * kw, cin])?.reshaped(&[cout, cin, kh, kw])?;
     add_into(device, dw, &own)
 }

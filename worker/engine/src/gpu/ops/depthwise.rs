@@ -17,6 +17,8 @@ pub struct Windowed {
     pub before: (usize, usize),
     /// Rows and columns of outputs.
     pub outputs: (usize, usize),
+    /// Whether what is read of images and slopes is rounded to bf16, and what layers go on with.
+    pub rounds: bool,
 }
 
 impl Windowed {
@@ -40,7 +42,7 @@ impl Windowed {
     }
 }
 
-/// The outputs.
+/// The outputs. Weights are taken as they are.
 ///
 /// # Errors
 /// Other shapes, a full memory, or a GPU that has failed.
@@ -67,7 +69,8 @@ pub fn depthwise(device: &Device, x: &Array, weights: &Array, windows: Windowed)
         &k,
         &stride,
         &top,
-        &left
+        &left,
+        &i32::from(windows.rounds)
     );
     Ok(y)
 }
@@ -106,7 +109,8 @@ pub fn depthwise_input(
         &k,
         &stride,
         &top,
-        &left
+        &left,
+        &i32::from(windows.rounds)
     );
     Ok(dx)
 }
@@ -145,7 +149,8 @@ pub fn depthwise_weights(
         &k,
         &stride,
         &top,
-        &left
+        &left,
+        &i32::from(windows.rounds)
     );
     let sums = total(device, &lines, taps * c)?;
     let taps = small(taps)?;

@@ -1,9 +1,12 @@
 //! Dropout: the masks of `nn::Mask`, `nn::Dropout` and `nn::DropPath`, bit for bit.
 
+use std::sync::Arc;
+
+use super::{Element, Taken};
 use crate::{
     gpu::{
         Array, Device, Fault,
-        launch::{each, launch, small},
+        launch::{each, fours, launch, small},
     },
     num::rng::Philox,
 };
@@ -14,7 +17,7 @@ pub struct Dropped {
     site: u32,
     p: f32,
     keep: f32,
-    draws: Array<u64>,
+    draws: Arc<Array<u64>>,
 }
 
 impl Dropped {
@@ -23,7 +26,7 @@ impl Dropped {
     /// # Errors
     /// No sample, or a full memory.
     pub fn new(device: &Device, rng: Philox, site: u32, p: f32, draws: &[u64]) -> Result<Self, Fault> {
-        Ok(Self { key: rng.key(), site, p, keep: 1.0 / (1.0 - p), draws: device.upload(draws, &[draws.len()])? })
+        Ok(Self { key: rng.key(), site, p, keep: 1.0 / (1.0 - p), draws: device.longs(draws)? })
     }
 }
 
@@ -42,13 +45,13 @@ pub fn dropout(device: &Device, x: &mut Array, dropped: &Dropped, elements: &[us
             Some(*end)
         })
         .collect();
-    let ends = device.upload(&ends, &[ends.len()])?;
+    let ends = device.longs(&ends)?;
     let (n, [key0, key1]) = (x.count(), dropped.key);
     launch!(
         device,
         Dropout,
         "dropout",
-        each(n),
+        fours(n),
         &mut x.data,
         &dropped.draws.data,
         &ends.data,
@@ -63,26 +66,33 @@ pub fn dropout(device: &Device, x: &mut Array, dropped: &Dropped, elements: &[us
     Ok(())
 }
 
+impl Dropped {
+    /// Heads and columns of attention's probabilities `[samples·heads, t, t]`.
+    fn squares(&self, x: &Array, lengths: &Array<u32>) -> Result<(u32, u32), Fault> {
+        let (samples, t, n) = (lengths.count(), x.width(), x.count());
+        self.draws.expect_count(samples)?;
+        let heads = n / (t * t) / samples;
+        x.expect(&[samples * heads, t, t])?;
+        Ok((small(heads)?, small(t)?))
+    }
+}
+
 /// In place, of attention's probabilities `[samples·heads, t, t]`.
 ///
 /// # Errors
 /// Other shapes.
 pub fn dropout_scores(device: &Device, x: &mut Array, dropped: &Dropped, lengths: &Array<u32>) -> Result<(), Fault> {
-    let (samples, t, n) = (lengths.count(), x.width(), x.count());
-    dropped.draws.expect_count(samples)?;
-    let heads = n / (t * t) / samples;
-    x.expect(&[samples * heads, t, t])?;
-    let [key0, key1] = dropped.key;
+    let ((heads, t), n, [key0, key1]) = (dropped.squares(x, lengths)?, x.count(), dropped.key);
     launch!(
         device,
         Dropout,
         "dropout_scores",
-        each(n),
+        fours(n),
         &mut x.data,
         &dropped.draws.data,
         &lengths.data,
-        &small(heads)?,
-        &small(t)?,
+        &heads,
+        &t,
         &(n as u64),
         &key0,
         &key1,
@@ -91,6 +101,40 @@ pub fn dropout_scores(device: &Device, x: &mut Array, dropped: &Dropped, lengths
         &dropped.keep
     );
     Ok(())
+}
+
+/// Attention's probabilities as a product takes them, without what is dropped of them.
+///
+/// # Errors
+/// Other shapes.
+pub fn shown_scores<'a, T: Element>(
+    device: &Device,
+    x: &'a Array,
+    dropped: Option<&Dropped>,
+    lengths: &Array<u32>,
+) -> Result<Taken<'a, T>, Fault> {
+    let Some(dropped) = dropped else { return T::taken(device, x) };
+    let ((heads, t), n, [key0, key1]) = (dropped.squares(x, lengths)?, x.count(), dropped.key);
+    let mut y = device.fresh::<T>(x.shape())?;
+    launch!(
+        device,
+        Dropout,
+        if T::HALF { "shown_scores_bf16" } else { "shown_scores" },
+        fours(n),
+        &mut y.data,
+        &x.data,
+        &dropped.draws.data,
+        &lengths.data,
+        &heads,
+        &t,
+        &(n as u64),
+        &key0,
+        &key1,
+        &dropped.site,
+        &dropped.p,
+        &dropped.keep
+    );
+    Ok(Taken::Made(y))
 }
 
 /// Whole samples: the first dimension.

@@ -4,7 +4,7 @@ use super::number;
 use crate::{
     gpu::{
         Array, Device, Fault,
-        launch::{each, launch, small},
+        launch::{fours, launch, small},
     },
     nn::Act,
 };
@@ -15,7 +15,7 @@ use crate::{
 /// The memory is full, or the GPU has failed; so for all that follow.
 pub fn activate(device: &Device, act: Act, x: &Array) -> Result<Array, Fault> {
     let (mut y, n) = (device.fresh::<f32>(x.shape())?, x.count());
-    launch!(device, Elementwise, "activate", each(n), &mut y.data, &x.data, &(n as u64), &number(act));
+    launch!(device, Elementwise, "activate", fours(n), &mut y.data, &x.data, &(n as u64), &number(act));
     Ok(y)
 }
 
@@ -27,7 +27,7 @@ pub fn activate_back(device: &Device, act: Act, z: &Array, dy: &Array) -> Result
     dy.expect(z.shape())?;
     let (mut dx, n) = (device.fresh::<f32>(z.shape())?, z.count());
     let act = number(act);
-    launch!(device, Elementwise, "activate_back", each(n), &mut dx.data, &z.data, &dy.data, &(n as u64), &act);
+    launch!(device, Elementwise, "activate_back", fours(n), &mut dx.data, &z.data, &dy.data, &(n as u64), &act);
     Ok(dx)
 }
 
@@ -39,7 +39,7 @@ pub fn add_activate(device: &Device, act: Act, a: &Array, b: &Array) -> Result<A
     b.expect(a.shape())?;
     let (mut y, n) = (device.fresh::<f32>(a.shape())?, a.count());
     let act = number(act);
-    launch!(device, Elementwise, "add_activate", each(n), &mut y.data, &a.data, &b.data, &(n as u64), &act);
+    launch!(device, Elementwise, "add_activate", fours(n), &mut y.data, &a.data, &b.data, &(n as u64), &act);
     Ok(y)
 }
 
@@ -50,7 +50,7 @@ pub fn add_activate(device: &Device, act: Act, a: &Array, b: &Array) -> Result<A
 pub fn add_into(device: &Device, left: &mut Array, right: &Array) -> Result<(), Fault> {
     right.expect(left.shape())?;
     let n = left.count();
-    launch!(device, Elementwise, "add_into", each(n), &mut left.data, &right.data, &(n as u64));
+    launch!(device, Elementwise, "add_into", fours(n), &mut left.data, &right.data, &(n as u64));
     Ok(())
 }
 
@@ -62,7 +62,7 @@ pub fn add_run(device: &Device, flat: &mut Array, first: usize, x: &Array) -> Re
     let n = x.count();
     let run = first..first.saturating_add(n);
     flat.expect_run(&run)?;
-    launch!(device, Elementwise, "add_into", each(n), &mut flat.data.slice_mut(run), &x.data, &(n as u64));
+    launch!(device, Elementwise, "add_into", fours(n), &mut flat.data.slice_mut(run), &x.data, &(n as u64));
     Ok(())
 }
 
@@ -73,7 +73,7 @@ pub fn add_run(device: &Device, flat: &mut Array, first: usize, x: &Array) -> Re
 pub fn add_squares(device: &Device, sums: &mut Array, x: &Array) -> Result<(), Fault> {
     x.expect(sums.shape())?;
     let n = sums.count();
-    launch!(device, Elementwise, "add_squares", each(n), &mut sums.data, &x.data, &(n as u64));
+    launch!(device, Elementwise, "add_squares", fours(n), &mut sums.data, &x.data, &(n as u64));
     Ok(())
 }
 
@@ -82,9 +82,21 @@ pub fn add_squares(device: &Device, sums: &mut Array, x: &Array) -> Result<(), F
 /// # Errors
 /// Another number of channels.
 pub fn add_bias(device: &Device, x: &mut Array, bias: &Array) -> Result<(), Fault> {
+    biased(device, x, bias, false)
+}
+
+/// The same, rounded to bf16.
+///
+/// # Errors
+/// As [`add_bias`].
+pub fn add_bias_rounded(device: &Device, x: &mut Array, bias: &Array) -> Result<(), Fault> {
+    biased(device, x, bias, true)
+}
+
+fn biased(device: &Device, x: &mut Array, bias: &Array, rounds: bool) -> Result<(), Fault> {
     bias.expect_count(x.width())?;
-    let (n, c) = (x.count(), small(x.width())?);
-    launch!(device, Elementwise, "add_bias", each(n), &mut x.data, &bias.data, &(n as u64), &c);
+    let (n, c, rounds) = (x.count(), small(x.width())?, i32::from(rounds));
+    launch!(device, Elementwise, "add_bias", fours(n), &mut x.data, &bias.data, &(n as u64), &c, &rounds);
     Ok(())
 }
 
@@ -94,7 +106,7 @@ pub fn add_bias(device: &Device, x: &mut Array, bias: &Array) -> Result<(), Faul
 /// As [`activate`].
 pub fn scale(device: &Device, x: &mut Array, factor: f32) -> Result<(), Fault> {
     let n = x.count();
-    launch!(device, Elementwise, "scale", each(n), &mut x.data, &factor, &(n as u64));
+    launch!(device, Elementwise, "scale", fours(n), &mut x.data, &factor, &(n as u64));
     Ok(())
 }
 
@@ -105,7 +117,7 @@ pub fn scale(device: &Device, x: &mut Array, factor: f32) -> Result<(), Fault> {
 pub fn scale_channels(device: &Device, x: &Array, factors: &Array) -> Result<Array, Fault> {
     factors.expect_count(x.width())?;
     let (mut y, n, c) = (device.fresh::<f32>(x.shape())?, x.count(), small(x.width())?);
-    launch!(device, Elementwise, "scale_channels", each(n), &mut y.data, &x.data, &factors.data, &(n as u64), &c);
+    launch!(device, Elementwise, "scale_channels", fours(n), &mut y.data, &x.data, &factors.data, &(n as u64), &c);
     Ok(y)
 }
 
@@ -115,7 +127,7 @@ pub fn scale_channels(device: &Device, x: &Array, factors: &Array) -> Result<Arr
 /// As [`activate`].
 pub fn divide(device: &Device, x: &mut Array, by: f32) -> Result<(), Fault> {
     let n = x.count();
-    launch!(device, Elementwise, "divide", each(n), &mut x.data, &by, &(n as u64));
+    launch!(device, Elementwise, "divide", fours(n), &mut x.data, &by, &(n as u64));
     Ok(())
 }
 
@@ -127,7 +139,8 @@ pub fn normalize(device: &Device, x: &Array, mean: &Array, factor: &Array) -> Re
     mean.expect_count(x.width())?;
     factor.expect_count(x.width())?;
     let (mut y, n, c) = (device.fresh::<f32>(x.shape())?, x.count(), small(x.width())?);
-    launch!(device, Elementwise, "normalize", each(n), &mut y.data, &x.data, &mean.data, &factor.data, &(n as u64), &c);
+    let factor = &factor.data;
+    launch!(device, Elementwise, "normalize", fours(n), &mut y.data, &x.data, &mean.data, factor, &(n as u64), &c);
     Ok(y)
 }
 
@@ -147,7 +160,7 @@ pub fn gate(device: &Device, x: &Array, gates: &Array) -> Result<Array, Fault> {
     let [images, h, w, c] = x.images()?;
     by_channel(gates, images, c)?;
     let (mut y, n, area, c) = (device.fresh::<f32>(x.shape())?, x.count(), small(h * w)?, small(c)?);
-    launch!(device, Elementwise, "gate", each(n), &mut y.data, &x.data, &gates.data, &(n as u64), &area, &c);
+    launch!(device, Elementwise, "gate", fours(n), &mut y.data, &x.data, &gates.data, &(n as u64), &area, &c);
     Ok(y)
 }
 
@@ -165,7 +178,7 @@ pub fn gate_back(device: &Device, dy: &Array, gates: &Array, means: &Array) -> R
         device,
         Elementwise,
         "gate_back",
-        each(n),
+        fours(n),
         &mut dx.data,
         &dy.data,
         &gates.data,

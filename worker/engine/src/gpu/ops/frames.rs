@@ -1,7 +1,7 @@
 //! Sequences of different lengths: the rows of all samples packed, and frames with a header and padding, as `nn::Ragged`
 //! has them.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use crate::gpu::{
     Array, Device, Fault,
@@ -11,14 +11,16 @@ use crate::gpu::{
 /// How packed rows belong to samples.
 pub struct Spans {
     of: Vec<usize>,
+    /// Which of them the others are of, but for `rows`, which are those of all.
+    which: Range<usize>,
     pub(super) starts: Array<u32>,
     pub(super) lengths: Array<u32>,
     pub(super) rows: usize,
     pub(super) longest: usize,
 }
 
-/// How many a device keeps: every layer of a pass asks for those of its batch.
-const KEPT: usize = 4;
+/// How many a device keeps: every layer of a pass asks for those of its batch, and attention for parts of it.
+const KEPT: usize = 8;
 
 impl Spans {
     /// For samples of these lengths. They go up once for all layers of a pass.
@@ -26,17 +28,25 @@ impl Spans {
     /// # Errors
     /// No sample or an empty one, or a full memory.
     pub fn of(device: &Device, lengths: &[usize]) -> Result<Arc<Self>, Fault> {
-        if let Some(known) = device.spans().iter().find(|spans| spans.of == lengths) {
+        Self::some(device, lengths, 0..lengths.len())
+    }
+
+    /// For some samples of these lengths.
+    ///
+    /// # Errors
+    /// As [`Spans::of`]; samples that are not there.
+    pub fn some(device: &Device, lengths: &[usize], which: Range<usize>) -> Result<Arc<Self>, Fault> {
+        if let Some(known) = device.spans().iter().find(|spans| spans.which == which && spans.of == lengths) {
             return Ok(known.clone());
         }
-        let made = Arc::new(Self::sent(device, lengths)?);
+        let made = Arc::new(Self::sent(device, lengths, which)?);
         let mut kept = device.spans();
         kept.truncate(KEPT - 1);
         kept.insert(0, made.clone());
         Ok(made)
     }
 
-    fn sent(device: &Device, lengths: &[usize]) -> Result<Self, Fault> {
+    fn sent(device: &Device, lengths: &[usize], which: Range<usize>) -> Result<Self, Fault> {
         if lengths.contains(&0) {
             return Err(Fault::shape(format!("an empty sequence among {lengths:?}")));
         }
@@ -46,13 +56,17 @@ impl Spans {
             rows += length;
         }
         small(rows)?;
-        let counts = lengths.iter().map(|l| small(*l)).collect::<Result<Vec<_>, _>>()?;
+        let (Some(starts), Some(own)) = (starts.get(which.clone()), lengths.get(which.clone())) else {
+            return Err(Fault::shape(format!("sequences {which:?} of {lengths:?}")));
+        };
+        let counts = own.iter().map(|l| small(*l)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             of: lengths.to_vec(),
-            starts: device.upload(&starts, &[starts.len()])?,
+            which,
+            starts: device.upload(starts, &[starts.len()])?,
             lengths: device.upload(&counts, &[counts.len()])?,
             rows,
-            longest: lengths.iter().copied().max().unwrap_or(0),
+            longest: own.iter().copied().max().unwrap_or(0),
         })
     }
 

@@ -1,12 +1,12 @@
 //! Packed rows of samples, and heads of attention apart: `[samples·heads, t, depth]`, which products take as a batch. What is
 //! behind the end of a sample is zero there.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
-use super::Spans;
+use super::{Element, Spans};
 use crate::gpu::{
     Array, Device, Fault,
-    launch::{each, launch, small},
+    launch::{fours, launch, small},
 };
 
 /// How packed rows belong to samples and columns to heads.
@@ -22,10 +22,23 @@ impl Heads {
     /// # Errors
     /// No sample or an empty one, no head, or a full memory.
     pub fn new(device: &Device, lengths: &[usize], heads: usize, depth: usize) -> Result<Self, Fault> {
+        Self::some(device, lengths, 0..lengths.len(), (heads, depth))
+    }
+
+    /// For some samples of these lengths: packed rows are still those of all.
+    ///
+    /// # Errors
+    /// As [`Heads::new`]; samples that are not there.
+    pub fn some(
+        device: &Device,
+        lengths: &[usize],
+        which: Range<usize>,
+        (heads, depth): (usize, usize),
+    ) -> Result<Self, Fault> {
         if heads * depth == 0 {
             return Err(Fault::shape(format!("{heads} heads of {depth} columns for sequences of {lengths:?}")));
         }
-        Ok(Self { spans: Spans::of(device, lengths)?, heads, depth })
+        Ok(Self { spans: Spans::some(device, lengths, which)?, heads, depth })
     }
 
     /// Rows of each sample, as the softmax takes them.
@@ -52,19 +65,24 @@ impl Heads {
     }
 }
 
-/// The heads of the columns from `first` on.
+/// The heads of the columns from `first` on, as products take them.
 ///
 /// # Errors
 /// Other shapes, a full memory, or a GPU that has failed.
-pub fn split_heads(device: &Device, packed: &Array, heads: &Heads, first: usize) -> Result<Array, Fault> {
+pub fn split_heads<T: Element>(
+    device: &Device,
+    packed: &Array,
+    heads: &Heads,
+    first: usize,
+) -> Result<Array<T>, Fault> {
     heads.expect(packed, first)?;
-    let mut y = device.fresh::<f32>(&heads.shape())?;
+    let mut y = device.fresh::<T>(&heads.shape())?;
     let n = y.count();
     launch!(
         device,
         Layout,
-        "split_heads",
-        each(n),
+        if T::HALF { "split_heads_bf16" } else { "split_heads" },
+        fours(n),
         &mut y.data,
         &packed.data,
         &heads.spans.starts.data,
@@ -79,19 +97,25 @@ pub fn split_heads(device: &Device, packed: &Array, heads: &Heads, first: usize)
     Ok(y)
 }
 
-/// Writes heads into the columns from `first` on.
+/// Writes heads, as a product gives them, into the columns from `first` on.
 ///
 /// # Errors
 /// As [`split_heads`].
-pub fn join_heads(device: &Device, x: &Array, heads: &Heads, packed: &mut Array, first: usize) -> Result<(), Fault> {
+pub fn join_heads<T: Element>(
+    device: &Device,
+    x: &Array<T>,
+    heads: &Heads,
+    packed: &mut Array,
+    first: usize,
+) -> Result<(), Fault> {
     heads.expect(packed, first)?;
     x.expect(&heads.shape())?;
     let (n, stride) = (x.count(), small(packed.width())?);
     launch!(
         device,
         Layout,
-        "join_heads",
-        each(n),
+        if T::HALF { "join_heads_bf16" } else { "join_heads" },
+        fours(n),
         &mut packed.data,
         &x.data,
         &heads.spans.starts.data,

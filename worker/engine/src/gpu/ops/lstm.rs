@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::{Matrix, product, round_bf16};
+use super::{Element, Matrix, multiplied};
 use crate::gpu::{
     Array, Device, Fault,
     launch::{each, launch, small},
@@ -30,43 +30,32 @@ impl Step {
     }
 }
 
-/// Some rows of `x` times `w`, a matrix of `x`'s width and `columns`; with what is taken and given rounded to bf16, if
-/// `rounds`.
-fn times(
+/// Some rows of `x` times `w`, a matrix of `x`'s width and `columns`.
+fn times<T: Element>(
     device: &Device,
     x: &Array,
     rows: Range<usize>,
-    (w, columns): (Matrix<'_, f32>, usize),
-    rounds: bool,
+    (w, columns): (Matrix<'_, T>, usize),
 ) -> Result<Array, Fault> {
-    let (m, width) = (rows.len(), x.width());
-    let mut y = device.fresh::<f32>(&[m, columns])?;
-    let size = (1, m, columns, width);
-    let own = Matrix { of: x, first: rows.start * width, stride: width, step: 0, turned: false };
-    if !rounds {
-        product(device, (own, w), size, &mut y, false)?;
-        return Ok(y);
-    }
-    let Some(part) = x.data.try_slice(rows.start * width..rows.end * width) else {
-        return Err(Fault::shape(format!("rows {rows:?} of {:?}", x.shape())));
-    };
-    let part = Array::new(device.stream().clone_dtod(&part)?, &[m, width]);
-    let part = round_bf16(device, &part)?;
-    product(device, (Matrix { of: &part, first: 0, ..own }, w), size, &mut y, false)?;
-    round_bf16(device, &y)
+    let (m, width, first) = (rows.len(), x.width(), rows.start * x.width());
+    // What has to be made of them is made of these rows alone.
+    let part = if T::HALF { Some(device.part(x, first..rows.end * width, &[m, width])?) } else { None };
+    let (from, first) = part.as_ref().map_or((x, first), |part| (part, 0));
+    let own = T::taken(device, from)?;
+    let own = Matrix { of: own.array(), first, stride: width, step: 0, turned: false };
+    T::given(device, multiplied(device, (own, w), (1, m, columns, width), &[m, columns])?)
 }
 
 /// Adds to the `gates` `[rows, 4w]` of a step what the states of the step before give them through `wh` `[4w, w]`, and
-/// activates them; sets the step's `memories` and `states` `[rows, w]`. `rounds`: with the product of bf16.
+/// activates them; sets the step's `memories` and `states` `[rows, w]`.
 ///
 /// # Errors
 /// Other shapes, a full memory, or a GPU that has failed.
-pub fn lstm_step(
+pub fn lstm_step<T: Element>(
     device: &Device,
     [gates, memories, states]: [&mut Array; 3],
-    wh: &Array,
+    wh: &Array<T>,
     step: &Step,
-    rounds: bool,
 ) -> Result<(), Fault> {
     let (rows, w) = (memories.rows(), memories.width());
     step.expect(rows)?;
@@ -75,7 +64,7 @@ pub fn lstm_step(
     wh.expect(&[4 * w, w])?;
     let m = step.rows.len();
     let more = match step.before {
-        Some(before) => times(device, states, before..before + m, (Matrix::of(wh).turned(), 4 * w), rounds)?,
+        Some(before) => times(device, states, before..before + m, (Matrix::of(wh).turned(), 4 * w))?,
         None => device.zeros(&[m, 4 * w])?,
     };
     let n = m * w;
@@ -99,18 +88,18 @@ pub fn lstm_step(
 
 /// The same backwards: a step's activated `gates` become slopes of what they were given, and `dmemory` `[samples, w]` that of
 /// the memories before. `outer` `[rows, w]` is the slope of the states from outside, `dstate` that from the step behind, of
-/// the samples that have one; gives that for the step before. `rounds`: slopes are rounded where the product takes them.
+/// the samples that have one; gives that for the step before.
 ///
 /// # Errors
 /// As [`lstm_step`].
-pub fn lstm_back(
+pub fn lstm_back<T: Element>(
     device: &Device,
     gates: &mut Array,
-    [memories, outer, wh]: [&Array; 3],
+    [memories, outer]: [&Array; 2],
+    wh: &Array<T>,
     dstate: Option<&Array>,
     dmemory: &mut Array,
     step: &Step,
-    rounds: bool,
 ) -> Result<Option<Array>, Fault> {
     let (rows, w) = (memories.rows(), memories.width());
     step.expect(rows)?;
@@ -144,5 +133,5 @@ pub fn lstm_back(
     if step.before.is_none() {
         return Ok(None);
     }
-    times(device, gates, step.rows.clone(), (Matrix::of(wh), w), rounds).map(Some)
+    times(device, gates, step.rows.clone(), (Matrix::of(wh), w)).map(Some)
 }

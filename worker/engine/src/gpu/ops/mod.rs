@@ -3,15 +3,20 @@
 //! theirs do.
 //!
 //! **Bits.** What is computed number by number, or in the CPU's order, has the CPU's bits: activations, normalisation by
-//! given statistics, layer norm, softmax, pooling, depthwise outputs and input gradients, embeddings, dropout, optimizers,
-//! rounding, LSTM gates, sums of the ordered tree. Sums over the rows of a grain (statistics, gradients of biases, of norms
-//! and of depthwise weights) have an order of their own, fixed by constants, and agree to the digits that f32 has. Products
-//! and convolutions are cuBLAS's and cuDNN's: the same bits each time on one model of GPU, with one version of each.
+//! given statistics, layer norm, softmax, pooling by windows, depthwise outputs and input gradients, embeddings, dropout,
+//! optimizers, rounding, LSTM gates, sums of the ordered tree. Sums over the rows of a grain (statistics, gradients of biases,
+//! of norms and of depthwise weights) and over a whole image have an order of their own, fixed by constants, and agree to the
+//! digits that f32 has. Products and convolutions are cuBLAS's and cuDNN's: the same bits each time on one model of GPU, with
+//! one version of each.
+//!
+//! **Precision.** What a product takes says what it is ([`Element`]): of f32 it is f32; of bf16, which lies in half the memory
+//! and is multiplied by tensor cores, sums are f32 and what layers go on with is rounded to bf16, once, and lies in f32 again.
 
 mod cast;
 mod conv;
 mod depthwise;
 mod dropout;
+mod element;
 mod elementwise;
 mod embedding;
 mod frames;
@@ -21,6 +26,7 @@ mod layout;
 mod lstm;
 mod norm;
 mod optimizer;
+mod patches;
 mod pool;
 mod product;
 mod rows;
@@ -28,11 +34,13 @@ mod softmax;
 mod towards;
 
 pub use cast::{from_bf16, round_bf16, to_bf16};
-pub use conv::{Convolution, channels_last, conv, conv_input, conv_weights};
+pub use conv::{Convolution, channels_last, conv, conv_biased, conv_input, conv_weights};
 pub use depthwise::{Windowed, depthwise, depthwise_input, depthwise_weights};
-pub use dropout::{Dropped, drop_path, dropout, dropout_scores};
+pub use dropout::{Dropped, drop_path, dropout, dropout_scores, shown_scores};
+pub use element::{Element, Taken};
 pub use elementwise::{
-    activate, activate_back, add_activate, add_bias, add_into, add_run, add_squares, divide, gate, gate_back,
+    activate, activate_back, add_activate, add_bias, add_bias_rounded, add_into, add_run, add_squares, divide, gate,
+    gate_back,
     normalize, scale, scale_channels,
 };
 pub use embedding::{Groups, embed, embed_back};
@@ -48,10 +56,11 @@ pub use norm::{
     slopes, statistics, through, through_fixed,
 };
 pub use optimizer::{AdamW, Sgd, adamw, sgd, squared_norm};
+pub use patches::Patches;
 pub use pool::{
     Window, average_pool, average_pool_back, global_mean, global_mean_back, global_products, max_pool, max_pool_back,
 };
-pub use product::{Element, Matrix, linear, linear_input, linear_weights, product};
+pub use product::{Matrix, linear, linear_biased, linear_input, linear_weights, multiplied, product};
 pub use rows::{add_products, add_sums};
 pub use softmax::{softmax, softmax_again, softmax_back};
 pub use towards::{Began, Pull, average, pull};

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     gpu::{
         Array, Device, Fault,
-        launch::{BLOCK, columns, each, launch, small},
+        launch::{BLOCK, GROUP, columns, each, fours, launch, small},
     },
     nn::Act,
 };
@@ -45,8 +45,17 @@ pub fn moments(device: &Device, x: &Array) -> Result<Array<f64>, Fault> {
     let mut lines = device.fresh::<f32>(&[rows.div_ceil(BLOCK), 2 * c])?;
     let (grid, width) = (each(lines.count() / 2), small(c)?);
     launch!(device, Norm, "moments", grid, &mut lines.data, &x.data, &(rows as u64), &width);
-    let mut all = device.fresh::<f64>(&[1 + 2 * c])?;
-    launch!(device, Norm, "join_moments", columns(c, 1)?, &mut all.data, &lines.data, &(rows as u64), &width);
+    // In groups of lines, then in groups of groups, until there is one.
+    let room = |groups: usize| device.fresh::<f64>(&[1 + groups * 2 * c]);
+    let (mut line, mut groups, rows) = (BLOCK as u64, lines.rows().div_ceil(GROUP), rows as u64);
+    let mut all = room(groups)?;
+    launch!(device, Norm, "join_moments", columns(c, groups)?, &mut all.data, &lines.data, &rows, &line, &width);
+    while groups > 1 {
+        (line, groups) = (line * GROUP as u64, groups.div_ceil(GROUP));
+        let (mut next, grid) = (room(groups)?, columns(c, groups)?);
+        launch!(device, Norm, "join_groups", grid, &mut next.data, &all.data.slice(1..), &rows, &line, &width);
+        all = next;
+    }
     Ok(all)
 }
 
@@ -87,7 +96,7 @@ pub fn normalise(device: &Device, x: &Array, stats: &Array, affine: Affine<'_>, 
         device,
         Norm,
         "normalise",
-        each(n),
+        fours(n),
         &mut y.data,
         &x.data,
         &stats.data,
@@ -194,19 +203,20 @@ pub fn through(
     sums.expect_count(2 * c)?;
     stats.expect_count(3 * c)?;
     gamma.expect_count(c)?;
+    let (mut terms, width) = (device.fresh::<f32>(&[3 * c])?, small(c)?);
+    let (grid, to) = (each(c), &mut terms.data);
+    launch!(device, Norm, "norm_terms", grid, to, &sums.data, &stats.data, &gamma.data, &count, &width);
     launch!(
         device,
         Norm,
         "norm_through",
-        each(n),
+        fours(n),
         &mut dz.data,
         &x.data,
-        &sums.data,
+        &terms.data,
         &stats.data,
-        &gamma.data,
-        &count,
         &(n as u64),
-        &small(c)?
+        &width
     );
     Ok(dz)
 }
@@ -219,7 +229,7 @@ pub fn through_fixed(device: &Device, mut dz: Array, stats: &Array, gamma: &Arra
     let (n, c) = (dz.count(), dz.width());
     stats.expect_count(3 * c)?;
     gamma.expect_count(c)?;
-    launch!(device, Norm, "norm_scaled", each(n), &mut dz.data, &stats.data, &gamma.data, &(n as u64), &small(c)?);
+    launch!(device, Norm, "norm_scaled", fours(n), &mut dz.data, &stats.data, &gamma.data, &(n as u64), &small(c)?);
     Ok(dz)
 }
 
@@ -251,7 +261,7 @@ pub fn fixed_back(
         device,
         Norm,
         "norm_fixed_back",
-        each(n),
+        fours(n),
         &mut dx.data,
         &dy.data,
         &x.data,

@@ -121,7 +121,7 @@ fn spans(windows: &[Window], size: usize) -> Result<Vec<u32>, Fault> {
 /// Windows that leave the image, a full memory, or a GPU that has failed.
 pub fn average_pool(device: &Device, x: &Array, ys: &[Window], xs: &[Window]) -> Result<Array, Fault> {
     let [n, h, w, c] = x.images()?;
-    let upload = |windows: &[Window], size| device.upload(&table(windows, size)?, &[windows.len(), 3]);
+    let upload = |windows: &[Window], size| device.words(&table(windows, size)?, &[windows.len(), 3]);
     let (rows, columns) = (upload(ys, h)?, upload(xs, w)?);
     let mut y = device.fresh::<f32>(&[n, ys.len(), xs.len(), c])?;
     let count = y.count();
@@ -157,9 +157,9 @@ pub fn average_pool_back(
 ) -> Result<Array, Fault> {
     let [n, oh, ow, c] = dy.images()?;
     dy.expect(&[n, ys.len(), xs.len(), c])?;
-    let upload = |windows: &[Window], size| device.upload(&table(windows, size)?, &[windows.len(), 3]);
+    let upload = |windows: &[Window], size| device.words(&table(windows, size)?, &[windows.len(), 3]);
     let (rows, columns) = (upload(ys, h)?, upload(xs, w)?);
-    let (y_spans, x_spans) = (device.upload(&spans(ys, h)?, &[h, 2])?, device.upload(&spans(xs, w)?, &[w, 2])?);
+    let (y_spans, x_spans) = (device.words(&spans(ys, h)?, &[h, 2])?, device.words(&spans(xs, w)?, &[w, 2])?);
     let mut dx = device.fresh::<f32>(&[n, h, w, c])?;
     let count = dx.count();
     launch!(

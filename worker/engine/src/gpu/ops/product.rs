@@ -3,33 +3,15 @@
 use std::ffi::{c_int, c_longlong, c_void};
 
 use cudarc::{
-    cublas::{result::gemm_strided_batched_ex, sys},
+    cublas::{
+        result::{gemm_ex, gemm_strided_batched_ex},
+        sys,
+    },
     driver::{DevicePtr, DevicePtrMut},
 };
-use half::bf16;
 
+use super::Element;
 use crate::gpu::{Array, Device, Fault, array::counted};
-
-/// What products take. They are summed, and given, in f32.
-pub trait Element: sealed::Sealed {
-    #[doc(hidden)]
-    const TYPE: sys::cudaDataType;
-}
-
-impl Element for f32 {
-    const TYPE: sys::cudaDataType = sys::cudaDataType::CUDA_R_32F;
-}
-
-impl Element for bf16 {
-    const TYPE: sys::cudaDataType = sys::cudaDataType::CUDA_R_16BF;
-}
-
-mod sealed {
-    /// Only what cuBLAS can.
-    pub trait Sealed {}
-    impl Sealed for f32 {}
-    impl Sealed for half::bf16 {}
-}
 
 /// A matrix, or a batch of them, within an array.
 pub struct Matrix<'a, T> {
@@ -91,27 +73,63 @@ fn int(n: usize) -> Result<c_int, Fault> {
     c_int::try_from(n).map_err(|_| Fault::shape(format!("{n} is more than cuBLAS counts to")))
 }
 
+/// What is multiplied.
+pub type Pair<'a, T> = (Matrix<'a, T>, Matrix<'a, T>);
+
+/// How many products there are, rows and columns of each, and the numbers of a sum.
+pub type Size = (usize, usize, usize, usize);
+
 /// `c = a·b`, or `c += a·b`, for `batch` matrices: `a` of `m` rows, `b` of `n` columns, `k` numbers a sum. `c` is
 /// `[batch, m, n]`, or any shape of as many numbers.
 ///
 /// # Errors
 /// Matrices that do not lie inside their arrays, or cuBLAS is not there or refuses.
-#[expect(unsafe_code, reason = "cuBLAS takes sizes on trust")]
 pub fn product<T: Element>(
     device: &Device,
-    (a, b): (Matrix<'_, T>, Matrix<'_, T>),
-    (batch, m, n, k): (usize, usize, usize, usize),
+    pair: Pair<'_, T>,
+    size: Size,
     c: &mut Array,
+    add: bool,
+) -> Result<(), Fault> {
+    let (batch, m, n, _) = size;
+    c.expect_count(counted(&[batch, m, n])?)?;
+    multiply(device, pair, size, (c, 0), add)
+}
+
+/// The product in new memory of a shape, of what was multiplied: rounded to that.
+///
+/// # Errors
+/// As [`product`].
+pub fn multiplied<T: Element>(
+    device: &Device,
+    pair: Pair<'_, T>,
+    size: Size,
+    shape: &[usize],
+) -> Result<Array<T>, Fault> {
+    let (batch, m, n, _) = size;
+    let mut c = device.fresh::<T>(shape)?;
+    c.expect_count(counted(&[batch, m, n])?)?;
+    multiply(device, pair, size, (&mut c, 0), false)?;
+    Ok(c)
+}
+
+/// A product into the numbers of `c` from `first` on.
+#[expect(unsafe_code, reason = "cuBLAS takes sizes on trust")]
+pub(super) fn multiply<T: Element, C: Element>(
+    device: &Device,
+    (a, b): Pair<'_, T>,
+    (batch, m, n, k): Size,
+    (c, first): (&mut Array<C>, usize),
     add: bool,
 ) -> Result<(), Fault> {
     if k == 0 {
         return Err(Fault::shape(format!("{batch} products of {m}x{k} and {k}x{n}")));
     }
-    c.expect_count(counted(&[batch, m, n])?)?;
+    c.expect_run(&(first..first.saturating_add(counted(&[batch, m, n])?)))?;
     a.expect(batch, m, k)?;
     b.expect(batch, k, n)?;
     let (alpha, beta) = (1.0f32, f32::from(u8::from(add)));
-    let size = size_of::<T>();
+    let (alpha, beta) = ((&raw const alpha).cast::<c_void>(), (&raw const beta).cast::<c_void>());
     let (rows, columns, depth) = (int(m)?, int(n)?, int(k)?);
     let (a_stride, b_stride, all) = (int(a.stride)?, int(b.stride)?, int(batch)?);
     let (a_step, b_step) = (a.step as c_longlong, b.step as c_longlong);
@@ -124,37 +142,78 @@ pub fn product<T: Element>(
     let (left, _left) = a.of.data.device_ptr(stream);
     let (right, _right) = b.of.data.device_ptr(stream);
     let (out, _out) = c.data.device_ptr_mut(stream);
-    let at = |start: u64, first: usize| (start + (first * size) as u64) as *const c_void;
+    // The bindings only note where one of these cannot be waited for.
+    stream.context().check_err()?;
+    let at = |start: u64, first: usize, size: usize| start + (first * size) as u64;
+    let left = at(left, a.first, size_of::<T>()) as *const c_void;
+    let right = at(right, b.first, size_of::<T>()) as *const c_void;
+    let out = at(out, first, size_of::<C>()) as *mut c_void;
+    let (handle, compute) = (blas.handle(), sys::cublasComputeType_t::CUBLAS_COMPUTE_32F);
+    let (algorithm, take, give) = (sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT, T::TYPE, C::TYPE);
+    let (turn_b, turn_a) = (b.operation(), a.operation());
     // cuBLAS reads columns: to it each of our matrices is its own transpose, and so is the product if the two change places.
     // SAFETY: what is read and written lies inside the arrays, as was checked above.
     unsafe {
-        gemm_strided_batched_ex(
-            blas.handle(),
-            b.operation(),
-            a.operation(),
-            columns,
-            rows,
-            depth,
-            (&raw const alpha).cast(),
-            at(right, b.first),
-            T::TYPE,
-            b_stride,
-            b_step,
-            at(left, a.first),
-            T::TYPE,
-            a_stride,
-            a_step,
-            (&raw const beta).cast(),
-            out as *mut c_void,
-            sys::cudaDataType::CUDA_R_32F,
-            columns,
-            (m * n) as c_longlong,
-            all,
-            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-        )
+        if batch == 1 {
+            // One alone may be cut along its sums, where these are long and there are few of them.
+            gemm_ex(
+                handle,
+                turn_b,
+                turn_a,
+                columns,
+                rows,
+                depth,
+                alpha,
+                right,
+                take,
+                b_stride,
+                left,
+                take,
+                a_stride,
+                beta,
+                out,
+                give,
+                columns,
+                compute,
+                algorithm,
+            )
+        } else {
+            let step = (m * n) as c_longlong;
+            gemm_strided_batched_ex(
+                handle,
+                turn_b,
+                turn_a,
+                columns,
+                rows,
+                depth,
+                alpha,
+                right,
+                take,
+                b_stride,
+                b_step,
+                left,
+                take,
+                a_stride,
+                a_step,
+                beta,
+                out,
+                give,
+                columns,
+                step,
+                all,
+                compute,
+                algorithm,
+            )
+        }
     }?;
     Ok(())
+}
+
+/// Rows `x` and weights `[output, input]`, turned.
+fn forward<'a, T>(x: &'a Array<T>, w: &'a Array<T>) -> Result<(Pair<'a, T>, Size), Fault> {
+    let (rows, input, output) = (x.rows(), x.width(), w.rows());
+    w.expect(&[output, input])?;
+    Ok(((flat(x), flat(w).turned()), (1, rows, output, input)))
 }
 
 /// `x·wᵀ` for rows `x` and weights `[output, input]`.
@@ -162,10 +221,19 @@ pub fn product<T: Element>(
 /// # Errors
 /// As [`product`].
 pub fn linear<T: Element>(device: &Device, x: &Array<T>, w: &Array<T>) -> Result<Array, Fault> {
-    let (rows, input, output) = (x.rows(), x.width(), w.rows());
-    w.expect(&[output, input])?;
-    let mut y = device.fresh(&[rows, output])?;
-    product(device, (flat(x), flat(w).turned()), (1, rows, output, input), &mut y, false)?;
+    let (pair, size) = forward(x, w)?;
+    T::given(device, multiplied(device, pair, size, &[size.1, size.2])?)
+}
+
+/// `x·wᵀ + bias`, rounded once.
+///
+/// # Errors
+/// As [`product`].
+pub fn linear_biased<T: Element>(device: &Device, x: &Array<T>, w: &Array<T>, bias: &Array) -> Result<Array, Fault> {
+    let (pair, size) = forward(x, w)?;
+    let mut y = device.fresh(&[size.1, size.2])?;
+    product(device, pair, size, &mut y, false)?;
+    T::add_bias(device, &mut y, bias)?;
     Ok(y)
 }
 
@@ -176,9 +244,7 @@ pub fn linear<T: Element>(device: &Device, x: &Array<T>, w: &Array<T>) -> Result
 pub fn linear_input<T: Element>(device: &Device, dy: &Array<T>, w: &Array<T>) -> Result<Array, Fault> {
     let (rows, output, input) = (dy.rows(), dy.width(), w.width());
     w.expect(&[output, input])?;
-    let mut dx = device.fresh(&[rows, input])?;
-    product(device, (flat(dy), flat(w)), (1, rows, input, output), &mut dx, false)?;
-    Ok(dx)
+    T::given(device, multiplied(device, (flat(dy), flat(w)), (1, rows, input, output), &[rows, input])?)
 }
 
 /// `dw += dyᵀ·x`: the weights' gradient.
@@ -193,6 +259,6 @@ pub fn linear_weights<T: Element>(device: &Device, dy: &Array<T>, x: &Array<T>, 
 }
 
 /// All rows of an array of any shape as one matrix.
-fn flat<T>(of: &Array<T>) -> Matrix<'_, T> {
+pub(super) fn flat<T>(of: &Array<T>) -> Matrix<'_, T> {
     Matrix { of, first: 0, stride: of.width(), step: of.count(), turned: false }
 }

@@ -1,16 +1,24 @@
 //! Sums by channel over the rows of a matrix.
 
+use super::Element;
 use crate::gpu::{
     Array, Device, Fault,
-    launch::{BLOCK, columns, each, launch, small},
+    launch::{BLOCK, GROUP, columns, each, launch, small},
 };
 
-/// Adds up lines of `width` numbers, in f64.
+/// Adds up lines of `width` numbers, in f64: groups of lines, then groups of groups, until there is one.
 pub(super) fn total(device: &Device, lines: &Array, width: usize) -> Result<Array<f64>, Fault> {
-    let (count, mut sums) = (lines.count() / width, device.fresh::<f64>(&[width])?);
-    let grid = columns(width, 1)?;
-    launch!(device, Rows, "total_lines", grid, &mut sums.data, &lines.data, &(count as u64), &small(width)?);
-    Ok(sums)
+    let (mut count, c) = (lines.count() / width, small(width)?);
+    let room = |count: usize| device.fresh::<f64>(&[count.div_ceil(GROUP), width]);
+    let (mut sums, grid) = (room(count)?, columns(width, count.div_ceil(GROUP))?);
+    launch!(device, Rows, "total_lines", grid, &mut sums.data, &lines.data, &(count as u64), &c);
+    while sums.rows() > 1 {
+        count = sums.rows();
+        let (mut next, grid) = (room(count)?, columns(width, count.div_ceil(GROUP))?);
+        launch!(device, Rows, "total_groups", grid, &mut next.data, &sums.data, &(count as u64), &c);
+        sums = next;
+    }
+    sums.reshaped(&[width])
 }
 
 /// `to += sums`; of more sums than it has numbers, the first ones.
@@ -24,12 +32,12 @@ pub(super) fn add(device: &Device, to: &mut Array, sums: &Array<f64>) -> Result<
 ///
 /// # Errors
 /// Another number of channels, or what makes `x` has failed.
-pub fn add_sums(device: &Device, x: &Array, sums: &mut Array) -> Result<(), Fault> {
+pub fn add_sums<T: Element>(device: &Device, x: &Array<T>, sums: &mut Array) -> Result<(), Fault> {
     let (rows, c) = (x.rows(), x.width());
     sums.expect_count(c)?;
     let mut lines = device.fresh::<f32>(&[rows.div_ceil(BLOCK), c])?;
-    let grid = each(lines.count());
-    launch!(device, Rows, "row_sums", grid, &mut lines.data, &x.data, &(rows as u64), &small(c)?);
+    let (grid, name) = (each(lines.count()), if T::HALF { "row_sums_bf16" } else { "row_sums" });
+    launch!(device, Rows, name, grid, &mut lines.data, &x.data, &(rows as u64), &small(c)?);
     add(device, sums, &total(device, &lines, c)?)
 }
 

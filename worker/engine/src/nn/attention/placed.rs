@@ -1,76 +1,102 @@
-//! Attention on the GPU that its rows lie on: heads apart, `[samples·heads, t, depth]`, and one product for all of them.
+//! Attention on the GPU that its rows lie on: heads apart, `[samples·heads, t, depth]`, and one product for all of them, or for
+//! those of as many samples as their scores have room for.
+
+use std::ops::Range;
+
+use half::bf16;
 
 use super::{KEY, QUERY, SelfAttention, VALUE};
 use crate::{
     Result,
     gpu::{
         self, Device, Fault, Placed,
-        ops::{self, Dropped, Heads, Matrix},
+        ops::{self, Dropped, Element, Heads, Matrix, Taken},
     },
     nn::{Array, Pass, Ragged, Saved, Tape},
 };
 
 /// A batch of matrices.
-type Matrices = gpu::Array;
+type Matrices<T = f32> = gpu::Array<T>;
 
-/// Every head of every sample of one batch.
+/// Every head of some samples of one batch.
 struct Apart<'a> {
     device: &'a Device,
     heads: Heads,
-    /// Heads of all samples.
+    /// Heads of all these samples.
     all: usize,
     /// What is dropped of their probabilities.
     dropped: Option<Dropped>,
-    /// Whether products are those of bf16.
-    rounds: bool,
 }
 
 impl Apart<'_> {
-    /// What a product takes, or gives.
-    fn rounded(&self, x: Matrices) -> Result<Matrices, Fault> {
-        if self.rounds { ops::round_bf16(self.device, &x) } else { Ok(x) }
-    }
-
     /// Heads, from the columns of a matrix that begin with `first`.
-    fn split(&self, of: &Array, first: usize) -> Result<Matrices> {
-        Ok(self.rounded(ops::split_heads(self.device, of.placed()?.array(), &self.heads, first)?)?)
+    fn split<T: Element>(&self, of: &Array, first: usize) -> Result<Matrices<T>> {
+        Ok(ops::split_heads(self.device, of.placed()?.array(), &self.heads, first)?)
     }
 
     /// Products of `m` rows and `n` columns, of `k` numbers each.
-    fn times(
+    fn times<T: Element>(
         &self,
-        left: Matrix<'_, f32>,
-        right: Matrix<'_, f32>,
+        left: Matrix<'_, T>,
+        right: Matrix<'_, T>,
         (m, n, k): (usize, usize, usize),
-    ) -> Result<Matrices, Fault> {
-        let mut out = self.device.zeros(&[self.all, m, n])?;
-        ops::product(self.device, (left, right), (self.all, m, n, k), &mut out, false)?;
-        Ok(out)
+    ) -> Result<Matrices<T>, Fault> {
+        ops::multiplied(self.device, (left, right), (self.all, m, n, k), &[self.all, m, n])
     }
 
-    /// Drops what is dropped of probabilities, and of their gradients.
-    fn drop_of(&self, scores: &mut Matrices) -> Result<(), Fault> {
-        match &self.dropped {
-            Some(dropped) => ops::dropout_scores(self.device, scores, dropped, self.heads.lengths()),
-            None => Ok(()),
-        }
+    /// Products of two heads, for what is f32 of attention.
+    fn scores<T: Element>(&self, left: &Matrices<T>, right: &Matrices<T>, depth: usize) -> Result<Matrices, Fault> {
+        let t = self.heads.longest();
+        T::given(self.device, self.times(Matrix::of(left), Matrix::of(right).turned(), (t, t, depth))?)
+    }
+
+    /// Probabilities as a product takes them.
+    fn shown<'p, T: Element>(&self, p: &'p Matrices) -> Result<Taken<'p, T>, Fault> {
+        ops::shown_scores(self.device, p, self.dropped.as_ref(), self.heads.lengths())
     }
 }
 
+/// Runs of samples whose scores take so much room at most, or of one sample. What they are is part of the result.
+fn runs(lengths: &[usize], heads: usize, room: usize) -> Vec<Range<usize>> {
+    let (mut runs, mut longest) = (Vec::<Range<usize>>::new(), 0);
+    for (sample, length) in lengths.iter().enumerate() {
+        let t = longest.max(*length);
+        match runs.last_mut() {
+            Some(run) if (run.len() + 1) * heads * t * t * size_of::<f32>() <= room => {
+                (run.end, longest) = (sample + 1, t);
+            }
+            _ => {
+                runs.push(sample..sample + 1);
+                longest = *length;
+            }
+        }
+    }
+    runs
+}
+
 impl SelfAttention {
-    fn apart<'a>(&self, device: &'a Device, ragged: &Ragged, pass: &Pass<'_>) -> Result<Apart<'a>> {
-        let samples = ragged.lengths.len();
+    fn runs(&self, device: &Device, ragged: &Ragged) -> Vec<Range<usize>> {
+        runs(&ragged.lengths, self.heads, device.room())
+    }
+
+    fn apart<'a>(
+        &self,
+        device: &'a Device,
+        ragged: &Ragged,
+        which: Range<usize>,
+        pass: &Pass<'_>,
+    ) -> Result<Apart<'a>> {
+        let shape = (self.heads, self.depth);
         Ok(Apart {
             device,
-            heads: Heads::new(device, &ragged.lengths, self.heads, self.depth)?,
-            all: samples * self.heads,
-            dropped: self.drop.placed_of(device, pass, samples)?,
-            rounds: !pass.precision().is_f32(),
+            heads: Heads::some(device, &ragged.lengths, which.clone(), shape)?,
+            all: which.len() * self.heads,
+            dropped: self.drop.placed_of(device, pass, ragged.lengths.len(), which)?,
         })
     }
 
     /// Queries, keys and values.
-    fn split(&self, made: &[Array], apart: &Apart<'_>) -> Result<[Matrices; 3]> {
+    fn split<T: Element>(&self, made: &[Array], apart: &Apart<'_>) -> Result<[Matrices<T>; 3]> {
         let part = |which: usize| {
             let (matrix, first) = self.parts().place(which, 0);
             apart.split(&made[matrix], first)
@@ -86,23 +112,38 @@ impl SelfAttention {
         pass: &Pass<'_>,
         tape: &mut Tape,
     ) -> Result<Placed> {
-        let apart = self.apart(at.device(), ragged, pass)?;
-        let (device, d, t) = (apart.device, self.depth, apart.heads.longest());
-        let [query, key, value] = self.split(&made, &apart)?;
-        let scores = apart.times(Matrix::of(&query), Matrix::of(&key).turned(), (t, t, d))?;
-        let mut scores = apart.rounded(scores)?;
-        let notes = ops::softmax(device, &mut scores, apart.heads.lengths(), self.scale())?;
-        apart.drop_of(&mut scores)?;
-        let scores = apart.rounded(scores)?;
-        let heads = apart.times(Matrix::of(&scores), Matrix::of(&value), (t, d, t))?;
-        let mut out = device.zeros(&[ragged.rows(), self.parts().width])?;
-        ops::join_heads(device, &heads, &apart.heads, &mut out, 0)?;
+        let (out, notes) = match pass.precision().is_f32() {
+            true => self.look_apart::<f32>(at.device(), &made, ragged, pass)?,
+            false => self.look_apart::<bf16>(at.device(), &made, ragged, pass)?,
+        };
         if pass.records() {
             // As on the host, probabilities are computed again.
             made.into_iter().for_each(|kept| tape.push(Saved::Array(kept)));
-            tape.push(Saved::Array(at.beside(notes).into()));
+            notes.into_iter().for_each(|notes| tape.push(Saved::Array(at.beside(notes).into())));
         }
-        pass.rounded(at.beside(out))
+        Ok(at.beside(out))
+    }
+
+    /// What heads pick, side by side, and what the softmax has noted of each run of samples.
+    fn look_apart<T: Element>(
+        &self,
+        device: &Device,
+        made: &[Array],
+        ragged: &Ragged,
+        pass: &Pass<'_>,
+    ) -> Result<(Matrices, Vec<Matrices>)> {
+        let (mut out, mut all) = (device.zeros(&[ragged.rows(), self.parts().width])?, Vec::new());
+        for which in self.runs(device, ragged) {
+            let apart = self.apart(device, ragged, which, pass)?;
+            let (d, t) = (self.depth, apart.heads.longest());
+            let [query, key, value] = self.split::<T>(made, &apart)?;
+            let mut scores = apart.scores(&query, &key, d)?;
+            all.push(ops::softmax(device, &mut scores, apart.heads.lengths(), self.scale())?);
+            let shown = apart.shown::<T>(&scores)?;
+            let heads = apart.times(Matrix::of(shown.array()), Matrix::of(&value), (t, d, t))?;
+            ops::join_heads(device, &heads, &apart.heads, &mut out, 0)?;
+        }
+        Ok((out, all))
     }
 
     pub(super) fn placed_slopes(
@@ -112,42 +153,69 @@ impl SelfAttention {
         pass: &Pass<'_>,
         tape: &mut Tape,
     ) -> Result<Vec<Array>> {
-        let notes = tape.pop_array()?;
+        let mut notes = self.runs(dout.device(), ragged).iter().map(|_| tape.pop_array()).collect::<Result<Vec<_>>>()?;
+        notes.reverse();
         let mut made = self.projections.iter().map(|_| tape.pop_array()).collect::<Result<Vec<_>>>()?;
         made.reverse();
-        let apart = self.apart(dout.device(), ragged, pass)?;
-        let (device, lengths) = (apart.device, apart.heads.lengths());
-        let (d, t) = (self.depth, apart.heads.longest());
-        let [query, key, value] = self.split(&made, &apart)?;
-        let g = apart.split(&dout.clone().into(), 0)?;
-        let scores = apart.times(Matrix::of(&query), Matrix::of(&key).turned(), (t, t, d))?;
-        let mut p = apart.rounded(scores)?;
-        ops::softmax_again(device, &mut p, notes.placed()?.array(), lengths, self.scale())?;
-        let dp = apart.times(Matrix::of(&g), Matrix::of(&value).turned(), (t, t, d))?;
-        let mut dp = apart.rounded(dp)?;
-        // What was dropped of the probabilities had no part in the output.
-        apart.drop_of(&mut dp)?;
-        let shown = if apart.dropped.is_some() || apart.rounds {
-            let mut shown = device.copy(&p)?;
-            apart.drop_of(&mut shown)?;
-            Some(apart.rounded(shown)?)
-        } else {
-            None
+        let slopes = match pass.precision().is_f32() {
+            true => self.slopes_apart::<f32>(dout, &made, &notes, ragged, pass)?,
+            false => self.slopes_apart::<bf16>(dout, &made, &notes, ragged, pass)?,
         };
-        let dvalue = apart.times(Matrix::of(shown.as_ref().unwrap_or(&p)).turned(), Matrix::of(&g), (t, d, t))?;
-        drop(shown);
-        ops::softmax_back(device, &mut dp, &p, lengths, self.scale())?;
-        drop(p);
-        let dp = apart.rounded(dp)?;
-        let dquery = apart.times(Matrix::of(&dp), Matrix::of(&key), (t, d, t))?;
-        let dkey = apart.times(Matrix::of(&dp).turned(), Matrix::of(&query), (t, d, t))?;
-        let parts = self.parts();
-        let shape = [ragged.rows(), parts.stride];
+        Ok(slopes.into_iter().map(|slope| Array::from(dout.beside(slope))).collect())
+    }
+
+    /// The slopes of what the projections gave.
+    fn slopes_apart<T: Element>(
+        &self,
+        dout: &Placed,
+        made: &[Array],
+        notes: &[Array],
+        ragged: &Ragged,
+        pass: &Pass<'_>,
+    ) -> Result<Vec<Matrices>> {
+        let (device, parts) = (&**dout.device(), self.parts());
+        let (shape, out) = ([ragged.rows(), parts.stride], Array::from(dout.clone()));
         let mut slopes = made.iter().map(|_| device.zeros(&shape)).collect::<Result<Vec<Matrices>, Fault>>()?;
-        for (part, heads) in [dquery, dkey, dvalue].iter().enumerate() {
-            let (matrix, first) = parts.place(part, 0);
-            ops::join_heads(device, heads, &apart.heads, &mut slopes[matrix], first)?;
+        for (which, notes) in self.runs(device, ragged).into_iter().zip(notes) {
+            let apart = self.apart(device, ragged, which, pass)?;
+            let (d, t, lengths) = (self.depth, apart.heads.longest(), apart.heads.lengths());
+            let [query, key, value] = self.split::<T>(made, &apart)?;
+            let g = apart.split::<T>(&out, 0)?;
+            let mut p = apart.scores(&query, &key, d)?;
+            ops::softmax_again(device, &mut p, notes.placed()?.array(), lengths, self.scale())?;
+            let mut dp = apart.scores(&g, &value, d)?;
+            // What was dropped of the probabilities had no part in the output.
+            if let Some(dropped) = &apart.dropped {
+                ops::dropout_scores(device, &mut dp, dropped, lengths)?;
+            }
+            let shown = apart.shown::<T>(&p)?;
+            let dvalue = apart.times(Matrix::of(shown.array()).turned(), Matrix::of(&g), (t, d, t))?;
+            drop(shown);
+            ops::softmax_back(device, &mut dp, &p, lengths, self.scale())?;
+            drop(p);
+            let dp = T::taken(device, &dp)?;
+            let dquery = apart.times(Matrix::of(dp.array()), Matrix::of(&key), (t, d, t))?;
+            let dkey = apart.times(Matrix::of(dp.array()).turned(), Matrix::of(&query), (t, d, t))?;
+            for (part, heads) in [dquery, dkey, dvalue].iter().enumerate() {
+                let (matrix, first) = parts.place(part, 0);
+                ops::join_heads(device, heads, &apart.heads, &mut slopes[matrix], first)?;
+            }
         }
-        slopes.into_iter().map(|slope| pass.rounded(dout.beside(slope)).map(Array::from)).collect()
+        Ok(slopes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_go_together_while_the_square_of_the_longest_has_room_for_all() {
+        // Two heads of five columns take 200 bytes.
+        assert_eq!(runs(&[5, 5, 5], 2, 600).len(), 1);
+        assert_eq!(runs(&[5, 5, 5], 2, 599), [0..2, 2..3]);
+        // A short one gets the room of a long one, before it or behind it; and one alone has what it needs.
+        assert_eq!(runs(&[1, 5, 1, 50, 1, 5], 2, 400), [0..2, 2..3, 3..4, 4..6]);
+        assert!(runs(&[], 2, 400).is_empty());
     }
 }

@@ -67,10 +67,8 @@ impl Conv2d {
     fn base(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let g = Geometry::new(&self.spec, x.dims())?;
         #[cfg(feature = "cuda")]
-        if let Array::Device(placed) = x {
-            let y = self.placed(placed, &g, pass)?;
-            tape.push_input(x, pass, self.w);
-            return Ok(y.into());
+        if let Array::Device(x) = x {
+            return self.placed(x, &g, pass, tape).map(Array::from);
         }
         let precision = pass.precision();
         let bias = self.b.map(|b| pass.weight(b));
@@ -88,13 +86,13 @@ impl Conv2d {
         grads: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Array>> {
-        let (shape, x) = tape.pop_input()?;
-        let g = Geometry::new(&self.spec, &shape)?;
         #[cfg(feature = "cuda")]
         if let Array::Device(dy) = dy {
-            let dx = self.placed_backward(dy, (x.as_ref(), &g), pass, grads, need_dx)?;
+            let dx = self.placed_backward(dy, pass, tape, grads, need_dx)?;
             return Ok(dx.map(Array::from));
         }
+        let (shape, x) = tape.pop_input()?;
+        let g = Geometry::new(&self.spec, &shape)?;
         let (precision, dy) = (pass.precision(), host(dy)?);
         let dy = precision.operand(&dy);
         if let (Some(x), Some(dw)) = (x, grads.slot(self.w)) {

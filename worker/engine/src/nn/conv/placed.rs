@@ -1,12 +1,13 @@
 //! Convolutions of images that lie on a GPU: with a kernel of one pixel a product of matrices, else cuDNN's.
 
-use super::{Array, Axis, Conv2d, Geometry, Gradients, Pass};
+use super::{Axis, Conv2d, Geometry, Gradients, Pass, Tape};
 use crate::{
     Result,
     gpu::{
-        Placed,
+        Operand, Placed,
         ops::{self, Convolution},
     },
+    nn::placed::Turn,
 };
 
 /// Images of another size: zeros follow the last row and column, or as much is cut off there.
@@ -30,13 +31,9 @@ impl Conv2d {
     }
 
     /// Its weights as a product or cuDNN takes them.
-    fn placed_weights(&self, g: &Geometry, pass: &Pass<'_>, at: &Placed) -> Result<Placed> {
-        let shape = self.placed_shape(g);
-        if self.is_product(g) {
-            pass.placed(self.w, &shape, at)
-        } else {
-            pass.placed_turned(self.w, &shape, at, ops::channels_last)
-        }
+    fn placed_weights(&self, g: &Geometry, pass: &Pass<'_>, at: &Placed) -> Result<Operand> {
+        let turn = if self.is_product(g) { None } else { Some(ops::channels_last as Turn) };
+        pass.operand_of(self.w, &self.placed_shape(g), at, turn)
     }
 
     /// How cuDNN goes over images, and which size these must have: it has as many zeros behind as in front, and "SAME" may
@@ -51,56 +48,48 @@ impl Conv2d {
     }
 
     /// What its own weights make of images.
-    pub(super) fn placed(&self, x: &Placed, g: &Geometry, pass: &Pass<'_>) -> Result<Placed> {
+    pub(super) fn placed(&self, x: &Placed, g: &Geometry, pass: &Pass<'_>, tape: &mut Tape) -> Result<Placed> {
         let w = self.placed_weights(g, pass, x)?;
         let bias = self.b.map(|b| pass.placed(b, &[self.spec.cout], x)).transpose()?;
-        let (x, shape) = (pass.rounded(x.clone())?, [g.n, g.y.outputs, g.x.outputs, self.spec.cout]);
-        let mut y = if self.is_product(g) {
-            x.made(|device, x| ops::linear(device, x, w.array())?.reshaped(&shape))?
+        let (how, size) = self.windows(g);
+        let taken = pass.operand(&sized(x.clone(), size)?)?;
+        let y = if self.is_product(g) {
+            let shape = [g.n, g.y.outputs, g.x.outputs, self.spec.cout];
+            taken.linear(&w, bias.as_ref())?.reshaped(&shape)?
         } else {
-            let (how, size) = self.windows(g);
-            sized(x, size)?.made(|device, x| ops::conv(device, x, w.array(), how))?
+            taken.conv(&w, bias.as_ref(), how)?
         };
-        if let Some(bias) = &bias {
-            y.change(|device, y| ops::add_bias(device, y, bias.array()))?;
-        }
-        pass.rounded(y)
+        tape.push_operand(taken, x.array().shape(), pass, self.w);
+        Ok(y)
     }
 
     pub(super) fn placed_backward(
         &self,
         dy: &Placed,
-        (x, g): (Option<&Array>, &Geometry),
         pass: &Pass<'_>,
+        tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Placed>> {
-        let (dy, (how, size)) = (pass.rounded(dy.clone())?, self.windows(g));
-        let (inputs, product) = ([g.n, g.y.size, g.x.size, self.spec.cin], self.is_product(g));
+        let ((inputs, x), slopes) = (tape.pop_operand()?, pass.operand(dy)?);
+        let g = &Geometry::new(&self.spec, &inputs)?;
+        let ((how, size), product) = (self.windows(g), self.is_product(g));
         if let Some(x) = x {
-            let x = sized(pass.rounded(x.placed()?.clone())?, size)?;
-            grads.add_placed(self.w, &self.placed_shape(g), &dy, |device, dw| {
-                if product {
-                    ops::linear_weights(device, dy.array(), x.array(), dw)
-                } else {
-                    ops::conv_weights(device, dy.array(), x.array(), how, dw)
-                }
+            grads.add_placed(self.w, &self.placed_shape(g), dy, |_, dw| {
+                if product { slopes.linear_weights(&x, dw) } else { slopes.conv_weights(&x, how, dw) }
             })?;
         }
         if let Some(b) = self.b {
-            grads.add_placed(b, &[self.spec.cout], &dy, |device, db| ops::add_sums(device, dy.array(), db))?;
+            grads.add_placed(b, &[self.spec.cout], dy, |_, db| slopes.add_sums(db))?;
         }
         if !need_dx {
             return Ok(None);
         }
-        let w = self.placed_weights(g, pass, &dy)?;
-        let dx = if product {
-            dy.made(|device, dy| ops::linear_input(device, dy, w.array())?.reshaped(&inputs))?
-        } else {
-            let from = [g.n, size.0, size.1, self.spec.cin];
-            let dx = dy.made(|device, dy| ops::conv_input(device, dy, w.array(), from, how))?;
-            sized(dx, (g.y.size, g.x.size))?
-        };
-        pass.rounded(dx).map(Some)
+        let w = self.placed_weights(g, pass, dy)?;
+        if product {
+            return Ok(Some(slopes.linear_input(&w)?.reshaped(&inputs)?));
+        }
+        let dx = slopes.conv_input(&w, [g.n, size.0, size.1, self.spec.cin], how)?;
+        sized(dx, (g.y.size, g.x.size)).map(Some)
     }
 }

@@ -72,22 +72,17 @@ impl Lstm {
         let ragged = Ragged::of(x)?;
         let order = ByTime::of(&ragged);
         let (total, w) = (ragged.rows(), self.hidden);
-        let [wi, wh] = [(self.wi, self.input), (self.wh, w)].map(|(id, n)| pass.placed(id, &[4 * w, n], x));
+        let weights = |id, n: usize| pass.operand_of(id, &[4 * w, n], x, None);
+        let (wi, wh) = (weights(self.wi, self.input)?, weights(self.wh, w)?);
         let [bi, bh] = [self.bi, self.bh].map(|id| pass.placed(id, &[4 * w], x));
-        let (wi, wh, bi, bh) = (wi?, wh?, bi?, bh?);
+        let (bi, bh) = (bi?, bh?);
         let input = x.made(|device, x| ops::take_rows(device, x, &some(&order.framed)))?;
-        let gates = pass.rounded(input.clone())?.made(|device, input| {
-            let bias = ops::add_activate(device, Act::None, bi.array(), bh.array())?;
-            let mut gates = ops::linear(device, input, wi.array())?;
-            ops::add_bias(device, &mut gates, &bias)?;
-            Ok(gates)
-        })?;
-        let (device, rounds) = (x.device(), !pass.precision().is_f32());
+        let bias = bi.made(|device, bi| ops::add_activate(device, Act::None, bi, bh.array()))?;
+        let device = x.device();
         let (mut memories, mut states) = (device.zeros(&[total, w])?, device.zeros(&[total, w])?);
-        let gates = pass.rounded(gates)?.changed(|device, gates| {
+        let gates = pass.operand(&input)?.linear(&wi, Some(&bias))?.changed(|_, gates| {
             for step in &order.steps {
-                let all = [&mut *gates, &mut memories, &mut states];
-                ops::lstm_step(device, all, wh.array(), step, rounds)?;
+                wh.lstm_step([&mut *gates, &mut memories, &mut states], step)?;
             }
             Ok(())
         })?;
@@ -128,44 +123,38 @@ impl Lstm {
             some(&order.framed)
         };
         let outer = dy.made(|device, dy| ops::take_rows(device, dy, &which))?;
-        let wh = pass.placed(self.wh, &[4 * w, w], dy)?;
-        let given = [memories.placed()?.array(), outer.array(), wh.array()];
-        let rounds = !pass.precision().is_f32();
+        let wh = pass.operand_of(self.wh, &[4 * w, w], dy, None)?;
+        let given = [memories.placed()?.array(), outer.array()];
         let slopes = gates.changed(|device, gates| {
             let (mut dstate, mut dmemory) = (None, device.zeros(&[n, w])?);
             for step in order.steps.iter().rev() {
-                dstate = ops::lstm_back(device, gates, given, dstate.as_ref(), &mut dmemory, step, rounds)?;
+                dstate = wh.lstm_back(gates, given, dstate.as_ref(), &mut dmemory, step)?;
             }
             Ok(())
         })?;
         // From here on slopes are what products take.
-        let slopes = pass.rounded(slopes)?;
+        let slopes = pass.operand(&slopes)?;
         if pass.trains(self.wi) {
-            let input = pass.rounded(input.placed()?.clone())?;
-            grads.add_placed(self.wi, &[4 * w, self.input], dy, |device, dw| {
-                ops::linear_weights(device, slopes.array(), input.array(), dw)
-            })?;
+            let input = pass.operand(input.placed()?)?;
+            grads.add_placed(self.wi, &[4 * w, self.input], dy, |_, dw| slopes.linear_weights(&input, dw))?;
         }
         if pass.trains(self.wh) {
             let before = order.before();
             let before = states.placed()?.made(|device, states| ops::take_rows(device, states, &before))?;
-            let before = pass.rounded(before)?;
-            grads.add_placed(self.wh, &[4 * w, w], dy, |device, dw| {
-                ops::linear_weights(device, slopes.array(), before.array(), dw)
-            })?;
+            let before = pass.operand(&before)?;
+            grads.add_placed(self.wh, &[4 * w, w], dy, |_, dw| slopes.linear_weights(&before, dw))?;
         }
         for bias in [self.bi, self.bh] {
-            grads.add_placed(bias, &[4 * w], dy, |device, db| ops::add_sums(device, slopes.array(), db))?;
+            grads.add_placed(bias, &[4 * w], dy, |_, db| slopes.add_sums(db))?;
         }
         if !need_dx {
             return Ok(None);
         }
-        let wi = pass.placed(self.wi, &[4 * w, self.input], dy)?;
-        let dx = slopes.made(|device, slopes| ops::linear_input(device, slopes, wi.array()))?;
+        let wi = pass.operand_of(self.wi, &[4 * w, self.input], dy, None)?;
         let which = order.in_frames(ragged);
         let shape = [n, ragged.room + 1, self.input];
-        let dx = pass.rounded(dx)?.made(|device, dx| ops::take_rows(device, dx, &which)?.reshaped(&shape))?;
-        Ok(Some(dx))
+        let dx = slopes.linear_input(&wi)?;
+        Ok(Some(dx.made(|device, dx| ops::take_rows(device, dx, &which)?.reshaped(&shape))?))
     }
 }
 

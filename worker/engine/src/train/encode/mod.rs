@@ -1,22 +1,21 @@
 //! Runs frozen prefixes once per sample and view, together: what one rank has, no other computes.
 
 mod share;
+mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use self::share::Holdings;
+pub(super) use self::wanted::company;
+use self::{share::Holdings, wanted::Wanted};
 use super::{net::Net, samples::Samples};
 use crate::{
     Error, Full, Result,
     cache::{self, Key, Packed, Parcel, Space},
     collective::Collective,
-    data::augment::View,
     link::{Link, Notice},
     nn::{Packs, Pass, Store, host},
 };
 
-/// Samples of one forward pass; row-stable layers make any other number give the same bits.
-const CHUNK: usize = 8;
 /// Records of one segment: what a kill in the middle of a long encoding can cost.
 const SEGMENT: usize = 256;
 /// Bytes of features that one cut may take in memory; above it the prefix runs each time.
@@ -48,24 +47,25 @@ pub fn encode(
     group: &mut dyn Collective,
     link: &mut dyn Link,
 ) -> Result<Encoded> {
-    let wanted = wanted(samples);
-    let keys: Vec<Key> = wanted.iter().map(|w| w.2).collect();
-    let mut disk = Disk::open(net, store, cuts, packed, root)?;
-    let mut records = disk.read(&keys, link);
+    let wanted = Wanted::of(samples, &store.place);
+    let keys = &wanted.keys;
+    let mut disk = Disk::open(net, store, (cuts, packed), &wanted, root)?;
+    let mut records = disk.read(link);
     let machine = (store.place.numbers(), cache::identity(root));
-    let holdings = Holdings::learn(&keys, &records, &machine, group)?;
+    let holdings = Holdings::learn(keys, &records, &machine, group)?;
 
     let (packs, mut fresh, mut done) = (Packs::default(), Vec::new(), 0);
     let pass = Pass::again(store, &packs);
     let mine = holdings.to_compute();
-    let mut chunks = mine.chunks(CHUNK).peekable();
+    let passes = wanted.passes(&mine);
+    let mut chunks = passes.iter().peekable();
     while let Some(chunk) = chunks.next() {
         if link.stop_requested() {
             // Leaving alone would strand the others in the next exchange; they learn of it by our absence.
             disk.write(&records, &fresh, link);
             return Err(Error::Stopped);
         }
-        let views = |chunk: &[usize]| -> Vec<_> { chunk.iter().map(|j| (wanted[*j].0, wanted[*j].1)).collect() };
+        let views = |chunk: &[usize]| -> Vec<_> { chunk.iter().map(|j| wanted.rows[*j]).collect() };
         let mut x = samples.batch(&views(chunk), &net.contract, true)?;
         let next = chunks.peek().map(|next| views(next)).into_iter().collect();
         samples.expect(next, &net.contract, &store.place);
@@ -80,15 +80,16 @@ pub fn encode(
                 output.push(packed.pack(values)?);
             }
         }
-        for (j, output) in chunk.iter().zip(outputs) {
+        // The others are there already, here or with another rank.
+        for (j, output) in chunk.iter().zip(outputs).filter(|(j, _)| mine.binary_search(j).is_ok()) {
             records.insert(keys[*j], output);
             fresh.push(keys[*j]);
+            done += 1;
         }
         if fresh.len() >= SEGMENT {
             disk.write(&records, &fresh, link);
             fresh.clear();
         }
-        done += chunk.len();
         if group.rank() == 0 {
             let (all, missing) = ((done * group.world()) as u64, holdings.missing() as u64);
             link.activity("encode", all.min(missing), missing);
@@ -98,20 +99,10 @@ pub fn encode(
     let received = holdings.exchange(&mut records, &disk.widths(), group)?;
     disk.write(&records, &received, link);
     Ok(Encoded {
-        by_cut: by_cut(cuts, &keys, records)?,
+        by_cut: by_cut(cuts, keys, records)?,
         computed: holdings.missing() as u64,
         needed: keys.len() as u64,
     })
-}
-
-/// Every sample in every view of it that is kept, with its key.
-fn wanted(samples: &Samples) -> Vec<(usize, View, Key)> {
-    let views = samples.views().unwrap_or(1);
-    let one = |at: usize| {
-        let (index, view) = (at / views, samples.view(at / views, (at % views) as u64));
-        (index, view, cache::key(&samples.dataset.digest(index), &view.describe()))
-    };
-    (0..samples.count() * views).map(one).collect()
 }
 
 /// Adds what was encoded to a parcel, for other machines. All that it names is as for [`encode`].
@@ -126,14 +117,14 @@ pub fn pack(
     root: &std::path::Path,
     (encoded, parcel): (&Encoded, &mut Parcel),
 ) -> Result<()> {
-    let disk = Disk::open(net, store, cuts, packed, root)?;
-    let keys: Vec<Key> = wanted(samples).into_iter().map(|w| w.2).collect();
+    let wanted = Wanted::of(samples, &store.place);
+    let disk = Disk::open(net, store, (cuts, packed), &wanted, root)?;
     for (space, cut) in disk.spaces.iter().zip(cuts) {
         let Some(rows) = encoded.by_cut.get(cut) else { continue };
         // Each content once.
         let mut seen = BTreeSet::new();
-        let once: Vec<(Key, &[f32])> =
-            keys.iter().zip(rows).filter(|(key, _)| seen.insert(**key)).map(|(key, row)| (*key, &row[..])).collect();
+        let once = wanted.keys.iter().zip(rows).filter(|(key, _)| seen.insert(**key));
+        let once: Vec<(Key, &[f32])> = once.map(|(key, row)| (disk.name(key), &row[..])).collect();
         once.chunks(SEGMENT).for_each(|segment| parcel.add(space, segment));
     }
     Ok(())
@@ -150,10 +141,10 @@ pub fn missing(
     samples: &Samples,
     root: &std::path::Path,
 ) -> Result<usize> {
-    let disk = Disk::open(net, store, &[cut], packed, root)?;
-    let keys: BTreeSet<Key> = wanted(samples).into_iter().map(|w| w.2).collect();
-    let found: usize = disk.spaces.iter().map(|space| space.holds(&keys)).sum();
-    Ok(keys.len() - found.min(keys.len()))
+    let disk = Disk::open(net, store, (&[cut], packed), &Wanted::of(samples, &store.place), root)?;
+    let names: BTreeSet<Key> = disk.names.values().copied().collect();
+    let found: usize = disk.spaces.iter().map(|space| space.holds(&names)).sum();
+    Ok(names.len() - found.min(names.len()))
 }
 
 /// How what comes out in front of a cut is kept: only what the last unit gives in less room.
@@ -181,12 +172,20 @@ fn by_cut(cuts: &[usize], keys: &[Key], mut records: Records) -> Result<BTreeMap
 /// The spaces of all cuts.
 struct Disk {
     spaces: Vec<Space>,
+    /// What the outputs of a content are called there.
+    names: BTreeMap<Key, Key>,
     /// A disk that has refused once is not tried again.
     refused: bool,
 }
 
 impl Disk {
-    fn open(net: &Net, store: &Store, cuts: &[usize], packed: Packed, root: &std::path::Path) -> Result<Self> {
+    fn open(
+        net: &Net,
+        store: &Store,
+        (cuts, packed): (&[usize], Packed),
+        wanted: &Wanted,
+        root: &std::path::Path,
+    ) -> Result<Self> {
         let space = |cut: &usize| {
             let packed = packing(net, *cut, packed);
             let digest = net.prefix_digest(store, *cut) + &packed.describe();
@@ -195,7 +194,12 @@ impl Disk {
             let width = net.shape_at(store, *cut)?.iter().product();
             Ok(Space::new(root, &name.to_hex(), packed.words(width)))
         };
-        Ok(Self { spaces: cuts.iter().map(space).collect::<Result<_>>()?, refused: false })
+        Ok(Self { spaces: cuts.iter().map(space).collect::<Result<_>>()?, names: wanted.names(), refused: false })
+    }
+
+    /// What the outputs of a content that is wanted are called.
+    fn name(&self, key: &Key) -> Key {
+        self.names.get(key).copied().unwrap_or(*key)
     }
 
     fn widths(&self) -> Vec<usize> {
@@ -203,19 +207,20 @@ impl Disk {
     }
 
     /// Records that are here in every space.
-    fn read(&self, keys: &[Key], link: &mut dyn Link) -> Records {
-        let keys: BTreeSet<Key> = keys.iter().copied().collect();
+    fn read(&self, link: &mut dyn Link) -> Records {
+        let keys: BTreeMap<Key, Key> = self.names.iter().map(|(key, name)| (*name, *key)).collect();
+        let names: BTreeSet<Key> = keys.keys().copied().collect();
         let mut records = Records::new();
         for (i, space) in self.spaces.iter().enumerate() {
-            let (found, damaged) = space.read(&keys);
+            let (found, damaged) = space.read(&names);
             if damaged > 0 {
                 link.notice(
                     Notice::CacheDamaged,
                     &format!("{damaged} segments of the feature cache were not whole and are computed again"),
                 );
             }
-            for (key, values) in found {
-                let record = records.entry(key).or_default();
+            for (name, values) in found {
+                let record = records.entry(keys[&name]).or_default();
                 if record.len() == i {
                     record.push(values);
                 }
@@ -227,7 +232,7 @@ impl Disk {
 
     fn write(&mut self, records: &Records, keys: &[Key], link: &mut dyn Link) {
         for (i, space) in self.spaces.iter().enumerate().filter(|_| !self.refused) {
-            let segment: Vec<(Key, &[f32])> = keys.iter().map(|k| (*k, &records[k][i][..])).collect();
+            let segment: Vec<(Key, &[f32])> = keys.iter().map(|k| (self.name(k), &records[k][i][..])).collect();
             if let Err(e) = space.write(&segment) {
                 self.refused = true;
                 link.notice(Notice::CacheUnwritten, &format!("{e}; the next job will compute these features again"));

@@ -1,0 +1,111 @@
+//! What products take: f32, or bf16 in half the memory, which a GPU multiplies many times as fast.
+
+use cudarc::{
+    cublas::sys,
+    driver::{DeviceRepr, ValidAsZeroBits},
+};
+use half::bf16;
+
+use super::{add_bias, add_bias_rounded, from_bf16, to_bf16};
+use crate::gpu::{Array, Device, Fault};
+
+/// What products take. They are summed in f32, and what layers make of a sum is rounded to what the product took.
+pub trait Element: sealed::Sealed + DeviceRepr + ValidAsZeroBits + Sized {
+    /// What cuBLAS calls it.
+    #[doc(hidden)]
+    const TYPE: sys::cudaDataType;
+    /// Whether it is bf16.
+    #[doc(hidden)]
+    const HALF: bool;
+
+    /// Numbers as a product takes them.
+    ///
+    /// # Errors
+    /// The memory is full, or the GPU has failed; so for all that follow.
+    fn taken<'a>(device: &Device, x: &'a Array) -> Result<Taken<'a, Self>, Fault>;
+
+    /// What a product has given, as layers go on with it.
+    ///
+    /// # Errors
+    /// As [`Element::taken`].
+    fn given(device: &Device, y: Array<Self>) -> Result<Array, Fault>;
+
+    /// The same numbers in f32.
+    ///
+    /// # Errors
+    /// As [`Element::taken`].
+    fn wide(device: &Device, x: &Array<Self>) -> Result<Array, Fault>;
+
+    /// Adds a bias to sums, and rounds them.
+    ///
+    /// # Errors
+    /// Another number of channels.
+    fn add_bias(device: &Device, y: &mut Array, bias: &Array) -> Result<(), Fault>;
+}
+
+impl Element for f32 {
+    const TYPE: sys::cudaDataType = sys::cudaDataType::CUDA_R_32F;
+    const HALF: bool = false;
+
+    fn taken<'a>(_: &Device, x: &'a Array) -> Result<Taken<'a, Self>, Fault> {
+        Ok(Taken::Lent(x))
+    }
+
+    fn given(_: &Device, y: Array) -> Result<Array, Fault> {
+        Ok(y)
+    }
+
+    fn wide(device: &Device, x: &Array) -> Result<Array, Fault> {
+        device.copy(x)
+    }
+
+    fn add_bias(device: &Device, y: &mut Array, bias: &Array) -> Result<(), Fault> {
+        add_bias(device, y, bias)
+    }
+}
+
+impl Element for bf16 {
+    const TYPE: sys::cudaDataType = sys::cudaDataType::CUDA_R_16BF;
+    const HALF: bool = true;
+
+    fn taken<'a>(device: &Device, x: &'a Array) -> Result<Taken<'a, Self>, Fault> {
+        to_bf16(device, x).map(Taken::Made)
+    }
+
+    fn given(device: &Device, y: Array<Self>) -> Result<Array, Fault> {
+        from_bf16(device, &y)
+    }
+
+    fn wide(device: &Device, x: &Array<Self>) -> Result<Array, Fault> {
+        from_bf16(device, x)
+    }
+
+    fn add_bias(device: &Device, y: &mut Array, bias: &Array) -> Result<(), Fault> {
+        add_bias_rounded(device, y, bias)
+    }
+}
+
+mod sealed {
+    /// Only what cuBLAS and cuDNN can.
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::bf16 {}
+}
+
+/// Numbers as a product takes them: lent where they lie so already.
+pub enum Taken<'a, T> {
+    /// Those that were given.
+    Lent(&'a Array<T>),
+    /// New ones.
+    Made(Array<T>),
+}
+
+impl<T> Taken<'_, T> {
+    /// The numbers.
+    pub fn array(&self) -> &Array<T> {
+        match self {
+            Self::Lent(array) => array,
+            Self::Made(array) => array,
+        }
+    }
+}

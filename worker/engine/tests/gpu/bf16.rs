@@ -1,0 +1,190 @@
+//! Products and convolutions of bf16 memory: sums of f32, rounded once where layers go on with them.
+
+use tl_engine::{
+    gpu::{
+        Array, Device, Operand, Placed,
+        ops::{self, Convolution, Element, Patches},
+    },
+    num::bf16::rounded,
+};
+
+use crate::{close, device, layers::near, numbers, shared, up};
+
+/// What bf16 has of numbers.
+fn coarse(x: &[f32]) -> Vec<f32> {
+    x.iter().map(|v| rounded(*v)).collect()
+}
+
+/// Numbers that bf16 has. A sum in another order is rarely rounded to a neighbour.
+fn neighbours(device: &Device, got: &Array, want: &[f32]) {
+    let got = device.download(got).unwrap();
+    assert!(got.iter().all(|v| *v == rounded(*v)), "something is not rounded");
+    near(&got, want, 1e-2);
+    let others = got.iter().zip(want).filter(|(g, w)| g != w).count();
+    assert!(others * 20 < got.len(), "{others} of {}", got.len());
+}
+
+/// `a·b` of so many rows, columns and numbers of a sum.
+fn product(
+    (m, n, k): (usize, usize, usize),
+    a: impl Fn(usize, usize) -> f32,
+    b: impl Fn(usize, usize) -> f32,
+) -> Vec<f32> {
+    let sum = |row, column| (0..k).map(|d| f64::from(a(row, d)) * f64::from(b(d, column))).sum::<f64>() as f32;
+    (0..m * n).map(|i| sum(i / n, i % n)).collect()
+}
+
+#[test]
+fn products_are_rounded_once_and_gradients_of_parameters_are_not() {
+    let Some(device) = device() else { return };
+    for (rows, input, output) in [(37, 19, 11), (64, 48, 40)] {
+        let [x, w, dy] = [(1, rows * input), (2, output * input), (3, rows * output)]
+            .map(|(seed, count)| numbers(seed, count));
+        let [xs, ws, dys] = [(&x, input), (&w, input), (&dy, output)]
+            .map(|(v, c)| ops::to_bf16(device, &up(device, v, &[v.len() / c, c])).unwrap());
+        let [x, w, dy] = [x, w, dy].map(|v| coarse(&v));
+        let y = product((rows, output, input), |r, d| x[r * input + d], |d, c| w[c * input + d]);
+        neighbours(device, &ops::linear(device, &xs, &ws).unwrap(), &coarse(&y));
+        let bias = numbers(4, output);
+        let add = |y: &[f32]| coarse(&y.iter().enumerate().map(|(i, v)| v + bias[i % output]).collect::<Vec<_>>());
+        let made = ops::linear_biased(device, &xs, &ws, &up(device, &bias, &[output])).unwrap();
+        neighbours(device, &made, &add(&y));
+        assert_ne!(add(&y), add(&coarse(&y)), "twice would be as good");
+
+        let dx = product((rows, input, output), |r, d| dy[r * output + d], |d, c| w[d * input + c]);
+        neighbours(device, &ops::linear_input(device, &dys, &ws).unwrap(), &coarse(&dx));
+        let dw = product((output, input, rows), |o, r| dy[r * output + o], |r, c| x[r * input + c]);
+        let mut learnt = up(device, &vec![1.0; output * input], &[output, input]);
+        ops::linear_weights(device, &dys, &xs, &mut learnt).unwrap();
+        close(device, &learnt, &dw.iter().map(|v| v + 1.0).collect::<Vec<_>>(), 1e-5);
+        let mut sums = device.zeros(&[output]).unwrap();
+        ops::add_sums(device, &dys, &mut sums).unwrap();
+        close(device, &sums, &product((1, output, rows), |_, _| 1.0, |r, c| dy[r * output + c]), 1e-5);
+        assert!(ops::linear(device, &xs, &dys).is_err());
+    }
+}
+
+#[test]
+fn a_batch_of_products_is_given_in_the_type_that_it_takes() {
+    let Some(device) = device() else { return };
+    let (batch, m, n, k) = (3, 5, 6, 7);
+    let [a, b] = [(1, batch * m * k), (2, batch * n * k)].map(|(seed, count)| coarse(&numbers(seed, count)));
+    let [left, right] = [(&a, m), (&b, n)].map(|(v, rows)| up(device, v, &[batch, rows, k]));
+    let [half_left, half_right] = [&left, &right].map(|x| ops::to_bf16(device, x).unwrap());
+    let size = (batch, m, n, k);
+    let pair = (ops::Matrix::of(&left), ops::Matrix::of(&right).turned());
+    let exact = ops::multiplied(device, pair, size, &[batch, m, n]).unwrap();
+    let want: Vec<f32> = (0..batch)
+        .flat_map(|i| product((m, n, k), |r, d| a[(i * m + r) * k + d], |d, c| b[(i * n + c) * k + d]))
+        .collect();
+    close(device, &exact, &want, 1e-6);
+    let pair = (ops::Matrix::of(&half_left), ops::Matrix::of(&half_right).turned());
+    let halves = ops::multiplied(device, pair, size, &[batch, m, n]).unwrap();
+    neighbours(device, &ops::from_bf16(device, &halves).unwrap(), &coarse(&want));
+    assert!(ops::multiplied(device, pair, size, &[batch, m, m]).is_err());
+}
+
+/// Channels, kernel, stride, border and size of images.
+type Case = ((usize, usize), (usize, usize), usize, (usize, usize), (usize, usize));
+
+/// Of few channels, which move one by one, and of as many as move eight at a time.
+const CASES: [Case; 5] = [
+    ((3, 5), (3, 3), 2, (1, 1), (7, 6)),
+    ((8, 16), (3, 3), 1, (1, 1), (6, 5)),
+    ((16, 6), (1, 1), 2, (0, 0), (5, 6)),
+    ((8, 7), (1, 3), 1, (0, 1), (4, 5)),
+    ((2, 4), (5, 2), 3, (2, 0), (8, 7)),
+];
+
+#[test]
+fn convolutions_are_those_of_f32_rounded_once_and_gradients_of_weights_are_those_of_f32() {
+    let Some(device) = device() else { return };
+    for ((cin, cout), (kh, kw), stride, pad, (h, w)) in CASES {
+        let (how, shape) = (Convolution { stride, pad, groups: 1 }, [3, h, w, cin]);
+        let send = |seed: u32, shape: &[usize]| {
+            let exact = up(device, &coarse(&numbers(seed, shape.iter().product())), shape);
+            let half = ops::to_bf16(device, &exact).unwrap();
+            (exact, half)
+        };
+        let down = |array: &Array| device.download(array).unwrap();
+        let ((x, half_x), (weights, half_weights)) = (send(1, &shape), send(2, &[cout, kh, kw, cin]));
+        let y = ops::conv(device, &x, &weights, how).unwrap();
+        neighbours(device, &ops::conv(device, &half_x, &half_weights, how).unwrap(), &coarse(&down(&y)));
+
+        let bias = up(device, &numbers(3, cout), &[cout]);
+        let mut sum = device.copy(&y).unwrap();
+        ops::add_bias(device, &mut sum, &bias).unwrap();
+        let sum = down(&sum);
+        close(device, &ops::conv_biased(device, &x, &weights, &bias, how).unwrap(), &sum, 1e-6);
+        let biased = ops::conv_biased(device, &half_x, &half_weights, &bias, how).unwrap();
+        assert_eq!(biased.shape(), y.shape());
+        neighbours(device, &biased, &coarse(&sum));
+
+        let (dy, half_dy) = send(4, y.shape());
+        let dx = ops::conv_input(device, &dy, &weights, shape, how).unwrap();
+        let half_dx = ops::conv_input(device, &half_dy, &half_weights, shape, how).unwrap();
+        neighbours(device, &half_dx, &coarse(&down(&dx)));
+        let [mut dw, mut learnt] = [0, 1].map(|_| device.zeros(&[cout, cin, kh, kw]).unwrap());
+        ops::conv_weights(device, &dy, &x, how, &mut dw).unwrap();
+        for _ in 0..2 {
+            ops::conv_weights(device, &half_dy, &half_x, how, &mut learnt).unwrap();
+        }
+        close(device, &learnt, &down(&dw).iter().map(|g| 2.0 * g).collect::<Vec<_>>(), 2e-5);
+        assert!(ops::conv_weights(device, &half_x, &half_x, how, &mut learnt).is_err());
+    }
+}
+
+/// Windows of all images, of two and of one at a time.
+fn check_windows<T: Element>(device: &Device, cast: impl Fn(&Array) -> Array<T>) {
+    for ((cin, cout), (kh, kw), stride, pad, (h, w)) in CASES {
+        let (how, shape, dims) = (Convolution { stride, pad, groups: 1 }, [5, h, w, cin], [cout, kh, kw, cin]);
+        let send = |seed: u32, shape: &[usize]| up(device, &coarse(&numbers(seed, shape.iter().product())), shape);
+        let (x, weights) = (send(1, &shape), send(2, &dims));
+        let y = ops::conv(device, &x, &weights, how).unwrap();
+        let dy = send(3, y.shape());
+        let mut dw = device.zeros(&[cout, cin, kh, kw]).unwrap();
+        ops::conv_weights(device, &dy, &x, how, &mut dw).unwrap();
+        let dw = device.download(&ops::channels_last(device, &dw).unwrap()).unwrap();
+        let want = device.download(&y).unwrap();
+        let (x, weights, dy) = (cast(&x), cast(&weights), cast(&dy));
+        let image = want.len() / cout / 5 * (kh * kw * cin).next_multiple_of(8) * size_of::<T>();
+        for room in [0, 2 * image, usize::MAX] {
+            let windows = Patches::of(&x, &dims, how, room).unwrap();
+            close(device, &windows.times(device, &weights).unwrap(), &want, 1e-5);
+            let learnt = windows.learnt(device, &dy).unwrap();
+            assert_eq!(learnt.shape(), dims);
+            close(device, &learnt, &dw, 2e-5);
+            assert!(windows.times(device, &dy).is_err() && windows.learnt(device, &x).is_err());
+        }
+    }
+    let x = cast(&up(device, &[1.0; 36], &[1, 3, 3, 4]));
+    let how = Convolution { stride: 1, pad: (0, 0), groups: 2 };
+    assert!(Patches::of(&x, &[2, 3, 3, 2], how, 0).is_err() && Patches::of(&x, &[2, 3, 3, 3], how, 0).is_err());
+}
+
+#[test]
+fn windows_side_by_side_make_products_of_convolutions_however_many_there_is_room_for() {
+    let Some(device) = device() else { return };
+    check_windows(device, |x| device.copy(x).unwrap());
+    check_windows(device, |x| ops::to_bf16(device, x).unwrap());
+}
+
+#[test]
+fn what_is_rounded_once_is_rounded_again_when_it_changes_and_types_are_not_mixed() {
+    let Some(device) = shared() else { return };
+    let placed = |seed: u32, shape: [usize; 2]| {
+        Placed::new(device.clone(), up(device, &numbers(seed, shape.iter().product()), &shape))
+    };
+    let (x, weights) = (placed(1, [3, 4]), Operand::of(&placed(2, [2, 4]), true).unwrap());
+    let product = |x: &Placed| Operand::of(x, true).unwrap().linear(&weights, None).unwrap().download().unwrap();
+    let before = product(&x);
+    // A power of two changes no digit.
+    let times = |factor: f32| before.iter().map(|v| v * factor).collect::<Vec<_>>();
+    let doubled = |x: Placed| x.changed(|device, x| ops::scale(device, x, 2.0)).unwrap();
+    let other = x.clone();
+    let twice = doubled(x);
+    assert_eq!((product(&other), product(&twice)), (times(1.0), times(2.0)));
+    let four = doubled(twice);
+    assert_eq!(product(&four), times(4.0));
+    assert!(Operand::of(&four, false).unwrap().linear(&weights, None).is_err());
+}
