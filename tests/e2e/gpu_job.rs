@@ -258,7 +258,7 @@ async fn a_rank_that_is_killed_goes_on_on_its_gpu_and_comes_to_the_same() {
     // Moments live on the GPU, too.
     let mut spec = job("auto", 4, (9, 3));
     (spec.optimizer.name, spec.checkpoint.every, spec.stage[1].epochs) = ("adamw".into(), 2, 6);
-    spec.stage.iter_mut().for_each(|stage| stage.lr = 1e-3.into());
+    spec.stage.iter_mut().for_each(|stage| stage.lr = 1e-3f64.into());
     let undisturbed = sandbox.submit(&spec).await;
     let (_, series, model) = succeeds(&sandbox, &undisturbed).await;
     let disturbed = sandbox.submit(&spec).await;

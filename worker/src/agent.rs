@@ -204,7 +204,9 @@ fn devices(shares: u32, hardware: &Hardware) -> Result<Vec<Device>, Error> {
     let devices: Vec<Device> = gpus.chain((0..shares).map(|_| Device::Cpu)).collect();
     if devices.is_empty() {
         let hint = "`--slots` offers CPU slots, and `tl-worker doctor` says what is wrong with GPUs";
-        return Err(Error::Config(format!("this node has nothing to offer: no CPU slot, and no GPU that works; {hint}")));
+        return Err(Error::Config(format!(
+            "this node has nothing to offer: no CPU slot, and no GPU that works; {hint}"
+        )));
     }
     Ok(devices)
 }

@@ -108,7 +108,7 @@ impl Known<'_> {
 pub(super) struct Room {
     /// Free now, in the order of preference.
     pub free: Vec<Seat>,
-    /// Free or held, of groups that have enough for it.
+    /// Free or held, what it waits for: all of groups that have enough for it, or, where it rather waits, as many as it needs.
     pub usable: Vec<Seat>,
     /// Whether others are free on which it could start, and it waits for better ones.
     pub rather_waits: bool,
@@ -138,7 +138,7 @@ struct Group<'a> {
     /// Free and held ones.
     all: Vec<Seat>,
     /// Those that probes hold.
-    shortly: usize,
+    soon: Vec<Seat>,
 }
 
 /// What slots of a group have in common: build, whether only their machine reaches them, kind of device, its numbers, NCCL, and
@@ -155,7 +155,7 @@ impl Group<'_> {
         let free = self.free();
         let rank = match kind == "cuda" {
             true if free >= want.need => 2,
-            true if want.patient && free + self.shortly >= want.need => 1,
+            true if want.patient && free + self.soon.len() >= want.need => 1,
             _ => 0,
         };
         (rank, free)
@@ -237,7 +237,9 @@ impl<'a> Supply<'a> {
             let held = if back.contains(&seat) { Held::No } else { *held };
             if taken.contains(&seat) || held != Held::No {
                 room.busy += 1;
-                group.shortly += usize::from(!taken.contains(&seat) && held == Held::Shortly);
+                if !taken.contains(&seat) && held == Held::Shortly {
+                    group.soon.push(seat);
+                }
                 continue;
             }
             group.free.entry(*id).or_default().push(seat);
@@ -250,7 +252,7 @@ impl<'a> Supply<'a> {
         if let Some((_, best)) = groups.into_iter().max_by_key(|((_, _, kind, ..), g)| g.merit(kind, want)) {
             room.rather_waits = could_start && best.free() < want.need;
             if room.rather_waits {
-                room.usable.clone_from(&best.all);
+                room.usable = best.free.values().flatten().chain(&best.soon).take(want.need).copied().collect();
             }
             let mut nodes: Vec<Vec<Seat>> = best.free.into_values().collect();
             // Fullest nodes first: a gang stays together, and small jobs do not break up large nodes. Of equal ones the

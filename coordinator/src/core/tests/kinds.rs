@@ -167,6 +167,24 @@ fn a_training_waits_for_the_gpu_that_a_probe_holds_for_some_seconds() {
     assert_eq!((begins(true), begins(false)), (vec!["cuda:0".to_owned()], vec!["cpu".to_owned()]));
 }
 
+#[test]
+fn each_of_two_gpus_that_probes_hold_is_waited_for_by_one() {
+    let mut w = World::new();
+    joins(&mut w, 1, vec![gpu(0, "u0", "x"), gpu(1, "u1", "x")], 4, "2.27");
+    for n in 1..=4 {
+        w.submit_spec(n, on(Device::Auto, "1", if n < 3 { 0 } else { 1 }));
+    }
+    assert_eq!(runs_on(&w, 1, "probe"), ["cuda:0"]);
+    assert_eq!(runs_on(&w, 2, "probe"), ["cuda:1"]);
+    w.succeed(3, "probe");
+    w.succeed(4, "probe");
+    assert_eq!((w.ranks(3), w.ranks(4)), (0, 0));
+    w.succeed(1, "probe");
+    w.succeed(2, "probe");
+    let all: Vec<String> = (1..=4).flat_map(|n| runs_on(&w, n, "train")).collect();
+    assert_eq!(all, ["cpu", "cpu", "cuda:0", "cuda:1"]);
+}
+
 /// Jobs of histories: every other one is for GPUs, and none takes what the others do.
 fn asked(n: u128, priorities: &[i32]) -> JobSpec {
     let device = if n.is_multiple_of(2) { Device::Cuda } else { Device::Cpu };
