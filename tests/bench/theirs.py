@@ -1,10 +1,11 @@
 """PyTorch's side of `tests/bench/run`: prepares one piece of work, then does it as often as it is told to.
 
-It speaks as `src/harness.rs` does: `{"ready": true}` when warm, then to each line `go N` the seconds of one of N repetitions,
-to `memory` the bytes needed on top of the imported libraries.
+It speaks as `src/harness.rs` does: `{"ready": true}` when warm, or `{"missing": WHY}`, then to each line `go N` the seconds of
+one of N repetitions, to `memory` the bytes needed on top of the imported libraries, or of a GPU those of its tensors.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import socket
@@ -23,8 +24,8 @@ def status(key):
 class Harness:
     """The conversation, a line each way."""
 
-    def __init__(self):
-        self.base = status("VmRSS")
+    def __init__(self, device):
+        self.base, self.device = status("VmRSS"), device
 
     def say(self, **what):
         print(json.dumps(what), flush=True)
@@ -36,22 +37,32 @@ class Harness:
             if word == "go":
                 yield int(rest[0])
             else:
-                self.say(peak=max(0, status("VmHWM") - self.base))
+                self.say(peak=self.peak())
+
+    def peak(self):
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return max(0, status("VmHWM") - self.base)
 
     def serve(self, work, timed=None, warm=3):
-        timed = timed or repeated(work)
+        timed = timed or repeated(work, self.device)
         for _ in range(warm):
             work()
-        self.say(ready=True)
+        self.say(ready=True, torch=torch.__version__)
         for count in self.orders():
             self.say(seconds=timed(count))
 
 
-def repeated(work):
+def repeated(work, device):
+    # A GPU is asked, and goes on by itself.
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
     def timed(count):
+        wait()
         started = time.perf_counter()
         for _ in range(count):
             work()
+        wait()
         return (time.perf_counter() - started) / count
 
     return timed
@@ -65,43 +76,52 @@ def image_step(options, wrap=lambda model: model, share=1):
     x = torch.randn(batch, 3, 224, 224)
     if options.variant == "channels_last":
         model, x = (it.to(memory_format=torch.channels_last) for it in (model, x))
-    return training(wrap(model), x, torch.arange(batch) % CLASSES)
+    return training(options, model, x, torch.arange(batch) % CLASSES, wrap)
 
 
 def text_step(options):
-    """The same for BERT as in MiniLM-L6, 128 tokens, mean of the tokens and a linear layer. No dropout on either side."""
+    """The same for BERT, 128 tokens. As in MiniLM-L6: the mean of the tokens and a linear layer; or its base, with its
+    pooler. No dropout on either side."""
     import transformers
 
     torch.manual_seed(1)
+    base = options.backbone == "bert"
+    width = 768 if base else 384
 
     class Classifier(torch.nn.Module):
         def __init__(self):
             super().__init__()
             config = transformers.BertConfig(
-                hidden_size=384,
-                num_hidden_layers=6,
+                hidden_size=width,
+                num_hidden_layers=12 if base else 6,
                 num_attention_heads=12,
-                intermediate_size=1536,
+                intermediate_size=4 * width,
                 hidden_dropout_prob=0.0,
                 attention_probs_dropout_prob=0.0,
             )
-            self.bert = transformers.BertModel(config, add_pooling_layer=False)
-            self.head = torch.nn.Linear(384, CLASSES)
+            self.bert = transformers.BertModel(config, add_pooling_layer=base)
+            self.head = torch.nn.Linear(width, CLASSES)
 
         def forward(self, ids):
-            return self.head(self.bert(input_ids=ids).last_hidden_state.mean(1))
+            out = self.bert(input_ids=ids)
+            return self.head(out.pooler_output if base else out.last_hidden_state.mean(1))
 
     ids = torch.randint(1, 30_000, (options.batch, 128))
-    return training(Classifier(), ids, torch.arange(options.batch) % CLASSES)
+    return training(options, Classifier(), ids, torch.arange(options.batch) % CLASSES)
 
 
-def training(model, x, labels):
-    model.train()
+def training(options, model, x, labels, wrap=lambda model: model):
+    model, x, labels = (it.to(options.device) for it in (model, x, labels))
+    model = wrap(model.train())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
+    bf16 = options.precision == "bf16"
+    mixed = torch.autocast(options.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        torch.nn.functional.cross_entropy(model(x), labels).backward()
+        with mixed:
+            loss = torch.nn.functional.cross_entropy(model(x), labels)
+        loss.backward()
         optimizer.step()
 
     return step
@@ -227,7 +247,40 @@ def all_reduce(options):
 
 def ddp(options):
     wrapped = torch.nn.parallel.DistributedDataParallel
-    return lambda dist: repeated(image_step(options, wrapped, share=2))
+    return lambda dist: repeated(image_step(options, wrapped, share=2), options.device)
+
+
+def load(work):
+    """Imports the libraries, which are no part of the work; says what is not there."""
+    global torch, torchvision
+    absent = (ImportError, OSError, RuntimeError)  # or there, and not as one needs another
+    try:
+        import torch
+
+        if work == "text-step":
+            import transformers  # noqa: F401
+    except absent as why:
+        return str(why)
+    try:
+        import torchvision
+    except absent as why:
+        return None if work == "text-step" else str(why)
+    return None
+
+
+def settle(options):
+    """What PyTorch is told before anything is computed; says what a GPU lacks."""
+    options.device = torch.device(options.device)
+    torch.set_num_threads(options.threads)
+    if options.device.type == "cuda":
+        if not torch.cuda.is_available():
+            return "PyTorch sees no GPU"
+        torch.cuda.set_device(options.device)
+        # The fastest algorithms for each shape; TF32 where it is asked for, and nowhere else.
+        torch.backends.cudnn.benchmark = True
+        tf32 = options.precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    return None
 
 
 def main():
@@ -240,24 +293,24 @@ def main():
     parser.add_argument("--elements", type=int, default=1000)
     parser.add_argument("--data")
     parser.add_argument("--variant", default="default")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=["f32", "tf32", "bf16"], default="f32")
+    parser.add_argument("--warm", type=int)
     parser.add_argument("--join", type=int)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    global torch, torchvision
-    import torch
-    import torchvision
-
-    if options.work == "text-step":
-        import transformers  # noqa: F401  # part of the libraries, not of the step
-    torch.set_num_threads(options.threads)
-    harness = Harness()
+    why = load(options.work) or settle(options)
+    if why:
+        print(json.dumps({"missing": why}), flush=True)
+        return
+    harness = Harness(options.device)
     if options.work == "allreduce":
         pair(options, all_reduce(options), harness)
     elif options.world > 1:
         pair(options, ddp(options), harness)
     else:
         works = {"step": image_step, "text-step": text_step, "head-only": head_only, "input": photos}
-        warm = {"head-only": 1, "input": 32}.get(options.work, 3)
+        warm = options.warm or {"head-only": 1, "input": 32}.get(options.work, 3)
         harness.serve(works[options.work](options), warm=warm)
 
 

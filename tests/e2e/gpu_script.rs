@@ -4,21 +4,23 @@ use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path, p
 
 use serde_json::Value;
 
-const DOCTOR: &str =
-    r#"echo '{"trains_on_gpus":false,"hardware":{"gpus":[{"index":0,"name":"Some GPU"}],"driver":"580.1"}}'"#;
+const DOCTOR: &str = r#"echo '{"hardware":{"gpus":[{"index":0,"name":"Some GPU"}],"driver":"580.1"},
+"libraries":[{"name":"NCCL","version":"2.27.6"}],"data_roots":[]}'"#;
 
-/// What it says of each part, its whole file, and whether it is content. Programs are a name and a line of shell each.
-fn run(programs: &[(&str, &str)]) -> (BTreeMap<String, [String; 3]>, Value, bool) {
+/// What it says of each part, its whole file, and whether it is content. Programs are a name and a line of shell each; two
+/// seconds for each part, and so many for all.
+fn run(programs: &[(&str, &str)], total: &str) -> (BTreeMap<String, [String; 3]>, Value, bool) {
     let dir = tempfile::tempdir().unwrap();
     for (name, line) in programs {
         let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, format!("#!/bin/sh\n{line}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
     let file = dir.path().join("gpu.json");
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("gpu/run.sh"));
-    command.arg(&file).env("TL_GPU_PROGRAMS", dir.path()).env("TL_GPU_SECONDS", "2");
-    let done = command.output().unwrap();
+    command.arg(&file).env("TL_GPU_PROGRAMS", dir.path()).env("TL_GPU_SECONDS", "2").env("TL_GPU_TOTAL", total);
+    let done = command.env_remove("TL_TEST_DATA").output().unwrap();
     let words = String::from_utf8_lossy(&done.stderr);
     let written = fs::read_to_string(&file).unwrap();
     let all: Value = serde_json::from_str(&written).unwrap_or_else(|e| panic!("{e}: {written} {words}"));
@@ -28,14 +30,32 @@ fn run(programs: &[(&str, &str)]) -> (BTreeMap<String, [String; 3]>, Value, bool
     (parts, all, done.status.success())
 }
 
+/// Whether the machine has what PyTorch would be asked with.
+fn python() -> bool {
+    Command::new("python3").arg("--version").output().is_ok_and(|o| o.status.success())
+}
+
 #[test]
 fn what_fails_on_a_gpu_is_told_from_what_is_not_there_and_any_output_is_kept() {
     let odd = r#"printf 'a "quoted" back\\slash\ttab \033[31mred & \r\ntest result: ok. 9 passed'"#;
     let nccl = r#"case "$4" in one*) exit 7;; *hosts*) echo "a ... skipped: no NCCL";; *) echo "0 passed";; esac"#;
-    let programs = [("tl-worker", DOCTOR), ("operations-tests", odd), ("nccl-tests", nccl), ("tlctl", "exec sleep 60")];
-    let (parts, all, fine) = run(&programs);
+    let jobs = r#"case "$4" in
+        *photos*) echo "$TL_TEST_DATA $TL_SANDBOX"; echo 'test result: ok. 1 passed';;
+        *hosts*) exec sleep 60;;
+        *) echo 'test result: ok. 1 passed';;
+    esac"#;
+    let programs = [
+        ("tl-worker", DOCTOR),
+        ("operations-tests", odd),
+        ("nccl-tests", nccl),
+        ("jobs-tests", jobs),
+        ("tlctl", ""),
+        ("data/photo", ""),
+    ];
+    let (parts, all, fine) = run(&programs, "60");
     assert!(!fine);
     assert_eq!((&all["chip"], &all["driver"]), (&"Some GPU".into(), &"580.1".into()));
+    assert_eq!(all["libraries"][0]["version"], "2.27.6");
     assert!(all["date"].as_str().unwrap().ends_with('Z') && all["parts"][0]["seconds"].is_f64(), "{all}");
     let told = |name: &str| [parts[name][0].as_str(), parts[name][1].as_str()];
     assert_eq!(told("doctor"), ["ok", ""]);
@@ -44,27 +64,52 @@ fn what_fails_on_a_gpu_is_told_from_what_is_not_there_and_any_output_is_kept() {
     assert_eq!(told("nccl_one"), ["failed", "ended with 7"]);
     assert_eq!(told("nccl_hosts"), ["not there", "skipped: no NCCL"]);
     assert_eq!(told("nccl_shared"), ["failed", "no test has run"]);
-    assert_eq!(told("job"), ["failed", "not done within 2 s"]);
+    assert_eq!([told("job"), told("photos"), told("gang_shared")], [["ok", ""]; 3]);
+    let [photos, program] = ["/data ", "/tlctl\n"].map(|end| parts["photos"][2].contains(end));
+    assert!(photos && program, "{parts:?}");
+    assert_eq!(told("gang_hosts"), ["failed", "not done within 2 s"]);
+    assert_eq!(all["bench"], Value::Array(Vec::new()));
 }
 
 #[test]
 fn without_a_gpu_only_what_needs_none_is_tried_and_that_is_no_failure() {
-    let doctor = r#"echo '{"trains_on_gpus":false,"hardware":{"gpus":[],"driver":""}}'"#;
+    let doctor = r#"echo '{"hardware":{"gpus":[],"driver":""},"libraries":[],"data_roots":[]}'"#;
     // The tests would pass, on fakes.
     let tests = "echo 'test result: ok. 9 passed'";
-    let (parts, all, fine) = run(&[("tl-worker", doctor), ("operations-tests", tests), ("tlctl", r#"echo "$@""#)]);
+    let (parts, all, fine) = run(&[("tl-worker", doctor), ("operations-tests", tests), ("jobs-tests", tests)], "60");
     assert!(fine, "{all}");
-    assert_eq!(all["chip"], "");
-    for (name, note) in [("operations", "there is no GPU"), ("nccl_one", "there is no program nccl-tests")] {
+    assert_eq!((&all["chip"], &parts["doctor"][0]), (&"".into(), &"ok".to_owned()));
+    for (name, note) in [
+        ("operations", "there is no GPU"),
+        ("nccl_one", "there is no program nccl-tests"),
+        ("photos", "there is no program tlctl"),
+    ] {
         assert_eq!((parts[name][0].as_str(), parts[name][1].as_str()), ("not there", note));
     }
-    assert_eq!(parts["job"][0], "ok");
-    assert!(parts["job"][1].starts_with("on CPU slots") && parts["job"][2].starts_with("local run /"), "{all}");
+    assert!(parts.values().all(|[status, ..]| status == "ok" || status == "not there"), "{parts:?}");
 }
 
 #[test]
-fn a_build_that_trains_on_gpus_trains_on_the_one_that_is_there() {
-    let doctor = DOCTOR.replace(r#""trains_on_gpus":false"#, r#""trains_on_gpus":true"#);
-    let (parts, ..) = run(&[("tl-worker", doctor.as_str()), ("tlctl", r#"echo "$@""#)]);
-    assert!(parts["job"][1].starts_with("on a GPU slot") && parts["job"][2].contains(" --ranks 1 "), "{parts:?}");
+fn what_there_is_no_time_for_is_left_out_by_name() {
+    let slow = "sleep 3; echo 'test result: ok. 9 passed'";
+    let (parts, all, fine) = run(&[("tl-worker", DOCTOR), ("operations-tests", slow), ("nccl-tests", slow)], "4");
+    assert!(!fine, "{all}");
+    assert_eq!(parts["operations"][0], "failed");
+    let [status, note, _] = &parts["nccl_shared"];
+    assert_eq!((status.as_str(), note.as_str()), ("left out", "there was no time left"));
+    assert_eq!(parts["job"][0], "not there", "what is missing is said all the same");
+}
+
+#[test]
+fn rows_of_the_benchmark_are_in_the_file_also_where_it_was_stopped() {
+    if !python() {
+        eprintln!("skipped: there is no python3");
+        return;
+    }
+    let bench = r#"for last; do :; done; echo '[{"name":"resnet50_bf16","ours":2.5}]' >"$last"; echo "$@"; sleep 60"#;
+    let (parts, all, fine) = run(&[("tl-worker", DOCTOR), ("bench/run", bench)], "60");
+    assert!(!fine, "{all}");
+    assert_eq!((parts["bench"][0].as_str(), parts["bench"][1].as_str()), ("failed", "not done within 2 s"));
+    assert!(parts["bench"][2].starts_with("--device cuda:0 --ours /"), "{parts:?}");
+    assert_eq!((&all["bench"][0]["name"], all["bench"][0]["ours"].as_f64()), (&"resnet50_bf16".into(), Some(2.5)));
 }

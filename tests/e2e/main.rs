@@ -4,6 +4,7 @@
 mod aimed;
 mod architecture;
 mod bad_input;
+mod bench_script;
 mod commands;
 mod dashboard;
 mod datasets;

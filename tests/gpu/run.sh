@@ -12,23 +12,39 @@
 #   nccl_one      worker/nccl/tests/processes.rs: one rank
 #   nccl_hosts    two ranks of one GPU, which NCCL takes for two hosts; one is killed, the other goes on
 #   nccl_shared   two ranks of one GPU, as NCCL lets them from 2.30.3 on; the same
-#   job           client/recipes/quickstart.toml by `tlctl local run`: fine-tuning through a coordinator and a worker, on the GPU;
-#                 by two workers on CPU slots where there is none
+#   job           tests/e2e/gpu_job.rs: a job through a coordinator and workers, on the GPU and on the CPU
+#   photos        the same of real photos and weights, if they were packed
+#   gang_hosts    tests/e2e/gpu_gang.rs: a job of two ranks that share the GPU in the first of those two ways; one is killed,
+#                 they form anew, and it comes to what it comes to undisturbed
+#   gang_shared   the same in the second way
+#   bench         tests/bench/run: images and texts a second, and memory, beside PyTorch's where python3 has it; without a
+#                 python3, bench_NETWORK: what tl-bench says by itself
 #
-# Each has a time limit, 550 seconds together; TL_GPU_SECONDS is another one for each. The file, which is whole after every part:
+# Each has a time limit, and all together have 585 seconds (TL_GPU_TOTAL); TL_GPU_SECONDS is another limit for each. The file,
+# which is whole after every part:
 #
-#   {"chip": "", "driver": "", "date": "", "commit": "", "parts": [
-#    {"name": "", "status": "", "seconds": 0.0, "limit": 0, "note": "", "output": ""}]}
+#   {"chip": "", "driver": "", "date": "", "commit": "", "libraries": [{"name": "", "version": "", ...}], "parts": [
+#    {"name": "", "status": "", "seconds": 0.0, "limit": 0, "note": "", "output": ""}],
+#    "bench": [{"name": "", "ours": 0.0, "theirs": 0.0, "ratio": 0.0, "target": 1.0, "unit": "", ...}]}
 #
-# A status is `ok`, `failed` (what was not done in time has failed) or `not there`: no GPU, no library that it needs, or no
-# program. The output is the last of it. Ends with 1 if a part has failed.
+# A status is `ok`, `failed` (what was not done in time has failed), `left out` (there was no time left), or `not there`: no GPU,
+# no library that it needs, or no program. The output is the last of it. Ends with 1 if a part has failed or was left out. A file
+# that is worth keeping goes to tests/gpu/results.
 set -euo pipefail
 programs=${TL_GPU_PROGRAMS:-$(cd "$(dirname "$0")" && pwd)}
 result=${1:-gpu.json}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+end=$(($(date +%s) + ${TL_GPU_TOTAL:-585}))
 # What a part leaves behind goes with this.
 export TMPDIR=$scratch TL_CACHE=$scratch/cache
+# The processes of jobs, and their photos.
+export TL_SANDBOX=$programs/tlctl
+if [ -z "${TL_TEST_DATA:-}" ]; then
+  TL_TEST_DATA=none
+  [ ! -d "$programs/data" ] || TL_TEST_DATA=$programs/data
+fi
+export TL_TEST_DATA
 
 # Folders with NVIDIA's libraries, and a link for each library under the name without a version: cudarc asks for that first, and
 # one of another version would come in between.
@@ -63,30 +79,50 @@ quoted() {
   printf '"%s"' "$text"
 }
 
-chip="" driver="" parts="" failed=0
+chip="" driver="" found="" parts="" failed=0
 commit=$(cat "$programs/commit" 2>/dev/null || true)
 today=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 
 save() {
   {
     printf '{"chip": %s, "driver": %s, ' "$(quoted <<<"$chip")" "$(quoted <<<"$driver")"
-    printf '"date": "%s", "commit": %s, "parts": [%s\n]}\n' "$today" "$(quoted <<<"$commit")" "$parts"
+    printf '"date": "%s", "commit": %s, "libraries": %s, ' "$today" "$(quoted <<<"$commit")" "${found:-[]}"
+    printf '"parts": [%s\n], "bench": %s}\n' "$parts" "$(cat "$scratch/bench.json" 2>/dev/null || echo '[]')"
   } >"$result.part"
   mv "$result.part" "$result"
 }
 
-# part NAME SECONDS NOTE PROGRAM ARGUMENT...: runs it in time, and keeps what came of it. The tests of Rust want a GPU, and say
-# that they are skipped where something is missing; then their success means nothing.
+# What a part lacks, if it does. Only the doctor needs no GPU.
+lacks() {
+  if [ ! -x "$programs/$1" ]; then
+    echo "there is no program $1"
+  elif [[ $1 == jobs-tests && ! -x $programs/tlctl ]]; then
+    echo "there is no program tlctl"
+  elif [[ $1 != tl-worker && -z $chip ]]; then
+    echo "there is no GPU"
+  fi
+}
+
+# Seconds for a part that may have so many.
+within() {
+  local left=$((end - $(date +%s)))
+  echo $((left < $1 ? left : $1))
+}
+
+# part NAME SECONDS NOTE PROGRAM ARGUMENT...: runs it in time, and keeps what came of it; what it reads is the file `orders`. The
+# tests of Rust want a GPU, and say that they are skipped where something is missing; then their success means nothing.
 part() {
-  local name=$1 limit=${TL_GPU_SECONDS:-$2} note=$3 program=$4 status=ok code=0 begun took log=$scratch/$1.log
+  local name=$1 limit note=$3 program=$4 status=ok code=0 begun took log=$scratch/$1.log missing
+  limit=$(within "${TL_GPU_SECONDS:-$2}")
   shift 4
   begun=$(date +%s%3N)
-  if [ ! -x "$programs/$program" ]; then
-    status="not there" note="there is no program $program"
-  elif [[ $program == *-tests && -z $chip ]]; then
-    status="not there" note="there is no GPU"
+  missing=$(lacks "$program")
+  if [ -n "$missing" ]; then
+    status="not there" note=$missing
+  elif [ "$limit" -lt 1 ]; then
+    status="left out" note="there was no time left" limit=0
   else
-    timeout --kill-after=5 "$limit" "$programs/$program" "$@" >"$log" 2>&1 </dev/null || code=$?
+    timeout --kill-after=5 "$limit" "$programs/$program" "$@" >"$log" 2>&1 <"${orders:-/dev/null}" || code=$?
     if [ "$code" = 124 ] || [ "$code" = 137 ]; then
       status=failed note="not done within $limit s"
     elif [ "$code" != 0 ]; then
@@ -95,17 +131,19 @@ part() {
       status="not there" note=$(grep -o -m 1 'skipped: .*' "$log")
     elif [[ $program == *-tests ]] && ! grep -q 'test result: ok\. [1-9]' "$log"; then
       status=failed note="no test has run"
+    elif [[ $program == tl-bench ]] && grep -q '^{"missing":' "$log"; then
+      status="not there" note=$(grep -m 1 '^{"missing":' "$log")
     fi
   fi
   took=$(($(date +%s%3N) - begun))
   touch "$log"
-  [ "$status" != failed ] || failed=1
+  [[ $status != failed && $status != "left out" ]] || failed=1
   parts+=${parts:+,}$'\n '$(
     printf '{"name": "%s", "status": "%s", "seconds": %d.%03d, ' "$name" "$status" $((took / 1000)) $((took % 1000))
     printf '"limit": %d, "note": %s, "output": %s}' "$limit" "$(quoted <<<"$note")" "$(quoted <"$log")"
   )
   save
-  printf '%-12s %-9s %6d.%03d s  %s\n' "$name" "$status" $((took / 1000)) $((took % 1000)) "$note"
+  printf '%-21s %-9s %6d.%03d s  %s\n' "$name" "$status" $((took / 1000)) $((took % 1000)) "$note"
 }
 
 # A field of what the doctor has printed.
@@ -114,8 +152,9 @@ told() {
 }
 
 libraries
-part doctor 30 "" tl-worker doctor --output json
+part doctor 25 "" tl-worker doctor --output json
 chip=$(told '"gpus":\[{[^}]*"name":') driver=$(told '"driver":')
+found=$(sed -n 's/.*"libraries":\(\[.*\]\),"data_roots":.*/\1/p' "$scratch/doctor.log" | head -n 1)
 if [ -z "$chip" ] && command -v nvidia-smi >/dev/null; then
   # A driver that lets the doctor hang may do for the rest.
   chip=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1) || chip=""
@@ -123,14 +162,26 @@ fi
 tests() {
   part "$1" "$2" "" "$3" --nocapture --test-threads=1 "${@:4}"
 }
-tests operations 180 operations-tests
-tests nccl_one 40 nccl-tests --exact one_rank_sums_with_itself
-tests nccl_hosts 80 nccl-tests --exact two_ranks_of_one_gpu_are_two_hosts_and_one_is_killed
-tests nccl_shared 80 nccl-tests --exact two_ranks_share_one_gpu_where_the_library_lets_them_and_one_is_killed
-slots="on CPU slots" ranks=2
-if [ -n "$chip" ] && grep -q '"trains_on_gpus":true' "$scratch/doctor.log"; then
-  # A local worker has one GPU for itself.
-  slots="on a GPU slot, if the worker has found that it works" ranks=1
+tests operations 120 operations-tests
+tests nccl_one 25 nccl-tests --exact one_rank_sums_with_itself
+tests nccl_hosts 45 nccl-tests --exact two_ranks_of_one_gpu_are_two_hosts_and_one_is_killed
+tests nccl_shared 45 nccl-tests --exact two_ranks_share_one_gpu_where_the_library_lets_them_and_one_is_killed
+tests job 60 jobs-tests --exact a_job_on_a_gpu_comes_to_what_it_comes_to_on_a_cpu
+tests photos 70 jobs-tests --exact gpu_photos::photos_and_weights_come_to_what_they_come_to_on_a_cpu
+tests gang_hosts 75 jobs-tests --exact gpu_gang::two_ranks_that_are_hosts_lose_one_and_form_anew
+tests gang_shared 75 jobs-tests --exact gpu_gang::two_ranks_that_share_a_gpu_lose_one_and_form_anew
+if command -v python3 >/dev/null; then
+  most=$(within 420)
+  # A row takes less than the rest.
+  part bench "$most" "" bench/run --device cuda:0 --ours "$programs/tl-bench" --rounds 3 --threads "$(nproc)" \
+    --seconds $((most > 60 ? most - 60 : 1)) --json "$scratch/bench.json"
+else
+  printf 'go 10\ngo 20\nmemory\n' >"$scratch/orders"
+  for network in resnet50:128 bert:64 mobilenet_v2:128 efficientnet_b0:128; do
+    orders=$scratch/orders part "bench_${network%:*}" 40 "seconds of a step in bf16, batch ${network#*:}" tl-bench step \
+      --device cuda:0 --precision bf16 --backbone "${network%:*}" --batch "${network#*:}" --samples 783 --warm 24 \
+      --threads "$(nproc)"
+  done
 fi
-part job 140 "$slots" tlctl local run "$programs/quickstart.toml" --ranks "$ranks" --out "$scratch/out" --output json
+save
 [ "$failed" = 0 ]

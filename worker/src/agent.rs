@@ -57,6 +57,8 @@ pub struct Config {
     pub slots: u32,
     /// Which GPUs are offered, one rank on each.
     pub gpus: Offer,
+    /// Whether that is so where another agent has them.
+    pub share_gpus: bool,
     /// Threads per rank; 0 shares the cores among the slots.
     pub threads: usize,
     /// Cores that are shared, where not all of the machine's.
@@ -101,6 +103,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     let hardware = tokio::task::spawn_blocking(move || inventory::offered(&offer, &program)).await;
     let mut hardware = hardware.map_err(|e| Error::Config(format!("this machine cannot be looked at: {e}")))?;
     hardware.cores = hardware.cores.min(config.cores.unwrap_or(u32::MAX)).max(1);
+    if config.share_gpus {
+        // Nobody can tell then that it is the same.
+        hardware.gpus.iter_mut().for_each(|gpu| gpu.uuid.clear());
+    }
     if !hardware.note.is_empty() {
         tracing::info!("trains on CPUs: {}", hardware.note);
     }

@@ -35,6 +35,9 @@ pub struct Args {
     /// GPUs to offer, of those that work, for a rank each: all, none, or their numbers, as in 0,2
     #[arg(long, default_value = "all")]
     gpus: Offer,
+    /// Offer GPUs also where another worker of this machine has them, for tests of two ranks on one
+    #[arg(long, hide = true)]
+    share_gpus: bool,
     /// Threads of a rank; 0 shares the cores among the slots: where there are GPUs, half of them among CPU slots
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -65,6 +68,7 @@ pub fn main(args: Args, rank: Vec<OsString>) -> anyhow::Result<()> {
         name: args.name,
         slots: args.slots,
         gpus: args.gpus,
+        share_gpus: args.share_gpus,
         threads: args.threads,
         cores: args.cores,
         roots: args.roots,

@@ -93,6 +93,21 @@ fn named<'a>(hardware: &'a mut Hardware, offer: &Offer) -> Vec<&'a mut Gpu> {
     named
 }
 
+/// Tries one GPU, as those that are to be offered are tried.
+///
+/// # Errors
+/// Why it does not work, in a sentence.
+pub fn works(index: u32) -> Result<(), String> {
+    if !gpu::TRAINS {
+        return gpu::works(index).map_err(|e| e.to_string());
+    }
+    let program = RankCommand::ourselves(Vec::new());
+    let program = program.map_err(|e| format!("GPU {index} cannot be tried: {e}"))?;
+    let mut one = Gpu { index, ..Gpu::default() };
+    trial::each(vec![&mut one], |index| program.to_look(Some(index)), trial::LIMIT);
+    if one.problem.is_empty() { Ok(()) } else { Err(one.problem) }
+}
+
 /// What is wrong with GPUs that were to be offered.
 pub fn broken(hardware: &Hardware) -> impl Iterator<Item = &Gpu> {
     hardware.gpus.iter().filter(|gpu| !gpu.problem.is_empty() && gpu.problem != UNNAMED)

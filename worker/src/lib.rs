@@ -13,6 +13,7 @@ pub mod datasets;
 pub mod digests;
 pub mod doctor;
 pub mod features;
+pub mod here;
 pub mod home;
 pub mod hub;
 pub mod inventory;

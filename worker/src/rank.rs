@@ -71,12 +71,12 @@ pub use tl_engine::{check, gpu, num::simd};
 /// How a comparison of ranks came out, for `tlctl verify`.
 pub use tl_engine::train::verify::{Compared, Difference, ROOM};
 
-/// Compares the first steps of a job's stages on one, two and three ranks inside this process; `folder` is for what is
-/// written on the way.
+/// Compares the first steps of a job's stages on one, two and three ranks inside this process, which share a device;
+/// `folder` is for what is written on the way.
 ///
 /// # Errors
 /// Whatever would stop the job at its start.
-pub fn verify(spec: &spec::JobSpec, folder: &Path, steps: u64) -> Result<Vec<Compared>, Failure> {
+pub fn verify(spec: &spec::JobSpec, place: &gpu::Place, folder: &Path, steps: u64) -> Result<Vec<Compared>, Failure> {
     let config = train::Config {
         spec: spec.clone(),
         inputs: Default::default(),
@@ -89,7 +89,7 @@ pub fn verify(spec: &spec::JobSpec, folder: &Path, steps: u64) -> Result<Vec<Com
         cache_bytes: u64::MAX,
         features: Vec::new(),
         resume: Vec::new(),
-        place: gpu::Place::Host,
+        place: place.clone(),
     };
     train::verify::verify(&config, steps).map_err(|e| e.to_failure())
 }

@@ -212,6 +212,14 @@ pub struct Completions {
 
 #[cfg(feature = "local")]
 #[derive(Args)]
+pub struct OnDevice {
+    /// What to compute on: cpu, cuda (or a GPU by its number, as in cuda:1), or auto, the first GPU that works, else the CPU
+    #[arg(long, default_value = "auto")]
+    pub device: tl_worker::here::Choice,
+}
+
+#[cfg(feature = "local")]
+#[derive(Args)]
 pub struct Predict {
     /// The model's file, or its folder
     pub model: PathBuf,
@@ -225,6 +233,8 @@ pub struct Predict {
     /// Most classes to print per image
     #[arg(long, default_value_t = 3)]
     pub top: usize,
+    #[command(flatten)]
+    pub on: OnDevice,
 }
 
 #[cfg(feature = "local")]
@@ -235,6 +245,8 @@ pub struct Verify {
     /// Steps of each stage; each is run seven times, and of one rank a checkpoint of each is kept meanwhile
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=100))]
     pub steps: u32,
+    #[command(flatten)]
+    pub on: OnDevice,
 }
 
 #[cfg(feature = "local")]
@@ -271,6 +283,8 @@ pub struct Evaluate {
     /// Episodes
     #[arg(long, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     pub episodes: Option<u32>,
+    #[command(flatten)]
+    pub on: OnDevice,
 }
 
 #[cfg(feature = "local")]

@@ -7,11 +7,14 @@ use std::{
 
 use serde_json::json;
 use tl_proto::{failure::Failure, spec, spec::Ranks};
-use tl_worker::rank::{Asked, Evaluation, Model, Said};
+use tl_worker::{
+    here::Here,
+    rank::{Asked, Evaluation, Model, Said},
+};
 
 use super::{
     INTERRUPTED,
-    args::{Cli, Command, Evaluate, LocalCommand, LocalRun, LocalUp, Predict},
+    args::{Cli, Command, Evaluate, LocalCommand, LocalRun, LocalUp, OnDevice, Predict},
     jobs,
     output::Output,
     settings::folder,
@@ -176,8 +179,25 @@ pub(super) fn refused(e: &Failure) -> Error {
     Error::input(&e.message, &e.hint)
 }
 
+/// Opens what a command is to compute on, and says which GPUs it passes over.
+pub(super) fn here(on: &OnDevice, output: &Output) -> Result<Here, Error> {
+    let here = on.device.open().map_err(|e| refused(&e))?;
+    if !here.note.is_empty() {
+        output.say(&here.note);
+    }
+    Ok(here)
+}
+
+/// A finished model, to be run there, and what that is called.
+fn opened(model: &Path, on: &OnDevice, output: &Output) -> Result<(Model, String), Error> {
+    // A file that is no model is told before a GPU is tried.
+    let model = Model::open(model).map_err(|e| refused(&e.to_failure()))?;
+    let Here { device, place, .. } = here(on, output)?;
+    Ok((model.at(place), device.to_string()))
+}
+
 pub(super) fn predict(a: &Predict, output: &Output) -> Result<u8, Error> {
-    let model = Model::open(&a.model).map_err(|e| refused(&e.to_failure()))?;
+    let (model, device) = opened(&a.model, &a.on, output)?;
     let learned = a.support.as_ref().map(|folder| model.learn(folder)).transpose();
     let learned = learned.map_err(|e| refused(&e.to_failure()))?;
     for image in &a.images {
@@ -191,7 +211,7 @@ pub(super) fn predict(a: &Predict, output: &Output) -> Result<u8, Error> {
             ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
             ranked.truncate(a.top.max(1));
             let classes: Vec<_> = ranked.iter().map(|(c, p)| json!({ "class": c, "probability": p })).collect();
-            let mut event = json!({ "event": "prediction", "image": image, "classes": classes });
+            let mut event = json!({ "event": "prediction", "image": image, "classes": classes, "device": device });
             if let Some(task) = &task {
                 event["task"] = task.clone().into();
             }
@@ -206,7 +226,7 @@ pub(super) fn predict(a: &Predict, output: &Output) -> Result<u8, Error> {
 }
 
 pub(super) fn evaluate(a: &Evaluate, output: &Output) -> Result<u8, Error> {
-    let model = Model::open(&a.model).map_err(|e| refused(&e.to_failure()))?;
+    let (model, device) = opened(&a.model, &a.on, output)?;
     let pair = |text: &String| -> Result<(String, serde_json::Value), Error> {
         let bad = || Error::input(format!("`--param {text}` has no `=`"), "write it as `--param noise=0.1`");
         let (key, value) = text.split_once('=').ok_or_else(bad)?;
@@ -230,7 +250,8 @@ pub(super) fn evaluate(a: &Evaluate, output: &Output) -> Result<u8, Error> {
     if let Some(episodes) = &scored.episodes {
         metrics["val.interval"] = episodes.interval.into();
     }
-    output.print(&json!({ "event": "evaluated", "metrics": metrics, "evaluation": scored }), || scored.to_text());
+    let event = json!({ "event": "evaluated", "metrics": metrics, "evaluation": scored, "device": device });
+    output.print(&event, || scored.to_text());
     Ok(0)
 }
 

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use tl_proto::spec::{self, JobSpec, ModelSection};
-use tl_worker::rank::{self, Compared, ROOM};
+use tl_worker::rank::{self, Compared, ROOM, gpu::Place};
 
 use super::{
     FAILED,
     args::Verify,
-    local::{Scratch, elsewhere, refused},
+    local::{Scratch, elsewhere, here, refused},
     output::Output,
 };
 use crate::{Error, spec_file};
@@ -17,6 +17,7 @@ use crate::{Error, spec_file};
 pub(super) fn run(a: &Verify, output: &Output) -> Result<u8, Error> {
     let spec = spec_file::load(&a.job.file, &a.job.set)?;
     spec::check(&spec, &rank::catalog()).map_err(|e| Error::input(format!("{}: {e}", a.job.file.display()), e.hint))?;
+    let here = here(&a.on, output)?;
     let folder = std::env::temp_dir().join(format!("tl-verify-{}", ulid::Ulid::new()));
     std::fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
     let scratch = Scratch(Some(folder.clone()));
@@ -26,20 +27,20 @@ pub(super) fn run(a: &Verify, output: &Output) -> Result<u8, Error> {
         if !spec.leads_group(step) {
             continue;
         }
-        let compared = verify(inner, folder.join(step), u64::from(a.steps))?;
+        let compared = verify(inner, &here.place, folder.join(step), u64::from(a.steps))?;
         holds &= compared.iter().all(Compared::holds);
         let several = spec.job.kind == JobSpec::PIPELINE;
         for c in &compared {
-            output.print(&json!({ "event": "verified", "step": step, "holds": c.holds(), "compared": c }), || {
-                line(if several { Some(step) } else { None }, c)
-            });
+            let (holds, device) = (c.holds(), here.device.to_string());
+            let event = json!({ "event": "verified", "step": step, "holds": holds, "compared": c, "device": device });
+            output.print(&event, || line(if several { Some(step) } else { None }, c));
         }
     }
     drop(scratch);
     Ok(if holds { 0 } else { FAILED })
 }
 
-fn verify(spec: &JobSpec, folder: PathBuf, steps: u64) -> Result<Vec<Compared>, Error> {
+fn verify(spec: &JobSpec, place: &Place, folder: PathBuf, steps: u64) -> Result<Vec<Compared>, Error> {
     let mut spec = spec.clone();
     without_steps(&mut spec);
     if let Some((key, place)) = spec.models().next() {
@@ -51,7 +52,7 @@ fn verify(spec: &JobSpec, folder: PathBuf, steps: u64) -> Result<Vec<Compared>, 
             "`tlctl verify` runs here, without a cluster: name a path (`--set`)",
         ));
     }
-    rank::verify(&spec, &folder, steps).map_err(|e| refused(&e))
+    rank::verify(&spec, place, &folder, steps).map_err(|e| refused(&e))
 }
 
 /// What an earlier step would leave is not there; any weights do.
@@ -174,7 +175,7 @@ mod tests {
                     continue;
                 }
                 let inner = small(inner.clone(), &words);
-                let compared = verify(&inner, dir.path().join(name).join(step), 2).unwrap();
+                let compared = verify(&inner, &Place::Host, dir.path().join(name).join(step), 2).unwrap();
                 assert!(!compared.is_empty(), "{name}");
                 for c in compared {
                     assert!(c.holds(), "{name}: {}", line(None, &c));

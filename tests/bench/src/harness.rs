@@ -3,11 +3,14 @@
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use tl_engine::gpu::Place;
 
 /// The harness, as a piece of work sees it.
 pub struct Harness {
     /// Bytes of this process before it prepared anything.
     base: u64,
+    /// The GPU that the work is done on, if that is one.
+    gpu: Option<Place>,
 }
 
 /// A line of `/proc/self/status`, in bytes; 0 where there is none.
@@ -24,7 +27,30 @@ fn say(line: &Value) {
 impl Harness {
     /// Remembers how large the process is now.
     pub fn new() -> Self {
-        Self { base: status("VmRSS") }
+        Self { base: status("VmRSS"), gpu: None }
+    }
+
+    /// The work is done on a GPU, and it is its memory that counts.
+    pub fn on(self, gpu: Place) -> Self {
+        Self { gpu: Some(gpu), ..self }
+    }
+
+    /// Waits until a GPU has done all that it was told to; the seconds that this took.
+    pub fn wait(&self) -> f64 {
+        let started = Instant::now();
+        if let Some(gpu) = &self.gpu {
+            // What has failed there fails what comes next too, which says so.
+            let _ = gpu.wait();
+        }
+        started.elapsed().as_secs_f64()
+    }
+
+    /// Bytes that the work has needed at its worst; 0 where nobody has counted.
+    fn peak(&self) -> u64 {
+        match &self.gpu {
+            None => status("VmHWM").saturating_sub(self.base),
+            Some(gpu) => gpu.peak().ok().flatten().unwrap_or(0),
+        }
     }
 
     /// This build cannot do the work.
@@ -47,7 +73,7 @@ impl Harness {
             }
             match line.trim().split_once(' ') {
                 Some(("go", n)) => return n.parse().ok(),
-                _ => say(&json!({ "peak": status("VmHWM").saturating_sub(self.base) })),
+                _ => say(&json!({ "peak": self.peak() })),
             }
         }
     }

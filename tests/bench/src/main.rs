@@ -1,7 +1,8 @@
 //! The project's side of `tests/bench/run`: prepares one piece of work, then does it as often as it is told to.
 //!
-//! It says `{"ready": true}` when it is warm; to each line `go N` on its standard input it answers with the seconds that one
-//! of N repetitions took, to `memory` with the bytes that it needed on top of what it began with. It ends with its input.
+//! It says `{"ready": true}` when it is warm, or `{"missing": WHY}` where it cannot do the work; to each line `go N` on its
+//! standard input it answers with the seconds that one of N repetitions took, to `memory` with the bytes that it needed at its
+//! worst: on top of what it began with, or of a GPU those of its arrays. It ends with its input.
 
 mod harness;
 mod input;
@@ -12,6 +13,7 @@ use std::{os::unix::process::CommandExt, path::PathBuf};
 
 use clap::{Parser, ValueEnum};
 use tl_engine::{environment, num::pool};
+use tl_proto::hardware::Device;
 
 use crate::harness::Harness;
 
@@ -39,6 +41,21 @@ struct Options {
     /// Whose steps.
     #[arg(long, default_value = "")]
     backbone: String,
+    /// What steps compute on, `cpu` or a GPU as in `cuda:0`.
+    #[arg(long, default_value = "cpu", value_parser = device)]
+    device: Device,
+    /// What their products compute with, `f32` or `bf16`.
+    #[arg(long, default_value = "f32")]
+    precision: String,
+    /// Side of their pictures, or the most tokens of a text [default: the network's]
+    #[arg(long)]
+    input: Option<u32>,
+    /// Samples of each class that an epoch has. What a GPU keeps between steps comes down after it.
+    #[arg(long, default_value_t = 8)]
+    samples: usize,
+    /// Steps at the beginning that nobody counts.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    warm: u32,
     /// Samples of a step, over all ranks.
     #[arg(long, default_value_t = 8)]
     batch: usize,
@@ -57,6 +74,10 @@ struct Options {
     /// Where rank 0 listens; makes this process rank 1.
     #[arg(long)]
     join: Option<String>,
+}
+
+fn device(name: &str) -> Result<Device, String> {
+    Device::parse(name).ok_or_else(|| format!("`{name}` is neither `cpu` nor a GPU as in `cuda:0`"))
 }
 
 fn main() -> anyhow::Result<()> {

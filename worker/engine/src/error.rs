@@ -24,6 +24,9 @@ pub enum Error {
     /// The way between the ranks has failed, and no peer is known to be gone.
     #[error("the ranks lost each other: {0}")]
     LostGroup(String),
+    /// Ranks that have met over TCP have not met over NCCL.
+    #[error("the ranks reach each other over TCP and not over NCCL: {0}")]
+    Unmet(String),
     /// The loss or a gradient is not finite.
     #[error("{0}")]
     NotFinite(String),
@@ -43,9 +46,9 @@ pub enum Error {
         /// What was observed.
         cause: String,
     },
-    /// There is no room for another array on the GPU; there would be none the next time either.
+    /// There is no room for another array on the GPU. Others may use it too.
     #[error("the memory of the GPU is full")]
-    GpuMemory,
+    GpuMemory(Full),
     /// The run was asked to stop.
     #[error("the rank was asked to stop")]
     Stopped,
@@ -55,6 +58,28 @@ pub enum Error {
     /// Anything else that should not happen.
     #[error("internal error: {0}")]
     Internal(String),
+}
+
+/// What the memory of a GPU was full of, which decides about what makes it less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// One grain at a time.
+    Grain,
+    /// All grains of a rank at a time.
+    Grains,
+    /// Samples at a time whose number no job sets: those that are judged, or run through a frozen prefix once.
+    Samples,
+}
+
+impl Full {
+    fn hint(self) -> String {
+        let less = match self {
+            Self::Grain => "raise `data.grains`, lower `data.batch` or `model.input`",
+            Self::Grains => "lower `data.batch` or `model.input`, raise `cluster.ranks`",
+            Self::Samples => "lower `model.input`, take a smaller `model.backbone`",
+        };
+        format!("{less}, use GPUs with more memory, or set `cluster.device = \"cpu\"`")
+    }
 }
 
 /// The engine's result.
@@ -82,6 +107,16 @@ impl Error {
         self
     }
 
+    /// Whether the memory of a GPU was full.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, Self::GpuMemory(_))
+    }
+
+    /// The same, where the memory of a GPU was full, with what it was full of.
+    pub(crate) fn full_of(self, what: Full) -> Self {
+        if self.is_full() { Self::GpuMemory(what) } else { self }
+    }
+
     /// What the coordinator is told.
     pub fn to_failure(&self) -> Failure {
         let (class, hint) = match self {
@@ -93,13 +128,33 @@ impl Error {
                 FailureClass::Crash,
                 "`tl-worker doctor` on its node says more; `cluster.device = \"cpu\"` does without".into(),
             ),
-            Self::GpuMemory => (
-                FailureClass::OutOfMemory,
-                "raise `data.grains`, lower `data.batch` or `model.input`, or use GPUs with more memory".into(),
+            Self::Unmet(_) => (
+                FailureClass::Crash,
+                "name the network between the nodes with `NCCL_SOCKET_IFNAME` where workers start, or set \
+                 `cluster.reduction = \"ordered\"`"
+                    .into(),
             ),
+            Self::GpuMemory(full) => (FailureClass::OutOfMemory, full.hint()),
             Self::Stopped => (FailureClass::Stopped, String::new()),
             Self::Tensor(_) | Self::Internal(_) => (FailureClass::Crash, "`tlctl logs` has the details".into()),
         };
         Failure::new(class, self.to_string(), hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_gpu_is_told_what_makes_less_of_what_has_filled_it() {
+        let told = |what| Error::GpuMemory(Full::Grain).full_of(what).to_failure();
+        let all = [Full::Grain, Full::Grains, Full::Samples].map(told);
+        assert!(all.iter().all(|failure| failure.class == FailureClass::OutOfMemory));
+        assert!(all.iter().all(|failure| failure.hint.ends_with("or set `cluster.device = \"cpu\"`")), "{all:?}");
+        let says = |word: &str| all.iter().map(|failure| failure.hint.contains(word)).collect::<Vec<_>>();
+        assert_eq!(says("`data.grains`"), [true, false, false], "they are all there at once, or are none");
+        assert_eq!(says("`data.batch`"), [true, true, false], "what is judged has a batch of its own");
+        assert!(matches!(Error::Stopped.full_of(Full::Grains), Error::Stopped));
     }
 }

@@ -26,7 +26,7 @@ pub mod predict;
 pub mod train;
 pub mod weights;
 
-pub use error::{Error, Result};
+pub use error::{Error, Full, Result};
 
 /// Everything that this build offers.
 pub fn catalog() -> tl_proto::catalog::Catalog {

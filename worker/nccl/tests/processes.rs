@@ -13,8 +13,8 @@ use std::{
 };
 
 use cudarc::driver::CudaContext;
-use nccl_rs::{Communicator, Nccl, NcclError, Options, Standing, UniqueId, Version};
-use nvlib::{Library, driver::ProbeError};
+use nccl_rs::{Communicator, Nccl, NcclError, Options, Standing, UniqueId};
+use nvlib::{Library, driver::ProbeError, one_gpu::Way};
 
 /// Says to this program that it is a rank, and which one of how many.
 const RANK: &str = "NCCL_RS_TEST_RANK";
@@ -24,8 +24,6 @@ const MARK: &str = "rank says: ";
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Numbers that are added up: more than one chunk of the library's.
 const COUNT: usize = 1 << 20;
-/// The first version that lets ranks share a GPU.
-const SHARES: Version = Version::new(2, 30, 3);
 
 fn says(what: impl Display) {
     println!("{MARK}{what}");
@@ -98,10 +96,10 @@ struct Rank {
 }
 
 impl Rank {
-    fn start(rank: usize, world: usize, environment: &[(&str, &str)]) -> Self {
+    fn start(rank: usize, world: usize, environment: &[(&str, String)]) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "a_rank_of_another_test", "--nocapture", "--test-threads=1"]);
-        command.env(RANK, format!("{rank}/{world}")).envs(environment.iter().copied());
+        command.env(RANK, format!("{rank}/{world}")).envs(environment.iter().map(|(name, value)| (name, value)));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, lines }
@@ -150,7 +148,7 @@ fn one_rank_sums_with_itself() {
     let mut environment = Vec::new();
     if let Err(ProbeError::Missing(_)) = nvlib::driver::probe() {
         nvlib::fake::build(fakes.path()).unwrap();
-        environment.push(("NVLIB_PATH", path.as_str()));
+        environment.push(("NVLIB_PATH", path));
     } else if !real() {
         return;
     }
@@ -162,10 +160,10 @@ fn one_rank_sums_with_itself() {
 }
 
 /// Two ranks, of which the second is killed: the first one notices, and goes on alone.
-fn two(environment: [&[(&str, &str)]; 2]) {
-    let mut first = Rank::start(0, 2, environment[0]);
+fn two(environment: impl Fn(usize) -> Vec<(&'static str, String)>) {
+    let mut first = Rank::start(0, 2, &environment(0));
     let id = first.hears("id ");
-    let mut second = Rank::start(1, 2, environment[1]);
+    let mut second = Rank::start(1, 2, &environment(1));
     writeln!(second.child.stdin.take().unwrap(), "{id}").unwrap();
     first.hears("the sum is right");
     second.hears("the sum is right");
@@ -186,26 +184,14 @@ fn two_processes_sum_over_the_fakes_and_one_is_killed() {
     let fakes = tempfile::tempdir().unwrap();
     nvlib::fake::build(fakes.path()).unwrap();
     let path = fakes.path().display().to_string();
-    let environment = [("NVLIB_PATH", path.as_str()), ("FAKE_NCCL_DIR", path.as_str())];
-    two([&environment, &environment]);
+    two(|_| ["NVLIB_PATH", "FAKE_NCCL_DIR"].map(|name| (name, path.clone())).to_vec());
 }
-
-/// As two hosts, which talk through sockets only.
-const HOSTS: [(&str, &str); 5] = [
-    ("NCCL_NET", "Socket"),
-    ("NCCL_SOCKET_IFNAME", "lo"),
-    ("NCCL_P2P_DISABLE", "1"),
-    ("NCCL_SHM_DISABLE", "1"),
-    ("NCCL_NVLS_ENABLE", "0"),
-];
 
 #[test]
 fn two_ranks_of_one_gpu_are_two_hosts_and_one_is_killed() {
-    if !real() {
-        return;
+    if real() {
+        two(|rank| Way::Hosts.environment(rank));
     }
-    let [first, second] = ["first", "second"].map(|name| [HOSTS.as_slice(), &[("NCCL_HOSTID", name)]].concat());
-    two([&first, &second]);
 }
 
 #[test]
@@ -213,13 +199,10 @@ fn two_ranks_share_one_gpu_where_the_library_lets_them_and_one_is_killed() {
     if !real() {
         return;
     }
-    let found = Nccl::open().unwrap().version();
-    if found < SHARES {
-        eprintln!("skipped: NCCL {found} lets no two ranks share a GPU, {SHARES} is the first that does");
-        return;
+    match Way::Shared.refused_by(&Nccl::open().unwrap().version().to_string()) {
+        Some(why) => eprintln!("skipped: {why}"),
+        None => two(|rank| Way::Shared.environment(rank)),
     }
-    let shares = [("NCCL_MULTI_RANK_GPU_ENABLE", "1"), ("NCCL_MAX_CTAS", "4"), ("NCCL_SOCKET_IFNAME", "lo")];
-    two([&shares, &shares]);
 }
 
 /// The marks of a rank are found behind what the harness prints on the same line.

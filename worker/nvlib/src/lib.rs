@@ -19,6 +19,8 @@ pub mod driver;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod library;
+#[cfg(any(test, feature = "fake"))]
+pub mod one_gpu;
 mod version;
 
 pub use library::{Library, Missing, NoSymbol, Opened};

@@ -32,7 +32,12 @@ pub(super) fn join(order: &Order, way: Way, listener: &TcpListener) -> Result<Bo
         silence: Duration::from_millis(order.silence_ms),
     };
     let own = devices(order).get(order.rank).copied().unwrap_or(Device::Cpu);
-    meet(way, settled(order).cluster.reduction, own, listener, &config)
+    let group = meet(way, settled(order).cluster.reduction, own, listener, &config)?;
+    let others = group.world() - 1;
+    if others > 0 {
+        tracing::info!("it shares memory with {} of {others} other ranks", group.neighbours());
+    }
+    Ok(group)
 }
 
 #[cfg(test)]

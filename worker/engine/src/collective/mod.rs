@@ -8,9 +8,10 @@
 //! |---|---|---|
 //! | one | the tree of grains | that is all |
 //! | on CPUs | the tree of grains, over TCP | the tree of ranks, over TCP |
-//! | on GPUs | the same, in the hosts' memory | NCCL, in the GPUs' memory |
+//! | on GPUs | the same, in the hosts' memory | NCCL, in the GPUs' memory, while the last grain still goes backward |
 //!
-//! All else that ranks say to each other, tallies, barriers and embeddings, goes over TCP everywhere.
+//! All else that ranks say to each other, tallies, barriers and embeddings, goes over TCP everywhere. Where sums do too, ranks
+//! of one machine share memory for what is large.
 
 mod alarm;
 pub mod choice;
@@ -55,6 +56,11 @@ pub trait Collective: Send {
     /// How much each rank can do, relative to the others.
     fn weights(&self) -> &[u32];
 
+    /// With how many ranks this one shares memory, through which large messages go.
+    fn neighbours(&self) -> usize {
+        0
+    }
+
     /// Sends another rank a message of several parts; it arrives as one, after those sent before. Every rank takes
     /// messages off the wire whatever it does, so that ranks may send to each other at the same time.
     ///
@@ -90,6 +96,12 @@ pub trait Collective: Send {
     #[cfg(feature = "cuda")]
     fn sum_placed(&mut self, _own: &mut crate::gpu::Array) -> Result<bool> {
         Ok(false)
+    }
+
+    /// This group, if its ranks have a GPU each and may begin to add up what they are still making.
+    #[cfg(feature = "cuda")]
+    fn on_gpus(&mut self) -> Option<&mut NcclGroup> {
+        None
     }
 
     /// Sends another rank a message.

@@ -8,6 +8,9 @@
 //! lost, and the rank leaves with the same error as one on a CPU. Nothing is to be done with a sum before [`Buckets::finish`]
 //! has asked `Communicator::complete`: one that was aborted looks like one that is done, and holds a part of it. And no step is
 //! applied before its tallies have come over the mesh after that: by then all ranks have had their yes.
+//!
+//! A sum may begin while its numbers are made ([`NcclGroup::open`]). Then the ranks meet when each has made its first bucket,
+//! and again when all have made their last, so that the deadline leaves nobody's backward out.
 
 use std::{mem, ops::Range, sync::Arc, time::Duration};
 
@@ -16,8 +19,8 @@ use nccl_rs::{Communicator, Nccl, NcclError, Options, UniqueId};
 
 use super::{Collective, Mesh, cut::Cut};
 use crate::{
-    Error, Result,
-    gpu::{Array, Device, Fault, Span},
+    Error, Full, Result,
+    gpu::{Array, Device, Fault, Span, ops},
 };
 
 /// Numbers of one bucket: 25 MiB of them.
@@ -60,22 +63,27 @@ impl NcclGroup {
     /// # Errors
     /// A lost peer, or one that has more numbers, or fewer.
     pub fn begin<'a>(&'a mut self, flat: &'a mut Array) -> Result<Buckets<'a>> {
-        self.agree(flat.count())?;
-        let cut = Cut::new(flat.count(), self.bucket);
-        Ok(Buckets { group: self, flat, cut })
+        let count = flat.count();
+        let mut buckets = self.open(flat, count);
+        buckets.meet()?;
+        buckets.early = false;
+        Ok(buckets)
     }
 
-    /// Waits for all to be here, with as many numbers.
-    fn agree(&mut self, count: usize) -> Result<()> {
-        let own = (count as u64).to_le_bytes();
-        let all = self.mesh.all_gather(own.to_vec())?;
-        match all.iter().position(|theirs| theirs[..] != own) {
-            None => Ok(()),
-            Some(peer) => {
-                let text = format!("rank {peer} does not add up {count} numbers, as rank {} does", self.rank());
-                Err(Error::Internal(text))
-            }
-        }
+    /// The same of numbers that are still being made, the first `gradient` of them by backward: it begins, and waits for the
+    /// other ranks, when the first bucket is whole.
+    pub fn open<'a>(&'a mut self, flat: &'a mut Array, gradient: usize) -> Buckets<'a> {
+        let cut = Cut::new(flat.count(), gradient, self.bucket);
+        Buckets { group: self, flat, cut, gradient, early: true, stands: Stands::Alone }
+    }
+
+    /// Waits for all to be here, with as many numbers, that are cut alike.
+    fn agree(&mut self, count: usize, gradient: usize) -> Result<()> {
+        let own = [count, gradient].map(|n| (n as u64).to_le_bytes()).concat();
+        let all = self.mesh.all_gather(own.clone())?;
+        let Some((peer, theirs)) = all.iter().enumerate().find(|(_, theirs)| **theirs != own) else { return Ok(()) };
+        let does = if theirs.get(..8) == own.get(..8) { "cut" } else { "add up" };
+        Err(Error::Internal(format!("rank {peer} does not {does} {count} numbers, as rank {} does", self.rank())))
     }
 
     /// The sum of the host's numbers, bucket by bucket: while one is added up, the next one goes up.
@@ -118,7 +126,7 @@ impl Collective for NcclGroup {
 
     fn sum(&mut self, own: &mut [f32]) -> Result<bool> {
         if own.is_empty() {
-            return self.agree(0).map(|()| true);
+            return self.agree(0, 0).map(|()| true);
         }
         let mut flat = match self.flat.take().filter(|flat| flat.count() == own.len()) {
             Some(flat) => flat,
@@ -143,16 +151,38 @@ impl Collective for NcclGroup {
         buckets.ready(all)?;
         buckets.finish().map(|()| true)
     }
+
+    fn on_gpus(&mut self) -> Option<&mut NcclGroup> {
+        Some(self)
+    }
 }
 
 /// A flat gradient that is being added up. Its buckets go from the end of the network to its beginning, as backward makes
-/// them, each as soon as all its numbers are final and those behind it have gone; meanwhile the GPU goes on.
+/// them, each as soon as all its numbers are final and those before it have gone; meanwhile the GPU goes on.
 ///
-/// Dropped before it is finished, it leaves no sum; the other ranks wait until the deadline, or until this one gives up.
+/// Dropped before it is finished, it leaves no sum. Where one has begun, the group is of no use any more then: the other ranks
+/// wait for what will not come, until this one gives up.
 pub struct Buckets<'a> {
-    group: &'a NcclGroup,
+    group: &'a mut NcclGroup,
     flat: &'a mut Array,
     cut: Cut,
+    gradient: usize,
+    /// Whether the numbers are still being made when sums begin.
+    early: bool,
+    stands: Stands,
+}
+
+/// How far a sum has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stands {
+    /// The other ranks may not be there yet.
+    Alone,
+    /// All are there.
+    Met,
+    /// The library works on it.
+    Begun,
+    /// It is there.
+    Done,
 }
 
 impl Buckets<'_> {
@@ -179,15 +209,31 @@ impl Buckets<'_> {
         Ok(self.flat.place(run, values)?)
     }
 
+    /// Adds what has gathered in an array of the same GPU, whose `device` it is, to what is in its place.
+    ///
+    /// # Errors
+    /// As [`Self::fill`].
+    pub fn add(&mut self, device: &Device, run: Range<usize>, values: &Array) -> Result<()> {
+        self.cut.is_open(&run)?;
+        if values.count() != run.len() {
+            return Err(Error::Internal(format!("{} numbers of a gradient for {run:?}", values.count())));
+        }
+        Ok(ops::add_run(device, self.flat, run.start, values)?)
+    }
+
     /// Says that what the array's stream was told to write here is final, and begins the sums that this lets begin.
     ///
     /// # Errors
     /// Numbers that are not there or were final before; a lost peer.
     pub fn ready(&mut self, run: Range<usize>) -> Result<()> {
-        let group = self.group;
-        for bucket in self.cut.ready(run)? {
-            let mut span = Span::of(self.flat, bucket, &group.stream)?;
-            group.communicator.all_reduce(&mut span).map_err(|e| failed(&group.mesh, e))?;
+        let go = self.cut.ready(run)?;
+        if !go.is_empty() {
+            self.meet()?;
+        }
+        for bucket in go {
+            let mut span = Span::of(self.flat, bucket, &self.group.stream)?;
+            self.stands = Stands::Begun;
+            self.group.communicator.all_reduce(&mut span).map_err(|e| failed(&self.group.mesh, e))?;
         }
         Ok(())
     }
@@ -196,16 +242,35 @@ impl Buckets<'_> {
     ///
     /// # Errors
     /// Numbers that were never final; a lost peer.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
         if let Some(bucket) = self.cut.left().first() {
             return Err(Error::Internal(format!("numbers of {bucket:?} of a gradient were never made")));
         }
-        self.group.communicator.complete().map_err(|e| failed(&self.group.mesh, e))
+        if self.early {
+            self.group.mesh.barrier()?;
+        }
+        self.group.communicator.complete().map_err(|e| failed(&self.group.mesh, e))?;
+        self.stands = Stands::Done;
+        Ok(())
+    }
+
+    /// Waits for the other ranks, once.
+    fn meet(&mut self) -> Result<()> {
+        if self.stands == Stands::Alone {
+            self.group.agree(self.flat.count(), self.gradient)?;
+            self.stands = Stands::Met;
+        }
+        Ok(())
     }
 }
 
 impl Drop for Buckets<'_> {
     fn drop(&mut self) {
+        if self.stands == Stands::Begun {
+            // What is asked of the GPU from here on would wait for the others, and they for this rank. Nobody can be told of an
+            // abort that hangs; the error that ends the rank is on its way.
+            let _ = self.group.communicator.handle().abort(ABORT);
+        }
         // Also where something has failed: the library may not be through with the memory. A driver that refuses this refuses
         // whatever is done with the memory next, too.
         let _ = self.flat.after(&self.group.stream);
@@ -226,7 +291,7 @@ fn connect(mesh: &mut Mesh, device: &Device, deadline: Duration) -> Result<(Comm
     let options = Options { patience: deadline, ..Options::default() };
     let (rank, world) = (mesh.rank(), mesh.world());
     let met = Communicator::connect(&stream, rank, world, &id, options);
-    let communicator = met.map_err(|e| failed(mesh, e))?;
+    let communicator = met.map_err(|e| unmet(failed(mesh, e)))?;
     let handle = communicator.handle();
     // Nobody can be told of an abort that hangs; the error that ends the rank is on its way.
     mesh.when_lost(move || drop(handle.abort(ABORT)));
@@ -235,18 +300,40 @@ fn connect(mesh: &mut Mesh, device: &Device, deadline: Duration) -> Result<(Comm
     Ok((communicator, stream))
 }
 
+/// Of ranks that have met over TCP: where none of them is lost, it is the network that the library takes.
+fn unmet(error: Error) -> Error {
+    match error {
+        Error::LostGroup(cause) => Error::Unmet(cause),
+        other => other,
+    }
+}
+
 /// Who is lost, where that explains what the library says: the mesh has heard of it, or will.
 fn failed(mesh: &Mesh, error: NcclError) -> Error {
     let of_the_group = matches!(
         error,
         NcclError::PeerLost { .. } | NcclError::Async { .. } | NcclError::Deadline { .. } | NcclError::Aborted
     );
+    let of_the_group = of_the_group && !is_full(&error);
     let lost = if of_the_group { mesh.lost() } else { None };
     lost.unwrap_or_else(|| told(error))
 }
 
+/// Whether the library has found no memory on the GPU, which it says in words alone.
+fn is_full(error: &NcclError) -> bool {
+    let (NcclError::Async { detail, .. } | NcclError::Call { detail, .. } | NcclError::Cuda { detail, .. }) = error
+    else {
+        return false;
+    };
+    let detail = detail.to_ascii_lowercase();
+    ["out of memory", "out_of_memory", "cuda calloc", "cuda malloc"].iter().any(|words| detail.contains(words))
+}
+
 /// What the library says.
 fn told(error: NcclError) -> Error {
+    if is_full(&error) {
+        return Error::GpuMemory(Full::Grain);
+    }
     match error {
         NcclError::Missing(missing) => Fault::from(missing).into(),
         NcclError::NoSymbol(_) | NcclError::TooOld { .. } | NcclError::Unsupported { .. } => {
@@ -258,5 +345,33 @@ fn told(error: NcclError) -> Error {
         NcclError::Call { .. } | NcclError::Argument(_) | NcclError::Cuda { .. } | NcclError::Thread(_) => {
             Error::Internal(error.to_string())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nccl_rs::Code;
+
+    use super::*;
+
+    #[test]
+    fn a_full_gpu_is_told_from_a_group_that_is_lost() {
+        let (code, function) = (Code(1), "ncclCommInitRankConfig");
+        let full =
+            ["Cuda failure 2 'out of memory'", "Failed to CUDA calloc 4194304 bytes", "CUDA_ERROR_OUT_OF_MEMORY"];
+        for words in full {
+            let (detail, what) = (words.to_owned(), "the stream refuses");
+            for error in [
+                NcclError::Async { code, detail: detail.clone() },
+                NcclError::Call { function, code, detail: detail.clone() },
+                NcclError::Cuda { what, detail },
+            ] {
+                assert!(matches!(unmet(told(error)), Error::GpuMemory(_)), "{words}");
+            }
+        }
+        let detail = || "the last words".to_owned();
+        assert!(matches!(told(NcclError::Async { code, detail: detail() }), Error::LostGroup(_)));
+        assert!(matches!(unmet(told(NcclError::Async { code, detail: detail() })), Error::Unmet(_)));
+        assert!(matches!(unmet(told(NcclError::Call { function, code, detail: detail() })), Error::Internal(_)));
     }
 }

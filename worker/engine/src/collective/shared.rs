@@ -3,6 +3,9 @@
 //!
 //! A ring for each direction. One side alone writes to it and one alone reads; how far each has come are two counters. What
 //! finds no room goes over the connection, so that nobody ever waits for room.
+//!
+//! The memory is a file without a name or a folder: it counts as that of the rank that made it, not as room in `/dev/shm`, of
+//! which containers have little, and however a rank ends, nothing is left of it.
 
 use std::{
     fs::File,
@@ -129,13 +132,14 @@ impl Shared {
         Self { outlet: Outlet(ring(own)), inlet: Inlet(ring(1 - own)) }
     }
 
-    /// Offers memory to a rank at the other end of a connection, if that is on this machine. `salt` is known to both.
+    /// Offers memory to a rank at the other end of a connection, if it is `wanted` and that is on this machine. `salt` is known
+    /// to both.
     ///
     /// # Errors
     /// The connection has failed. That there is no memory, or that the other cannot reach it, is none.
-    pub fn offer(stream: &mut TcpStream, salt: &[u8]) -> io::Result<Option<Self>> {
+    pub fn offer(stream: &mut TcpStream, salt: &[u8], wanted: bool) -> io::Result<Option<Self>> {
         let here = stream.local_addr()?.ip() == stream.peer_addr()?.ip();
-        let made = here.then(|| make(salt).ok()).flatten();
+        let made = (wanted && here).then(|| make(salt).ok()).flatten();
         let mut offer = [0; OFFER];
         if let Some(made) = &made {
             offer = made.offer();
@@ -159,7 +163,7 @@ impl Shared {
     }
 }
 
-/// Memory that was made for an offer. The file has no name any more: it is gone with the last process that has it open.
+/// Memory that was made for an offer. It is gone with the last process that has it open.
 struct Made {
     memory: MmapRaw,
     file: File,
@@ -180,14 +184,13 @@ impl Made {
 
 #[cfg(target_os = "linux")]
 fn make(salt: &[u8]) -> io::Result<Made> {
-    use std::os::unix::fs::OpenOptionsExt;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
     static MADE: AtomicU64 = AtomicU64::new(0);
-    let number = MADE.fetch_add(1, Ordering::Relaxed);
-    let path = format!("/dev/shm/tl-{}-{number}", std::process::id());
-    let mut file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-    std::fs::remove_file(&path)?;
+    // What `/proc` shows it as.
+    let name = format!("tl-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+    let mut file = File::from(memfd_create(name.as_str(), MFdFlags::MFD_CLOEXEC)?);
     let when = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let proof = *blake3::hash(&[salt, path.as_bytes(), &when.as_nanos().to_le_bytes()].concat()).as_bytes();
+    let proof = *blake3::hash(&[salt, name.as_bytes(), &when.as_nanos().to_le_bytes()].concat()).as_bytes();
     // All of it is written: a place that the system has no memory for would end the process that touches it.
     let mut front = vec![0; WHOLE];
     front[..PROOF].copy_from_slice(&proof);
@@ -293,6 +296,20 @@ pub(super) mod tests {
         two.inlet.0.at = 5;
         one.outlet.0.counter(Counter::Written).store(4, Ordering::Release);
         assert!(two.inlet.take(&mut [0]).is_err());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_memory_lies_in_no_folder_and_no_program_inherits_it() {
+        use std::os::fd::AsRawFd;
+        let made = make(b"salt").unwrap();
+        let of_process = |what: &str| format!("/proc/self/{what}/{}", made.file.as_raw_fd());
+        let place = std::fs::read_link(of_process("fd")).unwrap();
+        assert!(place.to_string_lossy().starts_with("/memfd:tl-"), "{}", place.display());
+        let flags = std::fs::read_to_string(of_process("fdinfo")).unwrap();
+        let flags = flags.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+        // That of a file which is closed where another program begins, in octal digits.
+        assert_eq!(u32::from_str_radix(flags, 8).unwrap() & 0o2_000_000, 0o2_000_000);
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub struct Mesh {
     rank: usize,
     weights: Vec<u32>,
     peers: Vec<Option<Peer>>,
+    neighbours: usize,
     silence: Duration,
     /// A peer was lost: what was sent to the others is of no use any more.
     broken: bool,
@@ -60,11 +61,23 @@ impl Mesh {
     /// # Errors
     /// [`Error::LostPeer`] naming the first one that did not arrive in time.
     pub fn connect(listener: &TcpListener, config: &MeshConfig) -> Result<Self> {
+        Self::meet(listener, config, true)
+    }
+
+    /// The same of ranks that have another way for what is large, and share no memory.
+    ///
+    /// # Errors
+    /// As [`Mesh::connect`].
+    pub fn connect_apart(listener: &TcpListener, config: &MeshConfig) -> Result<Self> {
+        Self::meet(listener, config, false)
+    }
+
+    fn meet(listener: &TcpListener, config: &MeshConfig, shares: bool) -> Result<Self> {
         let deadline = Instant::now() + config.rendezvous;
         let world = config.addresses.len();
         let mut streams: Vec<Option<(TcpStream, Option<Shared>)>> = (0..world).map(|_| None).collect();
         for (peer, stream) in streams.iter_mut().enumerate().take(config.rank) {
-            *stream = Some(call(config, peer, deadline)?);
+            *stream = Some(call(config, peer, deadline, shares)?);
         }
         let internal = |e: std::io::Error| Error::Internal(format!("the listener failed: {e}"));
         listener.set_nonblocking(true).map_err(internal)?;
@@ -87,6 +100,7 @@ impl Mesh {
                 Err(e) => return Err(internal(e)),
             }
         }
+        let neighbours = streams.iter().flatten().filter(|(_, shared)| shared.is_some()).count();
         let alarm = Arc::new(Alarm::default());
         let start = |(peer, connection): (usize, Option<(TcpStream, Option<Shared>)>)| {
             let alarm = alarm.clone();
@@ -95,8 +109,8 @@ impl Mesh {
         };
         let peers: Vec<Option<Peer>> =
             streams.into_iter().enumerate().map(start).collect::<std::io::Result<_>>().map_err(internal)?;
-        let weights = config.weights.clone();
-        Ok(Self { rank: config.rank, weights, peers, silence: config.silence, broken: false, alarm })
+        let (rank, weights, silence) = (config.rank, config.weights.clone(), config.silence);
+        Ok(Self { rank, weights, peers, neighbours, silence, broken: false, alarm })
     }
 
     /// Has something done as soon as a peer is lost, by a thread of the mesh: for who waits for something else by then. At once
@@ -114,7 +128,7 @@ impl Mesh {
 /// How long last words may take to be written: a peer that is stopped would hold them for long.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
-fn call(config: &MeshConfig, peer: usize, deadline: Instant) -> Result<(TcpStream, Option<Shared>)> {
+fn call(config: &MeshConfig, peer: usize, deadline: Instant, shares: bool) -> Result<(TcpStream, Option<Shared>)> {
     let mut cause = "nobody answers there".to_owned();
     while Instant::now() < deadline {
         let attempt = || -> std::io::Result<(TcpStream, Option<Shared>)> {
@@ -132,7 +146,7 @@ fn call(config: &MeshConfig, peer: usize, deadline: Instant) -> Result<(TcpStrea
             if reply != greeting(config, peer, config.rank) {
                 return Err(std::io::Error::other("another attempt answers there"));
             }
-            let shared = Shared::offer(&mut stream, &reply)?;
+            let shared = Shared::offer(&mut stream, &reply, shares)?;
             Ok((stream, shared))
         };
         match attempt() {
@@ -167,6 +181,10 @@ impl Collective for Mesh {
 
     fn weights(&self) -> &[u32] {
         &self.weights
+    }
+
+    fn neighbours(&self) -> usize {
+        self.neighbours
     }
 
     fn send_parts(&mut self, to: usize, parts: &[&[u8]]) -> Result<()> {
@@ -258,6 +276,31 @@ mod tests {
                         mesh.barrier().unwrap();
                     });
                 }
+            });
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn ranks_of_one_machine_share_memory_unless_they_have_another_way() {
+        let large: Vec<u8> = (0..1 << 20).map(|i| (i % 251) as u8).collect();
+        for apart in [false, true] {
+            let (listeners, configs) = configs(2, 5000);
+            let meet = |at: usize| match apart {
+                true => Mesh::connect_apart(&listeners[at], &configs[at]).unwrap(),
+                false => Mesh::connect(&listeners[at], &configs[at]).unwrap(),
+            };
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    let mut mesh = meet(1);
+                    assert_eq!(mesh.neighbours(), usize::from(!apart));
+                    mesh.send(0, &large).unwrap();
+                    mesh.barrier().unwrap();
+                });
+                let mut mesh = meet(0);
+                assert_eq!(mesh.neighbours(), usize::from(!apart));
+                assert!(mesh.receive(1).unwrap() == large);
+                mesh.barrier().unwrap();
             });
         }
     }

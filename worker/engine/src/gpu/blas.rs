@@ -8,7 +8,7 @@ use cudarc::{
 };
 use nvlib::Library;
 
-use super::Fault;
+use super::{Fault, device::free};
 
 /// Bytes of scratch memory. Which algorithm is taken depends on it, so it is no option.
 const WORKSPACE: usize = 32 << 20;
@@ -40,7 +40,8 @@ impl Blas {
         Library::Cublas.open()?;
         let workspace = stream.alloc_zeros::<u8>(WORKSPACE)?;
         stream.context().bind_to_thread()?;
-        let mut opened = Self { handle: result::create_handle()?, stream: stream.clone(), workspace };
+        let handle = result::create_handle().map_err(|e| Fault::from(e).at_start(free(stream)))?;
+        let mut opened = Self { handle, stream: stream.clone(), workspace };
         // f32 stays f32 (no TF32), and parts of sums are never added in bf16.
         let exact = sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
         // SAFETY: stream and memory live as long as the handle. Setting the stream takes the memory away, so it comes first.

@@ -77,6 +77,27 @@ impl Device {
         Ok(self.stream.synchronize()?)
     }
 
+    /// The most bytes of its memory that arrays have had at a time, in this process; nothing where the driver keeps no count.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    #[expect(unsafe_code, reason = "calls the driver")]
+    pub fn peak(&self) -> Result<Option<u64>, Fault> {
+        let context = self.stream.context();
+        if !context.has_async_alloc() {
+            return Ok(None);
+        }
+        context.bind_to_thread()?;
+        let mut bytes = 0u64;
+        // SAFETY: the device is the context's, the attribute is a number of 64 bits.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(context.cu_device())?;
+            let what = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+            sys::cuMemPoolGetAttribute(pool, what, (&raw mut bytes).cast()).result()?;
+        }
+        Ok(Some(bytes))
+    }
+
     /// Zeros.
     ///
     /// # Errors
@@ -152,14 +173,26 @@ impl Device {
     ///
     /// # Errors
     /// The host has no such memory.
-    #[expect(unsafe_code, reason = "the driver gives memory that holds anything")]
     pub fn staging(&self, count: usize) -> Result<Staging, Fault> {
+        self.staging_on(self.stream.clone(), count)
+    }
+
+    /// The same with a stream of its own: what goes up waits for nothing that the GPU is doing, and who uses it waits for it.
+    ///
+    /// # Errors
+    /// As [`Device::staging`].
+    pub fn staging_aside(&self, count: usize) -> Result<Staging, Fault> {
+        self.staging_on(self.stream.context().new_stream()?, count)
+    }
+
+    #[expect(unsafe_code, reason = "the driver gives memory that holds anything")]
+    fn staging_on(&self, stream: Arc<CudaStream>, count: usize) -> Result<Staging, Fault> {
         // SAFETY: it is cleared before anybody sees it.
         let mut memory = unsafe { self.stream.context().alloc_pinned::<f32>(counted(&[count])?) }?;
         let first = memory.as_mut_ptr()?;
         // SAFETY: so many numbers are there.
         unsafe { first.write_bytes(0, count) };
-        Ok(Staging { memory, busy: None })
+        Ok(Staging { stream, memory, busy: None })
     }
 
     /// A kernel, compiled and loaded when it is first asked for.
@@ -206,6 +239,11 @@ impl Device {
     }
 }
 
+/// Bytes of a GPU's memory that nobody has; nothing where the driver does not tell.
+pub(in crate::gpu) fn free(stream: &CudaStream) -> Option<usize> {
+    stream.context().mem_get_info().ok().map(|(free, _)| free)
+}
+
 /// What is freed stays with the driver's pool for the next array, instead of going back to the system at each
 /// synchronisation.
 #[expect(unsafe_code, reason = "calls the driver")]
@@ -226,6 +264,7 @@ fn keep_memory(context: &Arc<CudaContext>) -> Result<(), Fault> {
 /// Memory of the host that a GPU reads by itself. Two of them, one being filled while the other is on its way, keep both
 /// sides busy.
 pub struct Staging {
+    stream: Arc<CudaStream>,
     memory: PinnedHostSlice<f32>,
     /// The copy that is under way.
     busy: Option<CudaEvent>,
@@ -241,24 +280,26 @@ impl Staging {
     ///
     /// # Errors
     /// More than it has room for, or a full memory.
-    pub fn upload(&mut self, device: &Device, values: &[f32], shape: &[usize]) -> Result<Array, Fault> {
+    #[expect(unsafe_code, reason = "memory of a GPU begins as anything")]
+    pub fn upload(&mut self, values: &[f32], shape: &[usize]) -> Result<Array, Fault> {
         if counted(shape)? != values.len() || values.len() > self.memory.len() {
             let room = self.memory.len();
             return Err(Fault::shape(format!("{} numbers for {shape:?}, with room for {room}", values.len())));
         }
-        let mut array = device.fresh(shape)?;
+        // SAFETY: any bits are a number, and each is written below, on the same stream.
+        let mut array = Array::new(unsafe { self.stream.alloc(values.len()) }?, shape);
         if let Some(copy) = &self.busy {
             copy.synchronize()?;
             self.busy = None;
         }
         let place = &mut self.memory.as_mut_slice()?[..values.len()];
         place.copy_from_slice(values);
-        let sent = device.stream.memcpy_htod(&*place, &mut array.data);
+        let sent = self.stream.memcpy_htod(&*place, &mut array.data);
         // Also where it failed: the memory must not be written before the driver is through with it.
-        match device.stream.record_event(None) {
+        match self.stream.record_event(None) {
             Ok(copy) => self.busy = Some(copy),
             Err(e) => {
-                device.stream.synchronize()?;
+                self.stream.synchronize()?;
                 return Err(e.into());
             }
         }

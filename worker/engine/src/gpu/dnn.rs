@@ -14,7 +14,7 @@ use cudarc::{
 };
 use nvlib::Library;
 
-use super::Fault;
+use super::{Fault, device::free};
 
 /// Bytes of scratch memory that a convolution may use. Part of the result, as the choice of the algorithm is.
 const WORKSPACE: usize = 256 << 20;
@@ -154,7 +154,7 @@ impl Dnn {
     pub(in crate::gpu) fn open(stream: &Arc<CudaStream>) -> Result<Self, Fault> {
         Library::Cudnn.open()?;
         stream.context().bind_to_thread()?;
-        let handle = result::create_handle()?;
+        let handle = result::create_handle().map_err(|e| Fault::from(e).at_start(free(stream)))?;
         let opened = Self { handle, stream: stream.clone(), chosen: BTreeMap::new() };
         // SAFETY: the stream is kept as long as the handle.
         unsafe { result::set_stream(handle, stream.cu_stream().cast()) }?;
@@ -172,10 +172,8 @@ impl Dnn {
         if let Some((algorithm, memory)) = self.chosen.get(&(of, *plan)) {
             return Ok((described, *algorithm, *memory));
         }
-        let (algorithm, memory) = self.choose(of, &described)?.ok_or_else(|| Fault::Refused {
-            library: Library::Cudnn,
-            answer: format!("that it has no deterministic algorithm in f32 for the {of:?} of {plan:?}"),
-        })?;
+        let chosen = self.choose(of, &described)?;
+        let (algorithm, memory) = chosen.ok_or_else(|| Fault::NoAlgorithm(format!("{of:?} of {plan:?}")))?;
         self.chosen.insert((of, *plan), (algorithm, memory));
         Ok((described, algorithm, memory))
     }

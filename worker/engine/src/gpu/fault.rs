@@ -7,7 +7,10 @@ use cudarc::{
 };
 use nvlib::{Library, Missing};
 
-use crate::Error;
+use crate::{Error, Full};
+
+/// Bytes of a GPU's memory that a library takes for itself when it is begun with, at most.
+const STARTS: usize = 256 << 20;
 
 /// A failure of the device side.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +32,9 @@ pub enum Fault {
         /// What it says.
         answer: String,
     },
+    /// cuDNN has no algorithm that gives the same bits each time.
+    #[error("cuDNN has no algorithm in f32 that gives the same bits each time for the {0}")]
+    NoAlgorithm(String),
     /// The compiler refuses a file of kernels.
     #[error("NVRTC cannot compile `{file}` for compute capability {capability}: {log}")]
     Compiler {
@@ -54,6 +60,14 @@ impl Fault {
         match answer.contains("ALLOC") && !answer.contains("HOST") {
             true => Self::Memory,
             false => Self::Refused { library, answer },
+        }
+    }
+
+    /// Of a library that cannot be begun with, while so many bytes are free: where they are few, that is why, whatever it says.
+    pub(in crate::gpu) fn at_start(self, free: Option<usize>) -> Self {
+        match self {
+            Self::Refused { .. } if free.is_some_and(|free| free < STARTS) => Self::Memory,
+            other => other,
         }
     }
 }
@@ -89,9 +103,27 @@ impl From<Fault> for Error {
                 };
                 Self::user(missing.to_string(), hint)
             }
-            Fault::Memory => Self::GpuMemory,
+            Fault::Memory => Self::GpuMemory(Full::Grain),
+            Fault::NoAlgorithm(_) => {
+                Self::user(fault.to_string(), "set `cluster.device = \"cpu\"`, or take another `model.backbone`")
+            }
             Fault::Compiler { .. } => Self::user(fault.to_string(), "install an NVRTC that knows this GPU"),
             Fault::Driver(_) | Fault::Refused { .. } | Fault::Shape(_) => Self::Internal(fault.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_that_does_not_begin_on_a_full_gpu_has_no_memory() {
+        let refused = |free| Fault::answered(Library::Cublas, "CUBLAS_STATUS_NOT_INITIALIZED".into()).at_start(free);
+        assert!(matches!(refused(Some(1 << 20)), Fault::Memory));
+        for free in [Some(1 << 30), None] {
+            assert!(matches!(refused(free), Fault::Refused { library: Library::Cublas, .. }), "{free:?}");
+        }
+        assert!(matches!(Fault::shape("other").at_start(Some(0)), Fault::Shape(_)));
     }
 }

@@ -26,7 +26,7 @@ const FUNCTIONS: [Act; 5] = [Act::Silu, Act::Gelu, Act::GeluTanh, Act::Tanh, Act
 /// takes as long as loading what it calls: a rank keeps it.
 ///
 /// # Errors
-/// A library is missing that nothing can be trained without, or the GPU has failed.
+/// A library is missing, or the GPU has failed.
 pub fn fingerprint(device: &Device) -> Result<[u8; 32], Fault> {
     Ok(digest(&of_host(), &names(device)?, &probe(device)?))
 }
@@ -46,7 +46,7 @@ fn names(device: &Device) -> Result<Vec<String>, Fault> {
     let context = device.stream().context();
     let (major, minor) = context.compute_capability()?;
     let driver = driver::probe().map_err(|e| Fault::Refused { library: Library::Driver, answer: e.to_string() })?;
-    // One that is not there has no version: what needs it fails by itself.
+    // One that is not there has no version: the probe fails over it.
     let version = |library: Library| library.open().ok().and_then(Opened::version).unwrap_or_default();
     Ok(vec![
         context.name()?,
@@ -152,11 +152,8 @@ fn probe(device: &Device) -> Result<Vec<f32>, Fault> {
     probe.functions()?;
     probe.softmax()?;
     probe.norms()?;
-    match probe.convolutions() {
-        // Texts are trained without them. What there is none of is no number either.
-        Ok(()) | Err(Fault::Missing(_) | Fault::Refused { .. }) => Ok(probe.bits),
-        Err(e) => Err(e),
-    }
+    probe.convolutions()?;
+    Ok(probe.bits)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! GPUs: which there are, and whether they work. **Nothing trains on them yet** ([`TRAINS`]), so no node offers them.
+//! GPUs: which there are, whether they work, and what a run computes on one.
 //!
 //! # What CUDA this is built on, and why
 //!
@@ -18,48 +18,65 @@
 //!
 //! # What there is
 //!
-//! * `Device`: a GPU, one stream on it, its memory (a pool, and `Staging` for uploads that nobody waits for), and kernels that
-//!   NVRTC compiles for its compute capability when they are first asked for;
-//! * `Array`: numbers there, and their shape; `Placed`: one that layers hand on, with its GPU;
-//! * `ops`: what layers, optimizers and the ordered tree compute, one function each, over the files of `kernels/`, cuBLAS and
-//!   cuDNN;
+//! * `Device`: a GPU, one stream on it, its memory (a pool, and `Staging` for uploads that nobody waits for), and kernels
+//!   that NVRTC compiles for its compute capability when they are first asked for;
+//! * `Array`: numbers there, and their shape; `Placed`: one that layers hand on, with its GPU; `Span`: a run of one that is
+//!   lent to another stream;
+//! * `ops`: what layers, optimizers and the ordered tree compute, one function each, over the files of `kernels/`, cuBLAS
+//!   and cuDNN;
+//! * [`Place`]: where a rank computes, the host or a GPU, and which numbers come out there: `fingerprint` is a digest of
+//!   the model, the driver, the versions of cuBLAS, cuDNN and NVRTC, and of what a little of everything comes to;
+//! * `step`, by which a node decides whether it offers a GPU, and `check`, which `tl-worker doctor` prints;
 //! * `Fault`: what can go wrong. A library that is missing is named.
 //!
-//! A few layers call them (below), and no run does. **None of it has ever run on a GPU.** What was done instead: NVRTC 12.9
-//! and 13.5 take every file, for `sm_80`, `sm_90` and newer ones; and `tests/gpu` runs every function through the real bindings
-//! over fakes of the driver, NVRTC, cuBLAS and cuDNN (`nvlib::fake`), which compile the same files as C++ and run them thread
-//! by thread, and compares with the layers of `nn`, bit by bit where the order of a sum is the CPU's. Where there is a GPU, the
-//! same tests use it, and the script `tests/gpu/run.sh` brings them there. What fakes cannot show: races within a warp that no
-//! order of whole threads shows, what cuBLAS and cuDNN really answer (which algorithms are deterministic for channels-last f32,
-//! above all), and any speed.
+//! # The seam
 //!
-//! What is missing: a bias or an activation fused into a product, convolutions of bf16 memory (f32 that was rounded gives the
-//! same sums, at f32's speed), graphs of launches, and everything that a profile would show: kernels divide by the number of
-//! channels in 64 bits, and arrays are cleared that cuBLAS and cuDNN go on to write.
+//! A run trains on a GPU, evaluates there, and computes there what is frozen, with the same loop as on the host. The second
+//! device comes in at these places, and nowhere else:
 //!
-//! # The seam that training on GPUs is to have
+//! 1. **What layers take and give.** `nn::Array` is the host's or a GPU's, and asking one for the other kind is an error,
+//!    not a copy. `train::chain` makes arrays of batches and tensors of taps, and nothing else does in a run: a batch goes
+//!    up once per grain, through pinned memory while the host goes on (`OnGpu::send`); taps come down, and gradients of
+//!    them go up. Losses, and what objectives train beside networks, are the host's.
+//! 2. **What layers compute.** One branch in front of the host's code hands what lies on a GPU to `ops`. Every layer has
+//!    it, but for those that are made of others. What a layer keeps for its way back lies where its input does.
+//! 3. **Parameters.** `Pass::placed` sends them up: once for the grains of a step, once for all steps where nothing trains
+//!    them (`nn::Packs`).
+//! 4. **Gradients.** They gather on the GPU, and so do the sums of batch-norms; `nn::Flat` is the flat gradient in either
+//!    memory, and the tree adds two of them where they lie. Ranks that add up fast do it over NCCL, in place, in buckets
+//!    (`collective`'s `NcclGroup`); in the ordered reduction, and for whatever else ranks tell each other, they go over
+//!    TCP.
+//! 5. **The update.** Where only layers look at what is trained, values and moments stay there from step to step as well
+//!    (`optim::Resident`), in stretches that end where somebody looks at the state of the run: at a checkpoint, at the end
+//!    of an epoch. Else the mean gradient comes down, and the optimizer is the host's. The bits are the same. (It also
+//!    comes down in the first twenty steps of a stage, to be looked at: `train::gate`.)
 //!
-//! A second device comes in at three places, and nowhere else:
+//! `Store::place` says to each of them where. A rank opens its GPU when it starts (`Place::open`); a build without CUDA,
+//! and one on a machine without a GPU, knows the host alone.
 //!
-//! 1. What layers take and give, which is there: `nn::Array` is the host's or a GPU's, and asking one for the other kind is an
-//!    error, not a copy. `train::chain` makes arrays of batches and tensors of taps, and nothing else does in a run. Taps come
-//!    down there already (`Array::to_tensor`); a batch is to go up there, once per grain.
-//! 2. What layers compute: one branch in front of the host's code, which hands what lies on a GPU to `ops`. Dense layers,
-//!    activations, sums (and with them residual blocks), and means over an image have theirs; lines of layers need none. All
-//!    others refuse.
-//! 3. Parameters and their gradients. `nn::Packs` keeps what `Pass::placed` has sent up: once for the grains of a step, once
-//!    for all steps where nothing trains it. Gradients gather on the GPU and come down into the flat gradient at the end of
-//!    `chain::backward`, so that the tree, the optimizers and checkpoints stay as they are. Later buckets live there too:
-//!    `collective` reduces one in place through `nccl-rs`, or in the ordered tree with its own addition kernel, and a step is
-//!    applied only after `Communicator::complete` has said yes.
+//! # What is known of it
 //!
-//! What comes next, in this order: convolutions, norms with their running sums, the other pools, and joins of channels, so
-//! that a network of images is whole; attention with its heads split and its scores masked by length, embeddings, dropout and
-//! LSTMs; adapters; the batch that goes up, and a rank that opens its GPU; the optimizers over the flat buffers, with `optim`
-//! making their factors; the tree's addition in `collective`, and the norm for clipping; then the numerics fingerprint of a
-//! GPU (its model, the driver, the versions of cuBLAS, cuDNN and NVRTC, and a probe), without which `ordered` may not take one;
-//! and [`TRAINS`]. What holds on a CPU holds there by the same tests: finite differences, and the host's result within the
-//! bounds that PyTorch's float32 has against float64.
+//! **None of it has ever run on a GPU.** What was done instead: NVRTC 12.9 and 13.5 have taken earlier versions of the
+//! files of kernels, for `sm_80`, `sm_90` and newer ones; and tests go through the real bindings over fakes of the driver,
+//! NVRTC, cuBLAS, cuDNN and NCCL (`nvlib::fake`), which compile the same files as C++ and run them thread by thread: every
+//! operation and every layer, forward and backward, against those of `nn`, bit by bit where the order of a sum is the CPU's
+//! (`tests/gpu`), and whole jobs through a coordinator and workers, on one rank and on two, of which one is killed
+//! (`gpu_job` of the end-to-end tests). Where there is a GPU, the same tests use it; the script `tests/gpu/run.sh` brings
+//! them there, with PyTorch beside them.
+//!
+//! What fakes cannot show: races within a warp that no order of whole threads shows; what cuBLAS and cuDNN really answer
+//! (which algorithms are deterministic for channels-last f32, above all); how NCCL ends when a rank is killed, and how long
+//! that takes; whether streams that do run side by side wait for each other where they have to; and any speed.
+//!
+//! # What is missing
+//!
+//! * bf16 in memory: layers hand on f32, and `model.precision = "bf16"` rounds it, which gives the same sums, at f32's
+//!   speed and without tensor cores.
+//! * Sums over ranks while backward goes on: buckets begin when it has ended, though `NcclGroup` takes them one by one.
+//! * A bias or an activation fused into a product, graphs of launches, and whatever a profile would show: kernels divide by
+//!   the number of channels in 64 bits, and scratch memory is asked for anew by each convolution.
+//! * What modifiers and objectives keep of all parameters (averages, anchors, tensors of their own) has no device side: a
+//!   run that has any of it takes its updates on the host.
 
 #[cfg(feature = "cuda")]
 mod array;

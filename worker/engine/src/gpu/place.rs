@@ -4,15 +4,18 @@ use std::fmt;
 #[cfg(feature = "cuda")]
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use candle_core::Tensor;
+#[cfg(feature = "cuda")]
+use candle_core::TensorId;
 use tl_proto::hardware;
 
 #[cfg(feature = "cuda")]
 use super::{Device, Fault, Placed, Staging, fingerprint};
 #[cfg(feature = "cuda")]
-use crate::Error;
+use crate::{Error, nn::host};
 use crate::{Result, num::fingerprint::fingerprint as of_host};
 
 /// Where layers compute with the tensors of a store: what the first of them is given goes there before. A build without CUDA
@@ -57,7 +60,8 @@ impl Place {
     #[cfg(feature = "cuda")]
     pub fn of(device: Arc<Device>) -> Result<Self, Fault> {
         let numbers = fingerprint(&device)?;
-        Ok(Self::Gpu(Arc::new(OnGpu { device, numbers, staging: Mutex::default() })))
+        let (staging, aside, ahead) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Self::Gpu(Arc::new(OnGpu { device, numbers, staging, aside, ahead })))
     }
 
     /// Which numbers are computed there. Equal digests mean equal bits as far as could be seen; different ones mean
@@ -67,6 +71,39 @@ impl Place {
             Self::Host => of_host(),
             #[cfg(feature = "cuda")]
             Self::Gpu(gpu) => gpu.numbers,
+        }
+    }
+
+    /// The most bytes of a GPU's memory that arrays have had at a time, in this process; nothing of the host, or where the
+    /// driver keeps no count.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn peak(&self) -> Result<Option<u64>> {
+        match self {
+            Self::Host => Ok(None),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(gpu) => Ok(gpu.device.peak()?),
+        }
+    }
+
+    /// Says that tensors will be asked for here which are not made yet; what may be sent up of them has to name this
+    /// announcement. What the last few have named is held, and no more.
+    pub fn announce(&self) -> u64 {
+        match self {
+            Self::Host => 0,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(gpu) => gpu.announce(),
+        }
+    }
+
+    /// Sends a tensor up before it is asked for, beside all that is computed there. Nothing comes of it on the host, nor
+    /// where enough is on its way.
+    pub fn expect(&self, tensor: &Tensor, announcement: u64) {
+        match self {
+            Self::Host => _ = (tensor, announcement),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(gpu) => gpu.expect(tensor, announcement),
         }
     }
 
@@ -97,6 +134,10 @@ impl fmt::Debug for Place {
 #[cfg(feature = "cuda")]
 const UNDER_WAY: usize = 2;
 
+/// How many announcements are held, as by whoever makes the tensors: two steps of a student and its teacher.
+#[cfg(feature = "cuda")]
+const KEEP: u64 = 4;
+
 /// A GPU that a rank computes on.
 #[cfg(feature = "cuda")]
 pub struct OnGpu {
@@ -104,6 +145,20 @@ pub struct OnGpu {
     numbers: [u8; 32],
     /// Memory of the host's that it reads by itself; what was used longest ago comes first.
     staging: Mutex<VecDeque<Staging>>,
+    /// The same for what goes up before it is asked for. Each has a stream: memory is given back on the one that it came
+    /// from, behind all that reads it, and what comes next must not wait for that.
+    aside: Mutex<VecDeque<Staging>>,
+    ahead: Mutex<Ahead>,
+}
+
+/// What went up before it was asked for.
+#[cfg(feature = "cuda")]
+#[derive(Default)]
+struct Ahead {
+    /// Counts announcements.
+    announced: u64,
+    /// Tensors, and the announcements that named them.
+    sent: Vec<(TensorId, u64, Placed)>,
 }
 
 #[cfg(feature = "cuda")]
@@ -119,11 +174,9 @@ impl OnGpu {
     /// The memory is full; a shape of another count.
     pub fn send(&self, values: &[f32], shape: &[usize]) -> Result<Placed, Fault> {
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = if staging.len() < UNDER_WAY { None } else { staging.pop_front() };
-        let used = used.filter(|place| place.room() >= values.len());
-        let array = match used.map_or_else(|| self.device.staging(values.len()), Ok) {
+        let array = match place_for(&mut staging, values.len(), || self.device.staging(values.len())) {
             Ok(mut place) => {
-                let sent = place.upload(&self.device, values, shape);
+                let sent = place.upload(values, shape);
                 staging.push_back(place);
                 sent?
             }
@@ -131,6 +184,66 @@ impl OnGpu {
             Err(_) => self.device.upload(values, shape)?,
         };
         Ok(Placed::new(self.device.clone(), array))
+    }
+
+    /// What was sent up of a tensor before it was asked for, if it was.
+    pub(crate) fn arrived(&self, tensor: &Tensor) -> Option<Placed> {
+        let mut ahead = self.ahead();
+        let at = ahead.sent.iter().position(|(id, ..)| *id == tensor.id())?;
+        Some(ahead.sent.swap_remove(at).2)
+    }
+
+    /// How many tensors went up that nobody has asked for.
+    pub fn waiting(&self) -> usize {
+        self.ahead().sent.len()
+    }
+
+    fn announce(&self) -> u64 {
+        let mut ahead = self.ahead();
+        ahead.announced += 1;
+        let announced = ahead.announced;
+        ahead.sent.retain(|(_, named, _)| named + KEEP > announced);
+        announced
+    }
+
+    fn expect(&self, tensor: &Tensor, announcement: u64) {
+        if self.waiting() >= UNDER_WAY {
+            return;
+        }
+        // What fails here is told to whoever asks for it.
+        let Ok(values) = host(tensor) else { return };
+        let Ok(sent) = self.send_aside(&values, tensor.dims()) else { return };
+        self.ahead().sent.push((tensor.id(), announcement, sent));
+    }
+
+    fn send_aside(&self, values: &[f32], shape: &[usize]) -> Result<Placed, Fault> {
+        let mut aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut place = place_for(&mut aside, values.len(), || self.device.staging_aside(values.len()))?;
+        let sent = place.upload(values, shape);
+        aside.push_back(place);
+        Ok(Placed::new(self.device.clone(), sent?))
+    }
+
+    fn ahead(&self) -> MutexGuard<'_, Ahead> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place with room for `count` numbers, to be put back: of those that have it the one that was used longest ago, once there
+/// are two, or a new one instead of one that has not.
+#[cfg(feature = "cuda")]
+fn place_for(
+    places: &mut VecDeque<Staging>,
+    count: usize,
+    new: impl FnOnce() -> Result<Staging, Fault>,
+) -> Result<Staging, Fault> {
+    if places.len() < UNDER_WAY {
+        return new();
+    }
+    let fits = places.iter().position(|place| place.room() >= count);
+    match places.remove(fits.unwrap_or_default()).filter(|_| fits.is_some()) {
+        Some(place) => Ok(place),
+        None => new(),
     }
 }
 
@@ -142,6 +255,7 @@ mod tests {
     fn the_host_is_always_there_and_a_gpu_that_is_not_is_refused_with_what_to_do() {
         let host = Place::open(hardware::Device::Cpu).unwrap();
         assert_eq!((host.numbers(), host.wait().is_ok()), (of_host(), true));
+        assert!(matches!(host.peak(), Ok(None)), "the system knows that");
         // More than any machine has.
         let failure = Place::open(hardware::Device::Cuda(4096)).unwrap_err().to_failure();
         let why = if cfg!(feature = "cuda") { "GPU 4096 cannot be used: " } else { "this build has no CUDA" };

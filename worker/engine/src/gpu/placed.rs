@@ -91,11 +91,19 @@ impl Placed {
     /// # Errors
     /// One of another count.
     pub fn reshaped(self, shape: &[usize]) -> Result<Self, Fault> {
-        let array = match Arc::try_unwrap(self.array) {
-            Ok(own) => own,
-            Err(shared) => self.device.copy(&shared)?,
-        };
-        Ok(Self::new(self.device, array.reshaped(shape)?))
+        let device = self.device.clone();
+        Ok(Self::new(device, self.into_array()?.reshaped(shape)?))
+    }
+
+    /// The numbers without the GPU; a copy of them where others hold them too.
+    ///
+    /// # Errors
+    /// The memory is full.
+    pub fn into_array(self) -> Result<Array, Fault> {
+        match Arc::try_unwrap(self.array) {
+            Ok(own) => Ok(own),
+            Err(shared) => self.device.copy(&shared),
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use super::{Device, Placed};
 use crate::{
     Error, Result,
     nn::{
-        self, Act, Activation, BufferId, Builder, GlobalAvgPool, Gradients, Layer, Layout, Pass, Sequential, Store,
-        Tape, host,
+        self, Act, Activation, BufferId, Builder, GlobalAvgPool, Gradients, Layer, Layout, Padding, Pass, Sequential,
+        Store, Tape, host,
     },
     num::{pool, rng::Philox},
 };
@@ -15,13 +15,16 @@ use crate::{
 /// How far apart two numbers may lie, relative to one more than the host's: their sums have other orders.
 const APART: f32 = 1e-4;
 
-/// What the step goes through, and the shape of what comes in: the place for every kind of layer that most jobs have.
+/// What the step goes through, and the shape of what comes in: the place for every kind of layer that most jobs have, so
+/// that no library is missing to them that the step does without.
 fn network(b: &mut Builder) -> (Sequential, [usize; 4]) {
     let layers = Sequential::default()
         .with(b.linear("pixels", (3, 16)))
         .with(Activation(Act::Gelu))
+        .with(b.conv("conv", (16, 12), 3, 2, Padding::Symmetric(1)))
+        .with(b.norm("norm", 12).act(Act::Silu))
         .with(GlobalAvgPool)
-        .with(b.linear("hidden", (16, 24)))
+        .with(b.linear("hidden", (12, 24)))
         .with(Activation(Act::Silu))
         .with(b.linear("classes", (24, 10)));
     (layers, [6, 9, 11, 3])
@@ -115,6 +118,18 @@ fn compare(got: &Given, want: &Given) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_step_goes_through_what_each_library_computes_and_learns_with_the_statistics_of_the_batch() {
+        let (mut said, step) = (String::new(), Step::new());
+        step.layers.describe(&mut said);
+        // cuBLAS, cuDNN, and kernels of ours.
+        for kind in ["linear:", "conv:12:(3, 3):", "norm:", "gelu;"] {
+            assert!(said.contains(kind), "{kind} {said}");
+        }
+        assert_eq!(step.layout.norms().count(), 1);
+        assert_eq!(step.layout.trained().count(), step.store.params.len());
+    }
 
     #[test]
     fn numbers_that_lie_apart_are_named_and_so_are_those_that_are_none() {

@@ -23,7 +23,8 @@ pub enum Array {
 }
 
 impl Array {
-    /// What layers take of a tensor where they compute: itself on the host, else what is on its way to a GPU.
+    /// What layers take of a tensor where they compute: itself on the host, else what is on its way to a GPU, or went there
+    /// before ([`Place::expect`]).
     ///
     /// # Errors
     /// The memory of the GPU is full.
@@ -31,7 +32,10 @@ impl Array {
         match place {
             Place::Host => Ok(tensor.into()),
             #[cfg(feature = "cuda")]
-            Place::Gpu(gpu) => Ok(gpu.send(&host(&tensor)?, tensor.dims())?.into()),
+            Place::Gpu(gpu) => match gpu.arrived(&tensor) {
+                Some(placed) => Ok(placed.into()),
+                None => Ok(gpu.send(&host(&tensor)?, tensor.dims())?.into()),
+            },
         }
     }
 

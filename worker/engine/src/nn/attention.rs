@@ -215,13 +215,15 @@ impl SelfAttention {
         grads: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Array>> {
-        let dout = self.out.backward(dy, pass, tape, grads, true)?;
+        let draws = ragged.draws(pass);
+        let by_row = &pass.with_draws(&draws);
+        let dout = self.out.backward(dy, by_row, tape, grads, true)?;
         let dout = dout.ok_or_else(|| crate::Error::Internal("a linear layer gave no gradient".into()))?;
         let slopes = self.slopes(&dout, ragged, pass, tape)?;
         let mut dx: Option<Array> = None;
         // The tape goes backwards: value, key, query.
         for (linear, slope) in self.projections.iter().zip(slopes).rev() {
-            let part = linear.backward(&slope, pass, tape, grads, need_dx)?;
+            let part = linear.backward(&slope, by_row, tape, grads, need_dx)?;
             dx = match (dx, part) {
                 (Some(a), Some(b)) => Some(add(&a, &b, Act::None)?),
                 (None, part) => part,

@@ -81,15 +81,17 @@ impl Layer for EncoderBlock {
         need_dx: bool,
     ) -> Result<Option<Array>> {
         let ragged = Ragged::saved(tape)?;
+        let draws = ragged.draws(pass);
+        let by_row = &pass.with_draws(&draws);
         let before = self.order == Order::Before;
         let [first, second] = &self.norms;
         let sum = ragged.pack(dy)?;
         let (sum, made) = if before { (sum.clone(), sum) } else { second.backward(&sum, pass, tape, grads)? };
         let wide = self.drops[2].rows(made, &ragged, pass)?;
-        let wide = given(self.down.backward(&wide, pass, tape, grads, true)?)?;
+        let wide = given(self.down.backward(&wide, by_row, tape, grads, true)?)?;
         let wide = self.drops[1].rows(wide, &ragged, pass)?;
         let wide = given(self.act.backward(&wide, pass, tape, grads, true)?)?;
-        let mut inner = given(self.up.backward(&wide, pass, tape, grads, true)?)?;
+        let mut inner = given(self.up.backward(&wide, by_row, tape, grads, true)?)?;
         if before {
             inner = given(second.alone_backward(&inner, pass, tape, grads, true)?)?;
         }

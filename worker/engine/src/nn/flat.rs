@@ -66,6 +66,29 @@ impl Flat {
         })
     }
 
+    /// The square of each number where it lies, on top of what there may be already.
+    ///
+    /// # Errors
+    /// On a GPU, other counts, or its memory is full.
+    pub fn squared(&self, onto: Option<Self>) -> Result<Self> {
+        Ok(match self {
+            Self::Host(numbers) => {
+                let mut sums = onto.map_or_else(|| Ok(zeros(numbers.len())), Self::into_host)?;
+                sums.iter_mut().zip(numbers).for_each(|(sum, v)| *sum += v * v);
+                Self::Host(sums)
+            }
+            #[cfg(feature = "cuda")]
+            Self::Device(numbers) => {
+                let mut sums = match onto {
+                    Some(onto) => onto.placed(numbers.device())?,
+                    None => numbers.made(|device, numbers| device.zeros(numbers.shape()))?,
+                };
+                sums.change(|device, sums| ops::add_squares(device, sums, numbers.array()))?;
+                Self::Device(sums)
+            }
+        })
+    }
+
     /// Some of the numbers, for the host; waits until they are made.
     ///
     /// # Errors
@@ -130,11 +153,16 @@ impl Flat {
 }
 
 impl Gradients<'_> {
-    /// The flat gradient, and which parameters backward has reached. It lies on a GPU if anything has gathered there.
+    /// The flat gradient, and which parameters backward has reached. It lies on a GPU if anything has gathered there. Where a
+    /// [`Taker`](super::Taker) has it, nothing is left of it.
     ///
     /// # Errors
-    /// The memory of a GPU is full.
+    /// The memory of a GPU is full; those of the taker.
     pub fn finish(mut self) -> Result<(Flat, Vec<bool>)> {
+        if self.early.is_some() {
+            self.hand_rest()?;
+            return Ok((Flat::Host(Vec::new()), self.touched));
+        }
         #[cfg(feature = "cuda")]
         if let Some(placed) = self.gathered()? {
             return Ok((Flat::Device(placed), self.touched));

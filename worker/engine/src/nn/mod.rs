@@ -16,6 +16,7 @@ mod depthwise;
 mod drop_path;
 mod dropout;
 mod each_row;
+mod early;
 mod embedding;
 mod encoder;
 mod flat;
@@ -60,6 +61,8 @@ pub use depthwise::Depthwise;
 pub use drop_path::DropPath;
 pub use dropout::Dropout;
 pub use each_row::EachRow;
+use early::Early;
+pub use early::Taker;
 pub use embedding::Embedding;
 pub use encoder::{EncoderBlock, Order};
 pub use flat::Flat;
@@ -95,7 +98,8 @@ pub struct Pass<'a> {
     pub dropout: Option<DropoutDraw<'a>>,
     /// The other grains of the step, if batch-norms in training take the statistics of them all.
     pub grains: Option<&'a dyn Grains>,
-    /// Packed weights of the store that earlier passes have left; `None` packs what it needs and leaves nothing.
+    /// Weights of the store, packed or sent to a GPU, that earlier passes have left; `None` makes what it needs and leaves
+    /// nothing.
     pub packs: Option<&'a Packs>,
 }
 
@@ -105,7 +109,7 @@ impl<'a> Pass<'a> {
         Self { store, layout: None, dropout: None, grains: None, packs: None }
     }
 
-    /// The same, which leaves what it packs, or sends to a GPU, to the next one: of the same values.
+    /// The same, which leaves what it sends to a GPU to the next one: of the same values.
     pub fn again(store: &'a Store, packs: &'a Packs) -> Self {
         Self { packs: Some(packs), ..Self::eval(store) }
     }

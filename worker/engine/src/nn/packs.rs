@@ -1,5 +1,6 @@
 //! Weights as products take them, packed once for all grains of a step, and once for all steps where nothing trains them:
-//! for a few samples, packing takes as long as their product.
+//! for a few samples, packing takes as long as their product. What only evaluates has as many samples as fit, and leaves
+//! nothing packed behind, which would take the memory of the weights once more; what it has sent to a GPU stays there.
 
 use std::{
     collections::BTreeMap,
@@ -25,9 +26,10 @@ pub(super) enum Way {
 #[derive(Default)]
 pub(super) struct Kept {
     weights: BTreeMap<(ParamId, Way), Arc<Packed>>,
-    /// The same on a GPU, where they lie as in the store.
+    /// The same on a GPU, where they lie as in the store, and whether they are exact: else they are in the precision of
+    /// products.
     #[cfg(feature = "cuda")]
-    pub(super) placed: BTreeMap<ParamId, Placed>,
+    pub(super) placed: BTreeMap<(ParamId, bool), Placed>,
     /// And where they lie as cuDNN takes them.
     #[cfg(feature = "cuda")]
     pub(super) turned: BTreeMap<ParamId, Placed>,
@@ -46,7 +48,7 @@ impl Kept {
     fn forget(&mut self, layout: &Layout) {
         self.weights.retain(|(id, _), _| layout.slot(*id).is_none());
         #[cfg(feature = "cuda")]
-        self.placed.retain(|id, _| layout.slot(*id).is_none());
+        self.placed.retain(|(id, _), _| layout.slot(*id).is_none());
         #[cfg(feature = "cuda")]
         self.turned.retain(|id, _| layout.slot(*id).is_none());
         #[cfg(feature = "cuda")]
@@ -75,6 +77,27 @@ impl Packs {
         self.kept().forget(layout);
     }
 
+    /// Has `work` take what is trained from other values than everybody else: nothing that is kept of one shows in the other.
+    #[cfg(feature = "cuda")]
+    pub fn lend<T>(&self, layout: &Layout, values: &Placed, work: impl FnOnce() -> T) -> T {
+        let instead = |several, resident| {
+            let mut kept = self.kept();
+            kept.forget(layout);
+            (std::mem::replace(&mut kept.several, several), std::mem::replace(&mut kept.resident, resident))
+        };
+        // What goes forward goes back.
+        let (several, resident) = instead(true, Some(values.clone()));
+        let done = work();
+        instead(several, resident);
+        done
+    }
+
+    /// What is trained, if it is taken from anywhere but the store.
+    #[cfg(feature = "cuda")]
+    pub fn resident(&self) -> Option<Placed> {
+        self.kept().resident.clone()
+    }
+
     /// From here on what is trained is taken from these values, in the order of the flat gradient; again from the store if
     /// there are none.
     #[cfg(feature = "cuda")]
@@ -91,7 +114,7 @@ impl Pass<'_> {
             // Nobody waits for it meanwhile: a thread that packs takes up other tasks, which may want weights too. What two
             // have packed at a time is the same.
             let made = Arc::new(pack(&self.weight(id)));
-            if let Some(mut kept) = self.packs.map(Packs::kept)
+            if let Some(mut kept) = self.packs.filter(|_| self.records()).map(Packs::kept)
                 && (kept.several || !self.trains(id))
             {
                 kept.weights.insert((id, way), made.clone());
@@ -144,5 +167,25 @@ mod tests {
         assert_eq!(step(4), [2, 0]);
         assert_eq!(step(1), [2, 0], "one grain keeps nothing that is trained");
         assert!(packs.kept().weights.keys().all(|(id, _)| *id == frozen));
+    }
+
+    #[test]
+    fn what_only_evaluates_leaves_nothing_packed_and_takes_what_is_there() {
+        let mut b = Builder::new(1);
+        let w = b.linear("l", (3, 2)).w;
+        let (store, packs) = (b.store, Packs::default());
+        let layout = Layout::new(&store, &[], &[]);
+        let packed = |pass: &Pass<'_>| {
+            let mut count = 0;
+            pass.packed(w, Way::Forward, |w| {
+                count += 1;
+                Packed::of(View::transposed(w, 3), 3, 2)
+            });
+            (count, packs.kept().weights.len())
+        };
+        let evaluates = Pass::again(&store, &packs);
+        let records = Pass { layout: Some(&layout), ..evaluates };
+        assert_eq!([packed(&evaluates), packed(&evaluates)], [(1, 0); 2]);
+        assert_eq!([packed(&records), packed(&records), packed(&evaluates)], [(1, 1), (0, 1), (0, 1)]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{Array, Gradients, Packs, ParamId, Pass};
+use super::{Array, BufferId, Flat, Gradients, Packs, ParamId, Pass};
 use crate::{
     Error, Result,
     gpu::{self, Device, Fault, Placed, ops},
@@ -31,7 +31,7 @@ impl Pass<'_> {
     }
 
     fn sent(&self, id: ParamId, shape: &[usize], at: &Placed, exact: bool) -> Result<Placed> {
-        if let Some(known) = self.packs.and_then(|packs| packs.placed(id)) {
+        if let Some(known) = self.packs.and_then(|packs| packs.placed(id, exact)) {
             return Ok(known);
         }
         let made = match self.resident(id, shape)? {
@@ -43,7 +43,7 @@ impl Pass<'_> {
             }
         };
         if let Some(packs) = self.packs {
-            packs.keep(id, &made, self.trains(id));
+            packs.keep((id, exact), &made, self.trains(id));
         }
         Ok(made)
     }
@@ -63,7 +63,7 @@ impl Pass<'_> {
         if let Some(mut kept) = self.packs.map(Packs::kept)
             && (kept.several || !self.trains(id))
         {
-            kept.placed.remove(&id);
+            kept.placed.remove(&(id, false));
             kept.turned.insert(id, made.clone());
         }
         Ok(made)
@@ -83,14 +83,14 @@ impl Pass<'_> {
 }
 
 impl Packs {
-    fn placed(&self, id: ParamId) -> Option<Placed> {
-        self.kept().placed.get(&id).cloned()
+    fn placed(&self, id: ParamId, exact: bool) -> Option<Placed> {
+        self.kept().placed.get(&(id, exact)).cloned()
     }
 
-    fn keep(&self, id: ParamId, placed: &Placed, trained: bool) {
+    fn keep(&self, which: (ParamId, bool), placed: &Placed, trained: bool) {
         let mut kept = self.kept();
         if kept.several || !trained {
-            kept.placed.insert(id, placed.clone());
+            kept.placed.insert(which, placed.clone());
         }
     }
 }
@@ -138,6 +138,21 @@ impl Gradients<'_> {
         Ok(Some(flat))
     }
 
+    /// What has gathered on a GPU of the gradient of a parameter, in the form of a run of the flat one.
+    pub(super) fn taken(&mut self, id: ParamId) -> Result<Option<Flat>> {
+        run_of(self.placed.remove(&id))
+    }
+
+    /// The same of the sums of a batch-norm.
+    pub(super) fn taken_stats(&mut self, mean: BufferId) -> Result<Option<Flat>> {
+        run_of(self.placed_stats.remove(&mean))
+    }
+
+    /// Whether nothing lies on a GPU.
+    pub(super) fn all_taken(&self) -> bool {
+        self.placed.is_empty() && self.placed_stats.is_empty()
+    }
+
     /// Adds what has gathered on a GPU to the elements in the host's memory, and to the sums of batch-norms behind them.
     ///
     /// # Errors
@@ -157,4 +172,10 @@ impl Gradients<'_> {
         }
         Ok(())
     }
+}
+
+fn run_of(sum: Option<Placed>) -> Result<Option<Flat>> {
+    let Some(sum) = sum else { return Ok(None) };
+    let count = sum.array().count();
+    Ok(Some(Flat::Device(sum.reshaped(&[count])?)))
 }

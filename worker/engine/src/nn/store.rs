@@ -1,13 +1,11 @@
 //! Parameters and buffers of a network in flat memory, in the order in which the network names them.
 
-#[cfg(feature = "cuda")]
-use std::collections::BTreeMap;
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use tl_proto::spec::Precision;
 
 use super::{
-    Act, Adapters, BatchNorm, Conv2d, ConvSpec, Depthwise, Embedding, LayerNorm, Linear, Lstm, Mask, Normalize,
+    Act, Adapters, BatchNorm, Conv2d, ConvSpec, Depthwise, Early, Embedding, LayerNorm, Linear, Lstm, Mask, Normalize,
     Padding, Patches, SelfAttention,
 };
 #[cfg(feature = "cuda")]
@@ -184,8 +182,9 @@ pub struct Gradients<'a> {
     #[cfg(feature = "cuda")]
     pub(super) placed_stats: BTreeMap<BufferId, Placed>,
     /// Which runs of `flat` were opened, from where to where.
-    #[cfg(feature = "cuda")]
     pub(super) opened: BTreeMap<usize, usize>,
+    /// Who takes what is final while backward goes on.
+    pub(super) early: Option<Early<'a>>,
 }
 
 impl<'a> Gradients<'a> {
@@ -204,8 +203,8 @@ impl<'a> Gradients<'a> {
             placed: BTreeMap::new(),
             #[cfg(feature = "cuda")]
             placed_stats: BTreeMap::new(),
-            #[cfg(feature = "cuda")]
             opened: BTreeMap::new(),
+            early: None,
         }
     }
 
@@ -226,7 +225,6 @@ impl<'a> Gradients<'a> {
         if self.flat.is_empty() {
             self.flat = zeros(self.layout.total_len());
         }
-        #[cfg(feature = "cuda")]
         self.opened.insert(range.start, range.end);
         &mut self.flat[range]
     }

@@ -20,8 +20,8 @@ pub fn sum(values: impl IntoIterator<Item = f32>) -> f64 {
 const TASK: usize = 1 << 14;
 /// Elements whose squares are added up by themselves, and how many sums each block has: lane after lane, so that a
 /// vector of them is one instruction.
-const BLOCK: usize = 4096;
-const LANES: usize = 8;
+pub(crate) const BLOCK: usize = 4096;
+pub(crate) const LANES: usize = 8;
 
 /// The squared norm, in f64: within blocks of 4096 elements eight sums of every eighth square, folded in order; the blocks
 /// folded pairwise, neighbour with neighbour.

@@ -1,6 +1,6 @@
 //! Values and moments that stay on a GPU from step to step, so that nothing of their size goes up or comes down in one.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use tl_proto::spec::OptimizerSection;
 
@@ -40,18 +40,11 @@ impl Resident {
     /// # Errors
     /// There is no group, or the memory is full.
     pub fn new(device: &Arc<Device>, groups: &[Group], values: &mut [f32], moments: &Moments) -> Result<Self> {
-        let up = |from: &[f32]| {
-            let mut laid = vec![0.0; groups.iter().map(|g| g.gradient.end).max().unwrap_or_default()];
-            for group in groups {
-                laid[group.gradient.clone()].copy_from_slice(&from[group.values.clone()]);
-            }
-            device.upload(&laid, &[laid.len()])
-        };
         let resident = Self {
             groups: groups.to_vec(),
-            values: Placed::new(device.clone(), up(values)?),
-            first: up(&moments.first)?,
-            second: if moments.second.is_empty() { None } else { Some(up(&moments.second)?) },
+            values: Placed::new(device.clone(), up(device, groups, values)?),
+            first: up(device, groups, &moments.first)?,
+            second: if moments.second.is_empty() { None } else { Some(up(device, groups, &moments.second)?) },
         };
         groups.iter().for_each(|group| values[group.values.clone()].fill(f32::NAN));
         Ok(resident)
@@ -60,6 +53,38 @@ impl Resident {
     /// The values as they are now. Whoever holds a clone of them keeps the next step from being taken.
     pub fn values(&self) -> &Placed {
         &self.values
+    }
+
+    /// Sends other numbers up that there are one of for each value, to lie as the values do.
+    ///
+    /// # Errors
+    /// The memory is full.
+    pub fn lay(&self, from: &[f32]) -> Result<Array> {
+        Ok(up(self.values.device(), &self.groups, from)?)
+    }
+
+    /// Brings such numbers down to where they came from.
+    ///
+    /// # Errors
+    /// What makes them has failed.
+    pub fn bring(&self, from: &Array, to: &mut [f32]) -> Result<()> {
+        Ok(down(self.values.device(), &self.groups, from, to)?)
+    }
+
+    /// Some of the values, by their places in the flat gradient, for a host that looks at them.
+    ///
+    /// # Errors
+    /// What makes them has failed.
+    pub fn look(&self, run: Range<usize>) -> Result<Vec<f32>> {
+        Ok(self.values.device().download_run(self.values.array(), run)?)
+    }
+
+    /// Puts others in their place.
+    ///
+    /// # Errors
+    /// Somebody else holds the values, or the GPU has failed.
+    pub fn put(&mut self, run: Range<usize>, values: &[f32]) -> Result<()> {
+        Ok(self.values.change(|_, all| all.fill(run, values))?)
     }
 
     /// The mean of a flat gradient that is a sum over so many samples: its first numbers, those of what is trained.
@@ -98,22 +123,30 @@ impl Resident {
     /// # Errors
     /// What makes it has failed: then nobody knows it any more.
     pub fn settle(self, values: &mut [f32], moments: &mut Moments) -> Result<()> {
-        let Self { groups, values: there, first, second } = self;
-        let device = there.device();
-        let down = |from: &Array, to: &mut [f32]| -> Result<(), Fault> {
-            let laid = device.download(from)?;
-            for group in &groups {
-                to[group.values.clone()].copy_from_slice(&laid[group.gradient.clone()]);
-            }
-            Ok(())
-        };
-        down(there.array(), values)?;
-        down(&first, &mut moments.first)?;
-        if let Some(second) = &second {
-            down(second, &mut moments.second)?;
+        self.bring(self.values.array(), values)?;
+        self.bring(&self.first, &mut moments.first)?;
+        if let Some(second) = &self.second {
+            self.bring(second, &mut moments.second)?;
         }
         Ok(())
     }
+}
+
+/// Numbers of some groups, in the order of the flat gradient.
+fn up(device: &Device, groups: &[Group], from: &[f32]) -> Result<Array, Fault> {
+    let mut laid = vec![0.0; groups.iter().map(|g| g.gradient.end).max().unwrap_or_default()];
+    for group in groups {
+        laid[group.gradient.clone()].copy_from_slice(&from[group.values.clone()]);
+    }
+    device.upload(&laid, &[laid.len()])
+}
+
+fn down(device: &Device, groups: &[Group], from: &Array, to: &mut [f32]) -> Result<(), Fault> {
+    let laid = device.download(from)?;
+    for group in groups {
+        to[group.values.clone()].copy_from_slice(&laid[group.gradient.clone()]);
+    }
+    Ok(())
 }
 
 /// As [`clip`](super::clip), of a mean gradient on a GPU; waits for its norm.

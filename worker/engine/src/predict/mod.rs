@@ -19,7 +19,8 @@ use crate::{
     collective::Solo,
     data::{audio, augment::View, image_folder, pixels, strokes},
     eval::{Evaluation, softmax},
-    nn::Pass,
+    gpu::Place,
+    nn::{Packs, Pass},
     train::{evaluate, export::About, net, net::Net, samples::Samples, tasks::regrouped},
     weights,
 };
@@ -31,6 +32,8 @@ pub struct Model {
     taught: Option<Taught>,
     /// For each further task, which classes of samples its classes are made of.
     of: Vec<BTreeMap<String, Vec<String>>>,
+    /// Its weights as products take them, for one sample after the other.
+    packs: Packs,
 }
 
 /// What one head says of a sample.
@@ -79,7 +82,20 @@ impl Model {
         let heads: Vec<HeadSection> = tasks.values().map(|task| kept(&task.head)).collect();
         let all = tasks.iter().zip(&heads).map(|((name, task), head)| (name.as_str(), head, task.classes.as_slice()));
         let net = net.with_tasks(all, 0, Some(&file))?;
-        Ok(Self { net, classes, taught, of: tasks.into_values().map(|task| task.of).collect() })
+        let of = tasks.into_values().map(|task| task.of).collect();
+        Ok(Self { net, classes, taught, of, packs: Packs::default() })
+    }
+
+    /// The same, run in another place than the host.
+    #[must_use]
+    pub fn at(mut self, place: Place) -> Self {
+        self.net.network.initial.place = place;
+        self
+    }
+
+    /// A pass over its weights, which leaves what it makes of them to the next one.
+    fn pass(&self) -> Pass<'_> {
+        Pass::again(&self.net.network.initial, &self.packs)
     }
 
     /// Names of its classes; where it has several tasks, those of the first.
@@ -190,7 +206,7 @@ impl Model {
     /// What every head makes of one sample.
     fn said(&self, batch: Tensor) -> Result<Vec<Said>> {
         let heads: Vec<usize> = (0..=self.net.network.tasks.len()).collect();
-        let logits = self.net.forward_heads(&Pass::eval(&self.net.network.initial), batch, 0, &heads)?;
+        let logits = self.net.forward_heads(&self.pass(), batch, 0, &heads)?;
         let one = |((task, classes), logits): ((Option<&str>, &[String]), Tensor)| {
             let rows = net::rows(&logits)?;
             let chances = softmax(rows.first().map_or(&[], Vec::as_slice));

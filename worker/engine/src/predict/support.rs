@@ -10,7 +10,7 @@ use crate::{
     Error, Result,
     collective::Solo,
     eval::{Evaluation, softmax},
-    nn::{Pass, tensor},
+    nn::tensor,
     objective::fewshot::{self, Learns, Method, Shown},
     train::{
         evaluate,
@@ -157,8 +157,7 @@ impl Learned<'_> {
     /// Something that is no image, no text, no sound or no drawing.
     pub fn predict(&self, file: &Path) -> Result<Vec<f64>> {
         let network = &self.model.net.network;
-        let pass = Pass::eval(&network.initial);
-        let query = self.model.net.forward(&pass, self.model.input(file)?, 0, network.embeds())?;
+        let query = self.model.net.forward(&self.model.pass(), self.model.input(file)?, 0, network.embeds())?;
         let (method, params) = self.model.taught();
         let (Learns::Compares(scores) | Learns::Fits(scores)) = method.learns else {
             return Err(Error::Internal("a method that adapts has learned a folder".into()));

@@ -5,11 +5,16 @@
 //! Where a run began is no part of a checkpoint: an attempt that goes on reads the weights again, as the first did. How
 //! much each of them matters is, for that takes long to learn.
 
+#[cfg(feature = "cuda")]
+mod placed;
+
 use std::ops::Range;
 
 use rayon::prelude::*;
 use tl_proto::spec::JobSpec;
 
+#[cfg(feature = "cuda")]
+pub(super) use self::placed::Held;
 use super::{fisher, net::Net, origin::Origin, state::RunState};
 use crate::{
     Error, Result,
@@ -17,7 +22,7 @@ use crate::{
     link::Link,
     modifier::{self, Hold},
     nn::{Entry, Layout, ParamId},
-    num::simd::vectorised,
+    num::{BLOCK, LANES, fold_pairs, simd::vectorised},
 };
 
 /// Where a network began, and how it is held to that.
@@ -68,53 +73,62 @@ impl Anchor {
         Ok(())
     }
 
+    /// Each way in which something that `layout` trains is held: the parameter, its slot, whether it came with the weights,
+    /// and how.
+    fn held<'a>(&'a self, layout: &'a Layout) -> impl Iterator<Item = (ParamId, Range<usize>, bool, &'a Hold)> + 'a {
+        let known = layout.trained().filter_map(move |(id, slot)| Some((id, slot, self.came[id.0]?)));
+        let ways =
+            move |(id, slot, came): (_, Range<usize>, _)| self.holds.iter().map(move |h| (id, slot.clone(), came, h));
+        known.flat_map(ways).filter(|(_, _, came, hold)| weight(hold, *came) != 0.0)
+    }
+
     /// Adds the gradient of the penalties to a mean gradient of what `layout` trains; returns the penalties. `importance`
-    /// is F for every number, where a modifier asks for it.
+    /// is F for every number, where a modifier asks for it. A penalty is added up as the norm of a gradient is.
     pub fn pull(&self, values: &[f32], importance: &[f32], layout: &Layout, mean: &mut [f32]) -> f64 {
         let mut penalty = 0.0;
-        for (id, slot) in layout.trained() {
-            let (Some(came), range) = (self.came[id.0], self.ranges[id.0].clone()) else { continue };
-            for hold in &self.holds {
-                let weight = if came { hold.came } else { hold.new };
-                if weight == 0.0 {
-                    continue;
-                }
-                let parts = mean[slot.clone()].par_chunks_mut(PART).zip(values[range.clone()].par_chunks(PART));
-                let start = self.start[range.clone()].par_chunks(PART);
-                let important = hold.importance.filter(|_| came).map(|_| &importance[range.clone()]);
-                let sums: Vec<f64> = parts
-                    .zip(start)
-                    .enumerate()
-                    .map(|(i, ((mean, now), start))| {
-                        let start = if came { start } else { &ZEROS[..now.len()] };
-                        let at = i * PART..i * PART + now.len();
-                        let f = important.map_or(&ONES[..now.len()], |f| &f[at]);
-                        distance(mean, now, start, f, weight as f32)
-                    })
-                    .collect();
-                penalty += 0.5 * sums.iter().fold(0.0, |sum, part| sum + part);
-            }
+        for (id, slot, came, hold) in self.held(layout) {
+            let (range, weight) = (self.ranges[id.0].clone(), weight(hold, came) as f32);
+            let parts = mean[slot].par_chunks_mut(BLOCK).zip(values[range.clone()].par_chunks(BLOCK));
+            let start = self.start[range.clone()].par_chunks(BLOCK);
+            let important = hold.importance.filter(|_| came).map(|_| &importance[range]);
+            let sums: Vec<f64> = parts
+                .zip(start)
+                .enumerate()
+                .map(|(i, ((mean, now), start))| {
+                    let start = if came { start } else { &ZEROS[..now.len()] };
+                    let at = i * BLOCK..i * BLOCK + now.len();
+                    let f = important.map_or(&ONES[..now.len()], |f| &f[at]);
+                    distance(mean, now, start, f, weight)
+                })
+                .collect();
+            penalty += 0.5 * fold_pairs(sums);
         }
         penalty
     }
 }
 
-/// Numbers that are worked on by themselves.
-const PART: usize = 1 << 13;
-static ZEROS: [f32; PART] = [0.0; PART];
-static ONES: [f32; PART] = [1.0; PART];
+/// What the distance of a parameter counts, by whether it came with the weights.
+fn weight(hold: &Hold, came: bool) -> f64 {
+    if came { hold.came } else { hold.new }
+}
+
+static ZEROS: [f32; BLOCK] = [0.0; BLOCK];
+static ONES: [f32; BLOCK] = [1.0; BLOCK];
 
 vectorised! {
-    /// Adds `weight·f·(now − start)` to each number; returns Σ weight·f·(now − start)².
+    /// Adds `weight·f·(now − start)` to each number of a block; returns Σ weight·f·(now − start)².
     fn distance(mean: &mut [f32], now: &[f32], start: &[f32], f: &[f32], weight: f32) -> f64 {
-        let mut sum = 0.0f64;
-        for (((mean, now), start), f) in mean.iter_mut().zip(now).zip(start).zip(f) {
-            let away = now - start;
-            let pull = weight * f * away;
-            *mean += pull;
-            sum += f64::from(pull) * f64::from(away);
+        let mut sums = [0.0f64; LANES];
+        let blocks = mean.chunks_mut(LANES).zip(now.chunks(LANES)).zip(start.chunks(LANES)).zip(f.chunks(LANES));
+        for (((mean, now), start), f) in blocks {
+            for i in 0..now.len() {
+                let away = now[i] - start[i];
+                let pull = weight * f[i] * away;
+                mean[i] += pull;
+                sums[i] += f64::from(pull) * f64::from(away);
+            }
         }
-        sum
+        sums.iter().fold(0.0, |sum, lane| sum + lane)
     }
 }
 

@@ -29,7 +29,7 @@ impl Loop<'_> {
         }
         let keep = modifier::average(&self.run.spec.modifiers, self.state.progress.averaged);
         if let Some(keep) = keep.filter(|_| reduced.samples > 0) {
-            self.state.average(stage, keep);
+            stay.average(stage, keep, &mut self.state)?;
         }
         let p = &mut self.state.progress;
         p.step += 1;

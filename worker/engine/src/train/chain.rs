@@ -68,7 +68,14 @@ pub(super) fn through(units: &[Unit], x: Tensor, pass: &Pass<'_>, tape: &mut Tap
     if units.is_empty() {
         return Ok(x);
     }
-    let x = Array::at(x, &pass.store.place)?;
+    along(units, Array::at(x, &pass.store.place)?, pass, tape)
+}
+
+/// The same of what is there already.
+///
+/// # Errors
+/// A batch of another shape, or in another place.
+pub(super) fn along(units: &[Unit], x: Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Tensor> {
     units.iter().try_fold(x, |x, unit| unit.layer.forward(&x, pass, tape))?.to_tensor()
 }
 
@@ -87,6 +94,7 @@ pub(super) fn backward(
     let Some((last, below)) = units.split_last() else { return Ok(need_dx.then(|| wanted.out.clone())) };
     let at = |wanted: &Tensor| Array::at(wanted.contiguous()?, &pass.store.place);
     let mut dy = last.layer.backward(&at(wanted.out)?, pass, tape, grads, need_dx || !below.is_empty())?;
+    grads.passed(|| last.params())?;
     if let (Some(dy), Some(more)) = (&mut dy, wanted.features) {
         *dy = dy.plus(&at(more)?)?;
     }
@@ -98,6 +106,7 @@ pub(super) fn backward(
             }
             dy = unit.layer.backward(&g, pass, tape, grads, need_dx || i > 0)?;
         }
+        grads.passed(|| unit.params())?;
     }
     dy.filter(|_| need_dx).map(|dy| dy.to_tensor()).transpose()
 }

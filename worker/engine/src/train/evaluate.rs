@@ -2,7 +2,7 @@
 
 use super::{inputs::Inputs, net};
 use crate::{
-    Error, Result,
+    Error, Full, Result,
     collective::{self, Collective},
     eval::{self, Outcome},
     nn::{Packs, Pass, Store},
@@ -47,7 +47,7 @@ pub fn gathered(
     let mut own = Vec::new();
     let run = &batches[group.shares(batches.len())[group.rank()].clone()];
     for (i, batch) in run.iter().enumerate() {
-        own.extend(rows(batch, run.get(i + 1).copied())?.concat());
+        own.extend(rows(batch, run.get(i + 1).copied()).map_err(batched)?.concat());
     }
     let all = group.all_gather(collective::to_bytes(&own))?.concat();
     let all = collective::from_bytes(&all)?;
@@ -87,7 +87,8 @@ pub(super) fn look(
     wanted: Wanted<'_>,
     group: &mut dyn Collective,
 ) -> Result<(Vec<Outcome>, Rows)> {
-    let (mut found, rows) = judged(store, inputs, &[(0, inputs.samples.dataset.labels())], wanted, group)?;
+    let heads = [(0, inputs.samples.dataset.labels())];
+    let (mut found, rows) = judged(store, inputs, &heads, wanted, group).map_err(batched)?;
     Ok((found.pop().unwrap_or_default(), rows))
 }
 
@@ -101,7 +102,12 @@ pub fn evaluate_heads(
     heads: &[(usize, &[usize])],
     group: &mut dyn Collective,
 ) -> Result<Vec<Vec<Outcome>>> {
-    Ok(judged(store, inputs, heads, Wanted::default(), group)?.0)
+    Ok(judged(store, inputs, heads, Wanted::default(), group).map_err(batched)?.0)
+}
+
+/// Batches here are nobody's but ours.
+fn batched(error: Error) -> Error {
+    error.full_of(Full::Samples)
 }
 
 /// What each of some heads makes of every sample, and what the first of them makes of those that are `wanted`.
@@ -185,4 +191,16 @@ fn shown(n: usize, own: Vec<u8>, group: &mut dyn Collective) -> Result<Vec<Vec<f
         return Err(Error::Internal("a sample that was asked for was not shown".into()));
     }
     Ok(values.chunks_exact(values.len() / n).map(<[f32]>::to_vec).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collective::Solo;
+
+    #[test]
+    fn what_is_too_much_for_a_gpu_is_not_laid_on_grains() {
+        let error = gathered(BATCH + 1, &mut Solo, |_, _| Err(Error::GpuMemory(Full::Grain))).unwrap_err();
+        assert!(matches!(error, Error::GpuMemory(Full::Samples)), "{error:?}");
+    }
 }

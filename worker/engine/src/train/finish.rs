@@ -66,7 +66,7 @@ impl Loop<'_> {
         } else {
             let inputs = self.inputs(self.net, self.val, cut, features.val.get(&cut))?;
             let [_, halves] = self.halves(tower_cut, features)?;
-            let tasks = self.fed_tasks(cut, &features.tasks)?;
+            let tasks = self.fed_tasks(cut, &features.tasks, &inputs)?;
             (self.judged(&inputs, halves.as_ref(), &tasks, Judged::Test, group)?, None)
         };
         let (target, after) = other.unzip();

@@ -15,7 +15,7 @@ use crate::{
     eval,
     link::Link,
     modifier::Importance,
-    nn::{Gradients, Layout, Packs, ParamId, Pass, Tape, tensor},
+    nn::{Flat, Gradients, Layout, Packs, ParamId, Pass, Tape, tensor},
     num::{self, rng::Philox},
 };
 
@@ -58,7 +58,7 @@ pub(super) fn importance(
     let mut stack = Vec::new();
     let (mut done, all) = (0, own.clone().map(|unit| units[unit].len()).sum::<usize>());
     for unit in own {
-        let mut squares = vec![0.0f32; layout.params_len()];
+        let mut squares = None;
         for index in units[unit] {
             if link.stop_requested() {
                 // The others learn of it by our absence, as while features are computed.
@@ -70,12 +70,13 @@ pub(super) fn importance(
             done += 1;
             let given = how.given.then(|| samples.dataset.labels()[*index]);
             let uniform = labels.stream(*index as u64, 0).uniform();
-            let gradient = of_sample(&inputs, &pass, &layout, *index, given, uniform)?;
-            squares.iter_mut().zip(&gradient).for_each(|(sum, g)| *sum += g * g);
+            squares = Some(of_sample(&inputs, &pass, &layout, *index, given, uniform)?.squared(squares)?);
         }
-        tree::push(&mut stack, tree::Node::leaf(unit, squares), units.len());
+        if let Some(squares) = squares {
+            tree::push_with(&mut stack, tree::Node::leaf(unit, squares), units.len(), Flat::plus)?;
+        }
     }
-    let mut mean = collective::reduce(group, stack, units.len(), layout.params_len())?;
+    let mut mean = collective::reduce_flat(group, stack, false, units.len(), layout.params_len())?.into_host()?;
     num::divide(&mut mean, chosen.len() as f32);
     let mine = &net.network.initial;
     // Its values may be the state's by now; names and places are still here.
@@ -97,7 +98,7 @@ fn of_sample(
     index: usize,
     given: Option<usize>,
     uniform: f32,
-) -> Result<Vec<f32>> {
+) -> Result<Flat> {
     let network = &inputs.net.network;
     let mut tape = Tape::default();
     let x = inputs.batch(pass.store, &[index], &[0], None)?;
@@ -108,7 +109,7 @@ fn of_sample(
     let mut grads = Gradients::unmade(layout);
     let dy = tensor(dy, &[1, p.len()])?;
     chain::backward(&network.units, Wanted::of(&dy), pass, &mut tape, &mut grads, false)?;
-    grads.finish()?.0.into_host()
+    Ok(grads.finish()?.0)
 }
 
 /// The class whose part of the probabilities a number in [0, 1) falls into.

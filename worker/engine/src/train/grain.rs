@@ -15,7 +15,7 @@ use crate::{
     backbone::Unit,
     eval,
     modifier::{self, Mix},
-    nn::{DropoutDraw, Flat, Gradients, Grains, Packs, Pass, Store, Tape, host, tensor},
+    nn::{DropoutDraw, Flat, Gradients, Grains, Packs, Pass, Store, Taker, Tape, host, tensor},
     num::rng::Philox,
 };
 
@@ -67,7 +67,8 @@ impl Step<'_> {
         Ok((Some((logits, features)), theirs))
     }
 
-    /// Computes one grain. `averaged` are the averages of the weights, where the objective lets them speak.
+    /// Computes one grain. `averaged` are the averages of the weights, where the objective lets them speak; `early` takes its
+    /// gradient while it goes backward, and leaves nothing of it in the sums.
     pub(super) fn grain(
         &self,
         draws: &[Draw],
@@ -75,6 +76,7 @@ impl Step<'_> {
         judge: &Judge<'_>,
         averaged: Option<&(Store, Packs)>,
         grains: Option<&dyn Grains>,
+        early: Option<&mut dyn Taker>,
     ) -> Result<GrainSums> {
         if let Some(few) = &self.run.few {
             return self.episodes(few, draws, grains);
@@ -160,6 +162,16 @@ impl Step<'_> {
         let seen = Seen { features, logits, targets, teacher, taps, averaged: second, paired, present };
         let judged = judge.judge(&seen, grain, grains)?;
         let mut grads = Gradients::unmade(&self.stage.layout);
+        if let Some(to) = early {
+            grads = grads.taken_by(to, self.uses());
+        }
+        for (id, gradient) in &judged.own {
+            let gradient = host(gradient)?;
+            if let Some(slot) = grads.slot(*id) {
+                slot.iter_mut().zip(gradient.iter()).for_each(|(s, g)| *s += g);
+            }
+        }
+        grads.passed(|| self.inputs.net.network.own.clone())?;
         match (&judged.paired, &halves) {
             (Some(_), Some(halves)) if halves.is_empty() => masked::passed_over(other_units, &mut grads),
             (Some(dy), Some(halves)) => {
@@ -185,12 +197,6 @@ impl Step<'_> {
             let out = own.gather(&judged.logits)?;
             let wanted = Wanted { out: &out, features: features.as_ref(), inside: &inside };
             chain::backward(units, wanted, &pass, &mut tape, &mut grads, false)?;
-        }
-        for (id, gradient) in &judged.own {
-            let gradient = host(gradient)?;
-            if let Some(slot) = grads.slot(*id) {
-                slot.iter_mut().zip(gradient.iter()).for_each(|(s, g)| *s += g);
-            }
         }
         let values = host(&seen.logits)?;
         let rows = values.chunks_exact(outputs).zip(&labels);

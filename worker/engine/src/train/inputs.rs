@@ -1,5 +1,7 @@
 //! What a network is fed in a stage: cached features in front of its first trained unit, or pixels run up to there.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 
 use super::{net::Net, samples::Samples};
@@ -7,8 +9,9 @@ use crate::{
     Result,
     cache::Packed,
     data::augment::View,
+    gpu::Place,
     modifier::Mix,
-    nn::{Packs, Pass, Store, tensor},
+    nn::{Packs, Pass, Store, host, tensor},
 };
 
 /// The inputs of one network in one stage.
@@ -27,15 +30,21 @@ pub struct Inputs<'a> {
     pub shape: Vec<usize>,
     /// Texts get as much room as the longest that the network takes, so that batches fit together.
     pub whole: bool,
-    /// Packed weights of the units before the cut.
-    pub packs: Packs,
+    /// Weights of the units before the cut, where layers compute.
+    pub packs: Arc<Packs>,
 }
 
 impl<'a> Inputs<'a> {
     /// Samples as they are, in front of the first unit; `shape` is that of one.
     pub fn raw(net: &'a Net, samples: &'a Samples, shape: Vec<usize>) -> Self {
-        let (packed, packs) = (Packed::default(), Packs::default());
+        let (packed, packs) = (Packed::default(), Arc::default());
         Self { net, samples, cut: 0, features: None, packed, shape, whole: false, packs }
+    }
+
+    /// The same, which shares its weights with others: inputs of the same network, of which no unit before either's cut is
+    /// trained meanwhile.
+    pub fn beside(self, other: &Inputs<'_>) -> Self {
+        Self { packs: other.packs.clone(), ..self }
     }
 
     /// The batch in front of the cut: `[n, …]`, each sample in the view of its turn. Mixing happens on pixels, so it rules cached features out.
@@ -57,7 +66,7 @@ impl<'a> Inputs<'a> {
         let views = self.views(indices, turns);
         let batch = match mix {
             Some(mix) => {
-                let pixels = mix.pictures(&self.samples.inputs(&views, contract)?, contract.side());
+                let pixels = mix.pictures(&host(&self.samples.inputs(&views, contract)?)?, contract.side());
                 crate::data::pixels::batch(pixels, indices.len(), contract.side())?
             }
             None => self.samples.batch(&views, contract, self.whole)?,
@@ -69,7 +78,10 @@ impl<'a> Inputs<'a> {
     pub fn expect(&self, batches: &[(Vec<usize>, Vec<u64>)], mixes: bool) {
         if mixes || self.features.is_none() || self.samples.views().is_none() {
             let views = batches.iter().map(|(indices, turns)| self.views(indices, turns)).collect();
-            self.samples.expect(views, &self.net.contract);
+            // What is mixed, or joined to other samples, goes up when that is done.
+            let alone = !mixes && !self.whole;
+            let place = if alone { self.net.network.initial.place.clone() } else { Place::Host };
+            self.samples.expect(views, &self.net.contract, &place);
         }
     }
 

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use tl_proto::spec::{LrFindSection, Pick};
 
-use super::{Fed, Loop, stage::Stage, stay::Stay, step};
+use super::{Fed, Loop, stage::Stage, step};
 use crate::{
     Error, Result,
     collective::Collective,
@@ -146,6 +146,8 @@ impl Loop<'_> {
         (self.state.progress.watched, self.state.progress.stage) = (0, index);
         let per_epoch = self.per_epoch();
         let mut sweep = Sweep::new(find, &section.name);
+        // What is trained stays where it is, and nobody wants it back.
+        let mut stay = self.stay_for(u64::from(find.steps), stage, &fed);
         let mut taken = 0;
         while let Some(rate) = sweep.rate() {
             self.state.progress.epoch = (taken / per_epoch) as u32;
@@ -166,7 +168,7 @@ impl Loop<'_> {
             // Where no pair is whole there is no loss, and the next step is taken at the same rate.
             let has_loss = reduced.samples > 0;
             let goes_on = !has_loss || sweep.add(rate, reduced.loss / reduced.samples as f64);
-            match self.apply(stage, optimizer, &mut reduced, (rate.into(), 0), &mut Stay::default()) {
+            match self.apply(stage, optimizer, &mut reduced, (rate.into(), 0), &mut stay) {
                 Err(Error::NotFinite(_)) => break,
                 other => other?,
             };
@@ -187,6 +189,7 @@ impl Loop<'_> {
                 break;
             }
         }
+        stay.leave(stage);
         let step = self.state.progress.step;
         self.state = before;
         self.state.progress.step = step;

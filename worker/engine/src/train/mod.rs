@@ -27,6 +27,7 @@ pub mod net;
 mod odd;
 mod opened;
 pub mod origin;
+mod overlap;
 mod pairs;
 mod parts;
 mod prepare;
@@ -55,7 +56,7 @@ mod watch;
 mod weights;
 mod zero_shot;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use candle_core::Tensor;
 use tl_proto::spec::{DataSection, JobSpec, Sampling};
@@ -87,8 +88,7 @@ use crate::{
     collective::Collective,
     data::sampler::{Epoch, steps_per_epoch},
     link::{Link, Notice},
-    modifier,
-    nn::{self, Packs},
+    modifier, nn,
     objective::Objective,
     optim,
 };
@@ -255,7 +255,7 @@ impl Loop<'_> {
             self.encode(index, &stage, &mut features, group, link)?;
             self.look_before(stage.cut, &features, group, link)?;
             let inputs = self.inputs(self.net, self.train, stage.cut, features.train.get(&stage.cut))?;
-            let val = self.inputs(self.net, self.val, stage.cut, features.val.get(&stage.cut))?;
+            let val = self.inputs(self.net, self.val, stage.cut, features.val.get(&stage.cut))?.beside(&inputs);
             let teachers = self.teachers(&taught)?;
             let [halves, judged] = self.halves(stage.tower_cut, &features)?;
             let paired = self.pairs.map(|pairs| Paired { inputs: halves.as_ref(), pairs });
@@ -267,13 +267,14 @@ impl Loop<'_> {
             let theirs = match self.other.filter(|_| looks) {
                 Some(domain) => {
                     let features = features.other[0].get(&stage.cut);
-                    Some((self.inputs(self.net, &domain.train, stage.cut, features)?, &domain.order))
+                    let theirs = self.inputs(self.net, &domain.train, stage.cut, features)?;
+                    Some((theirs.beside(&inputs), &domain.order))
                 }
                 None => None,
             };
             let other = theirs.as_ref().map(|(inputs, order)| Other { inputs, order });
             let shifted = &features.other;
-            let tasks = &self.fed_tasks(stage.cut, &features.tasks)?;
+            let tasks = &self.fed_tasks(stage.cut, &features.tasks, &inputs)?;
             let (said, judged) = (said.as_ref(), judged.as_ref());
             let fed =
                 Fed { inputs: &inputs, val: &val, teachers: &teachers, said, other, shifted, paired, judged, tasks };
@@ -303,7 +304,7 @@ impl Loop<'_> {
             packed: encode::packing(net, cut, self.packed(net)),
             shape: net.shape_at(store, cut)?,
             whole: self.other.is_some() || self.tasks.unwrap_or_default().iter().any(|task| task.own.is_some()),
-            packs: Packs::default(),
+            packs: Arc::default(),
         })
     }
 

@@ -3,6 +3,7 @@
 use super::{
     ByCut, Features, Loop, encode,
     encode::Encoded,
+    inputs::Inputs,
     net::Net,
     samples::Samples,
     saving,
@@ -26,9 +27,16 @@ impl<'a> Loop<'a> {
     {
         let (all, shown): (&'k [Net], &'k Samples) = (self.teachers, self.shown());
         let one = |(which, (net, kept)): (usize, (&'k Net, &'k ByCut))| {
-            let cuts = self.teachers_cuts(which).into_iter();
-            let cuts = cuts.map(|cut| self.inputs(net, shown, cut, kept.get(&cut)));
-            Ok(Teacher { cuts: cuts.collect::<Result<_>>()?, packed: self.packed(net) })
+            let mut cuts: Vec<Inputs<'k>> = Vec::new();
+            for cut in self.teachers_cuts(which) {
+                let inputs = self.inputs(net, shown, cut, kept.get(&cut))?;
+                let inputs = match cuts.first() {
+                    Some(first) => inputs.beside(first),
+                    None => inputs,
+                };
+                cuts.push(inputs);
+            }
+            Ok(Teacher { cuts, packed: self.packed(net) })
         };
         all.iter().zip(taught).enumerate().map(one).collect()
     }

@@ -86,11 +86,12 @@ impl<'a> Loop<'a> {
         let net: &'a net::Net = self.net;
         let (Some(tower), Some(pairs)) = (&net.tower, self.pairs) else { return Ok([None, None]) };
         let [train, val] = &features.pairs;
+        let train = self.inputs(&tower.0, &pairs.train, cut, train.get(&cut))?;
         let val = match &pairs.val {
-            Some((samples, _)) => Some(self.inputs(&tower.0, samples, cut, val.get(&cut))?),
+            Some((samples, _)) => Some(self.inputs(&tower.0, samples, cut, val.get(&cut))?.beside(&train)),
             None => None,
         };
-        Ok([Some(self.inputs(&tower.0, &pairs.train, cut, train.get(&cut))?), val])
+        Ok([Some(train), val])
     }
 
     /// What the teacher is shown: what the student sees, or the other halves of it.

@@ -24,6 +24,7 @@ use crate::{
         tokens::Text,
         turned::Turned,
     },
+    gpu::Place,
     link::{Link, Notice},
     weights::Contract,
 };
@@ -38,7 +39,7 @@ type Kept = (usize, BTreeMap<(Filter, usize, usize, Option<String>, usize), Arc<
 /// One part of a job's data.
 pub struct Samples {
     source: Arc<Source>,
-    ahead: Ahead<Wanted, Vec<f32>>,
+    ahead: Ahead<Wanted, Tensor>,
     /// What it is called below `data.`; those of a task, with `tasks.` in front.
     pub part: Cow<'static, str>,
     pub(super) augment: AugmentSection,
@@ -252,13 +253,13 @@ impl Samples {
     ///
     /// # Errors
     /// A file that has changed or gone since the start.
-    pub fn inputs(&self, views: &[(usize, View)], contract: &Contract) -> Result<Vec<f32>> {
+    pub fn inputs(&self, views: &[(usize, View)], contract: &Contract) -> Result<Tensor> {
         let wanted = Wanted { views: views.to_vec(), contract: contract.clone() };
         self.ahead.take(&wanted).unwrap_or_else(|| {
             let mut out = vec![0.0; views.len() * pixels::values(contract)];
             let each = out.par_chunks_mut(pixels::values(contract)).zip(views);
             each.try_for_each(|(out, (index, view))| self.source.input(*index, view, contract, out))?;
-            Ok(out)
+            pixels::batch(out, views.len(), contract.side())
         })
     }
 
@@ -279,16 +280,18 @@ impl Samples {
         match contract {
             Contract { text: Some(text), .. } => text.batch(&all(&|index| self.ids(index, text))?, whole),
             Contract { strokes: Some(strokes), .. } => strokes.batch(&all(&|index| self.rows(index, strokes))?, whole),
-            _ => pixels::batch(self.inputs(views, contract)?, views.len(), contract.side()),
+            _ => self.inputs(views, contract),
         }
     }
 
-    /// Prepares what [`Samples::inputs`] will be asked for next on a thread of its own; it gives the same in any case.
-    /// What was announced long ago and never asked for is forgotten.
-    pub fn expect(&self, batches: Vec<Vec<(usize, View)>>, contract: &Contract) {
+    /// Prepares what [`Samples::inputs`] will be asked for next on a thread of its own, and sends the first of it up where
+    /// the network computes at `place`; it gives the same in any case. What was announced long ago and never asked for is
+    /// forgotten.
+    pub fn expect(&self, batches: Vec<Vec<(usize, View)>>, contract: &Contract, place: &Place) {
         if !contract.has_pixels() {
             return;
         }
+        let (place, announcement) = (place.clone(), place.announce());
         let wanted = batches.into_iter().map(|views| Wanted { views, contract: contract.clone() });
         let source = self.source.clone();
         self.ahead.expect(wanted.collect(), move |wanted| {
@@ -297,7 +300,9 @@ impl Samples {
             for (out, (index, view)) in out.chunks_exact_mut(size).zip(&wanted.views) {
                 source.input(*index, view, &wanted.contract, out)?;
             }
-            Ok(out)
+            let batch = pixels::batch(out, wanted.views.len(), wanted.contract.side())?;
+            place.expect(&batch, announcement);
+            Ok(batch)
         });
     }
 }
@@ -342,7 +347,7 @@ impl Source {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{collective::Solo, link::Deaf};
+    use crate::{collective::Solo, link::Deaf, nn::host};
 
     fn data(format: &str, place: &str) -> DataSection {
         DataSection {
@@ -358,10 +363,14 @@ mod tests {
         Contract { resize_short_side, ..Contract::named("unit", 16, None).unwrap() }
     }
 
+    fn numbers(samples: &Samples, views: &[(usize, View)], short: u32) -> Result<Vec<f32>> {
+        Ok(host(&samples.inputs(views, &contract(short))?)?.to_vec())
+    }
+
     #[test]
     fn a_teacher_with_another_resize_sees_its_own_crop() {
         let open = || Samples::open(&data("generated", "source"), "val", 1).unwrap();
-        let seen = |samples: &Samples, short| samples.inputs(&[(0, View::PLAIN)], &contract(short)).unwrap();
+        let seen = |samples: &Samples, short| numbers(samples, &[(0, View::PLAIN)], short).unwrap();
         let shared = open();
         let student = seen(&shared, 16);
         assert_ne!(seen(&shared, 24), student);
@@ -383,17 +392,17 @@ mod tests {
         let (announced, plain) = (Samples::open(&spec, "train", 1).unwrap(), Samples::open(&spec, "train", 1).unwrap());
         for epoch in 0..20 {
             let batch = |from: usize| (from..from + 2).map(|i| (i, plain.view(i, epoch))).collect::<Vec<_>>();
-            announced.expect(vec![batch(0), batch(2)], &contract(18));
+            announced.expect(vec![batch(0), batch(2)], &contract(18), &Place::Host);
             for views in [batch(0), batch(2)] {
-                let wanted = plain.inputs(&views, &contract(18)).unwrap();
-                assert_eq!(announced.inputs(&views, &contract(18)).unwrap(), wanted);
+                let wanted = numbers(&plain, &views, 18).unwrap();
+                assert_eq!(numbers(&announced, &views, 18).unwrap(), wanted);
             }
         }
         let (good, gone) = (vec![(0, View::PLAIN)], vec![(3, View::PLAIN)]);
         std::fs::remove_file(dir.path().join("b/1.png")).unwrap();
-        announced.expect(vec![gone.clone(), good.clone()], &contract(16));
-        announced.inputs(&good, &contract(16)).unwrap();
-        assert!(announced.inputs(&gone, &contract(16)).unwrap_err().to_string().contains("b/1.png"));
+        announced.expect(vec![gone.clone(), good.clone()], &contract(16), &Place::Host);
+        numbers(&announced, &good, 16).unwrap();
+        assert!(numbers(&announced, &gone, 16).unwrap_err().to_string().contains("b/1.png"));
     }
 
     #[test]

@@ -4,8 +4,14 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{export::Baseline, lr_find::Found, stage::Stage, tasks::Weighing, watch::Watch};
-use crate::{Error, Result, collective, eval::shift::Apart, files, nn::Store, optim::Moments};
+use super::{export::Baseline, lr_find::Found, tasks::Weighing, watch::Watch};
+use crate::{
+    Error, Result, collective,
+    eval::shift::Apart,
+    files,
+    nn::{BufferId, Store},
+    optim::{Group, Moments},
+};
 
 /// One epoch's figures.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -236,18 +242,18 @@ impl RunState {
         })
     }
 
-    /// Moves the averages of what the stage trains towards where it stands, by 1 − `keep`. What is frozen stays the same
-    /// in both, bit by bit.
-    pub fn average(&mut self, stage: &Stage, keep: f64) {
+    /// Moves the averages of what some groups train, and of running statistics, towards where these stand, by 1 − `keep`.
+    /// What is frozen stays the same in both, bit by bit.
+    pub fn average(&mut self, groups: &[Group], norms: &[(BufferId, BufferId)], keep: f64) {
         let Some((values, buffers)) = &mut self.averages else { return };
         let towards = (1.0 - keep) as f32;
         let lerp = |average: &mut [f32], now: &[f32]| {
             average.iter_mut().zip(now).for_each(|(a, n)| *a += towards * (n - *a));
         };
-        for group in &stage.groups {
+        for group in groups {
             lerp(&mut values[group.values.clone()], &self.store.values[group.values.clone()]);
         }
-        for buffer in stage.norms.iter().flat_map(|(mean, var)| [mean, var]) {
+        for buffer in norms.iter().flat_map(|(mean, var)| [mean, var]) {
             let range = self.store.buffers[buffer.0].range.clone();
             lerp(&mut buffers[range.clone()], &self.store.buffer_values[range]);
         }

@@ -9,6 +9,7 @@ use super::{
     judge::Judge,
     lockstep,
     masked::Side,
+    overlap,
     pairs::Pairs,
     stage::Stage,
     state::RunState,
@@ -126,7 +127,7 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
         step.inputs.net.network.own.iter().for_each(|id| touched[id.0] = true);
     }
     stage.packs.begin(&stage.layout, own.len());
-    let mut add = |s: usize, one: GrainSums| -> Result<()> {
+    let mut note = |s: usize, one: &GrainSums| -> Result<()> {
         touched.iter_mut().zip(&one.touched).for_each(|(t, o)| *t |= o);
         tally.extend((s as u64).to_le_bytes());
         tally.extend(one.samples.to_le_bytes());
@@ -140,6 +141,10 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
             tally.extend(task.correct.to_le_bytes());
             tally.extend(task.loss.to_le_bytes());
         }
+        Ok(())
+    };
+    let mut add = |s: usize, one: GrainSums| -> Result<()> {
+        note(s, &one)?;
         if !fast {
             return tree::push_with(&mut stack, tree::Node::leaf(s, one.flat), count, Flat::plus);
         }
@@ -155,20 +160,33 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     let averaged = step.averaged();
     let compute = |s: usize, grains: Option<&dyn Grains>| match step.tasks {
         Some(tasked) => step.grain_of_tasks(tasked, &slots, (s, count), grains),
-        None => step.grain(&draws(s), s, &judge, averaged.as_ref(), grains),
+        None => step.grain(&draws(s), s, &judge, averaged.as_ref(), grains, None),
     };
-    if stage.lockstep || (run.objective.coupled)(&run.spec.objective) {
+    let together = stage.lockstep || (run.objective.coupled)(&run.spec.objective);
+    let early = fast && !together && overlap::may(step, group);
+    // The last grain goes to the others while it is computed, but where its own norm is wanted.
+    let last = (early && !step.measures).then(|| own.clone().next_back()).flatten();
+    if together {
         let all = lockstep::run(&shares, group, |s, grains| compute(s, Some(grains)))?;
         own.zip(all).try_for_each(|(s, one)| add(s, one))?;
     } else {
-        for s in own {
+        for s in own.filter(|s| Some(*s) != last) {
             add(s, compute(s, None)?)?;
         }
     }
-    stage.packs.end(&stage.layout);
-    let leaves = if fast { busy } else { count };
-    let len = stage.layout.total_len() + step.asides();
-    let flat = collective::reduce_flat(group, stack, fast, leaves, len)?;
+    let flat = if early {
+        let sum = stack.pop().map(|sum| sum.data);
+        let flat = overlap::sum(step, group, sum, last, |s, to| {
+            note(s, &step.grain(&draws(s), s, &judge, averaged.as_ref(), None, Some(to))?)
+        })?;
+        stage.packs.end(&stage.layout);
+        flat
+    } else {
+        stage.packs.end(&stage.layout);
+        let leaves = if fast { busy } else { count };
+        let len = stage.layout.total_len() + step.asides();
+        collective::reduce_flat(group, stack, fast, leaves, len)?
+    };
     let several = step.tasks.map_or(0, |tasked| tasked.tasks.len() + 1);
     let tasks = vec![TaskSums::default(); several];
     let (draws, [loss, norms, penalty]) = (slots.len(), [0.0; 3]);

@@ -6,7 +6,7 @@ use tl_proto::spec::StageSection;
 
 use super::{Fed, Loop, stage::Stage, stay::Stay, step};
 use crate::{
-    Result,
+    Error, Result,
     collective::Collective,
     data::sampler::Epoch,
     link::{Gradient, Link},
@@ -26,8 +26,8 @@ pub(super) struct Pace<'a> {
 }
 
 impl Loop<'_> {
-    /// Takes steps until a checkpoint is due, the epoch is over, or the run is to stop, which is what comes back. Whatever
-    /// it comes to, the state is whole then.
+    /// Takes steps until a checkpoint is due, the epoch is over, or the run is to stop, which is what comes back. The state is
+    /// whole then; where something has failed, there is none.
     pub(super) fn stretch(
         &mut self,
         stage: &Stage,
@@ -37,12 +37,14 @@ impl Loop<'_> {
         link: &mut dyn Link,
     ) -> Result<bool> {
         let mut stay = self.stay(stage, &fed);
-        let stops = self.steps(stage, (fed, epoch), pace, &mut stay, group, link);
-        let ended = stay.end(stage, &mut self.state);
-        // What went wrong first is what is said.
-        let stops = stops?;
-        ended?;
-        Ok(stops)
+        match self.steps(stage, (fed, epoch), pace, &mut stay, group, link) {
+            Ok(stops) => stay.end(stage, &mut self.state).map(|()| stops),
+            // The others are to hear of it at once, whatever the GPU is still at.
+            Err(e) => {
+                stay.lose(stage);
+                Err(e)
+            }
+        }
     }
 
     fn steps(
@@ -56,9 +58,17 @@ impl Loop<'_> {
     ) -> Result<bool> {
         let per_epoch = self.per_epoch();
         for k in self.state.progress.step_in_epoch..per_epoch {
-            let started = Instant::now();
-            let step = self.step(stage, fed, epoch, link.compares());
-            let mut reduced = step::compute(&step, k, group, link.stop_requested())?;
+            let (started, stop) = (Instant::now(), link.stop_requested());
+            let compute = |from: &Self, group: &mut dyn Collective| {
+                step::compute(&from.step(stage, fed, epoch, link.compares()), k, group, stop)
+            };
+            let mut reduced = compute(self, group);
+            if group.world() == 1 && stay.holds() && reduced.as_ref().is_err_and(Error::is_full) {
+                // Beside what stays there is no room for the step, and there may have been without: nobody has seen any of it.
+                std::mem::take(stay).end(stage, &mut self.state)?;
+                reduced = compute(self, group);
+            }
+            let mut reduced = reduced?;
             self.publish(group, link);
             let p = &self.state.progress;
             if link.compares() || reduced.flat.is_here() {

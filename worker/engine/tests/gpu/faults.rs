@@ -29,7 +29,16 @@ fn full_memory_is_no_bug() {
         let failure = Error::from(full).to_failure();
         assert_eq!(failure.class, FailureClass::OutOfMemory);
         assert!(failure.hint.contains("`data.grains`") && failure.hint.contains("`data.batch`"), "{}", failure.hint);
+        assert!(failure.hint.contains("`cluster.device = \"cpu\"`"), "{}", failure.hint);
     }
     let lost = Fault::from(DriverError(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS));
     assert!(matches!(Error::from(lost), Error::Internal(text) if text.contains("ILLEGAL_ADDRESS")));
+}
+
+#[test]
+fn who_has_no_algorithm_is_told_what_does_without() {
+    let failure = Error::from(Fault::NoAlgorithm("Weights of an image".into())).to_failure();
+    assert_eq!(failure.class, FailureClass::User, "no other try comes to more");
+    assert!(failure.message.ends_with("the same bits each time for the Weights of an image"), "{failure}");
+    assert!(failure.hint.contains("`cluster.device = \"cpu\"`"), "{}", failure.hint);
 }

@@ -3,8 +3,8 @@
 use tl_engine::{
     gpu::Placed,
     nn::{
-        self, Act, Activation, Builder, GlobalAvgPool, Gradients, Layer, Layout, Packs, Pass, Relu, Residual,
-        Sequential, Shortcut, Store, Tape, array, host,
+        self, Act, Activation, Builder, ConvSpec, GlobalAvgPool, Gradients, Layer, Layout, Packs, Padding, Pass, Relu,
+        Residual, Sequential, Shortcut, Store, Tape, array, host,
     },
 };
 use tl_proto::spec::Precision;
@@ -114,6 +114,30 @@ fn weights_go_up_once_a_step_and_what_is_frozen_once_and_learns_nothing() {
     assert!(frozen.backward(&dy, &pass, &mut tape, &mut grads, true).unwrap().is_some());
     grads.come_down().unwrap();
     assert!(grads.flat.iter().all(|v| *v == 0.0) && grads.touched.iter().all(|touched| !touched));
+}
+
+#[test]
+fn what_is_rounded_for_products_is_exact_to_others() {
+    let mut b = Builder::new(3);
+    let pad = (Padding::Symmetric(0), Padding::Symmetric(0));
+    let spec = ConvSpec { cin: 6, cout: 1, kernel: (1, 1), stride: 1, pad, bias: false };
+    let [conv, _] = ["a", "b"].map(|name| b.conv_spec(name, spec));
+    // To this one, both kernels are its scale and shift.
+    let norm = Builder::new(3).layer_norm("n", 6, 1e-5);
+    b.store.precision = Precision::Bf16;
+    let (store, shape) = (b.store, [2, 1, 1, 6]);
+    let Some(x) = placed(&numbers(1, 12), &shape) else { return };
+    let said = |layer: &dyn Layer, pass: &Pass<'_>| down(&layer.forward(&x, pass, &mut Tape::default()).unwrap());
+    let layers: [&dyn Layer; 2] = [&conv, &norm];
+    let alone = layers.map(|layer| said(layer, &Pass::eval(&store)));
+    // Whichever comes first, and again.
+    for order in [[0, 1, 0, 1], [1, 0, 1, 0]] {
+        let packs = Packs::default();
+        let pass = Pass::again(&store, &packs);
+        for which in order {
+            assert_eq!(said(layers[which], &pass), alone[which], "{order:?}");
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
 
 mod adapters;
+mod early;
 mod elementwise;
 mod faults;
 mod fingerprint;
@@ -20,8 +21,10 @@ mod patches;
 mod place;
 mod pools;
 mod sequences;
+mod stay;
 mod step;
 mod text;
+mod towards;
 mod updates;
 
 use std::{

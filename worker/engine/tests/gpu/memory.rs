@@ -1,7 +1,7 @@
 //! Memory that goes up and comes down, and rows and columns of it.
 
 use tl_engine::gpu::{
-    Placed,
+    Placed, Staging,
     ops::{self, Columns},
 };
 
@@ -10,17 +10,31 @@ use crate::{device, numbers, same, shared, up};
 #[test]
 fn what_goes_up_comes_down_also_through_memory_that_is_used_again() {
     let Some(device) = device() else { return };
-    let mut staging = device.staging(100).unwrap();
     let (a, b) = (numbers(1, 100), numbers(2, 60));
-    let first = staging.upload(device, &a, &[10, 10]).unwrap();
-    let second = staging.upload(device, &b, &[6, 10]).unwrap();
-    same(device, &first, &a);
-    same(device, &second, &b);
-    assert!(staging.upload(device, &numbers(3, 101), &[101]).is_err());
+    let sent = |mut staging: Staging| {
+        let first = staging.upload(&a, &[10, 10]).unwrap();
+        let second = staging.upload(&b, &[6, 10]).unwrap();
+        same(device, &first, &a);
+        same(device, &second, &b);
+        assert!(staging.upload(&numbers(3, 101), &[101]).is_err());
+        first
+    };
+    sent(device.staging_aside(100).unwrap());
+    let first = sent(device.staging(100).unwrap());
     let copy = device.copy(&first).unwrap().reshaped(&[4, 25]).unwrap();
     same(device, &copy, &a);
     assert_eq!((copy.rows(), copy.width()), (4, 25));
     device.synchronize().unwrap();
+}
+
+#[test]
+fn the_most_that_was_ever_taken_is_known_where_the_driver_counts() {
+    let Some(device) = device() else { return };
+    let whole = device.zeros::<f32>(&[1 << 20]).unwrap();
+    drop(whole);
+    device.synchronize().unwrap();
+    let counts = device.stream().context().has_async_alloc();
+    assert_eq!(device.peak().unwrap().is_some_and(|most| most >= 4 << 20), counts);
 }
 
 #[test]

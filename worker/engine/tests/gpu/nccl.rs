@@ -19,7 +19,7 @@ use crate::{numbers, shared, up};
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Numbers of a bucket.
-const BUCKET: usize = 64;
+pub(crate) const BUCKET: usize = 64;
 
 /// Meets over TCP, as a thread for each rank; what `rank` makes of each. Nothing where there is no NCCL for so many.
 fn meshes<T: Send>(world: usize, silence: Duration, rank: impl Fn(Mesh) -> T + Sync) -> Option<Vec<T>> {
@@ -58,8 +58,14 @@ fn join(mesh: Mesh, deadline: Duration) -> Result<NcclGroup> {
 }
 
 /// A group of ranks; what `rank` makes of each.
-fn group<T: Send>(world: usize, rank: impl Fn(NcclGroup) -> T + Sync) -> Option<Vec<T>> {
-    meshes(world, PATIENCE, |mesh| rank(join(mesh, PATIENCE).unwrap()))
+pub(crate) fn group<T: Send>(world: usize, rank: impl Fn(NcclGroup) -> T + Sync) -> Option<Vec<T>> {
+    group_with(world, BUCKET, rank)
+}
+
+/// The same with buckets of another size.
+pub(crate) fn group_with<T: Send>(world: usize, bucket: usize, rank: impl Fn(NcclGroup) -> T + Sync) -> Option<Vec<T>> {
+    let join = |mesh| NcclGroup::join(mesh, shared().unwrap().clone(), PATIENCE, bucket).unwrap();
+    meshes(world, PATIENCE, |mesh| rank(join(mesh)))
 }
 
 /// What a rank adds.
@@ -190,10 +196,70 @@ fn numbers_that_are_final_are_not_written_again_and_all_have_to_be_made() {
         buckets.fill(0..5, &[2.0; 5]).unwrap();
         let error = buckets.finish().unwrap_err();
         assert!(matches!(&error, Error::Internal(text) if text.contains("never made")), "{error}");
-        // The next sum is another one.
-        assert!(group.sum_placed(&mut there).unwrap());
         assert_eq!(down(&there), [[2.0f32; 5].as_slice(), &[1.0; 95]].concat());
     });
+}
+
+#[test]
+fn sums_begin_while_numbers_are_made_and_what_lies_behind_the_gradient_goes_last() {
+    const LEN: usize = 300;
+    group(2, |mut group| {
+        let rank = group.rank();
+        let (values, device) = (own(rank, LEN), shared().unwrap());
+        // What others have added is there already.
+        let mut there = flat(&[0.0; LEN]);
+        let mut buckets = group.open(&mut there, 200);
+        assert_eq!(buckets.left(), [192..200, 128..192, 64..128, 0..64, 264..300, 200..264]);
+        let mut ready = |run: Range<usize>, left: usize| {
+            buckets.add(device, run.clone(), &flat(&values[run.clone()])).unwrap();
+            assert!(buckets.add(device, run.clone(), &flat(&[1.0; 2])).is_err(), "not as many");
+            buckets.ready(run).unwrap();
+            assert_eq!(buckets.left().len(), left);
+        };
+        // Each rank has an order of its own; the sums have one.
+        let runs = [(250..300, 6), (100..200, 4), (64..100, 3), (200..250, 3), (0..64, 0)];
+        let others = [(200..300, 6), (64..192, 6), (192..200, 3), (0..1, 3), (1..64, 0)];
+        (if rank == 0 { runs } else { others }).into_iter().for_each(|(run, left)| ready(run, left));
+        buckets.finish().unwrap();
+        is_sum(&down(&there), 2);
+        group.barrier().unwrap();
+    });
+}
+
+#[test]
+fn who_has_nothing_hands_it_in_at_once_and_who_opens_a_sum_may_still_leave_it() {
+    group(3, |mut group| {
+        let rank = group.rank();
+        // Nobody else has heard of it.
+        let mut there = flat(&[1.0; 10]);
+        drop(group.open(&mut there, 10));
+        let mut there = if rank == 1 { flat(&[0.0; 200]) } else { flat(&own(rank / 2, 200)) };
+        let mut buckets = group.open(&mut there, 150);
+        if rank == 1 {
+            buckets.ready(0..200).unwrap();
+        } else {
+            [150..200, 100..150, 0..100].into_iter().for_each(|run| buckets.ready(run).unwrap());
+        }
+        buckets.finish().unwrap();
+        is_sum(&down(&there), 2);
+        group.barrier().unwrap();
+    });
+}
+
+#[test]
+fn ranks_that_cut_their_numbers_otherwise_are_told_so_before_anything_is_added() {
+    let errors = group(2, |mut group| {
+        let rank = group.rank();
+        let mut there = flat(&own(rank, 200));
+        let mut buckets = group.open(&mut there, 150 + rank);
+        let error = buckets.ready(100..200).and_then(|()| buckets.ready(0..100)).unwrap_err();
+        drop(buckets);
+        assert_eq!(down(&there), own(rank, 200));
+        error.to_string()
+    });
+    let says = |text: &str| format!("internal error: rank {text} does");
+    let all = ["1 does not cut 200 numbers, as rank 0", "0 does not cut 200 numbers, as rank 1"].map(says);
+    assert!(errors.is_none_or(|e| e == all));
 }
 
 #[test]
@@ -294,6 +360,27 @@ fn who_waits_to_meet_a_rank_that_is_gone_hears_of_it() {
         let error = outcomes.into_iter().flatten().next().unwrap();
         assert_eq!(error.to_string(), "rank 1 was lost: it gave up: its GPU is gone");
     }
+}
+
+#[test]
+fn ranks_that_meet_over_tcp_alone_are_told_what_nccl_has_to_know() {
+    let outcomes = meshes(2, Duration::from_millis(300), |mut mesh| {
+        if mesh.rank() == 0 {
+            return join(mesh, Duration::from_millis(300)).err();
+        }
+        let version = nccl_rs::Nccl::open().unwrap().version().to_string();
+        mesh.all_gather(version.into_bytes()).unwrap();
+        mesh.broadcast(Vec::new(), 0).unwrap();
+        // It lives, until the other one leaves.
+        assert!(mesh.barrier().is_err());
+        None
+    });
+    let Some(outcomes) = outcomes else { return };
+    let error = outcomes.into_iter().flatten().next().unwrap();
+    let failure = error.to_failure();
+    assert!(failure.message.starts_with("the ranks reach each other over TCP and not over NCCL: "), "{failure}");
+    assert_eq!(failure.class, tl_proto::failure::FailureClass::Crash, "it is not tried for ever");
+    assert!(failure.hint.contains("`NCCL_SOCKET_IFNAME`"), "{}", failure.hint);
 }
 
 #[test]

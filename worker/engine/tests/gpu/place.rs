@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use tl_engine::{
+    Error, Result,
+    collective::{Collective, Solo},
     gpu::{self, Place},
     link::Deaf,
     nn::{self, Act, Activation, Builder, Gradients, Layer, Layout, Packs, Pass, Sequential, Tape},
@@ -32,6 +34,31 @@ fn batches_go_up_through_memory_that_is_used_again() {
         assert_eq!(&sent.download().unwrap(), values);
     }
     assert!(gpu.send(&[1.0], &[2]).is_err() && gpu.send(&[], &[0]).is_err());
+}
+
+#[test]
+fn what_is_made_ahead_goes_up_ahead_and_what_nobody_asks_for_is_forgotten() {
+    let Some(place) = place() else { return };
+    let Place::Gpu(gpu) = &place else { panic!("{place:?}") };
+    let tensors: Vec<_> = (0..4).map(|i| nn::tensor(numbers(i, 12), &[3, 4]).unwrap()).collect();
+    let first = place.announce();
+    tensors[..3].iter().for_each(|tensor| place.expect(tensor, first));
+    assert_eq!(gpu.waiting(), 2, "so many may be on their way");
+    // Once each, in any order, and what did not go ahead like any other.
+    for (i, waiting) in [(1, 1), (2, 1), (3, 1), (1, 1), (0, 0), (0, 0)] {
+        let there = nn::Array::at(tensors[i].clone(), &place).unwrap();
+        assert_eq!((there.dims(), down(&there)), (&[3, 4][..], numbers(i as u32, 12)));
+        assert_eq!(gpu.waiting(), waiting);
+    }
+    place.expect(&tensors[0], place.announce());
+    let rows = nn::Array::at(tensors[0].narrow(0, 1, 2).unwrap(), &place).unwrap();
+    assert_eq!((down(&rows), gpu.waiting()), (numbers(0, 12)[4..].to_vec(), 1), "a part of a tensor is another one");
+    for waiting in [1, 1, 1, 0] {
+        place.announce();
+        assert_eq!(gpu.waiting(), waiting);
+    }
+    Place::Host.expect(&tensors[0], Place::Host.announce());
+    assert!(matches!(nn::Array::at(tensors[0].clone(), &Place::Host), Ok(nn::Array::Host(_))));
 }
 
 #[test]
@@ -100,11 +127,27 @@ lr = 0.05
 bn = "train"
 "#;
 
+/// Its first stage alone, in several steps an epoch.
+fn head_alone() -> String {
+    let (head, _) = JOB.split_once("[[stage]]\nname = \"all\"").unwrap();
+    head.replace("batch = 9, grains = 3", "batch = 4, grains = 2").replace("epochs = 1", "epochs = 2")
+}
+
 fn trained(place: Place, dir: &Path, work: &str) -> train::export::Report {
+    run_of(JOB, &mut Solo, place, dir, work).unwrap()
+}
+
+fn run_of(
+    job: &str,
+    group: &mut dyn Collective,
+    place: Place,
+    dir: &Path,
+    work: &str,
+) -> Result<train::export::Report> {
     let work = dir.join(work);
     std::fs::create_dir_all(&work).unwrap();
     let config = train::Config {
-        spec: JobSpec::from_toml(JOB, &[]).unwrap(),
+        spec: JobSpec::from_toml(job, &[]).unwrap(),
         inputs: Default::default(),
         pushed: Default::default(),
         hub: Default::default(),
@@ -117,7 +160,19 @@ fn trained(place: Place, dir: &Path, work: &str) -> train::export::Report {
         resume: Vec::new(),
         place,
     };
-    pool::run(|| train::run(&config, &mut tl_engine::collective::Solo, &mut Deaf)).unwrap()
+    pool::run(|| train::run(&config, group, &mut Deaf))
+}
+
+fn all_near(got: &train::export::Report, want: &train::export::Report) {
+    assert_eq!((got.history.len(), got.steps), (want.history.len(), want.steps));
+    for (got, want) in got.history.iter().zip(&want.history) {
+        assert_eq!(got.values.keys().collect::<Vec<_>>(), want.values.keys().collect::<Vec<_>>());
+        for ((name, got), want) in got.values.iter().zip(want.values.values()) {
+            // A sample between two classes may fall to either.
+            let room = if name.contains("accuracy") { 0.15 } else { 1e-3 * (1.0 + want.abs()) };
+            assert!((got - want).abs() <= room, "{name}: {got} instead of {want}");
+        }
+    }
 }
 
 #[test]
@@ -126,17 +181,62 @@ fn a_run_on_a_gpu_comes_to_what_one_on_the_host_comes_to() {
     let dir = tempfile::tempdir().unwrap();
     let host = trained(Place::Host, dir.path(), "host");
     let [first, again] = ["first", "again"].map(|work| trained(place.clone(), dir.path(), work));
-    assert_eq!((first.history.len(), first.steps), (2, host.steps));
-    for (got, want) in first.history.iter().zip(&host.history) {
-        assert_eq!(got.values.keys().collect::<Vec<_>>(), want.values.keys().collect::<Vec<_>>());
-        for ((name, got), want) in got.values.iter().zip(want.values.values()) {
-            // A sample between two classes may fall to either.
-            let room = if name.contains("accuracy") { 0.15 } else { 1e-3 * (1.0 + want.abs()) };
-            assert!((got - want).abs() <= room, "{name}: {got} instead of {want}");
-        }
-    }
+    assert_eq!(first.history.len(), 2);
+    all_near(&first, &host);
     assert_eq!((&again.history, &again.evaluation), (&first.history, &first.evaluation), "the same bits each time");
     // Features of the host are none of the GPU's.
     let computed = [&host, &first, &again].map(|report| report.prefix.computed);
     assert_eq!(computed, [30, 30, 0]);
+}
+
+/// A rank alone, which is told at the last of some tallies that it has lost the others.
+struct Lost {
+    tallies: usize,
+}
+
+impl Collective for Lost {
+    fn rank(&self) -> usize {
+        Solo.rank()
+    }
+
+    fn weights(&self) -> &[u32] {
+        &[1]
+    }
+
+    fn send_parts(&mut self, to: usize, parts: &[&[u8]]) -> Result<()> {
+        Solo.send_parts(to, parts)
+    }
+
+    fn receive(&mut self, from: usize) -> Result<Vec<u8>> {
+        Solo.receive(from)
+    }
+
+    fn all_gather(&mut self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>> {
+        // A word on stopping, and a line of forty bytes for each grain.
+        if bytes.len() > 40 && bytes.len() % 40 == 1 {
+            self.tallies -= 1;
+            if self.tallies == 0 {
+                return Err(Error::LostGroup("for a test".into()));
+            }
+        }
+        Ok(vec![bytes])
+    }
+}
+
+#[test]
+fn what_stays_between_steps_comes_to_the_same_and_is_left_where_a_step_fails() {
+    let Some(place) = place() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let job = head_alone();
+    let ran =
+        |group: &mut dyn Collective, place: &Place, work: &str| run_of(&job, group, place.clone(), dir.path(), work);
+    let host = ran(&mut Solo, &Place::Host, "host").unwrap();
+    // Five steps an epoch: fewer than four would not be worth staying for.
+    assert_eq!(host.steps, 10);
+    all_near(&ran(&mut Solo, &place, "gpu").unwrap(), &host);
+    // In the middle of the second epoch.
+    let error = ran(&mut Lost { tallies: 8 }, &place, "lost").unwrap_err();
+    assert_eq!(error.to_string(), "the ranks lost each other: for a test");
+    // Whoever goes on in the same process finds the GPU as it was.
+    all_near(&ran(&mut Solo, &place, "again").unwrap(), &host);
 }

@@ -60,9 +60,13 @@ int cuMemFree_v2(uint64_t p) {
   free(whole);
   return OK;
 }
+int cuMemGetInfo_v2(size_t *free, size_t *total) { *total = memory(); *free = taken < *total ? *total - taken : 0; return OK; }
 int cuMemHostAlloc(void **p, size_t n, unsigned flags) { (void)flags; *p = malloc(n ? n : 1); return OK; }
 int cuMemFreeHost(void *p) { free(p); return OK; }
-int cuMemcpyHtoDAsync_v2(uint64_t d, const void *s, size_t n, void *st) { (void)st; memcpy((void *)(uintptr_t)d, s, n); return OK; }
+// Bytes that a thread has sent up.
+static __thread uint64_t sent;
+uint64_t fake_sent(void) { return sent; }
+int cuMemcpyHtoDAsync_v2(uint64_t d, const void *s, size_t n, void *st) { (void)st; sent += n; memcpy((void *)(uintptr_t)d, s, n); return OK; }
 int cuMemcpyDtoHAsync_v2(void *d, uint64_t s, size_t n, void *st) { (void)st; memcpy(d, (void *)(uintptr_t)s, n); return OK; }
 int cuMemcpyDtoDAsync_v2(uint64_t d, uint64_t s, size_t n, void *st) { (void)st; memmove((void *)(uintptr_t)d, (void *)(uintptr_t)s, n); return OK; }
 int cuMemsetD8Async(uint64_t d, unsigned char v, size_t n, void *st) { (void)st; memset((void *)(uintptr_t)d, v, n); return OK; }

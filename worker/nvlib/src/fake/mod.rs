@@ -7,6 +7,8 @@
 
 use std::{io, path::Path, process::Command};
 
+use crate::Library;
+
 /// What the driver calls its GPUs.
 pub const GPU: &str = "Fake GPU";
 
@@ -35,6 +37,16 @@ pub fn build(dir: &Path) -> io::Result<()> {
 pub fn build_computing(dir: &Path) -> io::Result<()> {
     std::fs::write(dir.join("kernel.h"), include_str!("kernel.h"))?;
     compile(dir, &COMPUTING)
+}
+
+/// Bytes that this thread has sent up, where the driver that is open is the one from here.
+#[expect(unsafe_code, reason = "calls the driver")]
+pub fn sent() -> Option<u64> {
+    let driver = Library::Driver.open().ok()?;
+    // SAFETY: that is its type in `cuda.c`, and no other driver has a function of that name.
+    let sent = unsafe { driver.function::<unsafe extern "C" fn() -> u64>("fake_sent") }.ok()?;
+    // SAFETY: it reads a number.
+    Some(unsafe { sent() })
 }
 
 fn compile(dir: &Path, sources: &[(&str, &str)]) -> io::Result<()> {

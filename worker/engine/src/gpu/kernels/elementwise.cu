@@ -13,6 +13,8 @@ extern "C" __global__ void add_activate(float *y, const float *a, const float *b
 // A node of the ordered tree: the left child becomes the sum.
 extern "C" __global__ void add_into(float *left, const float *right, u64 n) { EACH(i, n) left[i] += right[i]; }
 
+extern "C" __global__ void add_squares(float *sums, const float *x, u64 n) { EACH(i, n) sums[i] += x[i] * x[i]; }
+
 extern "C" __global__ void add_bias(float *x, const float *bias, u64 n, u32 c) { EACH(i, n) x[i] += bias[i % c]; }
 
 extern "C" __global__ void scale(float *x, float factor, u64 n) { EACH(i, n) x[i] *= factor; }

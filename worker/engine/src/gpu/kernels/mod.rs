@@ -58,6 +58,7 @@ sources! {
     Pool = "pool.cu",
     Rows = "rows.cu",
     Softmax = "softmax.cu",
+    Towards = "towards.cu",
 }
 
 /// A file for a compute capability, as the driver takes it.

@@ -66,6 +66,17 @@ pub fn add_run(device: &Device, flat: &mut Array, first: usize, x: &Array) -> Re
     Ok(())
 }
 
+/// `sums += x²`.
+///
+/// # Errors
+/// Other shapes.
+pub fn add_squares(device: &Device, sums: &mut Array, x: &Array) -> Result<(), Fault> {
+    x.expect(sums.shape())?;
+    let n = sums.count();
+    launch!(device, Elementwise, "add_squares", each(n), &mut sums.data, &x.data, &(n as u64));
+    Ok(())
+}
+
 /// `x += bias`, channel by channel.
 ///
 /// # Errors

@@ -25,14 +25,15 @@ mod pool;
 mod product;
 mod rows;
 mod softmax;
+mod towards;
 
 pub use cast::{from_bf16, round_bf16, to_bf16};
 pub use conv::{Convolution, channels_last, conv, conv_input, conv_weights};
 pub use depthwise::{Windowed, depthwise, depthwise_input, depthwise_weights};
 pub use dropout::{Dropped, drop_path, dropout, dropout_scores};
 pub use elementwise::{
-    activate, activate_back, add_activate, add_bias, add_into, add_run, divide, gate, gate_back, normalize, scale,
-    scale_channels,
+    activate, activate_back, add_activate, add_bias, add_into, add_run, add_squares, divide, gate, gate_back,
+    normalize, scale, scale_channels,
 };
 pub use embedding::{Groups, embed, embed_back};
 pub use frames::{Spans, frame, pool_rows, pool_rows_back, unframe};
@@ -53,6 +54,7 @@ pub use pool::{
 pub use product::{Element, Matrix, linear, linear_input, linear_weights, product};
 pub use rows::{add_products, add_sums};
 pub use softmax::{softmax, softmax_again, softmax_back};
+pub use towards::{Began, Pull, average, pull};
 
 use crate::nn::Act;
 

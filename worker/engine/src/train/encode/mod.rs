@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use self::share::Holdings;
 use super::{net::Net, samples::Samples};
 use crate::{
-    Error, Result,
+    Error, Full, Result,
     cache::{self, Key, Packed, Parcel, Space},
     collective::Collective,
     data::augment::View,
@@ -67,10 +67,11 @@ pub fn encode(
         }
         let views = |chunk: &[usize]| -> Vec<_> { chunk.iter().map(|j| (wanted[*j].0, wanted[*j].1)).collect() };
         let mut x = samples.batch(&views(chunk), &net.contract, true)?;
-        samples.expect(chunks.peek().map(|next| views(next)).into_iter().collect(), &net.contract);
+        let next = chunks.peek().map(|next| views(next)).into_iter().collect();
+        samples.expect(next, &net.contract, &store.place);
         let (mut from, mut outputs) = (0, vec![Vec::new(); chunk.len()]);
         for cut in cuts {
-            x = net.forward(&pass, x, from, *cut)?;
+            x = net.forward(&pass, x, from, *cut).map_err(|e| e.full_of(Full::Samples))?;
             from = *cut;
             let values = host(&x)?;
             let width = values.len() / chunk.len();

@@ -1,5 +1,11 @@
 //! A few steps of gradient descent on what an episode shows, on a copy of the network.
 
+#[cfg(feature = "cuda")]
+mod placed;
+
+#[cfg(feature = "cuda")]
+use std::sync::OnceLock;
+
 use candle_core::Tensor;
 use tl_proto::spec::{JobSpec, StageSection};
 
@@ -12,20 +18,35 @@ use super::{
     },
     Few,
 };
+#[cfg(feature = "cuda")]
+use crate::gpu::Placed;
 use crate::{
     Error, Result,
-    nn::{DropoutDraw, Gradients, Layout, ParamId, Pass, Store, Tape},
+    nn::{Array, DropoutDraw, Gradients, Layout, Packs, ParamId, Pass, Store, Tape},
     objective::fewshot::{Learns, Steps, graded},
 };
 
 /// What moves on an episode, and how.
 pub(crate) struct Tuner<'a> {
     net: &'a Net,
+    store: &'a Store,
     steps: Steps,
     layout: Layout,
     moves: Vec<ParamId>,
     /// Units before this one stay as they are.
     pub cut: usize,
+    /// What episodes begin with, once it was sent to a GPU.
+    #[cfg(feature = "cuda")]
+    first: OnceLock<Placed>,
+}
+
+/// A network that has moved.
+pub(crate) enum Adapted {
+    /// All of it, in the host's memory.
+    Here(Store),
+    /// On a GPU: what is trained, in the order of the flat gradient. The rest is as it was.
+    #[cfg(feature = "cuda")]
+    There(Placed),
 }
 
 impl<'a> Tuner<'a> {
@@ -34,7 +55,7 @@ impl<'a> Tuner<'a> {
     ///
     /// # Errors
     /// Rules that name nothing that is trained.
-    pub fn in_stage(few: &Few, net: &'a Net, store: &Store, stage: &Stage) -> Result<Option<Self>> {
+    pub fn in_stage(few: &Few, net: &'a Net, store: &'a Store, stage: &Stage) -> Result<Option<Self>> {
         let Learns::Adapts(steps) = few.method.learns else { return Ok(None) };
         Self::new(steps(&few.params), net, store, (stage.layout.clone(), stage.cut)).map(Some)
     }
@@ -43,7 +64,7 @@ impl<'a> Tuner<'a> {
     ///
     /// # Errors
     /// As [`Tuner::in_stage`].
-    pub fn judged(few: &Few, net: &'a Net, store: &Store, spec: &JobSpec, stage: usize) -> Result<Option<Self>> {
+    pub fn judged(few: &Few, net: &'a Net, store: &'a Store, spec: &JobSpec, stage: usize) -> Result<Option<Self>> {
         if !few.method.classifies() {
             return Ok(None);
         }
@@ -57,7 +78,7 @@ impl<'a> Tuner<'a> {
     ///
     /// # Errors
     /// As [`Tuner::in_stage`].
-    pub fn untrained(few: &Few, net: &'a Net, store: &Store) -> Result<Option<Self>> {
+    pub fn untrained(few: &Few, net: &'a Net, store: &'a Store) -> Result<Option<Self>> {
         let Learns::Adapts(steps) = few.method.learns else { return Ok(None) };
         let steps = steps(&few.params);
         let moves: Vec<&str> = steps.moves.iter().map(String::as_str).collect();
@@ -66,7 +87,7 @@ impl<'a> Tuner<'a> {
         Self::new(steps, net, store, (Layout::new(store, &ids, &[]), stage.cut)).map(Some)
     }
 
-    fn new(steps: Steps, net: &'a Net, store: &Store, (layout, cut): (Layout, usize)) -> Result<Self> {
+    fn new(steps: Steps, net: &'a Net, store: &'a Store, (layout, cut): (Layout, usize)) -> Result<Self> {
         let mut moves = Vec::new();
         for rule in &steps.moves {
             moves.extend(rules::named(net, store, "objective", rule)?);
@@ -80,7 +101,16 @@ impl<'a> Tuner<'a> {
                 "let the method move something that the stage trains",
             ));
         }
-        Ok(Self { net, steps, layout, moves, cut })
+        Ok(Self {
+            net,
+            store,
+            steps,
+            layout,
+            moves,
+            cut,
+            #[cfg(feature = "cuda")]
+            first: OnceLock::new(),
+        })
     }
 
     /// Steps in an episode that is judged.
@@ -93,26 +123,30 @@ impl<'a> Tuner<'a> {
         self.steps.trained
     }
 
-    /// The network after so many steps on shown samples, in front of unit `cut`, as many of each class; `dropout` names
-    /// the random numbers of a step.
+    /// The network after so many steps on shown samples, in front of unit `cut`, as many of each class. `packs` keep what
+    /// no episode moves; `dropout` names the random numbers of a step.
     ///
     /// # Errors
     /// Outputs that are not finite any more.
     pub fn adapt<'d>(
         &self,
-        store: &Store,
+        packs: &Packs,
         shown: &Tensor,
         steps: usize,
         dropout: impl Fn(usize) -> Option<DropoutDraw<'d>>,
-    ) -> Result<Store> {
-        let mut own = store.clone();
+    ) -> Result<Adapted> {
+        let shown = Array::at(shown.clone(), &self.store.place)?;
+        #[cfg(feature = "cuda")]
+        if let Array::Device(shown) = &shown {
+            return self.adapt_placed(packs, shown, steps, dropout);
+        }
+        let mut own = self.store.clone();
         let mut velocity = vec![0.0f32; self.layout.params_len()];
         let (rate, momentum) = (self.steps.rate as f32, self.steps.momentum as f32);
         for step in 0..steps {
             let mut grads = Gradients::new(&self.layout);
-            self.learn(&own, shown, dropout(step), &mut grads)?;
-            #[cfg(feature = "cuda")]
-            grads.come_down()?;
+            packs.begin(&self.layout, 1);
+            self.slopes(&self.pass(&own, packs, dropout(step)), shown.clone(), &mut grads)?;
             for id in &self.moves {
                 let (Some(slot), at) = (self.layout.slot(*id), own.params[id.0].range.clone()) else { continue };
                 let moved = own.values[at].iter_mut().zip(&mut velocity[slot.clone()]).zip(&grads.flat[slot]);
@@ -122,7 +156,7 @@ impl<'a> Tuner<'a> {
                 });
             }
         }
-        Ok(own)
+        Ok(Adapted::Here(own))
     }
 
     /// Forward and backward on samples, as many of each class: the mean loss, and scores. Gradients are added to `grads`.
@@ -131,30 +165,55 @@ impl<'a> Tuner<'a> {
     /// Samples of another shape.
     pub fn learn(
         &self,
-        store: &Store,
+        own: &Adapted,
+        packs: &Packs,
         x: &Tensor,
         dropout: Option<DropoutDraw<'_>>,
         grads: &mut Gradients<'_>,
     ) -> Result<(f64, Tensor)> {
-        let pass = Pass { store, layout: Some(&self.layout), dropout, grains: None, packs: None };
-        let mut tape = Tape::default();
-        let units = &self.net.network.units[self.cut..];
-        let logits = chain::through(units, x.clone(), &pass, &mut tape)?;
-        let (loss, dy, scores) = graded(&logits, |z| Ok(z.clone()))?;
-        chain::backward(units, Wanted::of(&dy), &pass, &mut tape, grads, false)?;
-        Ok((loss, scores))
+        let x = Array::at(x.clone(), &self.store.place)?;
+        self.over(own, packs, dropout, |pass| self.slopes(pass, x, grads))
     }
 
-    /// Scores of samples by an adapted network.
+    /// Scores of samples by an adapted network. What learns in the batch-norms takes the statistics of the samples: nobody
+    /// keeps a mean of what other weights would make.
     ///
     /// # Errors
     /// Samples of another shape.
-    pub fn scores(&self, store: &Store, x: &Tensor) -> Result<Tensor> {
-        // With what learns in the batch-norms: nobody keeps a mean of what other weights would make.
-        let layout = self.layout.norms().next().is_some().then_some(&self.layout);
-        let pass = Pass { store, layout, dropout: None, grains: None, packs: None };
-        let units = &self.net.network.units[self.cut..];
-        chain::through(units, x.clone(), &pass, &mut Tape::default())
+    pub fn scores(&self, own: &Adapted, packs: &Packs, x: &Tensor) -> Result<Tensor> {
+        let (x, units) = (Array::at(x.clone(), &self.store.place)?, &self.net.network.units[self.cut..]);
+        self.over(own, packs, None, |pass| chain::along(units, x, pass, &mut Tape::default()))
+    }
+
+    fn slopes(&self, pass: &Pass<'_>, x: Array, grads: &mut Gradients<'_>) -> Result<(f64, Tensor)> {
+        let (mut tape, units) = (Tape::default(), &self.net.network.units[self.cut..]);
+        let logits = chain::along(units, x, pass, &mut tape)?;
+        let (loss, dy, scores) = graded(&logits, |z| Ok(z.clone()))?;
+        chain::backward(units, Wanted::of(&dy), pass, &mut tape, grads, false)?;
+        Ok((loss, scores))
+    }
+
+    fn pass<'p>(&'p self, store: &'p Store, packs: &'p Packs, dropout: Option<DropoutDraw<'p>>) -> Pass<'p> {
+        Pass { store, layout: Some(&self.layout), dropout, grains: None, packs: Some(packs) }
+    }
+
+    /// Has `work` pass over a network that has moved.
+    fn over<T>(
+        &self,
+        own: &Adapted,
+        packs: &Packs,
+        dropout: Option<DropoutDraw<'_>>,
+        work: impl FnOnce(&Pass<'_>) -> Result<T>,
+    ) -> Result<T> {
+        match own {
+            Adapted::Here(store) => {
+                // Nothing is kept of what moves.
+                packs.begin(&self.layout, 1);
+                work(&self.pass(store, packs, dropout))
+            }
+            #[cfg(feature = "cuda")]
+            Adapted::There(values) => packs.lend(&self.layout, values, || work(&self.pass(self.store, packs, dropout))),
+        }
     }
 }
 
@@ -204,9 +263,9 @@ mod tests {
         for (momentum, moves) in [(0.0, "*"), (0.9, "*"), (0.0, "fc.weight")] {
             let steps = Steps { trained: 3, judged: 5, rate: 0.4, momentum, moves: vec![moves.into()] };
             let tuner = Tuner::new(steps, &net, store, (stage.layout.clone(), stage.cut)).unwrap();
-            let own = tuner.adapt(store, &support, 3, |_| None).unwrap();
+            let own = tuner.adapt(&stage.packs, &support, 3, |_| None).unwrap();
             let mut grads = Gradients::new(&stage.layout);
-            let (loss, _) = tuner.learn(&own, &query, None, &mut grads).unwrap();
+            let (loss, _) = tuner.learn(&own, &stage.packs, &query, None, &mut grads).unwrap();
             let (mut w, mut velocity) = (first.clone(), vec![0.0; first.len()]);
             for _ in 0..3 {
                 let (_, g) = linear(&w, &wide(&support), 2);

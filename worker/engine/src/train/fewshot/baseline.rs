@@ -21,6 +21,7 @@ use crate::{
     collective::Collective,
     data::{augment::View, pixels},
     link::Link,
+    nn::host,
     objective::fewshot::{self, Learns, Shown},
     weights::Contract,
 };
@@ -96,6 +97,6 @@ fn pixel_rows(samples: &Samples, side: u32, group: &mut dyn Collective) -> Resul
     evaluate::gathered(samples.count(), group, |batch, _| {
         let views: Vec<(usize, View)> = batch.iter().map(|i| (*i, View::PLAIN)).collect();
         let all = samples.inputs(&views, &contract)?;
-        Ok(all.chunks_exact(pixels::values(&contract)).map(<[f32]>::to_vec).collect())
+        Ok(host(&all)?.chunks_exact(pixels::values(&contract)).map(<[f32]>::to_vec).collect())
     })
 }

@@ -113,15 +113,16 @@ impl Step<'_> {
         let (shape, store) = (few.trained(), &self.state.store);
         let tuner = Tuner::in_stage(few, self.inputs.net, store, self.stage)?;
         let tuner = tuner.ok_or_else(|| crate::Error::Internal("a method that does not adapt".into()))?;
-        let (mut sum, mut correct) = (0.0, 0);
+        let (mut sum, mut correct, packs) = (0.0, 0, &self.stage.packs);
         let steps = tuner.trained_steps();
         for (id, fed) in ids.iter().zip(fed.chunks_exact(2)) {
             // Numbers of their own for what is shown, step by step, and for what is asked.
             let each = shape.support();
             let draws: Vec<u64> = numbers(*id, steps * each + shape.queries()).collect();
             let of_step = |step: usize| Some(self.dropout(&draws[step * each..(step + 1) * each]));
-            let own = tuner.adapt(store, &fed[0], steps, of_step)?;
-            let (loss, scores) = tuner.learn(&own, &fed[1], Some(self.dropout(&draws[steps * each..])), grads)?;
+            let own = tuner.adapt(packs, &fed[0], steps, of_step)?;
+            let asked = Some(self.dropout(&draws[steps * each..]));
+            let (loss, scores) = tuner.learn(&own, packs, &fed[1], asked, grads)?;
             sum += loss;
             correct += right(&scores)?;
         }

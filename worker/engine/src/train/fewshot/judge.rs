@@ -103,8 +103,8 @@ impl Few {
                 let x = inputs.batch(store, indices, &vec![0; indices.len()], None)?;
                 inputs.net.forward(&pass, x, inputs.cut, tuner.cut)
             };
-            let own = tuner.adapt(store, &fed(&support)?, tuner.judged_steps(), |_| None)?;
-            said.push((number, outcome(&tuner.scores(&own, &fed(&query)?)?)?));
+            let own = tuner.adapt(&packs, &fed(&support)?, tuner.judged_steps(), |_| None)?;
+            said.push((number, outcome(&tuner.scores(&own, &packs, &fed(&query)?)?)?));
         }
         self.folded(&said, count, group)
     }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use crate::{
-    Error, Result,
+    Error, Full, Result,
     collective::Collective,
     nn::{Grains, Join},
     num::pool,
@@ -53,11 +53,12 @@ pub(super) fn run<T: Send>(
         Ok::<_, Error>(threads.into_iter().map(join).collect::<Vec<_>>())
     })?;
     let failed = meeting.lock().failed;
-    match failed {
+    let all = match failed {
         // The others only say that they were ended.
         Some(place) => outcomes.swap_remove(place).map(|_| Vec::new()),
-        None => outcomes.into_iter().collect(),
-    }
+        None => outcomes.into_iter().collect::<Result<Vec<T>>>(),
+    };
+    all.map_err(|e| e.full_of(Full::Grains))
 }
 
 /// Where a grain stands.

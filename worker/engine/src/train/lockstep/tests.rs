@@ -233,3 +233,10 @@ fn a_lost_peer_releases_every_grain() {
     let odd = run(&[0..1, 1..3], &mut Lost(2), |_, grains| grains.joined(vec![1.0], Join::Fold(add)).map(|_| ()));
     assert!(odd.unwrap_err().to_string().contains("same layers"));
 }
+
+#[test]
+fn what_is_too_much_for_a_gpu_are_all_grains_of_a_rank() {
+    let work = |_: usize, _: &dyn Grains| -> Result<()> { Err(Error::GpuMemory(Full::Grain)) };
+    let full = run(std::slice::from_ref(&BOTH), &mut Solo, work);
+    assert!(matches!(full, Err(Error::GpuMemory(Full::Grains))), "{full:?}");
+}

@@ -82,8 +82,13 @@ pub(super) fn rows(t: &Tensor, at: &Range<usize>) -> Result<Tensor> {
 }
 
 impl<'a> Loop<'a> {
-    /// What the network is fed of tasks with samples of their own.
-    pub(in crate::train) fn fed_tasks<'f>(&self, cut: usize, features: &'f super::Features) -> Result<Fed<'f>>
+    /// What the network is fed of tasks with samples of their own, beside those of `[data]`.
+    pub(in crate::train) fn fed_tasks<'f>(
+        &self,
+        cut: usize,
+        features: &'f super::Features,
+        main: &Inputs<'_>,
+    ) -> Result<Fed<'f>>
     where
         'a: 'f,
     {
@@ -94,7 +99,7 @@ impl<'a> Loop<'a> {
             let own = task.own.as_ref().map(|own| [&own.train, &own.val]);
             let inputs = |part: usize| {
                 let kept = features.get(t).and_then(|kept| kept[part].get(&cut));
-                own.map(|own| self.inputs(net, own[part], cut, kept)).transpose()
+                own.map(|own| self.inputs(net, own[part], cut, kept).map(|inputs| inputs.beside(main))).transpose()
             };
             fed.train.push(inputs(0)?);
             fed.val.push(inputs(1)?);
