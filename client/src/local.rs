@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{Client, Error};
 
-/// How long processes may take to be there, and to go.
+/// How long processes may take to be there, and to go. Workers look at their machine besides.
 const PATIENCE: Duration = Duration::from_secs(20);
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -75,10 +75,11 @@ impl Cluster {
         let bound = listening(&mut coordinator, config).await?;
         let mut cluster = Self { coordinator, workers: Vec::new(), grpc: bound.grpc, http: bound.http };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let threads = (cores / config.workers.max(1) as usize).max(1);
+        let cores = (cores / config.workers.max(1) as usize).max(1);
         for n in 1..=config.workers {
-            // Each has a GPU of its own, as far as there are any, and the CPU for jobs of more ranks than GPUs.
-            let gpu = (n - 1).to_string();
+            // Each has a GPU of its own, as far as there are any, and the CPU for jobs of more ranks than GPUs. It shares its
+            // part of the cores out between them.
+            let gpu = format!("{}?", n - 1);
             let arguments: Vec<OsString> = vec![
                 "worker".into(),
                 "--child".into(),
@@ -90,8 +91,8 @@ impl Cluster {
                 config.data.join(format!("worker-{n}")).into(),
                 "--cache".into(),
                 config.cache.clone().into(),
-                "--threads".into(),
-                threads.to_string().into(),
+                "--cores".into(),
+                cores.to_string().into(),
                 "--slots".into(),
                 "1".into(),
                 "--gpus".into(),
@@ -118,7 +119,7 @@ impl Cluster {
     /// Waits until every worker has said hello.
     async fn complete(&mut self, config: &Config) -> Result<(), Error> {
         let client = self.client().await?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE + tl_worker::inventory::LONGEST;
         loop {
             let ready = client.nodes().await?.iter().filter(|n| n.status == "ready").count();
             if ready >= self.workers.len() {

@@ -475,7 +475,8 @@ stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
         }
         writer.decide(desk.result("probe")).unwrap();
         let (phase, build, device) = (PhaseId::new("main", "train"), "b".to_owned(), "cpu".to_owned());
-        writer.commit(&[Event::TeachingSplit { job: job.clone(), phase, units: 2, build, device, at: 1 }]).unwrap();
+        let (job_id, numbers) = (job.clone(), String::new());
+        writer.commit(&[Event::TeachingSplit { job: job_id, phase, units: 2, build, device, numbers, at: 1 }]).unwrap();
         writer.settle();
         for (unit, c) in [("teach-1", 'a'), ("teach-1", 'b'), ("teach-2", 'c')] {
             writer.decide(desk.artifact(unit, "features", desk.blob(c))).unwrap();

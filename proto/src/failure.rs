@@ -28,11 +28,13 @@ pub enum FailureClass {
     Stopped,
     /// A step came to less than its gate asks for; the same training would come to the same.
     Gate,
+    /// The device of a slot cannot be used any more; another one may do.
+    LostDevice,
 }
 
 impl FailureClass {
     /// All classes, in order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::LostNode,
         Self::LostPeer,
         Self::OutOfMemory,
@@ -42,6 +44,7 @@ impl FailureClass {
         Self::Crash,
         Self::Stopped,
         Self::Gate,
+        Self::LostDevice,
     ];
 
     /// The name on the wire and in JSON.
@@ -56,6 +59,7 @@ impl FailureClass {
             Self::Crash => "crash",
             Self::Stopped => "stopped",
             Self::Gate => "gate",
+            Self::LostDevice => "lost_device",
         }
     }
 
@@ -67,7 +71,7 @@ impl FailureClass {
     /// How many times a phase may fail this way before the job fails.
     pub fn retries(self) -> u32 {
         match self {
-            Self::LostNode | Self::LostPeer | Self::Stopped => 20,
+            Self::LostNode | Self::LostPeer | Self::LostDevice | Self::Stopped => 20,
             Self::Crash => 3,
             Self::Disk => 2,
             Self::OutOfMemory | Self::User | Self::Nan | Self::Gate => 0,
@@ -78,7 +82,7 @@ impl FailureClass {
     pub fn backoff_ms(self, failures: u32) -> u64 {
         match self {
             // The usual cause is one dead process: whoever is left goes on at once.
-            Self::LostNode | Self::LostPeer | Self::Stopped => {
+            Self::LostNode | Self::LostPeer | Self::LostDevice | Self::Stopped => {
                 if failures <= 5 {
                     0
                 } else {
@@ -155,5 +159,6 @@ mod tests {
     fn a_lost_rank_is_replaced_at_once_but_not_for_ever() {
         assert_eq!(FailureClass::LostNode.backoff_ms(1), 0);
         assert!(FailureClass::LostNode.backoff_ms(8) > FailureClass::LostNode.backoff_ms(7));
+        assert_eq!((FailureClass::LostDevice.backoff_ms(1), FailureClass::LostDevice.retries()), (0, 20));
     }
 }

@@ -78,9 +78,18 @@ pub struct Gpu {
     pub compute: String,
     /// Why it is not used, in a sentence; empty if it is.
     pub problem: String,
+    /// Which numbers it computes, in a word: GPUs of one model with other libraries may compute other bits. Empty where nobody
+    /// has tried it.
+    pub numbers: String,
 }
 
 impl Hardware {
+    /// The GPU that is the device of a slot, if one is.
+    pub fn gpu(&self, device: &str) -> Option<&Gpu> {
+        let Some(Device::Cuda(index)) = Device::parse(device) else { return None };
+        self.gpus.iter().find(|gpu| gpu.index == index)
+    }
+
     /// In a few words.
     pub fn summary(&self) -> String {
         if self.cores == 0 {
@@ -139,7 +148,7 @@ macro_rules! mirrored {
     };
 }
 
-mirrored!(Gpu, [index, name, uuid, memory, compute, problem], several []);
+mirrored!(Gpu, [index, name, uuid, memory, compute, problem, numbers], several []);
 mirrored!(Hardware, [cores, memory, vector, driver, cuda, nccl, note], several[gpus]);
 
 #[cfg(test)]
@@ -168,6 +177,9 @@ mod tests {
         machine.gpus.iter_mut().for_each(|gpu| gpu.problem = "it is broken".into());
         assert!(machine.summary().ends_with(", 1 x L4 (24 GiB), not used"), "{}", machine.summary());
         machine.note = "why".into();
+        (machine.gpus[1].index, machine.gpus[1].numbers) = (3, "0123".into());
+        let named = |device: &str| machine.gpu(device).map(|gpu| gpu.name.as_str());
+        assert_eq!([named("cuda:3"), named("cuda:1"), named("cpu")], [Some("L4"), None, None]);
         assert_eq!(machine.summary(), "16 cores, 128 GiB, 2 x H100 (80 GiB), 1 x L4 (24 GiB), not used");
         let there = v1::Hardware::from(machine.clone());
         assert_eq!((there.cores, there.note.as_str(), there.gpus[1].name.as_str()), (16, "why", "L4"));

@@ -19,7 +19,7 @@ async fn two(gpu: &Gpu, ways: impl Fn(usize) -> Vec<(&'static str, String)>) -> 
     let mut sandbox = Sandbox::bare(&program(), None).await;
     for n in 0..2 {
         sandbox.environment = [gpu.environment(), ways(n)].concat();
-        sandbox.add_worker(&["--gpus", "0"]);
+        sandbox.add_worker(&["--gpus", "0", "--share-gpus"]);
     }
     sandbox.ready(2).await;
     sandbox

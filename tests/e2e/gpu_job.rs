@@ -2,6 +2,7 @@
 //! stand for NVIDIA's. `tests/gpu/run.sh` brings them to a machine that has one.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
 
+mod gpu_cluster;
 mod gpu_gang;
 mod gpu_photos;
 
@@ -18,6 +19,7 @@ use tl_client::Job;
 use tl_engine::{collective::Solo, link::Deaf, train};
 use tl_proto::{
     failure::FailureClass,
+    hardware::Device,
     spec::{JobSpec, parse},
     v1,
 };
@@ -92,6 +94,7 @@ fn fake() -> Option<PathBuf> {
     }
     // Compiles what a worker tries when it starts: there, it would wait no longer for that than for a GPU.
     tl_engine::gpu::works(0).unwrap();
+    tl_engine::gpu::Place::open(Device::Cuda(0)).unwrap();
     Some(dir)
 }
 
@@ -174,7 +177,7 @@ async fn a_job_on_a_gpu_comes_to_what_it_comes_to_on_a_cpu() {
     sandbox.add_worker(&["--cache", &cache, "--gpus", "0"]);
     sandbox.ready(2).await;
     let nodes = nodes(&sandbox).await;
-    assert_eq!((nodes["w0"].device.as_str(), nodes["w1"].device.as_str()), ("cpu", "cuda"), "{}", sandbox.logs());
+    assert_eq!((nodes["w0"].device.as_str(), nodes["w1"].device.as_str()), ("cpu", "cuda, cpu"), "{}", sandbox.logs());
     assert!(nodes["w0"].machine.ends_with(", not used"), "{}", nodes["w0"].machine);
     let named = gpu.is_real() || nodes["w0"].machine.contains("1 x Fake GPU (80 GiB)");
     assert!(named, "{}", nodes["w0"].machine);
@@ -233,11 +236,8 @@ async fn a_gpu_that_does_not_work_is_left_out_and_the_cpu_is_there() {
     assert_eq!(problem, "GPU 0 cannot be used: the memory of the GPU is full");
     assert_eq!(sandbox.logs().matches(&format!("{problem}; it is not offered")).count(), 1, "{}", sandbox.logs());
     let job = sandbox.submit(&job("cuda", 4, (9, 3))).await;
-    let waiting = tl_tests::eventually("a job that waits", async || {
-        let job = job.get().await.ok()?;
-        (!job.why.is_empty()).then_some(job.why)
-    });
-    assert_eq!(waiting.await, "it needs 1 slots and all nodes together have 0");
+    let want = format!("it needs 1 slots on GPUs and all nodes together have 0; `w0`: {problem}");
+    assert_eq!(gpu_cluster::waits(&job, "on GPUs").await, want);
 }
 
 /// Runs a command on the libraries to its end: its exit code, the events that it has printed, and what else it said.

@@ -31,6 +31,8 @@ use crate::{
     session::{Identity, Session},
     spawner::Spawner,
     supervisor::{Census, Slot, Supervisor},
+    threads::Threads,
+    ward::Ward,
 };
 
 /// First and longest pause between two tries to reach the coordinator.
@@ -51,12 +53,16 @@ pub struct Config {
     pub cache: Option<PathBuf>,
     /// A label; the host's name without it.
     pub name: Option<String>,
-    /// Ranks on the CPU at once; without it one, and none where there is a GPU to offer.
-    pub slots: Option<u32>,
+    /// Ranks on the CPU at once, beside those on GPUs.
+    pub slots: u32,
     /// Which GPUs are offered, one rank on each.
     pub gpus: Offer,
+    /// Whether that is so where another agent has them.
+    pub share_gpus: bool,
     /// Threads per rank; 0 shares the cores among the slots.
     pub threads: usize,
+    /// Cores that are shared, where not all of the machine's.
+    pub cores: Option<u32>,
     /// Folders that jobs may read.
     pub roots: Vec<PathBuf>,
     /// The address under which other nodes reach this one; found out without it.
@@ -92,18 +98,28 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     let home = Home::open(&config.data)?;
     let roots = Roots::open(&config.roots).map_err(Error::Config)?;
     let remote = Remote::new(&config.coordinator, config.token.as_deref()).map_err(Error::Config)?;
-    let offer = config.gpus.clone();
+    let (offer, program) = (config.gpus.clone(), config.command.clone());
     // A driver takes its time.
-    let hardware = tokio::task::spawn_blocking(move || inventory::offered(&offer)).await;
-    let hardware = hardware.map_err(|e| Error::Config(format!("this machine cannot be looked at: {e}")))?;
+    let hardware = tokio::task::spawn_blocking(move || inventory::offered(&offer, &program)).await;
+    let mut hardware = hardware.map_err(|e| Error::Config(format!("this machine cannot be looked at: {e}")))?;
+    hardware.cores = hardware.cores.min(config.cores.unwrap_or(u32::MAX)).max(1);
+    if config.share_gpus {
+        // Nobody can tell then that it is the same.
+        hardware.gpus.iter_mut().for_each(|gpu| gpu.uuid.clear());
+    }
     if !hardware.note.is_empty() {
         tracing::info!("trains on CPUs: {}", hardware.note);
     }
+    for number in config.gpus.unknown(&hardware) {
+        tracing::warn!("`--gpus` names GPU {number}, and there is none of that number here");
+    }
     inventory::broken(&hardware).for_each(|gpu| tracing::warn!("{}; it is not offered", gpu.problem));
-    let devices = devices(config.slots, &hardware);
+    let devices = devices(config.slots, &hardware)?;
     let slots = slots(&config, &devices)?;
-    let cores = hardware.cores.max(1) as usize;
-    let threads = if config.threads > 0 { config.threads } else { (cores / devices.len().max(1)).max(1) };
+    let threads = match config.threads {
+        0 => Threads::shared(hardware.cores as usize, &devices),
+        threads => Threads::each(threads),
+    };
     let identity = identity(&config, &home, &slots, (hardware, threads))?;
     let (outbox, reporter) = (Outbox::default(), Reporter::default());
     reporter.adopt(&home.work());
@@ -115,6 +131,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         models: Models::from_env(home.hub()).map_err(|e| Error::Config(e.to_string()))?,
         home,
         roots,
+        ward: Ward::new(outbox.clone(), config.command.clone(), &slots),
         outbox: outbox.clone(),
         reporter,
         spawner: Spawner::start(tokio::runtime::Handle::current())?,
@@ -187,13 +204,17 @@ async fn connect(session: &Session<'_>, remote: &Remote) -> Error {
     }
 }
 
-/// What the ranks of each slot run on: a GPU that works, then shares of the cores.
-fn devices(slots: Option<u32>, hardware: &Hardware) -> Vec<Device> {
+/// What the ranks of each slot run on: a GPU that works, then so many shares of the cores.
+fn devices(shares: u32, hardware: &Hardware) -> Result<Vec<Device>, Error> {
     let gpus = hardware.gpus.iter().filter(|gpu| gpu.problem.is_empty()).map(|gpu| Device::Cuda(gpu.index));
-    let mut devices: Vec<Device> = gpus.collect();
-    let shares = slots.unwrap_or(u32::from(devices.is_empty()));
-    devices.extend((0..shares).map(|_| Device::Cpu));
-    devices
+    let devices: Vec<Device> = gpus.chain((0..shares).map(|_| Device::Cpu)).collect();
+    if devices.is_empty() {
+        let hint = "`--slots` offers CPU slots, and `tl-worker doctor` says what is wrong with GPUs";
+        return Err(Error::Config(format!(
+            "this node has nothing to offer: no CPU slot, and no GPU that works; {hint}"
+        )));
+    }
+    Ok(devices)
 }
 
 /// Binds a socket per slot, where other nodes can reach it.
@@ -233,7 +254,7 @@ fn identity(
     config: &Config,
     home: &Home,
     slots: &[Slot],
-    (hardware, threads): (Hardware, usize),
+    (hardware, threads): (Hardware, Threads),
 ) -> Result<Identity, Error> {
     let host = || nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_else(|| "node".into());
     let catalog_json = serde_json::to_vec(&rank::catalog()).map_err(|e| Error::Config(e.to_string()))?;
@@ -249,7 +270,7 @@ fn identity(
                 device: s.device.to_string(),
                 address: s.address.clone(),
                 // GPUs of a gang are of one model: how many cores they have beside them is no measure of them.
-                weight: if s.device == Device::Cpu { threads as u32 } else { 1 },
+                weight: if s.device == Device::Cpu { threads.cpu as u32 } else { 1 },
             })
             .collect(),
         hardware: hardware.into(),
@@ -273,17 +294,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_offers_the_gpus_that_work_and_the_cpu_where_there_are_none_or_somebody_asks_for_it() {
+    fn a_node_offers_the_gpus_that_work_and_cpu_slots_beside_them() {
         let gpu = |index, problem: &str| Gpu { index, problem: problem.into(), ..Gpu::default() };
         let offered = |slots, gpus: &[Gpu]| {
             let hardware = Hardware { gpus: gpus.to_vec(), ..Hardware::default() };
-            devices(slots, &hardware).iter().map(Device::to_string).collect::<Vec<_>>().join(" ")
+            let devices = devices(slots, &hardware).map_err(|e| e.to_string())?;
+            Ok::<_, String>(devices.iter().map(Device::to_string).collect::<Vec<_>>().join(" "))
         };
         let (works, broken) = (gpu(1, ""), gpu(0, "it is broken"));
-        assert_eq!(offered(None, &[]), "cpu");
-        assert_eq!(offered(Some(3), &[]), "cpu cpu cpu");
-        assert_eq!(offered(None, std::slice::from_ref(&broken)), "cpu");
-        assert_eq!(offered(None, &[broken.clone(), works.clone(), gpu(2, "")]), "cuda:1 cuda:2");
-        assert_eq!(offered(Some(1), &[broken, works]), "cuda:1 cpu");
+        assert_eq!(offered(1, &[]).unwrap(), "cpu");
+        assert_eq!(offered(3, std::slice::from_ref(&broken)).unwrap(), "cpu cpu cpu");
+        assert_eq!(offered(1, &[broken.clone(), works.clone(), gpu(2, "")]).unwrap(), "cuda:1 cuda:2 cpu");
+        assert_eq!(offered(0, &[broken.clone(), works]).unwrap(), "cuda:1");
+        let nothing = offered(0, &[broken]).unwrap_err();
+        assert!(nothing.starts_with("this node has nothing to offer: "), "{nothing}");
     }
 }

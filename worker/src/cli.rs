@@ -29,15 +29,21 @@ pub struct Args {
     /// A label for the node [default: the host's name]
     #[arg(long)]
     name: Option<String>,
-    /// Ranks that may run on the CPU at once [default: 1, and none where there is a GPU to offer]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=256))]
-    slots: Option<u32>,
+    /// Ranks that may run on the CPU at once, beside those on GPUs
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=256))]
+    slots: u32,
     /// GPUs to offer, of those that work, for a rank each: all, none, or their numbers, as in 0,2
     #[arg(long, default_value = "all")]
     gpus: Offer,
-    /// Threads of a rank; 0 shares the cores among the slots
+    /// Offer GPUs also where another worker of this machine has them, for tests of two ranks on one
+    #[arg(long, hide = true)]
+    share_gpus: bool,
+    /// Threads of a rank; 0 shares the cores among the slots: where there are GPUs, half of them among CPU slots
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// Cores to share [default: all]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    cores: Option<u32>,
     /// A folder that jobs may read; may be given more than once
     #[arg(long = "data-root")]
     roots: Vec<PathBuf>,
@@ -62,7 +68,9 @@ pub fn main(args: Args, rank: Vec<OsString>) -> anyhow::Result<()> {
         name: args.name,
         slots: args.slots,
         gpus: args.gpus,
+        share_gpus: args.share_gpus,
         threads: args.threads,
+        cores: args.cores,
         roots: args.roots,
         advertise: args.advertise,
         command: RankCommand::ourselves(rank)?,

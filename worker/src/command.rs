@@ -1,11 +1,14 @@
 //! How a rank is started: by the very program that the agent is.
 
-use std::{ffi::OsString, io, path::PathBuf};
+use std::{ffi::OsString, io, os::unix::process::CommandExt, path::PathBuf, process};
 
 use tokio::process::Command;
 
 /// The running program, wherever its file has gone.
 const OURSELVES: &str = "/proc/self/exe";
+
+/// What every program that runs agents takes for a process that looks at GPUs; see [`crate::trial`].
+const LOOK: &str = "look";
 
 /// The command line of a rank.
 #[derive(Clone, Debug)]
@@ -42,6 +45,13 @@ impl RankCommand {
         let mut command = Command::new(&self.program);
         command.arg0(&self.name).args(&self.arguments);
         crate::rank::tune(command.as_std_mut());
+        command
+    }
+
+    /// The same program, to look which GPUs there are, or to try one of them.
+    pub fn to_look(&self, gpu: Option<u32>) -> process::Command {
+        let mut command = process::Command::new(&self.program);
+        command.arg0(&self.name).arg(LOOK).args(gpu.map(|index| format!("--try={index}")));
         command
     }
 }

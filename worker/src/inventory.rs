@@ -1,21 +1,21 @@
 //! What this machine is made of: told to the coordinator when the agent starts, and printed by `tl-worker doctor`.
 
-use std::{
-    fs,
-    str::FromStr,
-    sync::mpsc,
-    time::{Duration, Instant},
-};
+use std::{fs, str::FromStr, time::Duration};
 
 use tl_proto::hardware::{Gpu, Hardware};
 
-use crate::rank::{
-    gpu::{self, Gpus},
-    simd,
+use crate::{
+    command::RankCommand,
+    rank::{
+        gpu::{self, Gpus},
+        simd,
+    },
+    trial,
 };
 
-/// How long the GPUs of a node may take to show that they work, all at a time: libraries are opened and kernels compiled.
-const LIMIT: Duration = Duration::from_secs(15);
+/// The longest that an agent looks at its machine before it goes on: once for which GPUs there are, and once for what they do.
+pub const LONGEST: Duration =
+    if gpu::TRAINS { Duration::from_secs(2 * trial::LIMIT.as_secs()) } else { Duration::ZERO };
 /// Why a GPU is not offered that nobody has tried.
 const UNNAMED: &str = "`--gpus` does not name it";
 
@@ -27,6 +27,8 @@ pub enum Offer {
     All,
     /// Those of these numbers.
     Only(Vec<u32>),
+    /// The one of this number, if there is one.
+    Perhaps(u32),
 }
 
 impl Offer {
@@ -34,7 +36,14 @@ impl Offer {
         match self {
             Self::All => true,
             Self::Only(numbers) => numbers.contains(&index),
+            Self::Perhaps(number) => *number == index,
         }
+    }
+
+    /// Numbers that it names and no GPU has.
+    pub fn unknown(&self, hardware: &Hardware) -> Vec<u32> {
+        let Self::Only(numbers) = self else { return Vec::new() };
+        numbers.iter().copied().filter(|n| hardware.gpus.iter().all(|gpu| gpu.index != *n)).collect()
     }
 }
 
@@ -47,18 +56,41 @@ impl FromStr for Offer {
         match text {
             "all" => Ok(Self::All),
             "none" => Ok(Self::Only(Vec::new())),
+            // For a worker beside others, one of which has each GPU that there is.
+            perhaps if perhaps.ends_with('?') => number(&perhaps[..perhaps.len() - 1]).map(Self::Perhaps),
             numbers => numbers.split(',').map(number).collect::<Result<_, _>>().map(Self::Only),
         }
     }
 }
 
-/// Looks at this machine, and tries the GPUs that it is to offer. That there is no driver is a sentence, not an error.
-pub fn offered(offer: &Offer) -> Hardware {
-    let mut hardware = with(gpu::look());
+/// Looks at this machine, and tries the GPUs that it is to offer, by processes of `program`. That there is no driver is a
+/// sentence, not an error.
+pub fn offered(offer: &Offer, program: &RankCommand) -> Hardware {
+    let mut hardware = match gpu::TRAINS {
+        true => trial::look(program.to_look(None), trial::LIMIT).unwrap_or_else(unseen),
+        // It could do nothing with what it saw.
+        false => with(Gpus::default()),
+    };
+    let named = named(&mut hardware, offer);
+    if !named.is_empty() {
+        let numbers: Vec<String> = named.iter().map(|gpu| gpu.index.to_string()).collect();
+        let (numbers, limit) = (numbers.join(", "), trial::LIMIT.as_secs());
+        tracing::info!("GPU {numbers}: tried with a small step of training each, for which they have {limit} s");
+    }
+    trial::each(named, |index| program.to_look(Some(index)), trial::LIMIT);
+    hardware
+}
+
+/// A machine of which nobody has seen GPUs, for a reason.
+fn unseen(why: String) -> Hardware {
+    with(Gpus { note: format!("the process that looked for GPUs {why}"), ..Gpus::default() })
+}
+
+/// The GPUs that are to be offered; of the others it is said why not.
+fn named<'a>(hardware: &'a mut Hardware, offer: &Offer) -> Vec<&'a mut Gpu> {
     let (named, others) = hardware.gpus.iter_mut().partition::<Vec<_>, _>(|gpu| offer.names(gpu.index));
     others.into_iter().for_each(|gpu| gpu.problem = UNNAMED.into());
-    tried(named, gpu::works, LIMIT);
-    hardware
+    named
 }
 
 /// Tries one GPU, as those that are to be offered are tried.
@@ -66,33 +98,19 @@ pub fn offered(offer: &Offer) -> Hardware {
 /// # Errors
 /// Why it does not work, in a sentence.
 pub fn works(index: u32) -> Result<(), String> {
+    if !gpu::TRAINS {
+        return gpu::works(index).map_err(|e| e.to_string());
+    }
+    let program = RankCommand::ourselves(Vec::new());
+    let program = program.map_err(|e| format!("GPU {index} cannot be tried: {e}"))?;
     let mut one = Gpu { index, ..Gpu::default() };
-    tried(vec![&mut one], gpu::works, LIMIT);
+    trial::each(vec![&mut one], |index| program.to_look(Some(index)), trial::LIMIT);
     if one.problem.is_empty() { Ok(()) } else { Err(one.problem) }
 }
 
 /// What is wrong with GPUs that were to be offered.
 pub fn broken(hardware: &Hardware) -> impl Iterator<Item = &Gpu> {
     hardware.gpus.iter().filter(|gpu| !gpu.problem.is_empty() && gpu.problem != UNNAMED)
-}
-
-/// Says of each of some GPUs why it does not work, if so. One that has not ended within the time has failed.
-fn tried<E: ToString + 'static>(mut gpus: Vec<&mut Gpu>, works: fn(u32) -> Result<(), E>, limit: Duration) {
-    let until = Instant::now() + limit;
-    let (done, results) = mpsc::channel();
-    for gpu in &mut gpus {
-        gpu.problem = format!("GPU {} has not shown within {} s that it works", gpu.index, limit.as_secs());
-        let (done, index) = (done.clone(), gpu.index);
-        // Not waited for: a driver that hangs must not hang us.
-        std::thread::spawn(move || done.send((index, works(index).map_err(|e| e.to_string()))));
-    }
-    for _ in 0..gpus.len() {
-        let left = until.saturating_duration_since(Instant::now());
-        let Ok((index, result)) = results.recv_timeout(left) else { return };
-        for gpu in gpus.iter_mut().filter(|gpu| gpu.index == index) {
-            gpu.problem = result.clone().err().unwrap_or_default();
-        }
-    }
 }
 
 /// This machine, with GPUs that have been looked for already.
@@ -135,28 +153,26 @@ mod tests {
 
     #[test]
     fn this_machine_has_cores_and_memory_and_what_cannot_be_read_is_nothing() {
-        let here = offered(&Offer::Only(Vec::new()));
+        let here = with(Gpus::default());
         assert!(here.cores > 0 && here.memory > 1 << 28, "{here:?}");
-        assert!(here.gpus.iter().all(|gpu| gpu.problem == UNNAMED) && broken(&here).next().is_none(), "{here:?}");
         assert_eq!(total("MemFree: 3 kB\nMemTotal:  2 kB\n"), 2048);
         assert_eq!([total(""), total("MemTotal: much")], [0, 0]);
+        let here = unseen("died of signal 11".into());
+        assert_eq!((here.cores > 0, here.note.as_str()), (true, "the process that looked for GPUs died of signal 11"));
     }
 
     #[test]
-    fn a_gpu_that_fails_or_hangs_is_left_out_and_takes_no_other_with_it() {
-        let works = |index: u32| match index {
-            0 => Ok(()),
-            1 => Err("GPU 1 is broken"),
-            _ => loop {
-                std::thread::park();
-            },
-        };
-        let mut gpus: Vec<Gpu> = (0..3).rev().map(|index| Gpu { index, ..Gpu::default() }).collect();
-        tried(gpus.iter_mut().collect(), works, Duration::from_secs(1));
-        let problems: Vec<&str> = gpus.iter().map(|gpu| gpu.problem.as_str()).collect();
-        assert_eq!(problems, ["GPU 2 has not shown within 1 s that it works", "GPU 1 is broken", ""]);
-        let machine = Hardware { gpus, ..Hardware::default() };
-        assert_eq!(broken(&machine).map(|gpu| gpu.index).collect::<Vec<_>>(), [2, 1]);
+    fn of_gpus_that_are_not_named_that_is_said_and_of_numbers_that_no_gpu_has_it_is_told() {
+        let gpus = |numbers: std::ops::Range<u32>| numbers.map(|index| Gpu { index, ..Gpu::default() }).collect();
+        let mut machine = Hardware { gpus: gpus(0..3), ..Hardware::default() };
+        let offer = Offer::Only(vec![1, 7]);
+        assert_eq!(named(&mut machine, &offer).iter().map(|gpu| gpu.index).collect::<Vec<_>>(), [1]);
+        let problems: Vec<&str> = machine.gpus.iter().map(|gpu| gpu.problem.as_str()).collect();
+        assert_eq!((problems, broken(&machine).count()), (vec![UNNAMED, "", UNNAMED], 0));
+        machine.gpus[1].problem = "GPU 1 is broken".into();
+        assert_eq!(broken(&machine).map(|gpu| gpu.index).collect::<Vec<_>>(), [1]);
+        assert_eq!((offer.unknown(&machine), Offer::All.unknown(&machine)), (vec![7], vec![]));
+        assert_eq!((offer.unknown(&Hardware::default()), Offer::Perhaps(7).unknown(&machine)), (vec![1, 7], vec![]));
     }
 
     #[test]
@@ -165,7 +181,9 @@ mod tests {
         assert_eq!((offer("all").unwrap(), offer("none").unwrap()), (Offer::All, Offer::Only(Vec::new())));
         let some = offer("0, 2").unwrap();
         assert_eq!([0, 1, 2].map(|index| some.names(index)), [true, false, true]);
-        for bad in ["", "0,", "x", "-1", "all,1"] {
+        let perhaps = offer("1?").unwrap();
+        assert_eq!([0, 1, 2].map(|index| perhaps.names(index)), [false, true, false]);
+        for bad in ["", "0,", "x", "-1", "all,1", "?", "0?,1"] {
             assert!(offer(bad).unwrap_err().contains("is none of: all, none"), "{bad}");
         }
     }

@@ -29,4 +29,7 @@ pub mod roots;
 pub mod session;
 pub mod spawner;
 pub mod supervisor;
+pub mod threads;
+pub mod trial;
+pub mod ward;
 pub mod weights;

@@ -13,6 +13,7 @@ use std::{
 
 use tl_proto::{
     failure::{Failure, FailureClass},
+    hardware::Device,
     spec::JobSpec,
     v1::{self, agent_message::Body},
 };
@@ -36,6 +37,8 @@ use crate::{
     report::{Key, LOG, Reporter},
     roots::Roots,
     spawner::Spawner,
+    threads::Threads,
+    ward::Ward,
     weights,
 };
 
@@ -64,7 +67,9 @@ pub struct Context {
     /// The command line of a rank.
     pub command: RankCommand,
     /// Threads of a rank, unless its job says otherwise.
-    pub threads: usize,
+    pub threads: Threads,
+    /// GPUs that have failed ranks.
+    pub ward: Ward,
 }
 
 /// What is to become of a process; only ever grows.
@@ -144,6 +149,10 @@ pub async fn run(
                 Ok(None) => None,
                 Err(failure) => Some(failure),
             };
+            if let Some(lost) = failure.as_ref().filter(|f| f.class == FailureClass::LostDevice) {
+                // Before the coordinator hears of the end, for it looks for another slot then.
+                context.ward.admit(launch.slot, &lost.message);
+            }
             // Last words first: who follows the log stops when the job does.
             let soon = context.reporter.drain(key, LAST_WORDS).await;
             exited(context, key, failure);
@@ -227,6 +236,7 @@ async fn start(
             }
         }
     }
+    let device = launch.devices.get(launch.rank as usize).and_then(|name| Device::parse(name)).unwrap_or(Device::Cpu);
     let order = Order {
         probe: launch.kind == "probe",
         look: launch.plan,
@@ -243,7 +253,7 @@ async fn start(
         rendezvous_ms: launch.rendezvous_ms,
         beat_ms: launch.beat_ms,
         silence_ms: launch.silence_ms,
-        threads: if spec.cluster.threads > 0 { spec.cluster.threads as usize } else { context.threads },
+        threads: if spec.cluster.threads > 0 { spec.cluster.threads as usize } else { context.threads.of(device) },
         spec,
         work: folder.into(),
         cache: context.cache.clone(),

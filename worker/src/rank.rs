@@ -228,7 +228,7 @@ fn work(
         cache_bytes: order.cache_bytes,
         features: order.features.clone(),
         resume: order.resume.clone(),
-        place: gpu::Place::open(device).map_err(failed)?,
+        place: gpu::Place::open(device).map_err(|e| unopened(&e))?,
     };
     if order.probe {
         let plan = pool::run(|| train::probe::probe(&config)).map_err(failed)?;
@@ -255,6 +255,13 @@ fn work(
         e.to_failure()
     })?;
     Ok((order.rank == 0).then(|| summary(&report)))
+}
+
+/// Why a rank has no place to compute. That a GPU cannot be used any more says nothing of others.
+fn unopened(e: &Error) -> Failure {
+    let failure = e.to_failure();
+    let class = if matches!(e, Error::Gpu { .. }) { FailureClass::LostDevice } else { failure.class };
+    Failure { class, ..failure }
 }
 
 /// What a rank of an attempt runs on, and how all of them talk to each other.
@@ -344,6 +351,15 @@ mod tests {
         let back: Vec<selection::Picked> = serde_json::from_value(told["selection"].clone()).unwrap();
         assert_eq!(back, all);
         assert!(told["selection"][0].get("value").is_none(), "the model saw nothing");
+    }
+
+    #[test]
+    fn a_gpu_that_cannot_be_opened_is_lost_and_a_job_that_is_wrong_is_not_tried_elsewhere() {
+        let gone = unopened(&Error::Gpu { number: 2, cause: "the driver answers CUDA_ERROR_NO_DEVICE".into() });
+        assert_eq!(gone.class, FailureClass::LostDevice);
+        assert_eq!(gone.message, "GPU 2 cannot be used: the driver answers CUDA_ERROR_NO_DEVICE");
+        assert!(gone.hint.contains("tl-worker doctor"), "{}", gone.hint);
+        assert_eq!(unopened(&Error::user("this build has no CUDA", "")).class, FailureClass::User);
     }
 
     #[test]

@@ -103,6 +103,10 @@ pub enum Command {
     #[cfg(feature = "local")]
     #[command(hide = true)]
     Rank,
+    /// Look at GPUs for an agent
+    #[cfg(feature = "local")]
+    #[command(hide = true)]
+    Look(tl_worker::trial::Args),
 }
 
 #[derive(Args)]

@@ -40,6 +40,10 @@ pub(super) fn role(cli: Cli) -> Result<ExitCode, Box<Cli>> {
             tl_worker::cli::logging();
             return Ok(tl_worker::rank::main());
         }
+        Command::Look(args) => {
+            tl_worker::cli::logging();
+            return Ok(tl_worker::trial::main(&args));
+        }
         _ => return Err(Box::new(cli)),
     };
     Ok(match result {

@@ -90,7 +90,7 @@ async fn run(cli: Cli, output: &Output) -> Result<u8, Error> {
         #[cfg(feature = "local")]
         Command::Local(a) => local::run(a.command, output).await,
         #[cfg(feature = "local")]
-        Command::Coordinator(_) | Command::Worker(_) | Command::Rank => Ok(FAILED),
+        Command::Coordinator(_) | Command::Worker(_) | Command::Rank | Command::Look(_) => Ok(FAILED),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tl_proto::{
     failure::Failure,
+    hardware::kind,
     ids::{JobId, PhaseId},
     spec::JobSpec,
 };
@@ -11,7 +12,8 @@ use tl_proto::{
 use super::{
     End, Event, State,
     state::{
-        Artifact, Attempt, DataSet, Job, JobStatus, Millis, Node, NodeStatus, Phase, PhaseKind, PhaseStatus, Unit,
+        Artifact, Attempt, DataSet, Job, JobStatus, Millis, Node, NodeStatus, Phase, PhaseKind, PhaseStatus, RanOn,
+        Unit,
     },
     teach,
 };
@@ -40,6 +42,10 @@ pub fn apply(state: &mut State, event: &Event) {
         }
         Event::NodeJoined { node, name, incarnation, build, slots, catalog, hardware } => {
             let known = state.nodes.get(node);
+            // Who has not been given up keeps its place, and what this start of its agent has said of its slots.
+            let there = known.filter(|n| n.status != NodeStatus::Lost);
+            let (joined, joins) = there.map_or((state.joins + 1, state.joins + 1), |n| (n.joined, state.joins));
+            let same = there.filter(|n| n.incarnation == *incarnation);
             let fresh = Node {
                 name: name.clone(),
                 incarnation: incarnation.clone(),
@@ -48,8 +54,11 @@ pub fn apply(state: &mut State, event: &Event) {
                 hardware: (**hardware).clone(),
                 status: NodeStatus::Ready,
                 draining: known.is_some_and(|n| n.draining),
+                joined,
+                broken: same.map(|n| n.broken.clone()).unwrap_or_default(),
                 seen_ms: known.map_or(0, |n| n.seen_ms),
             };
+            state.joins = joins;
             state.nodes.insert(node.clone(), fresh);
             state.catalog = Some((**catalog).clone());
         }
@@ -68,8 +77,22 @@ pub fn apply(state: &mut State, event: &Event) {
                 node.draining = *draining;
             }
         }
+        Event::SlotJudged { node, slot, problem } => {
+            if let Some(node) = state.nodes.get_mut(node) {
+                node.broken.remove(slot);
+                if !problem.is_empty() {
+                    node.broken.insert(*slot, problem.clone());
+                }
+            }
+        }
         Event::AttemptStarted { job, phase, generation, placements, secret, at } => {
+            let first = placements.first().map(|p| (kind(&p.device), state.nodes.get(&p.node), &p.device));
+            let ran_on = first.map(|(kind, node, device)| RanOn {
+                kind: kind.to_owned(),
+                numbers: node.map(|n| n.numbers(device).to_owned()).unwrap_or_default(),
+            });
             with(state, job, phase, |p| {
+                p.ran_on = ran_on;
                 p.status = PhaseStatus::Running;
                 p.generation = *generation;
                 p.nodes = placements.iter().map(|p| p.node.clone()).collect();
@@ -140,8 +163,15 @@ pub fn apply(state: &mut State, event: &Event) {
                 fail(state, job, phase, failure, *at);
             }
         }
-        Event::TeachingSplit { job, phase, units, build, device, at } => {
-            split(state, (job, phase), (*units, build, device), *at);
+        Event::TeachingSplit { job, phase, units, build, device, numbers, at } => {
+            let unit = Unit {
+                part: 0,
+                of: *units,
+                build: build.clone(),
+                device: device.clone(),
+                numbers: numbers.clone(),
+            };
+            split(state, (job, phase), &unit, *at);
         }
         Event::UnitLeft { job, phase, reason, at } => with(state, job, phase, |p| {
             // Its nodes are those that have given it up.
@@ -173,6 +203,7 @@ pub fn apply(state: &mut State, event: &Event) {
             with(state, job, phase, |p| {
                 p.checkpoints.insert(0, (*step, blob.clone()));
                 p.checkpoints.truncate(keep);
+                p.stays_on = p.ran_on.as_ref().map(|on| on.kind.clone());
                 // There was progress: what went wrong before it does not count against what comes.
                 p.failures.clear();
             });
@@ -221,6 +252,8 @@ pub fn apply(state: &mut State, event: &Event) {
                     p.status = PhaseStatus::Waiting;
                     p.not_before_ms = 0;
                     p.failures.clear();
+                    // Whoever wants it to go on wants that also where what it began on is gone.
+                    p.stays_on = None;
                 }
             }
         }
@@ -271,6 +304,8 @@ fn fresh(id: PhaseId, kind: PhaseKind, needs: Vec<PhaseId>) -> Phase {
         generation: 0,
         attempt: None,
         nodes: Vec::new(),
+        ran_on: None,
+        stays_on: None,
         failures: BTreeMap::new(),
         last_failure: None,
         not_before_ms: 0,
@@ -283,26 +318,21 @@ fn fresh(id: PhaseId, kind: PhaseKind, needs: Vec<PhaseId>) -> Phase {
 }
 
 /// Has a training wait for so many units of what its teachers say, once.
-fn split(
-    state: &mut State,
-    (job, train): (&JobId, &PhaseId),
-    (units, build, device): (u32, &String, &String),
-    at: Millis,
-) {
+fn split(state: &mut State, (job, train): (&JobId, &PhaseId), first: &Unit, at: Millis) {
     let Some(job) = state.jobs.get_mut(job) else { return };
     let Some(place) = job.phases.iter().position(|p| p.id == *train) else { return };
     let mut parts = Vec::new();
     if job.units(train.step()).next().is_none() {
-        for part in 0..units {
+        for part in 0..first.of {
             let id = PhaseId::new(train.step(), &format!("{}-{}", PhaseKind::Teach.as_str(), part + 1));
-            let unit = Unit { part, of: units, build: build.clone(), device: device.clone() };
+            let unit = Unit { part, ..first.clone() };
             parts.push(Phase { unit: Some(unit), ..fresh(id, PhaseKind::Teach, job.phases[place].needs.clone()) });
         }
     }
     let waits = &mut job.phases[place];
     waits.needs.extend(parts.iter().map(|p| p.id.clone()));
     if !parts.is_empty() {
-        note(waits, at, format!("what teachers say is worked out first, in {units} units"));
+        note(waits, at, format!("what teachers say is worked out first, in {} units", first.of));
     }
     drop(job.phases.splice(place..place, parts));
 }

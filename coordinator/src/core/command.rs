@@ -42,6 +42,8 @@ pub enum Command {
     Disconnect { node: NodeId, incarnation: String },
     /// A node goes for good.
     Leave { node: NodeId },
+    /// A slot does not work, for a reason, or works again, without one, says its agent.
+    Judge { node: NodeId, incarnation: String, slot: u32, problem: String },
     /// A rank ended, says its agent.
     Exited {
         job: JobId,

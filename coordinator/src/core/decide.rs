@@ -103,6 +103,14 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
             let lost = Event::NodeLost { node, reason: "it left".into() };
             Ok(undrained.into_iter().chain([lost]).collect())
         }
+        Command::Judge { node, incarnation, slot, problem } => {
+            let known = state.nodes.get(&node).filter(|n| n.incarnation == incarnation).ok_or(Refusal::Stale)?;
+            if !known.slots.iter().any(|s| s.index == slot) {
+                return Err(Refusal::Stale);
+            }
+            let same = known.broken.get(&slot).map_or("", String::as_str) == problem;
+            Ok(if same { Vec::new() } else { vec![Event::SlotJudged { node, slot, problem }] })
+        }
         Command::Exited { job, phase, generation, rank, failure, node, incarnation } => {
             let attempt = current(state, &job, &phase, generation)?.attempt.as_ref().ok_or(Refusal::Stale)?;
             let known = attempt.placements.get(rank as usize).is_some_and(|p| p.is_on(&node, &incarnation));

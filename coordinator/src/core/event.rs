@@ -48,6 +48,8 @@ pub enum Event {
     NodeLost { node: NodeId, reason: String },
     /// A node is to be emptied, or no longer.
     NodeDraining { node: NodeId, draining: bool },
+    /// A slot of a node does not work, for a reason, or works again, without one.
+    SlotJudged { node: NodeId, slot: u32, problem: String },
     /// A phase was placed.
     AttemptStarted {
         job: JobId,
@@ -58,7 +60,17 @@ pub enum Event {
         at: Millis,
     },
     /// What teachers say is worked out in units before a training, by any slots of one kind.
-    TeachingSplit { job: JobId, phase: PhaseId, units: u32, build: String, device: String, at: Millis },
+    TeachingSplit {
+        job: JobId,
+        phase: PhaseId,
+        units: u32,
+        build: String,
+        device: String,
+        /// Which numbers they compute; of any in events of older releases.
+        #[serde(default)]
+        numbers: String,
+        at: Millis,
+    },
     /// A unit is not done, and its part is left to the training.
     UnitLeft { job: JobId, phase: PhaseId, reason: String, at: Millis },
     /// A rank ended.

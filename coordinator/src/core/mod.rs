@@ -6,6 +6,7 @@
 mod apply;
 mod command;
 mod decide;
+mod devices;
 pub mod elastic;
 mod event;
 mod gate;
@@ -13,6 +14,7 @@ pub mod invariants;
 mod models;
 mod placement;
 mod plan;
+mod round;
 mod stake;
 mod state;
 mod teach;
@@ -23,12 +25,13 @@ mod why;
 pub use apply::apply;
 pub use command::{Command, Refusal};
 pub use decide::decide;
+pub use devices::withheld;
 pub use event::{End, Event};
 pub use plan::{Context, plan};
 pub use stake::blobs_at_stake;
 pub use state::{
     Artifact, Attempt, Blob, DataSet, Job, JobStatus, Millis, Model, Node, NodeStatus, Phase, PhaseKind, PhaseStatus,
-    Placement, Slot, State, Unit,
+    Placement, RanOn, Slot, State, Unit,
 };
 pub use teach::came_to;
-pub use why::{Wait, why};
+pub use why::{On, Wait, why};

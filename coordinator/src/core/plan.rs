@@ -5,15 +5,16 @@ use std::collections::BTreeSet;
 use tl_proto::{
     deadlines::Deadlines,
     failure::{Failure, FailureClass},
-    ids::{JobId, NodeId},
+    ids::JobId,
     spec::{Device, JobSpec},
 };
 
 use super::{
     End, Event, State, gate,
-    placement::room,
+    placement::{Seat, Supply, Want},
+    round::Round,
     state::{Attempt, Job, JobStatus, Millis, NodeStatus, Phase, PhaseKind, PhaseStatus, Placement},
-    teach::{self, Reach},
+    teach,
 };
 
 /// How long the state of a rank that has stopped may take to the blob store, at least.
@@ -42,18 +43,19 @@ pub fn plan(state: &State, context: &Context<'_>) -> Vec<Event> {
         // The rest follows from a state that knows of it.
         return events;
     }
+    let supply = &Supply::of(state);
     for (id, job) in state.jobs.iter().filter(|(_, j)| j.status == JobStatus::Active) {
         for phase in &job.phases {
             if let Some(attempt) = &phase.attempt {
-                events.extend(end_of(state, context, id, phase, attempt));
+                events.extend(end_of((state, supply), context, id, phase, attempt));
             }
         }
-        events.extend(teach::left(state, id, job, context.now));
+        events.extend(teach::left(supply, id, job, context.now));
         events.extend(gate::judge(id, job, context.now));
         events.extend(over(id, job, context.now));
     }
     if events.is_empty() {
-        events = placements(state, context);
+        events = placements(state, supply, context);
     }
     events
 }
@@ -76,7 +78,13 @@ fn over(id: &JobId, job: &Job, at: Millis) -> Option<Event> {
 }
 
 /// Whether an attempt is over, or should be.
-fn end_of(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attempt: &Attempt) -> Option<Event> {
+fn end_of(
+    (state, supply): (&State, &Supply<'_>),
+    context: &Context<'_>,
+    id: &JobId,
+    phase: &Phase,
+    attempt: &Attempt,
+) -> Option<Event> {
     let now = context.now;
     let ended = |end| Event::AttemptEnded {
         job: id.clone(),
@@ -110,7 +118,7 @@ fn end_of(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attem
         (None, None) if settled => failures().next()?.clone(),
         _ => {
             return stop_for_drain(state, context, id, phase, attempt)
-                .or_else(|| grow(state, context, id, phase, attempt));
+                .or_else(|| grow((state, supply), context, id, phase, attempt));
         }
     };
     let count = phase.failures.get(&failure.class).copied().unwrap_or(0) + 1;
@@ -143,38 +151,45 @@ fn stop_for_drain(state: &State, context: &Context<'_>, id: &JobId, phase: &Phas
     Some(stop(context, id, phase, format!("node `{}` is being drained", node.name)))
 }
 
-/// A gang that would be larger if it were placed anew is stopped at a step, after it has run undisturbed for a while,
-/// and only if nobody waits who could ever have the slots.
-fn grow(state: &State, context: &Context<'_>, id: &JobId, phase: &Phase, attempt: &Attempt) -> Option<Event> {
+/// A gang that would be larger if it were placed anew on devices of its kind is stopped at a step, after it has run
+/// undisturbed for a while, and only if nobody waits who could ever have the slots.
+fn grow(
+    (state, supply): (&State, &Supply<'_>),
+    context: &Context<'_>,
+    id: &JobId,
+    phase: &Phase,
+    attempt: &Attempt,
+) -> Option<Event> {
     let job = state.jobs.get(id)?;
-    let (fewest, most) = ranks(job, phase)?;
-    let has = attempt.placements.len();
+    let (_, most) = ranks(job, phase)?;
     let calm = context.now.saturating_sub(attempt.started_ms) >= context.deadlines.grow_cooldown_ms;
     if !calm || !attempt.exited.is_empty() {
         return None;
     }
-    let device = job.step_spec(&phase.step)?.cluster.device;
-    let reach = job.reach(phase);
-    let anew = room(state, (device, fewest), reach.as_ref(), &BTreeSet::new(), &attempt.placements);
-    let anew = anew.free.len().min(most);
-    let more = anew.checked_sub(has).filter(|more| *more > 0)?;
-    if somebody_waits(state) {
+    let (want, own) = (Want::kept(job, phase, &attempt.placements)?, supply.seats(&attempt.placements));
+    let anew: Vec<Seat> = supply.room(&want, &BTreeSet::new(), &own).free.into_iter().take(most).collect();
+    let more = anew.len().checked_sub(attempt.placements.len()).filter(|more| *more > 0)?;
+    let others: BTreeSet<Seat> = anew.into_iter().filter(|seat| !own.contains(seat)).collect();
+    if somebody_waits(state, supply, &others) {
         return None;
     }
     Some(stop(context, id, phase, format!("{more} more slot{} free", if more == 1 { " is" } else { "s are" })))
 }
 
-/// Whether a phase waits that fits the slots there are, free or not.
-fn somebody_waits(state: &State) -> bool {
-    let most = |d: Device, reach: Option<&Reach<'_>>| room(state, (d, 0), reach, &BTreeSet::new(), &[]).most;
-    let all = [Device::Auto, Device::Cpu, Device::Cuda].map(|d| (d, most(d, None)));
-    let fits = |device: Device, need: usize| all.iter().any(|(d, most)| *d == device && need <= *most);
-    queue(state).into_iter().any(|(_, job, phase)| {
-        let spec = job.step_spec(&phase.step);
-        spec.zip(ranks(job, phase)).is_some_and(|(spec, (fewest, _))| match job.reach(phase) {
-            None => fits(spec.cluster.device, fewest),
-            Some(reach) => fewest <= most(spec.cluster.device, Some(&reach)),
-        })
+/// Whether a phase waits that could be placed on one of some slots, now or when others are done.
+fn somebody_waits(state: &State, supply: &Supply<'_>, seats: &BTreeSet<Seat>) -> bool {
+    let none = BTreeSet::new();
+    // Of many that want the same, one is asked.
+    let mut asked: Vec<(Device, bool, bool, usize)> = Vec::new();
+    queue(state).into_iter().filter_map(|(_, job, phase)| Want::of(job, phase)).any(|want| {
+        let same = (want.device, want.over_nccl, want.patient, want.need);
+        if want.reach.is_none() && asked.contains(&same) {
+            return false;
+        }
+        if want.reach.is_none() {
+            asked.push(same);
+        }
+        supply.room(&want, &none, &none).usable.iter().any(|seat| seats.contains(seat))
     })
 }
 
@@ -204,47 +219,27 @@ pub(super) fn queue(state: &State) -> Vec<(&JobId, &Job, &Phase)> {
     queue
 }
 
-fn placements(state: &State, context: &Context<'_>) -> Vec<Event> {
+fn placements(state: &State, supply: &Supply<'_>, context: &Context<'_>) -> Vec<Event> {
     let mut events = Vec::new();
-    let mut taken: BTreeSet<(NodeId, u32)> = BTreeSet::new();
-    // Steps of which one unit had no room: nor have the others.
-    let mut full: BTreeSet<(&JobId, &str)> = BTreeSet::new();
+    let mut round = Round::new(supply, context.now);
     for (id, job, phase) in queue(state) {
-        let Some((fewest, most)) = ranks(job, phase) else { continue };
-        let Some(spec) = job.step_spec(&phase.step) else { continue };
-        let unit_without_room = phase.unit.is_some() && full.contains(&(id, phase.step.as_str()));
-        if phase.not_before_ms > context.now || unit_without_room {
-            continue;
+        if round.is_over() {
+            break;
         }
-        let room = room(state, (spec.cluster.device, fewest), job.reach(phase).as_ref(), &taken, &[]);
-        if room.free.len() < fewest {
-            // A unit keeps nobody from slots that are of no use to it.
-            if phase.unit.is_some() {
-                full.insert((id, phase.step.as_str()));
-            } else if room.most >= fewest {
-                // It will fit when others are done: whoever comes later must not keep it waiting for ever.
-                break;
-            }
-            continue;
-        }
-        if !job.is_unblocked(phase) {
-            // Its units come first, and what it needs after them is kept for it.
-            taken.extend(room.free.into_iter().take(fewest).map(|p| (p.node, p.slot)));
-            continue;
-        }
-        if let Some(split) = teach::split(state, context, (id, job, phase), &room.free, most.min(room.free.len())) {
+        let Some((free, (_, most))) = round.turn((id, job, phase)).zip(ranks(job, phase)) else { continue };
+        let idle: Vec<Placement> = free.iter().map(|seat| supply.placement(*seat)).collect();
+        if let Some(split) = teach::split(state, context, (id, job, phase), &idle, most.min(idle.len())) {
             // Its units come next, before whoever comes later.
             events.push(split);
             break;
         }
-        let placements: Vec<Placement> = room.free.into_iter().take(most).collect();
-        taken.extend(placements.iter().map(|p| (p.node.clone(), p.slot)));
+        round.take(free.into_iter().take(most));
         let generation = phase.generation + 1;
         events.push(Event::AttemptStarted {
             job: id.clone(),
             phase: phase.id.clone(),
             generation,
-            placements,
+            placements: idle.into_iter().take(most).collect(),
             secret: secret(context.entropy, id, phase, generation),
             at: context.now,
         });

@@ -29,6 +29,9 @@ pub struct State {
     /// Pushed data sets, by the digest of their archive.
     #[serde(default)]
     pub data: BTreeMap<String, DataSet>,
+    /// How often a node has come that was not there.
+    #[serde(default)]
+    pub joins: u64,
 }
 
 /// A data set in the blob store.
@@ -116,6 +119,12 @@ pub struct Phase {
     /// Nodes of the newest attempt, also when it is over: what they still send belongs to it.
     #[serde(default)]
     pub nodes: Vec<NodeId>,
+    /// What the newest attempt runs or ran on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ran_on: Option<RanOn>,
+    /// The kind of device that its checkpoints are of. Another kind would come to other numbers in the middle of a training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stays_on: Option<String>,
     /// How often it failed, by class.
     pub failures: BTreeMap<FailureClass, u32>,
     /// The newest failure, for the waiting reason.
@@ -162,6 +171,15 @@ impl PhaseKind {
     }
 }
 
+/// What the ranks of an attempt compute on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RanOn {
+    /// The kind of device.
+    pub kind: String,
+    /// Which numbers it computes, as [`Node::numbers`] says.
+    pub numbers: String,
+}
+
 /// A part of work that was shared out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unit {
@@ -173,6 +191,9 @@ pub struct Unit {
     pub build: String,
     /// And of this kind of device.
     pub device: String,
+    /// And of devices that compute these numbers; of any in units of older releases.
+    #[serde(default)]
+    pub numbers: String,
 }
 
 /// Where a phase stands.
@@ -292,6 +313,12 @@ pub struct Node {
     pub status: NodeStatus,
     /// Whether it is to be emptied.
     pub draining: bool,
+    /// Its place in the order in which nodes have come.
+    #[serde(default)]
+    pub joined: u64,
+    /// Slots that this start of the agent has found not to work any more, with the reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub broken: BTreeMap<u32, String>,
     /// When it was last heard of. Not in the log: a restart gives everyone a full lease.
     #[serde(skip)]
     pub seen_ms: Millis,

@@ -19,8 +19,8 @@ use tl_proto::{
 
 use super::{
     Event, State,
-    placement::room,
-    plan::{Context, ranks},
+    placement::{Supply, Want},
+    plan::Context,
     state::{Job, Millis, Node, Phase, PhaseKind, PhaseStatus, Placement, Unit},
 };
 
@@ -35,10 +35,12 @@ pub(super) struct Reach<'a> {
 }
 
 impl Reach<'_> {
-    /// Whether it may run on such a slot. Records of another build, which names the numbers that its machine computes, or of
-    /// another kind of device are of no use to those that wait for it.
-    pub(super) fn has(&self, node: &NodeId, build: &str, device: &str) -> bool {
-        self.unit.build == build && self.unit.device == kind(device) && !self.bad.contains(node)
+    /// Whether it may run on such a slot. Records of another build, which names the numbers that its machine computes, of
+    /// another kind of device or of one that computes other numbers are of no use to those that wait for it.
+    pub(super) fn has(&self, id: &NodeId, node: &Node, device: &str) -> bool {
+        let unit = self.unit;
+        let same_numbers = unit.numbers.is_empty() || unit.numbers == node.numbers(device);
+        unit.build == node.build && unit.device == kind(device) && same_numbers && !self.bad.contains(id)
     }
 }
 
@@ -85,9 +87,10 @@ pub(super) fn split(
     let teaching = job.teaching(&phase.step)?;
     let (slot, probe) = (idle.first()?, job.phases.iter().find(|p| p.step == phase.step)?);
     let build = |node: &NodeId| state.nodes.get(node).map(|n| &n.build);
-    let here = build(&slot.node)?;
-    // Who has not told of it may not know what a unit is.
-    if probe.nodes.first().and_then(build) != Some(here) {
+    let (here, device) = (state.nodes.get(&slot.node)?, kind(&slot.device));
+    // Who has not told of it may not know what a unit is, and another kind of device takes another time for it.
+    let elsewhere = probe.ran_on.as_ref().is_some_and(|on| on.kind != device);
+    if probe.nodes.first().and_then(build) != Some(&here.build) || elsewhere {
         return None;
     }
     let nodes: BTreeSet<&NodeId> = idle.iter().take(gang).map(|p| &p.node).collect();
@@ -101,8 +104,9 @@ pub(super) fn split(
         job: id.clone(),
         phase: phase.id.clone(),
         units: teaching.units(idle.len()),
-        build: here.clone(),
-        device: kind(&slot.device).to_owned(),
+        build: here.build.clone(),
+        device: device.to_owned(),
+        numbers: here.numbers(&slot.device).to_owned(),
         at: context.now,
     })
 }
@@ -118,11 +122,11 @@ fn brought(state: &State, job: &Job, step: &str) -> u64 {
 }
 
 /// Units of a job that wait in vain.
-pub(super) fn left(state: &State, id: &JobId, job: &Job, at: Millis) -> Vec<Event> {
+pub(super) fn left(supply: &Supply<'_>, id: &JobId, job: &Job, at: Millis) -> Vec<Event> {
     let mut events = Vec::new();
     for train in job.phases.iter().filter(|p| p.status == PhaseStatus::Waiting && job.awaits_units(p)) {
         let waiting: Vec<&Phase> = job.units(&train.step).filter(|p| p.status == PhaseStatus::Waiting).collect();
-        let Some(reason) = waiting.first().and_then(|unit| in_vain(state, job, train, unit)) else { continue };
+        let Some(reason) = waiting.first().and_then(|unit| in_vain(supply, job, train, unit)) else { continue };
         let event = |p: &Phase| Event::UnitLeft { job: id.clone(), phase: p.id.clone(), reason: reason.into(), at };
         events.extend(waiting.into_iter().map(event));
     }
@@ -130,18 +134,18 @@ pub(super) fn left(state: &State, id: &JobId, job: &Job, at: Millis) -> Vec<Even
 }
 
 /// Why a unit, and with it all that wait beside it, is not worth waiting for, if so.
-fn in_vain(state: &State, job: &Job, train: &Phase, unit: &Phase) -> Option<&'static str> {
+fn in_vain(supply: &Supply<'_>, job: &Job, train: &Phase, unit: &Phase) -> Option<&'static str> {
     if job.bad_nodes(&train.step).len() > BAD_NODES {
         return Some("others were given up on two nodes");
     }
     if job.units(&train.step).any(|p| p.status == PhaseStatus::Running) {
         return None;
     }
-    let (device, (fewest, _)) = (job.step_spec(&train.step)?.cluster.device, ranks(job, train)?);
-    let free = |need: usize, reach: Option<&Reach<'_>>| {
-        room(state, (device, need), reach, &BTreeSet::new(), &[]).free.len() >= need
+    let none = BTreeSet::new();
+    let free = |phase: &Phase| {
+        Want::of(job, phase).is_some_and(|want| supply.room(&want, &none, &none).free.len() >= want.need)
     };
-    let elsewhere = !free(1, job.reach(unit).as_ref()) && free(fewest, None);
+    let elsewhere = !free(unit) && free(train);
     elsewhere.then_some("no slot is free that computes what its ranks would, and they can begin on others")
 }
 

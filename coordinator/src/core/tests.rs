@@ -1,6 +1,8 @@
 //! Scenarios, and properties of random histories.
 
+mod devices;
 mod keeping;
+mod kinds;
 mod models;
 mod pipelines;
 mod placing;
@@ -421,7 +423,7 @@ fn a_job_that_no_worker_can_do_is_refused_at_the_door() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
     #[test]
-    fn no_history_breaks_an_invariant_and_the_log_rebuilds_the_state(steps in prop::collection::vec((0u8..11, 0u128..3, 0u32..3), 1..60)) {
+    fn no_history_breaks_an_invariant_and_the_log_rebuilds_the_state(steps in prop::collection::vec((0u8..12, 0u128..3, 0u32..3), 1..60)) {
         let mut w = World::new();
         for (what, n, small) in steps {
             let rank = small;
@@ -440,6 +442,10 @@ proptest! {
                 8 if w.state.jobs.contains_key(&job(n)) => w.command(w.checkpoint(n, u64::from(small))),
                 9 if w.state.jobs.contains_key(&job(n)) => w.command(w.artifact(n, ["x", Artifact::MODEL][small as usize % 2])),
                 7 => w.command(Command::Drain { node: node(n), undo: small == 0 }),
+                10 => {
+                    let (incarnation, problem) = (small.to_string(), ["", "x"][small as usize % 2].into());
+                    w.command(Command::Judge { node: node(n), incarnation, slot: rank, problem })
+                }
                 _ => { w.after(u64::from(small) * 3_000); Ok(()) }
             };
             w.plan();

@@ -5,17 +5,24 @@ use std::{
     fmt,
 };
 
-use tl_proto::ids::{JobId, PhaseId};
+use tl_proto::{
+    ids::{JobId, PhaseId},
+    spec::Device,
+};
 
 use super::{
     State,
-    placement::room,
+    devices::not_offered,
+    placement::{Supply, Want},
     plan::{queue, ranks},
+    round::Round,
     state::{Job, JobStatus, Millis, NodeStatus, Phase, PhaseKind, PhaseStatus},
 };
 
 /// Steps that wait which are named; of more, only the number is told.
 const SHOWN: usize = 4;
+/// Reasons that are told why slots are not there.
+const REASONS: usize = 3;
 
 /// What a job waits for, or how it ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,24 +44,33 @@ pub enum Wait {
     TooFewSlots {
         /// Ranks that it needs.
         need: usize,
+        /// On what.
+        on: On,
         /// Slots that there are.
         have: usize,
         /// Slots on nodes that are being emptied.
         draining: usize,
+        /// What keeps others from being there.
+        reasons: Vec<String>,
     },
     /// Others hold the slots.
     SlotsBusy {
         /// Ranks that it needs.
         need: usize,
+        /// On what.
+        on: On,
         /// Slots that are free.
         free: usize,
     },
-    /// There are slots enough, but their workers are not one build, their GPUs not one model, or they do not reach each other.
+    /// There are slots enough, but their workers are not one build, their GPUs do not compute the same numbers or do not have
+    /// the same NCCL, or they do not reach each other.
     MixedBuilds {
         /// Ranks that it needs.
         need: usize,
         /// The most slots that could form one gang.
         most: usize,
+        /// GPUs whose nodes have no NCCL, if that is needed.
+        without_nccl: usize,
     },
     /// There are slots enough, but some have a GPU and some have none: a gang is of one kind.
     MixedDevices {
@@ -83,6 +99,26 @@ pub enum Wait {
     },
     /// It is over.
     Over(String),
+}
+
+/// On what a job wants to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct On {
+    /// Which device.
+    pub device: Device,
+    /// Whether that is where it has begun, and not what it was submitted for.
+    pub begun: bool,
+}
+
+impl fmt::Display for On {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.device {
+            Device::Auto => "",
+            Device::Cpu => " on CPUs",
+            Device::Cuda => " on GPUs",
+        })?;
+        if self.begun { f.write_str(", where it has begun,") } else { Ok(()) }
+    }
 }
 
 impl Wait {
@@ -120,14 +156,34 @@ impl fmt::Display for Wait {
             }
             Self::NoNodes => write!(f, "no node is connected; start one with `tl-worker` or `tlctl local up`"),
             Self::NodesUnknown(n) => write!(f, "{n} slots are on nodes that have not been heard of yet"),
-            Self::TooFewSlots { need, have, draining } => {
-                write!(f, "it needs {need} slots and all nodes together have {have}")?;
-                if *draining > 0 { write!(f, " ({draining} more are being drained)") } else { Ok(()) }
+            Self::TooFewSlots { need, on, have, draining, reasons } => {
+                write!(f, "it needs {need} slots{on} and all nodes together have {have}")?;
+                if *draining > 0 {
+                    write!(f, " ({draining} more are being drained)")?;
+                }
+                if on.begun {
+                    write!(f, "; `tlctl cancel`, then `tlctl retry`, lets it go on elsewhere")?;
+                }
+                f.write_str(match on.device {
+                    Device::Cpu => "; a worker offers CPU slots with `--slots`",
+                    Device::Cuda if reasons.is_empty() => {
+                        "; a worker that is built with CUDA offers the GPUs that work and that `--gpus` names"
+                    }
+                    Device::Auto | Device::Cuda => "",
+                })?;
+                reasons.iter().take(REASONS).try_for_each(|why| write!(f, "; {why}"))?;
+                let more = reasons.len().saturating_sub(REASONS);
+                if more > 0 { write!(f, "; {more} more in `tlctl nodes --output json`") } else { Ok(()) }
             }
-            Self::SlotsBusy { need, free } => write!(f, "it needs {need} slots at once and {free} are free"),
-            Self::MixedBuilds { need, most } => {
-                let what = "slots of one build of the worker (on one model of GPU, if on any) that reach each other";
-                write!(f, "it needs {need} {what}, and there are {most} at most")
+            Self::SlotsBusy { need, on, free } => write!(f, "it needs {need} slots{on} at once and {free} are free"),
+            Self::MixedBuilds { need, most, without_nccl } => {
+                let of = "one build of the worker (on GPUs of one model with the same libraries, if on any)";
+                write!(f, "it needs {need} slots of {of} that reach each other, and there are {most} at most")?;
+                if *without_nccl > 0 {
+                    let instead = "`cluster.reduction = \"ordered\"` does without";
+                    write!(f, "; {without_nccl} GPUs have no NCCL, over which ranks add up: install it, or {instead}")?;
+                }
+                Ok(())
             }
             Self::MixedDevices { need, kinds } => {
                 let kinds: Vec<String> = kinds.iter().map(|(kind, n)| format!("{n} on {kind}")).collect();
@@ -208,21 +264,50 @@ fn waits(state: &State, id: &JobId, job: &Job, now: Millis) -> Option<Wait> {
     if state.nodes.values().all(|n| n.status == NodeStatus::Lost) {
         return Some(Wait::NoNodes);
     }
-    let need = ranks(job, phase)?.0;
-    let device = job.step_spec(&phase.step)?.cluster.device;
-    let room = room(state, (device, need), job.reach(phase).as_ref(), &BTreeSet::new(), &[]);
+    let (supply, none) = (Supply::of(state), BTreeSet::new());
+    let want = Want::of(job, phase)?;
+    let (room, need) = (supply.room(&want, &none, &none), want.need);
     let free = room.free.len();
+    let begun = phase.stays_on.is_some() && job.step_spec(&phase.step)?.cluster.device == Device::Auto;
+    let on = On { device: want.device, begun };
     Some(if free >= need {
-        queue.first().filter(|(j, _, _)| *j != id).map_or(Wait::Starting, |(j, _, _)| Wait::Behind((*j).clone()))
+        first_of(&queue, id, now, (&supply, &want)).map_or(Wait::Starting, Wait::Behind)
     } else if room.most >= need {
-        Wait::SlotsBusy { need, free }
+        Wait::SlotsBusy { need, on, free }
     } else if free + room.apart + room.busy >= need && room.kinds.values().all(|n| *n < need) {
         Wait::MixedDevices { need, kinds: room.kinds }
     } else if free + room.apart + room.busy >= need {
-        Wait::MixedBuilds { need, most: room.most }
+        Wait::MixedBuilds { need, most: room.most, without_nccl: room.without_nccl }
     } else if room.unknown > 0 {
         Wait::NodesUnknown(room.unknown)
     } else {
-        Wait::TooFewSlots { need, have: free + room.apart + room.busy, draining: room.draining }
+        let (have, draining, mut reasons) = (free + room.apart + room.busy, room.draining, room.withheld);
+        if want.device == Device::Cuda {
+            reasons.extend(not_offered(state));
+        }
+        reasons.sort_unstable();
+        reasons.dedup();
+        Wait::TooFewSlots { need, on, have, draining, reasons }
     })
+}
+
+/// Whose turn comes before that of a job and leaves it too few of the slots that are free.
+fn first_of<'a>(
+    queue: &[(&'a JobId, &'a Job, &'a Phase)],
+    id: &JobId,
+    now: Millis,
+    (supply, want): (&'a Supply<'a>, &Want<'_>),
+) -> Option<JobId> {
+    let (mut round, none) = (Round::new(supply, now), BTreeSet::new());
+    for turn in queue.iter().take_while(|(other, _, _)| *other != id) {
+        let before = round.taken().len();
+        if let Some((free, (_, most))) = round.turn(*turn).zip(ranks(turn.1, turn.2)) {
+            round.take(free.into_iter().take(most));
+        }
+        let more = round.taken().len() > before;
+        if more && supply.room(want, round.taken(), &none).free.len() < want.need {
+            return Some(turn.0.clone());
+        }
+    }
+    None
 }

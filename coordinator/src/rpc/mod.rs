@@ -42,7 +42,9 @@ fn failed(failure: &Failure) -> Status {
         FailureClass::User | FailureClass::Nan => Code::InvalidArgument,
         FailureClass::OutOfMemory | FailureClass::Disk => Code::ResourceExhausted,
         // Not `Unavailable`: for clients that is a coordinator that cannot be reached.
-        FailureClass::LostNode | FailureClass::LostPeer | FailureClass::Stopped => Code::Aborted,
+        FailureClass::LostNode | FailureClass::LostPeer | FailureClass::LostDevice | FailureClass::Stopped => {
+            Code::Aborted
+        }
         FailureClass::Gate => Code::FailedPrecondition,
         FailureClass::Crash => Code::Internal,
     };

@@ -197,6 +197,7 @@ impl NodeService {
             Body::Heartbeat(_) => return Ok(()),
             Body::Draining(_) => Command::Drain { node, undo: false },
             Body::Leaving(_) => Command::Leave { node },
+            Body::Slot(m) => Command::Judge { node, incarnation, slot: m.slot, problem: m.problem },
             Body::Exited(m) => {
                 let (job, phase, generation, rank) = (id(&m.job_id)?, PhaseId(m.phase), m.generation, m.rank);
                 let failure = m.failure.filter(|_| !m.success).map(Into::into);

@@ -1,14 +1,16 @@
 //! The state as messages.
 
+use std::collections::BTreeMap;
+
 use tl_proto::{
     compare::Comparison,
-    hardware::kind,
+    hardware::{Hardware, kind},
     ids::{JobId, NodeId, PhaseId},
     v1,
 };
 
 use crate::{
-    core::{self, Job, JobStatus, Node, NodeStatus, PhaseKind, PhaseStatus, State},
+    core::{self, Job, JobStatus, Node, NodeStatus, PhaseKind, PhaseStatus, Slot, State},
     records::Records,
 };
 
@@ -164,35 +166,49 @@ pub fn node(state: &State, id: &NodeId) -> Option<v1::Node> {
         NodeStatus::Unknown => "unknown",
         NodeStatus::Lost => "lost",
     };
+    let withheld = core::withheld(state, id);
+    let (hardware, used) = (seen(node, &withheld), node.slots.iter().filter(|s| !withheld.contains_key(&s.index)));
+    let (slots, device) = (used.clone().count() as u32, kinds(used));
     Some(v1::Node {
         id: id.to_string(),
         name: node.name.clone(),
         status: status.into(),
-        slots: node.slots.len() as u32,
+        slots,
         busy: state.held().iter().filter(|(n, _)| *n == id).count() as u32,
-        device: kinds(node),
+        device,
         build: node.build.clone(),
         seen_ms: node.seen_ms,
-        machine: node.hardware.summary(),
-        hardware: Some(node.hardware.clone().into()),
+        machine: hardware.summary(),
+        hardware: Some(hardware.into()),
     })
 }
 
-/// The kinds of what a node offers, each once.
-fn kinds(node: &Node) -> String {
-    let mut kinds: Vec<&str> = node.slots.iter().map(|slot| kind(&slot.device)).collect();
+/// What a node is made of, with what has been found of its GPUs since it said so.
+fn seen(node: &Node, withheld: &BTreeMap<u32, String>) -> Hardware {
+    let mut hardware = node.hardware.clone();
+    for slot in &node.slots {
+        let index = node.gpu(&slot.device).map(|gpu| gpu.index);
+        let known = hardware.gpus.iter_mut().find(|gpu| Some(gpu.index) == index);
+        if let (Some(gpu), Some(problem)) = (known, withheld.get(&slot.index)) {
+            gpu.problem.clone_from(problem);
+        }
+    }
+    hardware
+}
+
+/// The kinds of slots, each once.
+fn kinds<'a>(slots: impl Iterator<Item = &'a Slot>) -> String {
+    let mut kinds: Vec<&str> = slots.map(|slot| kind(&slot.device)).collect();
     kinds.dedup();
     kinds.join(", ")
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use tl_proto::spec::parse;
+    use tl_proto::{hardware::Gpu, spec::parse};
 
     use super::*;
-    use crate::core::{End, Event, Placement, Slot, apply};
+    use crate::core::{End, Event, Placement, apply};
 
     const JOB: &str = r#"
 schema = 1
@@ -247,6 +263,7 @@ stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
                 units: 3,
                 build: "b".into(),
                 device: "cpu".into(),
+                numbers: String::new(),
                 at,
             },
             starts("teach-1", at),
@@ -295,5 +312,37 @@ stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
         let told = &phases[1].history;
         assert!(told.contains(&"unit 3: left to the training: it is too large".to_owned()), "{told:?}");
         assert_eq!(told.last().unwrap(), "3 units of what teachers say: 2 done on `n1`, 1 left to the training");
+    }
+
+    #[test]
+    fn a_gpu_that_works_no_more_or_that_another_node_offers_is_no_slot_and_says_why() {
+        let mut state = State::default();
+        let joined = |n: u128| {
+            let slot = |index, device: &str| Slot { index, device: device.into(), address: "h:1".into(), weight: 1 };
+            let gpu = Gpu { name: "H100".into(), uuid: "GPU-1".into(), memory: 80 << 30, ..Gpu::default() };
+            Event::NodeJoined {
+                node: NodeId::from_bits(n),
+                name: format!("n{n}"),
+                incarnation: "a".into(),
+                build: "b".into(),
+                slots: vec![slot(0, "cuda:0"), slot(1, "cpu")],
+                catalog: Box::default(),
+                hardware: Box::new(Hardware { cores: 8, gpus: vec![gpu], ..Hardware::default() }),
+            }
+        };
+        for n in [2, 1] {
+            apply(&mut state, &joined(n));
+        }
+        let shown = |state: &State, n: u128| {
+            let node = super::node(state, &NodeId::from_bits(n)).unwrap();
+            let problem = node.hardware.unwrap().gpus[0].problem.clone();
+            (node.slots, node.device, node.machine.ends_with(", not used"), problem)
+        };
+        let why = "GPU 0 is the one that node `n2` offers; `--gpus` shares the GPUs of a machine out among its workers";
+        assert_eq!(shown(&state, 2), (2, "cuda, cpu".into(), false, String::new()), "it came first");
+        assert_eq!(shown(&state, 1), (1, "cpu".into(), true, why.into()));
+        let (node, problem) = (NodeId::from_bits(2), "GPU 0 is gone".to_owned());
+        apply(&mut state, &Event::SlotJudged { node, slot: 0, problem: problem.clone() });
+        assert_eq!(shown(&state, 2), (1, "cpu".into(), true, problem));
     }
 }

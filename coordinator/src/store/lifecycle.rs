@@ -7,8 +7,8 @@ use crate::core::{Event, State, apply};
 use super::{Error, open};
 
 /// Version of the stored events and of the snapshot; older ones are read too. 2: steps are given up, gates judged, models
-/// pinned. 3: what teachers say is shared out.
-const VERSION: i64 = 3;
+/// pinned. 3: what teachers say is shared out. 4: slots are judged, and devices may be lost.
+const VERSION: i64 = 4;
 /// Events after which a snapshot replaces what came before.
 const SNAPSHOT_EVERY: i64 = 5_000;
 
@@ -102,7 +102,7 @@ fn newer(what: &str, version: i64) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use tl_proto::ids::NodeId;
+    use tl_proto::ids::{JobId, NodeId, PhaseId};
 
     use super::*;
 
@@ -123,6 +123,25 @@ mod tests {
         let mut stored: serde_json::Value = serde_json::to_value(event(0)).unwrap();
         stored.as_object_mut().unwrap().remove("hardware");
         assert_eq!(serde_json::from_value::<Event>(stored).unwrap(), event(0));
+    }
+
+    #[test]
+    fn what_an_older_release_has_written_knows_nothing_of_numbers_and_of_who_came_first() {
+        let (job, phase) = (JobId::from_bits(1), PhaseId::new("main", "train"));
+        let (build, device, numbers) = ("b".to_owned(), "cuda".to_owned(), String::new());
+        let split = Event::TeachingSplit { job, phase, units: 2, build, device, numbers, at: 1 };
+        let mut stored = serde_json::to_value(&split).unwrap();
+        stored.as_object_mut().unwrap().remove("numbers").unwrap();
+        assert_eq!(serde_json::from_value::<Event>(stored).unwrap(), split);
+        let mut state = State::default();
+        apply(&mut state, &event(1));
+        let mut stored = serde_json::to_value(&state).unwrap();
+        stored.as_object_mut().unwrap().remove("joins").unwrap();
+        for node in stored["nodes"].as_object_mut().unwrap().values_mut() {
+            node.as_object_mut().unwrap().remove("joined").unwrap();
+        }
+        let read: State = serde_json::from_value(stored).unwrap();
+        assert_eq!((read.joins, read.nodes.values().map(|n| n.joined).collect::<Vec<_>>()), (0, vec![0]));
     }
 
     #[test]

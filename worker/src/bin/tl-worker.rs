@@ -21,6 +21,9 @@ enum Role {
     /// One rank, started by an agent
     #[command(hide = true)]
     Rank,
+    /// A look at GPUs for an agent
+    #[command(hide = true)]
+    Look(tl_worker::trial::Args),
 }
 
 fn main() -> ExitCode {
@@ -28,6 +31,7 @@ fn main() -> ExitCode {
     tl_worker::cli::logging();
     match cli.role {
         Some(Role::Rank) => return tl_worker::rank::main(),
+        Some(Role::Look(args)) => return tl_worker::trial::main(&args),
         Some(Role::Doctor(args)) if tl_worker::doctor::main(&args) => return ExitCode::SUCCESS,
         Some(Role::Doctor(_)) => return ExitCode::FAILURE,
         None => {}

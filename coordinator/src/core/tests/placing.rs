@@ -72,7 +72,9 @@ fn a_gang_for_which_no_build_has_slots_enough_holds_nobody_up() {
 }
 
 fn give(w: &mut World, n: u128, device: &str) {
-    for slot in &mut w.state.nodes.get_mut(&node(n)).unwrap().slots {
+    let node = w.state.nodes.get_mut(&node(n)).unwrap();
+    node.hardware.nccl = "2.27.6".into();
+    for slot in &mut node.slots {
         slot.device = format!("{device}:{}", slot.index);
     }
 }

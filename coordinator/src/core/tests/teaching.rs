@@ -6,7 +6,7 @@ use tl_proto::{spec::Pushed, teaching::Teaching};
 use super::*;
 
 /// The probe of a job ends, and has found that its teachers need so many seconds.
-fn probed(w: &mut World, n: u128, seconds: f64) {
+pub(super) fn probed(w: &mut World, n: u128, seconds: f64) {
     let mut command = w.result(n, "probe");
     if let Command::Result { result, .. } = &mut command {
         *result = json!({ "teaching": Teaching { rows: 1_000, seconds, ..Teaching::default() } });
@@ -17,7 +17,7 @@ fn probed(w: &mut World, n: u128, seconds: f64) {
 }
 
 /// Units of a job that run, by name, and the node of each.
-fn running(w: &World, n: u128) -> Vec<(String, NodeId)> {
+pub(super) fn running(w: &World, n: u128) -> Vec<(String, NodeId)> {
     let units = w.state.jobs[&job(n)].units("main");
     let place = |p: &Phase| {
         let at = p.attempt.as_ref()?.placements.first()?;

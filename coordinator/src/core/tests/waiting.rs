@@ -56,7 +56,8 @@ fn who_waits_is_told_how_many_slots_are_out_of_sight_or_being_emptied() {
         w.command(Command::Drain { node: node(n), undo: false }).unwrap();
     }
     let wait = why(&w.state, &job(1), w.now).unwrap();
-    assert_eq!(wait, Wait::TooFewSlots { need: 8, have: 1, draining: 5 });
+    let on = On { device: Device::Auto, begun: false };
+    assert_eq!(wait, Wait::TooFewSlots { need: 8, on, have: 1, draining: 5, reasons: Vec::new() });
     assert_eq!(wait.to_string(), "it needs 8 slots and all nodes together have 1 (5 more are being drained)");
 }
 

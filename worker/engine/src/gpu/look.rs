@@ -29,8 +29,8 @@ pub fn look() -> Gpus {
 
 fn gpu(found: driver::Gpu) -> Gpu {
     let compute = format!("{}.{}", found.compute.0, found.compute.1);
-    let problem = String::new();
-    Gpu { index: found.index, name: found.name, uuid: found.uuid, memory: found.memory, compute, problem }
+    let (index, name, uuid, memory) = (found.index, found.name, found.uuid, found.memory);
+    Gpu { index, name, uuid, memory, compute, ..Gpu::default() }
 }
 
 fn found(library: Library) -> Found {
