@@ -164,13 +164,8 @@ pub fn apply(state: &mut State, event: &Event) {
             }
         }
         Event::TeachingSplit { job, phase, units, build, device, numbers, at } => {
-            let unit = Unit {
-                part: 0,
-                of: *units,
-                build: build.clone(),
-                device: device.clone(),
-                numbers: numbers.clone(),
-            };
+            let unit =
+                Unit { part: 0, of: *units, build: build.clone(), device: device.clone(), numbers: numbers.clone() };
             split(state, (job, phase), &unit, *at);
         }
         Event::UnitLeft { job, phase, reason, at } => with(state, job, phase, |p| {

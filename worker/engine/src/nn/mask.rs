@@ -63,6 +63,42 @@ impl Mask {
         Ok(draw)
     }
 
+    /// What is dropped of each of `samples`; `None` where nothing is.
+    ///
+    /// # Errors
+    /// A pass with draws for another number of samples.
+    pub(super) fn of(&self, pass: &Pass<'_>, samples: usize) -> Result<Vec<Option<Drops>>> {
+        let Some(draw) = self.draw(pass, samples)? else { return Ok((0..samples).map(|_| None).collect()) };
+        Ok(draw.draws.iter().map(|id| Some(Drops { stream: draw.rng.stream(*id, self.site), p: self.p })).collect())
+    }
+
+    /// Packed rows `[Σ lengths, c]` under the mask: values on the way forward, gradients on the way back.
+    ///
+    /// # Errors
+    /// As [`Mask::of`]; rows that do not fit the lengths.
+    pub(super) fn rows(&self, x: Array, ragged: &Ragged, pass: &Pass<'_>) -> Result<Array> {
+        if !self.acts(pass) {
+            return Ok(x);
+        }
+        let (rows, c) = x.dims2()?;
+        if rows != ragged.rows() {
+            return Err(Error::Internal(format!("{rows} rows given for sequences of {}", ragged.rows())));
+        }
+        #[cfg(feature = "cuda")]
+        if let Array::Device(x) = x {
+            return self.placed(x, c, ragged, pass).map(Array::from);
+        }
+        let mut values = host(&x)?.to_vec();
+        let own = ragged.split(&mut values, c).into_iter().zip(self.of(pass, ragged.lengths.len())?);
+        own.collect::<Vec<_>>().into_par_iter().for_each(|(own, drops)| {
+            drops.into_iter().for_each(|mut drops| drops.scale(own));
+        });
+        array(values, &[rows, c])
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Mask {
     /// What is dropped of some of `samples`, as operations of a GPU take it; `None` where nothing is.
     ///
     /// # Errors

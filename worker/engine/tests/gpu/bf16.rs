@@ -38,8 +38,8 @@ fn product(
 fn products_are_rounded_once_and_gradients_of_parameters_are_not() {
     let Some(device) = device() else { return };
     for (rows, input, output) in [(37, 19, 11), (64, 48, 40)] {
-        let [x, w, dy] = [(1, rows * input), (2, output * input), (3, rows * output)]
-            .map(|(seed, count)| numbers(seed, count));
+        let [x, w, dy] =
+            [(1, rows * input), (2, output * input), (3, rows * output)].map(|(seed, count)| numbers(seed, count));
         let [xs, ws, dys] = [(&x, input), (&w, input), (&dy, output)]
             .map(|(v, c)| ops::to_bf16(device, &up(device, v, &[v.len() / c, c])).unwrap());
         let [x, w, dy] = [x, w, dy].map(|v| coarse(&v));

@@ -40,8 +40,7 @@ pub use dropout::{Dropped, drop_path, dropout, dropout_scores, shown_scores};
 pub use element::{Element, Taken};
 pub use elementwise::{
     activate, activate_back, add_activate, add_bias, add_bias_rounded, add_into, add_run, add_squares, divide, gate,
-    gate_back,
-    normalize, scale, scale_channels,
+    gate_back, normalize, scale, scale_channels,
 };
 pub use embedding::{Groups, embed, embed_back};
 pub use frames::{Spans, frame, pool_rows, pool_rows_back, unframe};

@@ -157,52 +157,14 @@ pub(super) fn multiply<T: Element, C: Element>(
         if batch == 1 {
             // One alone may be cut along its sums, where these are long and there are few of them.
             gemm_ex(
-                handle,
-                turn_b,
-                turn_a,
-                columns,
-                rows,
-                depth,
-                alpha,
-                right,
-                take,
-                b_stride,
-                left,
-                take,
-                a_stride,
-                beta,
-                out,
-                give,
-                columns,
-                compute,
-                algorithm,
+                handle, turn_b, turn_a, columns, rows, depth, alpha, right, take, b_stride, left, take, a_stride, beta,
+                out, give, columns, compute, algorithm,
             )
         } else {
             let step = (m * n) as c_longlong;
             gemm_strided_batched_ex(
-                handle,
-                turn_b,
-                turn_a,
-                columns,
-                rows,
-                depth,
-                alpha,
-                right,
-                take,
-                b_stride,
-                b_step,
-                left,
-                take,
-                a_stride,
-                a_step,
-                beta,
-                out,
-                give,
-                columns,
-                step,
-                all,
-                compute,
-                algorithm,
+                handle, turn_b, turn_a, columns, rows, depth, alpha, right, take, b_stride, b_step, left, take,
+                a_stride, a_step, beta, out, give, columns, step, all, compute, algorithm,
             )
         }
     }?;

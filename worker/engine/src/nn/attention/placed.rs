@@ -153,7 +153,8 @@ impl SelfAttention {
         pass: &Pass<'_>,
         tape: &mut Tape,
     ) -> Result<Vec<Array>> {
-        let mut notes = self.runs(dout.device(), ragged).iter().map(|_| tape.pop_array()).collect::<Result<Vec<_>>>()?;
+        let mut notes =
+            self.runs(dout.device(), ragged).iter().map(|_| tape.pop_array()).collect::<Result<Vec<_>>>()?;
         notes.reverse();
         let mut made = self.projections.iter().map(|_| tape.pop_array()).collect::<Result<Vec<_>>>()?;
         made.reverse();

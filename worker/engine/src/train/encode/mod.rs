@@ -98,11 +98,7 @@ pub fn encode(
     disk.write(&records, &fresh, link);
     let received = holdings.exchange(&mut records, &disk.widths(), group)?;
     disk.write(&records, &received, link);
-    Ok(Encoded {
-        by_cut: by_cut(cuts, keys, records)?,
-        computed: holdings.missing() as u64,
-        needed: keys.len() as u64,
-    })
+    Ok(Encoded { by_cut: by_cut(cuts, keys, records)?, computed: holdings.missing() as u64, needed: keys.len() as u64 })
 }
 
 /// Adds what was encoded to a parcel, for other machines. All that it names is as for [`encode`].
