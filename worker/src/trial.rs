@@ -109,7 +109,7 @@ impl Asked {
         Ok(Self { id, output })
     }
 
-    /// The last line of what it says, which is JSON; before it there may be words of libraries.
+    /// The last line of what it says that is an answer; before and after it there may be words of libraries.
     fn answer<T: DeserializeOwned>(self, until: Instant, limit: Duration) -> Result<T, String> {
         let Ok(output) = self.output.recv_timeout(until.saturating_duration_since(Instant::now())) else {
             let _ = kill(Pid::from_raw(self.id as i32), Signal::SIGKILL);
@@ -117,10 +117,10 @@ impl Asked {
         };
         let output = output.map_err(|e| format!("cannot be waited for: {e}"))?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let answer = serde_json::from_str(said.trim_end().lines().last().unwrap_or_default());
+        let answer = said.lines().rev().find_map(|line| serde_json::from_str(line).ok());
         match (output.status.signal(), output.status.code()) {
             (Some(signal), _) => Err(format!("died of signal {signal}")),
-            (None, Some(0)) => answer.map_err(|e| format!("said something odd: {e}")),
+            (None, Some(0)) => answer.ok_or_else(|| "said something odd: nothing that is an answer".to_owned()),
             (None, code) => Err(format!("ended with code {}", code.unwrap_or(-1))),
         }
     }

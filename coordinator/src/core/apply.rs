@@ -45,7 +45,7 @@ pub fn apply(state: &mut State, event: &Event) {
             // Who has not been given up keeps its place, and what this start of its agent has said of its slots.
             let there = known.filter(|n| n.status != NodeStatus::Lost);
             let (joined, joins) = there.map_or((state.joins + 1, state.joins + 1), |n| (n.joined, state.joins));
-            let same = there.filter(|n| n.incarnation == *incarnation);
+            let same = known.filter(|n| n.incarnation == *incarnation);
             let fresh = Node {
                 name: name.clone(),
                 incarnation: incarnation.clone(),

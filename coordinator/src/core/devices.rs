@@ -1,6 +1,6 @@
 //! What slots are good for: which numbers their devices compute, and which of them nobody is placed on, and why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tl_proto::{hardware::Gpu, ids::NodeId};
 
@@ -20,17 +20,24 @@ impl Node {
 }
 
 /// GPUs that are offered, by what they are called in every process, and the node that has each: two agents on one machine
-/// see the same. Who came first has it for as long as it is there.
+/// see the same. Who came first has it for as long as it is there and offers it.
 pub(super) struct Owners<'a>(BTreeMap<&'a str, (&'a NodeId, &'a Node)>);
 
 impl<'a> Owners<'a> {
     pub(super) fn of(state: &'a State) -> Self {
+        let held: BTreeSet<_> = state.held().into_iter().collect();
+        // Whose rank is on it has it, whatever its agent has said before and after.
+        let order = |id: &'a NodeId, node: &Node, uuid: &str| {
+            let is_it = |slot: &&Slot| node.gpu(&slot.device).is_some_and(|gpu| gpu.uuid == uuid);
+            let runs = node.slots.iter().filter(is_it).any(|slot| held.contains(&(id, slot.index)));
+            (!runs, node.joined, id)
+        };
         let mut owners: BTreeMap<&'a str, (&'a NodeId, &'a Node)> = BTreeMap::new();
         for (id, node) in state.nodes.iter().filter(|(_, n)| n.status != NodeStatus::Lost) {
             let gpus = node.slots.iter().filter_map(|slot| node.gpu(&slot.device));
             for gpu in gpus.filter(|gpu| !gpu.uuid.is_empty()) {
                 let owner = owners.entry(gpu.uuid.as_str()).or_insert((id, node));
-                if (node.joined, id) < (owner.1.joined, owner.0) {
+                if order(id, node, &gpu.uuid) < order(owner.0, owner.1, &gpu.uuid) {
                     *owner = (id, node);
                 }
             }

@@ -281,3 +281,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_gpu_stays_with_the_node_whose_rank_is_on_it() {
+    let mut w = World::new();
+    let both = || vec![gpu(0, "u", "x")];
+    joins(&mut w, 1, both(), 0, "");
+    joins(&mut w, 2, both(), 0, "");
+    // The one that came first comes back without it, and then with it, while it is there all the time.
+    starts(&mut w, 1, "b", (Vec::new(), 1, "")).unwrap();
+    w.submit_spec(1, on(Device::Cuda, "1", 0));
+    w.succeed(1, "probe");
+    assert_eq!(nodes(&w, 1), [node(2)]);
+    starts(&mut w, 1, "c", (both(), 0, "")).unwrap();
+    w.submit_spec(2, on(Device::Cuda, "1", 0));
+    assert!(w.phase(2, "probe").attempt.is_none(), "two ranks have one GPU");
+    assert_eq!((withheld(&w.state, &node(1)).len(), withheld(&w.state, &node(2)).len()), (1, 0));
+    w.succeed(1, "train");
+    assert_eq!((withheld(&w.state, &node(1)).len(), withheld(&w.state, &node(2)).len()), (0, 1));
+}

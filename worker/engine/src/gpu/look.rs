@@ -9,7 +9,9 @@ use super::{Found, Gpus};
 /// Asks the driver, and looks for the libraries.
 pub fn look() -> Gpus {
     let libraries = Library::ALL.into_iter().map(found).collect::<Vec<_>>();
-    let nccl = libraries.iter().find(|l| l.name == Library::Nccl.name()).map(|l| l.version.clone());
+    // One that cannot be used is none to bring ranks together by.
+    let usable = |l: &&Found| l.name == Library::Nccl.name() && Nccl::open().is_ok();
+    let nccl = libraries.iter().find(usable).map(|l| l.version.clone());
     let mut all = Gpus { libraries, nccl: nccl.unwrap_or_default(), ..Gpus::default() };
     match driver::probe() {
         Err(e) => all.note = e.to_string(),

@@ -152,8 +152,10 @@ impl Loop<'_> {
         while let Some(rate) = sweep.rate() {
             self.state.progress.epoch = (taken / per_epoch) as u32;
             let epoch = self.epoch();
-            let step = self.step(stage, fed, &epoch, false);
-            let reduced = step::compute(&step, taken % per_epoch, group, link.stop_requested());
+            let stop = link.stop_requested();
+            let reduced = self.with_room(stage, &mut stay, group, |from, group| {
+                step::compute(&from.step(stage, fed, &epoch, false), taken % per_epoch, group, stop)
+            });
             let mut reduced = match reduced {
                 // Beyond all numbers, on every rank alike: that is an end as good as any.
                 Err(Error::NotFinite(_)) => break,

@@ -188,7 +188,14 @@ impl Loop<'_> {
         let Some(there) = &mut stay.there else { return Ok(None) };
         let resident = &mut there.resident;
         let sum = reduced.flat.placed(resident.values().device())?;
-        let mut mean = resident.mean(&sum, reduced.samples)?;
+        let mut mean = match resident.mean(&sum, reduced.samples) {
+            // Nothing has moved yet: the host goes on.
+            Err(e) if e.is_full() => {
+                std::mem::take(stay).end(stage, state)?;
+                return Ok(None);
+            }
+            made => made?,
+        };
         if gate::watches(&state.progress) {
             let names = &self.net.network.initial;
             gate::check(&mut state.progress, names, &stage.layout, &reduced.touched, &mean.download()?)?;

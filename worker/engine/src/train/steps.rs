@@ -4,7 +4,12 @@ use std::time::Instant;
 
 use tl_proto::spec::StageSection;
 
-use super::{Fed, Loop, stage::Stage, stay::Stay, step};
+use super::{
+    Fed, Loop,
+    stage::Stage,
+    stay::Stay,
+    step::{self, Reduced},
+};
 use crate::{
     Error, Result,
     collective::Collective,
@@ -59,16 +64,9 @@ impl Loop<'_> {
         let per_epoch = self.per_epoch();
         for k in self.state.progress.step_in_epoch..per_epoch {
             let (started, stop) = (Instant::now(), link.stop_requested());
-            let compute = |from: &Self, group: &mut dyn Collective| {
+            let mut reduced = self.with_room(stage, stay, group, |from, group| {
                 step::compute(&from.step(stage, fed, epoch, link.compares()), k, group, stop)
-            };
-            let mut reduced = compute(self, group);
-            if group.world() == 1 && stay.holds() && reduced.as_ref().is_err_and(Error::is_full) {
-                // Beside what stays there is no room for the step, and there may have been without: nobody has seen any of it.
-                std::mem::take(stay).end(stage, &mut self.state)?;
-                reduced = compute(self, group);
-            }
-            let mut reduced = reduced?;
+            })?;
             self.publish(group, link);
             let p = &self.state.progress;
             if link.compares() || reduced.flat.is_here() {
@@ -84,6 +82,23 @@ impl Loop<'_> {
             }
         }
         Ok(false)
+    }
+
+    /// Computes a step, once more without what stays on a GPU if there was no room for it beside that: nobody has seen any
+    /// of it, where a rank is alone.
+    pub(super) fn with_room(
+        &mut self,
+        stage: &Stage,
+        stay: &mut Stay,
+        group: &mut dyn Collective,
+        compute: impl Fn(&Self, &mut dyn Collective) -> Result<Reduced>,
+    ) -> Result<Reduced> {
+        let reduced = compute(self, group);
+        if group.world() > 1 || !stay.holds() || !reduced.as_ref().is_err_and(Error::is_full) {
+            return reduced;
+        }
+        std::mem::take(stay).end(stage, &mut self.state)?;
+        compute(self, group)
     }
 
     /// Whether a checkpoint is due after the steps that are done.

@@ -97,6 +97,9 @@ pub fn unit(config: &Config, (unit, units): (usize, usize), link: &mut dyn Link)
     // Whole companies: the training looks for what came out of its own.
     let (all, together) = (samples.count(), encode::company(views, &config.place).unwrap_or(1));
     let share = partition(all.div_ceil(together), units)[unit].clone();
+    if share.is_empty() {
+        return Ok(false);
+    }
     samples = samples.only((share.start * together..all.min(share.end * together)).collect())?;
     if let Some(first) = teachers.first() {
         let all = samples.count();

@@ -182,7 +182,12 @@ impl<'a> Tuner<'a> {
     /// Samples of another shape.
     pub fn scores(&self, own: &Adapted, packs: &Packs, x: &Tensor) -> Result<Tensor> {
         let (x, units) = (Array::at(x.clone(), &self.store.place)?, &self.net.network.units[self.cut..]);
-        self.over(own, packs, None, |pass| chain::along(units, x, pass, &mut Tape::default()))
+        let seen = |pass: &Pass<'_>| chain::along(units, x, pass, &mut Tape::default());
+        match own {
+            // Without a batch-norm that learns, nothing has to be kept.
+            Adapted::Here(store) if self.layout.norms().next().is_none() => seen(&Pass::eval(store)),
+            own => self.over(own, packs, None, seen),
+        }
     }
 
     fn slopes(&self, pass: &Pass<'_>, x: Array, grads: &mut Gradients<'_>) -> Result<(f64, Tensor)> {
