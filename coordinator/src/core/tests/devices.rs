@@ -289,11 +289,15 @@ fn a_gpu_stays_with_the_node_whose_rank_is_on_it() {
     joins(&mut w, 1, both(), 0, "");
     joins(&mut w, 2, both(), 0, "");
     // The one that came first comes back without it, and then with it, while it is there all the time.
-    starts(&mut w, 1, "b", (Vec::new(), 1, "")).unwrap();
+    let again = |w: &mut World, before: &str, incarnation: &str, gpus| {
+        w.command(Command::Disconnect { node: node(1), incarnation: before.into() }).unwrap();
+        starts(w, 1, incarnation, (gpus, 1, "")).unwrap();
+    };
+    again(&mut w, "a", "b", Vec::new());
     w.submit_spec(1, on(Device::Cuda, "1", 0));
     w.succeed(1, "probe");
     assert_eq!(nodes(&w, 1), [node(2)]);
-    starts(&mut w, 1, "c", (both(), 0, "")).unwrap();
+    again(&mut w, "b", "c", both());
     w.submit_spec(2, on(Device::Cuda, "1", 0));
     assert!(w.phase(2, "probe").attempt.is_none(), "two ranks have one GPU");
     assert_eq!((withheld(&w.state, &node(1)).len(), withheld(&w.state, &node(2)).len()), (1, 0));
