@@ -23,7 +23,7 @@ use memmap2::MmapRaw;
 pub(super) const LEAST: usize = 1 << 16;
 /// Bytes of a ring: several chunks of a reduction, and little enough to stay in a cache.
 const RING: usize = 2 << 20;
-/// In front of the rings: who made it, and the counters, each on cache lines of its own.
+/// In front of the rings: the proof, and the counters, each on cache lines of its own.
 const FRONT: usize = 4096;
 const WHOLE: usize = FRONT + 2 * RING;
 /// Bytes that show that both have the same memory before them.
@@ -236,6 +236,7 @@ fn open(_: &[u8; OFFER]) -> io::Result<MmapRaw> {
 }
 
 #[cfg(test)]
+#[cfg(target_os = "linux")]
 pub(super) mod tests {
     use super::*;
 
@@ -298,7 +299,6 @@ pub(super) mod tests {
         assert!(two.inlet.take(&mut [0]).is_err());
     }
 
-    #[cfg(target_os = "linux")]
     #[test]
     fn the_memory_lies_in_no_folder_and_no_program_inherits_it() {
         use std::os::fd::AsRawFd;

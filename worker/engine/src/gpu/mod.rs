@@ -34,35 +34,35 @@
 //! A run trains on a GPU, evaluates there, and computes there what is frozen, with the same loop as on the host. The second
 //! device comes in at these places, and nowhere else:
 //!
-//! 1. **What layers take and give.** `nn::Array` is the host's or a GPU's, and asking one for the other kind is an error,
-//!    not a copy. `train::chain` makes arrays of batches and tensors of taps, and nothing else does in a run: a batch goes
-//!    up once per grain, through pinned memory while the host goes on (`OnGpu::send`); taps come down, and gradients of
-//!    them go up. Losses, and what objectives train beside networks, are the host's.
+//! 1. **What layers take and give.** `nn::Array` is the host's or a GPU's, and asking one for the other kind is an error, not a
+//!    copy. `train::chain` makes arrays of batches and tensors of taps, and nothing else does in a run: a batch goes up once
+//!    per grain, through pinned memory while the host goes on, and most while the one before is computed (`Place::expect`);
+//!    taps come down, and gradients of them go up. Losses, and what objectives train beside networks, are the host's.
 //! 2. **What layers compute.** One branch in front of the host's code hands what lies on a GPU to `ops`. Every layer has
 //!    it, but for those that are made of others. What a layer keeps for its way back lies where its input does.
 //! 3. **Parameters.** `Pass::placed` sends them up: once for the grains of a step, once for all steps where nothing trains
 //!    them (`nn::Packs`).
 //! 4. **Gradients.** They gather on the GPU, and so do the sums of batch-norms; `nn::Flat` is the flat gradient in either
-//!    memory, and the tree adds two of them where they lie. Ranks that add up fast do it over NCCL, in place, in buckets
-//!    (`collective`'s `NcclGroup`); in the ordered reduction, and for whatever else ranks tell each other, they go over
-//!    TCP.
-//! 5. **The update.** Where only layers look at what is trained, values and moments stay there from step to step as well
-//!    (`optim::Resident`), in stretches that end where somebody looks at the state of the run: at a checkpoint, at the end
-//!    of an epoch. Else the mean gradient comes down, and the optimizer is the host's. The bits are the same. (It also
-//!    comes down in the first twenty steps of a stage, to be looked at: `train::gate`.)
+//!    memory, and the tree adds two of them where they lie. Ranks that add up fast do it over NCCL, in place, in buckets that
+//!    go while their last grain still goes backward (`train::overlap`); in the ordered reduction, and for whatever else ranks
+//!    tell each other, they go over TCP.
+//! 5. **The update.** Values, moments, averages and what holds them stay there from step to step as well (`train::stay`), in
+//!    stretches that end where somebody looks at the state of the run: at a checkpoint, at the end of an epoch. Where there is
+//!    no room for that, or gradients came over TCP, the mean gradient comes down, and the optimizer is the host's. The bits are
+//!    the same. (It also comes down in the first twenty steps of a stage, to be looked at: `train::gate`.)
 //!
 //! `Store::place` says to each of them where. A rank opens its GPU when it starts (`Place::open`); a build without CUDA,
 //! and one on a machine without a GPU, knows the host alone.
 //!
 //! # What is known of it
 //!
-//! **None of it has ever run on a GPU.** What was done instead: NVRTC 12.9 and 13.5 have taken earlier versions of the
-//! files of kernels, for `sm_80`, `sm_90` and newer ones; and tests go through the real bindings over fakes of the driver,
+//! **None of it has ever run on a GPU.** What was done instead: NVRTC 12.9 and 13.5 take all sixteen files of kernels, for
+//! `sm_70` (13.5: `sm_75`), `sm_80`, `sm_90` and `sm_120`; and tests go through the real bindings over fakes of the driver,
 //! NVRTC, cuBLAS, cuDNN and NCCL (`nvlib::fake`), which compile the same files as C++ and run them thread by thread: every
 //! operation and every layer, forward and backward, against those of `nn`, bit by bit where the order of a sum is the CPU's
-//! (`tests/gpu`), and whole jobs through a coordinator and workers, on one rank and on two, of which one is killed
-//! (`gpu_job` of the end-to-end tests). Where there is a GPU, the same tests use it; the script `tests/gpu/run.sh` brings
-//! them there, with PyTorch beside them.
+//! (`tests/gpu`), and whole jobs through a coordinator and workers, on one rank and on two, of which one is killed (`gpu_job`
+//! of the end-to-end tests). Where there is a GPU, the same tests use it; the script `tests/gpu/run.sh` brings them there, with
+//! PyTorch beside them.
 //!
 //! What fakes cannot show: races within a warp that no order of whole threads shows; what cuBLAS and cuDNN really answer
 //! (which algorithms are deterministic for channels-last f32, above all); how NCCL ends when a rank is killed, and how long
@@ -70,13 +70,12 @@
 //!
 //! # What is missing
 //!
-//! * bf16 in memory: layers hand on f32, and `model.precision = "bf16"` rounds it, which gives the same sums, at f32's
-//!   speed and without tensor cores.
-//! * Sums over ranks while backward goes on: buckets begin when it has ended, though `NcclGroup` takes them one by one.
-//! * A bias or an activation fused into a product, graphs of launches, and whatever a profile would show: kernels divide by
-//!   the number of channels in 64 bits, and scratch memory is asked for anew by each convolution.
-//! * What modifiers and objectives keep of all parameters (averages, anchors, tensors of their own) has no device side: a
-//!   run that has any of it takes its updates on the host.
+//! * bf16 between layers: with `model.precision = "bf16"` products and convolutions take and multiply memory of bf16, and
+//!   layers hand on f32.
+//! * TF32, as a precision of its own: it has other numbers.
+//! * Sums over ranks while backward goes on, for several tasks, episodes, and objectives that compare the samples of a batch.
+//! * An activation fused into a product, graphs of launches, cuDNN's graph API, and whatever a profile would show.
+//! * Averages that teach in a step (self-training with them) are the host's, and such a run takes its updates there.
 
 #[cfg(feature = "cuda")]
 mod afford;

@@ -60,8 +60,7 @@ impl Placed {
     /// # Errors
     /// Those of the operation.
     pub fn made(&self, operation: impl FnOnce(&Device, &Array) -> Result<Array, Fault>) -> Result<Self, Fault> {
-        let array = operation(&self.device, &self.array)?;
-        Ok(Self::new(self.device.clone(), array))
+        Ok(self.beside(operation(&self.device, &self.array)?))
     }
 
     /// The same numbers, said to be sequences of these lengths.

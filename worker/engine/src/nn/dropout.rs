@@ -29,12 +29,8 @@ impl Dropout {
         }
         #[cfg(feature = "cuda")]
         if let Array::Device(x) = x {
-            let y = x.made(|device, x| {
-                let dropped = Dropped::new(device, draw.rng, site, p, draw.draws)?;
-                let mut y = device.copy(x)?;
-                ops::dropout(device, &mut y, &dropped, &vec![own; samples])?;
-                Ok(y)
-            })?;
+            let dropped = Dropped::new(x.device(), draw.rng, site, p, draw.draws)?;
+            let y = x.clone().changed(|device, x| ops::dropout(device, x, &dropped, &vec![own; samples]))?;
             return Ok(y.into());
         }
         let mut values = host(x)?.to_vec();

@@ -1,5 +1,7 @@
 //! Parameters and their gradients on the GPU that a layer's input lies on.
 
+use std::collections::BTreeMap;
+
 use super::{Array, BufferId, Flat, Gradients, Packs, ParamId, Pass, Saved, Tape};
 use crate::{
     Error, Result,
@@ -116,6 +118,23 @@ impl Packs {
     }
 }
 
+/// Adds to a sum where `at` lies; one that is not there yet begins with zeros.
+pub(super) fn add_to<K: Ord>(
+    sums: &mut BTreeMap<K, Placed>,
+    key: K,
+    shape: &[usize],
+    at: &Placed,
+    add: impl FnOnce(&Device, &mut gpu::Array) -> Result<(), Fault>,
+) -> Result<()> {
+    let mut sum = match sums.remove(&key) {
+        Some(sum) => sum,
+        None => at.made(|device, _| device.zeros(shape))?,
+    };
+    sum.change(add)?;
+    sums.insert(key, sum);
+    Ok(())
+}
+
 impl Gradients<'_> {
     /// Adds to the gradient of a parameter where `at` lies, if it is trained.
     pub(super) fn add_placed(
@@ -129,13 +148,7 @@ impl Gradients<'_> {
             return Ok(());
         }
         self.touched[id.0] = true;
-        let mut sum = match self.placed.remove(&id) {
-            Some(sum) => sum,
-            None => at.made(|device, _| device.zeros(shape))?,
-        };
-        sum.change(add)?;
-        self.placed.insert(id, sum);
-        Ok(())
+        add_to(&mut self.placed, id, shape, at, add)
     }
 
     /// One flat gradient where anything has gathered on a GPU, with what was added in the host's memory; nothing where

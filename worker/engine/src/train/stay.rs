@@ -144,7 +144,7 @@ impl Stay {
 
     /// Lets go of what stays: nobody goes on from there, and the state becomes another one.
     pub fn leave(self, stage: &Stage) {
-        if self.there.is_some() {
+        if self.holds() {
             stage.packs.take_from(None);
         }
     }

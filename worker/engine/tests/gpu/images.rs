@@ -206,7 +206,7 @@ fn channels_are_turned_and_images_moved_as_on_the_cpu() {
     let shape = [2, 9, 5, 33];
     let x = numbers(1, 2 * 9 * 5 * 33);
     let want = run(&FlattenChannels, &store, (&x, &shape), None, false);
-    same(device, &ops::transpose(device, &up(device, &x, &[2, 45, 33])).unwrap(), &want.y);
+    same(device, &ops::turn(device, &up(device, &x, &shape), [2, 45, 33]).unwrap(), &want.y);
     let same_border = Border::Same { k: 5, stride: 2 };
     // Five rows and six columns become nine each: two rows above, and one column to the left.
     let want = run(&same_border, &store, (&x[..2 * 5 * 6 * 3], &[2, 5, 6, 3]), None, false);

@@ -8,18 +8,7 @@ use crate::gpu::{
     launch::{each, launch, small, tiles},
 };
 
-/// Each matrix of `[batch, rows, columns]` transposed.
-///
-/// # Errors
-/// Another shape, a full memory, or a GPU that has failed.
-pub fn transpose(device: &Device, x: &Array) -> Result<Array, Fault> {
-    let &[batch, rows, columns] = x.shape() else {
-        return Err(Fault::shape(format!("matrices are expected, given {:?}", x.shape())));
-    };
-    turn(device, x, [batch, rows, columns])
-}
-
-/// The same of an array of any shape, taken for `[batch, rows, columns]`.
+/// An array of any shape, taken for matrices `[batch, rows, columns]`: each of them transposed.
 ///
 /// # Errors
 /// Another count, a full memory, or a GPU that has failed.

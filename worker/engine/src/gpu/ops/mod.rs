@@ -47,7 +47,7 @@ pub use frames::{Spans, frame, pool_rows, pool_rows_back, unframe};
 pub use heads::{Heads, join_heads, split_heads};
 pub use layer_norm::{Normalised, layer_norm, layer_norm_back};
 pub use layout::{
-    Columns, copy_columns, cut_columns, join_columns, move_image, subsample, subsample_back, take_rows, transpose, turn,
+    Columns, copy_columns, cut_columns, join_columns, move_image, subsample, subsample_back, take_rows, turn,
 };
 pub use lstm::{Step, lstm_back, lstm_step};
 pub use norm::{

@@ -1,5 +1,7 @@
 //! Pooling of images `[n, h, w, c]`.
 
+use std::sync::Arc;
+
 use crate::gpu::{
     Array, Device, Fault,
     launch::{columns, each, launch, small},
@@ -89,7 +91,7 @@ pub struct Window {
 }
 
 /// As `average_pool` takes them: first pixel, pixel behind the last, divisor.
-fn table(windows: &[Window], size: usize) -> Result<Vec<u32>, Fault> {
+fn table(device: &Device, windows: &[Window], size: usize) -> Result<Arc<Array<u32>>, Fault> {
     let mut table = Vec::with_capacity(3 * windows.len());
     for w in windows {
         if w.pixels.end > size || w.count == 0 {
@@ -97,7 +99,7 @@ fn table(windows: &[Window], size: usize) -> Result<Vec<u32>, Fault> {
         }
         table.extend([small(w.pixels.start)?, small(w.pixels.end)?, small(w.count)?]);
     }
-    Ok(table)
+    device.words(&table, &[windows.len(), 3])
 }
 
 /// For each pixel the first window that holds it, and the one behind the last.
@@ -121,8 +123,7 @@ fn spans(windows: &[Window], size: usize) -> Result<Vec<u32>, Fault> {
 /// Windows that leave the image, a full memory, or a GPU that has failed.
 pub fn average_pool(device: &Device, x: &Array, ys: &[Window], xs: &[Window]) -> Result<Array, Fault> {
     let [n, h, w, c] = x.images()?;
-    let upload = |windows: &[Window], size| device.words(&table(windows, size)?, &[windows.len(), 3]);
-    let (rows, columns) = (upload(ys, h)?, upload(xs, w)?);
+    let (rows, columns) = (table(device, ys, h)?, table(device, xs, w)?);
     let mut y = device.fresh::<f32>(&[n, ys.len(), xs.len(), c])?;
     let count = y.count();
     launch!(
@@ -157,8 +158,7 @@ pub fn average_pool_back(
 ) -> Result<Array, Fault> {
     let [n, oh, ow, c] = dy.images()?;
     dy.expect(&[n, ys.len(), xs.len(), c])?;
-    let upload = |windows: &[Window], size| device.words(&table(windows, size)?, &[windows.len(), 3]);
-    let (rows, columns) = (upload(ys, h)?, upload(xs, w)?);
+    let (rows, columns) = (table(device, ys, h)?, table(device, xs, w)?);
     let (y_spans, x_spans) = (device.words(&spans(ys, h)?, &[h, 2])?, device.words(&spans(xs, w)?, &[w, 2])?);
     let mut dx = device.fresh::<f32>(&[n, h, w, c])?;
     let count = dx.count();

@@ -7,7 +7,7 @@ use crate::{
         self, Device, Fault, Placed,
         ops::{self, Affine, Slopes},
     },
-    nn::Packs,
+    nn::{Packs, placed::add_to},
 };
 
 impl BatchNorm {
@@ -39,7 +39,7 @@ impl BatchNorm {
             let all = grains.joined(device.download(&moments)?, Join::Fold(join_grains))?;
             moments = device.upload(&all[..], moments.shape())?;
         }
-        Ok(Placed::new(device.clone(), ops::statistics(device, &moments, self.eps)?))
+        Ok(x.beside(ops::statistics(device, &moments, self.eps)?))
     }
 
     /// γ and β.
@@ -105,7 +105,7 @@ impl BatchNorm {
         } else {
             ops::through_fixed(device, slopes.dz, stats, gamma.array())?
         };
-        Ok(Some(Placed::new(device.clone(), dx)))
+        Ok(Some(dy.beside(dx)))
     }
 
     /// The slopes with the sums of all that the statistics are of, and how many rows that is.
@@ -130,12 +130,6 @@ impl Gradients<'_> {
         add: impl FnOnce(&Device, &mut gpu::Array) -> Result<(), Fault>,
     ) -> Result<()> {
         let Some(slot) = self.layout.stats(mean) else { return Ok(()) };
-        let mut sums = match self.placed_stats.remove(&mean) {
-            Some(sums) => sums,
-            None => at.made(|device, _| device.zeros(&[slot.len()]))?,
-        };
-        sums.change(add)?;
-        self.placed_stats.insert(mean, sums);
-        Ok(())
+        add_to(&mut self.placed_stats, mean, &[slot.len()], at, add)
     }
 }
