@@ -20,6 +20,14 @@ const KERNEL: usize = 5;
 const FEATURES: usize = 500;
 
 fn build(b: &mut Builder, _: Same) -> (Vec<Unit>, usize) {
+    let (mut units, maps) = convolutions(b);
+    let dense = b.linear("fc1", (maps, FEATURES));
+    units.push(Unit { name: "fc1".into(), layer: Sequential::default().with(FlattenChannels).with(dense).with(Relu) });
+    (units, FEATURES)
+}
+
+/// The two convolutions with their poolings, and how many numbers come out of the second.
+pub(super) fn convolutions(b: &mut Builder) -> (Vec<Unit>, usize) {
     let pad = (Padding::Symmetric(0), Padding::Symmetric(0));
     let (mut cin, mut side) = (3, b.given.side);
     let mut units = Vec::new();
@@ -29,7 +37,5 @@ fn build(b: &mut Builder, _: Same) -> (Vec<Unit>, usize) {
         units.push(Unit { name: name.into(), layer: layer.with(MaxPool { k: 2, stride: 2, pad: 0 }) });
         (cin, side) = (cout, side.saturating_sub(KERNEL - 1) / 2);
     }
-    let dense = b.linear("fc1", (cin * side * side, FEATURES));
-    units.push(Unit { name: "fc1".into(), layer: Sequential::default().with(FlattenChannels).with(dense).with(Relu) });
-    (units, FEATURES)
+    (units, cin * side * side)
 }

@@ -14,6 +14,7 @@ mod inception;
 mod inception_resnet_v2;
 mod inception_v3;
 mod lenet;
+mod lenet_conv;
 mod minilm;
 mod mobilenet_v2;
 mod nasnet_mobile;
@@ -93,6 +94,7 @@ pub const ALL: &[Backbone] = &[
     vit_s16::ENTRY,
     small_cnn::ENTRY,
     lenet::ENTRY,
+    lenet_conv::ENTRY,
     conv4_64::ENTRY,
 ];
 
