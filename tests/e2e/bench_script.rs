@@ -37,20 +37,22 @@ fn run(ours: &str, theirs: &str, only: &str) -> Option<(BTreeMap<String, Value>,
 }
 
 #[test]
-fn a_step_on_a_gpu_has_a_row_for_each_of_pytorchs_kinds_of_arithmetic_and_one_for_memory() {
+fn a_step_on_a_gpu_has_a_row_beside_pytorchs_of_the_same_precision_and_one_for_memory() {
     let ours = side("0.5", 3 << 20);
     // With TF32 it is faster.
     let theirs = format!("case $* in *tf32*) {};; esac\n{}", side("0.25", 9 << 20), side("1.0", 2 << 20));
-    let Some((rows, fine)) = run(&ours, &theirs, "resnet50_f32,bert_base_bf16") else { return };
+    let Some((rows, fine)) = run(&ours, &theirs, "resnet50_f32,resnet50_tf32,bert_base_bf16") else { return };
     assert!(fine, "{rows:?}");
     let ratio = |name: &str| rows[name]["ratio"].as_f64();
     // Halves of 128.
     assert_eq!((rows["resnet50_f32"]["ours"].as_f64(), ratio("resnet50_f32")), (Some(128.0), Some(2.0)));
     assert_eq!((ratio("resnet50_tf32"), rows["resnet50_tf32"]["verdict"].as_str()), (Some(0.5), Some("missed")));
     assert_eq!((ratio("resnet50_f32_memory"), ratio("bert_base_bf16")), (Some(1.5), Some(2.0)));
+    assert_eq!(ratio("resnet50_tf32_memory"), Some(3.0 / 9.0));
     assert_eq!(rows["bert_base_bf16"]["unit"], "texts/s");
     assert_eq!(rows["resnet50_f32"]["note"], "PyTorch 2.9: f32, channels_last");
-    assert_eq!(rows.len(), 5, "{rows:?}");
+    assert_eq!(rows["resnet50_tf32"]["note"], "PyTorch 2.9: tf32, channels_last");
+    assert_eq!(rows.len(), 6, "{rows:?}");
 }
 
 #[test]

@@ -210,9 +210,9 @@ mod tests {
 
     #[test]
     fn a_precision_is_said_where_it_is_not_the_usual_one() {
-        let said = text(&json!({ "precision": { "model": "bf16", "nets.teacher": "bf16" } }));
+        let said = text(&json!({ "precision": { "model": "bf16", "nets.teacher": "tf32" } }));
         assert!(said.contains("  precision: products of `model` in bf16; its parameters"), "{said}");
-        assert!(said.contains("products of `nets.teacher` in bf16"), "{said}");
+        assert!(said.contains("products of `nets.teacher` in tf32"), "{said}");
         assert!(!text(&json!({})).contains("precision"));
     }
 

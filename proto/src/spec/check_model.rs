@@ -104,15 +104,19 @@ mod tests {
     }
 
     #[test]
-    fn a_precision_is_one_of_two_and_only_written_out_where_it_is_not_the_usual_one() {
+    fn a_precision_is_one_of_three_and_only_written_out_where_it_is_not_the_usual_one() {
         let job =
             |model: &str| parse(&format!("schema = 1\njob = {{ name = \"t\", kind = \"f\" }}\nmodel = {{ {model} }}"));
         let e = job("backbone = \"b\", precision = \"fp16\"").unwrap_err();
-        assert_eq!(e.to_string(), "line 3, column 39: unknown variant `fp16`, expected `f32` or `bf16`");
+        assert_eq!(e.to_string(), "line 3, column 39: unknown variant `fp16`, expected one of `f32`, `tf32`, `bf16`");
         assert_eq!(e.hint, "did you mean `bf16`?");
-        assert_eq!(job("backbone = \"b\", precision = \"double\"").unwrap_err().hint, "known: f32, bf16");
-        let model = |text| job(text).unwrap().model.unwrap();
-        assert_eq!(model("backbone = \"b\", precision = \"bf16\"").precision, Precision::Bf16);
+        assert_eq!(job("backbone = \"b\", precision = \"double\"").unwrap_err().hint, "known: f32, tf32, bf16");
+        let model = |text: &str| job(text).unwrap().model.unwrap();
+        for precision in [Precision::Tf32, Precision::Bf16] {
+            let said = model(&format!("backbone = \"b\", precision = \"{precision}\""));
+            assert_eq!(said.precision, precision);
+            assert_eq!(serde_json::to_value(&said).unwrap()["precision"], precision.to_string());
+        }
         let usual = model("backbone = \"b\"");
         assert_eq!(usual.precision, Precision::F32);
         assert!(!serde_json::to_string(&usual).unwrap().contains("precision"));

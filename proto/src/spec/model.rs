@@ -281,7 +281,7 @@ pub struct ModelSection {
     /// The same for the probabilities of its attention (`attention_probs_dropout_prob`, `attention_dropout`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attention_dropout: Option<f64>,
-    /// What its products compute with: `f32` or `bf16`. Parameters, checkpoints and exported files are f32 with either.
+    /// What its products compute with: `f32`, `tf32` or `bf16`. Parameters, checkpoints and exported files are f32 with any.
     #[serde(default, skip_serializing_if = "Precision::is_f32")]
     pub precision: Precision,
     /// The classifier on top.

@@ -44,7 +44,7 @@ struct Options {
     /// What steps compute on, `cpu` or a GPU as in `cuda:0`.
     #[arg(long, default_value = "cpu", value_parser = device)]
     device: Device,
-    /// What their products compute with, `f32` or `bf16`.
+    /// What their products compute with, `f32`, `tf32` or `bf16`.
     #[arg(long, default_value = "f32")]
     precision: String,
     /// Side of their pictures, or the most tokens of a text [default: the network's]

@@ -51,13 +51,15 @@ fn steps_on_a_gpu_are_counted_after_those_that_warm_it_up() {
     let Some(libraries) = libraries() else { return };
     // Two steps an epoch: the second one that counts is the first of another.
     let small = ["--input", "8", "--batch", "4", "--samples", "1", "--warm", "1"];
-    let arguments = [&small[..], &["--device", "cuda:0", "--precision", "bf16"]].concat();
-    let told = told(&steps(&libraries, &arguments, "go 2\ngo 1\nmemory\n"));
-    assert_eq!(told.len(), 4, "{told:?}");
-    assert_eq!(told[0]["ready"], true);
-    assert!(told[1..3].iter().all(|t| t["seconds"].as_f64().unwrap() > 0.0), "{told:?}");
-    // That driver has no pool of memory to ask.
-    assert_eq!(told[3]["peak"], 0);
+    for precision in ["tf32", "bf16"] {
+        let arguments = [&small[..], &["--device", "cuda:0", "--precision", precision]].concat();
+        let told = told(&steps(&libraries, &arguments, "go 2\ngo 1\nmemory\n"));
+        assert_eq!(told.len(), 4, "{told:?}");
+        assert_eq!(told[0]["ready"], true);
+        assert!(told[1..3].iter().all(|t| t["seconds"].as_f64().unwrap() > 0.0), "{told:?}");
+        // That driver has no pool of memory to ask.
+        assert_eq!(told[3]["peak"], 0);
+    }
 }
 
 #[test]

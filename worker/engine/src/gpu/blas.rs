@@ -42,7 +42,7 @@ impl Blas {
         stream.context().bind_to_thread()?;
         let handle = result::create_handle().map_err(|e| Fault::from(e).at_start(free(stream)))?;
         let mut opened = Self { handle, stream: stream.clone(), workspace };
-        // f32 stays f32 (no TF32), and parts of sums are never added in bf16.
+        // f32 stays f32 unless a product asks for TF32, and parts of sums are never added in bf16.
         let exact = sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
         // SAFETY: stream and memory live as long as the handle. Setting the stream takes the memory away, so it comes first.
         unsafe {

@@ -4,7 +4,7 @@
 //! the same bits each time, and takes no more scratch memory than [`WORKSPACE`]. Then come those that NVIDIA's documentation
 //! calls deterministic, listed or not. The first one that cuDNN does not refuse to run is taken, never the first one by a
 //! stopwatch. The list's word on arithmetic counts for nothing: the descriptor allows f32 no tensor core, and bf16 nothing that
-//! it would have to be made into on the way.
+//! it would have to be made into on the way. TF32 it allows, and does not demand: where cuDNN sees no use in it, f32 stays f32.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -20,6 +20,7 @@ use cudarc::{
     driver::CudaStream,
 };
 use nvlib::Library;
+use tl_proto::spec::Precision;
 
 use super::{Fault, bound, device::free};
 
@@ -44,14 +45,25 @@ pub(in crate::gpu) struct Plan {
     pub stride: usize,
     pub pad: (usize, usize),
     pub groups: usize,
-    /// Whether all of it is bf16; sums are f32.
-    pub half: bool,
+    /// What its numbers are taken as; sums are f32.
+    pub precision: Precision,
 }
 
 impl Plan {
     fn arithmetic(&self) -> sys::cudnnMathType_t {
-        // In f32 not TF32, which the default allows.
-        if self.half { sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH } else { sys::cudnnMathType_t::CUDNN_FMA_MATH }
+        match self.precision {
+            Precision::F32 => sys::cudnnMathType_t::CUDNN_FMA_MATH,
+            // By default cuDNN may read f32 as TF32, since its version 8.
+            Precision::Tf32 => sys::cudnnMathType_t::CUDNN_DEFAULT_MATH,
+            Precision::Bf16 => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
+        }
+    }
+
+    fn memory(&self) -> sys::cudnnDataType_t {
+        match self.precision {
+            Precision::F32 | Precision::Tf32 => FLOAT,
+            Precision::Bf16 => BFLOAT16,
+        }
     }
 }
 
@@ -123,7 +135,7 @@ impl Described {
         let first = |[n, h, w, c]: [usize; 4]| Ok::<_, Fault>([int(n)?, int(c)?, int(h)?, int(w)?]);
         let (down, right, stride) = (int(plan.pad.0)?, int(plan.pad.1)?, int(plan.stride)?);
         let cross = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
-        let kind = if plan.half { BFLOAT16 } else { FLOAT };
+        let kind = plan.memory();
         // SAFETY: descriptors that were just made.
         unsafe {
             result::set_tensor4d_descriptor(all.x, CHANNELS_LAST, kind, first(plan.x)?)?;

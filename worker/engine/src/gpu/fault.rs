@@ -6,6 +6,7 @@ use cudarc::{
     driver::{DriverError, sys::CUresult},
 };
 use nvlib::{Elsewhere, Library, Missing};
+use tl_proto::spec::Precision;
 
 use crate::{Error, Full};
 
@@ -51,11 +52,13 @@ pub enum Fault {
         /// What it says.
         log: String,
     },
-    /// The GPU is too old for bf16.
-    #[error("a GPU of compute capability {capability} does not multiply bf16")]
-    NoBf16 {
+    /// The GPU is too old for a precision.
+    #[error("a GPU of compute capability {capability} does not multiply {precision}")]
+    TooOld {
         /// As in `7.5`.
         capability: String,
+        /// What was to be multiplied.
+        precision: Precision,
     },
     /// Arrays that do not fit each other; a bug of ours.
     #[error("{0}")]
@@ -127,7 +130,7 @@ impl From<Fault> for Error {
                 Self::user(fault.to_string(), "raise `data.grains`, lower `data.batch` or `model.input`")
             }
             Fault::Compiler { .. } => Self::user(fault.to_string(), "install an NVRTC that knows this GPU"),
-            Fault::NoBf16 { .. } => {
+            Fault::TooOld { .. } => {
                 Self::user(fault.to_string(), "leave `precision` at \"f32\", or train on one of 8.0 or newer")
             }
             Fault::Driver(_) | Fault::Refused { .. } | Fault::Shape(_) => Self::Internal(fault.to_string()),

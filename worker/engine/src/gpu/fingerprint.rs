@@ -2,11 +2,12 @@
 
 use half::bf16;
 use nvlib::{Library, Opened, driver};
+use tl_proto::spec::Precision;
 
 use super::{
     Array, Device, Fault,
-    operand::multiplies_bf16,
-    ops::{self, Affine, Convolution},
+    operand::multiplies,
+    ops::{self, Affine, Convolution, Math},
 };
 use crate::{
     nn::Act,
@@ -79,9 +80,9 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// Whether it multiplies bf16.
-    fn halves(&self) -> bool {
-        multiplies_bf16(self.device.capability()).is_ok()
+    /// Whether it multiplies them in a precision.
+    fn has(&self, precision: Precision) -> bool {
+        multiplies(self.device.capability(), precision).is_ok()
     }
 
     fn in_bf16(&self, arrays: [&Array; 3]) -> Result<[Array<bf16>; 3], Fault> {
@@ -98,7 +99,14 @@ impl Probe<'_> {
             for array in [&y, &ops::linear_input(device, &y, &w)?, &dw] {
                 self.keep(array)?;
             }
-            if self.halves() {
+            if self.has(Precision::Tf32) {
+                let math = Math { device, tf32: true };
+                self.keep(&ops::linear(math, &x, &w)?)?;
+                self.keep(&ops::linear_input(math, &y, &w)?)?;
+                ops::linear_weights(math, &y, &x, &mut dw)?;
+                self.keep(&dw)?;
+            }
+            if self.has(Precision::Bf16) {
                 let [x, w, dy] = self.in_bf16([&x, &w, &y])?;
                 self.keep(&ops::linear(device, &x, &w)?)?;
                 self.keep(&ops::linear_input(device, &dy, &w)?)?;
@@ -157,7 +165,14 @@ impl Probe<'_> {
             for array in [&y, &ops::conv_input(device, &y, &w, images, how)?, &dw] {
                 self.keep(array)?;
             }
-            if self.halves() {
+            if self.has(Precision::Tf32) {
+                let math = Math { device, tf32: true };
+                self.keep(&ops::conv(math, &x, &w, how)?)?;
+                self.keep(&ops::conv_input(math, &y, &w, images, how)?)?;
+                ops::conv_weights(math, &y, &x, how, &mut dw)?;
+                self.keep(&dw)?;
+            }
+            if self.has(Precision::Bf16) {
                 let [x, w, dy] = self.in_bf16([&x, &w, &y])?;
                 self.keep(&ops::conv(device, &x, &w, how)?)?;
                 self.keep(&ops::conv_input(device, &dy, &w, images, how)?)?;

@@ -72,7 +72,6 @@
 //!
 //! * bf16 between layers: with `model.precision = "bf16"` products and convolutions take and multiply memory of bf16, and
 //!   layers hand on f32.
-//! * TF32, as a precision of its own: it has other numbers.
 //! * Sums over ranks while backward goes on, for several tasks, episodes, and objectives that compare the samples of a batch.
 //! * An activation fused into a product, graphs of launches, cuDNN's graph API, and whatever a profile would show.
 //! * Averages that teach in a step (self-training with them) are the host's, and such a run takes its updates there.

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use half::bf16;
+use tl_proto::spec::Precision;
 
 use super::{
     Array, Device, Fault, Placed,
-    ops::{self, Convolution, Step},
+    ops::{self, Convolution, Math, Step},
 };
 
-/// Numbers of a GPU as products take them: those of an array, or what bf16 has of them, in half the memory. A clone shares
-/// them.
+/// Numbers of a GPU as products take them: those of an array, also where products read them as TF32, or what bf16 has of them,
+/// in half the memory. A clone shares them.
 #[derive(Clone)]
 pub struct Operand {
     device: Arc<Device>,
@@ -20,6 +21,7 @@ pub struct Operand {
 #[derive(Clone)]
 enum Numbers {
     F32(Arc<Array>),
+    Tf32(Arc<Array>),
     Bf16(Arc<Array<bf16>>),
 }
 
@@ -27,36 +29,41 @@ enum Numbers {
 macro_rules! of_either {
     ($operand:expr, |$x:ident| $made:expr) => {
         match &$operand.numbers {
-            Numbers::F32($x) => $made,
+            Numbers::F32($x) | Numbers::Tf32($x) => $made,
             Numbers::Bf16($x) => $made,
         }
     };
 }
 
-/// The same on those of two, which must be of one type.
+/// The same on those of two, which must be of one precision.
 macro_rules! of_both {
     ($left:expr, $right:expr, |$x:ident, $y:ident| $made:expr) => {
         match (&$left.numbers, &$right.numbers) {
-            (Numbers::F32($x), Numbers::F32($y)) => $made,
+            (Numbers::F32($x), Numbers::F32($y)) | (Numbers::Tf32($x), Numbers::Tf32($y)) => $made,
             (Numbers::Bf16($x), Numbers::Bf16($y)) => $made,
-            _ => Err(Fault::shape("a product was to take f32 and bf16")),
+            _ => Err(Fault::shape("a product was to take numbers of two precisions")),
         }
     };
 }
 
 impl Operand {
-    /// The numbers of an array, or, if `half`, what bf16 has of them.
+    /// The numbers of an array, as products of a precision take them.
     ///
     /// # Errors
-    /// The memory is full, or the GPU does not multiply bf16.
-    pub fn of(x: &Placed, half: bool) -> Result<Self, Fault> {
-        let numbers = if half {
-            multiplies_bf16(x.device().capability())?;
-            Numbers::Bf16(x.half()?)
-        } else {
-            Numbers::F32(x.shared().clone())
+    /// The memory is full, or the GPU does not multiply so.
+    pub fn of(x: &Placed, precision: Precision) -> Result<Self, Fault> {
+        multiplies(x.device().capability(), precision)?;
+        let numbers = match precision {
+            Precision::F32 => Numbers::F32(x.shared().clone()),
+            Precision::Tf32 => Numbers::Tf32(x.shared().clone()),
+            Precision::Bf16 => Numbers::Bf16(x.half()?),
         };
         Ok(Self { device: x.device().clone(), numbers })
+    }
+
+    /// How products take them.
+    fn math(&self) -> Math<'_> {
+        Math { device: &self.device, tf32: matches!(self.numbers, Numbers::Tf32(_)) }
     }
 
     fn placed(&self, array: Array) -> Placed {
@@ -68,10 +75,10 @@ impl Operand {
     /// # Errors
     /// Weights of another shape or type, a full memory, or cuBLAS is not there or refuses; so for all that follow.
     pub fn linear(&self, w: &Self, bias: Option<&Placed>) -> Result<Placed, Fault> {
-        let device = &self.device;
+        let math = self.math();
         let y = match bias {
-            Some(bias) => of_both!(self, w, |x, w| ops::linear_biased(device, x, w, bias.array())),
-            None => of_both!(self, w, |x, w| ops::linear(device, x, w)),
+            Some(bias) => of_both!(self, w, |x, w| ops::linear_biased(math, x, w, bias.array())),
+            None => of_both!(self, w, |x, w| ops::linear(math, x, w)),
         };
         y.map(|y| self.placed(y))
     }
@@ -81,7 +88,7 @@ impl Operand {
     /// # Errors
     /// As [`Operand::linear`].
     pub fn linear_input(&self, w: &Self) -> Result<Placed, Fault> {
-        let dx = of_both!(self, w, |dy, w| ops::linear_input(&self.device, dy, w));
+        let dx = of_both!(self, w, |dy, w| ops::linear_input(self.math(), dy, w));
         dx.map(|dx| self.placed(dx))
     }
 
@@ -90,7 +97,7 @@ impl Operand {
     /// # Errors
     /// As [`Operand::linear`].
     pub fn linear_weights(&self, x: &Self, dw: &mut Array) -> Result<(), Fault> {
-        of_both!(self, x, |dy, x| ops::linear_weights(&self.device, dy, x, dw))
+        of_both!(self, x, |dy, x| ops::linear_weights(self.math(), dy, x, dw))
     }
 
     /// As [`ops::conv`], with a bias if there is one.
@@ -98,10 +105,10 @@ impl Operand {
     /// # Errors
     /// As [`Operand::linear`]; cuDNN is not there or refuses.
     pub fn conv(&self, w: &Self, bias: Option<&Placed>, how: Convolution) -> Result<Placed, Fault> {
-        let device = &self.device;
+        let math = self.math();
         let y = match bias {
-            Some(bias) => of_both!(self, w, |x, w| ops::conv_biased(device, x, w, bias.array(), how)),
-            None => of_both!(self, w, |x, w| ops::conv(device, x, w, how)),
+            Some(bias) => of_both!(self, w, |x, w| ops::conv_biased(math, x, w, bias.array(), how)),
+            None => of_both!(self, w, |x, w| ops::conv(math, x, w, how)),
         };
         y.map(|y| self.placed(y))
     }
@@ -111,7 +118,7 @@ impl Operand {
     /// # Errors
     /// As [`Operand::conv`].
     pub fn conv_input(&self, w: &Self, shape: [usize; 4], how: Convolution) -> Result<Placed, Fault> {
-        let dx = of_both!(self, w, |dy, w| ops::conv_input(&self.device, dy, w, shape, how));
+        let dx = of_both!(self, w, |dy, w| ops::conv_input(self.math(), dy, w, shape, how));
         dx.map(|dx| self.placed(dx))
     }
 
@@ -120,7 +127,7 @@ impl Operand {
     /// # Errors
     /// As [`Operand::conv`].
     pub fn conv_weights(&self, x: &Self, how: Convolution, dw: &mut Array) -> Result<(), Fault> {
-        of_both!(self, x, |dy, x| ops::conv_weights(&self.device, dy, x, how, dw))
+        of_both!(self, x, |dy, x| ops::conv_weights(self.math(), dy, x, how, dw))
     }
 
     /// As [`ops::add_sums`].
@@ -136,7 +143,7 @@ impl Operand {
     /// # Errors
     /// As [`Operand::linear`].
     pub fn lstm_step(&self, all: [&mut Array; 3], step: &Step) -> Result<(), Fault> {
-        of_either!(self, |wh| ops::lstm_step(&self.device, all, wh, step))
+        of_either!(self, |wh| ops::lstm_step(self.math(), all, wh, step))
     }
 
     /// As [`ops::lstm_back`], with these weights.
@@ -151,19 +158,19 @@ impl Operand {
         dmemory: &mut Array,
         step: &Step,
     ) -> Result<Option<Array>, Fault> {
-        of_either!(self, |wh| ops::lstm_back(&self.device, gates, given, wh, dstate, dmemory, step))
+        of_either!(self, |wh| ops::lstm_back(self.math(), gates, given, wh, dstate, dmemory, step))
     }
 }
 
-/// The first GPUs that multiply bf16 have that compute capability.
+/// The first GPUs that multiply bf16 and TF32 have that compute capability.
 const SINCE: (i32, i32) = (8, 0);
 
-/// Refuses one that does not.
-pub(in crate::gpu) fn multiplies_bf16(capability: (i32, i32)) -> Result<(), Fault> {
-    if capability >= SINCE {
+/// Refuses a precision that a GPU does not multiply.
+pub(in crate::gpu) fn multiplies(capability: (i32, i32), precision: Precision) -> Result<(), Fault> {
+    if precision.is_f32() || capability >= SINCE {
         return Ok(());
     }
-    Err(Fault::NoBf16 { capability: format!("{}.{}", capability.0, capability.1) })
+    Err(Fault::TooOld { capability: format!("{}.{}", capability.0, capability.1), precision })
 }
 
 #[cfg(test)]
@@ -172,15 +179,19 @@ mod tests {
     use crate::Error;
 
     #[test]
-    fn a_gpu_that_does_not_multiply_bf16_is_the_users_to_know() {
-        for capability in [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)] {
-            multiplies_bf16(capability).unwrap();
-        }
-        for (major, minor) in [(7, 5), (7, 0), (6, 1)] {
-            let refused = Error::from(multiplies_bf16((major, minor)).unwrap_err());
-            let Error::User { message, hint } = refused else { panic!("a user can mend it") };
-            assert!(message.contains(&format!("compute capability {major}.{minor}")), "{message}");
-            assert!(hint.contains("precision"), "{hint}");
+    fn a_gpu_that_does_not_multiply_a_precision_is_the_users_to_know() {
+        for precision in [Precision::Tf32, Precision::Bf16] {
+            for capability in [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)] {
+                multiplies(capability, precision).unwrap();
+            }
+            for (major, minor) in [(7, 5), (7, 0), (6, 1)] {
+                multiplies((major, minor), Precision::F32).unwrap();
+                let refused = Error::from(multiplies((major, minor), precision).unwrap_err());
+                let Error::User { message, hint } = refused else { panic!("a user can mend it") };
+                let said = format!("compute capability {major}.{minor} does not multiply {precision}");
+                assert!(message.contains(&said), "{message}");
+                assert!(hint.contains("precision"), "{hint}");
+            }
         }
     }
 }

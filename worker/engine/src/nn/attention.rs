@@ -4,7 +4,6 @@
 mod placed;
 
 use rayon::prelude::*;
-use tl_proto::spec::Precision;
 
 use super::{
     Act, Array, Gradients, Layer, Linear, Mask, ParamId, Pass, Ragged, Saved, Tape, array, host, lanes, mask::Drops,
@@ -189,7 +188,7 @@ impl SelfAttention {
                 precision.round_here(&mut s);
                 softmax(&mut s, t, self.scale(), notes);
                 drops.iter_mut().for_each(|drops| drops.scale(&mut s));
-                precision.round_here(&mut s);
+                precision.take_here(&mut s);
                 gemm(out, d, View::rows(&s, t), parts.view(&own, VALUE, first), (t, d, t), false);
             });
         }
@@ -272,14 +271,14 @@ impl SelfAttention {
                     drops.scale(&mut shown);
                     dp.iter_mut().zip(&shown).for_each(|(d, m)| *d *= m);
                     shown.iter_mut().zip(&p).for_each(|(m, p)| *m *= p);
-                } else if precision == Precision::Bf16 {
+                } else if !precision.is_f32() {
                     shown.extend(&p);
                 }
-                precision.round_here(&mut shown);
+                precision.take_here(&mut shown);
                 let shown = if shown.is_empty() { &p } else { &shown };
                 gemm(dv, d, View::transposed(shown, t), g, (t, d, t), false);
                 through(&mut dp, &p, t, self.scale());
-                precision.round_here(&mut dp);
+                precision.take_here(&mut dp);
                 gemm(dq, d, View::rows(&dp, t), parts.view(&own, KEY, first), (t, d, t), false);
                 gemm(dk, d, View::transposed(&dp, t), parts.view(&own, QUERY, first), (t, d, t), false);
             });
@@ -304,6 +303,8 @@ impl SelfAttention {
 
 #[cfg(test)]
 mod tests {
+    use tl_proto::spec::Precision;
+
     use super::*;
     use crate::{
         nn::{Builder, DropoutDraw, Layout, testing},
@@ -313,7 +314,8 @@ mod tests {
     #[test]
     fn bits_do_not_depend_on_threads_nor_on_other_samples() {
         let drop = Mask { p: 0.3, site: 4 };
-        for (fused, precision) in [false, true].into_iter().flat_map(|f| [(f, Precision::F32), (f, Precision::Bf16)]) {
+        let precisions = [Precision::F32, Precision::Tf32, Precision::Bf16];
+        for (fused, precision) in [false, true].into_iter().flat_map(|fused| precisions.map(|p| (fused, p))) {
             let mut b = Builder::new(3);
             let layer = match fused {
                 true => b.attention_fused(["qkv", "o"], 6, (3, 4), drop),

@@ -91,7 +91,7 @@ impl Depthwise {
 impl Depthwise {
     fn windows(&self, (y, x): (&Axis, &Axis), pass: &Pass<'_>) -> Windowed {
         let (before, outputs) = ((y.before, x.before), (y.outputs, x.outputs));
-        Windowed { k: self.k, stride: self.stride, before, outputs, rounds: !pass.precision().is_f32() }
+        Windowed { k: self.k, stride: self.stride, before, outputs, rounds: !pass.precision().outside().is_f32() }
     }
 
     fn placed_weights(&self, pass: &Pass<'_>, at: &Placed) -> Result<Placed> {
@@ -140,10 +140,11 @@ impl Layer for Depthwise {
             tape.push_input(x, pass, self.w);
             return Ok(y.into());
         }
+        let precision = pass.precision().outside();
         let mut out = Fresh::new(n * oh * ow * c);
         {
-            let (input, weights) = (host(x)?, self.by_tap(&pass.weight(self.w)));
-            let input = pass.precision().operand(&input);
+            let (input, weights) = (host(x)?, self.by_tap(&pass.outside(self.w)));
+            let input = precision.operand(&input);
             let input = &*input;
             out.parts(ow * c).enumerate().for_each_init(Vec::new, |reads, (row, out)| {
                 let image = &input[row / oh * h * w * c..][..h * w * c];
@@ -155,7 +156,7 @@ impl Layer for Depthwise {
             });
         }
         tape.push_input(x, pass, self.w);
-        array(pass.precision().product(out.done()), &[n, oh, ow, c])
+        array(precision.product(out.done()), &[n, oh, ow, c])
     }
 
     fn backward(
@@ -176,7 +177,7 @@ impl Layer for Depthwise {
             let dx = self.placed_backward(dy, (x.as_ref(), over), pass, grads, need_dx)?;
             return Ok(dx.map(Array::from));
         }
-        let (precision, dy) = (pass.precision(), host(dy)?);
+        let (precision, dy) = (pass.precision().outside(), host(dy)?);
         let dy = precision.operand(&dy);
         let dy = &*dy;
         if let (Some(x), Some(dw)) = (x, grads.slot(self.w)) {
@@ -206,7 +207,7 @@ impl Layer for Depthwise {
         if !need_dx {
             return Ok(None);
         }
-        let weights = self.by_tap(&pass.weight(self.w));
+        let weights = self.by_tap(&pass.outside(self.w));
         let mut dx = Fresh::new(n * h * w * c);
         dx.parts(w * c).enumerate().for_each_init(Vec::new, |reads, (row, dx)| {
             let (image, y) = (&dy[row / h * oh * ow * c..][..oh * ow * c], row % h);

@@ -40,7 +40,7 @@ impl Linear {
         let turned = |w: &[f32]| Packed::of(View::transposed(w, self.input), self.input, self.output);
         let w = pass.packed(self.w, Way::Forward, turned);
         let mut out = gemm::rows_product(&precision.operand(&input)[..n * self.input], &w, self.output);
-        if let Some(bias) = self.b.map(|b| pass.weight(b)) {
+        if let Some(bias) = self.b.map(|b| pass.outside(b)) {
             out.par_chunks_mut(self.output * 64)
                 .for_each(|rows| rows.chunks_exact_mut(self.output).for_each(|row| add(row, &bias)));
         }
@@ -62,14 +62,14 @@ impl Linear {
             return Ok(dx.map(Array::from));
         }
         let (shape, x) = tape.pop_input()?;
-        let (precision, g) = (pass.precision(), host(dy)?);
-        let g = precision.operand(&g);
+        let (precision, dy) = (pass.precision(), host(dy)?);
+        let g = precision.operand(&dy);
         let n = g.len() / self.output;
         if let (Some(x), Some(dw)) = (x, grads.slot(self.w)) {
             gemm::outer(dw, &g, &precision.operand(&host(&x)?), (n, self.output, self.input));
         }
         if let Some(db) = self.b.and_then(|b| grads.slot(b)) {
-            rows::add_sums(&g, self.output, db);
+            rows::add_sums(precision.summed(&dy, &g), self.output, db);
         }
         if !need_dx {
             return Ok(None);

@@ -129,7 +129,7 @@ impl Layer for Lstm {
         let turned = |k: usize| move |m: &[f32]| Packed::of(View::transposed(m, k), k, 4 * w);
         let weights = pass.packed(self.wi, Way::Forward, turned(self.input));
         let mut gates = gemm::rows_product(&precision.operand(&host(&packed)?), &weights, 4 * w);
-        let (bi, bh) = (pass.weight(self.bi), pass.weight(self.bh));
+        let (bi, bh) = (pass.outside(self.bi), pass.outside(self.bh));
         let bias: Vec<f32> = bi.iter().zip(bh.iter()).map(|(a, b)| a + b).collect();
         gates.par_chunks_mut(4 * w).for_each(|row| row.iter_mut().zip(&bias).for_each(|(g, b)| *g += b));
         precision.round(&mut gates);
@@ -213,30 +213,30 @@ impl Layer for Lstm {
                 dh.iter_mut().zip(&outer[part.clone()]).for_each(|(d, g)| *d += g);
                 let own = &mut gates[row * 4 * w..(row + 1) * 4 * w];
                 back(own, &memories[part.clone()], &earlier[part], dh, &mut dc[i * w..(i + 1) * w]);
-                // From here on slopes are what products take.
-                precision.round(own);
-                now[i * 4 * w..(i + 1) * 4 * w].copy_from_slice(own);
+                let taken = &mut now[i * 4 * w..(i + 1) * 4 * w];
+                taken.copy_from_slice(own);
+                precision.take(taken);
             }
             gemm::rows_times(&mut dh[..m * w], &now[..m * 4 * w], &recurrent, w, false);
             precision.round(&mut dh[..m * w]);
         }
-        let x = host(&packed)?;
+        let (x, slopes) = (host(&packed)?, precision.operand(&gates));
         if let Some(dw) = grads.slot(self.wi) {
-            gemm::outer(dw, &gates, &precision.operand(&x), (total, 4 * w, self.input));
+            gemm::outer(dw, &slopes, &precision.operand(&x), (total, 4 * w, self.input));
         }
         if let Some(dw) = grads.slot(self.wh) {
-            gemm::outer(dw, &gates, &precision.operand(&before), (total, 4 * w, w));
+            gemm::outer(dw, &slopes, &precision.operand(&before), (total, 4 * w, w));
         }
         for bias in [self.bi, self.bh] {
             if let Some(db) = grads.slot(bias) {
-                rows::add_sums(&gates, 4 * w, db);
+                rows::add_sums(precision.summed(&gates, &slopes), 4 * w, db);
             }
         }
         if !need_dx {
             return Ok(None);
         }
         let weights = pass.packed(self.wi, Way::Back, as_it_lies(self.input));
-        let dx = precision.product(gemm::rows_product(&gates, &weights, self.input));
+        let dx = precision.product(gemm::rows_product(&slopes, &weights, self.input));
         Ok(Some(ragged.frame(&array(dx, &[total, self.input])?, false)?))
     }
 

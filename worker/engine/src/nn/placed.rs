@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Array, BufferId, Flat, Gradients, Packs, ParamId, Pass, Saved, Tape};
+use super::{Array, BufferId, Flat, Gradients, Packs, ParamId, Pass, Saved, Tape, precision::Rounds};
 use crate::{
     Error, Result,
     gpu::{self, Device, Fault, Operand, Placed, ops},
@@ -24,7 +24,7 @@ impl Array {
 impl Pass<'_> {
     /// What a product takes of an array, in the pass's precision.
     pub(super) fn operand(&self, x: &Placed) -> Result<Operand> {
-        Ok(Operand::of(x, !self.precision().is_f32())?)
+        Ok(Operand::of(x, self.precision())?)
     }
 
     /// A weight of a product, as it takes it, where `at` lies: turned, if the operation wants it so. It goes up once a step,
@@ -47,8 +47,8 @@ impl Pass<'_> {
         Ok(made)
     }
 
-    /// A bias of a product, or a weight that no library multiplies: rounded as a product takes it, in f32. It goes up as often
-    /// as a weight does.
+    /// A bias of a product, or a weight that no library multiplies, in f32: rounded as it is outside of products. It goes up as
+    /// often as a weight does.
     pub(super) fn placed(&self, id: ParamId, shape: &[usize], at: &Placed) -> Result<Placed> {
         self.sent(id, shape, at, false)
     }
@@ -63,7 +63,7 @@ impl Pass<'_> {
             return Ok(known);
         }
         let own = self.lying(id, shape, at)?;
-        let made = if exact || self.precision().is_f32() { own } else { own.made(ops::round_bf16)? };
+        let made = if exact || self.precision().outside().is_f32() { own } else { own.made(ops::round_bf16)? };
         if let Some(packs) = self.packs {
             packs.keep((id, exact), &made, self.trains(id));
         }

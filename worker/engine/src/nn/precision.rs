@@ -9,11 +9,18 @@
 //! Unlike there, f32 is also what else is no product: gradients of parameters, outputs of norms, sums of residuals, the
 //! state of an LSTM, and tensors that objectives train beside the network.
 //!
-//! Losses are not scaled: bf16 has the exponents of f32, and a factor that is a power of two would change no digit of what is
-//! rounded.
+//! With `tf32`, as with PyTorch where `allow_tf32` is set, of matrices and of convolutions alike:
+//! - what a product takes (weights, inputs, gradients of outputs) is rounded to TF32 and summed in f32;
+//! - what it gives is f32;
+//! - what is no product of matrices, nor a convolution that is made of such, is f32 throughout: biases and their gradients, and
+//!   depthwise convolutions, for which PyTorch has a kernel of its own that does not know TF32.
 //!
-//! On a CPU this is for the values, not for speed: numbers stay in f32 memory. On a GPU what products take lies in memory of
-//! bf16 (`gpu::Operand`), and what they give in f32 again.
+//! Losses are not scaled: bf16 and TF32 have the exponents of f32, and a factor that is a power of two would change no digit of
+//! what is rounded.
+//!
+//! On a CPU either is for the values, not for speed: numbers stay in f32 memory. On a GPU what products take of bf16 lies in
+//! memory of bf16 (`gpu::Operand`), and what they give in f32 again; for TF32 nothing is made there, since tensor cores read
+//! f32. They round as they are built to, and cuBLAS and cuDNN may see no use in them: `tf32` allows it, as PyTorch's does.
 
 use std::borrow::Cow;
 
@@ -21,53 +28,107 @@ use rayon::prelude::*;
 use tl_proto::spec::Precision;
 
 use super::{ParamId, Pass};
-use crate::num::bf16;
+use crate::num::{bf16, tf32};
 
 /// Numbers of one task; no part of the result.
 const TASK: usize = 1 << 14;
 
+/// Rounds numbers in place, on this thread.
+type Round = fn(&mut [f32]);
+
+/// What a product takes is rounded by the first, what it gives by the second.
+fn rounds(precision: Precision) -> [Option<Round>; 2] {
+    match precision {
+        Precision::F32 => [None, None],
+        Precision::Tf32 => [Some(tf32::round), None],
+        Precision::Bf16 => [Some(bf16::round), Some(bf16::round)],
+    }
+}
+
+/// On as many threads as there are.
+fn shared(round: Option<Round>, values: &mut [f32]) {
+    match round {
+        None => {}
+        Some(round) if values.len() <= TASK => round(values),
+        Some(round) => values.par_chunks_mut(TASK).for_each(round),
+    }
+}
+
+/// On this thread alone, for tasks that hold much memory: a thread that waits for others would take up another task meanwhile,
+/// and hold its memory too.
+fn alone(round: Option<Round>, values: &mut [f32]) {
+    if let Some(round) = round {
+        round(values);
+    }
+}
+
 /// What a precision does to the numbers of a product; nothing in f32, where nothing is copied either.
-pub(super) trait Rounds {
+pub(super) trait Rounds: Sized {
     /// What a product takes.
     fn operand<'a>(self, values: &'a [f32]) -> Cow<'a, [f32]>;
+
+    /// The same in place.
+    fn take(self, values: &mut [f32]);
+
+    /// The same on this thread alone.
+    fn take_here(self, values: &mut [f32]);
 
     /// What a product gives, in place.
     fn round(self, values: &mut [f32]);
 
-    /// The same on this thread alone, for tasks that hold much memory: a thread that waits for others would take up
-    /// another task meanwhile, and hold its memory too.
+    /// The same on this thread alone.
     fn round_here(self, values: &mut [f32]);
 
     /// The same of new memory.
     fn product(self, values: Vec<f32>) -> Vec<f32>;
+
+    /// What layers compute with outside of products of matrices: biases that are added, and depthwise convolutions.
+    fn outside(self) -> Self;
+
+    /// Of slopes, and of what products take of them, those whose sum is the gradient of a bias.
+    fn summed<'a>(self, slopes: &'a [f32], taken: &'a [f32]) -> &'a [f32];
 }
 
 impl Rounds for Precision {
     fn operand<'a>(self, values: &'a [f32]) -> Cow<'a, [f32]> {
-        match self {
-            Self::F32 => Cow::Borrowed(values),
-            Self::Bf16 => Cow::Owned(self.product(values.to_vec())),
+        if self.is_f32() {
+            return Cow::Borrowed(values);
         }
+        let mut own = values.to_vec();
+        self.take(&mut own);
+        Cow::Owned(own)
+    }
+
+    fn take(self, values: &mut [f32]) {
+        shared(rounds(self)[0], values);
+    }
+
+    fn take_here(self, values: &mut [f32]) {
+        alone(rounds(self)[0], values);
     }
 
     fn round(self, values: &mut [f32]) {
-        match self {
-            Self::F32 => {}
-            Self::Bf16 if values.len() <= TASK => bf16::round(values),
-            Self::Bf16 => values.par_chunks_mut(TASK).for_each(bf16::round),
-        }
+        shared(rounds(self)[1], values);
     }
 
     fn round_here(self, values: &mut [f32]) {
-        match self {
-            Self::F32 => {}
-            Self::Bf16 => bf16::round(values),
-        }
+        alone(rounds(self)[1], values);
     }
 
     fn product(self, mut values: Vec<f32>) -> Vec<f32> {
         self.round(&mut values);
         values
+    }
+
+    fn outside(self) -> Self {
+        match self {
+            Self::F32 | Self::Tf32 => Self::F32,
+            Self::Bf16 => Self::Bf16,
+        }
+    }
+
+    fn summed<'a>(self, slopes: &'a [f32], taken: &'a [f32]) -> &'a [f32] {
+        if self.outside().is_f32() { slopes } else { taken }
     }
 }
 
@@ -77,9 +138,14 @@ impl<'a> Pass<'a> {
         self.store.precision
     }
 
-    /// A weight or a bias of a product, as it takes it.
+    /// A weight of a product, as it takes it.
     pub(super) fn weight(&self, id: ParamId) -> Cow<'a, [f32]> {
         self.precision().operand(self.store.param(id))
+    }
+
+    /// A bias of a product, or a weight of a depthwise convolution, as it is taken.
+    pub(super) fn outside(&self, id: ParamId) -> Cow<'a, [f32]> {
+        self.precision().outside().operand(self.store.param(id))
     }
 }
 

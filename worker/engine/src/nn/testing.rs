@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use tl_proto::spec::Precision;
 
 use super::{Array, BufferId, DropoutDraw, Gradients, Layer, Layout, OnHost, ParamId, Pass, Store, Tape, host, tensor};
-use crate::num::{bf16, rng::Philox};
+use crate::num::{bf16, rng::Philox, tf32};
 
 /// Reproducible normal numbers.
 pub fn input(shape: &[usize]) -> Tensor {
@@ -117,8 +117,8 @@ pub fn check_gradients_under(
     check_matrices_are_rounded(layer, store, &x, layout, dropout);
 }
 
-/// That in bf16 a layer sees of a matrix what bf16 has of it, forward and backward: one that reads the store past its
-/// [`Pass`] would also see the rest.
+/// That in bf16 a layer sees of a matrix what bf16 has of it, forward and backward, and in TF32 what TF32 has: one that reads
+/// the store past its [`Pass`] would also see the rest.
 fn check_matrices_are_rounded(
     layer: &dyn Layer,
     store: &Store,
@@ -126,10 +126,10 @@ fn check_matrices_are_rounded(
     layout: &Layout,
     dropout: Option<DropoutDraw<'_>>,
 ) {
-    let run = |rest: f32| {
-        let mut store = Store { precision: Precision::Bf16, ..store.clone() };
+    let run = |precision: Precision, rounded: fn(f32) -> f32, rest: f32| {
+        let mut store = Store { precision, ..store.clone() };
         for entry in store.params.iter().filter(|e| e.decays) {
-            store.values[entry.range.clone()].iter_mut().for_each(|v| *v = bf16::rounded(*v) * rest);
+            store.values[entry.range.clone()].iter_mut().for_each(|v| *v = rounded(*v) * rest);
         }
         let pass = Pass { layout: Some(layout), dropout, ..Pass::eval(&store) };
         let (mut tape, mut grads) = (Tape::default(), Gradients::new(layout));
@@ -138,5 +138,15 @@ fn check_matrices_are_rounded(
         [y, dx].map(|t| host(&t).unwrap().to_vec())
     };
     // A quarter of the smallest step relative to a number.
-    assert!(run(1.0) == run(1.0 + 1.0 / 1024.0), "a matrix is read past the pass: `Pass::weight` is how products ask");
+    let same = |precision: Precision, rounded: fn(f32) -> f32, rest: f32| {
+        let alike = run(precision, rounded, 1.0) == run(precision, rounded, 1.0 + rest);
+        assert!(alike, "in {precision} a matrix is read past the pass: `Pass::weight` is how products ask");
+    };
+    same(Precision::Bf16, bf16::rounded, 1.0 / 1024.0);
+    let mut said = String::new();
+    layer.describe(&mut said);
+    // These are f32 where products are TF32.
+    if !said.contains("depthwise:") {
+        same(Precision::Tf32, tf32::rounded, 1.0 / 8192.0);
+    }
 }

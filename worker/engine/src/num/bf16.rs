@@ -1,16 +1,11 @@
 //! Rounding to bf16, kept in f32: to the nearest, ties to even, as every processor with bf16 does.
 
-use super::simd::vectorised;
+use super::{nearest::nearest, simd::vectorised};
 
 /// The nearest number that bf16 has. What is beyond its largest becomes infinite; NaN stays NaN, and quiet.
 #[inline(always)]
 pub fn rounded(value: f32) -> f32 {
-    let bits = value.to_bits();
-    // Half a step, less one where the kept part is even: a tie then stays below. No carry leaves the number: only NaN has
-    // larger bits than infinity.
-    let up = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-    let nan = bits & 0x7fff_ffff > 0x7f80_0000;
-    f32::from_bits(if nan { bits | 0x0040_0000 } else { up } & 0xffff_0000)
+    nearest::<16>(value)
 }
 
 vectorised! {

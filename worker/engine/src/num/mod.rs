@@ -5,9 +5,11 @@ pub mod fingerprint;
 pub mod fresh;
 pub mod gemm;
 pub mod math;
+mod nearest;
 pub mod pool;
 pub mod rng;
 pub mod simd;
+pub mod tf32;
 
 use rayon::prelude::*;
 

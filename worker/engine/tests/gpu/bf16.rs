@@ -7,6 +7,7 @@ use tl_engine::{
     },
     num::bf16::rounded,
 };
+use tl_proto::spec::Precision;
 
 use crate::{close, device, layers::near, numbers, shared, up};
 
@@ -175,8 +176,9 @@ fn what_is_rounded_once_is_rounded_again_when_it_changes_and_types_are_not_mixed
     let placed = |seed: u32, shape: [usize; 2]| {
         Placed::new(device.clone(), up(device, &numbers(seed, shape.iter().product()), &shape))
     };
-    let (x, weights) = (placed(1, [3, 4]), Operand::of(&placed(2, [2, 4]), true).unwrap());
-    let product = |x: &Placed| Operand::of(x, true).unwrap().linear(&weights, None).unwrap().download().unwrap();
+    let (x, weights) = (placed(1, [3, 4]), Operand::of(&placed(2, [2, 4]), Precision::Bf16).unwrap());
+    let halves = |x: &Placed| Operand::of(x, Precision::Bf16).unwrap();
+    let product = |x: &Placed| halves(x).linear(&weights, None).unwrap().download().unwrap();
     let before = product(&x);
     // A power of two changes no digit.
     let times = |factor: f32| before.iter().map(|v| v * factor).collect::<Vec<_>>();
@@ -186,5 +188,5 @@ fn what_is_rounded_once_is_rounded_again_when_it_changes_and_types_are_not_mixed
     assert_eq!((product(&other), product(&twice)), (times(1.0), times(2.0)));
     let four = doubled(twice);
     assert_eq!(product(&four), times(4.0));
-    assert!(Operand::of(&four, false).unwrap().linear(&weights, None).is_err());
+    assert!(Operand::of(&four, Precision::F32).unwrap().linear(&weights, None).is_err());
 }

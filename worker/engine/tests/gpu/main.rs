@@ -26,6 +26,7 @@ mod sequences;
 mod stay;
 mod step;
 mod text;
+mod tf32;
 mod towards;
 mod updates;
 
@@ -85,10 +86,15 @@ fn fake(root: &Path) -> Option<Device> {
         library.open_from(std::slice::from_ref(&dir)).unwrap();
     }
     let device = Device::open(0).unwrap();
-    match device.stream().context().name() {
-        Ok(name) if name == nvlib::fake::GPU => Some(device),
-        _ => skip("this machine has a driver of its own under another name"),
+    match is_fake(&device) {
+        true => Some(device),
+        false => skip("this machine has a driver of its own under another name"),
     }
+}
+
+/// Whether libraries in C stand for the GPU's: how these round is known.
+fn is_fake(device: &Device) -> bool {
+    device.stream().context().name().is_ok_and(|name| name == nvlib::fake::GPU)
 }
 
 /// Reproducible normal numbers.

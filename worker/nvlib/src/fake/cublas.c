@@ -2,7 +2,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-enum { SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15, F32 = 0, BF16 = 14, COMPUTE_32F = 68 };
+enum { SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15, F32 = 0, BF16 = 14, COMPUTE_32F = 68, COMPUTE_TF32 = 77 };
 typedef struct { int stream, workspace, mode; } Handle;
 
 int cublasCreate_v2(Handle **h) { *h = calloc(1, sizeof **h); return SUCCESS; }
@@ -22,22 +22,32 @@ static void put(void *p, int64_t i, int type, float f) {
   uint32_t bits; memcpy(&bits, &f, 4);
   ((uint16_t *)p)[i] = (f != f ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
+// What a product reads: f32, or what TF32 has of it, to the nearest, ties to even.
+static double seen(const void *p, int64_t i, int type, int tf32) {
+  float f = get(p, i, type);
+  if (!tf32) return f;
+  uint32_t bits; memcpy(&bits, &f, 4);
+  bits = (f != f ? bits | 0x400000 : bits + 0xfff + (bits >> 13 & 1)) & 0xffffe000; memcpy(&f, &bits, 4);
+  return f;
+}
 int cublasGemmStridedBatchedEx(Handle *h, int ta, int tb, int m, int n, int k, const float *alpha, const void *a, int at,
                                int lda, long long sa, const void *b, int bt, int ldb, long long sb, const float *beta,
                                void *c, int ct, int ldc, long long sc, int batch, int compute, int algo) {
   (void)algo;
-  // A stream and a workspace of one's own, and no TF32 (mode 3): bits depend on them.
+  // A stream and a workspace of one's own, and no TF32 of the handle (mode 3): bits depend on them. It is a product's to say.
   if (!h->stream || !h->workspace || h->mode == 3) return INVALID_VALUE;
   if (m < 0 || n < 0 || k < 0 || lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m || lda < 1 || ldb < 1 || ldc < 1) return INVALID_VALUE;
   // f32 gives f32, bf16 either.
-  if (at != bt || (at != F32 && at != BF16) || (ct != F32 && ct != at) || compute != COMPUTE_32F) return NOT_SUPPORTED;
+  int tf32 = compute == COMPUTE_TF32;
+  if (at != bt || (at != F32 && at != BF16) || (ct != F32 && ct != at)) return NOT_SUPPORTED;
+  if (compute != COMPUTE_32F && !(tf32 && at == F32)) return NOT_SUPPORTED;
   for (int i = 0; i < batch; i++)
     for (int col = 0; col < n; col++)
       for (int row = 0; row < m; row++) {
         double sum = 0;
         for (int d = 0; d < k; d++)
-          sum += (double)get(a, i * sa + (ta ? (int64_t)row * lda + d : (int64_t)d * lda + row), at) *
-                 get(b, i * sb + (tb ? (int64_t)d * ldb + col : (int64_t)col * ldb + d), bt);
+          sum += seen(a, i * sa + (ta ? (int64_t)row * lda + d : (int64_t)d * lda + row), at, tf32) *
+                 seen(b, i * sb + (tb ? (int64_t)d * ldb + col : (int64_t)col * ldb + d), bt, tf32);
         int64_t out = i * sc + (int64_t)col * ldc + row;
         put(c, out, ct, *alpha * (float)sum + (*beta ? *beta * get(c, out, ct) : 0.0f));
       }

@@ -1,13 +1,14 @@
 // Convolutions without a GPU, for tests: plain loops over channels-last images, with sums in double precision. Of each pass
 // the first algorithm that is offered is not deterministic, the second needs more memory than anybody has (and says so when
-// asked only), the third does not compute as the descriptors say (TF32 of f32, half precision of bf16) and refuses when it is
-// to run, the fourth is not there for these descriptors after all; only the fifth computes. What is said of its arithmetic is
-// not what the descriptors say, and of groups it is not listed. None computes windows seven apart, nor bf16 images with an odd
-// number of channels, of which the first alone is listed. All tensors of a convolution are of one type.
+// asked only), the third does not compute as the descriptors say (with tensor cores or without, or in half precision of bf16)
+// and refuses when it is to run, the fourth is not there for these descriptors after all; only the fifth computes. What is said
+// of its arithmetic is not what the descriptors say, and of groups it is not listed. None computes windows seven apart, nor bf16
+// images with an odd number of channels, of which the first alone is listed. All tensors of a convolution are of one type, and
+// how they are multiplied has to be said.
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-enum { SUCCESS = 0, BAD_PARAM = 2000, NOT_SUPPORTED = 3000, FLOAT = 0, BFLOAT16 = 9, NHWC = 1, CROSS_CORRELATION = 1, TENSOR = 1, CONVERT = 2, FMA = 3, GOOD = 1, SCRATCH = 4096 };
+enum { SUCCESS = 0, BAD_PARAM = 2000, NOT_SUPPORTED = 3000, FLOAT = 0, BFLOAT16 = 9, NHWC = 1, CROSS_CORRELATION = 1, DEFAULT = 0, TENSOR = 1, CONVERT = 2, FMA = 3, GOOD = 1, SCRATCH = 4096 };
 typedef struct { int stream; } Handle;
 typedef struct { int n, c, h, w, type; } Shape; // of a filter: outputs, channels of a group, height, width
 typedef struct { int pad_h, pad_w, down, right, groups, math; } How;
@@ -21,7 +22,7 @@ int cudnnCreateTensorDescriptor(Shape **d) { *d = calloc(1, sizeof **d); return 
 int cudnnDestroyTensorDescriptor(Shape *d) { free(d); return SUCCESS; }
 int cudnnCreateFilterDescriptor(Shape **d) { *d = calloc(1, sizeof **d); return SUCCESS; }
 int cudnnDestroyFilterDescriptor(Shape *d) { free(d); return SUCCESS; }
-int cudnnCreateConvolutionDescriptor(How **d) { *d = calloc(1, sizeof **d); (*d)->groups = 1; return SUCCESS; }
+int cudnnCreateConvolutionDescriptor(How **d) { *d = calloc(1, sizeof **d); (*d)->groups = 1; (*d)->math = -1; return SUCCESS; }
 int cudnnDestroyConvolutionDescriptor(How *d) { free(d); return SUCCESS; }
 static int set(Shape *d, int format, int type, int n, int c, int h, int w) {
   if (n < 1 || c < 1 || h < 1 || w < 1) return BAD_PARAM;
@@ -39,13 +40,15 @@ int cudnnSetConvolutionMathType(How *d, int math) { d->math = math; return SUCCE
 
 static int sound(const Handle *h, const Shape *x, const Shape *w, const How *d, const Shape *y) {
   int oh = (x->h + 2 * d->pad_h - w->h) / d->down + 1, ow = (x->w + 2 * d->pad_w - w->w) / d->right + 1;
-  if (x->type != w->type || x->type != y->type || d->math != (x->type == FLOAT ? FMA : TENSOR)) return 0;
+  if (x->type != w->type || x->type != y->type) return 0;
+  // f32 as it is, or as TF32; bf16 as it is.
+  if (x->type == FLOAT ? d->math != FMA && d->math != DEFAULT : d->math != TENSOR) return 0;
   return h->stream && x->c == w->c * d->groups && w->n % d->groups == 0 && y->n == x->n && y->c == w->n && y->h == oh && y->w == ow;
 }
 static int odd(const Shape *x) { return x->type != FLOAT && x->c % 2; }
 static int offers(int fits, const Shape *x, const How *d, int most, int *count, Offer *list) {
   if (!fits) return BAD_PARAM;
-  int own = x->type == FLOAT ? FMA : TENSOR, other = x->type == FLOAT ? TENSOR : CONVERT;
+  int own = d->math, other = own == FMA ? TENSOR : own == TENSOR ? CONVERT : FMA;
   const Offer all[] = {{0, SUCCESS, 1, 0, 0, own, {0}}, {3, SUCCESS, 2, 0, 1, own, {0}}, {2, SUCCESS, 3, 0, 1, other, {0}}, {4, SUCCESS, 4, 0, 1, 0, {0}}, {GOOD, SUCCESS, 5, 0, 1, other, {0}}};
   int there = odd(x) ? 1 : d->groups > 1 ? 4 : 5;
   *count = most < there ? most : there;
@@ -75,6 +78,14 @@ static void put(void *p, size_t i, int type, float f) {
   uint32_t bits; memcpy(&bits, &f, 4);
   ((uint16_t *)p)[i] = (f != f ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
+// What a convolution reads: f32 that may be TF32 to the nearest of that, ties to even.
+static double seen(const void *p, size_t i, int type, const How *d) {
+  float f = get(p, i, type);
+  if (type != FLOAT || d->math != DEFAULT) return f;
+  uint32_t bits; memcpy(&bits, &f, 4);
+  bits = (f != f ? bits | 0x400000 : bits + 0xfff + (bits >> 13 & 1)) & 0xffffe000; memcpy(&f, &bits, 4);
+  return f;
+}
 enum { OUTPUTS, INPUTS, WEIGHTS };
 // Every product of a convolution once, added to what is asked for.
 static int run(int of, const Shape *x, const void *xs, const Shape *w, const void *ws, const How *d, const Shape *y, const void *ys, float alpha, float beta, void *out) {
@@ -90,9 +101,9 @@ static int run(int of, const Shape *x, const void *xs, const Shape *w, const voi
         size_t xi = (((size_t)n * x->h + py) * x->w + px) * x->c + k / own * w->c + c;
         size_t wi = (((size_t)k * w->h + ky) * w->w + kx) * w->c + c;
         size_t yi = (((size_t)n * y->h + oy) * y->w + ox) * y->c + k;
-        if (of == OUTPUTS) sums[yi] += (double)get(xs, xi, type) * get(ws, wi, type);
-        else if (of == INPUTS) sums[xi] += (double)get(ys, yi, type) * get(ws, wi, type);
-        else sums[wi] += (double)get(ys, yi, type) * get(xs, xi, type);
+        if (of == OUTPUTS) sums[yi] += seen(xs, xi, type, d) * seen(ws, wi, type, d);
+        else if (of == INPUTS) sums[xi] += seen(ys, yi, type, d) * seen(ws, wi, type, d);
+        else sums[wi] += seen(ys, yi, type, d) * seen(xs, xi, type, d);
       }
     }
   for (size_t i = 0; i < count; i++) put(out, i, type, alpha * (float)sums[i] + (beta ? beta * get(out, i, type) : 0.0f));

@@ -15,7 +15,7 @@ use cudarc::{
     driver::{DevicePtr, DevicePtrMut},
 };
 
-use super::{Element, Patches, add_into, round_bf16, turn};
+use super::{Element, Math, Patches, add_into, round_bf16, turn};
 use crate::gpu::{
     Array, Device, Fault,
     dnn::{Algorithm, Chosen, Of, Plan, is_unsupported},
@@ -36,8 +36,8 @@ pub struct Convolution {
 }
 
 impl Convolution {
-    /// For images and weights of these shapes, both channels last.
-    pub(super) fn plan<T: Element>(&self, x: [usize; 4], weights: &[usize]) -> Result<Plan, Fault> {
+    /// For images and weights of these shapes, both channels last; of f32 they may be TF32.
+    pub(super) fn plan<T: Element>(&self, tf32: bool, x: [usize; 4], weights: &[usize]) -> Result<Plan, Fault> {
         let [n, h, w, c] = x;
         let outputs = |size: usize, k: usize, pad: usize| {
             (size + 2 * pad).checked_sub(k).map(|room| room / self.stride.max(1) + 1)
@@ -49,7 +49,7 @@ impl Convolution {
                 if let (Some(oh), Some(ow)) = (outputs(h, kh, self.pad.0), outputs(w, kw, self.pad.1)) {
                     let Self { stride, pad, groups } = *self;
                     let (w, y) = ([cout, kh, kw, cin], [n, oh, ow, cout]);
-                    return Ok(Plan { x, w, y, stride, pad, groups, half: T::HALF });
+                    return Ok(Plan { x, w, y, stride, pad, groups, precision: T::precision(tf32) });
                 }
             }
             _ => {}
@@ -133,8 +133,14 @@ fn run<T>(
 ///
 /// # Errors
 /// Shapes that do not fit, a full memory, or cuDNN is not there, refuses, or has no deterministic algorithm.
-pub fn conv<T: Element>(device: &Device, x: &Array<T>, weights: &Array<T>, how: Convolution) -> Result<Array, Fault> {
-    let plan = how.plan::<T>(x.images()?, weights.shape())?;
+pub fn conv<'d, T: Element>(
+    math: impl Into<Math<'d>>,
+    x: &Array<T>,
+    weights: &Array<T>,
+    how: Convolution,
+) -> Result<Array, Fault> {
+    let math = math.into();
+    let (device, plan) = (math.device, how.plan::<T>(math.tf32, x.images()?, weights.shape())?);
     let mut y = device.fresh(&plan.y)?;
     let done = run(device, Of::Outputs, &plan, (x, weights), &mut y);
     if lacks(&done) && T::HALF {
@@ -142,7 +148,7 @@ pub fn conv<T: Element>(device: &Device, x: &Array<T>, weights: &Array<T>, how: 
         return round_bf16(device, &conv(device, &x, &weights, how)?);
     }
     if lacks(&done) && how.groups == 1 {
-        return Patches::of(x, weights.shape(), how, ROOM)?.times(device, weights);
+        return Patches::of(x, weights.shape(), how, ROOM)?.times(math, weights);
     }
     done?;
     T::given(device, y)
@@ -157,19 +163,20 @@ fn lacks(done: &Result<(), Fault>) -> bool {
 ///
 /// # Errors
 /// As [`conv`]; another number of channels; groups, of bf16.
-pub fn conv_biased<T: Element>(
-    device: &Device,
+pub fn conv_biased<'d, T: Element>(
+    math: impl Into<Math<'d>>,
     x: &Array<T>,
     weights: &Array<T>,
     bias: &Array,
     how: Convolution,
 ) -> Result<Array, Fault> {
+    let math = math.into();
     let mut y = if T::HALF {
-        Patches::of(x, weights.shape(), how, ROOM)?.times(device, weights)?
+        Patches::of(x, weights.shape(), how, ROOM)?.times(math, weights)?
     } else {
-        conv(device, x, weights, how)?
+        conv(math, x, weights, how)?
     };
-    T::add_bias(device, &mut y, bias)?;
+    T::add_bias(math.device, &mut y, bias)?;
     Ok(y)
 }
 
@@ -177,14 +184,15 @@ pub fn conv_biased<T: Element>(
 ///
 /// # Errors
 /// As [`conv`].
-pub fn conv_input<T: Element>(
-    device: &Device,
+pub fn conv_input<'d, T: Element>(
+    math: impl Into<Math<'d>>,
     dy: &Array<T>,
     weights: &Array<T>,
     shape: [usize; 4],
     how: Convolution,
 ) -> Result<Array, Fault> {
-    let plan = how.plan::<T>(shape, weights.shape())?;
+    let math = math.into();
+    let (device, plan) = (math.device, how.plan::<T>(math.tf32, shape, weights.shape())?);
     dy.expect(&plan.y)?;
     let mut dx = device.fresh(&plan.x)?;
     let done = run(device, Of::Inputs, &plan, (dy, weights), &mut dx);
@@ -200,23 +208,23 @@ pub fn conv_input<T: Element>(
 ///
 /// # Errors
 /// As [`conv`]; groups, of bf16.
-pub fn conv_weights<T: Element>(
-    device: &Device,
+pub fn conv_weights<'d, T: Element>(
+    math: impl Into<Math<'d>>,
     dy: &Array<T>,
     x: &Array<T>,
     how: Convolution,
     dw: &mut Array,
 ) -> Result<(), Fault> {
-    let [cout, cin, kh, kw] = dims(dw)?;
-    let weights = [cout, kh, kw, cin];
+    let ([cout, cin, kh, kw], math) = (dims(dw)?, math.into());
+    let (device, weights) = (math.device, [cout, kh, kw, cin]);
     let own = if T::HALF {
-        Patches::of(x, &weights, how, ROOM)?.learnt(device, dy)?
+        Patches::of(x, &weights, how, ROOM)?.learnt(math, dy)?
     } else {
-        let plan = how.plan::<T>(x.images()?, &weights)?;
+        let plan = how.plan::<T>(math.tf32, x.images()?, &weights)?;
         dy.expect(&plan.y)?;
         let mut own = device.fresh(&plan.w)?;
         match run(device, Of::Weights, &plan, (dy, x), &mut own) {
-            Err(Fault::NoAlgorithm(_)) if how.groups == 1 => Patches::of(x, &weights, how, ROOM)?.learnt(device, dy)?,
+            Err(Fault::NoAlgorithm(_)) if how.groups == 1 => Patches::of(x, &weights, how, ROOM)?.learnt(math, dy)?,
             done => done.and_then(|()| T::given(device, own))?,
         }
     };

@@ -5,6 +5,7 @@ use cudarc::{
     driver::{DeviceRepr, ValidAsZeroBits},
 };
 use half::bf16;
+use tl_proto::spec::Precision;
 
 use super::{add_bias, add_bias_rounded, from_bf16, to_bf16};
 use crate::gpu::{Array, Device, Fault};
@@ -17,6 +18,10 @@ pub trait Element: sealed::Sealed + DeviceRepr + ValidAsZeroBits + Sized {
     /// Whether it is bf16.
     #[doc(hidden)]
     const HALF: bool;
+
+    /// What products of it are, of which those of f32 may be TF32.
+    #[doc(hidden)]
+    fn precision(tf32: bool) -> Precision;
 
     /// Numbers as a product takes them.
     ///
@@ -47,6 +52,10 @@ impl Element for f32 {
     const TYPE: sys::cudaDataType = sys::cudaDataType::CUDA_R_32F;
     const HALF: bool = false;
 
+    fn precision(tf32: bool) -> Precision {
+        if tf32 { Precision::Tf32 } else { Precision::F32 }
+    }
+
     fn taken<'a>(_: &Device, x: &'a Array) -> Result<Taken<'a, Self>, Fault> {
         Ok(Taken::Lent(x))
     }
@@ -67,6 +76,10 @@ impl Element for f32 {
 impl Element for bf16 {
     const TYPE: sys::cudaDataType = sys::cudaDataType::CUDA_R_16BF;
     const HALF: bool = true;
+
+    fn precision(_: bool) -> Precision {
+        Precision::Bf16
+    }
 
     fn taken<'a>(device: &Device, x: &'a Array) -> Result<Taken<'a, Self>, Fault> {
         to_bf16(device, x).map(Taken::Made)

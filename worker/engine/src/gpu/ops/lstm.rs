@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use super::{Element, Matrix, multiplied};
+use super::{Element, Math, Matrix, multiplied};
 use crate::gpu::{
-    Array, Device, Fault,
+    Array, Fault,
     launch::{each, launch, small},
 };
 
@@ -32,18 +32,18 @@ impl Step {
 
 /// Some rows of `x` times `w`, a matrix of `x`'s width and `columns`.
 fn times<T: Element>(
-    device: &Device,
+    math: Math<'_>,
     x: &Array,
     rows: Range<usize>,
     (w, columns): (Matrix<'_, T>, usize),
 ) -> Result<Array, Fault> {
-    let (m, width, first) = (rows.len(), x.width(), rows.start * x.width());
+    let (device, m, width, first) = (math.device, rows.len(), x.width(), rows.start * x.width());
     // What has to be made of them is made of these rows alone.
     let part = if T::HALF { Some(device.part(x, first..rows.end * width, &[m, width])?) } else { None };
     let (from, first) = part.as_ref().map_or((x, first), |part| (part, 0));
     let own = T::taken(device, from)?;
     let own = Matrix { of: own.array(), first, stride: width, step: 0, turned: false };
-    T::given(device, multiplied(device, (own, w), (1, m, columns, width), &[m, columns])?)
+    T::given(device, multiplied(math, (own, w), (1, m, columns, width), &[m, columns])?)
 }
 
 /// Adds to the `gates` `[rows, 4w]` of a step what the states of the step before give them through `wh` `[4w, w]`, and
@@ -51,20 +51,21 @@ fn times<T: Element>(
 ///
 /// # Errors
 /// Other shapes, a full memory, or a GPU that has failed.
-pub fn lstm_step<T: Element>(
-    device: &Device,
+pub fn lstm_step<'d, T: Element>(
+    math: impl Into<Math<'d>>,
     [gates, memories, states]: [&mut Array; 3],
     wh: &Array<T>,
     step: &Step,
 ) -> Result<(), Fault> {
-    let (rows, w) = (memories.rows(), memories.width());
+    let (math, rows, w) = (math.into(), memories.rows(), memories.width());
+    let device = math.device;
     step.expect(rows)?;
     gates.expect(&[rows, 4 * w])?;
     states.expect(&[rows, w])?;
     wh.expect(&[4 * w, w])?;
     let m = step.rows.len();
     let more = match step.before {
-        Some(before) => times(device, states, before..before + m, (Matrix::of(wh).turned(), 4 * w))?,
+        Some(before) => times(math, states, before..before + m, (Matrix::of(wh).turned(), 4 * w))?,
         None => device.zeros(&[m, 4 * w])?,
     };
     let n = m * w;
@@ -92,8 +93,8 @@ pub fn lstm_step<T: Element>(
 ///
 /// # Errors
 /// As [`lstm_step`].
-pub fn lstm_back<T: Element>(
-    device: &Device,
+pub fn lstm_back<'d, T: Element>(
+    math: impl Into<Math<'d>>,
     gates: &mut Array,
     [memories, outer]: [&Array; 2],
     wh: &Array<T>,
@@ -101,7 +102,8 @@ pub fn lstm_back<T: Element>(
     dmemory: &mut Array,
     step: &Step,
 ) -> Result<Option<Array>, Fault> {
-    let (rows, w) = (memories.rows(), memories.width());
+    let (math, rows, w) = (math.into(), memories.rows(), memories.width());
+    let device = math.device;
     step.expect(rows)?;
     gates.expect(&[rows, 4 * w])?;
     outer.expect(&[rows, w])?;
@@ -133,5 +135,5 @@ pub fn lstm_back<T: Element>(
     if step.before.is_none() {
         return Ok(None);
     }
-    times(device, gates, step.rows.clone(), (Matrix::of(wh), w)).map(Some)
+    times(math, gates, step.rows.clone(), (Matrix::of(wh), w)).map(Some)
 }

@@ -11,6 +11,7 @@
 //!
 //! **Precision.** What a product takes says what it is ([`Element`]): of f32 it is f32; of bf16, which lies in half the memory
 //! and is multiplied by tensor cores, sums are f32 and what layers go on with is rounded to bf16, once, and lies in f32 again.
+//! Of f32 whoever asks for it may also let it be TF32 ([`Math`]), which tensor cores read where f32 lies.
 
 mod cast;
 mod conv;
@@ -24,6 +25,7 @@ mod heads;
 mod layer_norm;
 mod layout;
 mod lstm;
+mod math;
 mod norm;
 mod optimizer;
 mod patches;
@@ -50,6 +52,7 @@ pub use layout::{
     Columns, copy_columns, cut_columns, join_columns, move_image, subsample, subsample_back, take_rows, turn,
 };
 pub use lstm::{Step, lstm_back, lstm_step};
+pub use math::Math;
 pub use norm::{
     Affine, Slopes, deposit, fixed_back, moments, normalise, running_statistics, scale_gradient, shift_gradient,
     slopes, statistics, through, through_fixed,

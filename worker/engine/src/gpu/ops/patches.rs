@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::{
-    Convolution, Element, Matrix,
+    Convolution, Element, Math, Matrix,
     product::{flat, multiply},
 };
 use crate::gpu::{
@@ -38,7 +38,8 @@ impl<'a, T: Element> Patches<'a, T> {
     /// # Errors
     /// Shapes that do not fit, and groups.
     pub fn of(x: &'a Array<T>, weights: &[usize], how: Convolution, room: usize) -> Result<Self, Fault> {
-        let plan = how.plan::<T>(x.images()?, weights)?;
+        // They are the same in TF32.
+        let plan = how.plan::<T>(false, x.images()?, weights)?;
         if plan.groups != 1 {
             return Err(Fault::shape(format!("windows over {} groups of channels", plan.groups)));
         }
@@ -98,16 +99,16 @@ impl<'a, T: Element> Patches<'a, T> {
     ///
     /// # Errors
     /// Weights of another shape, a full memory, or cuBLAS is not there or refuses.
-    pub fn times(&self, device: &Device, weights: &Array<T>) -> Result<Array, Fault> {
+    pub fn times<'d>(&self, math: impl Into<Math<'d>>, weights: &Array<T>) -> Result<Array, Fault> {
         weights.expect(&self.plan.w)?;
-        let cout = self.plan.w[0];
+        let (math, cout) = (math.into(), self.plan.w[0]);
         let weights = Matrix { stride: self.depth, turned: true, ..flat(weights) };
-        let mut y = device.fresh::<f32>(&self.plan.y)?;
+        let mut y = math.device.fresh::<f32>(&self.plan.y)?;
         for images in self.parts() {
             let (first, rows) = (images.start * self.outputs * cout, images.len() * self.outputs);
-            let windows = self.windows(device, images)?;
+            let windows = self.windows(math.device, images)?;
             let pair = (self.matrix(&windows), weights);
-            multiply(device, pair, (1, rows, cout, self.depth), (&mut y, first), false)?;
+            multiply(math, pair, (1, rows, cout, self.depth), (&mut y, first), false)?;
         }
         Ok(y)
     }
@@ -116,16 +117,16 @@ impl<'a, T: Element> Patches<'a, T> {
     ///
     /// # Errors
     /// Slopes of another shape; as [`Patches::times`].
-    pub fn learnt(&self, device: &Device, dy: &Array<T>) -> Result<Array, Fault> {
+    pub fn learnt<'d>(&self, math: impl Into<Math<'d>>, dy: &Array<T>) -> Result<Array, Fault> {
         dy.expect(&self.plan.y)?;
-        let cout = self.plan.w[0];
-        let mut dw = device.fresh::<f32>(&self.plan.w)?;
+        let (math, cout) = (math.into(), self.plan.w[0]);
+        let mut dw = math.device.fresh::<f32>(&self.plan.w)?;
         for images in self.parts() {
             let (first, rows) = (images.start * self.outputs * cout, images.len() * self.outputs);
             let more = images.start > 0;
-            let windows = self.windows(device, images)?;
+            let windows = self.windows(math.device, images)?;
             let slopes = Matrix { first, turned: true, ..flat(dy) };
-            multiply(device, (slopes, self.matrix(&windows)), (1, cout, self.depth, rows), (&mut dw, 0), more)?;
+            multiply(math, (slopes, self.matrix(&windows)), (1, cout, self.depth, rows), (&mut dw, 0), more)?;
         }
         Ok(dw)
     }

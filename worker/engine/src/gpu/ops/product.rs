@@ -9,9 +9,10 @@ use cudarc::{
     },
     driver::{DevicePtr, DevicePtrMut},
 };
+use tl_proto::spec::Precision;
 
-use super::Element;
-use crate::gpu::{Array, Device, Fault, array::counted};
+use super::{Element, Math};
+use crate::gpu::{Array, Fault, array::counted};
 
 /// A matrix, or a batch of them, within an array.
 pub struct Matrix<'a, T> {
@@ -84,8 +85,8 @@ pub type Size = (usize, usize, usize, usize);
 ///
 /// # Errors
 /// Matrices that do not lie inside their arrays, or cuBLAS is not there or refuses.
-pub fn product<T: Element>(
-    device: &Device,
+pub fn product<'d, T: Element>(
+    math: impl Into<Math<'d>>,
     pair: Pair<'_, T>,
     size: Size,
     c: &mut Array,
@@ -93,30 +94,30 @@ pub fn product<T: Element>(
 ) -> Result<(), Fault> {
     let (batch, m, n, _) = size;
     c.expect_count(counted(&[batch, m, n])?)?;
-    multiply(device, pair, size, (c, 0), add)
+    multiply(math.into(), pair, size, (c, 0), add)
 }
 
 /// The product in new memory of a shape, of what was multiplied: rounded to that.
 ///
 /// # Errors
 /// As [`product`].
-pub fn multiplied<T: Element>(
-    device: &Device,
+pub fn multiplied<'d, T: Element>(
+    math: impl Into<Math<'d>>,
     pair: Pair<'_, T>,
     size: Size,
     shape: &[usize],
 ) -> Result<Array<T>, Fault> {
-    let (batch, m, n, _) = size;
-    let mut c = device.fresh::<T>(shape)?;
+    let ((batch, m, n, _), math) = (size, math.into());
+    let mut c = math.device.fresh::<T>(shape)?;
     c.expect_count(counted(&[batch, m, n])?)?;
-    multiply(device, pair, size, (&mut c, 0), false)?;
+    multiply(math, pair, size, (&mut c, 0), false)?;
     Ok(c)
 }
 
 /// A product into the numbers of `c` from `first` on.
 #[expect(unsafe_code, reason = "cuBLAS takes sizes on trust")]
 pub(super) fn multiply<T: Element, C: Element>(
-    device: &Device,
+    Math { device, tf32 }: Math<'_>,
     (a, b): Pair<'_, T>,
     (batch, m, n, k): Size,
     (c, first): (&mut Array<C>, usize),
@@ -148,7 +149,11 @@ pub(super) fn multiply<T: Element, C: Element>(
     let left = at(left, a.first, size_of::<T>()) as *const c_void;
     let right = at(right, b.first, size_of::<T>()) as *const c_void;
     let out = at(out, first, size_of::<C>()) as *mut c_void;
-    let (handle, compute) = (blas.handle(), sys::cublasComputeType_t::CUBLAS_COMPUTE_32F);
+    let compute = match T::precision(tf32) {
+        Precision::F32 | Precision::Bf16 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+        Precision::Tf32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+    };
+    let handle = blas.handle();
     let (algorithm, take, give) = (sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT, T::TYPE, C::TYPE);
     let (turn_b, turn_a) = (b.operation(), a.operation());
     // cuBLAS reads columns: to it each of our matrices is its own transpose, and so is the product if the two change places.
@@ -182,20 +187,25 @@ fn forward<'a, T>(x: &'a Array<T>, w: &'a Array<T>) -> Result<(Pair<'a, T>, Size
 ///
 /// # Errors
 /// As [`product`].
-pub fn linear<T: Element>(device: &Device, x: &Array<T>, w: &Array<T>) -> Result<Array, Fault> {
-    let (pair, size) = forward(x, w)?;
-    T::given(device, multiplied(device, pair, size, &[size.1, size.2])?)
+pub fn linear<'d, T: Element>(math: impl Into<Math<'d>>, x: &Array<T>, w: &Array<T>) -> Result<Array, Fault> {
+    let ((pair, size), math) = (forward(x, w)?, math.into());
+    T::given(math.device, multiplied(math, pair, size, &[size.1, size.2])?)
 }
 
 /// `x·wᵀ + bias`, rounded once.
 ///
 /// # Errors
 /// As [`product`].
-pub fn linear_biased<T: Element>(device: &Device, x: &Array<T>, w: &Array<T>, bias: &Array) -> Result<Array, Fault> {
-    let (pair, size) = forward(x, w)?;
-    let mut y = device.fresh(&[size.1, size.2])?;
-    product(device, pair, size, &mut y, false)?;
-    T::add_bias(device, &mut y, bias)?;
+pub fn linear_biased<'d, T: Element>(
+    math: impl Into<Math<'d>>,
+    x: &Array<T>,
+    w: &Array<T>,
+    bias: &Array,
+) -> Result<Array, Fault> {
+    let ((pair, size), math) = (forward(x, w)?, math.into());
+    let mut y = math.device.fresh(&[size.1, size.2])?;
+    product(math, pair, size, &mut y, false)?;
+    T::add_bias(math.device, &mut y, bias)?;
     Ok(y)
 }
 
@@ -203,21 +213,26 @@ pub fn linear_biased<T: Element>(device: &Device, x: &Array<T>, w: &Array<T>, bi
 ///
 /// # Errors
 /// As [`product`].
-pub fn linear_input<T: Element>(device: &Device, dy: &Array<T>, w: &Array<T>) -> Result<Array, Fault> {
-    let (rows, output, input) = (dy.rows(), dy.width(), w.width());
+pub fn linear_input<'d, T: Element>(math: impl Into<Math<'d>>, dy: &Array<T>, w: &Array<T>) -> Result<Array, Fault> {
+    let ((rows, output, input), math) = ((dy.rows(), dy.width(), w.width()), math.into());
     w.expect(&[output, input])?;
-    T::given(device, multiplied(device, (flat(dy), flat(w)), (1, rows, input, output), &[rows, input])?)
+    T::given(math.device, multiplied(math, (flat(dy), flat(w)), (1, rows, input, output), &[rows, input])?)
 }
 
 /// `dw += dyᵀ·x`: the weights' gradient.
 ///
 /// # Errors
 /// As [`product`].
-pub fn linear_weights<T: Element>(device: &Device, dy: &Array<T>, x: &Array<T>, dw: &mut Array) -> Result<(), Fault> {
+pub fn linear_weights<'d, T: Element>(
+    math: impl Into<Math<'d>>,
+    dy: &Array<T>,
+    x: &Array<T>,
+    dw: &mut Array,
+) -> Result<(), Fault> {
     let (rows, output, input) = (dy.rows(), dy.width(), x.width());
     x.expect_count(rows * input)?;
     dw.expect(&[output, input])?;
-    product(device, (flat(dy).turned(), flat(x)), (1, output, input, rows), dw, true)
+    product(math, (flat(dy).turned(), flat(x)), (1, output, input, rows), dw, true)
 }
 
 /// All rows of an array of any shape as one matrix.

@@ -4,13 +4,14 @@
 use std::ops::Range;
 
 use half::bf16;
+use tl_proto::spec::Precision;
 
 use super::{KEY, QUERY, SelfAttention, VALUE};
 use crate::{
     Result,
     gpu::{
         self, Device, Fault, Placed,
-        ops::{self, Dropped, Element, Heads, Matrix, Taken},
+        ops::{self, Dropped, Element, Heads, Math, Matrix, Taken},
     },
     nn::{Array, Pass, Ragged, Saved, Tape},
 };
@@ -20,7 +21,7 @@ type Matrices<T = f32> = gpu::Array<T>;
 
 /// Every head of some samples of one batch.
 struct Apart<'a> {
-    device: &'a Device,
+    math: Math<'a>,
     heads: Heads,
     /// Heads of all these samples.
     all: usize,
@@ -31,7 +32,7 @@ struct Apart<'a> {
 impl Apart<'_> {
     /// Heads, from the columns of a matrix that begin with `first`.
     fn split<T: Element>(&self, of: &Array, first: usize) -> Result<Matrices<T>> {
-        Ok(ops::split_heads(self.device, of.placed()?.array(), &self.heads, first)?)
+        Ok(ops::split_heads(self.math.device, of.placed()?.array(), &self.heads, first)?)
     }
 
     /// Products of `m` rows and `n` columns, of `k` numbers each.
@@ -41,18 +42,18 @@ impl Apart<'_> {
         right: Matrix<'_, T>,
         (m, n, k): (usize, usize, usize),
     ) -> Result<Matrices<T>, Fault> {
-        ops::multiplied(self.device, (left, right), (self.all, m, n, k), &[self.all, m, n])
+        ops::multiplied(self.math, (left, right), (self.all, m, n, k), &[self.all, m, n])
     }
 
     /// Products of two heads, for what is f32 of attention.
     fn scores<T: Element>(&self, left: &Matrices<T>, right: &Matrices<T>, depth: usize) -> Result<Matrices, Fault> {
         let t = self.heads.longest();
-        T::given(self.device, self.times(Matrix::of(left), Matrix::of(right).turned(), (t, t, depth))?)
+        T::given(self.math.device, self.times(Matrix::of(left), Matrix::of(right).turned(), (t, t, depth))?)
     }
 
     /// Probabilities as a product takes them.
     fn shown<'p, T: Element>(&self, p: &'p Matrices) -> Result<Taken<'p, T>, Fault> {
-        ops::shown_scores(self.device, p, self.dropped.as_ref(), self.heads.lengths())
+        ops::shown_scores(self.math.device, p, self.dropped.as_ref(), self.heads.lengths())
     }
 }
 
@@ -88,7 +89,7 @@ impl SelfAttention {
     ) -> Result<Apart<'a>> {
         let shape = (self.heads, self.depth);
         Ok(Apart {
-            device,
+            math: Math { device, tf32: pass.precision() == Precision::Tf32 },
             heads: Heads::some(device, &ragged.lengths, which.clone(), shape)?,
             all: which.len() * self.heads,
             dropped: self.drop.placed_of(device, pass, ragged.lengths.len(), which)?,
@@ -112,9 +113,9 @@ impl SelfAttention {
         pass: &Pass<'_>,
         tape: &mut Tape,
     ) -> Result<Placed> {
-        let (out, notes) = match pass.precision().is_f32() {
-            true => self.look_apart::<f32>(at.device(), &made, ragged, pass)?,
-            false => self.look_apart::<bf16>(at.device(), &made, ragged, pass)?,
+        let (out, notes) = match pass.precision() {
+            Precision::F32 | Precision::Tf32 => self.look_apart::<f32>(at.device(), &made, ragged, pass)?,
+            Precision::Bf16 => self.look_apart::<bf16>(at.device(), &made, ragged, pass)?,
         };
         if pass.records() {
             // As on the host, probabilities are computed again.
@@ -158,9 +159,9 @@ impl SelfAttention {
         notes.reverse();
         let mut made = self.projections.iter().map(|_| tape.pop_array()).collect::<Result<Vec<_>>>()?;
         made.reverse();
-        let slopes = match pass.precision().is_f32() {
-            true => self.slopes_apart::<f32>(dout, &made, &notes, ragged, pass)?,
-            false => self.slopes_apart::<bf16>(dout, &made, &notes, ragged, pass)?,
+        let slopes = match pass.precision() {
+            Precision::F32 | Precision::Tf32 => self.slopes_apart::<f32>(dout, &made, &notes, ragged, pass)?,
+            Precision::Bf16 => self.slopes_apart::<bf16>(dout, &made, &notes, ragged, pass)?,
         };
         Ok(slopes.into_iter().map(|slope| Array::from(dout.beside(slope))).collect())
     }

@@ -71,7 +71,7 @@ impl Conv2d {
             return self.placed(x, &g, pass, tape).map(Array::from);
         }
         let precision = pass.precision();
-        let bias = self.b.map(|b| pass.weight(b));
+        let bias = self.b.map(|b| pass.outside(b));
         let weights = pass.packed(self.w, Way::Forward, |w| self.forward_weights(w));
         let out = self.window(g).times(&precision.operand(&host(x)?), &weights, bias.as_deref());
         tape.push_input(x, pass, self.w);
@@ -94,17 +94,17 @@ impl Conv2d {
         let (shape, x) = tape.pop_input()?;
         let g = Geometry::new(&self.spec, &shape)?;
         let (precision, dy) = (pass.precision(), host(dy)?);
-        let dy = precision.operand(&dy);
+        let taken = precision.operand(&dy);
         if let (Some(x), Some(dw)) = (x, grads.slot(self.w)) {
-            self.weight_gradient(&g, &precision.operand(&host(&x)?), &dy, dw);
+            self.weight_gradient(&g, &precision.operand(&host(&x)?), &taken, dw);
         }
         if let Some(db) = self.b.and_then(|b| grads.slot(b)) {
-            super::rows::add_sums(&dy, self.spec.cout, db);
+            super::rows::add_sums(precision.summed(&dy, &taken), self.spec.cout, db);
         }
         if !need_dx {
             return Ok(None);
         }
-        let dx = self.input_gradient(&g, &dy, pass);
+        let dx = self.input_gradient(&g, &taken, pass);
         Ok(Some(array(precision.product(dx), &shape)?))
     }
 }

@@ -14,10 +14,15 @@ use crate::{
     train::probe::probe,
 };
 
-fn in_bf16(job: &str) -> String {
-    let out = job.replace("backbone = \"small_cnn\",", "backbone = \"small_cnn\", precision = \"bf16\",");
+fn within(job: &str, precision: Precision) -> String {
+    let said = format!("backbone = \"small_cnn\", precision = \"{precision}\",");
+    let out = job.replace("backbone = \"small_cnn\",", &said);
     assert_ne!(out, job);
     out
+}
+
+fn in_bf16(job: &str) -> String {
+    within(job, Precision::Bf16)
 }
 
 /// One stage that trains everything.
@@ -66,9 +71,12 @@ fn sequences_too_are_the_same_for_any_number_of_ranks() {
             train(&job, world, false, dir.path(), &[], &Recorder::default()).unwrap();
             model_of(dir.path())
         };
-        let one = run(1, "bf16");
-        assert_eq!(one, run(3, "bf16"), "{backbone}");
-        assert_ne!(one, run(1, "f32"), "{backbone}");
+        let full = run(1, "f32");
+        for precision in ["tf32", "bf16"] {
+            let one = run(1, precision);
+            assert_eq!(one, run(3, precision), "{backbone} in {precision}");
+            assert_ne!(one, full, "{backbone} in {precision}");
+        }
     }
 }
 
@@ -77,9 +85,10 @@ fn features_of_another_precision_are_not_used() {
     let job = JOB.split("[[stage]]\nname = \"all\"").next().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let computed = |job: &str| train(job, 1, false, dir.path(), &[], &Recorder::default()).unwrap().prefix.computed;
-    assert_eq!([computed(job), computed(&in_bf16(job))], [64 * 2 + 40; 2]);
+    let jobs = [job.to_owned(), within(job, Precision::Tf32), in_bf16(job)];
+    assert_eq!(jobs.each_ref().map(|job| computed(job)), [64 * 2 + 40; 3]);
     let after = model_of(dir.path());
-    assert_eq!([computed(job), computed(&in_bf16(job))], [0; 2]);
+    assert_eq!(jobs.each_ref().map(|job| computed(job)), [0; 3]);
     assert_eq!(model_of(dir.path()), after);
 }
 
@@ -135,7 +144,8 @@ fn parameters_take_updates_that_bf16_would_lose() {
 #[test]
 fn an_exported_model_is_run_in_f32_and_the_plan_says_what_the_job_computes_in() {
     let params = BTreeMap::from([("train_samples".into(), 8.into()), ("val_samples".into(), 5.into())]);
-    for (job, planned) in [(JOB.to_owned(), None), (in_bf16(JOB), Some(Precision::Bf16))] {
+    let mixed = [Precision::Tf32, Precision::Bf16].map(|precision| (within(JOB, precision), Some(precision)));
+    for (job, planned) in [(JOB.to_owned(), None)].into_iter().chain(mixed) {
         let dir = tempfile::tempdir().unwrap();
         let plan = probe(&config(&job, dir.path(), "cache", Vec::new())).unwrap();
         assert_eq!(plan.precision.get("model").copied(), planned);
