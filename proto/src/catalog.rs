@@ -77,12 +77,16 @@ pub struct Entry {
     /// Roles of further data that it learns from (`[data.ROLE]`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<String>,
-    /// Ways of doing it, of which a job names one as `method`; the first if it names none. Each has parameters of its own.
+    /// Ways of doing it, of which a job names one as `method`; the first if it names none. Each has parameters of its own;
+    /// one that this entry has too is the entry's, with the method's default and bounds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<Entry>,
     /// It learns several tasks at once (`[tasks.NAME]`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tasks: bool,
+    /// It looks at labels, and is no method of a kind of job that has none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub labels: bool,
     /// It trains nothing: a job of this kind has no stages.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub untrained: bool,
@@ -126,7 +130,8 @@ impl Catalog {
 }
 
 impl Entry {
-    /// The value of a parameter: what was given, else its default, else 0 for a name that this entry does not have.
+    /// The value of a parameter: what was given, else its default. One that neither this entry nor its method has is asked
+    /// for by mistake: a build with debug assertions panics, another says 0.
     pub fn number(&self, given: &Params, name: &str) -> f64 {
         self.value(given, name).and_then(serde_json::Value::as_f64).unwrap_or_default()
     }
@@ -160,17 +165,26 @@ impl Entry {
         named.or(self.methods.first()).unwrap_or(self)
     }
 
-    /// Every parameter that a job may give, with those of all ways of doing it.
-    pub fn all_params(&self) -> Vec<Param> {
+    /// The parameters of this entry and of the way of doing it that was asked for, each once.
+    pub fn params_of<'a>(&'a self, given: &'a Params) -> impl Iterator<Item = &'a Param> {
+        let method = self.method(given);
+        let own = self.params.iter().filter(move |p| !method.params.iter().any(|m| m.name == p.name));
+        own.chain(&method.params)
+    }
+
+    /// Every parameter that a job may give, with those of all ways of doing it, and the name of what has it.
+    pub fn all_params(&self) -> Vec<(&str, Param)> {
         let words: Vec<&str> = self.methods.iter().map(|m| m.name.as_str()).collect();
         let method = (!words.is_empty()).then(|| choice(METHOD, &words, "how it is done"));
-        let own = self.methods.iter().flat_map(|m| m.params.iter().cloned());
-        self.params.iter().cloned().chain(method).chain(own).collect()
+        let own = self.params.iter().cloned().chain(method).map(|p| (self.name.as_str(), p));
+        let more = self.methods.iter().flat_map(|m| m.params.iter().cloned().map(move |p| (m.name.as_str(), p)));
+        own.chain(more).collect()
     }
 
     fn value<'a>(&'a self, given: &'a Params, name: &str) -> Option<&'a serde_json::Value> {
-        let default = || self.params.iter().find(|p| p.name == name).map(|p| &p.default);
-        given.get(name).or_else(default)
+        let known = self.params_of(given).find(|p| p.name == name);
+        debug_assert!(known.is_some(), "`{}` has no parameter `{name}`: another entry may have it", self.name);
+        given.get(name).or_else(|| known.map(|p| &p.default))
     }
 }
 
@@ -247,9 +261,31 @@ mod tests {
         let entry = Entry { params, ..super::entry("e", "") };
         assert_eq!((entry.flag(&given, "f"), entry.word(&given, "c")), (true, "a"));
         assert_eq!(
-            (entry.names(&given, "l"), entry.names(&given, "t")),
+            (entry.names(&given, "l"), entry.names(&given, "f")),
             (vec!["x".into(), "y".into()], Vec::<String>::new())
         );
+    }
+
+    #[test]
+    fn a_method_may_have_a_parameter_of_its_kind_with_a_default_of_its_own() {
+        let own = Entry { params: vec![number("t", 1.0, 0.0, 2.0, "")], ..entry("own", "") };
+        let params = vec![number("t", 4.0, 0.0, 9.0, ""), number("u", 5.0, 0.0, 9.0, "")];
+        let kind = Entry { params, methods: vec![entry("usual", ""), own], ..entry("kind", "") };
+        for (given, t, most) in
+            [("{}", 4.0, 9.0), (r#"{"method": "own"}"#, 1.0, 2.0), (r#"{"method": "own", "t": 1.5}"#, 1.5, 2.0)]
+        {
+            let given: Params = serde_json::from_str(given).unwrap();
+            assert_eq!((kind.number(&given, "t"), kind.number(&given, "u")), (t, 5.0), "{given:?}");
+            let known: Vec<&ParamKind> = kind.params_of(&given).filter(|p| p.name == "t").map(|p| &p.kind).collect();
+            assert_eq!(known, [&ParamKind::Number { min: 0.0, max: most }], "{given:?}");
+        }
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "`own` has no parameter `temperature`")]
+    fn a_parameter_of_another_entry_is_not_zero() {
+        entry("own", "").number(&Params::new(), "temperature");
     }
 
     #[test]

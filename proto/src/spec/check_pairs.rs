@@ -37,6 +37,12 @@ pub(super) fn check_pairs(spec: &JobSpec, objective: &Entry, catalog: &Catalog) 
         let hint = "set `data.pairs.val`: what goes with the samples of `data.val`";
         (format!("`{kind}` is judged by pairs, and `[data.pairs]` has no `val`"), hint.into())
     })?;
+    let method = objective.method(&spec.objective);
+    require(!method.labels, || {
+        let others = objective.methods.iter().filter(|m| !m.labels).map(|m| format!("`{}`", m.name));
+        let hint = format!("methods of it that look at none: {}", others.collect::<Vec<_>>().join(", "));
+        (format!("the method `{}` looks at labels, and `{kind}` has none", method.name), hint)
+    })?;
     for (set, key) in [
         (data.class_weights.is_some(), "data.class_weights"),
         (data.sampling == Sampling::Balanced, "data.sampling"),
@@ -137,6 +143,26 @@ mod tests {
             assert!(error.contains("goes by labels"), "{more}: {error}");
         }
         assert!(check(PAIRS, "[modifiers.mixup]\n").unwrap_err().contains("a pair goes with no other"));
+    }
+
+    #[test]
+    fn a_method_that_looks_at_labels_is_none_where_there_are_none() {
+        let job = |method: &str| {
+            let text = format!(
+                "schema = 1\njob = {{ name = \"t\", kind = \"cross_distill\" }}\nobjective = {{ method = \"{method}\" }}\n\
+                 data = {{ format = \"generated\", train = \"a\", val = \"a\", batch = 8, \
+                 pairs = {{ format = \"generated\", train = \"b\" }} }}"
+            );
+            let methods = vec![entry("logits", ""), Entry { labels: true, ..entry("dkd", "") }, entry("hint", "")];
+            let kind = Entry { methods, data: vec!["pairs".into()], ..entry("cross_distill", "") };
+            let catalog = Catalog { formats: vec![entry("generated", "")], ..Catalog::default() };
+            check_pairs(&parse(&text).unwrap(), &kind, &catalog).map_err(|e| format!("{}; {}", e.message, e.hint))
+        };
+        assert_eq!(job("hint"), Ok(()));
+        let error = job("dkd").unwrap_err();
+        let said = "the method `dkd` looks at labels, and `cross_distill` has none; methods of it that look at none: \
+                    `logits`, `hint`";
+        assert_eq!(error, said);
     }
 
     #[test]

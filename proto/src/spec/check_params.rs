@@ -16,8 +16,7 @@ pub(super) fn check_params(at: &str, entry: &Entry, params: &Params) -> Checked 
         })?;
     }
     let method = entry.method(params);
-    let own = method.params.iter().filter(|_| !entry.methods.is_empty());
-    let known: Vec<&Param> = entry.params.iter().chain(own).collect();
+    let known: Vec<&Param> = entry.params_of(params).collect();
     for (key, value) in params.iter().filter(|(key, _)| *key != METHOD || entry.methods.is_empty()) {
         let Some(param) = known.iter().find(|p| p.name == *key) else {
             if let Some(other) = entry.methods.iter().find(|m| m.params.iter().any(|p| p.name == *key)) {
@@ -110,6 +109,18 @@ mod tests {
         assert!(error.message.contains("cannot be \"dan\"") && error.hint.contains("`dann`"), "{error}");
         assert!(check(json!({ "method": "dann", "alpha": 3 })).is_err());
         assert!(check(json!({ "method": 1 })).is_err());
+    }
+
+    #[test]
+    fn a_method_has_bounds_of_its_own_for_a_parameter_of_its_kind() {
+        let method =
+            |name: &str, most: f64| Entry { params: vec![number("weight", 1.0, 0.0, most, "")], ..entry(name, "") };
+        let entry = Entry { methods: vec![entry("coral", ""), method("dann", 2.0)], ..method("adapt", 9.0) };
+        let check = |given: Value| check_params("objective", &entry, &serde_json::from_value(given).unwrap());
+        check(json!({ "weight": 9 })).unwrap();
+        check(json!({ "method": "dann", "weight": 2 })).unwrap();
+        let error = check(json!({ "method": "dann", "weight": 3 })).unwrap_err();
+        assert_eq!(error.hint, "it takes a number from 0 to 2");
     }
 
     #[test]

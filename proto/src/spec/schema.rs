@@ -1,6 +1,6 @@
 //! The JSON Schema of a job file, with the names that a catalog offers, for editors and programs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
@@ -46,17 +46,28 @@ pub fn schema(catalog: &Catalog) -> Value {
     schema
 }
 
-fn table(params: impl Iterator<Item = Param>) -> Value {
-    // Several kinds of job may have a parameter of the same name, as each has a `method` of its own.
-    let mut said: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-    for p in params {
+/// Parameters, each with the name of what has it. Several may have one of the same name, as each kind of job has a `method`
+/// of its own: its sentence says whose it is.
+fn table<'a>(params: impl Iterator<Item = (&'a str, Param)>) -> Value {
+    let mut said: BTreeMap<String, Vec<(BTreeSet<&str>, Value)>> = BTreeMap::new();
+    for (owner, p) in params {
         let (all, one) = (said.entry(p.name.clone()).or_default(), param(&p));
-        if !all.contains(&one) {
-            all.push(one);
+        match all.iter().position(|(_, known)| *known == one) {
+            Some(at) => {
+                all[at].0.insert(owner);
+            }
+            None => all.push(([owner].into(), one)),
         }
     }
+    let owned = |(owners, mut one): (BTreeSet<&str>, Value)| {
+        let owners: Vec<String> = owners.into_iter().map(|owner| format!("`{owner}`")).collect();
+        let doc = format!("{}: {}", owners.join(", "), one["description"].as_str().unwrap_or_default());
+        one["description"] = doc.into();
+        one
+    };
     let any = |mut all: Vec<Value>| if all.len() == 1 { all.remove(0) } else { json!({ "anyOf": all }) };
-    let known: Map<String, Value> = said.into_iter().map(|(name, all)| (name, any(all))).collect();
+    let known: Map<String, Value> =
+        said.into_iter().map(|(name, all)| (name, any(all.into_iter().map(owned).collect()))).collect();
     json!({ "type": "object", "properties": known, "additionalProperties": false })
 }
 
@@ -94,8 +105,23 @@ mod tests {
         assert!(of("StageSection", "lr")["description"].as_str().unwrap().contains("rate"));
         assert_eq!(schema["properties"]["modifiers"]["properties"]["mixup"]["properties"]["alpha"]["maximum"], 8.0);
         assert_eq!(schema["additionalProperties"], false, "unknown keys are errors");
+        let alpha = &schema["properties"]["modifiers"]["properties"]["mixup"]["properties"]["alpha"];
+        assert_eq!(alpha["description"], "`mixup`: Of Beta");
         // What is written in two ways is read in two ways.
         let text = schema.to_string();
         assert!(text.contains("fresh") || of("AugmentSection", "views").to_string().contains("$ref"), "{text}");
+    }
+
+    #[test]
+    fn a_parameter_of_several_says_whose_it_is() {
+        let has =
+            |name: &str, doc: &str| Entry { params: vec![number("alpha", 1.0, 0.0, 8.0, doc)], ..entry(name, "") };
+        let kind = |name: &str, method: Entry| Entry { methods: vec![method], ..has(name, "A rate") };
+        let objectives = vec![kind("adapt", has("dann", "How fast")), kind("distill", has("dkd", "A part"))];
+        let schema = schema(&Catalog { objectives, ..Catalog::default() });
+        let of = |key: &str| schema["properties"]["objective"]["properties"][key]["anyOf"].clone();
+        let docs: Vec<Value> = of("alpha").as_array().unwrap().iter().map(|one| one["description"].clone()).collect();
+        assert_eq!(docs, ["`adapt`, `distill`: A rate", "`dann`: How fast", "`dkd`: A part"]);
+        assert_eq!(of("method")[1]["description"], "`distill`: how it is done");
     }
 }

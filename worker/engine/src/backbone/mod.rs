@@ -64,11 +64,15 @@ pub struct Backbone {
     pub classifier: &'static str,
     /// What timm calls it, in `config.json` beside its weights; more than one where they differ in what the weights bring.
     pub timm: &'static [&'static str],
-    /// Its rectifier, as contracts name it.
+    /// What it has between layers, in PyTorch's word (`relu`, `relu6`, `silu`, `gelu`, `tanh`): a contract of weights that
+    /// names another is refused.
     pub activation: &'static str,
     /// Whether it is made of a transformer's blocks, which have dropout inside.
     pub blocks: bool,
-    /// Builds the units up to the pooled features, and says how many features there are.
+    /// Builds the units up to the pooled features `[n, features]`, and says how many features there are. Layers are those of
+    /// [`crate::nn`]; the first takes images `[n, side, side, 3]` of `b.given.side` pixels, tokens or strokes. A layer without
+    /// parameters goes into the unit of one that has some, or at the end into one called `pool`. Names that begin with
+    /// `head.` or with `classifier` are the head's.
     pub build: fn(&mut Builder, Same) -> (Vec<Unit>, usize),
 }
 

@@ -16,14 +16,14 @@ fn describe() -> Entry {
 }
 
 pub(super) const MODIFIER: Modifier = Modifier {
-    average: Some(|params, updates| {
+    average: Some(|params, steps| {
         let entry = describe();
         let (decay, warmup) = (entry.number(params, "decay"), entry.number(params, "warmup"));
-        if updates == 0 {
+        if steps == 0 {
             // The first average is what the first step came to.
             return 0.0;
         }
-        if warmup == 0.0 { decay } else { decay.min(1.0 - libm::pow(1.0 + updates as f64 / warmup, -2.0 / 3.0)) }
+        if warmup == 0.0 { decay } else { decay.min(1.0 - libm::pow(1.0 + steps as f64 / warmup, -2.0 / 3.0)) }
     }),
     ..Modifier::new(describe)
 };

@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 use tl_proto::{catalog::Entry, spec::Params};
 
-use crate::{nn::Plan, num::rng::Philox};
+use crate::{Error, Result, nn::Plan, num::rng::Philox};
 
 /// How the samples of a grain are mixed: each with its mirror image in the grain.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,13 +45,16 @@ pub struct Modifier {
     pub entry: fn() -> Entry,
     /// How it mixes samples, if it does.
     pub mix: Option<MixFn>,
-    /// How much of an average of the weights is kept in a step, after so many updates of it, if it keeps one.
-    pub average: Option<fn(&Params, updates: u64) -> f64>,
+    /// How much of an average of the weights, and of the running statistics of batch-norms, is kept in a step, if it keeps
+    /// one: at 1 it stays as it is, at 0 it becomes what the step came to. `steps` have moved it in the stage so far; those
+    /// without a whole pair do not. Each stage begins with the weights as they are: what the first step, of 0, keeps of
+    /// those counts. The average is what is judged, exported and handed on to the next stage. A job has one at most.
+    pub average: Option<fn(&Params, steps: u64) -> f64>,
     /// Which parts it puts on the network, to be trained in place of its weights, if it does.
     pub adapt: Option<fn(&Params) -> Plan>,
     /// How it holds the network to the weights that it began with, if it does.
     pub hold: Option<fn(&Params) -> Hold>,
-    /// How it has the head that came with the weights go on, if it does.
+    /// How it has the head that came with the weights go on, if it does. A job has one such modifier at most.
     pub remember: Option<fn(&Params) -> Remember>,
 }
 
@@ -110,6 +113,29 @@ pub fn find(name: &str) -> Option<&'static Modifier> {
     ALL.iter().find(|m| (m.entry)().name == name)
 }
 
+/// Whether the modifiers of a job go together: of those that keep an average, and of those that have the old head go on,
+/// there is one at most. Others do: each grain draws one way of mixing, what holds weights adds up, and what puts parts on
+/// layers is refused before.
+///
+/// # Errors
+/// Names those that do not.
+pub fn check(modifiers: &BTreeMap<String, Params>) -> Result<()> {
+    go_together(&modifiers.keys().filter_map(|name| find(name)).collect::<Vec<_>>())
+}
+
+fn go_together(chosen: &[&Modifier]) -> Result<()> {
+    let alone: [fn(&Modifier) -> bool; 2] = [|m| m.average.is_some(), |m| m.remember.is_some()];
+    for has in alone {
+        let rivals = chosen.iter().filter(|m| has(m)).map(|m| format!("`modifiers.{}`", (m.entry)().name));
+        let rivals: Vec<String> = rivals.collect();
+        if rivals.len() > 1 {
+            let message = format!("{} are different answers to one question", rivals.join(" and "));
+            return Err(Error::user(message, "keep one of them"));
+        }
+    }
+    Ok(())
+}
+
 /// Modifiers of a job that mix samples, with their parameters.
 fn mixing(modifiers: &BTreeMap<String, Params>) -> Vec<(&str, &Params, MixFn)> {
     modifiers.iter().filter_map(|(name, params)| Some((name.as_str(), params, find(name)?.mix?))).collect()
@@ -132,9 +158,9 @@ pub fn mix(modifiers: &BTreeMap<String, Params>, seed: u32, step: u64, grain: u3
     Some(draw(params, &Philox::new(seed, name), step, grain, side))
 }
 
-/// How much of the average of the weights is kept in a step, after so many updates of it; nothing where a job keeps none.
-pub fn average(modifiers: &BTreeMap<String, Params>, updates: u64) -> Option<f64> {
-    modifiers.iter().find_map(|(name, params)| Some((find(name)?.average?)(params, updates)))
+/// How much of the average of the weights is kept in a step, after so many of the stage; nothing where a job keeps none.
+pub fn average(modifiers: &BTreeMap<String, Params>, steps: u64) -> Option<f64> {
+    modifiers.iter().find_map(|(name, params)| Some((find(name)?.average?)(params, steps)))
 }
 
 impl Mix {
@@ -202,7 +228,24 @@ pub fn catalog() -> Vec<Entry> {
 
 #[cfg(test)]
 mod tests {
+    use tl_proto::catalog::entry;
+
     use super::*;
+
+    #[test]
+    fn one_average_is_kept_and_one_old_head_and_the_rest_goes_together() {
+        let all = ["cutmix", "ema", "ewc", "l2_sp", "lora", "lwf", "mixup"].map(|n| (n.to_owned(), Params::new()));
+        check(&all.into()).unwrap();
+        let swa = Modifier { entry: || entry("swa", ""), ..ema::MODIFIER };
+        let recall = Modifier { entry: || entry("recall", ""), ..lwf::MODIFIER };
+        for (chosen, named) in [
+            ([&mixup::MODIFIER, &ema::MODIFIER, &swa], "`modifiers.ema` and `modifiers.swa`"),
+            ([&lwf::MODIFIER, &ema::MODIFIER, &recall], "`modifiers.lwf` and `modifiers.recall`"),
+        ] {
+            let error = go_together(&chosen).unwrap_err().to_string();
+            assert_eq!(error, format!("{named} are different answers to one question"));
+        }
+    }
 
     #[test]
     fn a_job_with_two_ways_of_mixing_draws_one_for_each_grain() {

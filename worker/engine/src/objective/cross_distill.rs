@@ -6,6 +6,13 @@ use tl_proto::catalog::{Entry, entry, number};
 
 use super::{Objective, PLAIN, distill};
 
+/// Those of `distill`. What labels count there says nothing here.
+fn methods() -> Vec<Entry> {
+    let mut methods = distill::methods();
+    methods.iter_mut().for_each(|m| m.params.retain(|p| p.name != distill::HARD));
+    methods
+}
+
 fn describe() -> Entry {
     Entry {
         params: vec![
@@ -15,7 +22,7 @@ fn describe() -> Entry {
         .into_iter()
         .chain(distill::teaching())
         .collect(),
-        methods: distill::methods(),
+        methods: methods(),
         nets: vec!["teacher".into()],
         several: vec!["teacher".into()],
         data: vec!["pairs".into()],

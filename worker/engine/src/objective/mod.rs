@@ -33,7 +33,8 @@ pub struct Batch<'a> {
     pub features: &'a Tensor,
     /// `[n + m, classes]`: of the network that is trained; a variable.
     pub logits: &'a Tensor,
-    /// `[n, classes]`: target probabilities.
+    /// `[n, classes]`: target probabilities, not smoothed: blends where samples are mixed, and a row of zeros for a sample
+    /// without a label, as are all in a job that learns from pairs.
     pub targets: &'a Tensor,
     /// What the teacher makes of the samples, where the objective has one.
     pub teacher: Option<Taught<'a>>,
@@ -62,6 +63,16 @@ pub struct Taught<'a> {
     pub logits: &'a Tensor,
     /// `[n, d]`: what the first one's last layer takes, if the objective looks at it.
     pub features: Option<&'a Tensor>,
+}
+
+#[cfg(test)]
+impl<'a> Batch<'a> {
+    /// Samples with labels, of which nothing else is said: `Batch { teacher, ..Batch::plain(…) }`. Features are the logits.
+    fn plain(logits: &'a Tensor, targets: &'a Tensor, own: &'a BTreeMap<String, Tensor>) -> Self {
+        let (teacher, averaged, paired, present, weights) = (None, None, None, None, None);
+        let (features, taps, progress) = (logits, &[], 0.0);
+        Self { features, logits, targets, teacher, taps, averaged, paired, present, weights, own, progress }
+    }
 }
 
 impl Batch<'_> {
@@ -262,22 +273,30 @@ mod tests {
     use super::*;
     use crate::nn::{host, tensor, testing};
 
-    /// A batch of samples with labels.
-    fn batch<'a>(logits: &'a Tensor, targets: &'a Tensor, own: &'a BTreeMap<String, Tensor>) -> Batch<'a> {
-        let (teacher, averaged, paired, present, weights) = (None, None, None, None, None);
-        let (features, taps, progress) = (logits, &[], 0.0);
-        Batch { features, logits, targets, teacher, taps, averaged, paired, present, weights, own, progress }
+    /// Its bounds are the kind's: what means something else has a name of its own.
+    #[test]
+    fn a_method_has_a_parameter_of_its_kind_only_for_another_default() {
+        for kind in catalog() {
+            for method in &kind.methods {
+                for param in &method.params {
+                    let same = kind.params.iter().find(|known| known.name == param.name);
+                    let holds = same.is_none_or(|known| known.kind == param.kind && known.default != param.default);
+                    assert!(holds, "`{}` of `{}` is a parameter of `{}`", param.name, method.name, kind.name);
+                }
+            }
+        }
     }
 
     /// The gradient by candle and by the formula (softmax − target), and for distillation T·(p_s − p_t).
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "a second opinion")]
     fn gradients_of_the_losses_are_the_textbook_ones() {
         let logits = Var::from_tensor(&testing::input(&[3, 4])).unwrap();
         let teacher = (testing::input(&[3, 4]) * 2.0).unwrap();
         let targets = crate::nn::tensor(vec![1., 0., 0., 0., 0., 0.5, 0.5, 0., 0.1, 0.2, 0.3, 0.4], &[3, 4]).unwrap();
         let own = BTreeMap::new();
         let teacher_says = Some(Taught { logits: &teacher, features: None });
-        let batch = Batch { teacher: teacher_says, ..batch(logits.as_tensor(), &targets, &own) };
+        let batch = Batch { teacher: teacher_says, ..Batch::plain(logits.as_tensor(), &targets, &own) };
         // By candle's own functions, as a second opinion.
         let softmax =
             |t: &Tensor, temperature: f64| candle_nn::ops::softmax(&(t / temperature).unwrap(), D::Minus1).unwrap();
@@ -315,7 +334,7 @@ mod tests {
         let targets = tensor(vec![1.0, 0.0, 0.0, 0.0, 0.0, 1.0], &[2, 3]).unwrap();
         let weights = tensor(w.to_vec(), &[3]).unwrap();
         let own = BTreeMap::new();
-        let batch = Batch { weights: Some(&weights), ..batch(&logits, &targets, &own) };
+        let batch = Batch { weights: Some(&weights), ..Batch::plain(&logits, &targets, &own) };
         let params = [("label_smoothing".to_owned(), 0.1.into())].into();
         let got = (Objective::find("finetune").loss)(&params, &batch).unwrap();
         assert!((f64::from(host(&got).unwrap()[0]) - want).abs() < 1e-5, "{want}");

@@ -14,7 +14,7 @@ use super::{
     samples::Samples,
     tasks::{self, Task},
 };
-use crate::{Error, Result, collective::Collective, link::Link, objective::Objective, weights::Contract};
+use crate::{Error, Result, collective::Collective, link::Link, modifier, objective::Objective, weights::Contract};
 
 /// Every part of a job's data.
 pub(super) struct Opened {
@@ -51,8 +51,9 @@ impl Opened {
     /// Opens what a job names; nothing is decoded yet.
     ///
     /// # Errors
-    /// Data that is not there, or that does not fit the job.
+    /// Data that is not there, or that does not fit the job; modifiers that do not go together.
     pub fn new(spec: &JobSpec, data: &DataSection, objective: &Objective) -> Result<Self> {
+        modifier::check(&spec.modifiers)?;
         let seed = spec.job.seed;
         let embeds = (objective.dimensions)(&spec.objective);
         let pairs = data.pairs.as_ref().filter(|_| objective.has_pairs());

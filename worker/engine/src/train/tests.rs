@@ -187,6 +187,14 @@ fn taught(job: &str, features: Vec<PathBuf>, dir: &Path) -> (u64, Vec<Notice>) {
     (report.prefix.computed, notices)
 }
 
+/// Lines of `[objective]` for the methods of a kind of job that are in none of `lines`, each as it is if nothing is said: a
+/// new method is tried with those that are named.
+fn other_methods(kind: &str, lines: &[&str]) -> Vec<String> {
+    let kind = crate::catalog().objectives.into_iter().find(|e| e.name == kind).unwrap();
+    let all = kind.methods.iter().map(|m| format!("method = \"{}\"", m.name));
+    all.filter(|line| !lines.iter().any(|named| named.starts_with(line.as_str()))).collect()
+}
+
 fn model_of(dir: &Path) -> blake3::Hash {
     blake3::hash(&std::fs::read(dir.join("work/model/model.safetensors")).unwrap())
 }

@@ -1,7 +1,8 @@
 //! Domain adaptation: labels of one domain, samples without labels of another. The network learns the labels, and a
 //! method brings the two domains together. A new method is a file here and a line in [`METHODS`].
 //!
-//! All methods but `direct` look at the whole batch: `Σ CE(source) + n · trade_off · L(method)` for n source samples.
+//! All methods but `direct` look at the whole batch: `Σ CE(source) + n · trade_off · L(method)` for n source samples. A
+//! method with a usual weight of its own has the kind's `trade_off` among its parameters, with that default.
 
 mod cdan;
 mod coral;
@@ -29,13 +30,14 @@ struct Method {
     entry: fn() -> Entry,
     /// Whether it looks at samples of the other domain: what passes through the network changes its batch-norms.
     looks: bool,
-    /// Whether it changes nothing but through the features: it is of no use where what makes them is frozen.
+    /// Whether the head learns nothing from it, but what makes the features alone: then it is of no use where that is frozen.
     features: bool,
     /// Whether it lets the average of the weights speak, where the job keeps one.
     averages: bool,
     /// Tensors of its own.
     own: fn(&Params, Widths) -> Result<Vec<Own>>,
-    /// Its loss, a mean over the batch; nothing where it adds none.
+    /// Its loss; nothing where it adds none. It is a mean over samples of the source, of the target, or of both, as its paper
+    /// has it, and without `trade_off`: the kind of job weighs it.
     loss: fn(&Params, &Batch<'_>) -> Result<Option<Tensor>>,
 }
 

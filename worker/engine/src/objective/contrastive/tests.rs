@@ -71,9 +71,7 @@ fn where_nothing_is_missing_a_mask_changes_no_bit() {
 fn loss(method: &str, [a, b]: [&Tensor; 2], own: &BTreeMap<String, Tensor>, present: Option<&Tensor>) -> Tensor {
     let params: Params = [("method".to_owned(), method.into())].into();
     let targets = tensor(vec![0.0; N * D], &[N, D]).unwrap();
-    let (teacher, averaged, weights, progress) = (None, None, None, 0.0);
-    let (features, logits, targets, taps, paired) = (a, a, &targets, &[], Some(b));
-    let batch = Batch { features, logits, targets, teacher, taps, averaged, paired, present, weights, own, progress };
+    let batch = Batch { paired: Some(b), present, ..Batch::plain(a, &targets, own) };
     (OBJECTIVE.loss)(&params, &batch).unwrap()
 }
 

@@ -122,6 +122,7 @@ mod tests {
     use crate::nn::testing;
 
     /// Tensors of `[n², n]`, which candle differentiates.
+    #[expect(clippy::disallowed_methods, reason = "a second opinion")]
     fn by_candle(own: &Tensor, theirs: &Tensor) -> Tensor {
         let cosines = |rows: &Tensor| {
             let apart = rows.unsqueeze(0).unwrap().broadcast_sub(&rows.unsqueeze(1).unwrap()).unwrap();

@@ -40,7 +40,7 @@ pub(super) const METHOD: Method = Method {
     looks: |params| Looks::AtUnits(describe().names(params, "taps")),
     coupled: false,
     own: |widths| check(&widths.taps, true).map(|()| Vec::new()),
-    loss: |params, batch| {
+    loss: |params, batch, _| {
         let mut all: Option<Tensor> = None;
         for (own, theirs) in batch.taps {
             let (own, theirs) = fitted(&strength(own)?, &strength(theirs)?)?;

@@ -16,7 +16,7 @@ pub(super) const METHOD: Method = Method {
     looks: |_| Looks::AtFeatures,
     coupled: false,
     own: |widths| Ok(regressor(widths)),
-    loss: |params, batch| {
+    loss: |params, batch, _| {
         let cosines = unit(&regressed(batch)?)?.mul(&unit(batch.features_taught()?)?)?.sum(1)?;
         Ok(Some(((cosines.mean_all()?.neg()? + 1.0)? * describe().number(params, "feature_weight"))?))
     },

@@ -37,7 +37,7 @@ pub(super) const METHOD: Method = Method {
         };
         Ok(widths.taps.iter().enumerate().flat_map(one).collect())
     },
-    loss: |params, batch| {
+    loss: |params, batch, _| {
         let mut all: Option<Tensor> = None;
         let mut add = |own: Tensor, theirs: &Tensor| -> Result<()> {
             let one = own.sub(theirs)?.sqr()?.mean_all()?;

@@ -9,5 +9,5 @@ pub(super) const METHOD: Method = Method {
     looks: |_| Looks::Nowhere,
     coupled: false,
     own: |_| Ok(Vec::new()),
-    loss: |_, _| Ok(None),
+    loss: |_, _, _| Ok(None),
 };

@@ -1,5 +1,6 @@
 //! Knowledge distillation (Hinton et al., 2015): `hard·CE(z_s, y) + soft·T²·KL(softmax(z_t/T) ‖ softmax(z_s/T))`, and
-//! what a method adds that looks at features too. A new method is a file here and a line in [`METHODS`].
+//! what a method adds, of features or of logits. A new method is a file here and a line in [`METHODS`]. One that stands in
+//! place of the second part has the kind's `soft_weight` and `hard_weight` among its parameters, with defaults 0 and 1.
 //!
 //! The teacher may be of the student's own network (self-distillation: a model of an earlier job), and there may be
 //! several, whose softened probabilities are averaged; features are those of the first.
@@ -48,12 +49,38 @@ struct Method {
     coupled: bool,
     /// Tensors of its own.
     own: fn(&Widths) -> Result<Vec<Own>>,
-    /// What it adds, with its weight, a mean over samples; nothing where it adds none.
-    loss: fn(&Params, &Batch<'_>) -> Result<Option<Tensor>>,
+    /// What it adds to Hinton's part, with its weight, a mean over samples; nothing where it adds none.
+    loss: fn(&Params, &Batch<'_>, &Soft) -> Result<Option<Tensor>>,
+}
+
+/// What teachers and student say of the samples, softened alike.
+struct Soft {
+    /// What logits are divided by: the `temperature` of the job, whichever kind of distillation it is.
+    temperature: f64,
+    /// `[n, classes]`: the probabilities of the teachers, the mean of all; nothing is learned through it.
+    p: Tensor,
+    /// `[n, classes]`: their logarithms.
+    log_p: Tensor,
+    /// `[n, classes]`: the logarithms of the student's.
+    log_q: Tensor,
+}
+
+impl Soft {
+    /// # Errors
+    /// A batch without a teacher.
+    fn of(params: &Params, batch: &Batch<'_>, temperature: f64) -> Result<Self> {
+        let log_q = log_softmax(&(batch.logits / temperature)?)?;
+        let weights = describe().numbers(params, "teacher_weights");
+        let (p, log_p) = teachers::softened(batch.taught()?.logits, batch.logits.dim(1)?, temperature, &weights)?;
+        Ok(Self { temperature, p, log_p, log_q })
+    }
 }
 
 /// Every method.
 const METHODS: &[Method] = &[logits::METHOD, hint::METHOD, attention::METHOD, cosine::METHOD, relational::METHOD];
+
+/// The parameter that says what labels count.
+pub(super) const HARD: &str = "hard_weight";
 
 /// What is said of `top_k`.
 const TOP: &str = "keep so many of the largest logits of a teacher, and for the others one number, so that at `temperature` \
@@ -64,7 +91,7 @@ fn describe() -> Entry {
         params: vec![
             number("temperature", 4.0, 0.1, 100.0, "softens both distributions"),
             number("soft_weight", 0.9, 0.0, 100.0, "weight of the teacher's part"),
-            number("hard_weight", 0.1, 0.0, 100.0, "weight of the labels' part"),
+            number(HARD, 0.1, 0.0, 100.0, "weight of the labels' part"),
         ]
         .into_iter()
         .chain(teaching())
@@ -145,7 +172,7 @@ pub(super) const OBJECTIVE: Objective = Objective {
     },
     loss: |params: &Params, batch: &Batch<'_>| {
         let number = |name: &str| describe().number(params, name);
-        let hard = (cross_entropy(batch.logits, batch.targets, batch.weights)? * number("hard_weight"))?;
+        let hard = (cross_entropy(batch.logits, batch.targets, batch.weights)? * number(HARD))?;
         Ok((hard + taught(params, batch, [number("temperature"), number("soft_weight")])?)?)
     },
     ..PLAIN
@@ -158,13 +185,12 @@ pub(super) fn packed(params: &Params, temperature: f64) -> Packed {
     Packed { half: describe().word(params, "logits") == "f16", top }
 }
 
-/// What teachers add to the loss: their softened logits, and what the method compares of the first one's features.
-pub(super) fn taught(params: &Params, batch: &Batch<'_>, [t, soft]: [f64; 2]) -> Result<Tensor> {
-    let student = log_softmax(&(batch.logits / t)?)?;
-    let weights = describe().numbers(params, "teacher_weights");
-    let (p, log_p) = teachers::softened(batch.taught()?.logits, batch.logits.dim(1)?, t, &weights)?;
-    let loss = (p.mul(&log_p.sub(&student)?)?.sum_all()? * (soft * t * t))?;
-    match (method(params).loss)(params, batch)? {
+/// What teachers add to the loss: their logits, softened by `temperature`, times `weight`, and what the method compares.
+pub(super) fn taught(params: &Params, batch: &Batch<'_>, [temperature, weight]: [f64; 2]) -> Result<Tensor> {
+    let soft = Soft::of(params, batch, temperature)?;
+    let weight = weight * soft.temperature * soft.temperature;
+    let loss = (soft.p.mul(&soft.log_p.sub(&soft.log_q)?)?.sum_all()? * weight)?;
+    match (method(params).loss)(params, batch, &soft)? {
         Some(more) => Ok((loss + (more * batch.samples()? as f64)?)?),
         None => Ok(loss),
     }

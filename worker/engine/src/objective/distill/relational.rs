@@ -40,7 +40,7 @@ pub(super) const METHOD: Method = Method {
     looks: |_| Looks::AtFeatures,
     coupled: true,
     own: |_| Ok(Vec::new()),
-    loss: |params, batch| {
+    loss: |params, batch, _| {
         let theirs = batch.features_taught()?.detach();
         let (Some(own_far), Some(their_far)) = (relative(batch.features)?, relative(&theirs)?) else {
             return Ok(None);

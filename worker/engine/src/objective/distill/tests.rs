@@ -27,11 +27,10 @@ fn loss(
     own: &BTreeMap<String, Tensor>,
 ) -> Option<Tensor> {
     let logits = tensor(vec![0.0; N * 2], &[N, 2]).unwrap();
-    let taught = Taught { logits: &logits, features: features.map(|f| f[1]) };
-    let (averaged, paired, present, weights, progress) = (None, None, None, None, 0.0);
-    let (features, logits, targets, teacher) = (features.map_or(&logits, |f| f[0]), &logits, &logits, Some(taught));
-    let batch = Batch { features, logits, targets, teacher, taps, averaged, paired, present, weights, own, progress };
-    (method.loss)(params, &batch).unwrap()
+    let teacher = Some(Taught { logits: &logits, features: features.map(|f| f[1]) });
+    let features = features.map_or(&logits, |f| f[0]);
+    let batch = Batch { features, teacher, taps, ..Batch::plain(&logits, &logits, own) };
+    (method.loss)(params, &batch, &Soft::of(params, &batch, 4.0).unwrap()).unwrap()
 }
 
 fn params(text: &str) -> Params {
@@ -227,6 +226,19 @@ fn logits_are_kept_for_the_temperature_at_which_they_are_learned() {
     assert!((Objective::find("distill").packed)(&params(r#"{"temperature": 7.5}"#)).is_plain());
 }
 
+#[test]
+fn a_method_is_given_what_both_say_at_the_temperature_of_the_job() {
+    let (logits, says) = (testing::input(&[N, 2]), (testing::input(&[N, 2]) * -2.0).unwrap());
+    let (teacher, own) = (Some(Taught { logits: &says, features: None }), BTreeMap::new());
+    let batch = Batch { teacher, ..Batch::plain(&logits, &logits, &own) };
+    let soft = Soft::of(&Params::new(), &batch, 3.0).unwrap();
+    let logarithms = |t: &Tensor| log_softmax(&(t / 3.0).unwrap()).unwrap();
+    assert_eq!(soft.temperature, 3.0);
+    testing::assert_close(&soft.log_q, &logarithms(&logits), 1e-6);
+    testing::assert_close(&soft.log_p, &logarithms(&says), 1e-6);
+    testing::assert_close(&soft.p, &exp(&logarithms(&says)).unwrap(), 1e-6);
+}
+
 /// The gradient of the soft part is T·(p_s − Σ w·p_t) for weights that add up to one.
 #[test]
 fn several_teachers_are_a_mean_of_their_softened_probabilities() {
@@ -239,22 +251,9 @@ fn several_teachers_are_a_mean_of_their_softened_probabilities() {
         let given = params(&format!(
             r#"{{"temperature": 3, "soft_weight": 0.7, "hard_weight": 0, "teacher_weights": {weights}}}"#
         ));
-        let taught = Taught { logits: &both, features: None };
+        let (teacher, own) = (Some(Taught { logits: &both, features: None }), BTreeMap::new());
         let targets = tensor(vec![0.25; N * classes], &[N, classes]).unwrap();
-        let (averaged, paired, weights, progress, own) = (None, None, None, 0.0, BTreeMap::new());
-        let batch = Batch {
-            features: logits.as_tensor(),
-            logits: logits.as_tensor(),
-            targets: &targets,
-            teacher: Some(taught),
-            taps: &[],
-            averaged,
-            paired,
-            present: None,
-            weights,
-            own: &own,
-            progress,
-        };
+        let batch = Batch { teacher, ..Batch::plain(logits.as_tensor(), &targets, &own) };
         let loss = (Objective::find("distill").loss)(&given, &batch).unwrap();
         let got = loss.backward().unwrap().get(&logits).unwrap().clone();
         let mean = ((softmax(&first) * shares[0]).unwrap() + (softmax(&second) * shares[1]).unwrap()).unwrap();

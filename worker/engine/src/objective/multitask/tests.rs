@@ -115,21 +115,7 @@ fn one_task_is_what_fine_tuning_does_bit_by_bit() {
         let each = vec![Task { logits: logits.as_tensor(), targets: &targets, classes: None }];
         let tasks = Tasks { each, scales: &[1.0], weights: &[1.0], samples: 2, own: &own };
         let (ours, _) = loss(&given, &tasks).unwrap();
-        let (teacher, averaged, paired, weights) = (None, None, None, None);
-        let (features, logits_of) = (logits.as_tensor(), logits.as_tensor());
-        let batch = super::super::Batch {
-            features,
-            logits: logits_of,
-            targets: &targets,
-            teacher,
-            taps: &[],
-            averaged,
-            paired,
-            present: None,
-            weights,
-            own: &own,
-            progress: 0.0,
-        };
+        let batch = super::super::Batch::plain(logits.as_tensor(), &targets, &own);
         let theirs = (Objective::find("finetune").loss)(&given, &batch).unwrap();
         let bits = |t: &Tensor| {
             t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>()

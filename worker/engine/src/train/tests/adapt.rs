@@ -29,7 +29,8 @@ const METHODS: [&str; 8] = [
 #[test]
 fn every_method_gives_the_same_file_for_any_number_of_ranks() {
     let mut files = std::collections::BTreeSet::new();
-    for (i, method) in METHODS.iter().enumerate() {
+    let others = other_methods("adapt", &METHODS);
+    for (i, method) in METHODS.into_iter().chain(others.iter().map(String::as_str)).enumerate() {
         let job = JOB.replace("OBJECTIVE", method);
         let job = if method.contains("self") { format!("{job}[modifiers.ema]\ndecay = 0.9\n") } else { job };
         let mut wanted = None;

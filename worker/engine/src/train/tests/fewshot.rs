@@ -1,7 +1,12 @@
 //! Runs on few-shot episodes.
 
+use tl_proto::spec::Params;
+
 use super::*;
-use crate::predict::{Asked, Model};
+use crate::{
+    objective::fewshot::{self, Method},
+    predict::{Asked, Model},
+};
 
 /// Two stages, batch-norms that learn, dropout, views, an odd number of episodes a step and a tail; rotations, and classes
 /// of one data set divided by name.
@@ -20,10 +25,16 @@ restore_best = true
     stages!("top", r#"["head", "block3"]"#, "0.003")
 );
 
+/// The method of a line of `[objective]`, and its parameters.
+fn said(line: &str) -> (&'static Method, Params) {
+    let params = JobSpec::from_toml(&JOB.replace("OBJECTIVE", line), &[]).unwrap().objective;
+    (fewshot::method(&params), params)
+}
+
 /// The job with a method; what adapts trains on as many classes as it is judged with.
-fn job(method: &str) -> String {
-    let job = JOB.replace("OBJECTIVE", method);
-    if method.contains("maml") { job.replace("train_way = 4, ", "") } else { job }
+fn job(line: &str) -> String {
+    let (job, (method, params)) = (JOB.replace("OBJECTIVE", line), said(line));
+    if method.classifies() && method.trains(&params) { job.replace("train_way = 4, ", "") } else { job }
 }
 
 /// The same without training.
@@ -45,10 +56,20 @@ const UNTRAINED: [&str; 4] = [
     "method = \"fine_tune\", steps = 3, layers = [\"head\"]",
 ];
 
+/// Methods that neither list names, which are trained or are not.
+fn others(trained: bool) -> Vec<String> {
+    let mut lines = other_methods("fewshot", &[TRAINED, UNTRAINED].concat());
+    lines.retain(|line| {
+        let (method, params) = said(line);
+        method.trains(&params) == trained
+    });
+    lines
+}
+
 #[test]
 fn every_method_gives_the_same_file_and_figures_for_any_number_of_ranks() {
     let mut files = std::collections::BTreeSet::new();
-    for (i, method) in TRAINED.iter().enumerate() {
+    for (i, method) in TRAINED.into_iter().chain(others(true).iter().map(String::as_str)).enumerate() {
         let mut wanted = None;
         for world in [1, 2 + i % 2] {
             let dir = tempfile::tempdir().unwrap();
@@ -68,7 +89,7 @@ fn every_method_gives_the_same_file_and_figures_for_any_number_of_ranks() {
 #[test]
 fn a_frozen_network_is_judged_alike_by_any_number_of_ranks_and_what_is_beside_it_too() {
     let mut accuracies = Vec::new();
-    for method in UNTRAINED {
+    for method in UNTRAINED.into_iter().chain(others(false).iter().map(String::as_str)) {
         let mut wanted = None;
         for world in [1, 3] {
             let dir = tempfile::tempdir().unwrap();

@@ -40,20 +40,23 @@ fn refused(job: &str) -> String {
 
 #[test]
 fn tasks_give_the_same_file_for_any_number_of_ranks_and_any_cache() {
-    let jobs = [
-        job("method = \"fixed\", weight = 0.7"),
-        job("method = \"uncertainty\", label_smoothing = 0.1, variance_lr = 0.02"),
-        job("method = \"gradnorm\", rate = 0.1"),
+    let methods = [
+        "method = \"fixed\", weight = 0.7",
+        "method = \"uncertainty\", label_smoothing = 0.1, variance_lr = 0.02",
+        "method = \"gradnorm\", rate = 0.1",
+    ];
+    let others = other_methods("multitask", &methods).into_iter().map(|method| job(&method));
+    let more = [
         job("method = \"gradnorm\"").replace("bn = \"train\"", "bn = \"train\"\nbn_scope = \"batch\""),
         format!("{}[modifiers.mixup]\n[modifiers.cutmix]\n", job("")),
     ];
     let mut files = std::collections::BTreeSet::new();
-    for (i, job) in jobs.iter().enumerate() {
+    for (i, job) in methods.into_iter().map(job).chain(more).chain(others).enumerate() {
         let mut wanted = None;
         for (world, apart) in [(1, false), (2 + i % 2, i % 2 == 0)] {
             let dir = tempfile::tempdir().unwrap();
             for warm in [false, true] {
-                let report = train(job, world, apart, dir.path(), &[], &Recorder::default())
+                let report = train(&job, world, apart, dir.path(), &[], &Recorder::default())
                     .unwrap_or_else(|e| panic!("{job}: {e}"));
                 let history: Vec<_> = report.history.iter().map(|h| format!("{:?}", h.values)).collect();
                 let got = (model_of(dir.path()), history, report.tasks);
