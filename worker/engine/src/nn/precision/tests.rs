@@ -72,7 +72,7 @@ fn check_in(precision: Precision, layer: &dyn Layer, store: &Store, shape: &[usi
     if precision == Precision::Tf32 {
         // Slopes themselves add up to the gradients of biases.
         let layout = all(store);
-        for (id, slot) in layout.trained().filter(|(id, _)| !store.params[id.0].decays) {
+        for (_, slot) in layout.trained().filter(|(id, _)| !store.params[id.0].decays) {
             wdw[slot.clone()].copy_from_slice(&exact_dw[slot]);
         }
         assert_ne!(take(&values(&y), precision), values(&y), "what a product gives is f32");
