@@ -151,11 +151,16 @@ fn numbers(t: &Tensor) -> Vec<f64> {
 fn attention_is_the_distance_of_normalised_maps() {
     let given = params(r#"{"method": "attention", "feature_weight": 10}"#);
     let of = |taps: &[(Tensor, Tensor)]| loss(&attention::METHOD, &given, None, taps, &BTreeMap::new()).unwrap();
+    let Looks::AtUnits(_, Some(look)) = (attention::METHOD.looks)(&given) else { panic!("it looks at whole maps") };
     for (own, theirs) in [(4, 2), (2, 4), (3, 3)] {
         let maps = testing::input(&[N, theirs, theirs, 5]);
         let said = numbers(&maps);
+        let seen = (look.of)(&maps).unwrap();
+        assert_eq!(seen.dims(), [N, theirs, theirs, 1], "one number a place is kept");
+        let alone = (look.of)(&maps.narrow(0, 1, 1).unwrap().contiguous().unwrap()).unwrap();
+        testing::assert_close(&alone, &seen.narrow(0, 1, 1).unwrap(), 0.0);
         let var = Var::from_tensor(&testing::input(&[N, own, own, 3])).unwrap();
-        let pair = (var.as_tensor().clone(), maps);
+        let pair = (var.as_tensor().clone(), seen);
         let formula = |x: &[f64]| 10.0 * attention_apart(&Maps(x, own, 3), &Maps(&said, theirs, 5));
         check_loss("attention", &of(std::slice::from_ref(&pair)), &var, formula);
         // Twice the same pair counts twice.
@@ -163,7 +168,8 @@ fn attention_is_the_distance_of_normalised_maps() {
     }
     // A map of zeros breaks nothing.
     let dark = tensor(vec![0.0; N * 48], &[N, 4, 4, 3]).unwrap();
-    assert!(host(&of(&[(dark, testing::input(&[N, 2, 2, 5]))])).unwrap()[0].is_finite());
+    let light = (look.of)(&testing::input(&[N, 2, 2, 5])).unwrap();
+    assert!(host(&of(&[(dark, light)])).unwrap()[0].is_finite());
 }
 
 #[test]
