@@ -198,6 +198,7 @@ fn opened(model: &Path, on: &OnDevice, output: &Output) -> Result<(Model, String
 
 pub(super) fn predict(a: &Predict, output: &Output) -> Result<u8, Error> {
     let (model, device) = opened(&a.model, &a.on, output)?;
+    let model = model.inverting(a.invert).map_err(|e| refused(&e.to_failure()))?;
     let learned = a.support.as_ref().map(|folder| model.learn(folder)).transpose();
     let learned = learned.map_err(|e| refused(&e.to_failure()))?;
     for image in &a.images {

@@ -212,8 +212,12 @@ fn what_a_teacher_says_is_learned_by_the_formula() {
     for (kind, t, hard) in [("distill", 3.0f64, 0.3f64), ("cross_distill", 3.0, 0.0), ("cross_distill", 2.0, 0.0)] {
         let mut given = params(r#"{"soft_weight": 0.7}"#);
         // Of pairs, the temperature is 2 if nothing is said.
-        given.extend((t != 2.0).then(|| ("temperature".to_owned(), t.into())));
-        given.extend((hard > 0.0).then(|| ("hard_weight".to_owned(), hard.into())));
+        if t != 2.0 {
+            given.insert("temperature".to_owned(), t.into());
+        }
+        if hard > 0.0 {
+            given.insert("hard_weight".to_owned(), hard.into());
+        }
         let var = Var::from_tensor(&testing::input(&[N, classes])).unwrap();
         let (logits, own) = (var.as_tensor(), BTreeMap::new());
         let (averaged, paired, present, weights, progress) = (None, None, None, None, 0.0);
