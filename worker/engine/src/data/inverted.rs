@@ -68,7 +68,10 @@ mod tests {
         let (plain, inverted) = (asked(false), asked(true));
         assert_eq!(as_asked(images(), &Params::new()).digest(1), plain.digest(1));
         assert_ne!(inverted.digest(1), plain.digest(1));
-        assert_eq!((inverted.classes(), inverted.labels(), inverted.name(1)), (plain.classes(), &[1, 0][..], "#1".into()));
+        assert_eq!(
+            (inverted.classes(), inverted.labels(), inverted.name(1)),
+            (plain.classes(), &[1, 0][..], "#1".into())
+        );
         let (image, negative) = (plain.load(0).unwrap(), inverted.load(0).unwrap());
         assert_eq!((negative.width, negative.height), (2, 3));
         assert!(image.bytes.iter().zip(&negative.bytes).all(|(a, b)| a + b == 255) && image.bytes[3] == 1);

@@ -216,9 +216,8 @@ mod tests {
     #[test]
     fn the_catalog_says_what_checks_and_baselines_go_by() {
         let all = catalog();
-        let names = |of: fn(&Entry) -> bool| -> Vec<&str> {
-            all.iter().filter(|e| of(e)).map(|e| e.name.as_str()).collect()
-        };
+        let names =
+            |of: fn(&Entry) -> bool| -> Vec<&str> { all.iter().filter(|e| of(e)).map(|e| e.name.as_str()).collect() };
         assert_eq!((names(|e| e.mixes), names(|e| e.one_head)), (vec!["cutmix", "mixup"], vec!["lwf"]));
         for (modifier, entry) in ALL.iter().zip(&all) {
             assert_eq!(entry.freezes, modifier.adapt.is_some(), "{}", entry.name);
