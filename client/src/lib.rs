@@ -5,7 +5,7 @@
 //!
 //! # async fn example() -> Result<(), tl_client::Error> {
 //! let client = Client::connect("127.0.0.1:7070", None).await?;
-//! let spec = spec_file::load("job.toml".as_ref(), &[])?;
+//! let spec = spec_file::load("job.toml".as_ref(), &[], &client.catalog().await?)?;
 //! let job = client.submit(&spec).await?;
 //! let mut watch = job.watch(0);
 //! while let Some(event) = watch.next().await? {

@@ -4,19 +4,20 @@ use std::path::{Path, PathBuf};
 
 use tl_proto::{
     MAX_SPEC_BYTES,
+    catalog::Catalog,
     spec::{JobSpec, StepSection},
 };
 
 use crate::Error;
 
 /// Reads a job file, replaces keys (`a.b=c`), puts in the files of pipeline steps, writes out baselines and seeds, and makes
-/// paths absolute.
+/// paths absolute. The catalog says which modifiers go with a baseline.
 ///
 /// The seed of a pipeline, or each of its `seeds`, is added to those of its steps. A relative path is looked for beside the job file, then in the current folder.
 ///
 /// # Errors
 /// The first thing that is wrong, with its file and place.
-pub fn load(path: &Path, overrides: &[String]) -> Result<JobSpec, Error> {
+pub fn load(path: &Path, overrides: &[String], catalog: &Catalog) -> Result<JobSpec, Error> {
     let mut spec = read(path, overrides)?;
     let base = path.parent().unwrap_or(Path::new(""));
     for step in &mut spec.step {
@@ -29,7 +30,7 @@ pub fn load(path: &Path, overrides: &[String]) -> Result<JobSpec, Error> {
         // The seeds are those of the steps now: what is written out and read again is the same job.
         spec.job.seed = 0;
     }
-    spec.write_out_runs().map_err(|e| Error::input(format!("{}: {e}", path.display()), e.hint))?;
+    spec.write_out_runs(catalog).map_err(|e| Error::input(format!("{}: {e}", path.display()), e.hint))?;
     absolute(&mut spec, base);
     Ok(spec)
 }
@@ -93,6 +94,10 @@ fn resolve(path: &mut String, base: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn load(path: &Path, overrides: &[String]) -> Result<JobSpec, Error> {
+        super::load(path, overrides, &Catalog::default())
+    }
 
     const INNER: &str = r#"
 schema = 1

@@ -97,6 +97,12 @@ pub struct Entry {
     /// It is about the weights that the network begins with, so there must be some.
     #[serde(default)]
     pub begins_with_weights: bool,
+    /// It mixes samples, so that nothing can be said of one alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mixes: bool,
+    /// It adds to the loss of one head what it makes of each sample: there are no tasks, episodes or halves of pairs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_head: bool,
 }
 
 /// Everything that a build of the worker offers.

@@ -100,8 +100,8 @@ async fn a_pushed_data_set_and_a_pushed_teacher_train_where_no_path_is_allowed()
     assert_eq!(result["prefix"]["computed"], 24, "the teacher runs once per training sample, over both ranks");
 
     // What a job needs stays; what none needs goes, with its blob.
-    let mut slow: tl_proto::spec::JobSpec =
-        tl_client::spec_file::load(job(here.path(), "finetune", &place, "").as_ref(), &[]).unwrap();
+    let file = job(here.path(), "finetune", &place, "");
+    let mut slow = tl_client::spec_file::load(file.as_ref(), &[], &Default::default()).unwrap();
     slow.stage[0].epochs = 10_000;
     let running = sandbox.submit(&slow).await;
     let (code, _, said) = tlctl(&sandbox, &["data", "rm", &place]);

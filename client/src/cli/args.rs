@@ -230,6 +230,9 @@ pub struct Predict {
     /// for texts and drawings, lines that say their class
     #[arg(long, value_name = "FOLDER")]
     pub support: Option<PathBuf>,
+    /// Take the negatives of the images: dark ink on light paper, say, where the model knows light ink on dark
+    #[arg(long)]
+    pub invert: bool,
     /// Most classes to print per image
     #[arg(long, default_value_t = 3)]
     pub top: usize,

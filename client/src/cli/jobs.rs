@@ -21,6 +21,7 @@ use super::{
     args::{Fetch, Logs, Ls, Submit},
     compared,
     output::{Output, table},
+    told,
 };
 use crate::{Client, Error, Event, Fetched, Job, metrics, spec_file};
 
@@ -28,7 +29,7 @@ use crate::{Client, Error, Event, Fetched, Job, metrics, spec_file};
 const REPORTS: usize = 6;
 
 pub(super) async fn submit(client: &Client, a: Submit, output: &Output) -> Result<u8, Error> {
-    let spec = spec_file::load(&a.job.file, &a.job.set)?;
+    let spec = spec_file::load(&a.job.file, &a.job.set, &told(client).await)?;
     let job = client.submit(&spec).await?;
     output.print(&json!({ "event": "submitted", "job": job.id() }), || job.id().to_owned());
     if a.watch { follow(&job, None, output).await } else { Ok(0) }

@@ -63,15 +63,15 @@ pub(super) async fn run(command: LocalCommand, output: &Output) -> Result<u8, Er
 }
 
 async fn run_one(a: LocalRun, output: &Output) -> Result<u8, Error> {
-    let mut spec = spec_file::load(&a.job.file, &a.job.set)?;
+    let catalog = tl_worker::rank::catalog();
+    let mut spec = spec_file::load(&a.job.file, &a.job.set, &catalog)?;
     if let Some(n) = a.ranks {
         let all = spec.step.iter_mut().filter_map(|s| s.spec.as_deref_mut()).map(|s| &mut s.cluster.ranks);
         all.for_each(|r| *r = Ranks { min: n, max: n });
         spec.cluster.ranks = Ranks { min: n, max: n };
     }
     // Before anything is started.
-    spec::check(&spec, &tl_worker::rank::catalog())
-        .map_err(|e| Error::input(format!("{}: {e}", a.job.file.display()), e.hint))?;
+    spec::check(&spec, &catalog).map_err(|e| Error::input(format!("{}: {e}", a.job.file.display()), e.hint))?;
     let all = spec.steps();
     if let Some((key, place)) = all.iter().find_map(|(_, s, _)| s.models().next()) {
         return Err(elsewhere(
@@ -198,6 +198,7 @@ fn opened(model: &Path, on: &OnDevice, output: &Output) -> Result<(Model, String
 
 pub(super) fn predict(a: &Predict, output: &Output) -> Result<u8, Error> {
     let (model, device) = opened(&a.model, &a.on, output)?;
+    let model = model.inverting(a.invert).map_err(|e| refused(&e.to_failure()))?;
     let learned = a.support.as_ref().map(|folder| model.learn(folder)).transpose();
     let learned = learned.map_err(|e| refused(&e.to_failure()))?;
     for image in &a.images {

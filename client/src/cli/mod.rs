@@ -17,6 +17,7 @@ mod verify;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tl_proto::catalog::Catalog;
 
 use self::{
     args::{Cli, Command},
@@ -95,10 +96,19 @@ async fn run(cli: Cli, output: &Output) -> Result<u8, Error> {
 }
 
 /// What this build can do, or, without an engine in it, what the coordinator's workers can.
-async fn catalog(connect: &impl AsyncFn() -> Result<Client, Error>) -> Result<tl_proto::catalog::Catalog, Error> {
+async fn catalog(connect: &impl AsyncFn() -> Result<Client, Error>) -> Result<Catalog, Error> {
     if cfg!(feature = "local") {
         #[cfg(feature = "local")]
         return Ok(tl_worker::rank::catalog());
     }
     connect().await?.catalog().await
+}
+
+/// What the coordinator's workers can do; where none has told yet, what this build can, if it has an engine.
+async fn told(client: &Client) -> Catalog {
+    #[cfg(feature = "local")]
+    let own = tl_worker::rank::catalog;
+    #[cfg(not(feature = "local"))]
+    let own = Catalog::default;
+    client.catalog().await.unwrap_or_else(|_| own())
 }

@@ -107,7 +107,7 @@ pub(super) const RECIPES: &[Recipe] = &[
 ];
 
 pub(super) fn check(a: &JobFile, catalog: &Catalog, output: &Output) -> Result<u8, Error> {
-    let spec = spec_file::load(&a.file, &a.set)?;
+    let spec = spec_file::load(&a.file, &a.set, catalog)?;
     spec::check(&spec, catalog).map_err(|e| Error::input(format!("{}: {e}", a.file.display()), e.hint))?;
     output.print(&json!({ "event": "checked", "job": spec }), || format!("{} is a good job file", a.file.display()));
     Ok(0)
@@ -199,7 +199,7 @@ mod tests {
                 for more in [&kept[..0], &kept[..if *name == "keep" { 2 } else { 0 }]] {
                     let mut set = vec![format!("job.baseline=[\"{}\"]", baseline.name)];
                     set.extend_from_slice(more);
-                    let spec = match spec_file::load(&dir.path().join(files[0].0), &set) {
+                    let spec = match spec_file::load(&dir.path().join(files[0].0), &set, &catalog) {
                         Ok(spec) => spec,
                         Err(e) => {
                             assert!(e.to_string().contains("is no baseline of a job"), "{name}, {set:?}: {e}");
@@ -222,8 +222,9 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let args = Init { recipe: Some((*name).into()), dir: dir.path().into() };
             init(&args, &Output::new(super::super::args::Format::Json)).unwrap();
-            let spec = spec_file::load(&dir.path().join(files[0].0), &[]).unwrap();
-            spec::check(&spec, &tl_worker::rank::catalog()).unwrap();
+            let catalog = tl_worker::rank::catalog();
+            let spec = spec_file::load(&dir.path().join(files[0].0), &[], &catalog).unwrap();
+            spec::check(&spec, &catalog).unwrap();
             assert!(init(&args, &Output::new(super::super::args::Format::Json)).is_err(), "nothing is overwritten");
         }
     }

@@ -3,11 +3,11 @@
 use serde_json::{Value, json};
 use tl_proto::{spec::JobSpec, words::size};
 
-use super::{args::JobFile, output::Output};
+use super::{args::JobFile, output::Output, told};
 use crate::{Client, Error, spec_file};
 
 pub(super) async fn run(client: &Client, a: &JobFile, output: &Output) -> Result<u8, Error> {
-    let spec = spec_file::load(&a.file, &a.set)?;
+    let spec = spec_file::load(&a.file, &a.set, &told(client).await)?;
     let plan = client.plan(&spec).await?;
     output.print(&json!({ "event": "plan", "plan": plan }), || {
         let steps = spec.steps();

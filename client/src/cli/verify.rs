@@ -15,8 +15,9 @@ use super::{
 use crate::{Error, spec_file};
 
 pub(super) fn run(a: &Verify, output: &Output) -> Result<u8, Error> {
-    let spec = spec_file::load(&a.job.file, &a.job.set)?;
-    spec::check(&spec, &rank::catalog()).map_err(|e| Error::input(format!("{}: {e}", a.job.file.display()), e.hint))?;
+    let catalog = rank::catalog();
+    let spec = spec_file::load(&a.job.file, &a.job.set, &catalog)?;
+    spec::check(&spec, &catalog).map_err(|e| Error::input(format!("{}: {e}", a.job.file.display()), e.hint))?;
     let here = here(&a.on, output)?;
     let folder = std::env::temp_dir().join(format!("tl-verify-{}", ulid::Ulid::new()));
     std::fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
@@ -167,7 +168,7 @@ mod tests {
         let mut kinds = std::collections::BTreeSet::new();
         for (name, files) in RECIPES.iter().map(|r| (r.name, r.files)) {
             files.iter().for_each(|(file, text)| std::fs::write(dir.path().join(file), text).unwrap());
-            let spec = spec_file::load(&dir.path().join(files[0].0), &[]).unwrap();
+            let spec = spec_file::load(&dir.path().join(files[0].0), &[], &rank::catalog()).unwrap();
             for (step, inner, _) in spec.steps() {
                 kinds.insert(inner.job.kind.clone());
                 if inner.stage.is_empty() {

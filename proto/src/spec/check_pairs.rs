@@ -52,13 +52,14 @@ pub(super) fn check_pairs(spec: &JobSpec, objective: &Entry, catalog: &Catalog) 
             (format!("`{kind}` learns from pairs, and `{key}` goes by labels"), format!("remove `{key}`"))
         })?;
     }
-    for name in spec.modifiers.keys().filter(|name| ["mixup", "cutmix"].contains(&name.as_str())) {
-        require(false, || {
+    let used: Vec<&Entry> = catalog.modifiers.iter().filter(|e| spec.modifiers.contains_key(&e.name)).collect();
+    if let Some(Entry { name, .. }) = used.iter().find(|e| e.mixes) {
+        return require(false, || {
             (format!("`modifiers.{name}` mixes samples, and a pair goes with no other"), "remove it".into())
-        })?;
+        });
     }
     if pairs.missing == Missing::Mask {
-        check_masked(spec, objective)?;
+        check_masked(spec, objective, used.iter().copied().find(|e| e.one_head))?;
     }
     let Some(tower) = spec.nets.get(TOWER) else { return Ok(()) };
     require(tower.adapter.is_none(), || {
@@ -74,16 +75,21 @@ pub(super) fn check_pairs(spec: &JobSpec, objective: &Entry, catalog: &Catalog) 
     })
 }
 
-/// Half a pair stays in the batch where the loss is one of the whole batch, and where that is all that counts samples.
-fn check_masked(spec: &JobSpec, objective: &Entry) -> Checked {
+/// Half a pair stays in the batch where the loss is one of the whole batch, and where that is all that counts samples;
+/// `counting` is a modifier that does too.
+fn check_masked(spec: &JobSpec, objective: &Entry, counting: Option<&Entry>) -> Checked {
     let kind = &spec.job.kind;
     let hint = || "remove `data.pairs.missing`: what has no other half is then left out".to_owned();
     require(objective.nets.iter().any(|role| role == TOWER), || {
         (format!("half a pair teaches nothing in `{kind}`, and `data.pairs.missing = \"mask\"` keeps it"), hint())
     })?;
-    require(!spec.modifiers.contains_key("lwf"), || {
-        ("`modifiers.lwf` counts samples, and `data.pairs.missing = \"mask\"` pairs that are whole".into(), hint())
-    })?;
+    if let Some(Entry { name, .. }) = counting {
+        return require(false, || {
+            let message =
+                format!("`modifiers.{name}` counts samples, and `data.pairs.missing = \"mask\"` pairs that are whole");
+            (message, hint())
+        });
+    }
     require(spec.stage.iter().all(|s| s.bn_scope == BnScope::Grain), || {
         (
             "`bn_scope = \"batch\"` wants every grain in every layer, and with `data.pairs.missing = \"mask\"` one may have \
@@ -110,7 +116,13 @@ mod tests {
             ..entry(name, "")
         };
         let objectives = vec![entry("finetune", ""), pairs("contrastive", &[TOWER]), pairs("cross_distill", &[])];
-        let catalog = Catalog { objectives, formats: vec![entry("generated", "")], ..Catalog::default() };
+        // What they are called does not matter.
+        let modifiers = vec![
+            Entry { mixes: true, ..entry("blend", "") },
+            Entry { one_head: true, ..entry("recall", "") },
+            entry("average", ""),
+        ];
+        let catalog = Catalog { objectives, modifiers, formats: vec![entry("generated", "")], ..Catalog::default() };
         let spec = parse(&text).map_err(|e| e.message)?;
         let objective = catalog.objectives.iter().find(|o| o.name == spec.job.kind).unwrap();
         check_pairs(&spec, objective, &catalog).map_err(|e| format!("{}; {}", e.message, e.hint))
@@ -142,7 +154,9 @@ mod tests {
             let error = check(&format!("{PAIRS}, {more}"), "").unwrap_err();
             assert!(error.contains("goes by labels"), "{more}: {error}");
         }
-        assert!(check(PAIRS, "[modifiers.mixup]\n").unwrap_err().contains("a pair goes with no other"));
+        let error = check(PAIRS, "[modifiers.blend]\n").unwrap_err();
+        assert!(error.contains("`modifiers.blend` mixes samples, and a pair goes with no other"), "{error}");
+        assert_eq!(check(PAIRS, "[modifiers.average]\n"), Ok(()));
     }
 
     #[test]
@@ -173,13 +187,13 @@ mod tests {
         };
         let (out, mask) = (pairs("leave_out"), pairs("mask"));
         let scope = format!("{STAGE}bn_scope = \"batch\"\n");
-        let lwf = "[modifiers.lwf]\n";
-        for more in [STAGE, scope.as_str(), lwf] {
+        let recall = "[modifiers.recall]\n";
+        for more in [STAGE, scope.as_str(), recall] {
             assert_eq!(check(&out, more), Ok(()));
         }
         assert_eq!(check(&mask, STAGE), Ok(()));
         assert!(check(&mask, &scope).unwrap_err().contains("`bn_scope = \"batch\"`"));
-        assert!(check(&mask, lwf).unwrap_err().contains("`modifiers.lwf` counts samples"));
+        assert!(check(&mask, recall).unwrap_err().contains("`modifiers.recall` counts samples"));
         assert!(check(&pairs("drop"), "").unwrap_err().contains("unknown variant `drop`"));
         let text = format!(
             "schema = 1\njob = {{ name = \"t\", kind = \"cross_distill\" }}\n\

@@ -1,14 +1,13 @@
 //! Checks of free parameters against what their catalog entry takes.
 
-use super::{
-    Params, SpecError,
-    check::{Checked, require},
-    name_pattern,
-};
+use super::{Params, SpecError, check::require, name_pattern};
 use crate::catalog::{Entry, METHOD, Param, ParamKind, nearest_hint};
 
-/// Every key is known to the entry, and has a value that it takes.
-pub(super) fn check_params(at: &str, entry: &Entry, params: &Params) -> Checked {
+/// Every key is known to the entry, and has a value that it takes; `at` is where they are given.
+///
+/// # Errors
+/// The first that is not, or has not.
+pub fn check_params(at: &str, entry: &Entry, params: &Params) -> Result<(), SpecError> {
     if let Some(named) = params.get(METHOD).filter(|_| !entry.methods.is_empty()) {
         let known: Vec<&str> = entry.methods.iter().map(|m| m.name.as_str()).collect();
         require(named.as_str().is_some_and(|name| known.contains(&name)), || {

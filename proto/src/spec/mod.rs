@@ -34,6 +34,7 @@ mod tasks;
 pub use baseline::{BaselineSection, baselines};
 pub use check::{check, check_shape};
 pub use check_pairs::TOWER;
+pub use check_params::check_params;
 pub use episodes::{EpisodeShape, EpisodesSection, Rotations};
 pub use gate::{Gate, Gates, Side};
 pub use handed::Handed;

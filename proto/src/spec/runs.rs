@@ -7,6 +7,7 @@ use super::{
     CompareSection, JobSpec, SpecError, StepSection,
     check_pipeline::{MAX_ID, MAX_STEPS},
 };
+use crate::catalog::Catalog;
 
 /// What is compared where nothing is said: the target's accuracy where there is one; of several tasks, the mean.
 fn usual_metric(spec: &JobSpec) -> &'static str {
@@ -15,11 +16,12 @@ fn usual_metric(spec: &JobSpec) -> &'static str {
 }
 
 impl JobSpec {
-    /// Writes baselines and seeds out as steps. The files of a pipeline's steps are in it already.
+    /// Writes baselines and seeds out as steps. The files of a pipeline's steps are in it already. The catalog says which
+    /// modifiers a baseline goes without.
     ///
     /// # Errors
     /// A baseline that makes no sense for the job; a seed that is there twice; more runs than a pipeline has steps.
-    pub fn write_out_runs(&mut self) -> Result<(), SpecError> {
+    pub fn write_out_runs(&mut self, catalog: &Catalog) -> Result<(), SpecError> {
         let (baselines, seeds) = (std::mem::take(&mut self.job.baseline), std::mem::take(&mut self.job.seeds));
         if baselines.is_empty() && seeds.is_empty() {
             return Ok(());
@@ -46,11 +48,11 @@ impl JobSpec {
             self.job.seed = 0;
         }
         if self.job.kind == Self::PIPELINE {
-            baselines.iter().try_for_each(|b| b.job(self).map(drop))?;
+            baselines.iter().try_for_each(|b| b.job(self, catalog).map(drop))?;
         } else {
             let mut steps = vec![(Self::MAIN.to_owned(), self.clone())];
             for baseline in &baselines {
-                steps.push((baseline.id().to_owned(), baseline.job(self)?));
+                steps.push((baseline.id().to_owned(), baseline.job(self, catalog)?));
             }
             self.make_pipeline(steps);
         }
@@ -152,7 +154,7 @@ stage = [{ name = "a", epochs = 3, train = ["head"], lr = 1e-3 }]
 
     fn runs(job: &str) -> Result<JobSpec, SpecError> {
         let mut spec = parse(&JOB.replace("JOB", job)).unwrap();
-        spec.write_out_runs()?;
+        spec.write_out_runs(&Catalog::default())?;
         check_shape(&spec)?;
         Ok(spec)
     }
@@ -178,7 +180,7 @@ stage = [{ name = "a", epochs = 3, train = ["head"], lr = 1e-3 }]
         assert_eq!(main, plain, "the job itself is what it would be alone");
         assert_eq!(parse(&spec.to_toml()).unwrap(), spec, "written out, it reads back as the same job");
         let mut same = plain.clone();
-        same.write_out_runs().unwrap();
+        same.write_out_runs(&Catalog::default()).unwrap();
         assert_eq!(same, plain);
     }
 
@@ -195,9 +197,9 @@ stage = [{ name = "a", epochs = 3, train = ["head"], lr = 1e-3 }]
         let mut compared = parse(&JOB.replace("JOB", "seeds = [1, 2]")).unwrap();
         let (metric, candidate) = ("val.loss".to_owned(), String::new());
         compared.compare = Some(CompareSection { metric, candidate, baselines: vec!["scratch".into()] });
-        assert!(compared.clone().write_out_runs().unwrap_err().message.contains("`metric` alone"));
+        assert!(compared.clone().write_out_runs(&Catalog::default()).unwrap_err().message.contains("`metric` alone"));
         compared.compare.as_mut().unwrap().baselines.clear();
-        compared.write_out_runs().unwrap();
+        compared.write_out_runs(&Catalog::default()).unwrap();
         assert_eq!(compared.compare.unwrap().metric, "val.loss");
     }
 
@@ -221,7 +223,7 @@ stage = [{ name = "a", epochs = 3, train = ["head"], lr = 1e-3 }]
         let job = JOB.replace("finetune", "multitask") + "[tasks.t]\nclasses = { x = [\"0\"], y = [\"1\"] }\n";
         let metric = |baselines: &str| {
             let mut spec = parse(&job.replace("JOB", &format!("baseline = [{baselines}]"))).unwrap();
-            spec.write_out_runs().unwrap();
+            spec.write_out_runs(&Catalog::default()).unwrap();
             check_shape(&spec).unwrap();
             spec.compare.unwrap().metric
         };
@@ -244,7 +246,7 @@ stage = [{ name = "a", epochs = 3, train = ["head"], lr = 1e-3 }]
             ..StepSection::default()
         };
         outer.step = vec![step("a", &[], &inner), step("b", &["a"], &second)];
-        outer.write_out_runs().unwrap();
+        outer.write_out_runs(&Catalog::default()).unwrap();
         check_shape(&outer).unwrap();
         assert_eq!((ids(&outer), seeds(&outer)), (vec!["a", "b", "a-seed2", "b-seed2"], vec![8, 8, 9, 9]));
         assert_eq!((&outer.step[3].needs, outer.step[3].gate.0.len()), (&vec!["a-seed2".to_owned()], 1));

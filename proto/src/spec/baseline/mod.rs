@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{BnMode, BnScope, JobSpec, ModelSection, Ranks, SpecError, StageSection, check::MAX_LABEL};
-use crate::catalog::{Entry, entry, nearest_hint};
+use crate::catalog::{Catalog, Entry, entry, nearest_hint};
 
 /// A baseline of a job: a name, or a table with a name and what differs from the usual.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -68,7 +68,7 @@ impl BaselineSection {
     ///
     /// # Errors
     /// One that is not known, makes no sense for the kind of job, or would be the job itself.
-    pub(super) fn job(&self, spec: &JobSpec) -> Result<JobSpec, SpecError> {
+    pub(super) fn job(&self, spec: &JobSpec, catalog: &Catalog) -> Result<JobSpec, SpecError> {
         let names: Vec<&str> = ALL.iter().map(|b| b.name).collect();
         let found = ALL.iter().find(|b| b.name == self.name).ok_or_else(|| {
             SpecError::new(format!("there is no baseline `{}`", self.name), nearest_hint(&self.name, &names))
@@ -92,6 +92,14 @@ impl BaselineSection {
         job.job.name = named(&spec.job.name, self.id());
         // Any idle worker will do: how many ranks there are changes no result.
         job.cluster.ranks = Ranks { min: 1, ..spec.cluster.ranks };
+        if found.has_stage {
+            // What changes what is trained, or holds on to the weights that it begins with, is about what the job trains.
+            let of_job = |name: &str| {
+                let known = catalog.modifiers.iter().find(|e| e.name == name);
+                known.is_some_and(|e| e.freezes || e.begins_with_weights)
+            };
+            job.modifiers.retain(|name, _| !of_job(name));
+        }
         (found.make)(self, &mut job)?;
         Ok(job)
     }
@@ -104,7 +112,7 @@ struct Baseline {
     doc: &'static str,
     /// Kinds of jobs that it is one for.
     kinds: &'static [&'static str],
-    /// Whether it trains one stage of its own, in place of the job's.
+    /// Whether it trains one stage of its own, in place of the job's: modifiers that are about what that trains go.
     has_stage: bool,
     /// Makes the job into it.
     make: fn(&BaselineSection, &mut JobSpec) -> Result<(), SpecError>,
@@ -126,14 +134,9 @@ fn named(job: &str, baseline: &str) -> String {
     format!("{} ({baseline})", job.chars().take(room).collect::<String>())
 }
 
-/// Modifiers that are about samples, or average what is trained. Those that change what is trained, or hold on to the
-/// weights that it begins with, are no part of a baseline that trains something else.
-const KEPT: [&str; 3] = ["mixup", "cutmix", "ema"];
-
 /// The network of a job, if it begins with weights: without them there is nothing that transfers. What those were trained
 /// on goes: no modifier that is left learns from it, and what is forgotten is told of the job.
 fn transferred<'a>(name: &str, job: &'a mut JobSpec) -> Result<&'a mut ModelSection, SpecError> {
-    job.modifiers.retain(|name, _| KEPT.contains(&name.as_str()));
     if let Some(data) = &mut job.data {
         data.source = None;
     }
@@ -186,7 +189,10 @@ stage = [
     fn made(text: &str, baseline: &str) -> Result<JobSpec, String> {
         let job = parse(text).unwrap();
         let given: BaselineSection = serde_json::from_str(baseline).unwrap();
-        given.job(&job).map_err(|e| format!("{}; {}", e.message, e.hint))
+        let lora = Entry { freezes: true, ..entry("lora", "") };
+        let ewc = Entry { begins_with_weights: true, ..entry("ewc", "") };
+        let catalog = Catalog { modifiers: vec![ewc, lora, entry("mixup", "")], ..Catalog::default() };
+        given.job(&job, &catalog).map_err(|e| format!("{}; {}", e.message, e.hint))
     }
 
     #[test]

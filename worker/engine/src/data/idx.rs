@@ -12,7 +12,7 @@ use tl_proto::{
     spec::Params,
 };
 
-use super::{Dataset, Format, Image, read_file, texture};
+use super::{Dataset, Format, Image, inverted, read_file, texture};
 use crate::{Error, Result};
 
 pub(super) const FORMAT: Format = Format { entry: describe, open, bare };
@@ -20,7 +20,7 @@ pub(super) const FORMAT: Format = Format { entry: describe, open, bare };
 fn describe() -> Entry {
     let doc = "`texture`: on drawn textures in colour, by the recipe of MNIST-M";
     Entry {
-        params: vec![choice("ground", &["plain", "texture"], doc)],
+        params: vec![choice("ground", &["plain", "texture"], doc), inverted::param()],
         ..entry(
             "idx",
             "MNIST-style files: give the images (…images-idx3-ubyte[.gz]); the labels lie beside them \
@@ -66,7 +66,7 @@ fn textured(params: &Params) -> bool {
 fn bare(place: &str, _part: &str, params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
     let (_, _, [n, height, width], pixels) = images(place)?;
     let (classes, labels, textured) = (Vec::new(), vec![0; n], textured(params));
-    Ok(Box::new(Idx { classes, labels, size: (height, width), pixels, textured }))
+    Ok(inverted::as_asked(Box::new(Idx { classes, labels, size: (height, width), pixels, textured }), params))
 }
 
 fn open(place: &str, _part: &str, params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
@@ -82,13 +82,14 @@ fn open(place: &str, _part: &str, params: &Params, _seed: u32) -> Result<Box<dyn
     // Labels may begin above zero and have gaps: those of EMNIST's letters are 1 to 26.
     let mut class_of: BTreeMap<u32, usize> = values.iter().map(|label| (*label, 0)).collect();
     class_of.values_mut().enumerate().for_each(|(class, slot)| *slot = class);
-    Ok(Box::new(Idx {
+    let images = Idx {
         classes: named(&images.with_file_name(start_of(&name) + "classes.txt"), class_of.keys())?,
         labels: values.iter().map(|label| class_of[label]).collect(),
         size: (height, width),
         pixels,
         textured: textured(params),
-    }))
+    };
+    Ok(inverted::as_asked(Box::new(images), params))
 }
 
 /// What the names of the files of one data set begin with.
@@ -255,6 +256,8 @@ mod tests {
         assert_eq!(set.classes(), ["2", "10", "26"]);
         assert_eq!(set.labels(), [1, 0, 2, 0, 1]);
         assert_eq!(set.load(2).unwrap().bytes, [52; 3]);
+        let invert = [("invert".to_owned(), true.into())].into();
+        assert_eq!(open(&images.display().to_string(), "train", &invert, 0).unwrap().load(2).unwrap().bytes, [203; 3]);
     }
 
     #[test]

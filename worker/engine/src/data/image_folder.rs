@@ -1,4 +1,4 @@
-//! A folder per class with JPEG and PNG files in it, at any depth.
+//! A folder per class with JPEG and PNG files in it, at any depth; as they are, or as their negatives.
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use tl_proto::{
@@ -9,7 +9,7 @@ use tl_proto::{
 use super::{
     Dataset, Format, Image,
     files::{self, Files, MAX_FILE},
-    read_file,
+    inverted, read_file,
 };
 use crate::Result;
 
@@ -22,7 +22,7 @@ struct ImageFolder(Files);
 
 fn describe() -> Entry {
     Entry {
-        params: files::params(),
+        params: files::params().into_iter().chain([inverted::param()]).collect(),
         ..entry(
             "image_folder",
             "a folder per class with JPEG or PNG images in it; where no labels are wanted, any folder with images",
@@ -31,12 +31,12 @@ fn describe() -> Entry {
 }
 
 fn open(place: &str, part: &str, params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
-    Ok(Box::new(ImageFolder(Files::open(place, part, params)?)))
+    Ok(inverted::as_asked(Box::new(ImageFolder(Files::open(place, part, params)?)), params))
 }
 
 /// Every file at any depth, whatever its folder is called.
 fn bare(place: &str, part: &str, params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
-    Ok(Box::new(ImageFolder(Files::bare(place, part, params)?)))
+    Ok(inverted::as_asked(Box::new(ImageFolder(Files::bare(place, part, params)?)), params))
 }
 
 impl Dataset for ImageFolder {
@@ -111,9 +111,12 @@ fn is_whole(jpeg: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use image::{ImageBuffer, Luma, LumaA, Rgb, RgbImage, Rgba};
 
     use super::*;
+    use crate::data::pixels::{Filter, square};
 
     fn encoded(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
         let image: DynamicImage = image.into();
@@ -188,6 +191,51 @@ mod tests {
             let off = image.bytes.iter().zip(want.iter().cycle()).map(|(a, b)| a.abs_diff(*b)).max();
             assert!(off.unwrap() <= 1, "row {i}: {:?}", image.bytes);
         }
+    }
+
+    /// A PNG of one bit a pixel.
+    fn one_bit(width: u32, height: u32, white: impl Fn(u32, u32) -> bool) -> Vec<u8> {
+        let chunk = |kind: &[u8], data: &[u8]| {
+            let mut crc = flate2::Crc::new();
+            [kind, data].iter().for_each(|part| crc.update(part));
+            [&(data.len() as u32).to_be_bytes()[..], kind, data, &crc.sum().to_be_bytes()[..]].concat()
+        };
+        let row = |y: u32| {
+            let mut bytes = vec![0u8; 1 + width.div_ceil(8) as usize];
+            (0..width).filter(|x| white(*x, y)).for_each(|x| bytes[1 + x as usize / 8] |= 0x80u8 >> (x % 8));
+            bytes
+        };
+        let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(&(0..height).flat_map(row).collect::<Vec<u8>>()).unwrap();
+        // Grey, with no interlacing.
+        let header = [&width.to_be_bytes()[..], &height.to_be_bytes()[..], &[1, 0, 0, 0, 0][..]].concat();
+        let chunks = [chunk(b"IHDR", &header), chunk(b"IDAT", &packed.finish().unwrap()), chunk(b"IEND", &[])];
+        [&b"\x89PNG\r\n\x1a\n"[..], &chunks.concat()[..]].concat()
+    }
+
+    /// Omniglot's own files: characters in folders of alphabets, black on white.
+    #[test]
+    fn nested_classes_of_one_bit_a_pixel_become_light_strokes_on_dark() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["Greek/character02/0_01.png", "Greek/character01/0_01.png", "Latin/character01/0_01.png"] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, one_bit(105, 105, |x, _| !(51..54).contains(&x))).unwrap();
+        }
+        let opened = |invert: bool| {
+            let params = [("depth".to_owned(), 2.into()), ("invert".to_owned(), invert.into())].into();
+            open(&dir.path().display().to_string(), "val", &params, 0).unwrap()
+        };
+        let (plain, inverted) = (opened(false), opened(true));
+        assert_eq!(plain.classes(), ["Greek/character01", "Greek/character02", "Latin/character01"]);
+        assert_eq!((inverted.labels(), inverted.name(1)), (&[0, 1, 2][..], "Greek/character02/0_01.png".to_owned()));
+        let image = plain.load(0).unwrap();
+        assert_eq!((image.width, image.height, image.bytes[0], image.bytes[52 * 3]), (105, 105, 255, 0));
+        // Each of 28 columns is made of its neighbours within 3.75 pixels.
+        let small = square(&inverted.load(0).unwrap(), Filter::Bilinear, 28, 28);
+        let row: Vec<u8> = small.chunks_exact(3).take(28).map(|p| p[0]).collect();
+        assert!((100..=104).contains(&row[13]) && (100..=104).contains(&row[14]), "{row:?}");
+        assert!(row[..11].iter().chain(&row[17..]).all(|v| *v == 0), "{row:?}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod files;
 mod generated;
 mod idx;
 pub mod image_folder;
+pub mod inverted;
 mod lines;
 pub mod pixels;
 mod resize;

@@ -221,9 +221,10 @@ pub fn remembers(modifiers: &BTreeMap<String, Params>) -> Option<Remember> {
     modifiers.iter().find_map(|(name, params)| Some((find(name)?.remember?)(params)))
 }
 
-/// What the catalog says.
+/// What the catalog says: what each says of itself, and what its hooks say of it.
 pub fn catalog() -> Vec<Entry> {
-    ALL.iter().map(|m| (m.entry)()).collect()
+    let listed = |m: &Modifier| Entry { mixes: m.mix.is_some(), one_head: m.remember.is_some(), ..(m.entry)() };
+    ALL.iter().map(listed).collect()
 }
 
 #[cfg(test)]
@@ -253,5 +254,17 @@ mod tests {
         let cut = (0..400).filter(|k| mix(&both, 1, *k, 0, 32).unwrap().patch.is_some()).count();
         assert!((150..250).contains(&cut), "{cut}");
         assert!(mix(&BTreeMap::new(), 1, 0, 0, 32).is_none() && mixes(&both) && !mixes(&BTreeMap::new()));
+    }
+
+    #[test]
+    fn the_catalog_says_what_checks_and_baselines_go_by() {
+        let all = catalog();
+        let names =
+            |of: fn(&Entry) -> bool| -> Vec<&str> { all.iter().filter(|e| of(e)).map(|e| e.name.as_str()).collect() };
+        assert_eq!((names(|e| e.mixes), names(|e| e.one_head)), (vec!["cutmix", "mixup"], vec!["lwf"]));
+        for (modifier, entry) in ALL.iter().zip(&all) {
+            assert_eq!(entry.freezes, modifier.adapt.is_some(), "{}", entry.name);
+            assert_eq!(entry.begins_with_weights, modifier.hold.is_some() || modifier.remember.is_some());
+        }
     }
 }

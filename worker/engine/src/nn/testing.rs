@@ -1,6 +1,6 @@
-//! Finite differences and comparisons, for the tests of layers.
+//! Finite differences and comparisons, for the tests of layers and losses.
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 use tl_proto::spec::Precision;
 
 use super::{Array, BufferId, DropoutDraw, Gradients, Layer, Layout, OnHost, ParamId, Pass, Store, Tape, host, tensor};
@@ -39,6 +39,27 @@ pub fn assert_close(a: &impl OnHost, b: &impl OnHost, tolerance: f32) {
     let (a, b) = (host(a).unwrap(), host(&b).unwrap());
     for (i, (a, b)) in a.iter().zip(b.iter()).enumerate() {
         assert!((a - b).abs() <= tolerance * (1.0 + b.abs()), "element {i}: {a} against {b}");
+    }
+}
+
+/// Compares a loss of `x` with a formula in f64 of the numbers of `x` in order, and its gradient with the formula's central
+/// differences.
+pub fn check_loss(what: &str, loss: &Tensor, x: &Var, formula: impl Fn(&[f64]) -> f64) {
+    let mut at: Vec<f64> = host(x.as_tensor()).unwrap().iter().map(|v| f64::from(*v)).collect();
+    let (got, want) = (f64::from(host(loss).unwrap()[0]), formula(&at));
+    assert!((got - want).abs() < 1e-5 * (1.0 + want.abs()), "{what}: {got} for {want}");
+    let gradient = loss.backward().unwrap().get(x).unwrap().contiguous().unwrap();
+    let gradient = host(&gradient).unwrap().to_vec();
+    assert!(gradient.len() == at.len() && gradient.iter().any(|g| g.abs() > 1e-3), "{what}: {gradient:?}");
+    for (i, got) in gradient.into_iter().enumerate() {
+        let kept = at[i];
+        let mut moved = |by: f64| {
+            at[i] = kept + by;
+            formula(&at)
+        };
+        let want = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+        at[i] = kept;
+        assert!((f64::from(got) - want).abs() < 1e-4 * (1.0 + want.abs()), "{what}[{i}]: {got} for {want}");
     }
 }
 

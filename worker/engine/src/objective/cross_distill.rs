@@ -37,6 +37,7 @@ pub(super) const OBJECTIVE: Objective = Objective {
     looks_inside: distill::OBJECTIVE.looks_inside,
     packed: |params| distill::packed(params, describe().number(params, "temperature")),
     taps: distill::OBJECTIVE.taps,
+    look: distill::OBJECTIVE.look,
     own: distill::OBJECTIVE.own,
     loss: |params, batch| {
         let number = |name: &str| describe().number(params, name);

@@ -39,7 +39,7 @@ pub struct Batch<'a> {
     /// What the teacher makes of the samples, where the objective has one.
     pub teacher: Option<Taught<'a>>,
     /// `[n, …]`: what came out of units inside the network, which are variables, and of the teacher's that they are
-    /// compared with.
+    /// compared with; of the latter what the objective looks at.
     pub taps: &'a [(Tensor, Tensor)],
     /// `[m, classes]`: logits by the average of the weights on the samples without labels, where the job keeps one.
     pub averaged: Option<&'a Tensor>,
@@ -115,6 +115,15 @@ impl Batch<'_> {
     }
 }
 
+/// What an objective looks at of what comes out of a teacher's unit, where that is not all: no more is kept.
+#[derive(Clone, Copy)]
+pub struct Look {
+    /// What it is called. Kept outputs have it in their name: another function is another name.
+    pub name: &'static str,
+    /// That of outputs `[n, …]`: `[n, …]` too, and of each sample the same whatever the others are.
+    pub of: fn(&Tensor) -> Result<Tensor>,
+}
+
 /// Two units that are compared: one of the network that is trained, and one of the teacher.
 #[derive(Clone, Debug)]
 pub struct Tap {
@@ -158,6 +167,8 @@ pub struct Objective {
     /// Units whose outputs it compares with the teacher's, by name; an empty list stands for the last of each size
     /// of maps that both have.
     pub taps: fn(&Params) -> Option<Vec<String>>,
+    /// What it looks at of the teacher's outputs there; at all of them, if nothing is said.
+    pub look: fn(&Params) -> Option<Look>,
     /// Whether a step looks at samples of another domain.
     pub looks: fn(&Params) -> bool,
     /// Where networks end in an embedding and not in classes: of how many numbers.
@@ -198,6 +209,7 @@ const PLAIN: Objective = Objective {
     looks_inside: |_| false,
     packed: |_| Packed::default(),
     taps: |_| None,
+    look: |_| None,
     own: nothing_own,
     several: None,
     loss: |_, batch| cross_entropy(batch.logits, batch.targets, batch.weights),

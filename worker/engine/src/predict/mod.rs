@@ -10,20 +10,23 @@ use std::{
 use candle_core::Tensor;
 pub use support::{Learned, Taught};
 use tl_proto::{
-    catalog::nearest_hint,
-    spec::{DataSection, HeadSection, MAIN, ModelSection, Params, Precision},
+    catalog::{Catalog, nearest_hint},
+    spec::{DataSection, HeadSection, MAIN, ModelSection, Params, Precision, check_params},
 };
 
 use crate::{
     Error, Result,
     collective::Solo,
-    data::{audio, augment::View, image_folder, pixels, strokes},
+    data::{self, audio, augment::View, image_folder, inverted, pixels, strokes},
     eval::{Evaluation, softmax},
     gpu::Place,
     nn::{Packs, Pass},
     train::{evaluate, export::About, net, net::Net, samples::Samples, tasks::regrouped},
-    weights,
+    weights::{self, Contract},
 };
+
+/// The format of files for a model of images.
+const IMAGES: &str = "image_folder";
 
 /// A model that was exported, ready to run; in f32, also if it was trained with another `model.precision`.
 pub struct Model {
@@ -34,6 +37,8 @@ pub struct Model {
     of: Vec<BTreeMap<String, Vec<String>>>,
     /// Its weights as products take them, for one sample after the other.
     packs: Packs,
+    /// Whether files are inverted before it sees them.
+    inverts: bool,
 }
 
 /// What one head says of a sample.
@@ -83,7 +88,7 @@ impl Model {
         let all = tasks.iter().zip(&heads).map(|((name, task), head)| (name.as_str(), head, task.classes.as_slice()));
         let net = net.with_tasks(all, 0, Some(&file))?;
         let of = tasks.into_values().map(|task| task.of).collect();
-        Ok(Self { net, classes, taught, of, packs: Packs::default() })
+        Ok(Self { net, classes, taught, of, packs: Packs::default(), inverts: false })
     }
 
     /// The same, run in another place than the host.
@@ -91,6 +96,27 @@ impl Model {
     pub fn at(mut self, place: Place) -> Self {
         self.net.network.initial.place = place;
         self
+    }
+
+    /// The same, for files whose images are the negatives of what it knows, if `inverts`.
+    ///
+    /// # Errors
+    /// A model of something else than images.
+    pub fn inverting(self, inverts: bool) -> Result<Self> {
+        if inverts && self.format() != IMAGES {
+            return Err(Error::user("only images can be inverted, and the model takes none", "leave `--invert` out"));
+        }
+        Ok(Self { inverts, ..self })
+    }
+
+    /// The format of files for it.
+    fn format(&self) -> &'static str {
+        match &self.net.contract {
+            Contract { text: Some(_), .. } => "text",
+            Contract { strokes: Some(_), .. } => "strokes",
+            Contract { audio: Some(_), .. } => "audio_folder",
+            _ => IMAGES,
+        }
     }
 
     /// A pass over its weights, which leaves what it makes of them to the next one.
@@ -176,8 +202,11 @@ impl Model {
             let bad = |e| Error::user(format!("`{shown}` cannot be heard: {e}"), "WAV and FLAC can be read");
             pixels::Square::Grey(picture.map_err(bad)?)
         } else {
-            let decoded = image_folder::decode(&bytes)
+            let mut decoded = image_folder::decode(&bytes)
                 .map_err(|e| Error::user(format!("`{shown}` is not an image: {e}"), "JPEG and PNG can be read"))?;
+            if self.inverts {
+                decoded = inverted::negative(decoded);
+            }
             let short = contract.resize_short_side as usize;
             pixels::Square::Bytes(pixels::square(&decoded, contract.filter(), short, side))
         };
@@ -219,10 +248,11 @@ impl Model {
     /// few-shot episodes if that is what it was taught by, or if their shape is asked for.
     ///
     /// # Errors
-    /// Data that is not there, that will not decode, or with other classes; a task that the model has not learned.
+    /// Data that is not there, that will not decode, or with other classes; parameters that its format does not take; a task
+    /// that the model has not learned.
     pub fn evaluate(&self, asked: &Asked) -> Result<Evaluation> {
         let (head, classes) = self.head(asked.task.as_deref())?;
-        let spec = section(&asked.format, &asked.place, asked.params.clone(), &asked.classes);
+        let spec = section(&asked.format, &asked.place, asked.params.clone(), &asked.classes)?;
         let samples = Samples::open(&spec, "val", asked.seed)?;
         samples.fits(&self.net.contract)?;
         if self.taught.is_some() || asked.way.is_some() || asked.shot.is_some() {
@@ -284,8 +314,15 @@ impl Asked {
 }
 
 /// Samples of a place.
-fn section(format: &str, place: &str, params: Params, classes: &[String]) -> DataSection {
-    DataSection {
+///
+/// # Errors
+/// A format that is not known, or parameters that it does not take.
+fn section(format: &str, place: &str, params: Params, classes: &[String]) -> Result<DataSection> {
+    let formats = data::catalog();
+    let found = Catalog::find(&formats, "data format", format);
+    let entry = found.map_err(|(message, hint)| Error::user(message, hint))?;
+    check_params("params", entry, &params).map_err(|e| Error::user(e.message, e.hint))?;
+    Ok(DataSection {
         format: format.into(),
         train: place.into(),
         val: place.into(),
@@ -293,5 +330,5 @@ fn section(format: &str, place: &str, params: Params, classes: &[String]) -> Dat
         val_classes: classes.to_vec(),
         params,
         ..DataSection::default()
-    }
+    })
 }

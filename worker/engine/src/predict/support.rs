@@ -9,6 +9,7 @@ use super::{Asked, Model, section};
 use crate::{
     Error, Result,
     collective::Solo,
+    data::inverted::INVERT,
     eval::{Evaluation, softmax},
     nn::tensor,
     objective::fewshot::{self, Learns, Method, Shown},
@@ -20,7 +21,6 @@ use crate::{
         samples::Samples,
         stage::Stage,
     },
-    weights::Contract,
 };
 
 /// How a model was taught to learn from a few samples.
@@ -66,13 +66,11 @@ impl Model {
             ));
         }
         let shown = place.display().to_string();
-        let format = match &self.net.contract {
-            Contract { text: Some(_), .. } => "text",
-            Contract { strokes: Some(_), .. } => "strokes",
-            Contract { audio: Some(_), .. } => "audio_folder",
-            _ => "image_folder",
-        };
-        let section = section(format, &shown, Params::new(), &[]);
+        let mut params = Params::new();
+        if self.inverts {
+            params.insert(INVERT.to_owned(), true.into());
+        }
+        let section = section(self.format(), &shown, params, &[])?;
         let has_folders = std::fs::read_dir(place).into_iter().flatten().flatten().any(|e| e.path().is_dir());
         // Lines say their classes, and files do not.
         let says_classes = has_folders || !self.net.contract.has_pixels();

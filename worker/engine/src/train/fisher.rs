@@ -36,7 +36,7 @@ pub(super) fn importance(
     link: &mut dyn Link,
 ) -> Result<Vec<f32>> {
     let Some(samples) = origin.source.and_then(|source| source.train.as_ref()) else {
-        return Err(Error::user("`modifiers.ewc` has no samples that show what matters", "set `data.source.train`"));
+        return Err(Error::user("no samples show what matters to the source", "set `data.source.train`"));
     };
     let theirs = &origin.net;
     let store = &theirs.network.initial;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::{net::Net, samples::Samples};
+use super::{cut::Cut, net::Net, samples::Samples};
 use crate::{
     Result,
     cache::Packed,
@@ -26,7 +26,7 @@ pub struct Inputs<'a> {
     pub features: Option<&'a [Vec<f32>]>,
     /// How those are kept.
     pub packed: Packed,
-    /// Shape of one sample at the cut.
+    /// Shape of one sample at the cut; of what is cached of it, if that is not all.
     pub shape: Vec<usize>,
     /// Texts get as much room as the longest that the network takes, so that batches fit together.
     pub whole: bool,
@@ -45,6 +45,14 @@ impl<'a> Inputs<'a> {
     /// trained meanwhile.
     pub fn beside(self, other: &Inputs<'_>) -> Self {
         Self { packs: other.packs.clone(), ..self }
+    }
+
+    /// The same, of which is cached what is kept at a cut.
+    ///
+    /// # Errors
+    /// See [`Cut::shape`].
+    pub fn kept(self, cut: &Cut) -> Result<Self> {
+        Ok(Self { packed: cut.packed, shape: cut.shape(self.shape)?, ..self })
     }
 
     /// The batch in front of the cut: `[n, …]`, each sample in the view of its turn. Mixing happens on pixels, so it rules cached features out.

@@ -6,6 +6,7 @@ mod apply;
 mod begin;
 mod chain;
 mod config;
+mod cut;
 mod domain;
 mod encode;
 mod epoch;
@@ -85,6 +86,7 @@ use self::{
 };
 use crate::{
     Error, Result,
+    cache::Packed,
     collective::Collective,
     data::sampler::{Epoch, steps_per_epoch},
     link::{Link, Notice},
@@ -301,7 +303,7 @@ impl Loop<'_> {
             samples,
             cut,
             features: features.map(Vec::as_slice),
-            packed: encode::packing(net, cut, self.packed(net)),
+            packed: Packed::default(),
             shape: net.shape_at(store, cut)?,
             whole: self.other.is_some() || self.tasks.unwrap_or_default().iter().any(|task| task.own.is_some()),
             packs: Arc::default(),

@@ -71,10 +71,13 @@ pub(super) fn idle_holds(net: &Net, spec: &JobSpec, trained: &BTreeSet<ParamId>)
 /// What it takes to learn which parameters matter to the source.
 pub(super) fn importance(spec: &JobSpec, source: Option<&Source>) -> Option<String> {
     let all = source?.train.as_ref()?.count();
-    let wanted = modifier::holds(&spec.modifiers).into_iter().filter_map(|hold| hold.importance);
-    let samples = wanted.map(|how| how.samples.min(all)).max()?;
+    let wanted = spec.modifiers.iter().filter_map(|(name, params)| {
+        let how = (modifier::find(name)?.hold?)(params).importance?;
+        Some((how.samples.min(all), name))
+    });
+    let (samples, name) = wanted.max()?;
     Some(format!(
-        "`modifiers.ewc` runs {samples} samples of `data.source.train` forward and backward, one by one, before the first \
+        "`modifiers.{name}` runs {samples} samples of `data.source.train` forward and backward, one by one, before the first \
          step"
     ))
 }

@@ -1,7 +1,9 @@
 //! What a stage needs before its first step: features of the frozen prefix, logits of the teacher.
 
 use super::{
-    ByCut, Features, Loop, encode,
+    ByCut, Features, Loop,
+    cut::Cut,
+    encode,
     encode::Encoded,
     inputs::Inputs,
     net::Net,
@@ -13,7 +15,6 @@ use super::{
 };
 use crate::{
     Result, cache,
-    cache::Packed,
     collective::Collective,
     link::{Link, Notice},
     nn,
@@ -27,16 +28,16 @@ impl<'a> Loop<'a> {
     {
         let (all, shown): (&'k [Net], &'k Samples) = (self.teachers, self.shown());
         let one = |(which, (net, kept)): (usize, (&'k Net, &'k ByCut))| {
-            let mut cuts: Vec<Inputs<'k>> = Vec::new();
+            let mut cuts: Vec<(Cut, Inputs<'k>)> = Vec::new();
             for cut in self.teachers_cuts(which) {
-                let inputs = self.inputs(net, shown, cut, kept.get(&cut))?;
+                let inputs = self.inputs(net, shown, cut.at, kept.get(&cut.at))?.kept(&cut)?;
                 let inputs = match cuts.first() {
-                    Some(first) => inputs.beside(first),
+                    Some((_, first)) => inputs.beside(first),
                     None => inputs,
                 };
-                cuts.push(inputs);
+                cuts.push((cut, inputs));
             }
-            Ok(Teacher { cuts, packed: self.packed(net) })
+            Ok(Teacher { cuts })
         };
         all.iter().zip(taught).enumerate().map(one).collect()
     }
@@ -52,7 +53,7 @@ impl<'a> Loop<'a> {
             let name = names.get(which).map_or("teacher", |(name, _)| *name);
             teacher::look(net, shown, name)?;
             let cuts = self.teachers_cuts(which);
-            let words = teacher::words(net, &cuts, self.packed(net))?;
+            let words = teacher::words(net, &cuts)?;
             let mut kept = ByCut::new();
             match views.map(|views| teacher::room(words, shown.count() * views)) {
                 Some(Ok(())) => {
@@ -71,14 +72,8 @@ impl<'a> Loop<'a> {
     }
 
     /// Where a teacher is cut.
-    fn teachers_cuts(&self, which: usize) -> Vec<usize> {
+    fn teachers_cuts(&self, which: usize) -> Vec<Cut> {
         teacher::cuts_of(self.run.spec, which, &self.teachers[which], &self.net.taps.teacher)
-    }
-
-    /// How what comes out of a network is kept: of teachers, the logits as the job says.
-    pub(super) fn packed(&self, net: &Net) -> Packed {
-        let teaches = self.teachers.iter().any(|teacher| std::ptr::eq(teacher, net));
-        if teaches { (self.run.objective.packed)(&self.run.spec.objective) } else { Packed::default() }
     }
 
     /// The network as it came, for a stage in which its old head has to go on saying what it said.
@@ -113,14 +108,15 @@ impl<'a> Loop<'a> {
         &self,
         net: &Net,
         store: &nn::Store,
-        cuts: &[usize],
+        cuts: &[impl Into<Cut> + Copy],
         samples: &Samples,
         group: &mut dyn Collective,
         link: &mut dyn Link,
     ) -> Result<Encoded> {
         let root = &self.config.cache;
         cache::trim(root, self.config.cache_bytes);
-        encode::encode(net, store, (cuts, self.packed(net)), samples, root, group, link)
+        let cuts: Vec<Cut> = cuts.iter().map(|cut| (*cut).into()).collect();
+        encode::encode(net, store, &cuts, samples, root, group, link)
     }
 
     /// Makes sure that the features of this stage are there; with them those of every later stage whose prefix will not

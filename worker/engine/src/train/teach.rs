@@ -49,21 +49,20 @@ pub(super) fn estimate(
     if rows < FEWEST {
         return Ok(None);
     }
-    let packed = (Objective::find(&spec.job.kind).packed)(&spec.objective);
     for (which, net) in teachers.iter().enumerate() {
         let store = &net.network.initial;
         let cuts = cuts_of(spec, which, net, taps);
-        let words = teacher::words(net, &cuts, packed)?;
+        let words = teacher::words(net, &cuts)?;
         let Some(last) = cuts.last().copied().filter(|_| teacher::room(words, rows).is_ok()) else { continue };
         // Units leave all that they have, also what this node had before.
         all.bytes += 4 * (words * rows) as u64;
-        let missing = encode::missing(net, store, (last, packed), shown, &config.cache)?;
+        let missing = encode::missing(net, store, last, shown, &config.cache)?;
         if missing < FEWEST {
             continue;
         }
         let (seconds, _) = saving::measure(net, store, shown)?;
         all.rows = all.rows.max(missing as u64);
-        all.seconds += missing as f64 * seconds[last];
+        all.seconds += missing as f64 * seconds[last.at];
     }
     Ok((all.rows > 0 && all.bytes <= config.cache_bytes).then_some(all))
 }
@@ -87,7 +86,6 @@ pub fn unit(config: &Config, (unit, units): (usize, usize), link: &mut dyn Link)
         let student = Net::build_for(model, &classes, spec, &config.inputs, &*opened.train.dataset)?;
         taps = Taps::resolve(&named, &student, first)?;
     }
-    let packed = (objective.packed)(&spec.objective);
     let mut samples = opened.into_shown();
     let Some(views) = teacher::views(spec, &samples) else { return Ok(false) };
     let rows = samples.count() * views;
@@ -117,12 +115,11 @@ pub fn unit(config: &Config, (unit, units): (usize, usize), link: &mut dyn Link)
         let store = &net.network.initial;
         teacher::look(net, &samples, roles.get(which).map_or("teacher", |(role, _)| *role))?;
         let cuts = cuts_of(spec, which, net, &taps.teacher);
-        if teacher::room(teacher::words(net, &cuts, packed)?, rows).is_err() {
+        if teacher::room(teacher::words(net, &cuts)?, rows).is_err() {
             continue;
         }
-        let cuts = (&cuts[..], packed);
-        let done = encode::encode(net, store, cuts, &samples, &config.cache, &mut Solo, link)?;
-        encode::pack(net, store, cuts, &samples, &config.cache, (&done, &mut parcel))?;
+        let done = encode::encode(net, store, &cuts, &samples, &config.cache, &mut Solo, link)?;
+        encode::pack(net, store, &cuts, &samples, &config.cache, (&done, &mut parcel))?;
     }
     if !parcel.is_empty() {
         let path = config.work.join(PARCEL);

@@ -5,7 +5,8 @@ use candle_core::Tensor;
 use tl_proto::spec::JobSpec;
 
 use super::{
-    encode::{self, BUDGET},
+    cut::Cut,
+    encode::BUDGET,
     inputs::Inputs,
     net::{Net, rows},
     samples::Samples,
@@ -14,8 +15,8 @@ use crate::{
     Error, Result,
     cache::Packed,
     modifier::{self, Mix},
-    nn::{Pass, tensor},
-    objective::Objective,
+    nn::Pass,
+    objective::{Look, Objective},
 };
 
 /// Samples of which a teacher's outputs are looked at before anything else.
@@ -23,15 +24,13 @@ const FEW: usize = 8;
 
 /// A teacher in one stage.
 pub(super) struct Teacher<'a> {
-    /// What comes out of it at each cut that is kept, ascending.
-    pub cuts: Vec<Inputs<'a>>,
-    /// How its logits are kept.
-    pub packed: Packed,
+    /// What comes out of it at each cut that is looked at, ascending.
+    pub cuts: Vec<(Cut, Inputs<'a>)>,
 }
 
 /// What it says of a batch.
 pub(super) struct Says {
-    /// By cut, as in [`Teacher::cuts`].
+    /// What is looked at, by cut, as in [`Teacher::cuts`].
     pub at: Vec<(usize, Tensor)>,
     /// `[n, classes]`
     pub logits: Tensor,
@@ -48,38 +47,33 @@ impl Says {
     }
 }
 
-/// Where a teacher is cut, ascending: behind the units that are compared, and in front of its last one if what that takes
-/// is; else, or where its logits are kept in less room, behind that one.
-fn cuts(teacher: &Net, taps: &[usize], inside: bool, packed: Packed) -> Vec<usize> {
+/// Where a teacher is cut, ascending: behind the units that are compared, of which `look` is looked at, and in front of its
+/// last one if what that takes is; else, or where its logits are kept in less room, behind that one.
+fn cuts(teacher: &Net, taps: &[usize], look: Option<Look>, inside: bool, packed: Packed) -> Vec<Cut> {
     let all = teacher.network.units.len();
-    let mut cuts: Vec<usize> = taps.iter().map(|unit| unit + 1).collect();
-    cuts.extend(inside.then_some(all - 1));
-    cuts.extend((!inside || !packed.is_plain()).then_some(all));
-    cuts.sort_unstable();
-    cuts.dedup();
+    let mut cuts: Vec<Cut> = taps.iter().map(|unit| Cut { look, ..Cut::from(unit + 1) }).collect();
+    cuts.extend(inside.then_some(Cut::from(all - 1)));
+    cuts.extend((!inside || !packed.is_plain()).then_some(Cut { packed, ..Cut::from(all) }));
+    cuts.sort_by_key(|cut| cut.at);
+    cuts.dedup_by_key(|cut| cut.at);
     cuts
 }
 
 /// The same for the teacher of a job at this place: the first one is cut at the `taps` and where the objective looks too,
 /// the others behind their logits.
-pub(super) fn cuts_of(spec: &JobSpec, which: usize, teacher: &Net, taps: &[usize]) -> Vec<usize> {
+pub(super) fn cuts_of(spec: &JobSpec, which: usize, teacher: &Net, taps: &[usize]) -> Vec<Cut> {
     let objective = Objective::find(&spec.job.kind);
     let inside = (objective.looks_inside)(&spec.objective);
     let (taps, inside) = if which == 0 { (taps, inside) } else { (&[][..], false) };
-    cuts(teacher, taps, inside, (objective.packed)(&spec.objective))
+    cuts(teacher, taps, (objective.look)(&spec.objective), inside, (objective.packed)(&spec.objective))
 }
 
 /// Words of what a teacher says of one sample and view, at all cuts.
 ///
 /// # Errors
 /// An input that is too small for the network.
-pub(super) fn words(teacher: &Net, cuts: &[usize], packed: Packed) -> Result<usize> {
-    let mut words = 0;
-    for cut in cuts {
-        let width = teacher.shape_at(&teacher.network.initial, *cut)?.iter().product();
-        words += encode::packing(teacher, *cut, packed).words(width);
-    }
-    Ok(words)
+pub(super) fn words(teacher: &Net, cuts: &[Cut]) -> Result<usize> {
+    cuts.iter().map(|cut| cut.words(teacher, &teacher.network.initial)).sum()
 }
 
 /// How many views of each sample a teacher is asked about once and for all; none where it runs in every step.
@@ -104,12 +98,12 @@ pub(super) fn look(teacher: &Net, shown: &Samples, role: &str) -> Result<()> {
 impl Teacher<'_> {
     /// Where its pixels come from.
     pub fn inputs(&self) -> Option<&Inputs<'_>> {
-        self.cuts.first()
+        self.cuts.first().map(|(_, inputs)| inputs)
     }
 
     /// Where its last unit begins.
     pub fn features(&self) -> Option<usize> {
-        Some(self.cuts.first()?.net.network.units.len() - 1)
+        Some(self.inputs()?.net.network.units.len() - 1)
     }
 
     /// What it says of samples, each in the view of its turn.
@@ -118,25 +112,27 @@ impl Teacher<'_> {
     /// A sample that cannot be read.
     pub fn says(&self, indices: &[usize], turns: &[u64], mix: Option<&Mix>) -> Result<Says> {
         let none = || Error::Internal("a teacher without cuts".into());
-        let Inputs { net, packs, .. } = self.cuts.first().ok_or_else(none)?;
+        let Inputs { net, packs, .. } = self.inputs().ok_or_else(none)?;
         let store = &net.network.initial;
         let pass = Pass::again(store, packs);
-        let kept = mix.is_none() && self.cuts.iter().all(|i| i.features.is_some() && i.samples.views().is_some());
-        let mut at: Vec<(usize, Tensor)> = Vec::new();
-        let all = net.network.units.len();
-        for inputs in &self.cuts {
-            let mut next = match at.last() {
-                Some((from, x)) if !kept => net.forward(&pass, x.clone(), *from, inputs.cut)?,
+        let cached = |inputs: &Inputs<'_>| inputs.features.is_some() && inputs.samples.views().is_some();
+        let kept = mix.is_none() && self.cuts.iter().all(|(_, inputs)| cached(inputs));
+        let (mut at, mut out): (Vec<(usize, Tensor)>, Option<(usize, Tensor)>) = (Vec::new(), None);
+        for (cut, inputs) in &self.cuts {
+            let x = match out {
+                Some((from, x)) if !kept => net.forward(&pass, x, from, cut.at)?,
                 _ => inputs.batch(store, indices, turns, mix)?,
             };
-            if !kept && inputs.cut == all && !self.packed.is_plain() {
-                let rows = rows(&next)?.iter().map(|row| self.packed.round(row)).collect::<Result<Vec<_>>>()?;
-                next = tensor(rows.concat(), next.dims())?;
-            }
-            at.push((inputs.cut, next));
+            // No more than what is looked at was kept.
+            at.push((cut.at, if kept { x.clone() } else { cut.seen(&x)? }));
+            out = Some((cut.at, x));
         }
-        let (cut, x) = at.last().ok_or_else(none)?;
-        let logits = net.forward(&pass, x.clone(), *cut, all)?;
+        let all = net.network.units.len();
+        let logits = match (at.last(), out) {
+            (Some((cut, logits)), _) if *cut == all => logits.clone(),
+            (_, Some((from, x))) => net.forward(&pass, x, from, all)?,
+            (_, None) => return Err(none()),
+        };
         Ok(Says { at, logits })
     }
 }
@@ -176,8 +172,61 @@ fn gives_logits(rows: &[Vec<f32>], role: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use tl_proto::spec::{DataSection, ModelSection};
+
     use super::*;
-    use crate::cache::Top;
+    use crate::{cache::Top, collective::Solo, link::Deaf, nn::host, train::encode};
+
+    /// The first channel, halved.
+    fn some(maps: &Tensor) -> Result<Tensor> {
+        Ok((maps.narrow(3, 0, 1)? * 0.5)?)
+    }
+
+    #[test]
+    fn what_was_kept_is_what_is_looked_at_in_every_step() {
+        let data = DataSection {
+            format: "generated".into(),
+            train: "source".into(),
+            batch: 4,
+            params: [("train_samples".to_owned(), 2.into())].into(),
+            ..DataSection::default()
+        };
+        let samples = Samples::open(&data, "train", 1).unwrap();
+        let model = ModelSection { backbone: "small_cnn".into(), ..ModelSection::default() };
+        let net = Net::build(&model, samples.dataset.classes(), false, 1, &BTreeMap::new()).unwrap();
+        let (store, all) = (&net.network.initial, net.network.units.len());
+        let packed = Packed { half: true, top: None };
+        let cuts_by = |name| cuts(&net, &[1, 2], Some(Look { name, of: some }), false, packed);
+        let (cuts, dir) = (cuts_by("some"), tempfile::tempdir().unwrap());
+        let places: Vec<usize> = cuts.iter().map(|cut| cut.at).collect();
+        assert_eq!(places, [2, 3, all]);
+        assert_eq!(words(&net, &cuts).unwrap(), 16 * 16 + 8 * 8 + samples.dataset.classes().len() / 2);
+        let encoded = encode::encode(&net, store, &cuts, &samples, dir.path(), &mut Solo, &mut Deaf).unwrap();
+        let teacher = |kept: bool| {
+            let one = |cut: &Cut| {
+                let features = encoded.by_cut.get(&cut.at).filter(|_| kept).map(Vec::as_slice);
+                let raw = Inputs::raw(&net, &samples, net.shape_at(store, cut.at).unwrap());
+                (*cut, Inputs { cut: cut.at, features, ..raw }.kept(cut).unwrap())
+            };
+            Teacher { cuts: cuts.iter().map(one).collect() }
+        };
+        let (indices, turns) = ([3, 0, 9], [0; 3]);
+        let [kept, fresh] = [true, false].map(|kept| teacher(kept).says(&indices, &turns, None).unwrap());
+        let bits = |t: &Tensor| host(t).unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        for ((cut, kept), (_, fresh)) in kept.at.iter().zip(&fresh.at) {
+            assert_eq!((kept.dims(), bits(kept)), (fresh.dims(), bits(fresh)), "{cut}");
+        }
+        assert_eq!(bits(&kept.logits), bits(&fresh.logits));
+        let views: Vec<_> = indices.iter().map(|i| (*i, samples.view(*i, 0))).collect();
+        let x = samples.batch(&views, &net.contract, false).unwrap();
+        let maps = some(&net.forward(&Pass::eval(store), x, 0, 2).unwrap()).unwrap().contiguous().unwrap();
+        assert_eq!((maps.dims(), bits(&maps)), (&[3, 16, 16, 1][..], bits(&fresh.at[0].1)));
+        // Under another name it is something else.
+        let missing = |cut: Cut| encode::missing(&net, store, cut, &samples, dir.path()).unwrap();
+        assert_eq!((missing(cuts[0]), missing(cuts_by("more")[0])), (0, samples.count()));
+    }
 
     #[test]
     fn what_has_no_room_is_told() {

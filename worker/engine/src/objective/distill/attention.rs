@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use tl_proto::catalog::{Entry, entry};
 
 use super::{
-    Looks, Method,
+    Look, Looks, Method,
     maps::{check, fitted, mapped},
     taps, weight,
 };
@@ -25,6 +25,9 @@ fn describe() -> Entry {
     }
 }
 
+/// One number a place is all that counts of a teacher's maps.
+const LOOK: Look = Look { name: "strength", of: strength };
+
 /// `[n, h, w, 1]`
 fn strength(maps: &Tensor) -> Result<Tensor> {
     Ok(mapped(maps)?.sqr()?.mean_keepdim(3)?)
@@ -37,13 +40,13 @@ fn unit(maps: &Tensor) -> Result<Tensor> {
 
 pub(super) const METHOD: Method = Method {
     entry: describe,
-    looks: |params| Looks::AtUnits(describe().names(params, "taps")),
+    looks: |params| Looks::AtUnits(describe().names(params, "taps"), Some(LOOK)),
     coupled: false,
     own: |widths| check(&widths.taps, true).map(|()| Vec::new()),
     loss: |params, batch, _| {
         let mut all: Option<Tensor> = None;
         for (own, theirs) in batch.taps {
-            let (own, theirs) = fitted(&strength(own)?, &strength(theirs)?)?;
+            let (own, theirs) = fitted(&strength(own)?, theirs)?;
             let one = unit(&own)?.sub(&unit(&theirs)?)?.sqr()?.mean_all()?;
             all = Some(match all {
                 Some(sum) => (sum + one)?,

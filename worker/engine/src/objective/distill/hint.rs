@@ -23,7 +23,7 @@ pub(super) const METHOD: Method = Method {
     entry: describe,
     looks: |params| match describe().names(params, "taps") {
         named if named.is_empty() => Looks::AtFeatures,
-        named => Looks::AtUnits(named),
+        named => Looks::AtUnits(named, None),
     },
     coupled: false,
     own: |widths| {

@@ -22,7 +22,7 @@ use tl_proto::{
     spec::Params,
 };
 
-use super::{Batch, Objective, PLAIN, Tap, Widths, chosen, cross_entropy, log_softmax, ops::product};
+use super::{Batch, Look, Objective, PLAIN, Tap, Widths, chosen, cross_entropy, log_softmax, ops::product};
 use crate::{
     Error, Result,
     cache::{Packed, Top},
@@ -35,8 +35,9 @@ enum Looks {
     Nowhere,
     /// At what the last layers take.
     AtFeatures,
-    /// At what comes out of units inside, by name; of the last of each size of maps that both have, if none is named.
-    AtUnits(Vec<String>),
+    /// At what comes out of units inside, by name; of the last of each size of maps that both have, if none is named. Of
+    /// what comes out of the teacher's at that which is said, or at all of it.
+    AtUnits(Vec<String>, Option<Look>),
 }
 
 /// One way of looking at a teacher.
@@ -163,7 +164,11 @@ pub(super) const OBJECTIVE: Objective = Objective {
     looks_inside: |params| matches!((method(params).looks)(params), Looks::AtFeatures),
     packed: |params| packed(params, describe().number(params, "temperature")),
     taps: |params| match (method(params).looks)(params) {
-        Looks::AtUnits(named) => Some(named),
+        Looks::AtUnits(named, _) => Some(named),
+        _ => None,
+    },
+    look: |params| match (method(params).looks)(params) {
+        Looks::AtUnits(_, look) => look,
         _ => None,
     },
     own: |params, widths| {

@@ -8,7 +8,10 @@ use super::{
     super::{Objective, Taught, exp},
     *,
 };
-use crate::nn::{host, tensor, testing};
+use crate::nn::{
+    host, tensor,
+    testing::{self, check_loss},
+};
 
 const N: usize = 5;
 const STUDENT: usize = 3;
@@ -112,16 +115,16 @@ fn methods_are_their_formulas_and_their_gradients_the_slopes() {
     }
 }
 
-/// `at(x)` and `at_loss` of the authors' code in f64, with the student's maps averaged to the teacher's size.
-#[test]
-fn attention_is_the_distance_of_normalised_maps() {
-    let (own, theirs) = (testing::input(&[N, 4, 4, 3]), testing::input(&[N, 2, 2, 5]));
-    let map = |t: &Tensor, sample: usize, side: usize| -> Vec<f64> {
-        let (_, h, _, c) = t.dims4().unwrap();
-        let values = host(t).unwrap();
+/// Numbers of maps `[N, side, side, channels]`.
+struct Maps<'a>(&'a [f64], usize, usize);
+
+/// `at(x)` and `at_loss` of the authors' code, with the larger maps averaged to the size of the smaller ones.
+fn attention_apart(own: &Maps<'_>, theirs: &Maps<'_>) -> f64 {
+    let side = own.1.min(theirs.1);
+    let map = |Maps(values, h, c): &Maps<'_>, sample: usize| -> Vec<f64> {
         let strength = |y: usize, x: usize| {
             let at = ((sample * h + y) * h + x) * c;
-            values[at..at + c].iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>() / c as f64
+            values[at..at + c].iter().map(|v| v * v).sum::<f64>() / *c as f64
         };
         let f = h / side;
         let cell = |k: usize| {
@@ -132,44 +135,106 @@ fn attention_is_the_distance_of_normalised_maps() {
         let length = map.iter().map(|v| v * v).sum::<f64>().sqrt();
         map.into_iter().map(|v| v / length).collect()
     };
-    let mut want = 0.0;
-    for sample in 0..N {
-        let (a, b) = (map(&own, sample, 2), map(&theirs, sample, 2));
-        want += a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>() / (N * 4) as f64;
-    }
-    let var = Var::from_tensor(&own).unwrap();
-    let pairs = [(var.as_tensor().clone(), theirs.clone())];
+    let one = |sample: usize| {
+        let (a, b) = (map(own, sample), map(theirs, sample));
+        a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>() / (N * side * side) as f64
+    };
+    (0..N).map(one).sum()
+}
+
+fn numbers(t: &Tensor) -> Vec<f64> {
+    host(t).unwrap().iter().map(|v| f64::from(*v)).collect()
+}
+
+#[test]
+fn attention_is_the_distance_of_normalised_maps() {
     let given = params(r#"{"method": "attention", "feature_weight": 10}"#);
-    let got = loss(&attention::METHOD, &given, None, &pairs, &BTreeMap::new()).unwrap();
-    assert!((f64::from(host(&got).unwrap()[0]) - 10.0 * want).abs() < 1e-5 * want.max(1.0), "{want}");
-    assert!(got.backward().unwrap().get(&var).is_some());
-    // Twice the same pair counts twice, and a map of zeros breaks nothing.
-    let twice = [pairs[0].clone(), pairs[0].clone()];
-    let both = loss(&attention::METHOD, &given, None, &twice, &BTreeMap::new()).unwrap();
-    assert!((host(&both).unwrap()[0] - 2.0 * host(&got).unwrap()[0]).abs() < 1e-5);
-    let dark = [(own.zeros_like().unwrap(), theirs)];
-    assert!(host(&loss(&attention::METHOD, &given, None, &dark, &BTreeMap::new()).unwrap()).unwrap()[0].is_finite());
+    let of = |taps: &[(Tensor, Tensor)]| loss(&attention::METHOD, &given, None, taps, &BTreeMap::new()).unwrap();
+    let Looks::AtUnits(_, Some(look)) = (attention::METHOD.looks)(&given) else { panic!("it looks at whole maps") };
+    for (own, theirs) in [(4, 2), (2, 4), (3, 3)] {
+        let maps = testing::input(&[N, theirs, theirs, 5]);
+        let said = numbers(&maps);
+        let seen = (look.of)(&maps).unwrap();
+        assert_eq!(seen.dims(), [N, theirs, theirs, 1], "one number a place is kept");
+        let alone = (look.of)(&maps.narrow(0, 1, 1).unwrap().contiguous().unwrap()).unwrap();
+        testing::assert_close(&alone, &seen.narrow(0, 1, 1).unwrap(), 0.0);
+        let var = Var::from_tensor(&testing::input(&[N, own, own, 3])).unwrap();
+        let pair = (var.as_tensor().clone(), seen);
+        let formula = |x: &[f64]| 10.0 * attention_apart(&Maps(x, own, 3), &Maps(&said, theirs, 5));
+        check_loss("attention", &of(std::slice::from_ref(&pair)), &var, formula);
+        // Twice the same pair counts twice.
+        check_loss("two pairs", &of(&[pair.clone(), pair]), &var, |x| 2.0 * formula(x));
+    }
+    // A map of zeros breaks nothing.
+    let dark = tensor(vec![0.0; N * 48], &[N, 4, 4, 3]).unwrap();
+    let light = (look.of)(&testing::input(&[N, 2, 2, 5])).unwrap();
+    assert!(host(&of(&[(dark, light)])).unwrap()[0].is_finite());
 }
 
 #[test]
 fn a_hint_inside_maps_every_place_alike() {
-    let (own, theirs) = (testing::input(&[N, 2, 2, 3]), testing::input(&[N, 2, 2, 4]));
+    let theirs = testing::input(&[N, 2, 2, 4]);
     let tap = Tap { names: ["a".into(), "b".into()], shapes: [vec![2, 2, 3], vec![2, 2, 4]] };
     let widths = Widths { taps: vec![tap], ..Widths::default() };
-    let tensors: BTreeMap<String, Tensor> =
-        (hint::METHOD.own)(&widths).unwrap().into_iter().map(|o| (o.name, testing::input(&o.shape))).collect();
-    let (w, b) = (rows(&tensors["regressor.0.weight"]), host(&tensors["regressor.0.bias"]).unwrap().to_vec());
-    let (x, y) = (host(&own).unwrap().to_vec(), host(&theirs).unwrap().to_vec());
-    let mut want = 0.0;
-    for place in 0..N * 4 {
-        for j in 0..4 {
-            let mapped: f64 = (0..3).map(|i| f64::from(x[place * 3 + i]) * w[i][j]).sum::<f64>() + f64::from(b[j]);
-            want += (mapped - f64::from(y[place * 4 + j])).powi(2) / (N * 16) as f64;
-        }
-    }
+    let own = (hint::METHOD.own)(&widths).unwrap();
+    let names: Vec<String> = own.iter().map(|o| o.name.clone()).collect();
+    assert_eq!(names, ["regressor.0.weight", "regressor.0.bias"]);
+    let mut vars = vec![Var::from_tensor(&testing::input(&[N, 2, 2, 3])).unwrap()];
+    vars.extend(own.iter().map(|o| Var::from_tensor(&testing::input(&o.shape)).unwrap()));
+    let tensors = names.into_iter().zip(&vars[1..]).map(|(name, var)| (name, var.as_tensor().clone())).collect();
     let given = params(r#"{"method": "hint", "taps": ["a:b"]}"#);
-    let got = loss(&hint::METHOD, &given, None, &[(own, theirs)], &tensors).unwrap();
-    assert!((f64::from(host(&got).unwrap()[0]) - want).abs() < 1e-5 * want, "{want}");
+    let got = loss(&hint::METHOD, &given, None, &[(vars[0].as_tensor().clone(), theirs.clone())], &tensors).unwrap();
+    let y = numbers(&theirs);
+    let formula = |x: &[f64], w: &[f64], b: &[f64]| {
+        let mapped = |place: usize, j: usize| (0..3).map(|i| x[place * 3 + i] * w[i * 4 + j]).sum::<f64>() + b[j];
+        let all = (0..N * 4).flat_map(|place| (0..4).map(move |j| (place, j)));
+        all.map(|(place, j)| (mapped(place, j) - y[place * 4 + j]).powi(2)).sum::<f64>() / (N * 16) as f64
+    };
+    let [x, w, b] = [0, 1, 2].map(|i| numbers(vars[i].as_tensor()));
+    check_loss("hint by features", &got, &vars[0], |x| formula(x, &w, &b));
+    check_loss("hint by weights", &got, &vars[1], |w| formula(&x, w, &b));
+    check_loss("hint by biases", &got, &vars[2], |b| formula(&x, &w, b));
+}
+
+/// `hard·CE(z_s, y) + soft·T²·KL(softmax(z_t/T) ‖ softmax(z_s/T))`, added up over samples; without labels the second part.
+#[test]
+fn what_a_teacher_says_is_learned_by_the_formula() {
+    let classes = 4;
+    let softmax = |z: &[f64], t: f64| -> Vec<f64> {
+        let e: Vec<f64> = z.iter().map(|v| (v / t).exp()).collect();
+        let sum: f64 = e.iter().sum();
+        e.iter().map(|v| v / sum).collect()
+    };
+    let says = (testing::input(&[N, classes]) * -1.5).unwrap();
+    let labels = tensor((0..N * classes).map(|i| [0.1, 0.7, 0.0, 0.2][i % 4]).collect(), &[N, classes]).unwrap();
+    let (z_t, y) = (numbers(&says), numbers(&labels));
+    for (kind, t, hard) in [("distill", 3.0f64, 0.3f64), ("cross_distill", 3.0, 0.0), ("cross_distill", 2.0, 0.0)] {
+        let mut given = params(r#"{"soft_weight": 0.7}"#);
+        // Of pairs, the temperature is 2 if nothing is said.
+        if t != 2.0 {
+            given.insert("temperature".to_owned(), t.into());
+        }
+        if hard > 0.0 {
+            given.insert("hard_weight".to_owned(), hard.into());
+        }
+        let var = Var::from_tensor(&testing::input(&[N, classes])).unwrap();
+        let (logits, own) = (var.as_tensor(), BTreeMap::new());
+        let (averaged, paired, present, weights, progress) = (None, None, None, None, 0.0);
+        let (features, targets, taps, own) = (logits, &labels, &[], &own);
+        let teacher = Some(Taught { logits: &says, features: None });
+        let batch =
+            Batch { features, logits, targets, teacher, taps, averaged, paired, present, weights, own, progress };
+        let got = (Objective::find(kind).loss)(&given, &batch).unwrap();
+        check_loss(kind, &got, &var, |z| {
+            let mut sum = 0.0;
+            for ((z, z_t), y) in z.chunks(classes).zip(z_t.chunks(classes)).zip(y.chunks(classes)) {
+                let (p, p_t, now) = (softmax(z, t), softmax(z_t, t), softmax(z, 1.0));
+                sum -= hard * y.iter().zip(&now).map(|(y, p)| y * p.ln()).sum::<f64>();
+                sum += 0.7 * t * t * p_t.iter().zip(&p).map(|(q, p)| q * (q / p).ln()).sum::<f64>();
+            }
+            sum
+        });
+    }
 }
 
 #[test]

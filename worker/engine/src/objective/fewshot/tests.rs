@@ -11,13 +11,12 @@ fn scores(method: &Method, params: &Params, all: &Tensor) -> Result<Tensor> {
     scores(params, &Shown { support: &support, counts: &COUNTS, query: &query })
 }
 
-fn of(name: &str, more: &[(&str, f64)]) -> (&'static Method, Params) {
-    let mut params: Params = more.iter().map(|(k, v)| ((*k).to_owned(), (*v).into())).collect();
-    params.insert("method".into(), name.into());
+fn of(text: &str) -> (&'static Method, Params) {
+    let params: Params = serde_json::from_str(text).unwrap();
     (method(&params), params)
 }
 
-/// The mean of −log p as the papers have it, in f64.
+/// The mean of −log p as the papers have it, in f64: by prototypes, or by the attention to cosines times `scale`.
 fn by_the_paper(name: &str, scale: f64, all: &[f64]) -> f64 {
     let row = |i: usize| &all[i * D..(i + 1) * D];
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
@@ -44,20 +43,34 @@ fn by_the_paper(name: &str, scale: f64, all: &[f64]) -> f64 {
 fn losses_are_those_of_the_papers_and_gradients_those_of_finite_differences() {
     let all = testing::input(&[7, D]);
     let values: Vec<f64> = host(&all).unwrap().iter().map(|v| f64::from(*v)).collect();
-    for (name, scale) in [("prototype", 1.0), ("matching", 1.0), ("matching", 7.0)] {
-        let more: &[(&str, f64)] = if name == "matching" { &[("scale", scale)] } else { &[] };
-        let (method, params) = of(name, more);
+    // Features of length one (SimpleShot).
+    let unit = |all: &[f64]| -> Vec<f64> {
+        let length = |row: &[f64]| row.iter().map(|v| v * v).sum::<f64>().sqrt();
+        all.chunks(D).flat_map(|row| row.iter().map(|v| v / length(row)).collect::<Vec<_>>()).collect()
+    };
+    for (text, scale) in [
+        (r#"{"method": "prototype"}"#, 1.0),
+        (r#"{"method": "prototype", "features": "unit"}"#, 1.0),
+        (r#"{"method": "matching"}"#, 1.0),
+        (r#"{"method": "matching", "scale": 7}"#, 7.0),
+    ] {
+        let (method, params) = of(text);
+        let name = method.name();
+        let formula = |all: &[f64]| match text.contains("unit") {
+            true => by_the_paper(&name, scale, &unit(all)),
+            false => by_the_paper(&name, scale, all),
+        };
         let (loss, grad, _) = graded(&all, |x| scores(method, &params, x)).unwrap();
-        let want = by_the_paper(name, scale, &values);
-        assert!((loss - want).abs() < 1e-5 * (1.0 + want), "{name}: {loss} for {want}");
+        let want = formula(&values);
+        assert!((loss - want).abs() < 1e-5 * (1.0 + want), "{text}: {loss} for {want}");
         for (i, got) in host(&grad).unwrap().iter().enumerate() {
             let moved = |by: f64| {
                 let mut values = values.clone();
                 values[i] += by;
-                by_the_paper(name, scale, &values)
+                formula(&values)
             };
             let want = (moved(1e-6) - moved(-1e-6)) / 2e-6;
-            assert!((f64::from(*got) - want).abs() < 1e-4 * (1.0 + want.abs()), "{name}[{i}]: {got} for {want}");
+            assert!((f64::from(*got) - want).abs() < 1e-4 * (1.0 + want.abs()), "{text}[{i}]: {got} for {want}");
         }
     }
 }

@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) use self::wanted::company;
 use self::{share::Holdings, wanted::Wanted};
-use super::{net::Net, samples::Samples};
+use super::{cut::Cut, net::Net, samples::Samples};
 use crate::{
     Error, Full, Result,
-    cache::{self, Key, Packed, Parcel, Space},
+    cache::{self, Key, Parcel, Space},
     collective::Collective,
     link::{Link, Notice},
     nn::{Packs, Pass, Store, host},
@@ -34,14 +34,14 @@ pub struct Encoded {
 /// Outputs at every cut, as they are kept, by sample and view.
 type Records = BTreeMap<Key, Vec<Vec<f32>>>;
 
-/// Features of every sample and view in front of each of `cuts` (ascending); behind the last unit they are `packed`.
+/// What is kept of every sample and view at each of `cuts` (ascending).
 ///
 /// # Errors
 /// A sample that cannot be read, a number that cannot be packed, a lost peer. A cache that cannot be written is told, and costs time only.
 pub fn encode(
     net: &Net,
     store: &Store,
-    (cuts, packed): (&[usize], Packed),
+    cuts: &[Cut],
     samples: &Samples,
     root: &std::path::Path,
     group: &mut dyn Collective,
@@ -49,7 +49,7 @@ pub fn encode(
 ) -> Result<Encoded> {
     let wanted = Wanted::of(samples, &store.place);
     let keys = &wanted.keys;
-    let mut disk = Disk::open(net, store, (cuts, packed), &wanted, root)?;
+    let mut disk = Disk::open(net, store, cuts, &wanted, root)?;
     let mut records = disk.read(link);
     let machine = (store.place.numbers(), cache::identity(root));
     let holdings = Holdings::learn(keys, &records, &machine, group)?;
@@ -71,13 +71,13 @@ pub fn encode(
         samples.expect(next, &net.contract, &store.place);
         let (mut from, mut outputs) = (0, vec![Vec::new(); chunk.len()]);
         for cut in cuts {
-            x = net.forward(&pass, x, from, *cut).map_err(|e| e.full_of(Full::Samples))?;
-            from = *cut;
-            let values = host(&x)?;
+            x = net.forward(&pass, x, from, cut.at).map_err(|e| e.full_of(Full::Samples))?;
+            from = cut.at;
+            let looked = cut.looked(&x)?;
+            let values = host(&looked)?;
             let width = values.len() / chunk.len();
-            let packed = packing(net, *cut, packed);
             for (output, values) in outputs.iter_mut().zip(values.chunks_exact(width)) {
-                output.push(packed.pack(values)?);
+                output.push(cut.packed.pack(values)?);
             }
         }
         // The others are there already, here or with another rank.
@@ -108,15 +108,15 @@ pub fn encode(
 pub fn pack(
     net: &Net,
     store: &Store,
-    (cuts, packed): (&[usize], Packed),
+    cuts: &[Cut],
     samples: &Samples,
     root: &std::path::Path,
     (encoded, parcel): (&Encoded, &mut Parcel),
 ) -> Result<()> {
     let wanted = Wanted::of(samples, &store.place);
-    let disk = Disk::open(net, store, (cuts, packed), &wanted, root)?;
+    let disk = Disk::open(net, store, cuts, &wanted, root)?;
     for (space, cut) in disk.spaces.iter().zip(cuts) {
-        let Some(rows) = encoded.by_cut.get(cut) else { continue };
+        let Some(rows) = encoded.by_cut.get(&cut.at) else { continue };
         // Each content once.
         let mut seen = BTreeSet::new();
         let once = wanted.keys.iter().zip(rows).filter(|(key, _)| seen.insert(**key));
@@ -126,30 +126,19 @@ pub fn pack(
     Ok(())
 }
 
-/// How many samples and views are not in the cache of this machine yet, by what comes out in front of one cut.
+/// How many samples and views are not in the cache of this machine yet, by what is kept at one cut.
 ///
 /// # Errors
 /// An input that is too small for the network.
-pub fn missing(
-    net: &Net,
-    store: &Store,
-    (cut, packed): (usize, Packed),
-    samples: &Samples,
-    root: &std::path::Path,
-) -> Result<usize> {
-    let disk = Disk::open(net, store, (&[cut], packed), &Wanted::of(samples, &store.place), root)?;
+pub fn missing(net: &Net, store: &Store, cut: Cut, samples: &Samples, root: &std::path::Path) -> Result<usize> {
+    let disk = Disk::open(net, store, &[cut], &Wanted::of(samples, &store.place), root)?;
     let names: BTreeSet<Key> = disk.names.values().copied().collect();
     let found: usize = disk.spaces.iter().map(|space| space.holds(&names)).sum();
     Ok(names.len() - found.min(names.len()))
 }
 
-/// How what comes out in front of a cut is kept: only what the last unit gives in less room.
-pub fn packing(net: &Net, cut: usize, packed: Packed) -> Packed {
-    if cut == net.network.units.len() { packed } else { Packed::default() }
-}
-
 /// Rows in the order of `keys`. What several samples share is copied, the rest is moved: features may fill the memory.
-fn by_cut(cuts: &[usize], keys: &[Key], mut records: Records) -> Result<BTreeMap<usize, Vec<Vec<f32>>>> {
+fn by_cut(cuts: &[Cut], keys: &[Key], mut records: Records) -> Result<BTreeMap<usize, Vec<Vec<f32>>>> {
     let mut uses: BTreeMap<&Key, usize> = BTreeMap::new();
     keys.iter().for_each(|k| *uses.entry(k).or_default() += 1);
     let mut out: Vec<Vec<Vec<f32>>> = cuts.iter().map(|_| Vec::with_capacity(keys.len())).collect();
@@ -162,7 +151,7 @@ fn by_cut(cuts: &[usize], keys: &[Key], mut records: Records) -> Result<BTreeMap
         let record = record.ok_or_else(|| Error::Internal("an encoded sample is missing".into()))?;
         out.iter_mut().zip(record).for_each(|(rows, row)| rows.push(row));
     }
-    Ok(cuts.iter().copied().zip(out).collect())
+    Ok(cuts.iter().map(|cut| cut.at).zip(out).collect())
 }
 
 /// The spaces of all cuts.
@@ -175,20 +164,12 @@ struct Disk {
 }
 
 impl Disk {
-    fn open(
-        net: &Net,
-        store: &Store,
-        (cuts, packed): (&[usize], Packed),
-        wanted: &Wanted,
-        root: &std::path::Path,
-    ) -> Result<Self> {
-        let space = |cut: &usize| {
-            let packed = packing(net, *cut, packed);
-            let digest = net.prefix_digest(store, *cut) + &packed.describe();
+    fn open(net: &Net, store: &Store, cuts: &[Cut], wanted: &Wanted, root: &std::path::Path) -> Result<Self> {
+        let space = |cut: &Cut| {
+            let digest = net.prefix_digest(store, cut.at) + &cut.describe();
             // Features belong to the numbers of this kind of machine, as the gang does.
             let name = blake3::hash(&[digest.as_bytes(), &store.place.numbers()].concat());
-            let width = net.shape_at(store, *cut)?.iter().product();
-            Ok(Space::new(root, &name.to_hex(), packed.words(width)))
+            Ok(Space::new(root, &name.to_hex(), cut.words(net, store)?))
         };
         Ok(Self { spaces: cuts.iter().map(space).collect::<Result<_>>()?, names: wanted.names(), refused: false })
     }

@@ -185,6 +185,8 @@ fn a_look_tells_what_teachers_have_not_said_yet() {
     let found = found.unwrap();
     assert_eq!((found.rows, found.bytes), (64, 64 * 8 * 4));
     assert!(found.seconds > 0.0 && found.opening > 0.0);
+    let maps = job.replace("method = \"logits\"", "method = \"attention\", taps = [\"block1\"]");
+    assert_eq!(look(&maps).0.unwrap().bytes, 64 * (16 * 16 + 8) * 4, "of 32 channels one number a place");
     let small = Config { cache_bytes: found.bytes - 1, ..config.clone() };
     assert_eq!(crate::train::probe::probe(&small).unwrap().teaching, None, "the cache would not keep it");
     teach::unit(&config, (0, 1), &mut Recorder::default()).unwrap();

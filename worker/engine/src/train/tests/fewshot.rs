@@ -202,6 +202,48 @@ fn a_finished_model_learns_the_classes_of_a_folder() {
     assert!(model.learn(&dir.path().join("one")).is_err());
 }
 
+/// Files that lie as Omniglot's own do: characters in folders of alphabets. In `negative` there are their negatives.
+#[test]
+fn a_finished_model_reads_nested_folders_and_negatives() {
+    let dir = tempfile::tempdir().unwrap();
+    train(&job(TRAINED[0]), 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+    let model = Model::open(&dir.path().join("work/model")).unwrap();
+    for (character, alphabet) in ["Greek", "Greek", "Greek", "Latin"].iter().enumerate() {
+        for drawer in 0..3 {
+            // A bar somewhere: characters are alike, so that nothing is certain.
+            let first = 10 + 12 * drawer + 4 * character as u32;
+            let ink = |x: u32| (first..first + 6).contains(&x);
+            for (folder, [dark, light]) in [("plain", [0u8, 255]), ("negative", [255, 0])] {
+                let path = dir.path().join(format!("{folder}/{alphabet}/character0{character}/{drawer}.png"));
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                let bar = image::GrayImage::from_fn(105, 105, |x, _| image::Luma([if ink(x) { dark } else { light }]));
+                bar.save(path).unwrap();
+            }
+        }
+    }
+    let judged = |folder: &str, params: serde_json::Value| {
+        let (format, place) = ("image_folder".to_owned(), dir.path().join(folder).display().to_string());
+        let params = serde_json::from_value(params).unwrap();
+        let (classes, way, shot, query) = (vec!["Greek/*".to_owned()], Some(2), Some(1), Some(1));
+        let asked = Asked { format, place, params, classes, way, shot, query, episodes: Some(30), ..Asked::default() };
+        model.evaluate(&asked).map_err(|e| e.to_string())
+    };
+    let negatives = judged("negative", serde_json::json!({ "depth": 2 })).unwrap();
+    assert_eq!((negatives.samples, negatives.episodes.as_ref().unwrap().count), (60, 30));
+    assert_eq!(judged("plain", serde_json::json!({ "depth": 2, "invert": true })).unwrap(), negatives);
+    assert_ne!(judged("plain", serde_json::json!({ "depth": 2 })).unwrap(), negatives);
+    let error = judged("plain", serde_json::json!({ "depth": 2, "inverted": true })).unwrap_err();
+    assert!(error.contains("unknown key `params.inverted`"), "{error}");
+    // The same of files, by the classes of a folder.
+    let said = |model: &Model, folder: &str| {
+        let place = dir.path().join(folder);
+        model.learn(&place.join("Greek")).unwrap().predict(&place.join("Latin/character03/0.png")).unwrap()
+    };
+    let (plain, negatives) = (said(&model, "plain"), said(&model, "negative"));
+    assert_ne!(plain, negatives);
+    assert_eq!(said(&model.inverting(true).unwrap(), "plain"), negatives);
+}
+
 #[test]
 fn a_model_that_adapts_is_judged_by_episodes_and_refuses_single_files() {
     let dir = tempfile::tempdir().unwrap();
