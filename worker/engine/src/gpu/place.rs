@@ -174,15 +174,14 @@ impl OnGpu {
     /// The memory is full; a shape of another count.
     pub fn send(&self, values: &[f32], shape: &[usize]) -> Result<Placed, Fault> {
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        let array = match place_for(&mut staging, values.len(), || self.device.staging(values.len())) {
-            Ok(mut place) => {
-                let sent = place.upload(values, shape);
-                staging.push_back(place);
-                sent?
-            }
-            // Such memory is short on some hosts, and any other does.
-            Err(_) => self.device.upload(values, shape)?,
-        };
+        let place = place_for(&mut staging, values.len(), || self.device.staging(values.len()));
+        let sent = place.and_then(|mut place| {
+            let sent = place.upload(values, shape);
+            staging.push_back(place);
+            sent
+        });
+        // Such memory is short on some hosts, and any other does. Where that of the GPU is, more of it is found there.
+        let array = sent.or_else(|_| self.device.upload(values, shape))?;
         Ok(Placed::new(self.device.clone(), array))
     }
 

@@ -203,6 +203,10 @@ impl Collective for Lost {
         &[1]
     }
 
+    fn messages(&self) -> u64 {
+        Solo.messages()
+    }
+
     fn send_parts(&mut self, to: usize, parts: &[&[u8]]) -> Result<()> {
         Solo.send_parts(to, parts)
     }
