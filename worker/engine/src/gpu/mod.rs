@@ -80,6 +80,8 @@
 #[cfg(feature = "cuda")]
 mod afford;
 #[cfg(feature = "cuda")]
+mod ahead;
+#[cfg(feature = "cuda")]
 mod array;
 #[cfg(feature = "cuda")]
 mod blas;

@@ -298,7 +298,7 @@ impl Link for Ear {
         self.steps.set(self.steps.get() + 1);
         if let Some((_, after)) = self.short.filter(|(step, _)| *step == self.steps.get()) {
             // Neither at once nor when what was freed has gone back.
-            nvlib::fake::full(after, 3);
+            let _ = nvlib::fake::full(after, 3);
         }
         false
     }
@@ -405,7 +405,7 @@ fn wherever_in_a_step_a_rank_has_no_room_it_comes_to_the_same_or_says_so() {
             let mut link = Ear { short: (ranks.rank() == 1).then_some((3, after)), ..Ear::default() };
             let work = dir.path().join(format!("{after}-{}", ranks.rank()));
             let done = one(&job, work, device, &mut ranks, &mut link);
-            nvlib::fake::full(0, 0);
+            let _ = nvlib::fake::full(0, 0);
             (done, ranks.asked)
         });
         let mut outcomes = outcomes.unwrap().into_iter();
