@@ -124,7 +124,7 @@ pub use self::place::Place;
 #[cfg(feature = "cuda")]
 pub use self::{
     array::Array,
-    check::{check, works},
+    check::{between, check, works},
     device::{Device, Staging},
     fault::Fault,
     fingerprint::fingerprint,
@@ -198,6 +198,15 @@ pub fn look() -> Gpus {
 #[cfg(not(feature = "cuda"))]
 pub fn check(_: u32) -> crate::Result<Checked> {
     Err(no_cuda())
+}
+
+/// This build has no CUDA.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "cuda"))]
+pub fn between(_: [u32; 2]) -> std::result::Result<f64, String> {
+    Err(no_cuda().to_string())
 }
 
 /// This build has no CUDA.
