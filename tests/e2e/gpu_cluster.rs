@@ -12,7 +12,7 @@ use tl_client::Job;
 use tl_proto::{spec::Ranks, v1};
 use tl_tests::{Sandbox, Series, alone, eventually};
 
-use crate::{all_near, job, libraries, log, nodes, program};
+use crate::{all_near, job, libraries, log, nodes, program, tlctl};
 
 /// A folder with some of the libraries, and with what is compiled of kernels: what is done to it is nothing to other tests.
 fn copied(libraries: &str, to: PathBuf, without: &[&str]) -> PathBuf {
@@ -181,6 +181,14 @@ async fn a_driver_that_falls_over_leaves_the_agent_and_the_cpu() {
     let node = nodes(&sandbox).await.remove("w0").unwrap();
     assert_eq!((node.device.as_str(), node.slots), ("cpu", 1));
     assert_eq!(node.hardware.unwrap().note, "the process that looked for GPUs died of signal 6");
-    let job = sandbox.submit(&job("auto", 4, (9, 3))).await;
-    succeeds(&sandbox, &job).await;
+    let spec = job("auto", 4, (9, 3));
+    let submitted = sandbox.submit(&spec).await;
+    succeeds(&sandbox, &submitted).await;
+    // Nor does a command that computes by itself fall with it.
+    let file = folder.path().join("job.toml");
+    std::fs::write(&file, spec.to_toml()).unwrap();
+    let verify = ["verify", file.to_str().unwrap(), "--steps", "1"];
+    let (code, _, said) = tlctl(&folder.path().display().to_string(), &verify, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("the process that looked for GPUs died of signal 6; cpu is used"), "{said}");
 }

@@ -7,7 +7,7 @@
 # wheels that its python3 has, then those that the system knows. Parts:
 #
 #   doctor        `tl-worker doctor`: the machine, its libraries, copies, a product, a step of training, an all-reduce of one
-#                 rank through NCCL
+#                 rank through NCCL, and of two where there are two GPUs
 #   operations    worker/engine/tests/gpu: every operation of training against the layers of the CPU
 #   nccl_one      worker/nccl/tests/processes.rs: one rank
 #   nccl_hosts    two ranks of one GPU, which NCCL takes for two hosts; one is killed, the other goes on

@@ -79,7 +79,11 @@ fn opened(device: Device) -> Result<Place, String> {
 
 fn auto() -> Here {
     let mut problems = Vec::new();
-    for gpu in gpu::look().gpus {
+    let gpus = inventory::gpus().unwrap_or_else(|why| {
+        problems.push(why);
+        Vec::new()
+    });
+    for gpu in gpus {
         let device = Device::Cuda(gpu.index);
         match opened(device) {
             Ok(place) => return Here { device, place, note: noted(&problems, device) },

@@ -66,11 +66,7 @@ impl FromStr for Offer {
 /// Looks at this machine, and tries the GPUs that it is to offer, by processes of `program`. That there is no driver is a
 /// sentence, not an error.
 pub fn offered(offer: &Offer, program: &RankCommand) -> Hardware {
-    let mut hardware = match gpu::TRAINS {
-        true => trial::look(program.to_look(None), trial::LIMIT).unwrap_or_else(unseen),
-        // It could do nothing with what it saw.
-        false => with(Gpus::default()),
-    };
+    let mut hardware = seen(program).unwrap_or_else(|note| with(Gpus { note, ..Gpus::default() }));
     let named = named(&mut hardware, offer);
     if !named.is_empty() {
         let numbers: Vec<String> = named.iter().map(|gpu| gpu.index.to_string()).collect();
@@ -81,9 +77,26 @@ pub fn offered(offer: &Offer, program: &RankCommand) -> Hardware {
     hardware
 }
 
-/// A machine of which nobody has seen GPUs, for a reason.
-fn unseen(why: String) -> Hardware {
-    with(Gpus { note: format!("the process that looked for GPUs {why}"), ..Gpus::default() })
+/// This machine, as a process of `program` sees it; without GPUs where nothing could be done with them.
+fn seen(program: &RankCommand) -> Result<Hardware, String> {
+    if !gpu::TRAINS {
+        return Ok(with(Gpus::default()));
+    }
+    trial::look(program.to_look(None), trial::LIMIT).map_err(|why| unseen(&why))
+}
+
+/// Why nobody has seen the GPUs of a machine.
+fn unseen(why: &str) -> String {
+    format!("the process that looked for GPUs {why}")
+}
+
+/// GPUs of this machine, as a process of its own sees them: a driver that falls over takes that one with it.
+///
+/// # Errors
+/// Why nobody has seen them, in a sentence.
+pub fn gpus() -> Result<Vec<Gpu>, String> {
+    let program = RankCommand::ourselves(Vec::new()).map_err(|e| unseen(&format!("cannot be started: {e}")))?;
+    seen(&program).map(|hardware| hardware.gpus)
 }
 
 /// The GPUs that are to be offered; of the others it is said why not.
@@ -157,8 +170,7 @@ mod tests {
         assert!(here.cores > 0 && here.memory > 1 << 28, "{here:?}");
         assert_eq!(total("MemFree: 3 kB\nMemTotal:  2 kB\n"), 2048);
         assert_eq!([total(""), total("MemTotal: much")], [0, 0]);
-        let here = unseen("died of signal 11".into());
-        assert_eq!((here.cores > 0, here.note.as_str()), (true, "the process that looked for GPUs died of signal 11"));
+        assert_eq!(unseen("died of signal 11"), "the process that looked for GPUs died of signal 11");
     }
 
     #[test]

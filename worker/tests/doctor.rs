@@ -106,6 +106,8 @@ mod gpus {
         let check = |name: &str| report["checks"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap();
         assert_eq!(check("GPU 1: copy memory")["ok"], true, "{text}");
         assert_eq!(check("GPU 1: all-reduce of 1 rank through NCCL")["ok"], true, "{text}");
+        let both = check("GPU 0 and 1: all-reduce of 2 ranks through NCCL");
+        assert!(both["ok"] == true && both["value"].as_f64().unwrap() > 0.0, "{text}");
         assert_eq!(check("GPU 1: multiply matrices")["ok"], false, "{text}");
         // One part that fails takes no other with it.
         let train = check("GPU 1: train a small network against the CPU");
@@ -124,6 +126,12 @@ mod gpus {
         let train = text.lines().find(|line| line.contains("GPU 0: train a small network against the CPU")).unwrap();
         assert!(train.contains("FAILED: cuBLAS ("), "{text}");
         assert!(text.contains("is too old: 2.14.0 or newer is needed") && text.contains("NCCL 2.13.4"), "{text}");
+        let two = text.lines().find(|line| line.contains("all-reduce of 2 ranks through NCCL")).unwrap();
+        assert!(two.ends_with("  left out: it wants a GPU for each rank, and there is one"), "{text}");
+        let old = [("FAKE_GPUS", "2"), ("FAKE_NCCL_VERSION", "21304")];
+        let (_, text) = doctor(dir.path(), dir.path(), &old, true);
+        let two = text.lines().find(|line| line.contains("all-reduce of 2 ranks through NCCL")).unwrap();
+        assert!(two.contains("FAILED: NCCL 2.13.4"), "{text}");
         let (fine, text) = doctor(dir.path(), dir.path(), &[("FAKE_CUDA_VERSION", "11080")], true);
         assert!(fine && text.contains("knows CUDA 11.8 at most, and 12.0 is needed"), "{text}");
         let (fine, text) = doctor(dir.path(), dir.path(), &[("FAKE_GPUS", "0")], true);

@@ -13,7 +13,7 @@ use super::{
     devices::Owners,
     plan::ranks,
     state::{Job, Node, NodeStatus, Phase, PhaseKind, Placement, Slot},
-    teach::Reach,
+    teach::{Reach, Taught},
 };
 
 /// What a phase asks for.
@@ -24,10 +24,13 @@ pub(super) struct Want<'a> {
     pub need: usize,
     /// Whether ranks of it that have GPUs add up over NCCL.
     pub over_nccl: bool,
-    /// Whether it waits for GPUs that are free in a moment: what it begins on, it stays on.
+    /// Whether it takes either kind of device, and waits for GPUs where there are enough for it, whoever has them now: what it
+    /// begins on, it stays on.
     pub patient: bool,
     /// Where a unit may run.
     pub reach: Option<Reach<'a>>,
+    /// What the units of a training are of use for.
+    pub taught: Option<Taught<'a>>,
 }
 
 impl<'a> Want<'a> {
@@ -45,13 +48,14 @@ impl<'a> Want<'a> {
             over_nccl: most > 1 && cluster.reduction != Reduction::Ordered,
             patient: open && phase.kind == PhaseKind::Train,
             reach: job.reach(phase),
+            taught: job.taught(phase),
         })
     }
 
     /// What ranks that have begun ask for: the kind of device that they are on.
     pub(super) fn kept(job: &'a Job, phase: &'a Phase, placements: &[Placement]) -> Option<Self> {
         let device = of_kind(kind(&placements.first()?.device));
-        Some(Self { device, patient: false, ..Self::of(job, phase)? })
+        Some(Self { device, patient: false, taught: None, ..Self::of(job, phase)? })
     }
 
     fn takes(&self, kind: &str) -> bool {
@@ -61,6 +65,31 @@ impl<'a> Want<'a> {
             Device::Cuda => kind == "cuda",
         }
     }
+
+    /// How much it prefers the slots of a group to others. What it prefers it waits for.
+    fn prefers(&self, (build, _, kind, numbers, ..): &Key<'_>, group: &Group<'_>) -> Preference {
+        let held = group.all.len() >= self.need;
+        let taught = |taught: &Taught<'_>| {
+            // While units run on its slots, others are to have what it will not take.
+            let enough = if taught.open { held } else { group.free() >= self.need };
+            enough && taught.unit.is_for(build, kind, numbers)
+        };
+        if self.taught.as_ref().is_some_and(taught) {
+            return Preference::Taught;
+        }
+        if self.patient && *kind == "cuda" && held { Preference::Gpus } else { Preference::None }
+    }
+}
+
+/// Why a phase prefers some slots to others.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Preference {
+    /// It does not.
+    None,
+    /// They are GPUs.
+    Gpus,
+    /// What its teachers say is worked out for them.
+    Taught,
 }
 
 fn of_kind(kind: &str) -> Device {
@@ -75,15 +104,6 @@ pub(super) struct Supply<'a> {
     all: Vec<Known<'a>>,
 }
 
-/// Who has a slot.
-#[derive(Clone, Copy, PartialEq)]
-enum Held {
-    No,
-    /// By a probe, which is a matter of seconds.
-    Shortly,
-    Yes,
-}
-
 /// What is known of a slot.
 struct Known<'a> {
     id: &'a NodeId,
@@ -91,7 +111,8 @@ struct Known<'a> {
     slot: &'a Slot,
     kind: &'a str,
     numbers: &'a str,
-    held: Held,
+    /// Whether somebody has it.
+    held: bool,
     /// Why nobody is placed on it, if so.
     withheld: Option<String>,
 }
@@ -108,10 +129,12 @@ impl Known<'_> {
 pub(super) struct Room {
     /// Free now, in the order of preference.
     pub free: Vec<Seat>,
-    /// Free or held, what it waits for: all of groups that have enough for it, or, where it rather waits, as many as it needs.
+    /// Free or held, what it waits for: all of groups that have enough for it, of those that it prefers.
     pub usable: Vec<Seat>,
-    /// Whether others are free on which it could start, and it waits for better ones.
-    pub rather_waits: bool,
+    /// Whether it takes either kind of device, and these are GPUs: there are enough for it.
+    pub for_gpus: bool,
+    /// The most CPU slots that are free and would be enough for it, where it waits for GPUs.
+    pub instead: usize,
     /// Free, but not able to form one gang with those.
     pub apart: usize,
     /// Held by others on nodes that are there.
@@ -137,8 +160,6 @@ struct Group<'a> {
     free: BTreeMap<&'a NodeId, Vec<Seat>>,
     /// Free and held ones.
     all: Vec<Seat>,
-    /// Those that probes hold.
-    soon: Vec<Seat>,
 }
 
 /// What slots of a group have in common: build, whether only their machine reaches them, kind of device, its numbers, NCCL, and
@@ -150,26 +171,17 @@ impl Group<'_> {
         self.free.values().map(Vec::len).sum()
     }
 
-    /// How good it is for who needs so many: GPUs first that are free, then those that a patient one waits for.
-    fn merit(&self, kind: &str, want: &Want<'_>) -> (u8, usize) {
+    /// How good it is for who needs so many: GPUs first, if they are free.
+    fn merit(&self, kind: &str, need: usize) -> (bool, usize) {
         let free = self.free();
-        let rank = match kind == "cuda" {
-            true if free >= want.need => 2,
-            true if want.patient && free + self.soon.len() >= want.need => 1,
-            _ => 0,
-        };
-        (rank, free)
+        (kind == "cuda" && free >= need, free)
     }
 }
 
 impl<'a> Supply<'a> {
     /// What there is.
     pub(super) fn of(state: &'a State) -> Self {
-        let mut held: BTreeMap<(&NodeId, u32), Held> = BTreeMap::new();
-        for phase in state.jobs.values().flat_map(|j| &j.phases) {
-            let how = if phase.kind == PhaseKind::Probe { Held::Shortly } else { Held::Yes };
-            held.extend(phase.attempt.iter().flat_map(|a| &a.placements).map(|p| ((&p.node, p.slot), how)));
-        }
+        let held: BTreeSet<(&NodeId, u32)> = state.held().into_iter().collect();
         let owners = Owners::of(state);
         let mut all = Vec::new();
         for (id, node) in state.nodes.iter().filter(|(_, n)| n.status != NodeStatus::Lost) {
@@ -179,7 +191,7 @@ impl<'a> Supply<'a> {
                 slot,
                 kind: kind(&slot.device),
                 numbers: node.numbers(&slot.device),
-                held: held.get(&(id, slot.index)).copied().unwrap_or(Held::No),
+                held: held.contains(&(id, slot.index)),
                 withheld: owners.withheld(id, node, slot),
             }));
         }
@@ -194,7 +206,7 @@ impl<'a> Supply<'a> {
 
     /// Slots on which somebody could be placed now.
     pub(super) fn free(&self) -> BTreeSet<Seat> {
-        let free = |seat: &Seat| self.all[*seat].is_open() && self.all[*seat].held == Held::No;
+        let free = |seat: &Seat| self.all[*seat].is_open() && !self.all[*seat].held;
         (0..self.all.len()).filter(free).collect()
     }
 
@@ -207,7 +219,7 @@ impl<'a> Supply<'a> {
     }
 
     /// What there is for who wants something, besides what is `taken` in this round, once `back` is given back. Who takes any
-    /// device gets GPUs where those are enough.
+    /// device gets GPUs where those are enough, and one that is `patient` nothing else.
     pub(super) fn room(&self, want: &Want<'_>, taken: &BTreeSet<Seat>, back: &BTreeSet<Seat>) -> Room {
         let mut room = Room::default();
         let mut groups: BTreeMap<Key<'_>, Group<'_>> = BTreeMap::new();
@@ -221,39 +233,45 @@ impl<'a> Supply<'a> {
                 continue;
             }
             if !known.is_open() {
+                let away = node.status == NodeStatus::Unknown && !node.draining;
                 let count = if node.status == NodeStatus::Unknown { &mut room.unknown } else { &mut room.draining };
                 *count += 1;
-                continue;
+                // A connection that breaks sends nobody who waits for GPUs elsewhere: until the lease is over they may be back.
+                if !(away && want.patient && *kind == "cuda") {
+                    continue;
+                }
             }
             let nccl = if want.over_nccl && *kind == "cuda" { Some(node.hardware.nccl.as_str()) } else { None };
             let alone = nccl.is_some_and(str::is_empty);
-            room.without_nccl += usize::from(alone);
+            room.without_nccl += usize::from(alone && known.is_open());
             let own = if alone { seat + 1 } else { 0 };
             let local = is_local(&slot.address);
             let key = (node.build.as_str(), local, *kind, *numbers, nccl.unwrap_or_default(), own);
             let group = groups.entry(key).or_default();
             group.all.push(seat);
+            if !known.is_open() {
+                continue;
+            }
             *room.kinds.entry((*kind).to_owned()).or_default() += 1;
-            let held = if back.contains(&seat) { Held::No } else { *held };
-            if taken.contains(&seat) || held != Held::No {
+            if taken.contains(&seat) || (*held && !back.contains(&seat)) {
                 room.busy += 1;
-                if !taken.contains(&seat) && held == Held::Shortly {
-                    group.soon.push(seat);
-                }
                 continue;
             }
             group.free.entry(*id).or_default().push(seat);
         }
         room.most = groups.values().map(|g| g.all.len()).max().unwrap_or(0);
         let free: usize = groups.values().map(Group::free).sum();
-        let could_start = groups.values().any(|g| g.free() >= want.need);
+        let preference = groups.iter().map(|(key, group)| want.prefers(key, group)).max();
+        let preference = preference.unwrap_or(Preference::None);
+        room.for_gpus = preference == Preference::Gpus;
+        if room.for_gpus {
+            let others = groups.iter().filter(|((_, _, kind, ..), _)| *kind != "cuda").map(|(_, group)| group.free());
+            room.instead = others.filter(|free| *free >= want.need).max().unwrap_or(0);
+        }
+        groups.retain(|key, group| want.prefers(key, group) == preference);
         let large = groups.values().filter(|g| g.all.len() >= want.need);
         room.usable = large.flat_map(|g| &g.all).copied().collect();
-        if let Some((_, best)) = groups.into_iter().max_by_key(|((_, _, kind, ..), g)| g.merit(kind, want)) {
-            room.rather_waits = could_start && best.free() < want.need;
-            if room.rather_waits {
-                room.usable = best.free.values().flatten().chain(&best.soon).take(want.need).copied().collect();
-            }
+        if let Some((_, best)) = groups.into_iter().max_by_key(|((_, _, kind, ..), g)| g.merit(kind, want.need)) {
             let mut nodes: Vec<Vec<Seat>> = best.free.into_values().collect();
             // Fullest nodes first: a gang stays together, and small jobs do not break up large nodes. Of equal ones the
             // strongest. Stable, so by id.

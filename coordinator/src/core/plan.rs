@@ -183,10 +183,11 @@ fn somebody_waits(state: &State, supply: &Supply<'_>, seats: &BTreeSet<Seat>) ->
     let mut asked: Vec<(Device, bool, bool, usize)> = Vec::new();
     queue(state).into_iter().filter_map(|(_, job, phase)| Want::of(job, phase)).any(|want| {
         let same = (want.device, want.over_nccl, want.patient, want.need);
-        if want.reach.is_none() && asked.contains(&same) {
+        let plain = want.reach.is_none() && want.taught.is_none();
+        if plain && asked.contains(&same) {
             return false;
         }
-        if want.reach.is_none() {
+        if plain {
             asked.push(same);
         }
         supply.room(&want, &none, &none).usable.iter().any(|seat| seats.contains(seat))

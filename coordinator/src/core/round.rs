@@ -9,6 +9,22 @@ use super::{
     state::{Job, Millis, Phase},
 };
 
+/// Who found no room.
+struct Small {
+    device: Device,
+    over_nccl: bool,
+    need: usize,
+    /// Whether it takes either kind of device and waits for GPUs: who needs more may find as many on CPUs alone.
+    for_gpus: bool,
+}
+
+impl Small {
+    fn is_like(&self, want: &Want<'_>) -> bool {
+        let same = (self.device, self.over_nccl) == (want.device, want.over_nccl);
+        same && if self.for_gpus { want.patient && want.need == self.need } else { want.need >= self.need }
+    }
+}
+
 /// A round.
 pub(super) struct Round<'a> {
     supply: &'a Supply<'a>,
@@ -17,8 +33,8 @@ pub(super) struct Round<'a> {
     taken: BTreeSet<Seat>,
     /// Slots that are free, and not taken.
     free: BTreeSet<Seat>,
-    /// Who found no room: on what, whether over NCCL, and of how many ranks. Nor does who wants as much of the same.
-    small: Vec<(Device, bool, usize)>,
+    /// Who found no room. Nor does who wants as much of the same.
+    small: Vec<Small>,
     /// Steps of which one unit had no room: nor have the others.
     full: BTreeSet<(&'a JobId, &'a str)>,
 }
@@ -56,8 +72,8 @@ impl<'a> Round<'a> {
             return None;
         }
         let want = Want::of(job, phase)?;
-        let (device, over_nccl, need) = (want.device, want.over_nccl, want.need);
-        if !unit && self.small.iter().any(|(d, nccl, n)| (*d, *nccl) == (device, over_nccl) && *n <= need) {
+        let (plain, need) = (!unit && want.taught.is_none(), want.need);
+        if plain && self.small.iter().any(|small| small.is_like(&want)) {
             return None;
         }
         let room = self.supply.room(&want, &self.taken, &BTreeSet::new());
@@ -73,8 +89,9 @@ impl<'a> Round<'a> {
         } else {
             // It will fit when others are done: whoever comes later must not keep it waiting for ever.
             self.take(room.usable);
-            if !room.rather_waits {
-                self.small.push((device, over_nccl, need));
+            if plain {
+                let (device, over_nccl, for_gpus) = (want.device, want.over_nccl, room.for_gpus);
+                self.small.push(Small { device, over_nccl, need, for_gpus });
             }
         }
         None

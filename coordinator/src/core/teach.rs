@@ -6,7 +6,8 @@
 //!
 //! A unit is a phase of its own, on one slot, and is placed, lost and placed anew as every phase. What is its own: it never
 //! fails its job, but is left to the training; a node on which one was given up gets no other one of the step; while units
-//! are open, their training keeps its place in the queue; and when that is done, they are one line of its history.
+//! are open, their training keeps its place in the queue, and slots that they are of use on, where it begins after them if it
+//! can; and when that is done, they are one line of its history.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +28,25 @@ use super::{
 /// Nodes that may give up units of a step until the others are left to the training, too.
 const BAD_NODES: usize = 1;
 
+/// What the units of a training are of use for.
+#[derive(Clone, Copy)]
+pub(super) struct Taught<'a> {
+    /// One of them.
+    pub unit: &'a Unit,
+    /// Whether any is open still.
+    pub open: bool,
+}
+
+impl Unit {
+    /// Whether ranks of this build learn from it, on a kind of device that computes these numbers: records of another build,
+    /// which names the numbers that its machine computes, of another kind of device or of one that computes other numbers are
+    /// of no use to them.
+    pub(super) fn is_for(&self, build: &str, kind: &str, numbers: &str) -> bool {
+        let same_numbers = self.numbers.is_empty() || self.numbers == numbers;
+        self.build == build && self.device == kind && same_numbers
+    }
+}
+
 /// Where a unit may run.
 pub(super) struct Reach<'a> {
     unit: &'a Unit,
@@ -35,12 +55,9 @@ pub(super) struct Reach<'a> {
 }
 
 impl Reach<'_> {
-    /// Whether it may run on such a slot. Records of another build, which names the numbers that its machine computes, of
-    /// another kind of device or of one that computes other numbers are of no use to those that wait for it.
+    /// Whether it may run on such a slot.
     pub(super) fn has(&self, id: &NodeId, node: &Node, device: &str) -> bool {
-        let unit = self.unit;
-        let same_numbers = unit.numbers.is_empty() || unit.numbers == node.numbers(device);
-        unit.build == node.build && unit.device == kind(device) && same_numbers && !self.bad.contains(id)
+        self.unit.is_for(&node.build, kind(device), node.numbers(device)) && !self.bad.contains(id)
     }
 }
 
@@ -58,6 +75,15 @@ impl Job {
     /// Where a unit may run; nothing of other phases.
     pub(super) fn reach<'a>(&'a self, phase: &'a Phase) -> Option<Reach<'a>> {
         Some(Reach { unit: phase.unit.as_ref()?, bad: self.bad_nodes(&phase.step) })
+    }
+
+    /// What the units of a training are of use for; nothing where it has none, or all were left to it.
+    pub(super) fn taught<'a>(&'a self, phase: &'a Phase) -> Option<Taught<'a>> {
+        if phase.kind != PhaseKind::Train {
+            return None;
+        }
+        let unit = self.units(&phase.step).filter(|unit| !unit.is_left()).find_map(|unit| unit.unit.as_ref())?;
+        Some(Taught { unit, open: self.awaits_units(phase) })
     }
 
     /// Nodes on which units of a step were given up.
@@ -142,8 +168,10 @@ fn in_vain(supply: &Supply<'_>, job: &Job, train: &Phase, unit: &Phase) -> Optio
         return None;
     }
     let none = BTreeSet::new();
+    // What the ranks could begin on if there were no units.
     let free = |phase: &Phase| {
-        Want::of(job, phase).is_some_and(|want| supply.room(&want, &none, &none).free.len() >= want.need)
+        let want = Want::of(job, phase).map(|want| Want { taught: None, ..want });
+        want.is_some_and(|want| supply.room(&want, &none, &none).free.len() >= want.need)
     };
     let elsewhere = !free(unit) && free(train);
     elsewhere.then_some("no slot is free that computes what its ranks would, and they can begin on others")

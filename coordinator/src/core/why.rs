@@ -61,6 +61,8 @@ pub enum Wait {
         on: On,
         /// Slots that are free.
         free: usize,
+        /// CPU slots that are free and would be enough, where it waits for GPUs although it takes either.
+        instead: usize,
     },
     /// There are slots enough, but their workers are not one build, their GPUs do not compute the same numbers or do not have
     /// the same NCCL, or they do not reach each other.
@@ -175,7 +177,13 @@ impl fmt::Display for Wait {
                 let more = reasons.len().saturating_sub(REASONS);
                 if more > 0 { write!(f, "; {more} more in `tlctl nodes --output json`") } else { Ok(()) }
             }
-            Self::SlotsBusy { need, on, free } => write!(f, "it needs {need} slots{on} at once and {free} are free"),
+            Self::SlotsBusy { need, on, free, instead } => {
+                write!(f, "it needs {need} slots{on} at once and {free} are free")?;
+                if *instead == 0 {
+                    return Ok(());
+                }
+                write!(f, "; {instead} on CPUs are free, which `cluster.device = \"cpu\"` takes")
+            }
             Self::MixedBuilds { need, most, without_nccl } => {
                 let of = "one build of the worker (on GPUs of one model with the same libraries, if on any)";
                 write!(f, "it needs {need} slots of {of} that reach each other, and there are {most} at most")?;
@@ -273,7 +281,8 @@ fn waits(state: &State, id: &JobId, job: &Job, now: Millis) -> Option<Wait> {
     Some(if free >= need {
         first_of(&queue, id, now, (&supply, &want)).map_or(Wait::Starting, Wait::Behind)
     } else if room.most >= need {
-        Wait::SlotsBusy { need, on, free }
+        let on = On { device: if room.for_gpus { Device::Cuda } else { on.device }, ..on };
+        Wait::SlotsBusy { need, on, free, instead: room.instead }
     } else if free + room.apart + room.busy >= need && room.kinds.values().all(|n| *n < need) {
         Wait::MixedDevices { need, kinds: room.kinds }
     } else if free + room.apart + room.busy >= need {

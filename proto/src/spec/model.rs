@@ -168,7 +168,7 @@ impl fmt::Display for Ranks {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Device {
-    /// A GPU where there is one.
+    /// GPUs where the nodes have enough of them, also if others have them now; else the CPU.
     #[default]
     Auto,
     /// The CPU.

@@ -21,7 +21,11 @@ pub(super) fn all(hardware: &Hardware) -> Vec<Trial> {
         one("all-reduce of 1 rank", "GB/s", || reduce(1)),
         one("all-reduce of 2 ranks over TCP", "GB/s", || reduce(2)),
     ];
-    all.extend(hardware.gpus.iter().take(GPUS).map(|gpu| on_gpu(gpu.index)));
+    let gpus: Vec<u32> = hardware.gpus.iter().take(GPUS).map(|gpu| gpu.index).collect();
+    let (first, others) = gpus.split_at(gpus.len().min(2));
+    all.extend(first.iter().map(|gpu| on_gpu(*gpu)));
+    all.extend(between(first));
+    all.extend(others.iter().map(|gpu| on_gpu(*gpu)));
     all
 }
 
@@ -67,4 +71,26 @@ fn on_gpu(index: u32) -> Trial {
         ],
     };
     (name("copy, multiply, train, all-reduce"), Box::new(work))
+}
+
+/// A sum of two ranks on two GPUs; of one GPU, that there is none.
+fn between(gpus: &[u32]) -> Option<Trial> {
+    let what = "all-reduce of 2 ranks through NCCL";
+    let trial: Trial = match *gpus {
+        [] => return None,
+        [a, b, ..] => {
+            let name = format!("GPU {a} and {b}: {what}");
+            let work = {
+                let name = name.clone();
+                move || vec![figure(name, gpu::between([a, b]).map(|seconds| seconds * 1e3), "ms")]
+            };
+            (name, Box::new(work))
+        }
+        [_] => {
+            let problem = "left out: it wants a GPU for each rank, and there is one".to_owned();
+            let check = Check { name: what.into(), ok: true, value: None, unit: "", problem };
+            (what.into(), Box::new(move || vec![check]))
+        }
+    };
+    Some(trial)
 }

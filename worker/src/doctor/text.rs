@@ -48,6 +48,7 @@ impl fmt::Display for Report {
 fn line(f: &mut fmt::Formatter<'_>, check: &Check, width: usize) -> fmt::Result {
     match check.value {
         Some(value) => writeln!(f, "check     {:width$}  {value:.1} {}", check.name, check.unit),
+        None if check.ok => writeln!(f, "check     {:width$}  {}", check.name, check.problem),
         None => writeln!(f, "check     {:width$}  FAILED: {}", check.name, check.problem),
     }
 }

@@ -1,10 +1,11 @@
-//! Who waits for whom: jobs that want other devices never do, those that want the same do in their order. And a training stays
-//! on the kind of device that it has begun on.
+//! Who waits for whom: jobs that want other devices never do, those that want the same do in their order. Who takes either
+//! waits for GPUs where there are enough, and a training stays on the kind of device that it has begun on.
 
 use tl_proto::spec::Device;
 
 use super::{
     devices::{gpu, joins, on},
+    teaching::{probed, running},
     *,
 };
 use crate::core::plan::{queue, ranks};
@@ -39,8 +40,7 @@ fn who_waits_for_a_gpu_keeps_nobody_from_the_cpus() {
     w.submit_spec(2, on(Device::Cuda, "1", 9));
     assert_eq!(w.why(2), "slots_busy");
     trains(&mut w, 3, on(Device::Cpu, "1", 0));
-    trains(&mut w, 4, on(Device::Auto, "1", 0));
-    assert_eq!((runs_on(&w, 3, "train"), runs_on(&w, 4, "train")), (vec!["cpu".to_owned()], vec!["cpu".to_owned()]));
+    trains(&mut w, 4, on(Device::Cpu, "1", 0));
     let said = why(&w.state, &job(2), w.now).unwrap().to_string();
     assert_eq!(said, "it needs 1 slots on GPUs at once and 0 are free");
 }
@@ -71,10 +71,67 @@ fn who_takes_any_device_does_not_take_the_gpu_that_is_kept_for_another() {
     w.submit_spec(3, on(Device::Cuda, "2", 0));
     w.succeed(1, "train");
     w.succeed(3, "probe");
-    trains(&mut w, 4, on(Device::Auto, "1", 0));
-    assert_eq!((w.why(3), runs_on(&w, 4, "train")), ("slots_busy", vec!["cpu".to_owned()]));
+    w.submit_spec(4, on(Device::Auto, "1", 0));
+    w.succeed(4, "probe");
+    assert_eq!((w.why(3), w.why(4), w.ranks(4)), ("slots_busy", "behind", 0));
     w.succeed(2, "train");
-    assert_eq!(w.ranks(3), 2);
+    assert_eq!((w.ranks(3), w.ranks(4)), (2, 0));
+    w.succeed(3, "train");
+    assert_eq!(runs_on(&w, 4, "train"), ["cuda:0"]);
+}
+
+#[test]
+fn who_takes_any_device_waits_for_gpus_where_there_are_enough_and_is_told_what_is_free_instead() {
+    let mut w = one_gpu(4);
+    trains(&mut w, 1, on(Device::Cuda, "1", 0));
+    w.submit_spec(2, on(Device::Auto, "\"1..2\"", 0));
+    assert_eq!(runs_on(&w, 2, "probe"), ["cpu"], "that is a matter of seconds");
+    w.succeed(2, "probe");
+    let said = why(&w.state, &job(2), w.now).unwrap().to_string();
+    let instead = "4 on CPUs are free, which `cluster.device = \"cpu\"` takes";
+    assert_eq!((w.why(2), said), ("slots_busy", format!("it needs 1 slots on GPUs at once and 0 are free; {instead}")));
+    // It keeps no CPU from others, nor from those for whom there are too few GPUs.
+    trains(&mut w, 3, on(Device::Cpu, "1", 0));
+    trains(&mut w, 4, on(Device::Auto, "2", 0));
+    assert_eq!(runs_on(&w, 4, "train"), ["cpu", "cpu"]);
+    w.submit_spec(5, on(Device::Auto, "\"1..2\"", 0));
+    w.succeed(5, "probe");
+    w.succeed(1, "train");
+    assert_eq!((runs_on(&w, 2, "train"), w.ranks(5)), (vec!["cuda:0".to_owned()], 0));
+    w.succeed(2, "train");
+    assert_eq!(runs_on(&w, 5, "train"), ["cuda:0"]);
+}
+
+#[test]
+fn a_connection_that_breaks_sends_nobody_to_the_cpus_before_the_lease_is_over() {
+    let mut w = one_gpu(0);
+    w.join(2, "a", 1).unwrap();
+    w.submit_spec(1, on(Device::Auto, "1", 0));
+    assert_eq!(runs_on(&w, 1, "probe"), ["cuda:0"]);
+    w.command(Command::Disconnect { node: node(1), incarnation: "a".into() }).unwrap();
+    w.succeed(1, "probe");
+    assert_eq!((w.ranks(1), w.why(1)), (0, "slots_busy"));
+    w.after(6_000);
+    assert_eq!((w.state.nodes[&node(1)].status, runs_on(&w, 1, "train")), (NodeStatus::Lost, vec!["cpu".to_owned()]));
+}
+
+#[test]
+fn a_training_keeps_and_takes_the_kind_of_device_for_which_its_teachers_were_asked() {
+    let mut w = World::new();
+    for n in 1..=3 {
+        w.join(n, "a", 1).unwrap();
+    }
+    w.submit_spec(1, on(Device::Auto, "1", 0));
+    probed(&mut w, 1, 120.0);
+    assert_eq!(running(&w, 1).len(), 3);
+    // Units are on all CPUs when a GPU comes: others may have it.
+    joins(&mut w, 4, vec![gpu(0, "u", "x")], 0, "2.27");
+    trains(&mut w, 2, on(Device::Cuda, "1", 0));
+    w.succeed(2, "train");
+    while let Some((unit, _)) = running(&w, 1).first().cloned() {
+        w.succeed(1, &unit);
+    }
+    assert_eq!(runs_on(&w, 1, "train"), ["cpu"], "what was worked out is of use there alone");
 }
 
 #[test]
@@ -146,7 +203,7 @@ fn a_gang_grows_onto_devices_of_its_kind_only() {
 }
 
 #[test]
-fn a_training_waits_for_the_gpu_that_a_probe_holds_for_some_seconds() {
+fn a_training_waits_for_the_gpu_that_a_probe_holds() {
     let begins = |first_is_cancelled: bool| {
         let mut w = one_gpu(4);
         w.submit_spec(1, on(Device::Auto, "1", 0));
@@ -164,11 +221,11 @@ fn a_training_waits_for_the_gpu_that_a_probe_holds_for_some_seconds() {
         }
         runs_on(&w, 2, "train")
     };
-    assert_eq!((begins(true), begins(false)), (vec!["cuda:0".to_owned()], vec!["cpu".to_owned()]));
+    assert_eq!((begins(true), begins(false)), (vec!["cuda:0".to_owned()], Vec::new()));
 }
 
 #[test]
-fn each_of_two_gpus_that_probes_hold_is_waited_for_by_one() {
+fn gpus_that_probes_hold_go_to_the_most_urgent_of_those_that_wait() {
     let mut w = World::new();
     joins(&mut w, 1, vec![gpu(0, "u0", "x"), gpu(1, "u1", "x")], 4, "2.27");
     for n in 1..=4 {
@@ -182,7 +239,9 @@ fn each_of_two_gpus_that_probes_hold_is_waited_for_by_one() {
     w.succeed(1, "probe");
     w.succeed(2, "probe");
     let all: Vec<String> = (1..=4).flat_map(|n| runs_on(&w, n, "train")).collect();
-    assert_eq!(all, ["cpu", "cpu", "cuda:0", "cuda:1"]);
+    assert_eq!((all, w.why(1)), (vec!["cuda:0".to_owned(), "cuda:1".to_owned()], "slots_busy"));
+    w.succeed(4, "train");
+    assert_eq!((runs_on(&w, 1, "train"), w.ranks(2)), (vec!["cuda:1".to_owned()], 0));
 }
 
 /// Jobs of histories: every other one is for GPUs, and none takes what the others do.

@@ -56,6 +56,10 @@ pub trait Collective: Send {
     /// How much each rank can do, relative to the others.
     fn weights(&self) -> &[u32];
 
+    /// How many messages this rank has sent or taken. Who counts as many as before has told nobody anything and heard of nothing,
+    /// and may begin anew with what it was at.
+    fn messages(&self) -> u64;
+
     /// With how many ranks this one shares memory, through which large messages go.
     fn neighbours(&self) -> usize {
         0

@@ -107,6 +107,10 @@ impl Collective for NcclGroup {
         self.mesh.weights()
     }
 
+    fn messages(&self) -> u64 {
+        self.mesh.messages()
+    }
+
     fn send_parts(&mut self, to: usize, parts: &[&[u8]]) -> Result<()> {
         self.mesh.send_parts(to, parts)
     }
@@ -189,6 +193,11 @@ impl Buckets<'_> {
     /// The buckets that have not gone, in the order in which they will.
     pub fn left(&self) -> Vec<Range<usize>> {
         self.cut.left()
+    }
+
+    /// Whether the library works on any of them, or has.
+    pub fn have_begun(&self) -> bool {
+        matches!(self.stands, Stands::Begun | Stands::Done)
     }
 
     /// Puts numbers of the host into their place.

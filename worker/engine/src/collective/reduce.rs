@@ -246,6 +246,9 @@ mod tests {
         fn weights(&self) -> &[u32] {
             &[1, 1]
         }
+        fn messages(&self) -> u64 {
+            0
+        }
         fn send_parts(&mut self, _: usize, _: &[&[u8]]) -> Result<()> {
             Err(Error::Stopped)
         }

@@ -182,13 +182,31 @@ impl Made {
     }
 }
 
+/// `MFD_NOEXEC_SEAL` of Linux 6.3: what is in the memory will never be run.
+#[cfg(target_os = "linux")]
+const NEVER_RUN: u32 = 8;
+
+/// A file that is in no folder. With `vm.memfd_noexec=2` a system makes none that may be run; older ones do not know the word.
+#[cfg(target_os = "linux")]
+fn unnamed(name: &str) -> io::Result<File> {
+    use nix::{
+        errno::Errno,
+        sys::memfd::{MFdFlags, memfd_create},
+    };
+    let flags = MFdFlags::MFD_CLOEXEC;
+    let made = match memfd_create(name, flags | MFdFlags::from_bits_retain(NEVER_RUN)) {
+        Err(Errno::EINVAL) => memfd_create(name, flags),
+        made => made,
+    };
+    Ok(File::from(made?))
+}
+
 #[cfg(target_os = "linux")]
 fn make(salt: &[u8]) -> io::Result<Made> {
-    use nix::sys::memfd::{MFdFlags, memfd_create};
     static MADE: AtomicU64 = AtomicU64::new(0);
     // What `/proc` shows it as.
     let name = format!("tl-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
-    let mut file = File::from(memfd_create(name.as_str(), MFdFlags::MFD_CLOEXEC)?);
+    let mut file = unnamed(&name)?;
     let when = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let proof = *blake3::hash(&[salt, name.as_bytes(), &when.as_nanos().to_le_bytes()].concat()).as_bytes();
     // All of it is written: a place that the system has no memory for would end the process that touches it.
@@ -310,6 +328,17 @@ pub(super) mod tests {
         let flags = flags.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
         // That of a file which is closed where another program begins, in octal digits.
         assert_eq!(u32::from_str_radix(flags, 8).unwrap() & 0o2_000_000, 0o2_000_000);
+    }
+
+    #[test]
+    fn the_memory_is_never_run_where_the_system_can_promise_that_and_is_there_where_it_cannot() {
+        use std::os::unix::fs::PermissionsExt;
+
+        use nix::sys::memfd::{MFdFlags, memfd_create};
+        let runs = |file: &File| file.metadata().unwrap().permissions().mode() & 0o111 != 0;
+        let promised = memfd_create("tl-test", MFdFlags::from_bits_retain(NEVER_RUN)).is_ok();
+        let made = make(b"salt").unwrap();
+        assert!(!promised || !runs(&made.file));
     }
 
     #[test]

@@ -14,6 +14,9 @@ impl Collective for Solo {
     fn weights(&self) -> &[u32] {
         &[1]
     }
+    fn messages(&self) -> u64 {
+        0
+    }
     fn send_parts(&mut self, to: usize, _: &[&[u8]]) -> Result<()> {
         Err(Error::Internal(format!("a rank alone sends to rank {to}")))
     }

@@ -38,6 +38,7 @@ pub struct Mesh {
     rank: usize,
     weights: Vec<u32>,
     peers: Vec<Option<Peer>>,
+    messages: u64,
     neighbours: usize,
     silence: Duration,
     /// A peer was lost: what was sent to the others is of no use any more.
@@ -110,7 +111,7 @@ impl Mesh {
         let peers: Vec<Option<Peer>> =
             streams.into_iter().enumerate().map(start).collect::<std::io::Result<_>>().map_err(internal)?;
         let (rank, weights, silence) = (config.rank, config.weights.clone(), config.silence);
-        Ok(Self { rank, weights, peers, neighbours, silence, broken: false, alarm })
+        Ok(Self { rank, weights, peers, messages: 0, neighbours, silence, broken: false, alarm })
     }
 
     /// Has something done as soon as a peer is lost, by a thread of the mesh: for who waits for something else by then. At once
@@ -183,6 +184,10 @@ impl Collective for Mesh {
         &self.weights
     }
 
+    fn messages(&self) -> u64 {
+        self.messages
+    }
+
     fn neighbours(&self) -> usize {
         self.neighbours
     }
@@ -214,6 +219,7 @@ impl Mesh {
     }
 
     fn with<T>(&mut self, peer: usize, act: impl FnOnce(&mut Peer) -> Result<T, String>) -> Result<T> {
+        self.messages += 1;
         let Some(connection) = self.peers.get_mut(peer).and_then(Option::as_mut) else {
             return Err(Error::Internal(format!("rank {peer} has no connection")));
         };

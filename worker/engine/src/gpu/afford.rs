@@ -1,12 +1,13 @@
 //! Memory that is short. What was freed stays with the driver's pool, where neither libraries that take theirs beside it nor
-//! arrays of another size may find it: before it is said that there is none, it goes back to the system.
+//! arrays of another size may find it: before it is said that there is none, it goes back to the system, and with it what went
+//! up before it was asked for.
 
 use cudarc::driver::{result, sys};
 
 use super::{Device, Fault};
 
 impl Device {
-    /// Does what takes memory; where there is none, once more after what was freed has gone back.
+    /// Does what takes memory; where there is none, once more after what was freed and what is spare have gone back.
     ///
     /// # Errors
     /// There is none then either; or whatever else fails.
@@ -14,9 +15,10 @@ impl Device {
         again(take, || self.give_back())
     }
 
-    /// Gives the system what the pool holds and no array does.
+    /// Gives the system what the pool holds and no array does but spare ones.
     #[expect(unsafe_code, reason = "calls the driver")]
     fn give_back(&self) -> Result<(), Fault> {
+        self.spare().iter().try_for_each(|ahead| ahead.let_go())?;
         // What was freed is free once the stream has come to it.
         self.synchronize()?;
         let context = self.stream().context();

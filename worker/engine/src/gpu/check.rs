@@ -1,4 +1,4 @@
-//! Whether a GPU works: copies, a product, a small step of training, and a sum through NCCL.
+//! Whether a GPU works: copies, a product, a small step of training, and a sum through NCCL; and whether two do together.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -10,7 +10,7 @@ use cudarc::{
     cublas::{CudaBlas, Gemm, GemmConfig, result::CublasError, sys::cublasOperation_t},
     driver::{CudaContext, CudaStream, DriverError},
 };
-use nccl_rs::{Communicator, Nccl, Options};
+use nccl_rs::{Communicator, Nccl, NcclError, Options, UniqueId};
 use nvlib::Library;
 
 use super::{Checked, Device, bound, step};
@@ -41,6 +41,33 @@ pub fn works(index: u32) -> Result<()> {
     guarded(index, train).map(|_| ())
 }
 
+/// Adds up over NCCL on two GPUs of this machine, a rank on each: seconds for it.
+///
+/// # Errors
+/// Why it does not, in words: one of them cannot be used, NCCL is not there, refuses, or is not done in time.
+pub fn between(pair: [u32; 2]) -> Result<f64, String> {
+    part(|| {
+        Library::Driver.open().map_err(|e| e.to_string())?;
+        let opened = |index: u32| CudaContext::new(index as usize).and_then(|c| c.new_stream()).map_err(refused);
+        let streams = [opened(pair[0])?, opened(pair[1])?];
+        let id = &named()?;
+        let outcomes = std::thread::scope(|scope| {
+            let start = |rank: usize| {
+                let stream = &streams[rank];
+                scope.spawn(move || part(|| sum(stream, (rank, pair.len()), id)))
+            };
+            let broken = |_| Err("the thread of its rank broke down".into());
+            [0, 1].map(start).map(|rank| rank.join().unwrap_or_else(broken))
+        });
+        let failed = outcomes.iter().zip(pair).filter_map(|(outcome, gpu)| Some((gpu, outcome.as_ref().err()?)));
+        let failed: Vec<String> = failed.map(|(gpu, why)| format!("GPU {gpu}: {why}")).collect();
+        match failed.is_empty() {
+            true => Ok(outcomes.into_iter().flatten().fold(0.0, f64::max)),
+            false => Err(failed.join("; ")),
+        }
+    })
+}
+
 fn guarded<T>(index: u32, work: fn(u32) -> Result<T, String>) -> Result<T> {
     Library::Driver.open().map_err(|e| Error::user(e.to_string(), "install NVIDIA's driver"))?;
     // The bindings panic where a library of another age lacks a function.
@@ -50,14 +77,18 @@ fn guarded<T>(index: u32, work: fn(u32) -> Result<T, String>) -> Result<T> {
 }
 
 fn on(index: u32) -> Result<Checked, String> {
-    let driver = |e: DriverError| format!("the driver answers {:?}", e.0);
-    let stream = CudaContext::new(index as usize).and_then(|c| c.new_stream()).map_err(driver)?;
+    let stream = CudaContext::new(index as usize).and_then(|c| c.new_stream()).map_err(refused)?;
     Ok(Checked {
-        copy: copy(&stream).map_err(driver)?,
+        copy: copy(&stream).map_err(refused)?,
         multiply: part(|| multiply(&stream)),
         train: part(|| train(index)),
-        all_reduce: part(|| all_reduce(&stream)),
+        all_reduce: part(|| sum(&stream, (0, 1), &named()?)),
     })
+}
+
+/// What the driver refuses.
+fn refused(e: DriverError) -> String {
+    format!("the driver answers {:?}", e.0)
 }
 
 /// A part that may fail by itself, also where a library lacks a function.
@@ -93,11 +124,10 @@ fn copy(stream: &Arc<CudaStream>) -> Result<f64, DriverError> {
 #[expect(unsafe_code, reason = "cuBLAS takes sizes on trust")]
 fn multiply(stream: &Arc<CudaStream>) -> Result<f64, String> {
     bound::open(Library::Cublas).map_err(|e| e.to_string())?;
-    let (driver, failed) =
-        (|e: DriverError| format!("the driver answers {:?}", e.0), |e: CublasError| format!("cuBLAS: {e:?}"));
+    let failed = |e: CublasError| format!("cuBLAS: {e:?}");
     let blas = CudaBlas::new(stream.clone()).map_err(failed)?;
-    let ones = stream.clone_htod(&vec![1.0f32; SIDE * SIDE]).map_err(driver)?;
-    let mut product = stream.alloc_zeros::<f32>(SIDE * SIDE).map_err(driver)?;
+    let ones = stream.clone_htod(&vec![1.0f32; SIDE * SIDE]).map_err(refused)?;
+    let mut product = stream.alloc_zeros::<f32>(SIDE * SIDE).map_err(refused)?;
     let side = SIDE as i32;
     let plan = GemmConfig {
         transa: cublasOperation_t::CUBLAS_OP_N,
@@ -113,8 +143,8 @@ fn multiply(stream: &Arc<CudaStream>) -> Result<f64, String> {
     };
     // SAFETY: three square matrices of that side.
     let work = || unsafe { blas.gemm(plan, &ones, &ones, &mut product) }.map_err(failed);
-    let seconds = timed(stream, work, driver)?;
-    let first = stream.clone_dtoh(&product.slice(..1)).map_err(driver)?;
+    let seconds = timed(stream, work, refused)?;
+    let first = stream.clone_dtoh(&product.slice(..1)).map_err(refused)?;
     if first != [SIDE as f32] {
         return Err(format!("a product of ones is {first:?} and should be {SIDE}"));
     }
@@ -126,18 +156,23 @@ fn train(index: u32) -> Result<f64, String> {
     step(&Arc::new(device)).map_err(|e| e.to_string())
 }
 
-fn all_reduce(stream: &Arc<CudaStream>) -> Result<f64, String> {
-    let said = |e: nccl_rs::NcclError| e.to_string();
-    let id = Nccl::open().and_then(Nccl::unique_id).map_err(said)?;
+/// The name of a new group.
+fn named() -> Result<UniqueId, String> {
+    Nccl::open().and_then(Nccl::unique_id).map_err(|e| e.to_string())
+}
+
+/// A rank's part of a sum through NCCL to which each brings the same: seconds for it.
+fn sum(stream: &Arc<CudaStream>, (rank, world): (usize, usize), id: &UniqueId) -> Result<f64, String> {
+    let said = |e: NcclError| e.to_string();
     let options = Options { patience: PATIENCE, ..Options::default() };
-    let group = Communicator::connect(stream, 0, 1, &id, options).map_err(said)?;
-    let mut data = stream.clone_htod(&[1.0f32, 2.0, 3.0]).map_err(|e| format!("the driver answers {:?}", e.0))?;
+    let group = Communicator::connect(stream, rank, world, id, options).map_err(said)?;
+    let mut data = stream.clone_htod(&[1.0f32, 2.0, 3.0]).map_err(refused)?;
     let started = Instant::now();
     group.all_reduce(&mut data).and_then(|()| group.complete()).map_err(said)?;
     let seconds = started.elapsed().as_secs_f64();
-    let sums = stream.clone_dtoh(&data).map_err(|e| format!("the driver answers {:?}", e.0))?;
-    if sums != [1.0, 2.0, 3.0] {
-        return Err(format!("a sum over one rank turned 1, 2, 3 into {sums:?}"));
+    let sums = stream.clone_dtoh(&data).map_err(refused)?;
+    if sums != [1.0, 2.0, 3.0].map(|v| v * world as f32) {
+        return Err(format!("a sum in which each of {world} ranks adds 1, 2, 3 is {sums:?}"));
     }
     group.finish().map_err(said)?;
     Ok(seconds)

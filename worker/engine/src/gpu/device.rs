@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     ops::Range,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use cudarc::{
@@ -18,6 +18,7 @@ use nvlib::Library;
 
 use super::{
     Array, Fault,
+    ahead::Ahead,
     array::counted,
     blas::Blas,
     bound,
@@ -39,6 +40,7 @@ pub struct Device {
     spans: Mutex<Vec<Arc<Spans>>>,
     words: Tables<u32>,
     longs: Tables<u64>,
+    spare: Mutex<Vec<Weak<Ahead>>>,
     room: usize,
 }
 
@@ -70,7 +72,8 @@ impl Device {
         let stream = context.new_stream()?;
         let (blas, dnn) = (Mutex::new(None), Mutex::new(None));
         let (words, longs, loaded, spans) = (Tables::default(), Tables::default(), Mutex::default(), Mutex::default());
-        Ok(Self { stream, capability, loaded, blas, dnn, spans, words, longs, room: ROOM })
+        let spare = Mutex::default();
+        Ok(Self { stream, capability, loaded, blas, dnn, spans, words, longs, spare, room: ROOM })
     }
 
     /// The same, on which attention's scores have less room, for tests: other room makes other bits.
@@ -269,6 +272,18 @@ impl Device {
     /// One of wide numbers, one after the other.
     pub(in crate::gpu) fn longs(&self, values: &[u64]) -> Result<Arc<Array<u64>>, Fault> {
         self.longs.of(self, values, &[values.len()])
+    }
+
+    /// Says what is to be given back where its memory is short.
+    pub(in crate::gpu) fn spares(&self, ahead: &Arc<Ahead>) {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(ahead));
+    }
+
+    /// What there is of that.
+    pub(in crate::gpu) fn spare(&self) -> Vec<Arc<Ahead>> {
+        let mut all = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|ahead| ahead.strong_count() > 0);
+        all.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Lengths of sequences that were sent up, the newest first.

@@ -79,6 +79,8 @@
 #[cfg(feature = "cuda")]
 mod afford;
 #[cfg(feature = "cuda")]
+mod ahead;
+#[cfg(feature = "cuda")]
 mod array;
 #[cfg(feature = "cuda")]
 mod blas;
@@ -121,7 +123,7 @@ pub use self::place::Place;
 #[cfg(feature = "cuda")]
 pub use self::{
     array::Array,
-    check::{check, works},
+    check::{between, check, works},
     device::{Device, Staging},
     fault::Fault,
     fingerprint::fingerprint,
@@ -195,6 +197,15 @@ pub fn look() -> Gpus {
 #[cfg(not(feature = "cuda"))]
 pub fn check(_: u32) -> crate::Result<Checked> {
     Err(no_cuda())
+}
+
+/// This build has no CUDA.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "cuda"))]
+pub fn between(_: [u32; 2]) -> std::result::Result<f64, String> {
+    Err(no_cuda().to_string())
 }
 
 /// This build has no CUDA.

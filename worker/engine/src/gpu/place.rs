@@ -4,16 +4,14 @@ use std::fmt;
 #[cfg(feature = "cuda")]
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use candle_core::Tensor;
-#[cfg(feature = "cuda")]
-use candle_core::TensorId;
 use tl_proto::hardware;
 
 #[cfg(feature = "cuda")]
-use super::{Device, Fault, Placed, Staging, fingerprint};
+use super::{Device, Fault, Placed, Staging, ahead::Ahead, fingerprint};
 #[cfg(feature = "cuda")]
 use crate::{Error, nn::host};
 use crate::{Result, num::fingerprint::fingerprint as of_host};
@@ -60,7 +58,8 @@ impl Place {
     #[cfg(feature = "cuda")]
     pub fn of(device: Arc<Device>) -> Result<Self, Fault> {
         let numbers = fingerprint(&device)?;
-        let (staging, aside, ahead) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (staging, aside, ahead) = (Mutex::default(), Mutex::default(), Arc::default());
+        device.spares(&ahead);
         Ok(Self::Gpu(Arc::new(OnGpu { device, numbers, staging, aside, ahead })))
     }
 
@@ -93,7 +92,7 @@ impl Place {
         match self {
             Self::Host => 0,
             #[cfg(feature = "cuda")]
-            Self::Gpu(gpu) => gpu.announce(),
+            Self::Gpu(gpu) => gpu.ahead.announce(),
         }
     }
 
@@ -134,10 +133,6 @@ impl fmt::Debug for Place {
 #[cfg(feature = "cuda")]
 const UNDER_WAY: usize = 2;
 
-/// How many announcements are held, as by whoever makes the tensors: two steps of a student and its teacher.
-#[cfg(feature = "cuda")]
-const KEEP: u64 = 4;
-
 /// A GPU that a rank computes on.
 #[cfg(feature = "cuda")]
 pub struct OnGpu {
@@ -148,17 +143,7 @@ pub struct OnGpu {
     /// The same for what goes up before it is asked for. Each has a stream: memory is given back on the one that it came
     /// from, behind all that reads it, and what comes next must not wait for that.
     aside: Mutex<VecDeque<Staging>>,
-    ahead: Mutex<Ahead>,
-}
-
-/// What went up before it was asked for.
-#[cfg(feature = "cuda")]
-#[derive(Default)]
-struct Ahead {
-    /// Counts announcements.
-    announced: u64,
-    /// Tensors, and the announcements that named them.
-    sent: Vec<(TensorId, u64, Placed)>,
+    ahead: Arc<Ahead>,
 }
 
 #[cfg(feature = "cuda")]
@@ -174,36 +159,25 @@ impl OnGpu {
     /// The memory is full; a shape of another count.
     pub fn send(&self, values: &[f32], shape: &[usize]) -> Result<Placed, Fault> {
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        let array = match place_for(&mut staging, values.len(), || self.device.staging(values.len())) {
-            Ok(mut place) => {
-                let sent = place.upload(values, shape);
-                staging.push_back(place);
-                sent?
-            }
-            // Such memory is short on some hosts, and any other does.
-            Err(_) => self.device.upload(values, shape)?,
-        };
+        let place = place_for(&mut staging, values.len(), || self.device.staging(values.len()));
+        let sent = place.and_then(|mut place| {
+            let sent = place.upload(values, shape);
+            staging.push_back(place);
+            sent
+        });
+        // Such memory is short on some hosts, and any other does. Where that of the GPU is, more of it is found there.
+        let array = sent.or_else(|_| self.device.upload(values, shape))?;
         Ok(Placed::new(self.device.clone(), array))
     }
 
     /// What was sent up of a tensor before it was asked for, if it was.
     pub(crate) fn arrived(&self, tensor: &Tensor) -> Option<Placed> {
-        let mut ahead = self.ahead();
-        let at = ahead.sent.iter().position(|(id, ..)| *id == tensor.id())?;
-        Some(ahead.sent.swap_remove(at).2)
+        self.ahead.take(tensor.id())
     }
 
     /// How many tensors went up that nobody has asked for.
     pub fn waiting(&self) -> usize {
-        self.ahead().sent.len()
-    }
-
-    fn announce(&self) -> u64 {
-        let mut ahead = self.ahead();
-        ahead.announced += 1;
-        let announced = ahead.announced;
-        ahead.sent.retain(|(_, named, _)| named + KEEP > announced);
-        announced
+        self.ahead.waiting()
     }
 
     fn expect(&self, tensor: &Tensor, announcement: u64) {
@@ -213,7 +187,7 @@ impl OnGpu {
         // What fails here is told to whoever asks for it.
         let Ok(values) = host(tensor) else { return };
         let Ok(sent) = self.send_aside(&values, tensor.dims()) else { return };
-        self.ahead().sent.push((tensor.id(), announcement, sent));
+        self.ahead.keep(tensor.id(), announcement, sent);
     }
 
     fn send_aside(&self, values: &[f32], shape: &[usize]) -> Result<Placed, Fault> {
@@ -222,10 +196,6 @@ impl OnGpu {
         let sent = place.upload(values, shape);
         aside.push_back(place);
         Ok(Placed::new(self.device.clone(), sent?))
-    }
-
-    fn ahead(&self) -> MutexGuard<'_, Ahead> {
-        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -60,11 +60,14 @@ pub(super) fn sum(
         Some(grain) => compute(grain, &mut early),
         None => early.take(0..len, None),
     };
+    let begun = early.buckets.have_begun();
     match handed_in.and_then(|()| early.end()) {
         Ok(()) => Ok(Flat::Device(Placed::new(device.clone(), flat))),
         Err(e) => {
-            // Where an abort hangs, NCCL is still at it, and giving the memory back would wait for that. The rank ends.
-            mem::forget(flat);
+            if begun {
+                // Where an abort hangs, NCCL is still at it, and giving the memory back would wait for that. The rank ends.
+                mem::forget(flat);
+            }
             Err(e)
         }
     }

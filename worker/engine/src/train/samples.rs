@@ -44,6 +44,8 @@ pub struct Samples {
     pub part: Cow<'static, str>,
     pub(super) augment: AugmentSection,
     seed: u32,
+    /// Where each was before some were left out, if any were.
+    places: Option<Arc<[usize]>>,
 }
 
 /// What is asked for together: samples, their views, and for which network.
@@ -92,7 +94,8 @@ impl Samples {
         if turns == Rotations::All || (turns == Rotations::Train && part == "train") {
             dataset = Box::new(Turned::new(dataset)?);
         }
-        Ok(Self { source: Source::new(dataset), ahead: Ahead::default(), part: part.into(), augment, seed })
+        let (source, ahead) = (Source::new(dataset), Ahead::default());
+        Ok(Self { source, ahead, part: part.into(), augment, seed, places: None })
     }
 
     /// Opens samples of another domain that are learned from without labels; `spec` is that domain's section.
@@ -102,7 +105,7 @@ impl Samples {
     pub fn open_bare(spec: &DataSection, seed: u32) -> Result<Self> {
         let source = Source::new(data::open_bare(spec, seed)?);
         let (augment, part) = (spec.augment.clone(), Cow::Borrowed("target.train"));
-        Ok(Self { source, ahead: Ahead::default(), part, augment, seed })
+        Ok(Self { source, ahead: Ahead::default(), part, augment, seed, places: None })
     }
 
     /// Opens halves of pairs, `train` or `val`, with the transforms of training for the former.
@@ -112,7 +115,7 @@ impl Samples {
     pub fn open_paired(spec: &DataSection, part: &'static str, by: PairedBy, seed: u32) -> Result<Self> {
         let source = Source::new(data::open_paired(spec, part, by, seed)?);
         let augment = if part == "train" { spec.augment.clone() } else { AugmentSection::default() };
-        Ok(Self { source, ahead: Ahead::default(), part: part.into(), augment, seed })
+        Ok(Self { source, ahead: Ahead::default(), part: part.into(), augment, seed, places: None })
     }
 
     /// Only the samples in `keep`, in that order.
@@ -120,11 +123,17 @@ impl Samples {
     /// # Errors
     /// Samples that somebody else has in hand.
     pub fn only(self, keep: Vec<usize>) -> Result<Self> {
+        let places = Some(keep.iter().map(|i| self.place(*i)).collect());
         let Some(source) = Arc::into_inner(self.source) else {
             return Err(Error::Internal("samples were asked for before they were chosen".into()));
         };
         // Indices move, so what is kept under them goes.
-        Ok(Self { source: Source::new(Box::new(Subset::new(source.dataset, keep))), ..self })
+        Ok(Self { source: Source::new(Box::new(Subset::new(source.dataset, keep))), places, ..self })
+    }
+
+    /// Where a sample was among those that were opened: its index, before any were left out.
+    pub fn place(&self, index: usize) -> usize {
+        self.places.as_ref().map_or(index, |places| places[index])
     }
 
     /// Only the samples that decode for a network of this contract.
@@ -140,7 +149,8 @@ impl Samples {
     /// The same samples as they are, without transforms.
     pub fn plain(&self) -> Self {
         let (source, augment) = (self.source.clone(), AugmentSection::default());
-        Self { source, ahead: Ahead::default(), part: self.part.clone(), augment, seed: self.seed }
+        let (part, places) = (self.part.clone(), self.places.clone());
+        Self { source, ahead: Ahead::default(), part, augment, seed: self.seed, places }
     }
 
     /// The same samples under the name of another part, in errors.
@@ -421,6 +431,9 @@ mod tests {
         };
         bad("a/0.png");
         assert_eq!(left(1).unwrap(), 2);
+        let samples = Samples::open(&spec, "train", 1).unwrap().that_decode(&contract(16)).unwrap();
+        assert_eq!([0, 1].map(|i| samples.place(i)), [1, 2], "they were behind it");
+        assert_eq!(samples.only(vec![1]).unwrap().plain().place(0), 2);
         bad("b/0.png");
         let error = left(9).unwrap_err().to_string();
         assert!(error.contains("class `b` in `data.train`"), "{error}");

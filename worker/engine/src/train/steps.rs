@@ -84,8 +84,8 @@ impl Loop<'_> {
         Ok(false)
     }
 
-    /// Computes a step, once more without what stays on a GPU if there was no room for it beside that: nobody has seen any
-    /// of it, where a rank is alone.
+    /// Computes a step, once more without what stays on a GPU if there was no room for it beside that. Where values lie shows
+    /// in no bit, and each rank has a GPU of its own: it does so by itself, unless others have heard of the step already.
     pub(super) fn with_room(
         &mut self,
         stage: &Stage,
@@ -93,8 +93,10 @@ impl Loop<'_> {
         group: &mut dyn Collective,
         compute: impl Fn(&Self, &mut dyn Collective) -> Result<Reduced>,
     ) -> Result<Reduced> {
+        let before = group.messages();
         let reduced = compute(self, group);
-        if group.world() > 1 || !stay.holds() || !reduced.as_ref().is_err_and(Error::is_full) {
+        let heard = group.messages() > before;
+        if heard || !stay.holds() || !reduced.as_ref().is_err_and(Error::is_full) {
             return reduced;
         }
         std::mem::take(stay).end(stage, &mut self.state)?;

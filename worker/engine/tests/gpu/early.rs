@@ -1,16 +1,21 @@
 //! Gradients that go to the other ranks while backward goes on: sums and whole runs with the bits that they have without.
 
-use std::{ops::Range, path::Path};
+use std::{
+    cell::Cell,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use tl_engine::{
-    Error, Result,
+    Error, Full, Result,
     collective::{Buckets, Collective, NcclGroup, reduce_flat, tree::Node},
-    gpu::{self, Place},
+    gpu::{self, Device, Place},
     link::{Link, Notice, Row},
     nn::{
         Array, BatchNorm, Builder, Fill, Flat, Gradients, Layer, Layout, Linear, Own, ParamId, Pass, Store, Taker, Tape,
     },
-    train,
+    train::{self, export::Report},
 };
 use tl_proto::spec::JobSpec;
 
@@ -179,11 +184,22 @@ fn a_rank_that_fails_on_its_way_back_is_a_lost_peer_to_who_adds_up_with_it() {
     assert_eq!(errors, [format!("rank 1 was lost: it gave up: {own}"), own.to_owned()]);
 }
 
-/// Ranks of one group, which may add up early, or not; and how often that was asked.
+/// Ranks of one group, which may add up early, or not.
 struct Ranks {
     group: NcclGroup,
     early: bool,
+    /// How often that was asked.
     asked: usize,
+    /// Sums so far, of those that are not early.
+    sums: usize,
+    /// The sum for which there is no room, and whether the others have heard of the step by then.
+    short: Option<(usize, bool)>,
+}
+
+impl Ranks {
+    fn of(group: NcclGroup, early: bool) -> Self {
+        Self { group, early, asked: 0, sums: 0, short: None }
+    }
 }
 
 impl Collective for Ranks {
@@ -193,6 +209,10 @@ impl Collective for Ranks {
 
     fn weights(&self) -> &[u32] {
         self.group.weights()
+    }
+
+    fn messages(&self) -> u64 {
+        self.group.messages()
     }
 
     fn send_parts(&mut self, to: usize, parts: &[&[u8]]) -> Result<()> {
@@ -216,7 +236,12 @@ impl Collective for Ranks {
     }
 
     fn sum_placed(&mut self, own: &mut gpu::Array) -> Result<bool> {
-        self.group.sum_placed(own)
+        self.sums += 1;
+        let short = self.short.filter(|(sum, _)| *sum == self.sums);
+        if short.is_none_or(|(_, heard)| heard) {
+            self.group.sum_placed(own)?;
+        }
+        if short.is_some() { Err(Error::GpuMemory(Full::Grain)) } else { Ok(true) }
     }
 
     fn on_gpus(&mut self) -> Option<&mut NcclGroup> {
@@ -242,6 +267,9 @@ lr = 0.05
 bn = "train"
 "#;
 
+/// Numbers of a bucket: a step of the job has several.
+const SMALL: usize = 1 << 13;
+
 /// Looks inside a teacher, through a tensor of its own.
 const HINT: &str = r#"
 objective = { method = "hint", taps = ["block1:block1"], soft_weight = 0.5 }
@@ -251,8 +279,13 @@ input = 16
 "#;
 
 /// Hears nothing; it may want to know the norms of grains.
+#[derive(Default)]
 struct Ear {
     compares: bool,
+    /// Steps that have begun.
+    steps: Cell<usize>,
+    /// In which step the driver finds no room, and after how many arrays.
+    short: Option<(usize, u64)>,
 }
 
 impl Link for Ear {
@@ -262,6 +295,11 @@ impl Link for Ear {
     fn artifact(&mut self, _: &str, _: &Path) {}
     fn notice(&mut self, _: Notice, _: &str) {}
     fn stop_requested(&self) -> bool {
+        self.steps.set(self.steps.get() + 1);
+        if let Some((_, after)) = self.short.filter(|(step, _)| *step == self.steps.get()) {
+            // Neither at once nor when what was freed has gone back.
+            let _ = nvlib::fake::full(after, 3);
+        }
         false
     }
     fn compares(&self) -> bool {
@@ -269,32 +307,41 @@ impl Link for Ear {
     }
 }
 
+/// Runs a rank to its end: where its model lies, if it has one, and what it reports.
+fn one(job: &str, work: PathBuf, device: &Arc<Device>, ranks: &mut Ranks, link: &mut Ear) -> Result<(PathBuf, Report)> {
+    std::fs::create_dir_all(&work).unwrap();
+    let model = work.join("model/model.safetensors");
+    let config = train::Config {
+        spec: JobSpec::from_toml(job, &[]).unwrap(),
+        inputs: Default::default(),
+        pushed: Default::default(),
+        hub: Default::default(),
+        absent: Default::default(),
+        look: false,
+        cache: work.join("cache"),
+        work,
+        cache_bytes: 1 << 26,
+        features: Vec::new(),
+        resume: Vec::new(),
+        place: Place::of(device.clone()).unwrap(),
+    };
+    let done = train::run(&config, ranks, link);
+    if let Err(e) = &done {
+        ranks.abort(&e.to_string());
+    }
+    Ok((model, done?))
+}
+
 /// The model of the first of two ranks, and the losses; the second may compare.
 fn trained(job: &str, dir: &Path, early: bool, compares: bool) -> Option<(Vec<u8>, String)> {
-    let ranks = nccl::group_with(2, 1 << 13, |group| {
-        let mut ranks = Ranks { group, early, asked: 0 };
-        let mut link = Ear { compares: compares && ranks.rank() == 1 };
-        let name = format!("{early}-{compares}-{}", ranks.rank());
-        let work = dir.join(&name);
-        std::fs::create_dir_all(&work).unwrap();
-        let config = train::Config {
-            spec: JobSpec::from_toml(job, &[]).unwrap(),
-            inputs: Default::default(),
-            pushed: Default::default(),
-            hub: Default::default(),
-            absent: Default::default(),
-            look: false,
-            work: work.clone(),
-            cache: dir.join(format!("cache-{name}")),
-            cache_bytes: 1 << 26,
-            features: Vec::new(),
-            resume: Vec::new(),
-            place: Place::of(shared().unwrap().clone()).unwrap(),
-        };
-        let report = train::run(&config, &mut ranks, &mut link).unwrap();
+    let ranks = nccl::group_with(2, SMALL, |group| {
+        let mut ranks = Ranks::of(group, early);
+        let mut link = Ear { compares: compares && ranks.rank() == 1, ..Ear::default() };
+        let work = dir.join(format!("{early}-{compares}-{}", ranks.rank()));
+        let (model, report) = one(job, work, shared().unwrap(), &mut ranks, &mut link).unwrap();
         // Once in each step, and again where the answer was yes.
         assert_eq!(ranks.asked as u64, report.steps * if early { 2 } else { 1 });
-        (work.join("model/model.safetensors"), format!("{} {:?}", report.steps, report.history))
+        (model, format!("{} {:?}", report.steps, report.history))
     });
     let (model, history) = ranks?.swap_remove(0);
     Some((std::fs::read(model).unwrap(), history))
@@ -310,6 +357,64 @@ fn runs_that_add_up_while_they_go_backward_come_to_the_same_bits() {
         for compares in [false, true].into_iter().take(1 + usize::from(more.is_empty())) {
             let early = trained(&job, dir.path(), true, compares);
             assert!(early == late, "{kind} comes to something else, compared: {compares}");
+        }
+    }
+}
+
+/// The model that two ranks come to, or nothing where the second one has no room and the first hears of it.
+fn come_to(first: Result<(PathBuf, Report)>, second: Result<(PathBuf, Report)>) -> Option<Vec<u8>> {
+    match (first, second) {
+        (Ok((model, _)), Ok(_)) => Some(std::fs::read(model).unwrap()),
+        (Err(told), Err(Error::GpuMemory(_))) => {
+            assert_eq!(told.to_string(), "rank 1 was lost: it gave up: the memory of the GPU is full");
+            None
+        }
+        (first, second) => panic!("{first:?} and {second:?}"),
+    }
+}
+
+#[test]
+fn a_rank_without_room_takes_its_step_again_unless_others_have_heard_of_it() {
+    let (job, dir) = (JOB.replace("KIND", "finetune").replace("MORE", ""), tempfile::tempdir().unwrap());
+    let Some((whole, _)) = trained(&job, dir.path(), false, false) else { return };
+    for heard in [false, true] {
+        let outcomes = nccl::group_with(2, SMALL, |group| {
+            let mut ranks = Ranks::of(group, false);
+            // What is trained stays on the GPU from the first step on.
+            ranks.short = (ranks.rank() == 1).then_some((3, heard));
+            let work = dir.path().join(format!("{heard}-{}", ranks.rank()));
+            (one(&job, work, shared().unwrap(), &mut ranks, &mut Ear::default()), ranks.asked)
+        });
+        let mut outcomes = outcomes.unwrap().into_iter();
+        let ((first, steps), (second, asked)) = (outcomes.next().unwrap(), outcomes.next().unwrap());
+        let model = come_to(first, second);
+        assert!(model == (!heard).then(|| whole.clone()), "it comes to something else");
+        assert_eq!(asked, if heard { 3 } else { steps + 1 });
+    }
+}
+
+#[test]
+fn wherever_in_a_step_a_rank_has_no_room_it_comes_to_the_same_or_says_so() {
+    let (job, dir) = (JOB.replace("KIND", "finetune").replace("MORE", ""), tempfile::tempdir().unwrap());
+    let Some((whole, _)) = trained(&job, dir.path(), true, false) else { return };
+    // What is given back of it is nothing to other tests.
+    let device = &Arc::new(Device::open(0).unwrap());
+    for after in [0, 20, 100, 250] {
+        let outcomes = nccl::group_on(2, SMALL, device, |group| {
+            let mut ranks = Ranks::of(group, true);
+            let mut link = Ear { short: (ranks.rank() == 1).then_some((3, after)), ..Ear::default() };
+            let work = dir.path().join(format!("{after}-{}", ranks.rank()));
+            let done = one(&job, work, device, &mut ranks, &mut link);
+            let _ = nvlib::fake::full(0, 0);
+            (done, ranks.asked)
+        });
+        let mut outcomes = outcomes.unwrap().into_iter();
+        let ((first, steps), (second, asked)) = (outcomes.next().unwrap(), outcomes.next().unwrap());
+        let model = come_to(first, second);
+        assert!(model.as_ref().is_none_or(|model| *model == whole), "after {after} arrays: something else");
+        if after == 0 {
+            // It has begun the step twice.
+            assert!(model.is_some() && asked > steps, "it was asked {asked} times, and the other one {steps}");
         }
     }
 }

@@ -25,6 +25,7 @@ mod pools;
 mod sequences;
 mod stay;
 mod step;
+mod teaching;
 mod text;
 mod tf32;
 mod towards;

@@ -4,13 +4,14 @@
 use std::{
     net::TcpListener,
     ops::Range,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use tl_engine::{
     Error, Result,
     collective::{Collective, Mesh, MeshConfig, NcclGroup, reduce_fast, reduce_flat, tree::Node},
-    gpu::{Array, Placed},
+    gpu::{Array, Device, Placed},
     nn::Flat,
 };
 
@@ -64,7 +65,17 @@ pub(crate) fn group<T: Send>(world: usize, rank: impl Fn(NcclGroup) -> T + Sync)
 
 /// The same with buckets of another size.
 pub(crate) fn group_with<T: Send>(world: usize, bucket: usize, rank: impl Fn(NcclGroup) -> T + Sync) -> Option<Vec<T>> {
-    let join = |mesh| NcclGroup::join(mesh, shared().unwrap().clone(), PATIENCE, bucket).unwrap();
+    group_on(world, bucket, shared()?, rank)
+}
+
+/// The same on a GPU that is open once more.
+pub(crate) fn group_on<T: Send>(
+    world: usize,
+    bucket: usize,
+    device: &Arc<Device>,
+    rank: impl Fn(NcclGroup) -> T + Sync,
+) -> Option<Vec<T>> {
+    let join = |mesh| NcclGroup::join(mesh, device.clone(), PATIENCE, bucket).unwrap();
     meshes(world, PATIENCE, |mesh| rank(join(mesh)))
 }
 

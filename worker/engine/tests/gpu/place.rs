@@ -1,11 +1,11 @@
 //! Where a rank computes: what goes there, from one thread or from many, and a whole run.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use tl_engine::{
     Error, Result,
     collective::{Collective, Solo},
-    gpu::{self, Place},
+    gpu::{self, Device, Place},
     link::Deaf,
     nn::{self, Act, Activation, Builder, Gradients, Layer, Layout, Packs, Pass, Sequential, Tape},
     num::pool,
@@ -59,6 +59,27 @@ fn what_is_made_ahead_goes_up_ahead_and_what_nobody_asks_for_is_forgotten() {
     }
     Place::Host.expect(&tensors[0], Place::Host.announce());
     assert!(matches!(nn::Array::at(tensors[0].clone(), &Place::Host), Ok(nn::Array::Host(_))));
+}
+
+#[test]
+fn what_went_up_ahead_is_given_back_where_memory_is_short_and_goes_up_again() {
+    if shared().is_none() {
+        return;
+    }
+    // What is given back of it is nothing to other tests.
+    let device = Arc::new(Device::open(0).unwrap());
+    let place = Place::of(device.clone()).unwrap();
+    let Place::Gpu(gpu) = &place else { panic!("{place:?}") };
+    let tensor = nn::tensor(numbers(1, 12), &[3, 4]).unwrap();
+    place.expect(&tensor, place.announce());
+    assert_eq!(gpu.waiting(), 1);
+    if nvlib::fake::full(0, 1).is_none() {
+        eprintln!("left out: a real driver has room");
+        return;
+    }
+    let made = device.upload(&numbers(2, 5), &[5]).unwrap();
+    assert_eq!((device.download(&made).unwrap(), gpu.waiting()), (numbers(2, 5), 0));
+    assert_eq!(down(&nn::Array::at(tensor, &place).unwrap()), numbers(1, 12));
 }
 
 #[test]
@@ -201,6 +222,10 @@ impl Collective for Lost {
 
     fn weights(&self) -> &[u32] {
         &[1]
+    }
+
+    fn messages(&self) -> u64 {
+        Solo.messages()
     }
 
     fn send_parts(&mut self, to: usize, parts: &[&[u8]]) -> Result<()> {

@@ -39,9 +39,20 @@ int cuEventRecord(void *e, void *s) { (void)e; (void)s; return OK; }
 int cuEventQuery(void *e) { (void)e; return OK; }
 int cuEventSynchronize(void *e) { (void)e; return OK; }
 int cuEventDestroy_v2(void *e) { (void)e; return OK; }
+// A thread may be told that after so many arrays more it finds no room for so many.
+static __thread uint64_t more = UINT64_MAX, refused;
+void fake_full(uint64_t after, uint64_t times) { more = after; refused = times; }
+static int is_full(void) {
+  if (more == UINT64_MAX) return 0;
+  if (more) { more--; return 0; }
+  if (refused) { refused--; return 1; }
+  more = UINT64_MAX;
+  return 0;
+}
 // Memory begins as NaN, aligned as a GPU's is, and behind it is a fence that writes must not cross.
 enum { ALIGN = 256, FENCE = 0x5a };
 int cuMemAlloc_v2(uint64_t *p, size_t n) {
+  if (is_full()) return 2;
   int full = __sync_add_and_fetch(&taken, n) > memory();
   char *whole = full ? NULL : aligned_alloc(ALIGN, (n + ALIGN - 1) / ALIGN * ALIGN + 2 * ALIGN);
   if (!whole) { __sync_sub_and_fetch(&taken, n); return 2; }

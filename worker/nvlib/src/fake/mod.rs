@@ -49,6 +49,18 @@ pub fn sent() -> Option<u64> {
     Some(unsafe { sent() })
 }
 
+/// Has the driver find no room for `times` arrays of this thread, after so many more; nothing where the driver that is open is
+/// not the one from here.
+#[expect(unsafe_code, reason = "calls the driver")]
+pub fn full(after: u64, times: u64) -> Option<()> {
+    let driver = Library::Driver.open().ok()?;
+    // SAFETY: that is its type in `cuda.c`, and no other driver has a function of that name.
+    let full = unsafe { driver.function::<unsafe extern "C" fn(u64, u64)>("fake_full") }.ok()?;
+    // SAFETY: it writes numbers of this thread.
+    unsafe { full(after, times) };
+    Some(())
+}
+
 fn compile(dir: &Path, sources: &[(&str, &str)]) -> io::Result<()> {
     for (soname, text) in sources {
         let source = dir.join(soname).with_extension("c");

@@ -2,9 +2,11 @@
 //!
 //! On the host a sample comes to the same bits in any company: layers are row-stable. On a GPU they are not: libraries choose
 //! by the shape of a whole pass, and sequences get as much room as the longest one takes. There a sample always goes with the
-//! same others, whoever computes it and whatever is known already, and its outputs are named after them too.
+//! same others, whoever computes it and whatever is known already, and its outputs are named after them too. One that is left
+//! out, because it will not decode, is missing in its own company, and moves nobody from one to another: who knows of a part of
+//! the samples alone has the same companies.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use super::Samples;
 use crate::{
@@ -23,8 +25,8 @@ pub struct Wanted {
     pub rows: Vec<(usize, View)>,
     /// Their contents.
     pub keys: Vec<Key>,
-    /// How many go together, where that matters.
-    company: Option<usize>,
+    /// Rows that go together, where that matters: all of them, in order.
+    companies: Option<Vec<Range<usize>>>,
 }
 
 /// How many samples of so many views go together, where that matters.
@@ -44,15 +46,16 @@ impl Wanted {
         let rows: Vec<_> = (0..samples.count() * views).map(row).collect();
         let key = |(index, view): &(usize, View)| cache::key(&samples.dataset.digest(*index), &view.describe());
         let keys = rows.iter().map(key).collect();
-        // Whole samples, so that a run of them that begins between two companies has the same ones.
-        Self { rows, keys, company: company(views, place).map(|samples| samples * views.max(1)) }
+        let places = (0..samples.count()).map(|index| samples.place(index));
+        Self { rows, keys, companies: company(views, place).map(|most| companies(places, most, views)) }
     }
 
     /// What the outputs of each content are called: those of the first sample that has it count for all.
     pub fn names(&self) -> BTreeMap<Key, Key> {
-        let Some(company) = self.company else { return self.keys.iter().map(|key| (*key, *key)).collect() };
+        let Some(companies) = &self.companies else { return self.keys.iter().map(|key| (*key, *key)).collect() };
         let mut names = BTreeMap::new();
-        for together in self.keys.chunks(company) {
+        for company in companies {
+            let together = &self.keys[company.clone()];
             let all = blake3::hash(together.as_flattened());
             for (at, key) in together.iter().enumerate() {
                 let name = || *blake3::hash(&[&all.as_bytes()[..], &at.to_le_bytes()].concat()).as_bytes();
@@ -64,11 +67,30 @@ impl Wanted {
 
     /// Rows that go through the prefix together, so that what `missing` (ascending) names is computed.
     pub fn passes(&self, missing: &[usize]) -> Vec<Vec<usize>> {
-        let Some(company) = self.company else { return missing.chunks(CHUNK).map(<[usize]>::to_vec).collect() };
-        let together = missing.chunk_by(|a, b| a / company == b / company);
-        let whole = |first: usize| (first..self.keys.len().min(first + company)).collect();
-        together.map(|some| whole(some[0] / company * company)).collect()
+        let Some(companies) = &self.companies else { return missing.chunks(CHUNK).map(<[usize]>::to_vec).collect() };
+        let misses = |company: &&Range<usize>| {
+            let next = missing.partition_point(|j| *j < company.start);
+            missing.get(next).is_some_and(|j| *j < company.end)
+        };
+        companies.iter().filter(misses).map(|company| company.clone().collect()).collect()
     }
+}
+
+/// Rows that go together, of samples with so many views that were at these places, of which at most so many go together.
+fn companies(places: impl Iterator<Item = usize>, most: usize, views: usize) -> Vec<Range<usize>> {
+    let mut all: Vec<Range<usize>> = Vec::new();
+    let mut last = None;
+    for (index, place) in places.enumerate() {
+        // Whole samples, by where they were among all.
+        let number = place / most;
+        let rows = index * views..(index + 1) * views;
+        match all.last_mut().filter(|_| last == Some(number)) {
+            Some(company) => company.end = rows.end,
+            None => all.push(rows),
+        }
+        last = Some(number);
+    }
+    all
 }
 
 #[cfg(test)]
@@ -77,7 +99,26 @@ mod tests {
 
     fn wanted(keys: &[u8], company: Option<usize>) -> Wanted {
         let rows = (0..keys.len()).map(|index| (index, View::PLAIN)).collect();
-        Wanted { rows, keys: keys.iter().map(|key| [*key; 32]).collect(), company }
+        let companies = company.map(|most| companies(0..keys.len(), most, 1));
+        Wanted { rows, keys: keys.iter().map(|key| [*key; 32]).collect(), companies }
+    }
+
+    #[test]
+    fn who_is_left_out_is_missing_in_its_own_company_alone() {
+        assert_eq!(companies(0..7, 3, 2), [0..6, 6..12, 12..14]);
+        // The third and the eighth are left out, and of all seven to twelve nobody else knows.
+        let (all, part) = (vec![0, 1, 3, 4, 5, 6, 8, 9], vec![6, 8, 9]);
+        assert_eq!(companies(all.into_iter(), 3, 1), [0..2, 2..5, 5..7, 7..8]);
+        assert_eq!(companies(part.into_iter(), 3, 1), [0..2, 2..3]);
+        let keys: Vec<u8> = (1..=8).collect();
+        let of = |keys: &[u8], places: Vec<usize>| {
+            Wanted { companies: Some(companies(places.into_iter(), 3, 1)), ..wanted(keys, None) }.names()
+        };
+        let (whole, less) = (of(&keys, (0..8).collect()), of(&[1, 3, 4, 5, 6, 7, 8], vec![0, 2, 3, 4, 5, 6, 7]));
+        let same: Vec<u8> = less.iter().filter(|(key, name)| whole[*key] == **name).map(|(key, _)| key[0]).collect();
+        assert_eq!(same, [4, 5, 6, 7, 8]);
+        let unit = of(&[7, 8], vec![6, 7]);
+        assert!(unit.iter().all(|(key, name)| whole[key] == *name), "a part has the companies of the whole");
     }
 
     #[test]

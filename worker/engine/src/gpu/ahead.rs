@@ -1,0 +1,70 @@
+//! Batches that went up before they were asked for. They are spare: where the memory of the GPU is short they are given back,
+//! and go up again when they are asked for.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use candle_core::TensorId;
+
+use super::{Fault, Placed};
+
+/// How many announcements are held, as by whoever makes the tensors: two steps of a student and its teacher.
+const KEEP: u64 = 4;
+
+/// What went up and was not asked for.
+#[derive(Default)]
+pub(in crate::gpu) struct Ahead(Mutex<Sent>);
+
+#[derive(Default)]
+struct Sent {
+    /// Counts announcements.
+    announced: u64,
+    /// Tensors, and the announcements that named them.
+    all: Vec<(TensorId, u64, Placed)>,
+}
+
+impl Ahead {
+    /// Another announcement; what was named longest ago is forgotten.
+    pub(in crate::gpu) fn announce(&self) -> u64 {
+        let mut sent = self.sent();
+        sent.announced += 1;
+        let announced = sent.announced;
+        sent.all.retain(|(_, named, _)| named + KEEP > announced);
+        announced
+    }
+
+    /// How many there are.
+    pub(in crate::gpu) fn waiting(&self) -> usize {
+        self.sent().all.len()
+    }
+
+    /// Keeps what is on its way up of a tensor that an announcement named.
+    pub(in crate::gpu) fn keep(&self, tensor: TensorId, announcement: u64, placed: Placed) {
+        self.sent().all.push((tensor, announcement, placed));
+    }
+
+    /// What is there of a tensor, once.
+    pub(in crate::gpu) fn take(&self, tensor: TensorId) -> Option<Placed> {
+        let mut sent = self.sent();
+        let at = sent.all.iter().position(|(id, ..)| *id == tensor)?;
+        Some(sent.all.swap_remove(at).2)
+    }
+
+    /// Gives all of it back, to the pool.
+    ///
+    /// # Errors
+    /// The GPU has failed.
+    pub(in crate::gpu) fn let_go(&self) -> Result<(), Fault> {
+        let all = std::mem::take(&mut self.sent().all);
+        for (_, _, placed) in all {
+            // Each came on a stream of its own, and is free once that has come to it.
+            let stream = placed.array().data.stream().clone();
+            drop(placed);
+            stream.synchronize()?;
+        }
+        Ok(())
+    }
+
+    fn sent(&self) -> MutexGuard<'_, Sent> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
