@@ -2,7 +2,7 @@
 //! that mixes places. Domains are told apart there in DANN's own network for digits (Ganin et al., 2016, figure 4a).
 
 use super::{Backbone, Same, Unit, lenet};
-use crate::nn::{Builder, FlattenChannels, Sequential};
+use crate::nn::{Builder, FlattenChannels};
 
 pub(super) const ENTRY: Backbone = Backbone {
     name: "lenet_conv",
@@ -17,6 +17,8 @@ pub(super) const ENTRY: Backbone = Backbone {
 
 fn build(b: &mut Builder, _: Same) -> (Vec<Unit>, usize) {
     let (mut units, features) = lenet::convolutions(b);
-    units.push(Unit { name: "flatten".into(), layer: Sequential::default().with(FlattenChannels) });
+    if let Some(last) = units.last_mut() {
+        last.layer = std::mem::take(&mut last.layer).with(FlattenChannels);
+    }
     (units, features)
 }
