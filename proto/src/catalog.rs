@@ -41,6 +41,10 @@ pub enum ParamKind {
     Names,
     /// A list of sentences.
     Texts,
+    /// A folder or a file, as `data.train` is one; nothing if it is empty.
+    Place,
+    /// A list of paths below a folder.
+    Paths,
     /// A regular expression; nothing if it is empty.
     Pattern,
 }
@@ -242,6 +246,17 @@ pub fn names(name: &str, default: &[&str], doc: &str) -> Param {
 /// A parameter that is a list of sentences.
 pub fn texts(name: &str, default: &[&str], doc: &str) -> Param {
     Param { name: name.into(), kind: ParamKind::Texts, default: default.into(), doc: doc.into() }
+}
+
+/// A parameter that is a folder or a file, or nothing. Those that a job may give are named in `spec/paths.rs`, too.
+pub fn place(name: &str, doc: &str) -> Param {
+    Param { name: name.into(), kind: ParamKind::Place, default: "".into(), doc: doc.into() }
+}
+
+/// A parameter that is a list of paths below a folder; an empty one if nothing is said.
+pub fn paths(name: &str, doc: &str) -> Param {
+    let default = serde_json::Value::Array(Vec::new());
+    Param { name: name.into(), kind: ParamKind::Paths, default, doc: doc.into() }
 }
 
 /// A parameter that is a regular expression, or nothing.

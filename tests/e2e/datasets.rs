@@ -116,3 +116,37 @@ async fn a_pushed_data_set_and_a_pushed_teacher_train_where_no_path_is_allowed()
     assert!(code == Some(2) && said.contains("not the name of a pushed data set"), "{said}");
     eventually("no rank", async || (0..2).all(|n| sandbox.ranks(n).is_empty()).then_some(())).await;
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_pushed_list_names_files_of_its_own_data_set_and_no_others() {
+    let _alone = alone().await;
+    let sandbox = Sandbox::start_rootless(PROGRAM, 2).await;
+    let here = tempfile::tempdir().unwrap();
+    let folder = here.path().join("photos");
+    photos(&folder, 12);
+    let named = |class: &str| (0..8).map(|i| format!("{class}/{i:02}.png a {class} one\n")).collect::<String>();
+    std::fs::write(folder.join("some.txt"), named("dark") + &named("light")).unwrap();
+    std::fs::write(folder.join("train/out.txt"), "../val/dark/00.png\n").unwrap();
+    let (_, pushed, said) = tlctl(&sandbox, &["data", "push", &folder.display().to_string()]);
+    let place = pushed["data"].as_str().unwrap_or_else(|| panic!("{said}")).to_owned();
+    let file = job(here.path(), "finetune", &place, "");
+    let submit = |list: &str, more: &[&str]| {
+        let train = format!("data.train={place}/{list}");
+        let mut arguments =
+            vec!["submit", file.as_str(), "--watch", "--set", "stage.0.epochs=1", "--set", train.as_str()];
+        arguments.extend_from_slice(more);
+        tlctl(&sandbox, &arguments)
+    };
+    let root = format!("data.params.root={place}/train");
+    let (code, last, said) = submit("some.txt", &["--set", &root, "--set", "data.params.depth=1"]);
+    assert_eq!(code, Some(0), "{last} {said}");
+    let done = sandbox.client().await.job(last["job"].as_str().unwrap()).get().await.unwrap();
+    let result: Value = serde_json::from_slice(&done.phases[1].result_json).unwrap();
+    assert_eq!(result["samples"], serde_json::json!([16, 24]), "{result}");
+    let (code, last, said) = submit("train/out.txt", &[]);
+    let failed = last["failure"]["message"].as_str().unwrap_or_default();
+    assert!(code == Some(1) && failed.contains("line 1 of") && failed.contains("leads out of"), "{last} {said}");
+    let out = format!("data.params.root={place}/..");
+    let (code, _, said) = submit("some.txt", &["--set", &out]);
+    assert!(code == Some(2) && said.contains("leads out of its data set"), "{said}");
+}

@@ -62,6 +62,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_folder_that_a_list_begins_from_lies_below_the_roots_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let inside = dir.path().join("in");
+        std::fs::create_dir_all(inside.join("images")).unwrap();
+        std::fs::write(inside.join("list.txt"), "1.png a\n").unwrap();
+        let roots = Roots::open(std::slice::from_ref(&inside)).unwrap();
+        let says = |root: &Path| {
+            let list = inside.join("list.txt");
+            let data = format!(
+                "data = {{ format = \"image_folder\", train = {list:?}, val = {list:?}, batch = 4, \
+                 params = {{ val_root = {root:?} }} }}"
+            );
+            let stage = "[[stage]]\nname = \"s\"\nepochs = 1\ntrain = [\"*\"]\nlr = 0.1\n";
+            let job = format!("schema = 1\njob = {{ name = \"t\", kind = \"finetune\" }}\n{data}\n{stage}");
+            roots.check(&JobSpec::from_toml(&job, &[]).unwrap()).map_err(|f| f.message)
+        };
+        assert_eq!(says(&inside.join("images")), Ok(()));
+        for root in [inside.join(".."), inside.join("images/../.."), "/etc".into()] {
+            let error = says(&root).unwrap_err();
+            assert!(error.contains("`data.params.val_root`") && error.contains("not below a data root"), "{error}");
+        }
+    }
+
+    #[test]
     fn links_and_dots_do_not_lead_out_of_the_roots() {
         let dir = tempfile::tempdir().unwrap();
         let (inside, outside) = (dir.path().join("in"), dir.path().join("out"));

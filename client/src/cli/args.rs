@@ -257,7 +257,7 @@ pub struct Verify {
 pub struct Evaluate {
     /// The model's file, or its folder
     pub model: PathBuf,
-    /// The data set
+    /// The data set: a folder, a list of files (with `--param root=FOLDER`, paths of that), or a file, as its format has it
     pub data: String,
     /// Which of several tasks [default: the first]
     #[arg(long, conflicts_with_all = ["way", "shot", "query", "episodes"])]
@@ -265,7 +265,7 @@ pub struct Evaluate {
     /// Its format
     #[arg(long, default_value = "image_folder")]
     pub format: String,
-    /// A parameter of the format: `--param noise=0.1`
+    /// A parameter of the format: `--param depth=2`
     #[arg(long = "param", value_name = "KEY=VALUE")]
     pub params: Vec<String>,
     /// Seed of the job, for generated data and few-shot episodes

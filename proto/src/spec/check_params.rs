@@ -63,6 +63,11 @@ pub fn check_params(at: &str, entry: &Entry, params: &Params) -> Result<(), Spec
                 value.as_array().is_some_and(|l| (1..=1000).contains(&l.len()) && l.iter().all(is_sentence)),
                 "a list of sentences of at most 1000 letters".into(),
             ),
+            ParamKind::Place => (is_path(value), "a folder or a file".into()),
+            ParamKind::Paths => (
+                value.as_array().is_some_and(|l| (1..=1000).contains(&l.len()) && l.iter().all(is_path)),
+                "a list of paths such as [\"validation_list.txt\"]".into(),
+            ),
             ParamKind::Pattern => (
                 value.as_str().is_some_and(|v| name_pattern(&format!("re:{v}")).is_ok()),
                 "a regular expression such as '_[0-4]\\.wav$'".into(),
@@ -71,6 +76,11 @@ pub fn check_params(at: &str, entry: &Entry, params: &Params) -> Result<(), Spec
         require(fits, || (format!("`{at}.{key}` cannot be {value}"), format!("it takes {wanted}")))?;
     }
     Ok(())
+}
+
+/// What a path may be, whether something lies there or not.
+fn is_path(value: &serde_json::Value) -> bool {
+    value.as_str().is_some_and(|text| (1..=4096).contains(&text.len()) && !text.contains('\0'))
 }
 
 fn is_sentence(value: &serde_json::Value) -> bool {
@@ -143,6 +153,21 @@ mod tests {
         for bad in [json!("query"), json!([]), json!([1]), json!([""]), json!(["re:("])] {
             let error = check(bad.clone()).unwrap_err();
             assert!(error.hint.contains("a list of names"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn places_and_paths_are_text_that_names_something() {
+        use crate::catalog;
+        let params = vec![catalog::place("root", ""), catalog::paths("without", "")];
+        let entry = Entry { params, ..entry("f", "") };
+        let check = |given: Value| check_params("data.params", &entry, &serde_json::from_value(given).unwrap());
+        check(json!({ "root": "../images", "without": ["a.txt", "b/c"] })).unwrap();
+        for bad in [json!({ "root": "" }), json!({ "root": 1 }), json!({ "root": "a\0" }), json!({ "root": ["a"] })] {
+            assert!(check(bad).unwrap_err().hint.contains("a folder or a file"));
+        }
+        for bad in [json!([]), json!("a"), json!([""]), json!([1])] {
+            assert!(check(json!({ "without": bad })).unwrap_err().hint.contains("a list of paths"));
         }
     }
 }

@@ -1,12 +1,36 @@
 //! Places that a job names: paths on the nodes, data sets that were pushed to the blob store, weights on the hub.
 
-use super::{DataSection, Handed, Hub, JobSpec, SpecError, TaskSection};
+use serde_json::Value;
+
+use super::{DataSection, Handed, Hub, JobSpec, Params, SpecError, TaskSection};
 
 /// The format whose places are names of tasks.
 const GENERATED: &str = "generated";
 
 /// What the name of a pushed data set begins with.
 const SCHEME: &str = "data:";
+
+/// Parameters of formats that are places.
+const PLACED: [&str; 2] = ["root", "val_root"];
+
+/// The keys of these in a task.
+const TASK: [&str; 2] = ["tasks.*.params.root", "tasks.*.params.val_root"];
+
+/// Places among the parameters of a format, under the keys that a job has for them.
+fn placed<'a>(keys: [&'static str; 2], params: &'a Params) -> impl Iterator<Item = (&'static str, &'a String)> {
+    keys.into_iter().zip(PLACED).filter_map(move |(key, name)| match params.get(name) {
+        Some(Value::String(place)) if !place.is_empty() => Some((key, place)),
+        _ => None,
+    })
+}
+
+/// The same, to be changed.
+fn placed_mut(params: &mut Params) -> impl Iterator<Item = &mut String> {
+    params.iter_mut().filter(|(name, _)| PLACED.contains(&name.as_str())).filter_map(|(_, value)| match value {
+        Value::String(place) if !place.is_empty() => Some(place),
+        _ => None,
+    })
+}
 
 /// A place in a data set that was pushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,25 +80,33 @@ impl JobSpec {
         let opens_train = self.opens_train();
         let own = own.flat_map(move |d| {
             let train = Some(("data.train", &d.train)).filter(|(_, place)| opens_train && !place.is_empty());
-            train.into_iter().chain([("data.val", &d.val)])
+            let more = placed(["data.params.root", "data.params.val_root"], &d.params);
+            train.into_iter().chain([("data.val", &d.val)]).chain(more)
         });
         let target = self.data.iter().filter_map(|d| Some((d, d.target.as_ref()?)));
         let target = target.filter(|(d, t)| t.format.as_ref().unwrap_or(&d.format) != GENERATED);
         let target = target.flat_map(|(_, t)| {
-            std::iter::once(("data.target.train", &t.train)).chain(t.val.as_ref().map(|v| ("data.target.val", v)))
+            let more = placed(["data.target.params.root", "data.target.params.val_root"], &t.params);
+            let own = std::iter::once(("data.target.train", &t.train));
+            own.chain(t.val.as_ref().map(|v| ("data.target.val", v))).chain(more)
         });
         let source = self.data.iter().filter_map(|d| Some((d, d.source.as_ref()?)));
         let source = source.filter(|(d, s)| s.format.as_ref().unwrap_or(&d.format) != GENERATED);
-        let source = source
-            .flat_map(|(_, s)| s.train.iter().map(|t| ("data.source.train", t)).chain([("data.source.val", &s.val)]));
+        let source = source.flat_map(|(_, s)| {
+            let more = placed(["data.source.params.root", "data.source.params.val_root"], &s.params);
+            s.train.iter().map(|t| ("data.source.train", t)).chain([("data.source.val", &s.val)]).chain(more)
+        });
         let pairs = self.data.iter().filter_map(|d| d.pairs.as_ref()).filter(|p| p.format != GENERATED);
         let pairs = pairs.flat_map(|p| {
-            std::iter::once(("data.pairs.train", &p.train)).chain(p.val.as_ref().map(|v| ("data.pairs.val", v)))
+            let more = placed(["data.pairs.params.root", "data.pairs.params.val_root"], &p.params);
+            let own = std::iter::once(("data.pairs.train", &p.train));
+            own.chain(p.val.as_ref().map(|v| ("data.pairs.val", v))).chain(more)
         });
         let tasks = self.tasks.values().filter(move |t| self.has_files(t));
         let tasks = tasks.flat_map(|t| {
+            let more = placed(TASK, &t.params);
             let train = t.train.as_ref().map(|p| ("tasks.*.train", p));
-            train.into_iter().chain(t.val.as_ref().map(|p| ("tasks.*.val", p)))
+            train.into_iter().chain(t.val.as_ref().map(|p| ("tasks.*.val", p))).chain(more)
         });
         let data = own.chain(target).chain(source).chain(pairs).chain(tasks);
         let nets = self.model.iter().map(|m| (["model.weights", "model.adapter"], m));
@@ -99,22 +131,30 @@ impl JobSpec {
         let opens_train = self.opens_train();
         let generated = self.data.as_ref().is_some_and(|d| d.format == GENERATED);
         let files = move |t: &&mut TaskSection| t.format.as_ref().map_or(!generated, |format| format != GENERATED);
-        let tasks = self.tasks.values_mut().filter(files).flat_map(|t| t.train.iter_mut().chain(&mut t.val));
+        let tasks = self.tasks.values_mut().filter(files);
+        let tasks = tasks.flat_map(|t| t.train.iter_mut().chain(&mut t.val).chain(placed_mut(&mut t.params)));
         let data = self.data.iter_mut().flat_map(move |d| {
-            let DataSection { format, train, val, target, source, pairs, .. } = d;
+            let DataSection { format, train, val, target, source, pairs, params, .. } = d;
             let source = source.iter_mut().filter(|s| s.format.as_ref().unwrap_or(format) != GENERATED);
-            let source: Vec<&mut String> = source.flat_map(|s| s.train.iter_mut().chain([&mut s.val])).collect();
+            let source = source
+                .flat_map(|s| s.train.iter_mut().chain([&mut s.val]).chain(placed_mut(&mut s.params)))
+                .collect::<Vec<_>>();
             let target = target.iter_mut().filter(|t| t.format.as_ref().unwrap_or(format) != GENERATED);
-            let target: Vec<&mut String> =
-                target.flat_map(|t| std::iter::once(&mut t.train).chain(t.val.as_mut())).collect();
-            let own = match opens_train && !train.is_empty() {
+            let target = target
+                .flat_map(|t| [&mut t.train].into_iter().chain(t.val.as_mut()).chain(placed_mut(&mut t.params)))
+                .collect::<Vec<_>>();
+            let mut own = match opens_train && !train.is_empty() {
                 _ if format == GENERATED => Vec::new(),
                 true => vec![train, val],
                 false => vec![val],
             };
+            if format != GENERATED {
+                own.extend(placed_mut(params));
+            }
             let pairs = pairs.iter_mut().filter(|p| p.format != GENERATED);
-            let pairs: Vec<&mut String> =
-                pairs.flat_map(|p| std::iter::once(&mut p.train).chain(p.val.as_mut())).collect();
+            let pairs = pairs
+                .flat_map(|p| [&mut p.train].into_iter().chain(p.val.as_mut()).chain(placed_mut(&mut p.params)))
+                .collect::<Vec<_>>();
             own.into_iter().chain(target).chain(source).chain(pairs)
         });
         let nets = self.model.iter_mut().chain(self.nets.values_mut());
@@ -152,7 +192,10 @@ impl JobSpec {
     /// The key of a place with the name of the task or the role that it belongs to.
     fn whole_key(&self, key: &str, place: &str) -> String {
         let is = |known: Option<&String>| known.is_some_and(|known| known == place);
-        let task = self.tasks.iter().find(|(_, t)| is(t.train.as_ref()) || is(t.val.as_ref())).map(|(name, _)| name);
+        let has = |t: &TaskSection| {
+            is(t.train.as_ref()) || is(t.val.as_ref()) || placed(TASK, &t.params).any(|(_, known)| known == place)
+        };
+        let task = self.tasks.iter().find(|(_, t)| has(t)).map(|(name, _)| name);
         let role = self.nets.iter().find(|(_, m)| is(m.adapter.as_ref())).map(|(role, _)| role);
         let owner = if key.starts_with("tasks.") { task } else { role };
         owner.map_or_else(|| key.to_owned(), |owner| key.replace('*', owner))
@@ -229,6 +272,49 @@ mod tests {
             assert!(own.check_places().unwrap_err().message.contains("`model.adapter` is"));
         }
         assert!(job("t", "job:mine").check_places().unwrap_err().message.contains("not the model of a job"));
+    }
+
+    #[test]
+    fn folders_that_lists_begin_from_are_places_of_every_section() {
+        let folders = |name: &str| format!("params = {{ root = \"{name}\", val_root = \"{name}-val\" }}");
+        let data = format!(
+            "data = {{ format = \"image_folder\", train = \"t\", val = \"v\", batch = 4, {}, \
+             target = {{ train = \"a\", {} }}, source = {{ val = \"b\", {} }}, \
+             pairs = {{ format = \"text\", train = \"c\", {} }} }}",
+            folders("own"),
+            folders("target"),
+            folders("source"),
+            folders("pairs")
+        );
+        let task = format!("[tasks.a]\ntrain = \"d\"\nval = \"e\"\n{}\n", folders("task"));
+        let text = format!("schema = 1\njob = {{ name = \"t\", kind = \"f\" }}\n{data}\n{task}{STAGE}");
+        let mut spec = crate::spec::parse(&text).unwrap();
+        let known: Vec<(&str, String)> = spec.places().map(|(key, place)| (key, place.clone())).collect();
+        for (section, name) in [
+            ("data", "own"),
+            ("data.target", "target"),
+            ("data.source", "source"),
+            ("data.pairs", "pairs"),
+            ("tasks.*", "task"),
+        ] {
+            for (key, place) in [("root", name.to_owned()), ("val_root", format!("{name}-val"))] {
+                let key = format!("{section}.params.{key}");
+                assert!(known.iter().any(|(k, p)| *k == key && *p == place), "{key}: {known:?}");
+            }
+        }
+        assert_eq!(spec.places_mut().count(), known.len());
+        // What is changed there is what the format is given.
+        spec.places_mut().for_each(|place| place.insert(0, '/'));
+        assert_eq!(spec.data.as_ref().unwrap().params["root"], "/own");
+        assert_eq!(spec.tasks["a"].params["val_root"], "/task-val");
+        let pushed = spec.data.as_mut().unwrap();
+        pushed.params.insert("root".into(), format!("data:{}/images", "0a".repeat(32)).into());
+        assert_eq!(spec.pushed(), ["0a".repeat(32)]);
+        let outside = format!("data:{}/../x", "0a".repeat(32));
+        spec.tasks.get_mut("a").unwrap().params.insert("root".into(), outside.into());
+        assert!(spec.check_places().unwrap_err().message.contains("leads out of its data set"));
+        spec.tasks.get_mut("a").unwrap().params.insert("root".into(), "step:b".into());
+        assert!(spec.check_places().unwrap_err().message.contains("`tasks.a.params.root` is `step:b`"));
     }
 
     #[test]

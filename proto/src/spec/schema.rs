@@ -80,6 +80,8 @@ fn param(p: &Param) -> Value {
         ParamKind::Numbers { min, max } => {
             json!({ "type": "array", "items": { "type": "number", "minimum": min, "maximum": max } })
         }
+        ParamKind::Place => json!({ "type": "string", "minLength": 1 }),
+        ParamKind::Paths => json!({ "type": "array", "minItems": 1, "items": { "type": "string", "minLength": 1 } }),
         ParamKind::Pattern => json!({ "type": "string", "format": "regex" }),
         ParamKind::Names | ParamKind::Texts => json!({ "type": "array", "minItems": 1, "items": { "type": "string" } }),
     };

@@ -16,6 +16,8 @@ pub enum Notice {
     CheckpointFailed,
     /// Samples that would not decode, or that go with nothing, were left out.
     SamplesSkipped,
+    /// Files that lie among the samples and are none were passed over.
+    FilesPassedOver,
     /// Halves of pairs are learned from without the other.
     HalvesMasked,
     /// A segment of the cache was not whole; its samples are computed again.

@@ -74,4 +74,7 @@ impl Dataset for Bare {
             None => self.inner.key(index),
         }
     }
+    fn passed_over(&self) -> Option<&str> {
+        self.inner.passed_over()
+    }
 }

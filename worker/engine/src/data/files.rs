@@ -1,13 +1,22 @@
-//! Files below a folder, of any kind: which there are, in which order, and of which class each is.
+//! Files below a folder or in a list, of any kind: which there are, in which order, and of which class each is.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
+use serde_json::Value;
 use tl_proto::{
-    catalog::{Param, integer, pattern},
+    catalog::{Param, integer, paths, pattern, place},
     spec::{Params, name_pattern},
 };
 
-use super::read_file;
+use super::{
+    left_out::{LeftOut, WITHOUT},
+    list::{self, List},
+    read_file,
+    stray::Kind,
+};
 use crate::{Error, Result};
 
 /// Largest file, in bytes.
@@ -28,12 +37,19 @@ pub(super) fn params() -> Vec<Param> {
         pattern(
             "label",
             "regular expression whose first group is the class of a file, by its path below the folder; without it the \
-             class is its folder",
+             class is the one that a list says, or its folder",
         ),
         pattern(
             "held_out",
             "regular expression of paths below the folder: files that match are for validation alone, the others for \
              training alone, so that both parts can lie in one folder",
+        ),
+        place("root", "the folder that the paths of a list begin from; without it, the one that the list lies in"),
+        place("val_root", "the same for validation samples, where it is another one"),
+        paths(
+            WITHOUT,
+            "paths below the folder that are left out: folders, files, or lists, of which all files are; a list in its \
+             place says itself what is in it",
         ),
     ]
 }
@@ -45,75 +61,166 @@ pub(super) struct Files {
     /// Path below the root, and where it lies.
     pub files: Vec<(String, PathBuf)>,
     pub digests: Vec<[u8; 32]>,
+    /// What is to be said of files that lay there and are no samples.
+    pub passed_over: Option<String>,
 }
 
 impl Files {
     /// The files of one part, with their classes.
     ///
     /// # Errors
-    /// A folder that cannot be read; a file whose class is not said.
-    pub fn open(place: &str, part: &str, params: &Params) -> Result<Self> {
+    /// A folder or a list that cannot be read; a file whose class is not said; folders of which it is not said whether they
+    /// are classes.
+    pub fn open(place: &str, part: &str, params: &Params, kind: &Kind) -> Result<Self> {
         let by_name = pattern_of(params, "label")?;
-        if by_name.is_some() && params.contains_key("depth") {
+        let depth = params.get("depth").and_then(Value::as_f64).map(|d| d as usize);
+        if by_name.is_some() && depth.is_some() {
             return Err(Error::user(
                 "`params.depth` says in which folders classes are, and `params.label` that they are in names",
                 "remove one of them",
             ));
         }
-        let depth = params.get("depth").and_then(serde_json::Value::as_f64).map_or(1, |d| d as usize);
-        let (mut classes, mut found) = (Vec::new(), Vec::new());
-        if by_name.is_some() {
-            walk(Path::new(place), "", 1, &mut found)?;
-            found.sort();
-        } else {
-            for (class, dir) in folders(Path::new(place), depth)? {
-                let mut own = Vec::new();
-                walk(&dir, &class, 1, &mut own)?;
-                own.sort();
-                found.extend(own);
-                classes.push(class);
-            }
-            if classes.is_empty() {
-                return Err(Error::user(
-                    format!("`{place}` has no folders in it"),
-                    "put the files of each class into a folder named after it, or say by `params.label` where its name is",
-                ));
-            }
+        let (levels, by_folder) = (depth.unwrap_or(1), by_name.is_none() && !is_list(place));
+        let mut found =
+            if by_folder { Found::by_folder(place, levels)? } else { Found::all(place, part, params, kind)? };
+        found.choose(place, part, params, kind)?;
+        if by_folder && depth.is_none() {
+            found.check_folders(place)?;
         }
-        let files = of_part(found, part, params)?;
-        let names = files.iter().map(|(name, _)| {
-            let Some(by_name) = &by_name else {
-                return Ok(name.split('/').take(depth).collect::<Vec<_>>().join("/"));
-            };
-            let group = by_name.captures(name.as_bytes()).and_then(|c| c.get(1));
-            let class = group.map(|g| String::from_utf8_lossy(g.as_bytes()).into_owned()).filter(|c| !c.is_empty());
+        let class_of = |name: &String| {
+            if let Some(by_name) = &by_name {
+                let group = by_name.captures(name.as_bytes()).and_then(|c| c.get(1));
+                let class = group.map(|g| String::from_utf8_lossy(g.as_bytes()).into_owned()).filter(|c| !c.is_empty());
+                return class.ok_or_else(|| {
+                    Error::user(
+                        format!("the name of `{name}` in `{place}` does not say its class by `params.label`"),
+                        "its first group, in parentheses, must match a part of every name",
+                    )
+                });
+            }
+            if let Some(class) = found.said.get(name).filter(|_| depth.is_none()) {
+                return Ok(class.clone());
+            }
+            let folders: Vec<&str> = name.split('/').collect();
+            let class = folders.get(..levels).filter(|_| folders.len() > levels).map(|folders| folders.join("/"));
             class.ok_or_else(|| {
                 Error::user(
-                    format!("the name of `{name}` in `{place}` does not say its class by `params.label`"),
-                    "its first group, in parentheses, must match a part of every name",
+                    format!("`{place}` says no class of `{name}`, and it lies in no folder of one"),
+                    "write the class behind the path, or say by `params.label` where it is in the name",
                 )
             })
-        });
-        let names = names.collect::<Result<Vec<String>>>()?;
+        };
+        let names = found.files.iter().map(|(name, _)| class_of(name)).collect::<Result<Vec<String>>>()?;
+        let mut classes = found.folders;
         classes.extend(names.iter().cloned());
         classes.sort_unstable();
         classes.dedup();
         let class = |name: &String| classes.binary_search(name).map_err(|_| Error::Internal("a class is gone".into()));
         let labels = names.iter().map(class).collect::<Result<_>>()?;
-        Ok(Self { digests: digests(&files)?, classes, labels, files })
+        let (files, passed_over) = (found.files, found.passed_over);
+        Ok(Self { digests: digests(&files)?, classes, labels, files, passed_over })
     }
 
     /// Every file of one part at any depth, without a class.
     ///
     /// # Errors
-    /// A folder that cannot be read.
-    pub fn bare(place: &str, part: &str, params: &Params) -> Result<Self> {
-        let mut found = Vec::new();
-        walk(Path::new(place), "", 1, &mut found)?;
-        found.sort();
-        let files = of_part(found, part, params)?;
-        Ok(Self { classes: Vec::new(), labels: vec![0; files.len()], digests: digests(&files)?, files })
+    /// A folder or a list that cannot be read.
+    pub fn bare(place: &str, part: &str, params: &Params, kind: &Kind) -> Result<Self> {
+        let mut found = Found::all(place, part, params, kind)?;
+        found.choose(place, part, params, kind)?;
+        let (files, passed_over) = (found.files, found.passed_over);
+        Ok(Self { classes: Vec::new(), labels: vec![0; files.len()], digests: digests(&files)?, files, passed_over })
     }
+}
+
+/// What lies at a place.
+struct Found {
+    files: Vec<(String, PathBuf)>,
+    /// Classes that have a folder there.
+    folders: Vec<String>,
+    /// Classes that a list says of files.
+    said: BTreeMap<String, String>,
+    passed_over: Option<String>,
+}
+
+impl Found {
+    /// The files of a list, or all that lie below a folder.
+    fn all(place: &str, part: &str, params: &Params, kind: &Kind) -> Result<Self> {
+        let List { files, classes } = if is_list(place) {
+            list::read(Path::new(place), root(part, params), kind)?
+        } else {
+            let mut files = Vec::new();
+            walk(Path::new(place), "", 1, &mut files)?;
+            files.sort();
+            List { files, classes: BTreeMap::new() }
+        };
+        Ok(Self { files, folders: Vec::new(), said: classes, passed_over: None })
+    }
+
+    /// Those of each folder, which is a class.
+    fn by_folder(place: &str, levels: usize) -> Result<Self> {
+        let mut found = Self { files: Vec::new(), folders: Vec::new(), said: BTreeMap::new(), passed_over: None };
+        for (class, dir) in folders(Path::new(place), levels)? {
+            let mut own = Vec::new();
+            walk(&dir, &class, 1, &mut own)?;
+            own.sort();
+            found.files.extend(own);
+            found.folders.push(class);
+        }
+        if found.folders.is_empty() {
+            return Err(Error::user(
+                format!("`{place}` has no folders in it"),
+                "put the files of each class into a folder named after it, say by `params.label` where its name is, or give \
+                 a list of the files with their classes",
+            ));
+        }
+        Ok(found)
+    }
+
+    /// Leaves what is a sample of the part. All that a list names is meant.
+    fn choose(&mut self, place: &str, part: &str, params: &Params, kind: &Kind) -> Result<()> {
+        if !is_list(place) {
+            self.passed_over = kind.sift(&mut self.files);
+            let out = LeftOut::open(place, part, params, kind)?;
+            out.apply(place, part, &mut self.files)?;
+            self.folders.retain(|folder| !out.has(folder));
+        }
+        if let Some(held_out) = pattern_of(params, "held_out")? {
+            self.files.retain(|(name, _)| held_out.is_match(name.as_bytes()) == (part != "train"));
+        }
+        Ok(())
+    }
+
+    /// Whether folders are classes: none of them has a file of its own where they are what classes lie in.
+    fn check_folders(&self, place: &str) -> Result<()> {
+        let mut inner: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for (name, _) in &self.files {
+            let mut parts = name.split('/');
+            let (Some(class), Some(folder), Some(_)) = (parts.next(), parts.next(), parts.next()) else {
+                return Ok(());
+            };
+            inner.entry(class).or_default().insert(folder);
+        }
+        match inner.iter().find(|(_, folders)| folders.len() > 1) {
+            None => Ok(()),
+            Some((class, folders)) => Err(Error::user(
+                format!("no folder of `{place}` has files of its own, and `{class}` has {} folders", folders.len()),
+                "set `params.depth = 2` if those are the classes, or `params.depth = 1` if they are not",
+            )),
+        }
+    }
+}
+
+/// Whether a place is a list, and no folder.
+pub(super) fn is_list(place: &str) -> bool {
+    std::fs::metadata(place).is_ok_and(|meta| meta.is_file())
+}
+
+/// Where the paths of a list begin, if the job says so.
+fn root<'a>(part: &str, params: &'a Params) -> Option<&'a Path> {
+    let said = |name: &str| params.get(name).and_then(Value::as_str).filter(|path| !path.is_empty());
+    let own = if part == "train" { None } else { said("val_root") };
+    own.or_else(|| said("root")).map(Path::new)
 }
 
 /// The files with an ending below a folder, in order, or the one file that the place is.
@@ -139,16 +246,8 @@ pub(super) fn all(place: &str, ending: &str) -> Result<Vec<(String, PathBuf)>> {
 
 /// The pattern that a parameter gives, if it does.
 pub(super) fn pattern_of(params: &Params, name: &str) -> Result<Option<regex::bytes::Regex>> {
-    let Some(text) = params.get(name).and_then(serde_json::Value::as_str) else { return Ok(None) };
+    let Some(text) = params.get(name).and_then(Value::as_str) else { return Ok(None) };
     name_pattern(&format!("re:{text}")).map_err(|e| Error::user(format!("`params.{name}`: {}", e.message), e.hint))
-}
-
-/// Those of the found files that belong to a part.
-fn of_part(mut found: Vec<(String, PathBuf)>, part: &str, params: &Params) -> Result<Vec<(String, PathBuf)>> {
-    if let Some(held_out) = pattern_of(params, "held_out")? {
-        found.retain(|(name, _)| held_out.is_match(name.as_bytes()) == (part != "train"));
-    }
-    Ok(found)
 }
 
 fn digests(files: &[(String, PathBuf)]) -> Result<Vec<[u8; 32]>> {
@@ -156,11 +255,11 @@ fn digests(files: &[(String, PathBuf)]) -> Result<Vec<[u8; 32]>> {
 }
 
 /// What lies in a folder, by name, but for what is hidden: bytewise, so that the order is the same on every machine.
-fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
+fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let fail = |e: std::io::Error| {
         Error::user(
             format!("`{}` cannot be listed: {e}", dir.display()),
-            "give a folder: with one folder per class, or, where no labels are wanted, with the samples",
+            "give a folder: with one folder per class, or, where no labels are wanted, with the samples; or a list of files",
         )
     };
     let mut found = Vec::new();
@@ -178,7 +277,7 @@ fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
 /// Folders that lie `depth` folders deep, by the names of those on the way.
 fn folders(dir: &Path, depth: usize) -> Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
-    for (name, path) in list(dir)? {
+    for (name, path) in entries(dir)? {
         if !follow(&path)?.is_dir() {
             continue;
         }
@@ -209,7 +308,7 @@ fn walk(dir: &Path, name: &str, depth: usize, found: &mut Vec<(String, PathBuf)>
             "put the files of a class closer to its folder",
         ));
     }
-    for (file, path) in list(dir)? {
+    for (file, path) in entries(dir)? {
         let kind = follow(&path)?;
         let name = if name.is_empty() { file } else { format!("{name}/{file}") };
         if kind.is_file() {
@@ -235,8 +334,11 @@ mod tests {
         }
     }
 
-    fn opened(dir: &Path, part: &str, params: serde_json::Value) -> Result<Files> {
-        Files::open(&dir.display().to_string(), part, &serde_json::from_value(params).unwrap())
+    const ANY: Kind = Kind { what: "file", endings: &[], begins: |_| true };
+    const X: Kind = Kind { what: "sample", endings: &["x"], begins: |_| false };
+
+    fn opened(dir: &Path, part: &str, params: Value) -> Result<Files> {
+        Files::open(&dir.display().to_string(), part, &serde_json::from_value(params).unwrap(), &ANY)
     }
 
     fn names(files: &Files) -> Vec<&str> {
@@ -292,6 +394,82 @@ mod tests {
         assert_eq!((names(&val), val.labels.clone()), (vec!["10_bob_0.x", "7_ann_0.x"], vec![0, 1]));
         let folders = opened(dir.path(), "val", json!({ "held_out": "ann" })).unwrap();
         assert_eq!((names(&folders), folders.classes.clone()), (vec!["more/10_ann_1.x"], vec!["more".to_owned()]));
+    }
+
+    #[test]
+    fn a_part_may_be_a_list_and_the_other_what_the_folder_has_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        fill(dir.path(), &["no/1.x", "no/2.x", "yes/1.x", "yes/2.x", "yes/3.x", "noise/hum.x", "no/notes"]);
+        std::fs::write(dir.path().join("val.txt"), "yes/3.x\nno/1.x\n").unwrap();
+        let open = |place: &Path, part: &str| {
+            let params = json!({ "without": ["val.txt", "noise"] });
+            Files::open(&place.display().to_string(), part, &serde_json::from_value(params).unwrap(), &X).unwrap()
+        };
+        let (train, val) = (open(dir.path(), "train"), open(&dir.path().join("val.txt"), "val"));
+        assert_eq!(names(&train), ["no/2.x", "yes/1.x", "yes/2.x"]);
+        assert_eq!((train.classes, train.labels), (vec!["no".into(), "yes".into()], vec![0, 1, 1]));
+        assert_eq!(train.passed_over.unwrap(), "1 file is no sample, first `no/notes`: passed over");
+        assert_eq!((names(&val), &val.labels[..]), (vec!["yes/3.x", "no/1.x"], &[1, 0][..]), "as the list has them");
+        assert_eq!((val.classes, val.passed_over), (vec!["no".into(), "yes".into()], None));
+    }
+
+    #[test]
+    fn a_class_is_what_the_job_says_then_what_the_list_says_then_a_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        fill(dir.path(), &["images/a/7_1.x", "images/a/9_2.x", "more/0.x"]);
+        let list = dir.path().join("list.txt");
+        let open = |text: &str, part: &str, more: Value| {
+            std::fs::write(&list, text).unwrap();
+            let mut params: Params = serde_json::from_value(more).unwrap();
+            params.insert("root".into(), dir.path().join("images").display().to_string().into());
+            let files = Files::open(&list.display().to_string(), part, &params, &X).map_err(|e| e.to_string())?;
+            Ok::<_, String>((files.classes, files.labels))
+        };
+        let classes = |of: &[&str]| of.iter().map(|c| (*c).to_owned()).collect::<Vec<_>>();
+        let said = "a/9_2.x dog\na/7_1.x cat\n";
+        assert_eq!(open(said, "train", json!({})), Ok((classes(&["cat", "dog"]), vec![1, 0])));
+        assert_eq!(open(said, "train", json!({ "depth": 1 })), Ok((classes(&["a"]), vec![0, 0])));
+        assert_eq!(open(said, "val", json!({ "label": "([0-9])_" })), Ok((classes(&["7", "9"]), vec![1, 0])));
+        assert_eq!(open("a/9_2\n", "val", json!({})), Ok((classes(&["a"]), vec![0])));
+        let val_root = json!({ "val_root": dir.path().join("more").display().to_string() });
+        assert_eq!(open("0.x cat\n", "val", val_root.clone()), Ok((classes(&["cat"]), vec![0])));
+        assert!(open("0.x cat\n", "train", val_root.clone()).unwrap_err().contains("is not below"));
+        assert!(open("0.x\n", "val", val_root).unwrap_err().contains("says no class of `0.x`"));
+    }
+
+    #[test]
+    fn labels_of_a_list_are_out_of_reach_where_none_are_wanted() {
+        let dir = tempfile::tempdir().unwrap();
+        fill(dir.path(), &["1.x", "2.x", "3.x"]);
+        let list = dir.path().join("list.txt");
+        std::fs::write(&list, "2.x 9\n1.x 4\n").unwrap();
+        let place = list.display().to_string();
+        let files = Files::bare(&place, "train", &Params::new(), &X).unwrap();
+        assert_eq!((names(&files), &files.labels[..]), (vec!["2.x", "1.x"], &[0, 0][..]));
+        assert!(files.classes.is_empty());
+        // Another class is no other data.
+        let digests = files.digests;
+        std::fs::write(&list, "2.x 4\n1.x 4\n").unwrap();
+        assert_eq!(Files::bare(&place, "train", &Params::new(), &X).unwrap().digests, digests);
+    }
+
+    #[test]
+    fn folders_of_which_it_is_not_said_whether_they_are_classes_are_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        fill(dir.path(), &["Greek/a/1.x", "Greek/b/1.x", "Latin/a/1.x", "Latin/Thumbs.db"]);
+        let open = |params: Value| {
+            let place = dir.path().display().to_string();
+            Files::open(&place, "train", &serde_json::from_value(params).unwrap(), &X).map(|f| f.classes.len())
+        };
+        let Err(Error::User { message, hint }) = open(json!({})) else { panic!("no error") };
+        assert!(message.contains("`Greek` has 2 folders") && hint.contains("`params.depth = 2`"), "{message}: {hint}");
+        assert_eq!((open(json!({ "depth": 1 })).unwrap(), open(json!({ "depth": 2 })).unwrap()), (2, 3));
+        // One with a file of its own is a class, and so is one that has nothing but one folder.
+        fill(dir.path(), &["Latin/0.x"]);
+        assert_eq!(open(json!({})).unwrap(), 2);
+        std::fs::remove_dir_all(dir.path().join("Greek/b")).unwrap();
+        std::fs::remove_file(dir.path().join("Latin/0.x")).unwrap();
+        assert_eq!(open(json!({})).unwrap(), 2);
     }
 
     #[test]

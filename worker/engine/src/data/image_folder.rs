@@ -1,4 +1,4 @@
-//! A folder per class with JPEG and PNG files in it, at any depth; as they are, or as their negatives.
+//! JPEG and PNG files in a folder per class, at any depth, or in a list; as they are, or as their negatives.
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use tl_proto::{
@@ -10,6 +10,7 @@ use super::{
     Dataset, Format, Image,
     files::{self, Files, MAX_FILE},
     inverted, read_file,
+    stray::Kind,
 };
 use crate::Result;
 
@@ -18,6 +19,13 @@ pub(super) const FORMAT: Format = Format { entry: describe, open, bare };
 /// Largest side of an image, in pixels: bounds what a crafted header can make us allocate.
 const MAX_SIDE: u32 = 20_000;
 
+/// Files of images, with those of formats that are not read here.
+const KIND: Kind = Kind {
+    what: "JPEG or PNG image",
+    endings: &["jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "tif", "tiff", "webp", "pgm", "ppm", "heic", "avif"],
+    begins: |start| start.starts_with(b"\xff\xd8") || start.starts_with(b"\x89PNG"),
+};
+
 struct ImageFolder(Files);
 
 fn describe() -> Entry {
@@ -25,18 +33,19 @@ fn describe() -> Entry {
         params: files::params().into_iter().chain([inverted::param()]).collect(),
         ..entry(
             "image_folder",
-            "a folder per class with JPEG or PNG images in it; where no labels are wanted, any folder with images",
+            "a folder per class with JPEG or PNG images in it, or a list: text with the path of an image on each line and, \
+             behind it, its class; where no labels are wanted, any folder with images, or a list without classes",
         )
     }
 }
 
 fn open(place: &str, part: &str, params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
-    Ok(inverted::as_asked(Box::new(ImageFolder(Files::open(place, part, params)?)), params))
+    Ok(inverted::as_asked(Box::new(ImageFolder(Files::open(place, part, params, &KIND)?)), params))
 }
 
 /// Every file at any depth, whatever its folder is called.
 fn bare(place: &str, part: &str, params: &Params, _seed: u32) -> Result<Box<dyn Dataset>> {
-    Ok(inverted::as_asked(Box::new(ImageFolder(Files::bare(place, part, params)?)), params))
+    Ok(inverted::as_asked(Box::new(ImageFolder(Files::bare(place, part, params, &KIND)?)), params))
 }
 
 impl Dataset for ImageFolder {
@@ -55,6 +64,9 @@ impl Dataset for ImageFolder {
     fn load(&self, index: usize) -> Result<Image, String> {
         let bytes = read_file(&self.0.files[index].1, MAX_FILE).map_err(|e| e.to_string())?;
         decode(&bytes)
+    }
+    fn passed_over(&self) -> Option<&str> {
+        self.0.passed_over.as_deref()
     }
 }
 

@@ -54,6 +54,9 @@ impl Dataset for Inverted {
     fn load(&self, index: usize) -> Result<Image, String> {
         self.0.load(index).map(negative)
     }
+    fn passed_over(&self) -> Option<&str> {
+        self.0.passed_over()
+    }
 }
 
 #[cfg(test)]

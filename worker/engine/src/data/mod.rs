@@ -13,10 +13,13 @@ mod generated;
 mod idx;
 pub mod image_folder;
 pub mod inverted;
+mod left_out;
 mod lines;
+mod list;
 pub mod pixels;
 mod resize;
 pub mod sampler;
+mod stray;
 pub mod strokes;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -45,7 +48,7 @@ pub struct Image {
     pub bytes: Vec<u8>,
 }
 
-/// A list of labelled samples, in an order that depends on their names only.
+/// A list of labelled samples, in an order that is the same on every machine.
 pub trait Dataset: Send + Sync {
     /// Names of the classes.
     fn classes(&self) -> &[String];
@@ -106,6 +109,11 @@ pub trait Dataset: Send + Sync {
     fn place(&self, index: usize) -> usize {
         index
     }
+
+    /// What is to be said of files that lay among the samples and are none.
+    fn passed_over(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// A name without its number among those of the same thing (`#2`), and without its ending.
@@ -163,8 +171,9 @@ pub fn open(data: &DataSection, part: &str, seed: u32) -> Result<Box<dyn Dataset
     if let Some(class) = empty_class(&*opened) {
         let held_out = data.params.contains_key("held_out");
         let what = if held_out { format!(" for {part}, by `held_out`") } else { String::new() };
+        let passed = passed_over(&*opened);
         return Err(Error::user(
-            format!("class `{class}` of `{place}` has no samples{what}"),
+            format!("class `{class}` of `{place}` has no samples{what}{passed}"),
             if held_out {
                 "have `params.held_out` match some of its files and not all of them"
             } else {
@@ -182,7 +191,8 @@ pub fn open(data: &DataSection, part: &str, seed: u32) -> Result<Box<dyn Dataset
 pub fn open_bare(data: &DataSection, seed: u32) -> Result<Box<dyn Dataset>> {
     let opened = (format(data)?.bare)(&data.train, "train", &data.params, seed)?;
     if opened.labels().is_empty() {
-        return Err(Error::user(format!("`{}` has no samples", data.train), "check `data.target.train`"));
+        let passed = passed_over(&*opened);
+        return Err(Error::user(format!("`{}` has no samples{passed}", data.train), "check `data.target.train`"));
     }
     Ok(Box::new(bare::Bare::new(opened)))
 }
@@ -199,7 +209,7 @@ pub fn open_paired(data: &DataSection, part: &str, by: PairedBy, seed: u32) -> R
         PairedBy::Name | PairedBy::Order => (format.bare)(place, part, &data.params, seed)?,
     };
     if opened.labels().is_empty() {
-        return Err(Error::user(format!("`{place}` has no samples"), "check the path"));
+        return Err(Error::user(format!("`{place}` has no samples{}", passed_over(&*opened)), "check the path"));
     }
     if let Some(odd) = (0..opened.labels().len()).find(|i| by == PairedBy::Name && opened.key(*i).is_empty()) {
         return Err(Error::user(
@@ -208,6 +218,11 @@ pub fn open_paired(data: &DataSection, part: &str, by: PairedBy, seed: u32) -> R
         ));
     }
     Ok(Box::new(bare::Bare::paired(opened, by)))
+}
+
+/// What an error adds where there are no samples, but other files.
+fn passed_over(dataset: &dyn Dataset) -> String {
+    dataset.passed_over().map(|files| format!(" ({files})")).unwrap_or_default()
 }
 
 fn format(data: &DataSection) -> Result<&'static Format> {
@@ -302,6 +317,9 @@ impl Dataset for Subset {
     }
     fn key(&self, index: usize) -> String {
         self.inner.key(self.keep[index])
+    }
+    fn passed_over(&self) -> Option<&str> {
+        self.inner.passed_over()
     }
 }
 

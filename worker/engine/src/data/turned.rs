@@ -82,6 +82,9 @@ impl Dataset for Turned {
         let (index, turn) = self.at(index);
         Ok((0..turn).fold(self.inner.load(index)?, |image, _| quarter(&image)))
     }
+    fn passed_over(&self) -> Option<&str> {
+        self.inner.passed_over()
+    }
 }
 
 #[cfg(test)]

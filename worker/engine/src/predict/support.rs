@@ -72,8 +72,8 @@ impl Model {
         }
         let section = section(self.format(), &shown, params, &[])?;
         let has_folders = std::fs::read_dir(place).into_iter().flatten().flatten().any(|e| e.path().is_dir());
-        // Lines say their classes, and files do not.
-        let says_classes = has_folders || !self.net.contract.has_pixels();
+        // Lines say their classes, also those of a list, and files do not.
+        let says_classes = has_folders || place.is_file() || !self.net.contract.has_pixels();
         let samples = match says_classes {
             true => Samples::open(&section, "val", 0)?,
             false => Samples::open_bare(&section, 0)?,

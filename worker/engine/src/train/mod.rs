@@ -140,6 +140,9 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     same_sources(config, group)?;
     let opened = Opened::new(spec, data, objective)?;
     same_samples(opened.parts(), group)?;
+    if group.rank() == 0 {
+        opened.parts().filter_map(Samples::passed_over).for_each(|text| link.notice(Notice::FilesPassedOver, &text));
+    }
     let classes = opened.outputs.clone();
     let student = Net::build_for(model, &classes, spec, &config.inputs, &*opened.train.dataset)?;
     let student = opened.with_tower(student, &local, &config.inputs)?;

@@ -220,6 +220,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     warnings.extend(odd::untaught(&net, spec, &trained));
     warnings.extend(odd::idle_holds(&net, spec, &trained).filter(|_| !on_trust));
     warnings.extend(odd::importance(spec, opened.source.as_ref()));
+    warnings.extend(opened.parts().filter_map(Samples::passed_over));
     warnings.extend(few.and_then(Few::warning));
     if !net.network.adapters.sites.is_empty() && !peft::has_their_head(&net.network, net.backbone) {
         warnings.push(
@@ -360,7 +361,7 @@ fn untrained(config: &Config, spec: &JobSpec) -> Result<Plan> {
         steps_per_epoch: 0,
         grains: spec.grains(),
         grain_samples: 0,
-        warnings: Vec::new(),
+        warnings: val.passed_over().into_iter().collect(),
         tasks: Vec::new(),
         weighed: None,
         class_weights: None,

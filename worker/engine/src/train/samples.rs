@@ -230,6 +230,11 @@ impl Samples {
         strokes.rows(self.dataset.drawing(index)?)
     }
 
+    /// What there is to say of files that lay among the samples and are none.
+    pub fn passed_over(&self) -> Option<String> {
+        Some(format!("`{}`: {}", self.key(), self.dataset.passed_over()?))
+    }
+
     /// How many samples there are.
     pub fn count(&self) -> usize {
         self.dataset.labels().len()

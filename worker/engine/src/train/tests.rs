@@ -417,6 +417,7 @@ fn photos_of_which_one_is_none(dir: &Path) -> String {
 fn a_sample_that_will_not_decode_fails_the_job_by_name_or_is_left_out_everywhere() {
     let dir = tempfile::tempdir().unwrap();
     let folder = photos_of_which_one_is_none(dir.path());
+    std::fs::write(dir.path().join("data/a/Thumbs.db"), b"no sample at all").unwrap();
     let generated = JOB.lines().find(|l| l.starts_with("data =")).unwrap();
     let photos = format!(
         "data = {{ format = \"image_folder\", train = \"{folder}\", val = \"{folder}\", batch = 6, skip_bad = 0 }}"
@@ -429,8 +430,12 @@ fn a_sample_that_will_not_decode_fails_the_job_by_name_or_is_left_out_everywhere
         let link = Recorder::default();
         let report = train(&job, world, false, dir.path(), &[], &link).unwrap();
         assert_eq!(report.samples, [11, 11]);
-        assert_eq!(link.notices.lock().unwrap().iter().filter(|n| **n == Notice::SamplesSkipped).count(), 2);
+        let told = |notice: Notice| link.notices.lock().unwrap().iter().filter(|n| **n == notice).count();
+        assert_eq!((told(Notice::SamplesSkipped), told(Notice::FilesPassedOver)), (2, 2));
         model_of(dir.path())
     };
     assert_eq!(run(1), run(2));
+    let plan = crate::train::probe::probe(&config(&job, dir.path(), "cache", Vec::new())).unwrap();
+    let said = "`data.val`: 1 file is no JPEG or PNG image, first `a/Thumbs.db`: passed over".to_owned();
+    assert!(plan.warnings.contains(&said), "{:?}", plan.warnings);
 }

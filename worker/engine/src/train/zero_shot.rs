@@ -15,7 +15,7 @@ use crate::{
     Error, Result,
     collective::Collective,
     eval::{self, Evaluation, Outcome, retrieval},
-    link::Link,
+    link::{Link, Notice},
     nn::{Packs, Pass, tensor},
     objective::{SCALE, sentences, unit},
     weights::{self, Which},
@@ -117,6 +117,9 @@ pub(super) fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Li
     same_sources(config, group)?;
     let opened = Opened::new(config, &local)?;
     same_samples(std::iter::once(&opened.val), group)?;
+    if let (Some(text), 0) = (opened.val.passed_over(), group.rank()) {
+        link.notice(Notice::FilesPassedOver, &text);
+    }
     let prototypes = opened.prototypes(spec)?;
     let Opened { val, net, .. } = opened;
     let skip = local.data.as_ref().map_or(0, |d| d.skip_bad);

@@ -149,6 +149,12 @@ fn a_domain_with_other_classes_or_without_samples_is_refused() {
     ));
     assert!(error.contains("has no samples"), "{error}");
     std::fs::write(empty.path().join("a.txt"), "no picture").unwrap();
+    let error = run(&job.replace(
+        "train = \"shifted\", val = \"shifted\", params = { train_samples = 5, val_samples = 4 }",
+        &place.replace(", params", ""),
+    ));
+    assert!(error.contains("has no samples (1 file is no JPEG or PNG image, first `a.txt`"), "{error}");
+    std::fs::write(empty.path().join("a.png"), "no picture").unwrap();
     let broken = place.replace(", params", "");
     let job =
         job.replace("train = \"shifted\", val = \"shifted\", params = { train_samples = 5, val_samples = 4 }", &broken);

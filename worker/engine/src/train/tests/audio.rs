@@ -57,6 +57,11 @@ fn a_network_for_images_learns_to_hear_and_the_model_hears_as_it_was_trained() {
     let other = [("rate".to_owned(), 16_000.into())].into_iter().chain(by_name).collect();
     let error = model.evaluate(&Asked::of("audio_folder", &place, other, 0)).unwrap_err().to_string();
     assert!(error.contains("trained on sound heard as 0.3 s at 8000 Hz"), "{error}");
+    let list = data.path().join("some.txt");
+    std::fs::write(&list, "low_10.wav low\nhigh_15 high\n").unwrap();
+    let asked = Asked::of("audio_folder", &list.display().to_string(), tl_proto::spec::Params::new(), 0);
+    let scored = model.evaluate(&asked).unwrap();
+    assert_eq!((scored.samples, scored.accuracy), (2, 1.0));
     std::fs::write(data.path().join("text.txt"), "no sound").unwrap();
     let error = model.predict(&data.path().join("text.txt")).unwrap_err().to_string();
     assert!(error.contains("neither WAV nor FLAC"), "{error}");

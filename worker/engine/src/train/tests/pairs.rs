@@ -150,6 +150,22 @@ fn a_look_at_two_networks_tells_what_is_kept_of_both_and_what_both_take() {
     assert_eq!(alone.saving.unwrap().bytes - open.saving.unwrap().bytes, 4 * 12 * (72 * 2 + 32));
 }
 
+#[test]
+fn a_list_says_which_pictures_are_learned_from() {
+    let (data, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let job = captions(data.path());
+    std::fs::write(data.path().join("some.txt"), "5.png\n1\n4.png\n2.png\n6.png\n").unwrap();
+    let place = |name: &str| data.path().join(name);
+    let [train_place, val, list] = ["train", "val", "some.txt"].map(place);
+    let listed = job.replace(
+        &format!("train = {train_place:?}, val = {val:?}, batch"),
+        &format!("train = {list:?}, val = {val:?}, params = {{ root = {train_place:?} }}, batch"),
+    );
+    // The texts of the others go with nothing.
+    let report = train(&listed, 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+    assert_eq!(report.samples, [5, 8]);
+}
+
 /// Photos and lines of text that go with them by name; some have none.
 fn captions(dir: &Path) -> String {
     for part in ["train", "val"] {

@@ -1,0 +1,338 @@
+//! Lists of files: text with a path on each line and, behind it, perhaps a class.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use super::{lines, read_file, stem, stray::Kind};
+use crate::{Error, Result};
+
+/// Largest list, in bytes.
+const MAX_LIST: u64 = 256 << 20;
+/// Most bytes of one line, without its end.
+const MAX_LINE: usize = 4096;
+/// Most letters of a line that an error shows.
+const SHOWN: usize = 80;
+/// What the column of paths of a header may be called.
+const PATHS: [&str; 10] =
+    ["file", "file_name", "filename", "id", "image", "image_id", "image_name", "img", "name", "path"];
+/// The same for its column of classes.
+const CLASSES: [&str; 4] = ["category", "class", "label", "target"];
+
+/// What a list says.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct List {
+    /// Paths below the folder that they begin from, and where the files lie; in the order of the list.
+    pub files: Vec<(String, PathBuf)>,
+    /// Classes, by the paths of those files whose lines have one.
+    pub classes: BTreeMap<String, String>,
+}
+
+/// Reads a list. Paths begin from `root`, or, where there is none, from the folder that the list lies in.
+///
+/// # Errors
+/// A line that is none, or whose file is not there, lies elsewhere or was named before; by its number.
+pub(super) fn read(list: &Path, root: Option<&Path>, kind: &Kind) -> Result<List> {
+    let fail = |path: &Path, e: std::io::Error| {
+        Error::user(format!("`{}` cannot be opened: {e}", path.display()), "check the path, and `params.root`")
+    };
+    let real = list.canonicalize().map_err(|e| fail(list, e))?;
+    let given = root.or(real.parent()).unwrap_or(Path::new("/"));
+    let root = given.canonicalize().map_err(|e| fail(given, e))?;
+    let mut below = Below { given, root, kind, folders: BTreeMap::new() };
+    let (mut found, mut named, mut column) = (List::default(), BTreeSet::new(), Some(1usize));
+    let mut begins = true;
+    each(list, |number, line, words| {
+        let shown = |word: &str| word.chars().take(SHOWN).collect::<String>();
+        let bad = |word: &str, why: &str| Err(bad(list, number, &format!("names `{}`, which {why}", shown(word))));
+        // A path may have spaces in it.
+        let whole = below.inside(line).filter(|_| words.len() > 1).and_then(|name| below.exactly(&name).ok().flatten());
+        let class = column.and_then(|at| words.get(at)).filter(|class| whole.is_none() && !class.is_empty());
+        let file = match whole {
+            Some(file) => Ok(Some(file)),
+            None => below.find(words[0]),
+        };
+        let is_header = std::mem::take(&mut begins) && PATHS.contains(&words[0].to_lowercase().as_str());
+        let (name, path) = match file {
+            Ok(Some(file)) => file,
+            Ok(None) if is_header => {
+                let classes = words.iter().position(|word| CLASSES.contains(&word.to_lowercase().as_str()));
+                column = classes.or((words.len() == 2).then_some(1));
+                return Ok(());
+            }
+            Ok(None) => return bad(words[0], &format!("is not below `{}`", below.given.display())),
+            Err(why) => return bad(words[0], &why),
+        };
+        if !named.insert(name.clone()) {
+            return bad(&name, "was named before");
+        }
+        if let Some(class) = class {
+            found.classes.insert(name.clone(), (*class).to_owned());
+        }
+        found.files.push((name, path));
+        Ok(())
+    })?;
+    if found.files.is_empty() {
+        return Err(Error::user(format!("`{}` names no files", list.display()), LINES));
+    }
+    Ok(found)
+}
+
+/// The paths that a list names, whether their files are there or not.
+///
+/// # Errors
+/// A line that is none, by its number.
+pub(super) fn names(list: &Path) -> Result<BTreeSet<String>> {
+    let mut all = BTreeSet::new();
+    each(list, |_, line, words| {
+        all.extend([line, words[0]].into_iter().filter_map(inside));
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+/// A path without what says nothing in it; none where it leads out of the folder that it begins from, or nowhere.
+pub(super) fn inside(path: &str) -> Option<String> {
+    let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    let stays = !path.starts_with('/') && !parts.contains(&"..") && !path.contains('\0');
+    (stays && !parts.is_empty()).then(|| parts.join("/"))
+}
+
+/// How a list looks, for people.
+const LINES: &str = "a line is the path of a file, and perhaps its class behind a tab, a comma or a space; paths begin from \
+                     the folder of the list, or from `params.root`";
+
+fn bad(list: &Path, number: usize, why: &str) -> Error {
+    Error::user(format!("line {number} of `{}` {why}", list.display()), LINES)
+}
+
+/// Calls `take` with each line that says something, its number and its words, of which there is one at least.
+fn each(list: &Path, mut take: impl FnMut(usize, &str, &[&str]) -> Result<()>) -> Result<()> {
+    for (number, line) in (1..).zip(read_file(list, MAX_LIST)?.split(|b| *b == b'\n')) {
+        let Some(line) = lines::said(number, line).map_err(|why| bad(list, number, &why))? else { continue };
+        let line = line.trim();
+        if line.len() > MAX_LINE {
+            return Err(bad(list, number, &format!("has more than {MAX_LINE} bytes")));
+        }
+        if !line.starts_with('#') {
+            take(number, line, &words(line))?;
+        }
+    }
+    Ok(())
+}
+
+/// What stands between tabs, in a line without tabs between commas, in one without either between spaces.
+fn words(line: &str) -> Vec<&str> {
+    let words: Vec<&str> = match ['\t', ','].into_iter().find(|c| line.contains(*c)) {
+        Some(c) => line.split(c).collect(),
+        None => line.split_whitespace().collect(),
+    };
+    words.into_iter().map(|word| word.trim().trim_matches('"')).collect()
+}
+
+/// Path below the root, and where the file lies.
+type Found = (String, PathBuf);
+
+/// A folder in which files are looked for.
+struct Below<'a> {
+    /// As it was said.
+    given: &'a Path,
+    /// Without links.
+    root: PathBuf,
+    kind: &'a Kind,
+    /// Folders below it that were looked into.
+    folders: BTreeMap<String, Folder>,
+}
+
+/// A folder below it.
+struct Folder {
+    /// Whether it lies below the root when links are followed; nothing where it is not there.
+    inside: Option<bool>,
+    /// Its samples by their names without endings, where that was asked for.
+    stems: Option<BTreeMap<String, Vec<String>>>,
+}
+
+impl Below<'_> {
+    /// A path below the root that says nothing twice, also of one that is written from `/` on.
+    fn inside(&self, path: &str) -> Option<String> {
+        let whole = Path::new(path);
+        let rest = whole.strip_prefix(self.given).or_else(|_| whole.strip_prefix(&self.root)).ok();
+        inside(rest.filter(|_| whole.is_absolute()).and_then(Path::to_str).unwrap_or(path))
+    }
+
+    fn folder(&mut self, name: &str) -> &mut Folder {
+        let Self { root, folders, .. } = self;
+        let root = &*root;
+        folders.entry(name.to_owned()).or_insert_with(|| {
+            let real = root.join(name).canonicalize().ok();
+            Folder { inside: real.map(|real| real.starts_with(root)), stems: None }
+        })
+    }
+
+    /// The file of exactly this name.
+    fn exactly(&mut self, name: &str) -> Result<Option<Found>, String> {
+        let inside = self.folder(name.rsplit_once('/').map_or("", |(folder, _)| folder)).inside;
+        if inside == Some(false) {
+            return Err(self.outside());
+        }
+        let path = self.root.join(name);
+        Ok((inside.is_some() && path.is_file()).then(|| (name.to_owned(), path)))
+    }
+
+    /// The file of this name, or the one sample that has it in front of its ending.
+    fn find(&mut self, path: &str) -> Result<Option<Found>, String> {
+        let name = self.inside(path).ok_or_else(|| self.outside())?;
+        if let Some(found) = self.exactly(&name)? {
+            return Ok(Some(found));
+        }
+        let (folder, file) = name.rsplit_once('/').unwrap_or(("", name.as_str()));
+        if stem(file) != file {
+            return Ok(None);
+        }
+        let (kind, dir) = (self.kind, self.root.join(folder));
+        let stems = self.folder(folder).stems.get_or_insert_with(|| by_stem(&dir, kind));
+        match &stems.get(file).cloned().unwrap_or_default()[..] {
+            [] => Ok(None),
+            [one] => {
+                let name = if folder.is_empty() { one.clone() } else { format!("{folder}/{one}") };
+                self.exactly(&name)
+            }
+            [one, other, ..] => Err(format!("may be `{one}` or `{other}`")),
+        }
+    }
+
+    fn outside(&self) -> String {
+        format!("leads out of `{}`", self.given.display())
+    }
+}
+
+/// The samples in a folder, by their names without endings.
+fn by_stem(dir: &Path, kind: &Kind) -> BTreeMap<String, Vec<String>> {
+    let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if kind.names(&name) {
+            all.entry(stem(&name).to_owned()).or_default().push(name);
+        }
+    }
+    all.values_mut().for_each(|names| names.sort_unstable());
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIND: Kind = Kind { what: "file", endings: &["png", "jpg"], begins: |_| false };
+
+    fn fill(dir: &Path, names: &[&str]) {
+        for name in names {
+            let path = dir.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, name).unwrap();
+        }
+    }
+
+    /// Names and classes of the files of a list that says `text`.
+    fn read_text(dir: &Path, text: &str, root: Option<&Path>) -> Result<Vec<(String, Option<String>)>> {
+        let list = dir.join("list.txt");
+        std::fs::write(&list, text).unwrap();
+        let found = read(&list, root, &KIND)?;
+        assert!(found.files.iter().all(|(name, path)| path.is_file() && path.ends_with(name)));
+        let classes = found.classes;
+        let said = |(name, _): (String, PathBuf)| (name.clone(), classes.get(&name).cloned());
+        Ok(found.files.into_iter().map(said).collect())
+    }
+
+    fn pairs(of: &[(&str, &str)]) -> Vec<(String, Option<String>)> {
+        let class = |class: &str| (!class.is_empty()).then(|| class.to_owned());
+        of.iter().map(|(name, said)| ((*name).to_owned(), class(said))).collect()
+    }
+
+    #[test]
+    fn a_line_is_a_path_and_perhaps_its_class_in_the_order_of_the_list() {
+        let dir = tempfile::tempdir().unwrap();
+        fill(dir.path(), &["b/2.png", "a/1.png", "my cat.png", "c,d.png", "0.png"]);
+        let read = |text: &str| read_text(dir.path(), text, None).unwrap();
+        assert_eq!(read("\u{feff}b/2.png\r\n\n./a//1.png\n"), pairs(&[("b/2.png", ""), ("a/1.png", "")]));
+        for text in ["b/2.png 7 1 1\na/1.png 3", "b/2.png\t7\na/1.png\t3\tmore", "b/2.png, 7\n\"a/1.png\",\"3\""] {
+            assert_eq!(read(text), pairs(&[("b/2.png", "7"), ("a/1.png", "3")]), "{text}");
+        }
+        let text = "# a comment\nmy cat.png\nc,d.png\t2\n0.png,golden retriever";
+        assert_eq!(read(text), pairs(&[("my cat.png", ""), ("c,d.png", "2"), ("0.png", "golden retriever")]));
+        // What is written from `/` on stays below the folder, too.
+        let whole = format!("{}/a/1.png 3", dir.path().display());
+        assert_eq!(read(&whole), pairs(&[("a/1.png", "3")]));
+    }
+
+    #[test]
+    fn a_header_says_where_classes_are() {
+        let dir = tempfile::tempdir().unwrap();
+        fill(dir.path(), &["1.png", "2.png", "id.png"]);
+        let read = |text: &str| read_text(dir.path(), text, None).unwrap();
+        assert_eq!(read("id,breed\n"), pairs(&[("id.png", "breed")]), "a file of that name is no header");
+        std::fs::remove_file(dir.path().join("id.png")).unwrap();
+        assert_eq!(read("id,breed\n1,dog\n2,cat\n"), pairs(&[("1.png", "dog"), ("2.png", "cat")]));
+        assert_eq!(read("filename,fold,Target,take\n1.png,5,3,A"), pairs(&[("1.png", "3")]));
+        assert_eq!(read("image,fold,take\n1.png,5,A"), pairs(&[("1.png", "")]), "no column says that it has classes");
+        assert_eq!(read("image\n1.png"), pairs(&[("1.png", "")]));
+    }
+
+    #[test]
+    fn a_path_without_its_ending_is_the_one_sample_of_that_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = dir.path().join("images");
+        fill(&images, &["cat_1.jpg", "cat_1.mat", "cat_2.jpg", "cat_2.png", "v1.25.jpg", "a/cat_3.jpg"]);
+        let read = |text: &str| read_text(dir.path(), text, Some(images.as_path())).map_err(|e| e.to_string());
+        let want = pairs(&[("cat_1.jpg", "1"), ("v1.25.jpg", ""), ("a/cat_3.jpg", "")]);
+        assert_eq!(read("cat_1 1 1 1\nv1.25\na/cat_3"), Ok(want));
+        assert!(read("cat_2 1").unwrap_err().contains("names `cat_2`, which may be `cat_2.jpg` or `cat_2.png`"));
+        for text in ["cat", "cat_1.png", "b/cat_1"] {
+            assert!(read(text).unwrap_err().contains("is not below"), "{text}");
+        }
+    }
+
+    #[test]
+    fn no_line_leads_out_of_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        fill(dir.path(), &["in/a.png", "in/b/c.png", "out/secret.png"]);
+        let (root, out) = (dir.path().join("in"), dir.path().join("out"));
+        std::os::unix::fs::symlink(&out, root.join("link")).unwrap();
+        std::os::unix::fs::symlink("b", root.join("same")).unwrap();
+        let read = |text: &str| read_text(dir.path(), text, Some(root.as_path())).map_err(|e| e.to_string());
+        let secret = out.join("secret.png").display().to_string();
+        let dots = format!("{}/../out/secret.png", root.display());
+        let lines = ["../out/secret.png", "b/../../out/secret.png", "link/secret.png", "link/secret"];
+        for text in lines.into_iter().chain([secret.as_str(), dots.as_str()]) {
+            let error = read(text).unwrap_err();
+            assert!(error.contains("line 1 of") && error.contains("leads out of"), "{text}: {error}");
+        }
+        assert_eq!(read("same/c.png"), Ok(pairs(&[("same/c.png", "")])));
+        assert!(read("/etc/passwd 1").unwrap_err().contains("leads out of"));
+    }
+
+    #[test]
+    fn a_bad_line_is_refused_by_its_number() {
+        let dir = tempfile::tempdir().unwrap();
+        fill(dir.path(), &["a.png", "b.png"]);
+        let long = format!("a.png\n{}", "a".repeat(MAX_LINE + 1));
+        for (text, says) in [
+            ("a.png\nc.png 3", "line 2 of"),
+            ("a.png\nb.png\n./a.png", "line 3 of"),
+            ("a.png\n./a.png", "names `a.png`, which was named before"),
+            (long.as_str(), "line 2 of"),
+            (long.as_str(), "has more than 4096 bytes"),
+            ("a.png\n,3", "line 2 of"),
+            ("\n# nothing\n", "names no files"),
+        ] {
+            let error = read_text(dir.path(), text, None).unwrap_err().to_string();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+        std::fs::write(dir.path().join("list.txt"), b"a.png\n\xff").unwrap();
+        let error = read(&dir.path().join("list.txt"), None, &KIND).unwrap_err().to_string();
+        assert!(error.contains("line 2 of") && error.contains("not UTF-8"), "{error}");
+        let gone = read(&dir.path().join("list.txt"), Some(&dir.path().join("gone")), &KIND).unwrap_err().to_string();
+        assert!(gone.contains("gone` cannot be opened"), "{gone}");
+    }
+}
