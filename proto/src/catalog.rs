@@ -43,6 +43,11 @@ pub enum ParamKind {
     Texts,
     /// A regular expression; nothing if it is empty.
     Pattern,
+    /// A column of a table: its number from 1, or its name in the first line.
+    Column {
+        /// Whether a list of columns will do too.
+        several: bool,
+    },
 }
 
 /// One parameter of an entry.
@@ -227,6 +232,11 @@ pub fn texts(name: &str, default: &[&str], doc: &str) -> Param {
 /// A parameter that is a regular expression, or nothing.
 pub fn pattern(name: &str, doc: &str) -> Param {
     Param { name: name.into(), kind: ParamKind::Pattern, default: "".into(), doc: doc.into() }
+}
+
+/// A parameter that is a column of a table, or where there may be `several`, a list of columns.
+pub fn column(name: &str, default: i64, several: bool, doc: &str) -> Param {
+    Param { name: name.into(), kind: ParamKind::Column { several }, default: default.into(), doc: doc.into() }
 }
 
 /// An entry without parameters.
