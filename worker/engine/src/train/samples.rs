@@ -1,6 +1,8 @@
 //! Samples as networks see them: decoded once, kept while memory lasts, transformed per view, ahead of time where the
 //! caller says what comes next.
 
+mod judged;
+
 use std::{
     borrow::Cow,
     collections::BTreeMap,
@@ -120,11 +122,16 @@ impl Samples {
     /// # Errors
     /// Samples that somebody else has in hand.
     pub fn only(self, keep: Vec<usize>) -> Result<Self> {
+        self.changed(|dataset| Subset::new(dataset, keep))
+    }
+
+    /// The same from other samples in place of its own.
+    fn changed(self, change: impl FnOnce(Box<dyn Dataset>) -> Subset) -> Result<Self> {
         let Some(source) = Arc::into_inner(self.source) else {
             return Err(Error::Internal("samples were asked for before they were chosen".into()));
         };
-        // Indices move, so what is kept under them goes.
-        Ok(Self { source: Source::new(Box::new(Subset::new(source.dataset, keep))), ..self })
+        // Indices may move, so what is kept under them goes.
+        Ok(Self { source: Source::new(Box::new(change(source.dataset))), ..self })
     }
 
     /// Only the samples that decode for a network of this contract.
@@ -183,6 +190,7 @@ impl Samples {
                 format!("remove them, or set `data.skip_bad = {}`", all.len()),
             ));
         }
+        let had = data::counts(&*self.dataset);
         let keep: Vec<usize> = (0..self.count()).filter(|i| all.iter().all(|(b, _)| b != i)).collect();
         if keep.is_empty() {
             return Err(Error::user(
@@ -191,7 +199,8 @@ impl Samples {
             ));
         }
         let kept = self.only(keep)?;
-        if let Some(class) = data::empty_class(&*kept.dataset) {
+        let gone = had.into_iter().zip(data::counts(&*kept.dataset)).position(|(had, has)| had > 0 && has == 0);
+        if let Some(class) = gone.map(|class| &kept.dataset.classes()[class]) {
             return Err(Error::user(
                 format!("none of the samples of class `{class}` in `{part}` can be decoded"),
                 "mend them, or remove the class",
