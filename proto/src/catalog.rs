@@ -47,6 +47,11 @@ pub enum ParamKind {
     Paths,
     /// A regular expression; nothing if it is empty.
     Pattern,
+    /// A column of a table: its number from 1, or its name in the first line.
+    Column {
+        /// Whether a list of columns will do too.
+        several: bool,
+    },
 }
 
 /// One parameter of an entry.
@@ -262,6 +267,11 @@ pub fn paths(name: &str, doc: &str) -> Param {
 /// A parameter that is a regular expression, or nothing.
 pub fn pattern(name: &str, doc: &str) -> Param {
     Param { name: name.into(), kind: ParamKind::Pattern, default: "".into(), doc: doc.into() }
+}
+
+/// A parameter that is a column of a table, or where there may be `several`, a list of columns.
+pub fn column(name: &str, default: i64, several: bool, doc: &str) -> Param {
+    Param { name: name.into(), kind: ParamKind::Column { several }, default: default.into(), doc: doc.into() }
 }
 
 /// An entry without parameters.

@@ -294,8 +294,7 @@ fn summary(report: &Report) -> serde_json::Value {
         metrics["val.interval"] = episodes.interval.into();
         metrics["val.episodes"] = episodes.count.into();
     } else if !e.classes.is_empty() {
-        let f1 = |e: &Evaluation| e.classes.iter().map(|c| c.f1).sum::<f64>() / e.classes.len().max(1) as f64;
-        metrics["val.macro_f1"] = mean(f1).into();
+        metrics["val.macro_f1"] = mean(|e| e.mean_of_classes(|c| c.f1)).into();
     }
     if let Some(found) = &report.retrieval {
         let names = ["val.recall_1", "val.recall_5", "val.recall_10"];

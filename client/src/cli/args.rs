@@ -226,6 +226,12 @@ pub struct Predict {
     /// Images, or files with text, sound or one drawing, as the model takes
     #[arg(required = true)]
     pub images: Vec<PathBuf>,
+    /// Take files of texts as data of the format `text`, without its labels: each line is a text
+    #[arg(long, conflicts_with = "support")]
+    pub lines: bool,
+    /// A parameter of the format, for `--lines`: `--param text=sentence`
+    #[arg(long = "param", value_name = "KEY=VALUE", requires = "lines")]
+    pub params: Vec<String>,
     /// Classes in place of the model's own: a folder with a folder of a few samples for each, or with one file for each;
     /// for texts and drawings, lines that say their class
     #[arg(long, value_name = "FOLDER")]

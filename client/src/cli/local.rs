@@ -201,43 +201,69 @@ pub(super) fn predict(a: &Predict, output: &Output) -> Result<u8, Error> {
     let model = model.inverting(a.invert).map_err(|e| refused(&e.to_failure()))?;
     let learned = a.support.as_ref().map(|folder| model.learn(folder)).transpose();
     let learned = learned.map_err(|e| refused(&e.to_failure()))?;
+    let params = params(&a.params)?;
     for image in &a.images {
+        if a.lines {
+            let lines = model.predict_lines(image, &params).map_err(|e| refused(&e.to_failure()))?;
+            lines.into_iter().for_each(|(line, said)| predicted(a, image, Some(&line), said, &device, output));
+            continue;
+        }
         let said = match &learned {
             Some(learned) => learned.predict(image).map(|chances| {
                 vec![Said { task: None, chances: learned.classes().iter().cloned().zip(chances).collect() }]
             }),
             None => model.predict_all(image),
         };
-        for Said { task, chances: mut ranked } in said.map_err(|e| refused(&e.to_failure()))? {
-            ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
-            ranked.truncate(a.top.max(1));
-            let classes: Vec<_> = ranked.iter().map(|(c, p)| json!({ "class": c, "probability": p })).collect();
-            let mut event = json!({ "event": "prediction", "image": image, "classes": classes, "device": device });
-            if let Some(task) = &task {
-                event["task"] = task.clone().into();
+        predicted(a, image, None, said.map_err(|e| refused(&e.to_failure()))?, &device, output);
+        if model.reads_text() {
+            let text = std::fs::read_to_string(image).unwrap_or_default();
+            let n = text.lines().filter(|line| !line.trim().is_empty()).count();
+            if n > 1 {
+                output.say(&format!("`{}` was taken as one text of {n} lines: `--lines` takes each", image.display()));
             }
-            output.print(&event, || {
-                let shown: Vec<String> = ranked.iter().map(|(c, p)| format!("{c} {:.1} %", 100.0 * p)).collect();
-                let task = task.as_ref().map(|task| format!("{task}: ")).unwrap_or_default();
-                format!("{}: {task}{}", image.display(), shown.join(", "))
-            });
         }
     }
     Ok(0)
 }
 
-pub(super) fn evaluate(a: &Evaluate, output: &Output) -> Result<u8, Error> {
-    let (model, device) = opened(&a.model, &a.on, output)?;
+/// Prints what the model says of a file, or of a line of it.
+fn predicted(a: &Predict, image: &Path, line: Option<&str>, said: Vec<Said>, device: &str, output: &Output) {
+    for Said { task, chances: mut ranked } in said {
+        ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+        ranked.truncate(a.top.max(1));
+        let classes: Vec<_> = ranked.iter().map(|(c, p)| json!({ "class": c, "probability": p })).collect();
+        let mut event = json!({ "event": "prediction", "image": image, "classes": classes, "device": device });
+        if let Some(task) = &task {
+            event["task"] = task.clone().into();
+        }
+        if let Some(line) = line {
+            event["sample"] = line.into();
+        }
+        output.print(&event, || {
+            let shown: Vec<String> = ranked.iter().map(|(c, p)| format!("{c} {:.1} %", 100.0 * p)).collect();
+            let task = task.as_ref().map(|task| format!("{task}: ")).unwrap_or_default();
+            let line = line.map(|line| format!(", {line}")).unwrap_or_default();
+            format!("{}{line}: {task}{}", image.display(), shown.join(", "))
+        });
+    }
+}
+
+/// Parameters of a data format, as they stand behind `--param`.
+fn params(given: &[String]) -> Result<spec::Params, Error> {
     let pair = |text: &String| -> Result<(String, serde_json::Value), Error> {
         let bad = || Error::input(format!("`--param {text}` has no `=`"), "write it as `--param noise=0.1`");
         let (key, value) = text.split_once('=').ok_or_else(bad)?;
         Ok((key.into(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
     };
-    let params = a.params.iter().map(pair).collect::<Result<spec::Params, _>>()?;
+    given.iter().map(pair).collect()
+}
+
+pub(super) fn evaluate(a: &Evaluate, output: &Output) -> Result<u8, Error> {
+    let (model, device) = opened(&a.model, &a.on, output)?;
     let asked = Asked {
         format: a.format.clone(),
         place: a.data.clone(),
-        params,
+        params: params(&a.params)?,
         seed: a.seed,
         task: a.task.clone(),
         classes: a.classes.clone(),

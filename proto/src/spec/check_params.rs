@@ -45,7 +45,8 @@ pub fn check_params(at: &str, entry: &Entry, params: &Params) -> Result<(), Spec
             ),
             ParamKind::Flag => (value.is_boolean(), "true or false".into()),
             ParamKind::Choice { of } => {
-                (value.as_str().is_some_and(|v| of.iter().any(|o| o == v)), format!("one of {}", of.join(", ")))
+                let shown: Vec<String> = of.iter().map(|o| format!("{o:?}")).collect();
+                (value.as_str().is_some_and(|v| of.iter().any(|o| o == v)), format!("one of {}", shown.join(", ")))
             }
             ParamKind::Numbers { min, max } => {
                 let within =
@@ -72,6 +73,14 @@ pub fn check_params(at: &str, entry: &Entry, params: &Params) -> Result<(), Spec
                 value.as_str().is_some_and(|v| name_pattern(&format!("re:{v}")).is_ok()),
                 "a regular expression such as '_[0-4]\\.wav$'".into(),
             ),
+            ParamKind::Column { several } => {
+                let list = value.as_array().filter(|_| *several);
+                let more = if *several { ", or a list of those" } else { "" };
+                (
+                    is_column(value) || list.is_some_and(|l| (1..=100).contains(&l.len()) && l.iter().all(is_column)),
+                    format!("a column's number from 1, or its name{more}"),
+                )
+            }
         };
         require(fits, || (format!("`{at}.{key}` cannot be {value}"), format!("it takes {wanted}")))?;
     }
@@ -87,6 +96,10 @@ fn is_sentence(value: &serde_json::Value) -> bool {
     value.as_str().is_some_and(|text| !text.trim().is_empty() && text.chars().count() <= 1000)
 }
 
+fn is_column(value: &serde_json::Value) -> bool {
+    value.as_u64().is_some_and(|number| number > 0) || value.as_str().is_some_and(|name| !name.trim().is_empty())
+}
+
 /// The end of a name, or a pattern that can be read.
 fn is_name(text: &str) -> bool {
     !text.is_empty() && name_pattern(text).is_ok()
@@ -97,7 +110,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::catalog::{entry, names, number, numbers};
+    use crate::catalog::{choice, column, entry, names, number, numbers};
 
     #[test]
     fn a_method_brings_its_own_parameters_and_no_others() {
@@ -143,6 +156,31 @@ mod tests {
             let error = check_params("objective", &entry, &given(bad)).unwrap_err();
             assert!(error.hint.contains("a list of numbers from 0 to 9"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_column_is_a_number_or_a_name_and_several_are_a_list() {
+        let params = vec![column("label", 1, false, ""), column("text", 2, true, "")];
+        let entry = Entry { params, ..entry("text", "") };
+        let check = |key: &str, value: Value| check_params("data.params", &entry, &[(key.to_owned(), value)].into());
+        for key in ["label", "text"] {
+            check(key, json!(2)).unwrap();
+            check(key, json!("Class Index")).unwrap();
+            for bad in [json!(0), json!(-1), json!(1.5), json!(" "), json!(true), json!([]), json!([0]), json!([[1]])] {
+                let error = check(key, bad.clone()).unwrap_err();
+                assert!(error.hint.contains("a column's number from 1, or its name"), "{key} = {bad}: {error}");
+            }
+        }
+        check("text", json!(["title", 3])).unwrap();
+        assert!(check("label", json!([1])).is_err());
+    }
+
+    #[test]
+    fn words_that_are_white_are_shown_as_a_job_writes_them() {
+        let entry = Entry { params: vec![choice("separator", &["auto", "\t", ","], "")], ..entry("text", "") };
+        let check = |value: &str| check_params("p", &entry, &[("separator".to_owned(), value.into())].into());
+        check("\t").unwrap();
+        assert_eq!(check("|").unwrap_err().hint, r#"it takes one of "auto", "\t", ",""#);
     }
 
     #[test]

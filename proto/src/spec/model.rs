@@ -200,7 +200,7 @@ pub struct DataSection {
     /// and opens none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub train: String,
-    /// Where the validation samples are.
+    /// Where the validation samples are; but in few-shot learning, of some of the classes of `train`, by name.
     pub val: String,
     /// Samples of one step, over all ranks; where `episodes` are drawn, episodes.
     pub batch: u32,

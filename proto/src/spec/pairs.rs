@@ -17,8 +17,8 @@ pub struct PairsSection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val: Option<String>,
     /// What makes two halves a pair: `name` (the path below the folder without its ending, what stands in front of the
-    /// tab for text, or the `key_id` of a drawing), `label` (any two of the same class, drawn anew for each), or `order`
-    /// (the first with the first).
+    /// tab for text or in the column that `params.label` names, or the `key_id` of a drawing), `label` (any two of the same
+    /// class, drawn anew for each), or `order` (the first with the first).
     #[serde(default)]
     pub by: PairedBy,
     /// What becomes of a training sample without its other half, and of a half without its sample: `leave_out`, or `mask`,

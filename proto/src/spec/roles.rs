@@ -16,7 +16,7 @@ pub struct TargetSection {
     pub format: Option<String>,
     /// Where the samples are that are learned from. Labels that lie with them are not looked at.
     pub train: String,
-    /// Where samples with labels are, of the classes of `[data]`. What the network comes to on them is reported; nothing
+    /// Where samples with labels are, of classes of `[data]`. What the network comes to on them is reported; nothing
     /// is decided by their labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val: Option<String>,

@@ -83,6 +83,14 @@ fn param(p: &Param) -> Value {
         ParamKind::Place => json!({ "type": "string", "minLength": 1 }),
         ParamKind::Paths => json!({ "type": "array", "minItems": 1, "items": { "type": "string", "minLength": 1 } }),
         ParamKind::Pattern => json!({ "type": "string", "format": "regex" }),
+        ParamKind::Column { several } => {
+            let mut one = vec![json!({ "type": "integer", "minimum": 1 }), json!({ "type": "string", "minLength": 1 })];
+            if *several {
+                let list = json!({ "type": "array", "minItems": 1, "items": { "anyOf": one } });
+                one.push(list);
+            }
+            json!({ "anyOf": one })
+        }
         ParamKind::Names | ParamKind::Texts => json!({ "type": "array", "minItems": 1, "items": { "type": "string" } }),
     };
     value["description"] = p.doc.clone().into();

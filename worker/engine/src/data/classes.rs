@@ -1,6 +1,7 @@
-//! Some of the classes of a data set: by name, by the beginning of a name, by their numbers.
+//! Some of the classes of a data set: by name, by the beginning of a name, by their numbers; and the numbers that classes
+//! have in another list.
 
-use std::ops::RangeInclusive;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use tl_proto::catalog::nearest_hint;
 
@@ -9,6 +10,35 @@ use crate::{Error, Result};
 
 /// Most names that an error lists.
 const SHOWN: usize = 12;
+/// Most characters of such a name.
+const LETTERS: usize = 60;
+
+/// Where each of the classes `own` stands among those that are `known`, by its name.
+///
+/// # Errors
+/// The first one that is none of these.
+pub fn numbers<'a>(own: &'a [String], known: &[String]) -> Result<Vec<usize>, &'a str> {
+    let at: BTreeMap<&str, usize> = known.iter().enumerate().map(|(at, class)| (class.as_str(), at)).collect();
+    own.iter().map(|class| at.get(class.as_str()).copied().ok_or(class.as_str())).collect()
+}
+
+/// Names as an error has them: no more than twelve, and how many there are beside those.
+pub fn listed<S: AsRef<str>>(names: &[S]) -> String {
+    let one = |name: &S| short(name.as_ref());
+    let some = names.iter().take(SHOWN).map(one).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => some,
+        more => format!("{some} and {more} more"),
+    }
+}
+
+/// A name as an error has it: what was taken for one may be a long text.
+pub fn short(name: &str) -> String {
+    match name.char_indices().nth(LETTERS) {
+        Some((end, _)) => format!("`{}…`", &name[..end]),
+        None => format!("`{name}`"),
+    }
+}
 
 /// The samples of the classes that `rules` name, in the order of the data set; `key` is where the job says them.
 ///
@@ -81,6 +111,24 @@ mod tests {
         assert_eq!(samples, ["#0:Norse", "#1:Greek/a", "#3:Greek/b", "#4:Greek/a", "#5:Norse"]);
         assert_eq!(chosen(&["1..2"]).unwrap().1, ["#2:Latin/a", "#3:Greek/b"]);
         assert_eq!(chosen(&["Latin/a", "2..2", "L*"]).unwrap().0, ["Latin/a"]);
+    }
+
+    #[test]
+    fn classes_are_found_by_name_in_another_list() {
+        let list = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let known = list(&["0", "1", "10", "2"]);
+        assert_eq!(numbers(&list(&["10", "0"]), &known), Ok(vec![2, 0]));
+        assert_eq!(numbers(&list(&["1", "3", "4"]), &known), Err("3"));
+    }
+
+    #[test]
+    fn an_error_has_twelve_names_and_the_beginning_of_a_long_one() {
+        let names: Vec<String> = (0..15).map(|i| i.to_string()).collect();
+        assert_eq!(listed(&names[..2]), "`0`, `1`");
+        let said = listed(&names);
+        assert!(said.ends_with("`10`, `11` and 3 more"), "{said}");
+        assert_eq!(short(&"ä".repeat(61)), format!("`{}…`", "ä".repeat(60)));
+        assert_eq!(short(&"ä".repeat(60)), format!("`{}`", "ä".repeat(60)));
     }
 
     #[test]

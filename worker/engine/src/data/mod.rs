@@ -5,7 +5,8 @@ pub mod audio;
 mod audio_folder;
 pub mod augment;
 mod bare;
-mod classes;
+pub mod classes;
+mod columns;
 pub mod drawing;
 pub mod episodes;
 mod files;
@@ -21,6 +22,7 @@ mod resize;
 pub mod sampler;
 mod stray;
 pub mod strokes;
+mod table;
 #[cfg(test)]
 pub(crate) mod testing;
 mod text;
@@ -146,7 +148,8 @@ pub struct Format {
 pub const FORMATS: &[Format] =
     &[image_folder::FORMAT, audio_folder::FORMAT, idx::FORMAT, generated::FORMAT, text::FORMAT, strokes::FORMAT];
 
-/// Opens one part of a job's data.
+/// Opens one part of a job's data. What is judged, which is any part but `train`, may be of one class, or of classes that have
+/// no samples there.
 ///
 /// # Errors
 /// Data that is not there, or that nothing can be learned from.
@@ -161,14 +164,17 @@ pub fn open(data: &DataSection, part: &str, seed: u32) -> Result<Box<dyn Dataset
     if !rules.is_empty() {
         opened = classes::choose(opened, rules, key)?;
     }
-    let classes = opened.classes();
-    if classes.len() < 2 {
+    let (classes, none) = (opened.classes(), opened.labels().is_empty());
+    if classes.is_empty() {
+        return Err(Error::user(format!("`{place}` has no samples"), "check the path"));
+    }
+    if classes.len() < 2 && part == "train" {
         return Err(Error::user(
-            format!("`{place}` has only one class, `{}`", classes.first().map_or("", |c| c)),
+            format!("`{place}` has only one class, {}", classes::short(&classes[0])),
             "put the samples of each class into a folder of its own",
         ));
     }
-    if let Some(class) = empty_class(&*opened) {
+    if let Some(class) = empty_class(&*opened).filter(|_| none || part == "train") {
         let held_out = data.params.contains_key("held_out");
         let what = if held_out { format!(" for {part}, by `held_out`") } else { String::new() };
         let passed = passed_over(&*opened);
@@ -214,7 +220,8 @@ pub fn open_paired(data: &DataSection, part: &str, by: PairedBy, seed: u32) -> R
     if let Some(odd) = (0..opened.labels().len()).find(|i| by == PairedBy::Name && opened.key(*i).is_empty()) {
         return Err(Error::user(
             format!("{} of `{place}` does not say what it goes with", opened.name(odd)),
-            "write `NAME<TAB>text`, give drawings a `key_id`, or set `data.pairs.by = \"order\"`",
+            "write `NAME<TAB>text`, or name columns by `params.label` and `params.text` and what parts them by \
+             `params.separator`; give drawings a `key_id`; or set `data.pairs.by = \"order\"`",
         ));
     }
     Ok(Box::new(bare::Bare::paired(opened, by)))
@@ -230,15 +237,20 @@ fn format(data: &DataSection) -> Result<&'static Format> {
     found.ok_or_else(|| Error::user(format!("there is no data format `{}`", data.format), "see `tlctl catalog`"))
 }
 
-/// The first class without samples: nothing could be learned of it.
-pub fn empty_class(dataset: &dyn Dataset) -> Option<&str> {
+/// How many samples each class has.
+pub fn counts(dataset: &dyn Dataset) -> Vec<usize> {
     let mut counts = vec![0usize; dataset.classes().len()];
     for label in dataset.labels() {
         if let Some(count) = counts.get_mut(*label) {
             *count += 1;
         }
     }
-    let empty = counts.iter().position(|c| *c == 0)?;
+    counts
+}
+
+/// The first class without samples: nothing could be learned of it.
+pub fn empty_class(dataset: &dyn Dataset) -> Option<&str> {
+    let empty = counts(dataset).iter().position(|count| *count == 0)?;
     Some(&dataset.classes()[empty])
 }
 
@@ -265,6 +277,12 @@ impl Subset {
         let (keep, labels) = kept.unzip();
         let classes = chosen.iter().map(|c| inner.classes()[*c].clone()).collect();
         Self { inner, keep, classes, labels }
+    }
+
+    /// All samples, as some of other `classes`: `numbers` says which of them each of their own is.
+    pub fn renumbered(inner: Box<dyn Dataset>, classes: Vec<String>, numbers: &[usize]) -> Self {
+        let labels: Vec<usize> = inner.labels().iter().map(|label| numbers[*label]).collect();
+        Self { keep: (0..labels.len()).collect(), inner, classes, labels }
     }
 
     /// The first `n` samples of each class after a shuffle by `seed`.

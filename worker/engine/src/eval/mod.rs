@@ -27,7 +27,7 @@ pub struct Outcome {
     pub entropy: f64,
 }
 
-/// Figures of one class.
+/// Figures of one class. One without samples has 0 in all of them, and does not count in means over classes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClassFigures {
     /// Its name.
@@ -98,6 +98,12 @@ impl Evaluation {
         }
     }
 
+    /// The mean of a figure over the classes that have samples: of another nothing is known. 0 where there is none.
+    pub fn mean_of_classes(&self, figure: fn(&ClassFigures) -> f64) -> f64 {
+        let known: Vec<f64> = self.classes.iter().filter(|class| class.support > 0).map(figure).collect();
+        known.iter().sum::<f64>() / known.len().max(1) as f64
+    }
+
     /// Folds accuracies and mean losses of episodes of a shape, in order.
     pub fn of_episodes(shape: EpisodeShape, outcomes: &[(f64, f64)]) -> Self {
         let n = outcomes.len().max(1) as f64;
@@ -145,17 +151,24 @@ impl Evaluation {
         }
         let mut out = format!("{:>width$}  precision  recall  f1-score  support\n", "");
         for c in &self.classes {
+            if c.support == 0 {
+                let _ = writeln!(out, "{:>width$}  {:>9}  {:>6}  {:>8}  {:>7}", c.class, "-", "-", "-", 0);
+                continue;
+            }
             let _ = writeln!(
                 out,
                 "{:>width$}  {:>9.3}  {:>6.3}  {:>8.3}  {:>7}",
                 c.class, c.precision, c.recall, c.f1, c.support
             );
         }
-        let mean =
-            |f: fn(&ClassFigures) -> f64| self.classes.iter().map(f).sum::<f64>() / self.classes.len().max(1) as f64;
+        let mean = |figure: fn(&ClassFigures) -> f64| self.mean_of_classes(figure);
         let (p, r, f) = (mean(|c| c.precision), mean(|c| c.recall), mean(|c| c.f1));
         let _ = writeln!(out, "{:>width$}  {p:>9.3}  {r:>6.3}  {f:>8.3}  {:>7}", "macro mean", self.samples);
         let _ = writeln!(out, "{:>width$}  {:>9.3}  loss {:.4}", "accuracy", self.accuracy, self.loss);
+        let (all, absent) = (self.classes.len(), self.classes.iter().filter(|c| c.support == 0).count());
+        if absent > 0 {
+            let _ = writeln!(out, "{absent} of {all} classes have no samples here; the macro mean is of the others");
+        }
         let _ = writeln!(out, "\nconfusion (rows: true, columns: predicted)");
         for (c, row) in self.classes.iter().zip(&self.confusion) {
             let cells: String = row.iter().map(|n| format!("{n:>6}")).collect();
@@ -209,6 +222,22 @@ mod tests {
         assert_eq!(rows, [(1.0, 2.0 / 3.0, 3), (0.5, 0.5, 2), (0.5, 1.0, 1)]);
         assert!((e.classes[0].f1 - 0.8).abs() < 1e-12 && e.confusion[0] == [2, 1, 0]);
         assert!(e.to_text().contains("accuracy"));
+    }
+
+    #[test]
+    fn a_class_without_samples_counts_nothing() {
+        // sklearn.metrics.classification_report([0,0,1,1], [0,2,1,1], labels=[0,1]): macro avg
+        let pairs = [(0, 0), (0, 2), (1, 1), (1, 1)];
+        let outcomes = pairs.map(|(label, predicted)| Outcome { label, predicted, loss: 0.5, entropy: 0.0 });
+        let e = Evaluation::new(&["a", "b", "c", "d"].map(String::from), &outcomes);
+        assert_eq!((e.accuracy, e.confusion[2].clone()), (0.75, vec![0; 4]));
+        let rows: Vec<_> = e.classes.iter().map(|c| (c.precision, c.recall, c.f1, c.support)).collect();
+        assert_eq!(rows, [(1.0, 0.5, 2.0 / 3.0, 2), (1.0, 1.0, 1.0, 2), (0.0, 0.0, 0.0, 0), (0.0, 0.0, 0.0, 0)]);
+        let means = [e.mean_of_classes(|c| c.precision), e.mean_of_classes(|c| c.recall), e.mean_of_classes(|c| c.f1)];
+        let wanted: [f64; 3] = [1.0, 0.75, 5.0 / 6.0];
+        assert!(means.iter().zip(wanted).all(|(mean, wanted)| (*mean - wanted).abs() < 1e-12), "{means:?}");
+        assert!(e.to_text().contains("2 of 4 classes have no samples here"), "{}", e.to_text());
+        assert_eq!(Evaluation::new(&["a", "b"].map(String::from), &[]).mean_of_classes(|c| c.f1), 0.0);
     }
 
     /// numpy: a.mean(), 1.96 * a.std(ddof=1) / sqrt(5).

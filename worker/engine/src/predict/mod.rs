@@ -17,11 +17,11 @@ use tl_proto::{
 use crate::{
     Error, Result,
     collective::Solo,
-    data::{self, audio, augment::View, image_folder, inverted, pixels, strokes},
+    data::{self, audio, augment::View, classes, image_folder, inverted, pixels, strokes},
     eval::{Evaluation, softmax},
     gpu::Place,
     nn::{Packs, Pass},
-    train::{evaluate, export::About, net, net::Net, samples::Samples, tasks::regrouped},
+    train::{evaluate, export::About, net, net::Net, samples::Samples},
     weights::{self, Contract},
 };
 
@@ -224,6 +224,30 @@ impl Model {
         Ok(first(self.said(self.text(text)?)?))
     }
 
+    /// Whether it takes texts.
+    pub fn reads_text(&self) -> bool {
+        self.net.contract.text.is_some()
+    }
+
+    /// What every task of the model says of each text of a file, which is read as data of the format `text` without labels,
+    /// and where in the file each is.
+    ///
+    /// # Errors
+    /// A model that takes no text, a file that cannot be read.
+    pub fn predict_lines(&self, file: &Path, params: &Params) -> Result<Vec<(String, Vec<Said>)>> {
+        self.knows_classes()?;
+        if !self.reads_text() {
+            return Err(Error::user("the model does not take text", "leave `--lines` out"));
+        }
+        let section = section("text", &file.display().to_string(), params.clone(), &[]);
+        let samples = Samples::open_bare(&section, 0)?;
+        let one = |index: usize| {
+            let text = samples.dataset.text(index).unwrap_or_default();
+            Ok::<_, Error>((samples.dataset.name(index), self.said(self.text(text)?)?))
+        };
+        (0..samples.count()).map(one).collect()
+    }
+
     fn text(&self, text: &str) -> Result<Tensor> {
         let contract = &self.net.contract.text;
         let contract =
@@ -244,35 +268,42 @@ impl Model {
         self.tasks().zip(logits).map(one).collect()
     }
 
-    /// Scores the model on a data set with the same classes, or with those that the classes of its task are made of; by
-    /// few-shot episodes if that is what it was taught by, or if their shape is asked for.
+    /// Scores the model on a data set with some of its classes, in any order, or of those that the classes of its task are made
+    /// of; by few-shot episodes if that is what it was taught by, or if their shape is asked for.
     ///
     /// # Errors
-    /// Data that is not there, that will not decode, or with other classes; parameters that its format does not take; a task
-    /// that the model has not learned.
+    /// Data that is not there, that will not decode, or with a class that the model does not know; parameters that its format
+    /// does not take; a task that the model has not learned.
     pub fn evaluate(&self, asked: &Asked) -> Result<Evaluation> {
-        let (head, classes) = self.head(asked.task.as_deref())?;
+        let (head, known) = self.head(asked.task.as_deref())?;
         let spec = section(&asked.format, &asked.place, asked.params.clone(), &asked.classes)?;
         let samples = Samples::open(&spec, "val", asked.seed)?;
         samples.fits(&self.net.contract)?;
         if self.taught.is_some() || asked.way.is_some() || asked.shot.is_some() {
             return self.by_episodes(asked, &samples);
         }
-        let (own, mut labels) = (samples.dataset.classes(), samples.dataset.labels().to_vec());
-        if own != classes {
-            let of = head.checked_sub(1).map(|task| &self.of[task]).filter(|of| !of.is_empty());
-            let Some(of) = of else {
-                return Err(Error::user(
-                    format!("`{}` has the classes {own:?} and the model {classes:?}", asked.place),
-                    "a model can only be scored on its own classes",
-                ));
-            };
-            let (_, class_of) = regrouped(asked.task.as_deref().unwrap_or_default(), of, own.to_vec())?;
-            labels.iter_mut().for_each(|label| *label = class_of[*label]);
-        }
+        let class_of = self.class_of(head, known, samples.dataset.classes()).map_err(|odd| {
+            Error::user(
+                format!("class {} of `{}` is none that the model knows", classes::short(odd), asked.place),
+                format!("a model can only be scored on classes of its own: {}", classes::listed(known)),
+            )
+        })?;
+        let labels: Vec<usize> = samples.dataset.labels().iter().map(|label| class_of[*label]).collect();
         let (store, heads) = (&self.net.network.initial, [(head, labels.as_slice())]);
         let found = evaluate::evaluate_heads(store, &self.inputs(&samples)?, &heads, &mut Solo)?;
-        Ok(Evaluation::new(classes, found.first().map_or(&[], Vec::as_slice)))
+        Ok(Evaluation::new(known, found.first().map_or(&[], Vec::as_slice)))
+    }
+
+    /// Which of the classes `known` to a head each of a data set's `own` is, or goes to; the first that is none.
+    fn class_of<'a>(&self, head: usize, known: &[String], own: &'a [String]) -> Result<Vec<usize>, &'a str> {
+        let named = classes::numbers(own, known);
+        let of = head.checked_sub(1).map(|task| &self.of[task]).filter(|of| named.is_err() && !of.is_empty());
+        let Some(of) = of else { return named };
+        let members: Vec<String> = of.values().flatten().cloned().collect();
+        let goes_to = of.values().enumerate().flat_map(|(class, members)| std::iter::repeat_n(class, members.len()));
+        let goes_to: Vec<usize> = goes_to.collect();
+        let found = classes::numbers(own, &members)?;
+        Ok(found.into_iter().map(|member| goes_to[member]).collect())
     }
 }
 

@@ -9,7 +9,7 @@ use super::{Asked, Model, section};
 use crate::{
     Error, Result,
     collective::Solo,
-    data::inverted::INVERT,
+    data::{self, inverted::INVERT},
     eval::{Evaluation, softmax},
     nn::tensor,
     objective::fewshot::{self, Learns, Method, Shown},
@@ -78,6 +78,12 @@ impl Model {
             true => Samples::open(&section, "val", 0)?,
             false => Samples::open_bare(&section, 0)?,
         };
+        if let Some(class) = data::empty_class(&*samples.dataset) {
+            return Err(Error::user(
+                format!("class `{class}` of `{shown}` has no samples"),
+                "add some, or remove the empty folder",
+            ));
+        }
         let rows = self.rows(&samples)?;
         let width = self.net.network.width;
         let (classes, members): (Vec<String>, Vec<Vec<usize>>) = if samples.dataset.classes().is_empty() {

@@ -9,7 +9,6 @@ use super::{
     ByCut, Features, Loop,
     evaluate::{self, Rows, Wanted},
     inputs::Inputs,
-    probe::same_classes,
     samples::Samples,
 };
 use crate::{
@@ -47,10 +46,9 @@ impl Domain {
         let (Some(section), Some(target)) = (data.of_target(), &data.target) else { return Ok(None) };
         let train = Samples::open_bare(&section, seed)?;
         let val = match &target.val {
-            Some(_) => Some(Samples::open(&section, "val", seed)?.called("target.val")),
+            Some(_) => Some(Samples::open(&section, "val", seed)?.called("target.val").of_classes(labelled)?),
             None => None,
         };
-        val.iter().try_for_each(|val| same_classes(labelled, val).map(|_| ()))?;
         let order = Endless::new(seed, train.count());
         Ok(Some(Self { train, plain: None, val, order }))
     }

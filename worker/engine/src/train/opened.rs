@@ -10,7 +10,6 @@ use super::{
     net::Net,
     origin::Source,
     pairs::{Halves, Pairs, notice},
-    probe::same_classes,
     samples::Samples,
     tasks::{self, Task},
 };
@@ -60,11 +59,14 @@ impl Opened {
         let mut few = None;
         let (train, val, other, halves, outputs) = match pairs {
             None => {
-                let (train, val) = (Samples::open(data, "train", seed)?, Samples::open(data, "val", seed)?);
+                let (train, mut val) = (Samples::open(data, "train", seed)?, Samples::open(data, "val", seed)?);
                 few = Few::open(spec, &train, &val)?;
                 let classes = match &few {
                     Some(few) => few.outputs(),
-                    None => same_classes(&train, &val)?,
+                    None => {
+                        val = val.of_classes(&train)?;
+                        train.dataset.classes().to_vec()
+                    }
                 };
                 let other = Domain::open(data, &train, seed)?.filter(|_| objective.has_target());
                 (train, val, other, None, classes)

@@ -10,7 +10,6 @@ use super::{
     Loop, chain, evaluate,
     export::About,
     net::{self, Net},
-    probe::same_classes,
     samples::Samples,
 };
 use crate::{
@@ -72,10 +71,19 @@ impl Source {
     pub fn open(data: &DataSection, seed: u32) -> Result<Option<Self>> {
         let (Some(section), Some(source)) = (data.of_source(), &data.source) else { return Ok(None) };
         let open = |part, called| Ok::<_, Error>(Samples::open(&section, part, seed)?.called(called));
-        let train = source.train.as_ref().map(|_| open("train", "source.train")).transpose()?;
         let val = open("val", "source.val")?;
-        train.iter().try_for_each(|train| same_classes(&val, train).map(|_| ()))?;
-        Ok(Some(Self { train, val }))
+        let Some(train) = source.train.as_ref().map(|_| open("train", "source.train")).transpose()? else {
+            return Ok(Some(Self { train: None, val }));
+        };
+        // Those of more classes have the head's.
+        let all = train.dataset.classes().len() > val.dataset.classes().len();
+        let (train, val) = if all {
+            let val = val.of_classes(&train)?;
+            (train, val)
+        } else {
+            (train.of_classes(&val)?, val)
+        };
+        Ok(Some(Self { train: Some(train), val }))
     }
 
     /// All samples of it.

@@ -99,26 +99,6 @@ pub struct EpisodePlan {
     pub section: EpisodesSection,
 }
 
-/// The classes of two parts of a job's data, which must be the same.
-///
-/// # Errors
-/// Names a class that only one part has, or says that they are in another order.
-pub(super) fn same_classes(first: &Samples, second: &Samples) -> Result<Vec<String>> {
-    let (a, b) = (first.dataset.classes(), second.dataset.classes());
-    let only = |here: &Samples, there: &Samples| {
-        let odd = here.dataset.classes().iter().find(|c| !there.dataset.classes().contains(c))?;
-        Some(format!("class `{odd}` is in `{}` but not in `{}`", here.key(), there.key()))
-    };
-    let odd = only(second, first).or_else(|| only(first, second)).or_else(|| {
-        let (first, second) = (first.key(), second.key());
-        (a != b).then(|| format!("`{first}` and `{second}` have their classes in different orders"))
-    });
-    match odd {
-        None => Ok(a.to_vec()),
-        Some(odd) => Err(Error::user(odd, "both need the same classes")),
-    }
-}
-
 /// The most samples that are in memory at a time, by the runs of grains of a step that are there together; the last step
 /// may be longer than the others by one.
 fn at_a_time(n: usize, batch: usize, grains: usize, runs: impl Fn(usize) -> Vec<Range<usize>>) -> usize {
@@ -222,6 +202,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     warnings.extend(odd::importance(spec, opened.source.as_ref()));
     warnings.extend(opened.parts().filter_map(Samples::passed_over));
     warnings.extend(few.and_then(Few::warning));
+    warnings.extend(opened.parts().filter_map(Samples::absent));
     if !net.network.adapters.sites.is_empty() && !peft::has_their_head(&net.network, net.backbone) {
         warnings.push(
             "the head is not that of the model that peft wraps: peft loads the adapter and leaves the head out"

@@ -1,6 +1,8 @@
 //! Samples as networks see them: decoded once, kept while memory lasts, transformed per view, ahead of time where the
 //! caller says what comes next.
 
+mod judged;
+
 use std::{
     borrow::Cow,
     collections::BTreeMap,
@@ -124,16 +126,22 @@ impl Samples {
     /// Samples that somebody else has in hand.
     pub fn only(self, keep: Vec<usize>) -> Result<Self> {
         let places = Some(keep.iter().map(|i| self.place(*i)).collect());
-        let Some(source) = Arc::into_inner(self.source) else {
-            return Err(Error::Internal("samples were asked for before they were chosen".into()));
-        };
-        // Indices move, so what is kept under them goes.
-        Ok(Self { source: Source::new(Box::new(Subset::new(source.dataset, keep))), places, ..self })
+        let chosen = self.changed(|dataset| Subset::new(dataset, keep))?;
+        Ok(Self { places, ..chosen })
     }
 
     /// Where a sample was among those that were opened: its index, before any were left out.
     pub fn place(&self, index: usize) -> usize {
         self.places.as_ref().map_or(index, |places| places[index])
+    }
+
+    /// The same from other samples in place of its own.
+    fn changed(self, change: impl FnOnce(Box<dyn Dataset>) -> Subset) -> Result<Self> {
+        let Some(source) = Arc::into_inner(self.source) else {
+            return Err(Error::Internal("samples were asked for before they were chosen".into()));
+        };
+        // Indices may move, so what is kept under them goes.
+        Ok(Self { source: Source::new(Box::new(change(source.dataset))), ..self })
     }
 
     /// Only the samples that decode for a network of this contract.
@@ -193,6 +201,7 @@ impl Samples {
                 format!("remove them, or set `data.skip_bad = {}`", all.len()),
             ));
         }
+        let had = data::counts(&*self.dataset);
         let keep: Vec<usize> = (0..self.count()).filter(|i| all.iter().all(|(b, _)| b != i)).collect();
         if keep.is_empty() {
             return Err(Error::user(
@@ -201,7 +210,8 @@ impl Samples {
             ));
         }
         let kept = self.only(keep)?;
-        if let Some(class) = data::empty_class(&*kept.dataset) {
+        let gone = had.into_iter().zip(data::counts(&*kept.dataset)).position(|(had, has)| had > 0 && has == 0);
+        if let Some(class) = gone.map(|class| &kept.dataset.classes()[class]) {
             return Err(Error::user(
                 format!("none of the samples of class `{class}` in `{part}` can be decoded"),
                 "mend them, or remove the class",

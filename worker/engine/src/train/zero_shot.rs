@@ -14,6 +14,7 @@ use super::{
 use crate::{
     Error, Result,
     collective::Collective,
+    data::classes,
     eval::{self, Evaluation, Outcome, retrieval},
     link::{Link, Notice},
     nn::{Packs, Pass, tensor},
@@ -33,6 +34,12 @@ pub(super) fn samples(spec: &JobSpec) -> Result<Samples> {
     let data = spec.data.as_ref().ok_or_else(|| missing("data"))?;
     let val = Samples::open(data, "val", spec.job.seed)?;
     val.fits_job(spec, spec.model.as_ref())?;
+    if val.dataset.classes().len() < 2 {
+        return Err(Error::user(
+            format!("`data.val` has only one class, {}", classes::listed(val.dataset.classes())),
+            "there is nothing to tell it from: give samples of others too",
+        ));
+    }
     Ok(val)
 }
 

@@ -163,10 +163,12 @@ pub fn fill(
     if !odd.is_empty() {
         said.push(format!("no place for {}", some(&odd)));
     }
-    Err(Error::user(
-        format!("weights `{shown}` are of another network: {}", said.join("; ")),
-        "`model.backbone` must be the network that the weights were trained with",
-    ))
+    let hint = if wrong.is_empty() && odd.is_empty() && missing.iter().all(|name| name.starts_with("pooler.")) {
+        text::NO_POOLER
+    } else {
+        "`model.backbone` must be the network that the weights were trained with"
+    };
+    Err(Error::user(format!("weights `{shown}` are of another network: {}", said.join("; ")), hint))
 }
 
 /// Weights of a file that lie inside a block of the network, which has none of that name: a network with more in its

@@ -34,6 +34,14 @@ pub fn usual_names(file: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
     file.into_iter().map(|(name, t)| (usual(name), t)).collect()
 }
 
+/// `model_type` of the networks that are read here. Others may have BERT's tensors under BERT's names and compute something
+/// else: RoBERTa's positions begin with the table's third row.
+const TYPES: [&str; 2] = ["bert", "distilbert"];
+
+/// What there is to do about weights that lack nothing but a pooler, as those of a masked language model do.
+pub(super) const NO_POOLER: &str = "they have lost the pooler: `backbone = \"minilm\"` is the same network with the mean over \
+                                    tokens in its place";
+
 /// `config.json` of BERT or DistilBERT.
 #[derive(Deserialize)]
 struct Config {
@@ -58,6 +66,12 @@ struct Config {
     classifier_dropout: Option<f32>,
     seq_classif_dropout: Option<f32>,
     position_embedding_type: Option<String>,
+}
+
+/// What kind of network a `config.json` is of.
+#[derive(Deserialize)]
+struct Typed {
+    model_type: Option<String>,
 }
 
 fn eps() -> f32 {
@@ -118,6 +132,11 @@ fn shape(text: &str, shown: &str, backbone: &str) -> Result<Shape> {
             "known: BERT, DistilBERT and what has their layout, such as MiniLM",
         )
     };
+    // Before its other keys, which another network may not have.
+    let named = serde_json::from_str::<Typed>(text).ok().and_then(|typed| typed.model_type);
+    if let Some(other) = named.filter(|named| !TYPES.contains(&named.as_str())) {
+        return Err(bad(format!("`model_type` is `{other}`")));
+    }
     let config: Config = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
     let named = config.hidden_act.as_deref().unwrap_or("gelu");
     let act: DenseAct = serde_json::from_value(named.into()).map_err(|_| {
@@ -258,6 +277,8 @@ mod tests {
         for read in [said(bert, "\"other\"", bert_says), said(distil, "12", distil_says)] {
             assert_eq!((read.dropout, read.attention_dropout), (0.2, 0.0));
         }
+        assert_eq!(said(bert, "\"other\": 1", "\"model_type\": \"bert\""), read);
+        assert_eq!(said(distil, "{", "{\"model_type\": \"distilbert\", ").layers, read.layers);
         for (name, act) in [
             ("gelu_new", DenseAct::GeluTanh),
             ("gelu_pytorch_tanh", DenseAct::GeluTanh),
@@ -320,6 +341,8 @@ mod tests {
             (distil, "2", "200", "`n_layers` = 200, which must be between 1 and 96"),
             (bert, "12", "0", "`max_position_embeddings` = 0, which must be between 1 and 32768"),
             (bert, "8", "9", "9 columns cannot be shared by 2 heads"),
+            (bert, "{", "{\"model_type\": \"roberta\", ", "`c` is of no encoder that is known: `model_type` is `rob"),
+            (bert, bert, "{\"model_type\": \"t5\", \"d_model\": 8}", "`model_type` is `t5`"),
             (bert, "12", "12, \"layer_norm_eps\": 1e400", "`c` is of no encoder that is known"),
             (bert, "{", "", "`c` is of no encoder that is known"),
         ] {

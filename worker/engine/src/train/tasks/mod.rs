@@ -25,7 +25,7 @@ pub use self::{
     plan::{PlannedTask, Weighed},
     weighing::{TaskSums, Weighing},
 };
-use super::{ByCut, inputs::Inputs, probe::same_classes, samples::Samples, weights};
+use super::{ByCut, inputs::Inputs, samples::Samples, weights};
 use crate::{
     Error, Result,
     collective::Collective,
@@ -104,14 +104,13 @@ impl Opened {
                 Some(own) => {
                     let open =
                         |part| Ok::<_, Error>(Samples::open(&own, part, seed)?.called(format!("tasks.{name}.{part}")));
-                    Some([open("train")?, open("val")?])
+                    let (train, val) = (open("train")?, open("val")?);
+                    let val = val.of_classes(&train)?;
+                    Some([train, val])
                 }
                 None => None,
             };
-            let of = match &own {
-                Some([train, val]) => same_classes(train, val)?,
-                None => train.dataset.classes().to_vec(),
-            };
+            let of = own.as_ref().map_or(train, |[train, _]| train).dataset.classes().to_vec();
             let (classes, class_of) = regrouped(name, &section.classes, of)?;
             let (name, section) = (name.clone(), section.clone());
             let batch = section.batch.unwrap_or(data.batch) as usize;
@@ -189,11 +188,7 @@ pub(super) fn names(tasks: &[Task]) -> impl Iterator<Item = &str> {
 ///
 /// # Errors
 /// A class that is not there, or that goes to none.
-pub(crate) fn regrouped(
-    name: &str,
-    wanted: &BTreeMap<String, Vec<String>>,
-    of: Vec<String>,
-) -> Result<(Vec<String>, Vec<usize>)> {
+fn regrouped(name: &str, wanted: &BTreeMap<String, Vec<String>>, of: Vec<String>) -> Result<(Vec<String>, Vec<usize>)> {
     if wanted.is_empty() {
         let class_of = (0..of.len()).collect();
         return Ok((of, class_of));

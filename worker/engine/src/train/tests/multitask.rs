@@ -191,6 +191,12 @@ fn every_head_is_in_the_file_and_says_what_it_says() {
     }
     let error = model.evaluate(&asked(Some("othr"), "target", 4)).unwrap_err();
     assert!(error.to_string().contains("no task `othr`"), "{error}");
+    // Some of the classes that those of a task are made of, and others.
+    let some = Asked { classes: vec!["circle".into(), "ring".into()], ..asked(Some("outline"), "source", 5) };
+    let counts: Vec<_> = model.evaluate(&some).unwrap().classes.into_iter().map(|c| (c.class, c.support)).collect();
+    assert_eq!(counts, [("outlined".to_owned(), 5), ("plain".to_owned(), 5)]);
+    let error = model.evaluate(&asked(Some("outline"), "target", 4)).unwrap_err();
+    assert!(error.to_string().contains("class `pentagon` of `target` is none that the model knows"), "{error}");
     let photo = dir.path().join("a.png");
     image::RgbImage::from_pixel(40, 32, image::Rgb([200, 30, 90])).save(&photo).unwrap();
     let said = model.predict_all(&photo).unwrap();

@@ -137,6 +137,55 @@ fn a_model_that_began_anew_is_run_with_what_it_has_learned() {
 }
 
 #[test]
+fn what_is_judged_may_lack_a_class_and_has_no_other() {
+    let (data, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let write = |name: &str, classes: &[&str]| {
+        let line = |i: usize| format!("{}\tthe word{} of it\n", classes[i % classes.len()], i % 3);
+        std::fs::write(data.path().join(name), (0..24).map(line).collect::<String>()).unwrap();
+    };
+    write("train.tsv", &["a", "b", "c"]);
+    write("val.tsv", &["c", "a"]);
+    write("one.tsv", &["b"]);
+    write("odd.tsv", &["a", "d"]);
+    let small = "{ backbone = \"transformer_small\", input = 12 }";
+    let job = job(data.path(), small, &stage("all", "\"*\"", 1, 0.001));
+    let report = train(&job, 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+    let support = |e: &crate::eval::Evaluation| e.classes.iter().map(|c| c.support).collect::<Vec<_>>();
+    assert_eq!(support(&report.evaluation), [12, 0, 12]);
+    let plan = crate::train::probe::probe(&config(&job, dir.path(), "cache", Vec::new())).unwrap();
+    let said = plan.warnings.join("\n");
+    assert!(said.contains("1 of 3 classes have no samples in `data.val`"), "{said}");
+    let error = train(&job.replace("val.tsv", "odd.tsv"), 1, false, dir.path(), &[], &Recorder::default()).unwrap_err();
+    assert!(error.to_string().contains("class `d` is in `data.val` but not in `data.train`"), "{error}");
+
+    let model = Model::open(&dir.path().join("work/model")).unwrap();
+    let place = |name: &str| data.path().join(name).display().to_string();
+    let scored = |name: &str| model.evaluate(&Asked::of("text", &place(name), Default::default(), 0));
+    assert_eq!(scored("val.tsv").unwrap().confusion, report.evaluation.confusion);
+    assert_eq!(support(&scored("one.tsv").unwrap()), [0, 24, 0]);
+    let error = scored("odd.tsv").unwrap_err();
+    assert!(error.to_string().contains("class `d` of"), "{error}");
+    assert!(error.to_failure().hint.ends_with("`a`, `b`, `c`"), "{}", error.to_failure().hint);
+
+    let lines = model.predict_lines(&data.path().join("val.tsv"), &Default::default()).unwrap();
+    assert_eq!((lines.len(), lines[2].0.as_str()), (24, "line 3"));
+    let chances: Vec<f64> = lines[2].1[0].chances.iter().map(|(_, p)| *p).collect();
+    assert_eq!(chances, model.predict_text("the word2 of it").unwrap());
+}
+
+#[test]
+fn weights_that_lack_a_pooler_alone_are_those_of_the_mean() {
+    let (data, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    sentences(data.path());
+    let weights = folder("minilm", data.path(), CONFIG);
+    let model = format!("{{ backbone = \"bert\", weights = \"{weights}\", input = 12 }}");
+    let job = job(data.path(), &model, &stage("head", "\"head\"", 1, 0.01));
+    let error = train(&job, 1, false, dir.path(), &[], &Recorder::default()).unwrap_err();
+    assert!(error.to_string().contains("no pooler.dense."), "{error}");
+    assert!(error.to_failure().hint.contains("`backbone = \"minilm\"`"), "{}", error.to_failure().hint);
+}
+
+#[test]
 fn text_and_images_are_not_mixed_up() {
     let data = tempfile::tempdir().unwrap();
     sentences(data.path());
