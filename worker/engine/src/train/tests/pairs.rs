@@ -197,6 +197,56 @@ fn pictures_and_texts_find_each_other_by_name_and_what_is_alone_is_left_out() {
 }
 
 #[test]
+fn what_goes_with_nothing_is_not_decoded_and_what_does_not_decode_takes_its_half_along() {
+    let data = tempfile::tempdir().unwrap();
+    let job = captions(data.path());
+    let run = |job: &str| {
+        let (dir, link) = (tempfile::tempdir().unwrap(), Recorder::default());
+        let report = train(job, 2, false, dir.path(), &[], &link).map_err(|e| e.to_string())?;
+        let notices = link.notices.lock().unwrap();
+        Ok::<_, String>((report.samples, notices.iter().filter(|n| **n == Notice::SamplesSkipped).count()))
+    };
+    let spoil = |name: &str| std::fs::write(data.path().join(name), "no image").unwrap();
+    // No text names them.
+    ["train/3.png", "val/3.png"].into_iter().for_each(spoil);
+    assert_eq!(run(&job), Ok(([8, 8], 4)));
+    // The photo, and then its two texts.
+    spoil("train/5.png");
+    assert!(run(&job).unwrap_err().contains("`5.png` cannot be decoded"));
+    assert_eq!(run(&job.replace("batch = 4", "batch = 4, skip_bad = 1")), Ok(([7, 8], 6)));
+}
+
+#[test]
+fn samples_that_are_judged_and_trained_on_are_told_in_a_plan_and_in_the_run() {
+    let data = tempfile::tempdir().unwrap();
+    let job = captions(data.path());
+    let told = |job: &str| {
+        let (dir, link) = (tempfile::tempdir().unwrap(), Recorder::default());
+        let plan = crate::train::probe::probe(&config(job, dir.path(), "cache", Vec::new())).unwrap();
+        assert_eq!((plan.dimensions, plan.classes.len()), (Some(8), 0));
+        train(job, 1, false, dir.path(), &[], &link).unwrap();
+        let warnings: Vec<String> = plan.warnings.into_iter().filter(|w| w.contains("too, first")).collect();
+        let notices = link.notices.lock().unwrap().iter().filter(|n| **n == Notice::SameSamples).count();
+        assert_eq!(warnings.len(), notices);
+        warnings
+    };
+    // One of nine photos has no text.
+    let said = told(&job);
+    assert!(said[0].starts_with("8 of 8 samples of `data.val` are in `data.train` too, first `0.png`"), "{said:?}");
+    for i in 0..9u8 {
+        let other = image::RgbImage::from_pixel(20, 20, image::Rgb([1, i, 7]));
+        other.save(data.path().join(format!("val/{i}.png"))).unwrap();
+    }
+    assert!(told(&job).is_empty());
+    let one = image::RgbImage::from_pixel(20, 20, image::Rgb([1, 2, 7]));
+    // What goes with nothing is in neither.
+    one.save(data.path().join("train/3.png")).unwrap();
+    assert!(told(&job).is_empty());
+    one.save(data.path().join("train/4.png")).unwrap();
+    assert!(told(&job)[0].starts_with("1 of 8 samples of `data.val` is in `data.train` too, first `2.png`"));
+}
+
+#[test]
 fn half_a_pair_stays_in_the_batch_where_it_is_masked() {
     let data = tempfile::tempdir().unwrap();
     // A sample a grain: one that lacks a half leaves nothing for one of the networks.
