@@ -1,7 +1,13 @@
 //! Runs that learn from pairs: the same for any number of ranks, and what two networks come to.
 
+use tl_proto::spec::PairedBy;
+
 use super::*;
-use crate::{eval::Evaluation, train::state::file_name};
+use crate::{
+    eval::Evaluation,
+    predict::{Asked, Towers},
+    train::state::file_name,
+};
 
 /// Two networks of other shapes, a stage in which the second is locked but for its head, one that trains everything;
 /// batch-norms that learn, dropout on both sides, views, an odd batch and a tail, more halves than samples.
@@ -101,6 +107,17 @@ fn two_networks_lie_in_one_file_and_go_on_from_there() {
     assert!(rate(0, "block3").is_some() && report.stages[0].units.last().unwrap().lr.is_some());
     assert!((rate(1, "tower.block0").unwrap() - 0.001).abs() < 1e-9 && rate(1, "tower.block1") == rate(1, "block1"));
 
+    // The same pairs again, from the file.
+    let asked = |place: &str, n: u32| {
+        Asked::of("generated", place, [("val_samples".to_owned(), n.into())].into_iter().collect(), 3)
+    };
+    let towers = Towers::open(&model).unwrap();
+    let again = towers.evaluate([&asked("source", 5), &asked("shifted", 4)], PairedBy::Label).unwrap();
+    assert_eq!((again.pairs, again.retrieval, again.left_out.len()), ([40, 32], found, 0));
+    assert_eq!(again.by_class.unwrap().accuracy, report.evaluation.accuracy);
+    let other = towers.evaluate([&asked("source", 5), &asked("target", 4)], PairedBy::Label).unwrap_err();
+    assert!(other.to_string().contains("no sample of `data.val` goes with one of `data.pairs.val`"), "{other}");
+
     // Both networks from the file, their heads kept: so small a step changes nothing that anybody sees.
     let weights = format!("weights = {:?}", model.display().to_string());
     let again = job("method = \"clip\"")
@@ -191,6 +208,16 @@ fn pictures_and_texts_find_each_other_by_name_and_what_is_alone_is_left_out() {
     assert_eq!(report.evaluation.samples, 8);
     assert!(report.evaluation.classes.is_empty());
     assert_eq!(link.notices.lock().unwrap().iter().filter(|n| **n == Notice::SamplesSkipped).count(), 4);
+    let asked = |format: &str, name: &str| {
+        Asked::of(format, &data.path().join(name).display().to_string(), Default::default(), 0)
+    };
+    let towers = Towers::open(&dir.path().join("work/model")).unwrap();
+    let both = [&asked("image_folder", "val"), &asked("text", "val.tsv")];
+    let again = towers.evaluate(both, PairedBy::Name).unwrap();
+    assert_eq!((again.pairs, again.by_class, again.left_out.len()), ([8, 16], None, 2));
+    assert_eq!(Some(again.retrieval), report.retrieval);
+    let turned = towers.evaluate([both[1], both[0]], PairedBy::Name).unwrap_err().to_string();
+    assert_eq!(turned, "the network wants images, and `data.val` has text");
     let other = tempfile::tempdir().unwrap();
     train(&job, 1, false, other.path(), &[], &Recorder::default()).unwrap();
     assert_eq!(model_of(dir.path()), model_of(other.path()));
