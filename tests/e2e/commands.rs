@@ -121,6 +121,11 @@ async fn a_plan_says_what_would_happen_and_leaves_nothing() {
         (nodes[0].busy == 0).then_some(())
     })
     .await;
+    // Without a coordinator.
+    let cache = sandbox.dir().join("cache").display().to_string();
+    let output = tlctl(&["local", "plan", &file, "--cache", &cache, "--output", "json"], &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(events(&output)[0]["plan"]["steps"]["main"]["samples"], plan["samples"]);
 }
 
 /// Processes that were started from `dir`.

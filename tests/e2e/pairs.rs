@@ -82,6 +82,13 @@ fn two_networks_learn_from_pairs_and_judge_by_sentences_in_a_pipeline() {
     assert_eq!(learned["samples"], serde_json::json!([36, 36]));
     // Texts of a class are alike, so that one finds its photo among the twelve of its class at best.
     assert!(learned["retrieval"]["from_pairs"][2].as_f64().unwrap() > 0.7, "{}", learned["retrieval"]);
+    // The same pairs again, by the finished model.
+    let mut command = Command::new(PROGRAM);
+    command.arg("evaluate").arg(dir.path().join("out/learn")).arg(dir.path().join("photos")).arg("--pairs");
+    let scored =
+        command.arg(dir.path().join("said.tsv")).args(["--output", "json", "--device", "cpu"]).output().unwrap();
+    let event: Value = serde_json::from_slice(&scored.stdout).unwrap();
+    assert_eq!((&event["retrieval"], &event["halves"]), (&learned["retrieval"], &serde_json::json!(36)), "{event}");
     // Chance is a third.
     let judged = report("judge");
     assert_eq!(judged["evaluation"]["samples"], 36);

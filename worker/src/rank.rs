@@ -59,7 +59,7 @@ pub fn numbers() -> String {
 /// A finished model at work, for `tlctl predict` and `tlctl evaluate`.
 pub use tl_engine::{
     eval::Evaluation,
-    predict::{Asked, Model, Said},
+    predict::{Asked, Found, Model, Said, Towers},
 };
 
 /// Whether the cache has what a teacher has said on another node.

@@ -292,6 +292,21 @@ pub struct Evaluate {
     /// Episodes
     #[arg(long, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     pub episodes: Option<u32>,
+    /// The data set is one-shot runs such as Omniglot's: folders with `training/` and `class_labels.txt`, an episode each
+    #[arg(long, conflicts_with_all = ["task", "classes", "way", "shot", "query", "episodes"])]
+    pub runs: bool,
+    /// What goes with the samples, for two networks that learned from pairs: how many of either find their other half
+    #[arg(long, value_name = "DATA", conflicts_with_all = ["task", "way", "shot", "query", "episodes", "runs"])]
+    pub pairs: Option<String>,
+    /// Its format
+    #[arg(long, default_value = "text", requires = "pairs")]
+    pub pairs_format: String,
+    /// A parameter of that format
+    #[arg(long = "pairs-param", value_name = "KEY=VALUE", requires = "pairs")]
+    pub pairs_params: Vec<String>,
+    /// What makes them pairs, as in `data.pairs.by`
+    #[arg(long, default_value = "name", value_parser = ["name", "label", "order"], requires = "pairs")]
+    pub pairs_by: String,
     #[command(flatten)]
     pub on: OnDevice,
 }
@@ -308,6 +323,8 @@ pub struct Local {
 pub enum LocalCommand {
     /// Run one job on a cluster of its own, bring its files here and end the cluster
     Run(LocalRun),
+    /// Say what a job would do here, on a cluster of its own, without doing it
+    Plan(LocalPlan),
     /// Start a cluster that stays until it is interrupted
     Up(LocalUp),
 }
@@ -326,6 +343,16 @@ pub struct LocalRun {
     /// Keep the state of the cluster in this folder [default: none is kept]
     #[arg(long)]
     pub data: Option<PathBuf>,
+    /// Folder for features of frozen networks [default: in the user's cache folder]
+    #[arg(long, env = "TL_CACHE")]
+    pub cache: Option<PathBuf>,
+}
+
+#[cfg(feature = "local")]
+#[derive(Args)]
+pub struct LocalPlan {
+    #[command(flatten)]
+    pub job: JobFile,
     /// Folder for features of frozen networks [default: in the user's cache folder]
     #[arg(long, env = "TL_CACHE")]
     pub cache: Option<PathBuf>,

@@ -9,14 +9,15 @@ use serde_json::json;
 use tl_proto::{failure::Failure, spec, spec::Ranks};
 use tl_worker::{
     here::Here,
-    rank::{Asked, Evaluation, Model, Said},
+    rank::{Asked, Evaluation, Found, Model, Said, Towers},
 };
 
 use super::{
     INTERRUPTED,
-    args::{Cli, Command, Evaluate, LocalCommand, LocalRun, LocalUp, OnDevice, Predict},
+    args::{Cli, Command, Evaluate, LocalCommand, LocalPlan, LocalRun, LocalUp, OnDevice, Predict},
     jobs,
     output::Output,
+    plan,
     settings::folder,
 };
 use crate::{
@@ -58,6 +59,7 @@ pub(super) fn role(cli: Cli) -> Result<ExitCode, Box<Cli>> {
 pub(super) async fn run(command: LocalCommand, output: &Output) -> Result<u8, Error> {
     match command {
         LocalCommand::Run(a) => run_one(a, output).await,
+        LocalCommand::Plan(a) => plan_one(a, output).await,
         LocalCommand::Up(a) => up(a, output).await,
     }
 }
@@ -71,15 +73,8 @@ async fn run_one(a: LocalRun, output: &Output) -> Result<u8, Error> {
         spec.cluster.ranks = Ranks { min: n, max: n };
     }
     // Before anything is started.
-    spec::check(&spec, &catalog).map_err(|e| Error::input(format!("{}: {e}", a.job.file.display()), e.hint))?;
+    check(&spec, &a.job.file)?;
     let all = spec.steps();
-    if let Some((key, place)) = all.iter().find_map(|(_, s, _)| s.models().next()) {
-        return Err(elsewhere(
-            &key,
-            place,
-            "`tlctl local run` starts a cluster of its own, which knows no earlier job",
-        ));
-    }
     let needed = all.iter().map(|(_, s, _)| s.cluster.ranks.min).max().unwrap_or(1);
     let workers = a.ranks.unwrap_or(needed.max(2));
     let out = a.out.unwrap_or_else(|| PathBuf::from("tl-out").join(plain(&spec.job.name)));
@@ -93,6 +88,46 @@ async fn run_one(a: LocalRun, output: &Output) -> Result<u8, Error> {
     let scratch = Scratch((!kept).then_some(data));
     let result = tokio::select! {
         result = train(&config, &spec, &out, output) => result,
+        () = asked_to_end() => Ok(INTERRUPTED),
+    };
+    drop(scratch);
+    result
+}
+
+/// Checks a job that a cluster of its own is to be started for.
+fn check(spec: &spec::JobSpec, file: &Path) -> Result<(), Error> {
+    spec::check(spec, &tl_worker::rank::catalog())
+        .map_err(|e| Error::input(format!("{}: {e}", file.display()), e.hint))?;
+    match spec.steps().iter().find_map(|(_, s, _)| s.models().next()) {
+        Some((key, place)) => {
+            Err(elsewhere(&key, place, "`tlctl local` starts a cluster of its own, which knows no earlier job"))
+        }
+        None => Ok(()),
+    }
+}
+
+async fn plan_one(a: LocalPlan, output: &Output) -> Result<u8, Error> {
+    let LocalPlan { job, cache } = a;
+    check(&spec_file::load(&job.file, &job.set, &tl_worker::rank::catalog())?, &job.file)?;
+    let data = std::env::temp_dir().join(format!("tl-{}", ulid::Ulid::new()));
+    std::fs::create_dir_all(&data).map_err(Error::file(&data))?;
+    let (log, any) = (Some(data.join("cluster.log")), "127.0.0.1:0".to_owned());
+    let scratch = Scratch(Some(data.clone()));
+    // Each step is looked at by one rank.
+    let cache = cache.unwrap_or_else(default_cache);
+    let config = Config { data, cache, workers: 1, listen: any.clone(), http: any, log };
+    let look = async {
+        let mut cluster = Cluster::start(&config).await?;
+        let client = cluster.client().await?;
+        let result = tokio::select! {
+            code = plan::run(&client, &job, output) => code,
+            broken = cluster.broken() => Err(broken),
+        };
+        cluster.stop().await;
+        result
+    };
+    let result = tokio::select! {
+        result = look => result,
         () = asked_to_end() => Ok(INTERRUPTED),
     };
     drop(scratch);
@@ -201,7 +236,7 @@ pub(super) fn predict(a: &Predict, output: &Output) -> Result<u8, Error> {
     let model = model.inverting(a.invert).map_err(|e| refused(&e.to_failure()))?;
     let learned = a.support.as_ref().map(|folder| model.learn(folder)).transpose();
     let learned = learned.map_err(|e| refused(&e.to_failure()))?;
-    let params = params(&a.params)?;
+    let params = params_of(&a.params, "--param")?;
     for image in &a.images {
         if a.lines {
             let lines = model.predict_lines(image, &params).map_err(|e| refused(&e.to_failure()))?;
@@ -248,10 +283,10 @@ fn predicted(a: &Predict, image: &Path, line: Option<&str>, said: Vec<Said>, dev
     }
 }
 
-/// Parameters of a data format, as they stand behind `--param`.
-fn params(given: &[String]) -> Result<spec::Params, Error> {
+/// Parameters of a format, as `flag` gives them.
+fn params_of(given: &[String], flag: &str) -> Result<spec::Params, Error> {
     let pair = |text: &String| -> Result<(String, serde_json::Value), Error> {
-        let bad = || Error::input(format!("`--param {text}` has no `=`"), "write it as `--param noise=0.1`");
+        let bad = || Error::input(format!("`{flag} {text}` has no `=`"), format!("write it as `{flag} noise=0.1`"));
         let (key, value) = text.split_once('=').ok_or_else(bad)?;
         Ok((key.into(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
     };
@@ -259,11 +294,15 @@ fn params(given: &[String]) -> Result<spec::Params, Error> {
 }
 
 pub(super) fn evaluate(a: &Evaluate, output: &Output) -> Result<u8, Error> {
+    if let Some(pairs) = &a.pairs {
+        return by_pairs(a, pairs, output);
+    }
     let (model, device) = opened(&a.model, &a.on, output)?;
+    let params = params_of(&a.params, "--param")?;
     let asked = Asked {
         format: a.format.clone(),
         place: a.data.clone(),
-        params: params(&a.params)?,
+        params,
         seed: a.seed,
         task: a.task.clone(),
         classes: a.classes.clone(),
@@ -272,13 +311,46 @@ pub(super) fn evaluate(a: &Evaluate, output: &Output) -> Result<u8, Error> {
         query: a.query,
         episodes: a.episodes,
     };
-    let scored: Evaluation = model.evaluate(&asked).map_err(|e| refused(&e.to_failure()))?;
+    let scored = if a.runs { model.evaluate_runs(&asked) } else { model.evaluate(&asked) };
+    let scored: Evaluation = scored.map_err(|e| refused(&e.to_failure()))?;
     let mut metrics = json!({ "val.accuracy": scored.accuracy, "val.loss": scored.loss });
     if let Some(episodes) = &scored.episodes {
         metrics["val.interval"] = episodes.interval.into();
     }
     let event = json!({ "event": "evaluated", "metrics": metrics, "evaluation": scored, "device": device });
     output.print(&event, || scored.to_text());
+    Ok(0)
+}
+
+/// Scores two networks by how many samples and other halves of theirs find each other.
+fn by_pairs(a: &Evaluate, pairs: &str, output: &Output) -> Result<u8, Error> {
+    let towers = Towers::open(&a.model).map_err(|e| refused(&e.to_failure()))?;
+    let Here { device, place, .. } = here(&a.on, output)?;
+    let by = serde_json::from_value(a.pairs_by.clone().into())
+        .map_err(|e| Error::input(format!("`--pairs-by {}`: {e}", a.pairs_by), "`name`, `label` or `order`"))?;
+    let asked = |format: &str, data: &str, params: spec::Params| Asked {
+        classes: a.classes.clone(),
+        ..Asked::of(format, data, params, a.seed)
+    };
+    let ours = asked(&a.format, &a.data, params_of(&a.params, "--param")?);
+    let theirs = asked(&a.pairs_format, pairs, params_of(&a.pairs_params, "--pairs-param")?);
+    let found = towers.at(&place).evaluate([&ours, &theirs], by).map_err(|e| refused(&e.to_failure()))?;
+    let Found { pairs: [samples, halves], retrieval, by_class, left_out } = &found;
+    left_out.iter().for_each(|text| output.say(text));
+    let [r1, r5, r10] = retrieval.mean();
+    let mut event = json!({
+        "event": "evaluated",
+        "metrics": { "val.recall_1": r1, "val.recall_5": r5, "val.recall_10": r10 },
+        "samples": samples, "halves": halves, "retrieval": retrieval, "device": device.to_string(),
+    });
+    if let Some(by_class) = by_class {
+        event["metrics"]["val.accuracy"] = by_class.accuracy.into();
+        event["evaluation"] = json!(by_class);
+    }
+    output.print(&event, || {
+        let by_class = by_class.as_ref().map(|by_class| format!("{}\n", by_class.to_text())).unwrap_or_default();
+        format!("{by_class}{samples} samples and {halves} halves\n{}", retrieval.to_text())
+    });
     Ok(0)
 }
 

@@ -41,6 +41,8 @@ fn text(plan: &Value) -> String {
     let mut text = weights(plan);
     if plan["episodes"].is_object() {
         text += &episodes(&plan["episodes"]);
+    } else if let Some(n) = plan["dimensions"].as_u64() {
+        text += &format!("  embeds a sample in {n} numbers\n");
     } else {
         text += &format!("  classes: {}\n", names(&plan["classes"]));
     }
@@ -235,6 +237,13 @@ mod tests {
         );
         assert!(said.contains("to judge: 600, 5-way 1-shot with 15 queries of each, of 60 classes, by `prototype`"));
         assert!(!said.contains("classes: "), "{said}");
+    }
+
+    #[test]
+    fn an_embedding_is_told_in_the_place_of_classes() {
+        let said = text(&json!({ "dimensions": 128, "classes": [] }));
+        assert!(said.contains("  embeds a sample in 128 numbers\n") && !said.contains("classes: "), "{said}");
+        assert!(text(&json!({ "classes": ["ants", "bees"] })).contains("  classes: ants, bees\n"));
     }
 
     #[test]

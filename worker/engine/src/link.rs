@@ -34,6 +34,10 @@ pub enum Notice {
     Resumed,
     /// Classes that few-shot episodes are judged by were trained on.
     SameClasses,
+    /// Samples that are judged are trained on.
+    SameSamples,
+    /// A part of each clip is not heard.
+    ClipsCut,
     /// What a teacher says cannot be kept; it runs in every step.
     TeacherNotKept,
 }

@@ -1,6 +1,8 @@
 //! A finished model at work: classes of images, texts, sounds or drawings, and its score on a data set.
 
+mod runs;
 mod support;
+mod towers;
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +15,7 @@ use tl_proto::{
     catalog::{Catalog, nearest_hint},
     spec::{DataSection, HeadSection, MAIN, ModelSection, Params, Precision, check_params},
 };
+pub use towers::{Found, Towers};
 
 use crate::{
     Error, Result,
@@ -56,7 +59,7 @@ impl Model {
     /// # Errors
     /// A file that is no exported model.
     pub fn open(path: &Path) -> Result<Self> {
-        let file: PathBuf = if path.is_dir() { path.join("model.safetensors") } else { path.into() };
+        let file = file_of(path);
         let shown = file.display().to_string();
         let about = weights::metadata(&file)?.remove("tl").and_then(|text| serde_json::from_str::<About>(&text).ok());
         let embeds = about.as_ref().is_some_and(|a| a.embeds);
@@ -66,7 +69,8 @@ impl Model {
                     format!(
                         "`{shown}` is one of two networks that learned from pairs: it says where a sample lies, not what it is"
                     ),
-                    "give it as `weights` to a job, such as one of `kind = \"zero_shot\"`",
+                    "`tlctl evaluate MODEL DATA --pairs DATA` looks how halves find each other; as `weights` it goes to a job, \
+                     such as one of `kind = \"zero_shot\"`",
                 ));
             }
             return Err(Error::user(
@@ -74,14 +78,7 @@ impl Model {
                 "only models that a job has exported can be run; fine-tune these weights first",
             ));
         };
-        let mut model = ModelSection { backbone, weights: Some(shown), ..model };
-        model.head.keep = true;
-        // Its changes are in the weights, and so is what it has learned if it began anew.
-        (model.adapter, model.random) = (None, false);
-        // The file has its own contract; what the job said of the weights it began with is in there.
-        (model.preprocess, model.padding, model.input) = (None, None, None);
-        // What is exported are f32 parameters, whatever they were trained with: products of a finished model are f32 too.
-        model.precision = Precision::F32;
+        let model = finished(backbone, model, &file);
         let net = Net::build(&model, &classes, true, 0, &BTreeMap::new())?;
         let kept = |head: &HeadSection| HeadSection { keep: true, ..head.clone() };
         let heads: Vec<HeadSection> = tasks.values().map(|task| kept(&task.head)).collect();
@@ -239,7 +236,7 @@ impl Model {
         if !self.reads_text() {
             return Err(Error::user("the model does not take text", "leave `--lines` out"));
         }
-        let section = section("text", &file.display().to_string(), params.clone(), &[]);
+        let section = section("text", &file.display().to_string(), params.clone(), &[])?;
         let samples = Samples::open_bare(&section, 0)?;
         let one = |index: usize| {
             let text = samples.dataset.text(index).unwrap_or_default();
@@ -305,6 +302,24 @@ impl Model {
         let found = classes::numbers(own, &members)?;
         Ok(found.into_iter().map(|member| goes_to[member]).collect())
     }
+}
+
+/// The file of a model, which may be named by its folder.
+fn file_of(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join("model.safetensors") } else { path.into() }
+}
+
+/// What builds a network again that a job has exported.
+fn finished(backbone: String, model: ModelSection, file: &Path) -> ModelSection {
+    let mut model = ModelSection { backbone, weights: Some(file.display().to_string()), ..model };
+    model.head.keep = true;
+    // Its changes are in the weights, and so is what it has learned if it began anew.
+    (model.adapter, model.random) = (None, false);
+    // The file has its own contract; what the job said of the weights it began with is in there.
+    (model.preprocess, model.padding, model.input) = (None, None, None);
+    // What is exported are f32 parameters, whatever they were trained with: products of a finished model are f32 too.
+    model.precision = Precision::F32;
+    model
 }
 
 /// The probabilities of the first head.

@@ -44,7 +44,7 @@ pub struct Learned<'a> {
 }
 
 impl Model {
-    fn taught(&self) -> (&'static Method, Params) {
+    pub(super) fn taught(&self) -> (&'static Method, Params) {
         let params = self.taught.as_ref().map(|taught| taught.objective.clone()).unwrap_or_default();
         (fewshot::method(&params), params)
     }
@@ -105,7 +105,7 @@ impl Model {
     }
 
     /// Features of all samples.
-    fn rows(&self, samples: &Samples) -> Result<Vec<Vec<f32>>> {
+    pub(super) fn rows(&self, samples: &Samples) -> Result<Vec<Vec<f32>>> {
         samples.fits(&self.net.contract)?;
         let inputs = self.inputs(samples)?;
         evaluate::embed(&self.net.network.initial, &inputs, self.net.network.embeds(), &mut Solo)

@@ -5,6 +5,7 @@ mod anchor;
 mod apply;
 mod begin;
 mod chain;
+mod clipped;
 mod config;
 mod cut;
 mod domain;
@@ -21,6 +22,7 @@ mod grain;
 pub(crate) mod inputs;
 mod judge;
 mod kinds;
+mod leakage;
 mod lockstep;
 mod lr_find;
 mod masked;
@@ -29,14 +31,14 @@ mod odd;
 mod opened;
 pub mod origin;
 mod overlap;
-mod pairs;
+pub(crate) mod pairs;
 mod parts;
 mod prepare;
 pub mod probe;
 mod publish;
 mod rates;
 mod remember;
-mod retrieval;
+pub(crate) mod retrieval;
 mod rules;
 pub(crate) mod samples;
 pub mod saving;
@@ -154,8 +156,15 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     same_parts(&parts, group)?;
     let mut student = config.placed(student.with_own(spec, &teachers)?);
     let second = student.tower.as_ref().map(|t| &t.0).or(teachers.first()).map(|net| &net.contract);
-    let Ready { train, val, other, pairs, source, tasks, few } =
-        opened.ready(spec, data, &student.contract, second, group, link)?;
+    if group.rank() == 0 {
+        let cut = opened.clipped(&student.contract, second);
+        cut.iter().for_each(|warning| link.notice(Notice::ClipsCut, warning));
+    }
+    let ready = opened.ready(spec, data, &student.contract, second, group, link)?;
+    if group.rank() == 0 {
+        ready.leaked().iter().for_each(|warning| link.notice(Notice::SameSamples, warning));
+    }
+    let Ready { train, val, other, pairs, source, tasks, few } = ready;
     let origin = Origin::open(spec, model, &student, source.as_ref(), &config.inputs)?;
     if let (Some(origin), Some(_)) = (&origin, modifier::remembers(&spec.modifiers)) {
         student = origin.beside(student);

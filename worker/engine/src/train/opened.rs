@@ -5,8 +5,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 use tl_proto::spec::{DataSection, JobSpec, ModelSection, TOWER};
 
 use super::{
+    clipped,
     domain::Domain,
     fewshot::Few,
+    leakage,
     net::Net,
     origin::Source,
     pairs::{Halves, Pairs, notice},
@@ -44,6 +46,15 @@ pub(super) struct Ready {
     pub tasks: Option<Vec<Task>>,
     /// The episodes, where it learns from such.
     pub few: Option<Few>,
+}
+
+impl Ready {
+    /// What there is to say of samples that are judged and trained on too; episodes say so of classes.
+    pub fn leaked(&self) -> Vec<String> {
+        let own = Some([&self.train, &self.val]).filter(|_| self.few.is_none());
+        let tasks = self.tasks.iter().flatten().filter_map(|task| task.own.as_ref());
+        own.into_iter().chain(tasks.map(|own| [&own.train, &own.val])).filter_map(leakage::warning).collect()
+    }
 }
 
 impl Opened {
@@ -150,15 +161,33 @@ impl Opened {
     }
 
     /// How many training and validation samples there are, without those that go with nothing, and what is to be said of
-    /// those.
+    /// those, and of such as are judged and trained on too.
     ///
     /// # Errors
     /// No pair at all.
     pub fn paired(&self, data: &DataSection) -> Result<([usize; 2], Vec<String>)> {
-        match (&self.halves, &data.pairs) {
-            (Some(halves), Some(pairs)) => halves.counted(&self.train, &self.val, pairs),
-            _ => Ok(([self.train.count(), self.val.count()], Vec::new())),
-        }
+        let (counts, mut said) = match (&self.halves, &data.pairs) {
+            (Some(halves), Some(pairs)) => halves.counted(&self.train, &self.val, pairs)?,
+            _ => {
+                // Episodes say so of classes.
+                let both = [&self.train, &self.val];
+                let same = if self.few.is_none() { leakage::warning(both) } else { None };
+                (both.map(Samples::count), same.into_iter().collect())
+            }
+        };
+        let own = self.tasks.iter().filter_map(|task| task.own.as_ref());
+        said.extend(own.filter_map(|own| leakage::warning(own.each_ref())));
+        Ok((counts, said))
+    }
+
+    /// What there is to say of sounds that are learned from and heard in part, by the network of `first`, and of other halves
+    /// by that of `second`.
+    pub fn clipped(&self, first: &Contract, second: Option<&Contract>) -> Vec<String> {
+        let tasks = self.tasks.iter().filter_map(|task| task.own.as_ref()).map(|[train, _]| train);
+        let others = self.other.iter().map(|domain| &domain.train);
+        let own = std::iter::once(&self.train).chain(others).chain(tasks).map(|samples| (samples, first));
+        let halves = self.halves.iter().zip(second).map(|(halves, second)| (&halves.train, second));
+        own.chain(halves).filter_map(|(samples, contract)| clipped::warning(samples, contract)).collect()
     }
 
     /// All parts, in the order in which ranks compare them.
@@ -185,9 +214,18 @@ impl Opened {
         link: &mut dyn Link,
     ) -> Result<Ready> {
         let (seed, limit) = (spec.job.seed, data.skip_bad);
-        let all = [self.train.count(), self.val.count()];
-        let train = self.train.leave_out_bad(contract, limit, group, link)?;
-        let val = self.val.leave_out_bad(contract, limit, group, link)?;
+        let section = data.pairs.clone().unwrap_or_default();
+        // Keys need no decoding, and what goes with nothing needs none either.
+        let ([train, val], halves) = match self.halves {
+            Some(halves) => {
+                let (own, halves) = halves.with_halves([self.train, self.val], &section, notice(group, link))?;
+                (own, Some(halves))
+            }
+            None => ([self.train, self.val], None),
+        };
+        let all = [train.count(), val.count()];
+        let train = train.leave_out_bad(contract, limit, group, link)?;
+        let val = val.leave_out_bad(contract, limit, group, link)?;
         // What was left out is in no episode.
         let few = if all == [train.count(), val.count()] { self.few } else { Few::open(spec, &train, &val)? };
         let other = self.other.map(|domain| domain.leave_out_bad(contract, limit, seed, group, link)).transpose()?;
@@ -197,12 +235,11 @@ impl Opened {
             tasks.push(task.ready([&train, &val], contract, (seed, limit), group, link)?);
         }
         let tasks = Objective::find(&spec.job.kind).several.is_some().then_some(tasks);
-        let Some(halves) = self.halves else {
+        let Some(halves) = halves else {
             return Ok(Ready { train, val, other, pairs: None, source, tasks, few });
         };
         let second = second.ok_or_else(|| Error::Internal("pairs without a network that sees them".into()))?;
         let halves = halves.leave_out_bad(second, limit, group, link)?;
-        let section = data.pairs.clone().unwrap_or_default();
         let (train, val, pairs) = halves.matched([train, val], seed, &section, notice(group, link))?;
         Ok(Ready { train, val, other, pairs: Some(pairs), source, tasks, few })
     }

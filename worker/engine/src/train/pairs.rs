@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tl_proto::spec::{DataSection, JobSpec, Missing, PairedBy, PairsSection};
 
-use super::samples::Samples;
+use super::{leakage, samples::Samples};
 use crate::{
     Error, Result,
     collective::Collective,
@@ -112,21 +112,56 @@ impl Halves {
     }
 
     /// How many training and validation samples are drawn and judged, by their keys alone, and what is to be said of those
-    /// that lack another half.
+    /// that lack another half, and of those that are both.
     ///
     /// # Errors
     /// No pair at all.
     pub fn counted(&self, train: &Samples, val: &Samples, section: &PairsSection) -> Result<([usize; 2], Vec<String>)> {
         let mut said = Vec::new();
-        let mut count = |own: &Samples, halves: &Samples, missing: Missing| -> Result<usize> {
+        // How many are drawn, and which samples are among them.
+        let mut count = |own: &Samples, halves: &Samples, missing: Missing| -> Result<(usize, Vec<usize>)> {
             let tell = &mut |_: Notice, text: &str| said.push(text.to_owned());
             let [here, there] = together([own, halves], section.by, missing, tell)?.kept;
+            if missing.leaves_out() {
+                return Ok((here.len(), here));
+            }
             // What is masked is drawn too, from either side.
-            Ok(if missing.leaves_out() { here.len() } else { own.count() + halves.count() - there.len() })
+            Ok((own.count() + halves.count() - there.len(), (0..own.count()).collect()))
         };
-        let trained = count(train, &self.train, section.missing)?;
-        let judged = self.val.as_ref().map(|halves| count(val, halves, Missing::LeaveOut)).transpose()?;
-        Ok(([trained, judged.unwrap_or(val.count())], said))
+        let (drawn, trained) = count(train, &self.train, section.missing)?;
+        let (seen, judged) = match &self.val {
+            Some(halves) => count(val, halves, Missing::LeaveOut)?,
+            None => (val.count(), (0..val.count()).collect()),
+        };
+        said.extend(leakage::among([train, val], [&trained, &judged]));
+        Ok(([drawn, seen], said))
+    }
+
+    /// Leaves out what has no other half, by keys alone: validation samples, and training samples unless the job wants masked
+    /// what they lack.
+    ///
+    /// # Errors
+    /// No pair at all.
+    pub fn with_halves(
+        self,
+        [train, val]: [Samples; 2],
+        section: &PairsSection,
+        mut tell: impl FnMut(Notice, &str),
+    ) -> Result<([Samples; 2], Self)> {
+        let by = section.by;
+        let mut learned = [train, self.train];
+        if section.missing.leaves_out() {
+            learned = whole(learned, by, &mut tell)?;
+        }
+        let [train, halves] = learned;
+        let (val, judged) = match self.val {
+            Some(halves) => {
+                let [val, halves] = whole([val, halves], by, &mut tell)?;
+                (val, Some(halves))
+            }
+            None => (val, None),
+        };
+        Ok(([train, val], Self { train: halves, val: judged }))
     }
 
     /// Leaves out what has no other half, on both sides: training and validation samples, and what goes with them. Where the
@@ -274,6 +309,18 @@ fn left_out(
     let of = Partners::new(here.iter().map(|i| &ours[*i]), there.iter().map(|i| &theirs[*i]));
     let only = |of: Samples, keep: Vec<usize>| if keep.len() == of.count() { Ok(of) } else { of.only(keep) };
     Ok((only(samples, here)?, only(halves, there)?, of))
+}
+
+/// Samples and halves that have each other; the others are told of.
+///
+/// # Errors
+/// No pair at all.
+pub(crate) fn whole(
+    [samples, halves]: [Samples; 2],
+    by: PairedBy,
+    tell: &mut impl FnMut(Notice, &str),
+) -> Result<[Samples; 2]> {
+    left_out(samples, halves, by, tell).map(|(samples, halves, _)| [samples, halves])
 }
 
 /// Which of all samples and halves go together, and the halves that go with no sample.

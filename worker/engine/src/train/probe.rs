@@ -45,8 +45,12 @@ pub struct Plan {
     /// Weights of the hub that are not on the node, and the bytes that it would take to download them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub downloads: BTreeMap<String, u64>,
-    /// Names of the classes; none where episodes are learned from, each of which has its own.
+    /// Names of the classes; none where episodes are learned from, each of which has its own, or where networks end in an
+    /// embedding.
     pub classes: Vec<String>,
+    /// In how many numbers networks embed a sample, where they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dimensions: Option<usize>,
     /// Few-shot episodes, where those are learned from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub episodes: Option<EpisodePlan>,
@@ -182,7 +186,9 @@ pub fn probe(config: &Config) -> Result<Plan> {
         one.shape_at(store, one.network.units.len())?;
     }
     // What an epoch draws, and the samples of each draw.
-    let (paired, said) = opened.paired(data)?;
+    let (paired, mut said) = opened.paired(data)?;
+    let second = net.tower.as_ref().map(|t| &t.0).or(teachers.first()).map(|net| &net.contract);
+    said.extend(opened.clipped(&net.contract, second));
     let n = few.map_or(paired[0], |few| few.section.per_epoch as usize);
     let each = few.map_or(1, |few| few.trained().support() + few.trained().queries());
     let (batch, grains) = (data.batch as usize, spec.grains() as usize);
@@ -272,11 +278,13 @@ pub fn probe(config: &Config) -> Result<Plan> {
         }
     }
     let all: Vec<&dyn Dataset> = opened.parts().map(|samples| &*samples.dataset).collect();
+    let dimensions = (objective.dimensions)(&spec.objective);
     let split = partition(grains, spec.cluster.ranks.max as usize);
     Ok(Plan {
         sources: config.sources(),
         downloads: config.absent.clone(),
-        classes: if few.is_some() { Vec::new() } else { classes },
+        classes: if few.is_some() || dimensions.is_some() { Vec::new() } else { classes },
+        dimensions,
         episodes: few.map(|few| EpisodePlan {
             method: few.method.name(),
             classes: [train.dataset.classes().len(), val.dataset.classes().len()],
@@ -334,6 +342,7 @@ fn untrained(config: &Config, spec: &JobSpec) -> Result<Plan> {
         sources: config.sources(),
         downloads: config.absent.clone(),
         classes: val.dataset.classes().to_vec(),
+        dimensions: None,
         episodes: None,
         samples: [0, val.count()],
         manifest: manifest(&[&*val.dataset]).to_hex().to_string(),

@@ -123,17 +123,7 @@ impl<'a> Loop<'a> {
         let mut embed = |inputs: &Inputs<'_>| embed(store, inputs, inputs.net.network.units.len(), group);
         let (ours, theirs) = (embed(val)?, embed(halves)?);
         let loss = self.loss_of_pairs(&ours, &theirs, pairs)?;
-        let unit = |rows: &[Vec<f32>]| -> Result<Vec<Vec<f32>>> {
-            let width = rows.first().map_or(0, Vec::len);
-            net::rows(&unit(&tensor(rows.concat(), &[rows.len(), width])?)?)
-        };
-        let (ours, theirs) = (unit(&ours)?, unit(&theirs)?);
-        let ([own, other], names) = numbered([val.samples, halves.samples]);
-        let found = Retrieval::new(&ours, &theirs, [&own, &other]);
-        let mut evaluation = match pairs.by {
-            PairedBy::Label => by_prototypes(&ours, &own, (&theirs, &other), &names),
-            PairedBy::Name | PairedBy::Order => Evaluation::without_classes(ours.len(), found.to_pairs[0]),
-        };
+        let (mut evaluation, found) = compared([&ours, &theirs], [val.samples, halves.samples], pairs.by)?;
         evaluation.loss = loss;
         Ok(Judged { evaluation, retrieval: Some(found), tasks })
     }
@@ -185,6 +175,30 @@ impl<'a> Loop<'a> {
         }
         Ok(sum / ours.len().max(1) as f64)
     }
+}
+
+/// What the embeddings of samples and of their other halves come to: by classes, or by pairs where there are none; and how
+/// many find each other.
+///
+/// # Errors
+/// Embeddings of different lengths.
+pub(crate) fn compared(
+    rows: [&[Vec<f32>]; 2],
+    samples: [&Samples; 2],
+    by: PairedBy,
+) -> Result<(Evaluation, Retrieval)> {
+    let unit = |rows: &[Vec<f32>]| -> Result<Vec<Vec<f32>>> {
+        let width = rows.first().map_or(0, Vec::len);
+        net::rows(&unit(&tensor(rows.concat(), &[rows.len(), width])?)?)
+    };
+    let (ours, theirs) = (unit(rows[0])?, unit(rows[1])?);
+    let ([own, other], names) = numbered(samples);
+    let found = Retrieval::new(&ours, &theirs, [&own, &other]);
+    let evaluation = match by {
+        PairedBy::Label => by_prototypes(&ours, &own, (&theirs, &other), &names),
+        PairedBy::Name | PairedBy::Order => Evaluation::without_classes(ours.len(), found.to_pairs[0]),
+    };
+    Ok((evaluation, found))
 }
 
 /// Each sample as one of the classes, by the nearest mean of their other halves.

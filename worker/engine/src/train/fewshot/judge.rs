@@ -33,7 +33,7 @@ pub(crate) enum Judged {
 const LINE: usize = 24;
 
 /// Accuracy and mean loss of one episode.
-type Outcome = (f64, f64);
+pub(crate) type Outcome = (f64, f64);
 
 /// How many queries, as many of each class and class by class, have their largest score where they should.
 pub(super) fn right(scores: &Tensor) -> Result<u64> {
@@ -44,8 +44,8 @@ pub(super) fn right(scores: &Tensor) -> Result<u64> {
     Ok(good.count() as u64)
 }
 
-/// What scores of an episode's queries come to.
-fn outcome(scores: &Tensor) -> Result<Outcome> {
+/// What scores of an episode's queries come to, as many of each class and class by class.
+pub(crate) fn outcome(scores: &Tensor) -> Result<Outcome> {
     let rows = net::rows(scores)?;
     let each = (rows.len() / scores.dim(1)?.max(1)).max(1);
     let judged = rows.iter().enumerate().map(|(i, row)| eval::judge(row, i / each));
@@ -155,7 +155,7 @@ impl Few {
 }
 
 /// Some rows as a tensor.
-fn gathered(rows: &[Vec<f32>], indices: &[usize]) -> Result<Tensor> {
+pub(crate) fn gathered(rows: &[Vec<f32>], indices: &[usize]) -> Result<Tensor> {
     let width = rows.first().map_or(0, Vec::len);
     tensor(indices.iter().flat_map(|i| &rows[*i]).copied().collect(), &[indices.len(), width])
 }

@@ -68,6 +68,28 @@ fn a_network_for_images_learns_to_hear_and_the_model_hears_as_it_was_trained() {
 }
 
 #[test]
+fn clips_that_are_heard_in_part_are_told_in_a_plan_and_in_the_run() {
+    let data = tempfile::tempdir().unwrap();
+    tones(data.path());
+    let told = |seconds: &str| {
+        let (dir, link) = (tempfile::tempdir().unwrap(), Recorder::default());
+        let job = job(data.path(), "skip_bad = 0", "input = 24").replace("epochs = 8", "epochs = 1");
+        let job = job.replace("seconds = 0.3", &format!("seconds = {seconds}"));
+        let plan = crate::train::probe::probe(&config(&job, dir.path(), "cache", Vec::new())).unwrap();
+        train(&job, 1, false, dir.path(), &[], &link).unwrap();
+        let warnings: Vec<String> = plan.warnings.into_iter().filter(|w| w.contains("that were looked at")).collect();
+        let notices = link.notices.lock().unwrap().iter().filter(|n| **n == Notice::ClipsCut).count();
+        assert_eq!(warnings.len(), notices);
+        warnings
+    };
+    // They last from 0.25 to 0.41 s.
+    assert!(told("0.4").is_empty());
+    let said = &told("0.3")[0];
+    assert!(said.contains("of 28 clips of `data.train` that were looked at"), "{said}");
+    assert!(said.contains("the 0.3 s that are heard of each, up to 0.4 s") && said.contains("`data.params.seconds`"));
+}
+
+#[test]
 fn a_clip_that_cannot_be_heard_is_counted_and_pictures_are_not_turned() {
     let data = tempfile::tempdir().unwrap();
     tones(data.path());

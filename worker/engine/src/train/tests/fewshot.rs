@@ -5,7 +5,7 @@ use tl_proto::spec::Params;
 use super::*;
 use crate::{
     objective::fewshot::{self, Method},
-    predict::{Asked, Model},
+    predict::{Asked, Model, Towers},
 };
 
 /// Two stages, batch-norms that learn, dropout, views, an odd number of episodes a step and a tail; rotations, and classes
@@ -200,6 +200,40 @@ fn a_finished_model_learns_the_classes_of_a_folder() {
     }
     picture("one/only/0.png", true);
     assert!(model.learn(&dir.path().join("one")).is_err());
+
+    // Runs of two classes, the first with the right answers and the second with the wrong ones.
+    for (run, answers) in [("run01", [1, 2]), ("run02", [2, 1])] {
+        for (i, dark) in [(1, true), (2, false)] {
+            picture(&format!("runs/{run}/training/class0{i}.png"), dark);
+            picture(&format!("runs/{run}/test/item0{i}.png"), dark);
+        }
+        let line = |(i, of): (usize, i32)| format!("{run}/test/item0{i}.png {run}/training/class0{of}.png\n");
+        let list: String = (1..).zip(answers).map(line).collect();
+        std::fs::write(dir.path().join("runs").join(run).join("class_labels.txt"), list).unwrap();
+    }
+    let runs = dir.path().join("runs");
+    let asked = Asked::of("image_folder", &runs.display().to_string(), Default::default(), 0);
+    let scored = model.evaluate_runs(&asked).unwrap();
+    let learned = model.learn(&runs.join("run01/training")).unwrap();
+    let said = [1, 2].map(|i| learned.predict(&runs.join(format!("run01/test/item0{i}.png"))).unwrap());
+    assert!(said[0][0] > 0.5 && said[1][1] > 0.5, "{said:?}");
+    // Each of the four chances is once that of the right answer and once that of the wrong one.
+    let loss = -said.iter().flatten().map(|p| p.ln()).sum::<f64>() / 4.0;
+    assert!((scored.loss - loss).abs() < 1e-3 * loss.max(1.0), "{} {loss}", scored.loss);
+    assert_eq!((scored.accuracy, scored.samples), (0.5, 4));
+    let episodes = scored.episodes.unwrap();
+    // 1.96·√½/√2, of the accuracies one and nothing.
+    assert!((episodes.interval - 0.98).abs() < 1e-9 && episodes.count == 2, "{episodes:?}");
+    assert_eq!((episodes.shape.way, episodes.shape.shot, episodes.shape.query), (2, 1, 1));
+    picture("runs/run02/training/class03.png", true);
+    picture("runs/run02/test/item03.png", true);
+    let more = "run02/test/item01.png run02/training/class01.png\nrun02/test/item02.png run02/training/class02.png\n\
+        run02/test/item03.png run02/training/class03.png\n";
+    std::fs::write(runs.join("run02/class_labels.txt"), more).unwrap();
+    let error = model.evaluate_runs(&asked).unwrap_err().to_string();
+    assert_eq!(error, "`run01` shows 2 classes and asks for 1 samples of each, and `run02` 3 and 1");
+    let none = Towers::open(&dir.path().join("work/model")).err().unwrap().to_string();
+    assert!(none.contains("does not hold two networks"), "{none}");
 }
 
 /// Files that lie as Omniglot's own do: characters in folders of alphabets. In `negative` there are their negatives.
@@ -256,4 +290,6 @@ fn a_model_that_adapts_is_judged_by_episodes_and_refuses_single_files() {
     let error = model.evaluate(&Asked { way: Some(2), ..asked }).unwrap_err().to_string();
     assert!(error.contains("tells 3 classes apart"), "{error}");
     assert!(model.learn(dir.path()).err().unwrap().to_string().contains("steps on its weights"));
+    let runs = Asked::of("image_folder", "runs", Default::default(), 0);
+    assert!(model.evaluate_runs(&runs).unwrap_err().to_string().contains("steps on its weights"));
 }

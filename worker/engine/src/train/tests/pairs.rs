@@ -1,7 +1,13 @@
 //! Runs that learn from pairs: the same for any number of ranks, and what two networks come to.
 
+use tl_proto::spec::PairedBy;
+
 use super::*;
-use crate::{eval::Evaluation, train::state::file_name};
+use crate::{
+    eval::Evaluation,
+    predict::{Asked, Towers},
+    train::state::file_name,
+};
 
 /// Two networks of other shapes, a stage in which the second is locked but for its head, one that trains everything;
 /// batch-norms that learn, dropout on both sides, views, an odd batch and a tail, more halves than samples.
@@ -99,6 +105,17 @@ fn two_networks_lie_in_one_file_and_go_on_from_there() {
     assert_eq!((rate(0, "block0"), rate(0, "tower.block0"), rate(0, "tower.block3")), (None, None, None));
     assert!(rate(0, "block3").is_some() && report.stages[0].units.last().unwrap().lr.is_some());
     assert!((rate(1, "tower.block0").unwrap() - 0.001).abs() < 1e-9 && rate(1, "tower.block1") == rate(1, "block1"));
+
+    // The same pairs again, from the file.
+    let asked = |place: &str, n: u32| {
+        Asked::of("generated", place, [("val_samples".to_owned(), n.into())].into_iter().collect(), 3)
+    };
+    let towers = Towers::open(&model).unwrap();
+    let again = towers.evaluate([&asked("source", 5), &asked("shifted", 4)], PairedBy::Label).unwrap();
+    assert_eq!((again.pairs, again.retrieval, again.left_out.len()), ([40, 32], found, 0));
+    assert_eq!(again.by_class.unwrap().accuracy, report.evaluation.accuracy);
+    let other = towers.evaluate([&asked("source", 5), &asked("target", 4)], PairedBy::Label).unwrap_err();
+    assert!(other.to_string().contains("no sample of `data.val` goes with one of `data.pairs.val`"), "{other}");
 
     // Both networks from the file, their heads kept: so small a step changes nothing that anybody sees.
     let weights = format!("weights = {:?}", model.display().to_string());
@@ -206,9 +223,69 @@ fn pictures_and_texts_find_each_other_by_name_and_what_is_alone_is_left_out() {
     assert_eq!(report.evaluation.samples, 8);
     assert!(report.evaluation.classes.is_empty());
     assert_eq!(link.notices.lock().unwrap().iter().filter(|n| **n == Notice::SamplesSkipped).count(), 4);
+    let asked = |format: &str, name: &str| {
+        Asked::of(format, &data.path().join(name).display().to_string(), Default::default(), 0)
+    };
+    let towers = Towers::open(&dir.path().join("work/model")).unwrap();
+    let both = [&asked("image_folder", "val"), &asked("text", "val.tsv")];
+    let again = towers.evaluate(both, PairedBy::Name).unwrap();
+    assert_eq!((again.pairs, again.by_class, again.left_out.len()), ([8, 16], None, 2));
+    assert_eq!(Some(again.retrieval), report.retrieval);
+    let turned = towers.evaluate([both[1], both[0]], PairedBy::Name).unwrap_err().to_string();
+    assert_eq!(turned, "the network wants images, and `data.val` has text");
     let other = tempfile::tempdir().unwrap();
     train(&job, 1, false, other.path(), &[], &Recorder::default()).unwrap();
     assert_eq!(model_of(dir.path()), model_of(other.path()));
+}
+
+#[test]
+fn what_goes_with_nothing_is_not_decoded_and_what_does_not_decode_takes_its_half_along() {
+    let data = tempfile::tempdir().unwrap();
+    let job = captions(data.path());
+    let run = |job: &str| {
+        let (dir, link) = (tempfile::tempdir().unwrap(), Recorder::default());
+        let report = train(job, 2, false, dir.path(), &[], &link).map_err(|e| e.to_string())?;
+        let notices = link.notices.lock().unwrap();
+        Ok::<_, String>((report.samples, notices.iter().filter(|n| **n == Notice::SamplesSkipped).count()))
+    };
+    let spoil = |name: &str| std::fs::write(data.path().join(name), "no image").unwrap();
+    // No text names them.
+    ["train/3.png", "val/3.png"].into_iter().for_each(spoil);
+    assert_eq!(run(&job), Ok(([8, 8], 4)));
+    // The photo, and then its two texts.
+    spoil("train/5.png");
+    assert!(run(&job).unwrap_err().contains("`5.png` cannot be decoded"));
+    assert_eq!(run(&job.replace("batch = 4", "batch = 4, skip_bad = 1")), Ok(([7, 8], 6)));
+}
+
+#[test]
+fn samples_that_are_judged_and_trained_on_are_told_in_a_plan_and_in_the_run() {
+    let data = tempfile::tempdir().unwrap();
+    let job = captions(data.path());
+    let told = |job: &str| {
+        let (dir, link) = (tempfile::tempdir().unwrap(), Recorder::default());
+        let plan = crate::train::probe::probe(&config(job, dir.path(), "cache", Vec::new())).unwrap();
+        assert_eq!((plan.dimensions, plan.classes.len()), (Some(8), 0));
+        train(job, 1, false, dir.path(), &[], &link).unwrap();
+        let warnings: Vec<String> = plan.warnings.into_iter().filter(|w| w.contains("too, first")).collect();
+        let notices = link.notices.lock().unwrap().iter().filter(|n| **n == Notice::SameSamples).count();
+        assert_eq!(warnings.len(), notices);
+        warnings
+    };
+    // One of nine photos has no text.
+    let said = told(&job);
+    assert!(said[0].starts_with("8 of 8 samples of `data.val` are in `data.train` too, first `0.png`"), "{said:?}");
+    for i in 0..9u8 {
+        let other = image::RgbImage::from_pixel(20, 20, image::Rgb([1, i, 7]));
+        other.save(data.path().join(format!("val/{i}.png"))).unwrap();
+    }
+    assert!(told(&job).is_empty());
+    let one = image::RgbImage::from_pixel(20, 20, image::Rgb([1, 2, 7]));
+    // What goes with nothing is in neither.
+    one.save(data.path().join("train/3.png")).unwrap();
+    assert!(told(&job).is_empty());
+    one.save(data.path().join("train/4.png")).unwrap();
+    assert!(told(&job)[0].starts_with("1 of 8 samples of `data.val` is in `data.train` too, first `2.png`"));
 }
 
 #[test]
