@@ -206,7 +206,8 @@ fn lenet_has_the_widths_of_caffes_and_takes_digits_of_any_size_that_leaves_some_
 #[test]
 fn the_convolutions_of_lenet_alone_have_its_weights_and_what_they_see_at_each_place_as_features() {
     let (whole, net) = (build("lenet"), build("lenet_conv"));
-    let names = |net: &Network| net.initial.params.iter().map(|p| (p.name.clone(), p.shape.clone())).collect::<Vec<_>>();
+    let names =
+        |net: &Network| net.initial.params.iter().map(|p| (p.name.clone(), p.shape.clone())).collect::<Vec<_>>();
     assert_eq!(names(&net)[..4], names(&whole)[..4]);
     assert_eq!(net.width, 50 * 4 * 4);
     learns(&net, 28);

@@ -61,15 +61,12 @@ fn product(
 fn products_take_what_tf32_has_and_give_f32() {
     let Some(device) = device() else { return };
     for (rows, input, output) in [(37, 19, 11), (64, 48, 40)] {
-        let forward = |x: &[f32], w: &[f32]| {
-            product((rows, output, input), |r, d| x[r * input + d], |d, c| w[c * input + d])
-        };
-        let back = |dy: &[f32], w: &[f32]| {
-            product((rows, input, output), |r, d| dy[r * output + d], |d, c| w[d * input + c])
-        };
-        let learnt = |dy: &[f32], x: &[f32]| {
-            product((output, input, rows), |o, r| dy[r * output + o], |r, c| x[r * input + c])
-        };
+        let forward =
+            |x: &[f32], w: &[f32]| product((rows, output, input), |r, d| x[r * input + d], |d, c| w[c * input + d]);
+        let back =
+            |dy: &[f32], w: &[f32]| product((rows, input, output), |r, d| dy[r * output + d], |d, c| w[d * input + c]);
+        let learnt =
+            |dy: &[f32], x: &[f32]| product((output, input, rows), |o, r| dy[r * output + o], |r, c| x[r * input + c]);
         let [x, w, dy] = [(1, rows * input), (2, output * input), (3, rows * output)].map(|(seed, n)| numbers(seed, n));
         let [low_x, low_w, low_dy] = [&x, &w, &dy].map(|v| coarse(v));
         let [xs, ws, dys] = [(&x, input), (&w, input), (&dy, output)].map(|(v, c)| up(device, v, &[v.len() / c, c]));

@@ -27,7 +27,7 @@ pub(super) fn certainty(p: &Tensor, log_p: &Tensor) -> Result<Tensor> {
 pub(super) const METHOD: Method = Method {
     entry: describe,
     looks: true,
-    features: true,
+    features: |_| true,
     averages: false,
     own: |params, widths| {
         let width = widths.features * widths.classes;

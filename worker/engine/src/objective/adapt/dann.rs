@@ -18,7 +18,7 @@ fn describe() -> Entry {
 pub(super) const METHOD: Method = Method {
     entry: describe,
     looks: true,
-    features: true,
+    features: |_| true,
     averages: false,
     own: |params, widths| domain::own(widths.features, describe().number(params, "hidden") as usize),
     loss: |params, batch| {

@@ -7,7 +7,7 @@ use super::{super::nothing_own, Method};
 pub(super) const METHOD: Method = Method {
     entry: || entry("direct", "learns from the labels alone: what a method has to beat"),
     looks: false,
-    features: false,
+    features: |_| false,
     averages: false,
     own: nothing_own,
     loss: |_, _| Ok(None),

@@ -24,7 +24,7 @@ fn describe() -> Entry {
 pub(super) const METHOD: Method = Method {
     entry: describe,
     looks: true,
-    features: false,
+    features: |_| false,
     averages: false,
     own: nothing_own,
     loss: |params, batch| {

@@ -31,7 +31,7 @@ struct Method {
     /// Whether it looks at samples of the other domain: what passes through the network changes its batch-norms.
     looks: bool,
     /// Whether the head learns nothing from it, but what makes the features alone: then it is of no use where that is frozen.
-    features: bool,
+    features: fn(&Params) -> bool,
     /// Whether it lets the average of the weights speak, where the job keeps one.
     averages: bool,
     /// Tensors of its own.
@@ -63,7 +63,7 @@ pub(super) const OBJECTIVE: Objective = Objective {
     entry: describe,
     coupled: |params| method(params).looks,
     looks: |params| method(params).looks,
-    features: |params| method(params).features,
+    features: |params| (method(params).features)(params),
     averages: |params| method(params).averages,
     own: |params, widths| (method(params).own)(params, widths),
     loss: |params, batch| {

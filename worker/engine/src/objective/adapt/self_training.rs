@@ -22,7 +22,7 @@ fn describe() -> Entry {
 pub(super) const METHOD: Method = Method {
     entry: describe,
     looks: true,
-    features: false,
+    features: |_| false,
     averages: true,
     own: nothing_own,
     loss: |params, batch| {

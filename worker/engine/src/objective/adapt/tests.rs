@@ -113,6 +113,11 @@ fn coral_is_the_distance_of_covariances() {
         let got = value(&loss(&given, &features, &logits, &own(&given), 0.0));
         assert!((got - want).abs() < 1e-5 * want, "{variant}: {got} {want}");
     }
+    // Of logits it is the same of other rows: with each other's place taken, the value stays.
+    let given = params(r#"{"method": "coral", "at": "logits"}"#);
+    let got = value(&loss(&given, &logits, &features, &own(&given), 0.0));
+    assert!((got - paper).abs() < 1e-5 * paper, "{got} {paper}");
+    assert!((OBJECTIVE.features)(&params(r#"{"method": "coral"}"#)) && !(OBJECTIVE.features)(&given));
 }
 
 /// The estimate of what the means of five kernels differ by, over squared distances of which `mean` is the mean.

@@ -51,7 +51,14 @@ mod tests {
 
     fn named(part: &'static str, classes: &[&str], labels: &[usize]) -> Samples {
         let source = Source::new(Box::new(Named::new(classes, labels)));
-        Samples { source, ahead: Ahead::default(), part: part.into(), augment: AugmentSection::default(), seed: 1, places: None }
+        Samples {
+            source,
+            ahead: Ahead::default(),
+            part: part.into(),
+            augment: AugmentSection::default(),
+            seed: 1,
+            places: None,
+        }
     }
 
     #[test]
