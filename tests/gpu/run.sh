@@ -46,8 +46,8 @@ if [ -z "${TL_TEST_DATA:-}" ]; then
 fi
 export TL_TEST_DATA
 
-# Folders with NVIDIA's libraries, and a link for each library under the name without a version: cudarc asks for that first, and
-# one of another version would come in between.
+# Folders with NVIDIA's libraries, which they also ask the loader for each other in, and a link for each library under the name
+# without a version: cudarc asks for that first, and one of another version would come in between.
 libraries() {
   local folder name file
   if command -v python3 >/dev/null; then
@@ -65,7 +65,7 @@ libraries() {
       [ ! -e "$folder/$name" ] || [ -e "$file" ] || ln -s "$(realpath "$folder/$name")" "$file"
     done < <(tr : '\n' <<<"$NVLIB_PATH")
   done
-  export NVLIB_PATH LD_LIBRARY_PATH=$scratch/names${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+  export NVLIB_PATH LD_LIBRARY_PATH=$scratch/names:$NVLIB_PATH${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 }
 
 # The end of what comes in, as a string of JSON. Other letters than ASCII's are left out.

@@ -57,12 +57,12 @@
 //! # What is known of it
 //!
 //! **None of it has ever run on a GPU.** What was done instead: NVRTC 12.9 and 13.5 take all sixteen files of kernels, for
-//! `sm_70` (13.5: `sm_75`), `sm_80`, `sm_90` and `sm_120`; and tests go through the real bindings over fakes of the driver,
-//! NVRTC, cuBLAS, cuDNN and NCCL (`nvlib::fake`), which compile the same files as C++ and run them thread by thread: every
-//! operation and every layer, forward and backward, against those of `nn`, bit by bit where the order of a sum is the CPU's
-//! (`tests/gpu`), and whole jobs through a coordinator and workers, on one rank and on two, of which one is killed (`gpu_job`
-//! of the end-to-end tests). Where there is a GPU, the same tests use it; the script `tests/gpu/run.sh` brings them there, with
-//! PyTorch beside them.
+//! `sm_70` (13.5: `sm_75`), `sm_80`, `sm_90` and `sm_120`, and 13.0 does for `sm_90`; and tests go through the real bindings over
+//! fakes of the driver, NVRTC, cuBLAS, cuDNN and NCCL (`nvlib::fake`), which compile the same files as C++ and run them thread by
+//! thread: every operation and every layer, forward and backward, against those of `nn`, bit by bit where the order of a sum is
+//! the CPU's (`tests/gpu`), and whole jobs through a coordinator and workers, on one rank and on two, of which one is killed
+//! (`gpu_job` of the end-to-end tests). Where there is a GPU, the same tests use it; the script `tests/gpu/run.sh` brings them
+//! there, with PyTorch beside them.
 //!
 //! What fakes cannot show: races within a warp that no order of whole threads shows; what cuBLAS and cuDNN really answer
 //! (which algorithms are deterministic for channels-last f32, above all); how NCCL ends when a rank is killed, and how long

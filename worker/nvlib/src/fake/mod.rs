@@ -13,10 +13,11 @@ use crate::Library;
 pub const GPU: &str = "Fake GPU";
 
 const SOURCES: [(&str, &str); 2] = [("libcuda.so.1", include_str!("cuda.c")), ("libnccl.so.2", include_str!("nccl.c"))];
-const COMPUTING: [(&str, &str); 5] = [
+const COMPUTING: [(&str, &str); 6] = [
     ("libcuda.so.1", include_str!("cuda.c")),
     ("libnccl.so.2", include_str!("nccl.c")),
     ("libnvrtc.so.13", include_str!("nvrtc.c")),
+    ("libnvrtc-builtins.so.13.0", include_str!("builtins.c")),
     ("libcublas.so.13", include_str!("cublas.c")),
     ("libcudnn.so.9", include_str!("cudnn.c")),
 ];
