@@ -37,7 +37,7 @@ fn python() -> bool {
 
 #[test]
 fn what_fails_on_a_gpu_is_told_from_what_is_not_there_and_any_output_is_kept() {
-    let odd = r#"printf 'a "quoted" back\\slash\ttab \033[31mred & \r\ntest result: ok. 9 passed'"#;
+    let odd = r#"printf 'a "quoted" back\\slash\ttab \033[31mred & \r\nleft out: one\ntest result: ok. 9 passed'"#;
     let nccl = r#"case "$4" in one*) exit 7;; *hosts*) echo "a ... skipped: no NCCL";; *) echo "0 passed";; esac"#;
     let jobs = r#"case "$4" in
         *photos*) echo "$TL_TEST_DATA $TL_SANDBOX"; echo 'test result: ok. 1 passed';;
@@ -60,7 +60,8 @@ fn what_fails_on_a_gpu_is_told_from_what_is_not_there_and_any_output_is_kept() {
     let told = |name: &str| [parts[name][0].as_str(), parts[name][1].as_str()];
     assert_eq!(told("doctor"), ["ok", ""]);
     assert_eq!(told("operations"), ["ok", ""]);
-    assert_eq!(parts["operations"][2], "a \"quoted\" back\\slash\ttab [31mred & \ntest result: ok. 9 passed");
+    let output = "a \"quoted\" back\\slash\ttab [31mred & \nleft out: one\ntest result: ok. 9 passed";
+    assert_eq!(parts["operations"][2], output);
     assert_eq!(told("nccl_one"), ["failed", "ended with 7"]);
     assert_eq!(told("nccl_hosts"), ["not there", "skipped: no NCCL"]);
     assert_eq!(told("nccl_shared"), ["failed", "no test has run"]);
@@ -69,6 +70,16 @@ fn what_fails_on_a_gpu_is_told_from_what_is_not_there_and_any_output_is_kept() {
     assert!(photos && program, "{parts:?}");
     assert_eq!(told("gang_hosts"), ["failed", "not done within 2 s"]);
     assert_eq!(all["bench"], Value::Array(Vec::new()));
+}
+
+/// On a real GPU, one that says it is skipped makes all of them count for nothing.
+#[test]
+fn no_test_among_those_of_operations_says_that_it_is_skipped() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../worker/engine/tests/gpu");
+    let says = |path: &Path| fs::read_to_string(path).unwrap().contains("skipped: ");
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let all: Vec<_> = files.filter(|path| says(path)).map(|path| path.file_name().unwrap().to_owned()).collect();
+    assert_eq!(all, ["main.rs"]);
 }
 
 #[test]

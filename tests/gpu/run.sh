@@ -110,7 +110,8 @@ within() {
 }
 
 # part NAME SECONDS NOTE PROGRAM ARGUMENT...: runs it in time, and keeps what came of it; what it reads is the file `orders`. The
-# tests of Rust want a GPU, and say that they are skipped where something is missing; then their success means nothing.
+# tests of Rust want a GPU, and say that they are skipped where something is missing; then their success means nothing. One among
+# others that is none for a real GPU says that it is left out.
 part() {
   local name=$1 limit note=$3 program=$4 status=ok code=0 begun took log=$scratch/$1.log missing
   limit=$(within "${TL_GPU_SECONDS:-$2}")

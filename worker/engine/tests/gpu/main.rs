@@ -66,6 +66,7 @@ fn open() -> Option<Device> {
     }
 }
 
+/// To `tests/gpu/run.sh` this says that nothing was tried. A test that is left out by itself says so in other words.
 fn skip(why: &str) -> Option<Device> {
     eprintln!("skipped: {why}");
     None

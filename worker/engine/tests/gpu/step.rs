@@ -21,7 +21,7 @@ const WITHOUT: &str = "TL_TEST_WITHOUT_CUDNN";
 fn a_gpu_without_cudnn_does_not_work_and_the_library_is_named() {
     if std::env::var_os(WITHOUT).is_some() {
         if Library::Cudnn.open().is_ok() {
-            eprintln!("skipped: this machine has a cuDNN of its own");
+            eprintln!("left out: this machine has a cuDNN of its own");
             return;
         }
         let error = gpu::works(0).unwrap_err().to_string();
@@ -30,7 +30,7 @@ fn a_gpu_without_cudnn_does_not_work_and_the_library_is_named() {
     }
     let Some(device) = shared() else { return };
     if !device.stream().context().name().is_ok_and(|name| name == nvlib::fake::GPU) {
-        eprintln!("skipped: a real GPU keeps its libraries");
+        eprintln!("left out: a real GPU keeps its libraries");
         return;
     }
     // Where this process has them from, with the kernels that are compiled.
