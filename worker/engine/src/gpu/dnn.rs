@@ -2,8 +2,8 @@
 //!
 //! An algorithm is chosen once for each shape, from cuDNN's own list in its own order, by what it says of it: that it gives
 //! the same bits each time, and takes no more scratch memory than [`WORKSPACE`]. Then come those that NVIDIA's documentation
-//! calls deterministic, listed or not. The first one that cuDNN does not refuse to run is taken, never the first one by a
-//! stopwatch. The list's word on arithmetic counts for nothing: the descriptor allows f32 no tensor core, and bf16 nothing that
+//! calls deterministic, listed or not. The first one that cuDNN does not refuse to run is taken, whatever its reason, never the
+//! first one by a stopwatch. The list's word on arithmetic counts for nothing: the descriptor allows f32 no tensor core, and bf16 nothing that
 //! it would have to be made into on the way. TF32 it allows, and does not demand: where cuDNN sees no use in it, f32 stays f32.
 
 use std::{
@@ -97,6 +97,8 @@ pub(in crate::gpu) struct Chosen {
     /// An algorithm that has done it, or those that may, the best one first, or none; with the bytes of scratch memory that each
     /// needs.
     pub offers: Vec<(Algorithm, usize)>,
+    /// Whether that is one that has done it, or none for good: from then on nothing else is tried, which would make other bits.
+    pub settled: bool,
 }
 
 #[expect(unsafe_code, reason = "a handle may be used from any one thread at a time")]
@@ -175,17 +177,18 @@ fn countable(of: [usize; 4]) -> Result<(), Fault> {
     }
 }
 
-/// Whether another algorithm may do what this one was refused for.
-pub(in crate::gpu) fn is_unsupported(error: CudnnError) -> bool {
-    // Newer versions have several of them.
-    format!("{:?}", error.0).starts_with("CUDNN_STATUS_NOT_SUPPORTED")
+/// Whether another algorithm may do what this one was refused for. Where memory was short it may not: which one is taken, and with
+/// it the result, would depend on what else is on the GPU.
+pub(in crate::gpu) fn may_be_another(error: CudnnError) -> bool {
+    // There are several answers of that kind, and newer versions may have more.
+    !format!("{:?}", error.0).contains("ALLOC")
 }
 
 /// How many entries a list has, if the library made it: it may know of none, and yet have the algorithm.
 fn listed(answer: Result<(), CudnnError>, count: c_int) -> Result<usize, CudnnError> {
     match answer {
         Ok(()) => Ok(usize::try_from(count).unwrap_or(0).min(LISTED)),
-        Err(e) if is_unsupported(e) => Ok(0),
+        Err(e) if may_be_another(e) => Ok(0),
         Err(e) => Err(e),
     }
 }
@@ -241,7 +244,7 @@ impl Chosen {
     fn new(handle: sys::cudnnHandle_t, of: Of, plan: &Plan) -> Result<Self, Fault> {
         let described = Described::of(plan)?;
         let offers = Self::offers(handle, of, &described)?;
-        Ok(Self { described, offers })
+        Ok(Self { described, offers, settled: false })
     }
 
     #[expect(unsafe_code, reason = "calls cuDNN")]
@@ -305,12 +308,20 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_not_supported_may_be_done_by_another_algorithm() {
-        let (none, bad) = (sys::cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED, sys::cudnnStatus_t::CUDNN_STATUS_BAD_PARAM);
-        assert!(is_unsupported(CudnnError(none)) && !is_unsupported(CudnnError(bad)));
-        assert_eq!(listed(Ok(()), 5), Ok(5));
-        assert_eq!(listed(Err(CudnnError(none)), 5), Ok(0));
-        assert_eq!(listed(Err(CudnnError(bad)), 5), Err(CudnnError(bad)));
-        assert_eq!([listed(Ok(()), -1), listed(Ok(()), 1 << 20)], [Ok(0), Ok(LISTED)]);
+    fn another_algorithm_may_do_what_one_was_refused_for_unless_memory_was_short() {
+        use sys::cudnnStatus_t::{
+            CUDNN_STATUS_BAD_PARAM as BAD, CUDNN_STATUS_EXECUTION_FAILED as FAILED,
+            CUDNN_STATUS_INTERNAL_ERROR as INTERNAL, CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED as THERE,
+            CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED as HERE, CUDNN_STATUS_NOT_SUPPORTED as NONE,
+        };
+        for refused in [NONE, BAD, INTERNAL, FAILED] {
+            assert!(may_be_another(CudnnError(refused)));
+            assert_eq!(listed(Err(CudnnError(refused)), 5), Ok(0), "others are tried unlisted");
+        }
+        for short in [THERE, HERE] {
+            assert!(!may_be_another(CudnnError(short)));
+            assert_eq!(listed(Err(CudnnError(short)), 5), Err(CudnnError(short)));
+        }
+        assert_eq!([listed(Ok(()), 5), listed(Ok(()), -1), listed(Ok(()), 1 << 20)], [Ok(5), Ok(0), Ok(LISTED)]);
     }
 }

@@ -1,14 +1,14 @@
 // Convolutions without a GPU, for tests: plain loops over channels-last images, with sums in double precision. Of each pass
 // the first algorithm that is offered is not deterministic, the second needs more memory than anybody has (and says so when
 // asked only), the third does not compute as the descriptors say (with tensor cores or without, or in half precision of bf16)
-// and refuses when it is to run, the fourth is not there for these descriptors after all; only the fifth computes. What is said
-// of its arithmetic is not what the descriptors say, and of groups it is not listed. None computes windows seven apart, nor bf16
-// images with an odd number of channels, of which the first alone is listed. All tensors of a convolution are of one type, and
-// how they are multiplied has to be said.
+// and fails when it is to run, the fourth is not there for these descriptors after all; only the fifth computes. What is said
+// of its arithmetic is not what the descriptors say, and of groups it is not listed. None computes windows seven apart, of which
+// there is no list, nor bf16 images with an odd number of channels, of which the first alone is listed. All tensors of a
+// convolution are of one type, and how they are multiplied has to be said.
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-enum { SUCCESS = 0, BAD_PARAM = 2000, NOT_SUPPORTED = 3000, FLOAT = 0, BFLOAT16 = 9, NHWC = 1, CROSS_CORRELATION = 1, DEFAULT = 0, TENSOR = 1, CONVERT = 2, FMA = 3, GOOD = 1, SCRATCH = 4096 };
+enum { SUCCESS = 0, BAD_PARAM = 2000, NOT_SUPPORTED = 3000, INTERNAL = 4000, FLOAT = 0, BFLOAT16 = 9, NHWC = 1, CROSS_CORRELATION = 1, DEFAULT = 0, TENSOR = 1, CONVERT = 2, FMA = 3, GOOD = 1, SCRATCH = 4096 };
 typedef struct { int stream; } Handle;
 typedef struct { int n, c, h, w, type; } Shape; // of a filter: outputs, channels of a group, height, width
 typedef struct { int pad_h, pad_w, down, right, groups, math; } How;
@@ -47,7 +47,7 @@ static int sound(const Handle *h, const Shape *x, const Shape *w, const How *d, 
 }
 static int odd(const Shape *x) { return x->type != FLOAT && x->c % 2; }
 static int offers(int fits, const Shape *x, const How *d, int most, int *count, Offer *list) {
-  if (!fits) return BAD_PARAM;
+  if (!fits || d->down == 7) return BAD_PARAM;
   int own = d->math, other = own == FMA ? TENSOR : own == TENSOR ? CONVERT : FMA;
   const Offer all[] = {{0, SUCCESS, 1, 0, 0, own, {0}}, {3, SUCCESS, 2, 0, 1, own, {0}}, {2, SUCCESS, 3, 0, 1, other, {0}}, {4, SUCCESS, 4, 0, 1, 0, {0}}, {GOOD, SUCCESS, 5, 0, 1, other, {0}}};
   int there = odd(x) ? 1 : d->groups > 1 ? 4 : 5;
@@ -111,7 +111,8 @@ static int run(int of, const Shape *x, const void *xs, const Shape *w, const voi
   return SUCCESS;
 }
 static int refused(const Shape *x, const How *d, int algo, const void *scratch, size_t size) {
-  if (algo == 2 || d->down == 7 || odd(x)) return NOT_SUPPORTED;
+  if (algo == 2) return INTERNAL;
+  if (d->down == 7 || odd(x)) return NOT_SUPPORTED;
   return algo == GOOD && scratch && size >= SCRATCH ? SUCCESS : BAD_PARAM;
 }
 int cudnnConvolutionForward(Handle *h, const float *alpha, Shape *x, const void *xs, Shape *w, const void *ws, How *d, int algo, void *scratch, size_t size, const float *beta, Shape *y, void *ys) {
