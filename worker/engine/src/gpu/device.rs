@@ -22,7 +22,7 @@ use super::{
     blas::Blas,
     bound,
     dnn::Dnn,
-    kernels::{Source, compiled},
+    kernels::{Source, compiled, compiled_anew},
     ops::Spans,
     tables::Tables,
 };
@@ -231,9 +231,13 @@ impl Device {
         let module = match loaded.modules.get(&source) {
             Some(module) => module.clone(),
             None => {
-                let cubin = compiled(source, self.capability)?;
                 let context = self.stream.context();
-                let module = self.afford(|| Ok(context.load_module(Ptx::from_binary(cubin.to_vec()))?))?;
+                let load =
+                    |cubin: Arc<Vec<u8>>| self.afford(|| Ok(context.load_module(Ptx::from_binary(cubin.to_vec()))?));
+                let module = match load(compiled(source, self.capability)?) {
+                    Err(Fault::Driver(_)) => load(compiled_anew(source, self.capability)?)?,
+                    taken => taken?,
+                };
                 loaded.modules.insert(source, module.clone());
                 module
             }

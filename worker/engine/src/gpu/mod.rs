@@ -19,7 +19,7 @@
 //! # What there is
 //!
 //! * `Device`: a GPU, one stream on it, its memory (a pool, and `Staging` for uploads that nobody waits for), and kernels
-//!   that NVRTC compiles for its compute capability when they are first asked for;
+//!   that NVRTC compiles for its compute capability when they are first asked for, and `keep_kernels` keeps for others;
 //! * `Array`: numbers there, and their shape; `Placed`: one that layers hand on, with its GPU; `Span`: a run of one that is
 //!   lent to another stream;
 //! * `ops`: what layers, optimizers and the ordered tree compute, one function each, over the files of `kernels/`, cuBLAS
@@ -125,6 +125,7 @@ pub use self::{
     device::{Device, Staging},
     fault::Fault,
     fingerprint::fingerprint,
+    kernels::keep_kernels,
     look::look,
     operand::Operand,
     place::OnGpu,
@@ -205,6 +206,10 @@ pub fn check(_: u32) -> crate::Result<Checked> {
 pub fn works(_: u32) -> crate::Result<()> {
     Err(no_cuda())
 }
+
+/// This build has no CUDA, and compiles nothing for it.
+#[cfg(not(feature = "cuda"))]
+pub fn keep_kernels(_: &std::path::Path) {}
 
 #[cfg(not(feature = "cuda"))]
 fn no_cuda() -> crate::Error {

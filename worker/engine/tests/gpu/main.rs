@@ -14,6 +14,7 @@ mod flat;
 mod fours;
 mod image_layers;
 mod images;
+mod kept;
 mod layers;
 mod memory;
 mod nccl;
