@@ -13,7 +13,7 @@ use cudarc::{
 use nccl_rs::{Communicator, Nccl, Options};
 use nvlib::Library;
 
-use super::{Checked, Device, bound, step};
+use super::{Device, Part, bound, step};
 use crate::{Error, Result};
 
 /// Elements that are copied.
@@ -25,15 +25,36 @@ const TIMES: u32 = 10;
 /// How long NCCL may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Copies, multiplies, trains and adds up on a GPU.
-///
-/// # Errors
-/// There is no such GPU, or it does not copy. That a library is missing is a part of the answer.
-pub fn check(index: u32) -> Result<Checked> {
-    guarded(index, on)
+/// A GPU that is tried, part by part.
+pub struct Check {
+    index: u32,
+    stream: Arc<CudaStream>,
 }
 
-/// The part of it by which a node decides whether it offers a GPU: a small step of training.
+impl Check {
+    /// Of the GPU of a number.
+    ///
+    /// # Errors
+    /// There is no such GPU.
+    pub fn open(index: u32) -> Result<Self> {
+        guarded(index, opened).map(|stream| Self { index, stream })
+    }
+
+    /// What a part comes to.
+    ///
+    /// # Errors
+    /// Why it comes to nothing, in words. That a library is missing is such a reason.
+    pub fn run(&self, which: Part) -> Result<f64, String> {
+        part(|| match which {
+            Part::Copy => copy(&self.stream).map_err(refused),
+            Part::Multiply => multiply(&self.stream),
+            Part::Train => train(self.index),
+            Part::AllReduce => all_reduce(&self.stream),
+        })
+    }
+}
+
+/// That by which a node decides whether it offers a GPU: a small step of training.
 ///
 /// # Errors
 /// A rank could not train there.
@@ -49,15 +70,13 @@ fn guarded<T>(index: u32, work: fn(u32) -> Result<T, String>) -> Result<T> {
     done.map_err(|cause| Error::Gpu { number: index, cause })
 }
 
-fn on(index: u32) -> Result<Checked, String> {
-    let driver = |e: DriverError| format!("the driver answers {:?}", e.0);
-    let stream = CudaContext::new(index as usize).and_then(|c| c.new_stream()).map_err(driver)?;
-    Ok(Checked {
-        copy: copy(&stream).map_err(driver)?,
-        multiply: part(|| multiply(&stream)),
-        train: part(|| train(index)),
-        all_reduce: part(|| all_reduce(&stream)),
-    })
+fn opened(index: u32) -> Result<Arc<CudaStream>, String> {
+    CudaContext::new(index as usize).and_then(|context| context.new_stream()).map_err(refused)
+}
+
+/// What the driver refuses.
+fn refused(e: DriverError) -> String {
+    format!("the driver answers {:?}", e.0)
 }
 
 /// A part that may fail by itself, also where a library lacks a function.
@@ -93,11 +112,10 @@ fn copy(stream: &Arc<CudaStream>) -> Result<f64, DriverError> {
 #[expect(unsafe_code, reason = "cuBLAS takes sizes on trust")]
 fn multiply(stream: &Arc<CudaStream>) -> Result<f64, String> {
     bound::open(Library::Cublas).map_err(|e| e.to_string())?;
-    let (driver, failed) =
-        (|e: DriverError| format!("the driver answers {:?}", e.0), |e: CublasError| format!("cuBLAS: {e:?}"));
+    let failed = |e: CublasError| format!("cuBLAS: {e:?}");
     let blas = CudaBlas::new(stream.clone()).map_err(failed)?;
-    let ones = stream.clone_htod(&vec![1.0f32; SIDE * SIDE]).map_err(driver)?;
-    let mut product = stream.alloc_zeros::<f32>(SIDE * SIDE).map_err(driver)?;
+    let ones = stream.clone_htod(&vec![1.0f32; SIDE * SIDE]).map_err(refused)?;
+    let mut product = stream.alloc_zeros::<f32>(SIDE * SIDE).map_err(refused)?;
     let side = SIDE as i32;
     let plan = GemmConfig {
         transa: cublasOperation_t::CUBLAS_OP_N,
@@ -113,8 +131,8 @@ fn multiply(stream: &Arc<CudaStream>) -> Result<f64, String> {
     };
     // SAFETY: three square matrices of that side.
     let work = || unsafe { blas.gemm(plan, &ones, &ones, &mut product) }.map_err(failed);
-    let seconds = timed(stream, work, driver)?;
-    let first = stream.clone_dtoh(&product.slice(..1)).map_err(driver)?;
+    let seconds = timed(stream, work, refused)?;
+    let first = stream.clone_dtoh(&product.slice(..1)).map_err(refused)?;
     if first != [SIDE as f32] {
         return Err(format!("a product of ones is {first:?} and should be {SIDE}"));
     }
@@ -131,11 +149,11 @@ fn all_reduce(stream: &Arc<CudaStream>) -> Result<f64, String> {
     let id = Nccl::open().and_then(Nccl::unique_id).map_err(said)?;
     let options = Options { patience: PATIENCE, ..Options::default() };
     let group = Communicator::connect(stream, 0, 1, &id, options).map_err(said)?;
-    let mut data = stream.clone_htod(&[1.0f32, 2.0, 3.0]).map_err(|e| format!("the driver answers {:?}", e.0))?;
+    let mut data = stream.clone_htod(&[1.0f32, 2.0, 3.0]).map_err(refused)?;
     let started = Instant::now();
     group.all_reduce(&mut data).and_then(|()| group.complete()).map_err(said)?;
     let seconds = started.elapsed().as_secs_f64();
-    let sums = stream.clone_dtoh(&data).map_err(|e| format!("the driver answers {:?}", e.0))?;
+    let sums = stream.clone_dtoh(&data).map_err(refused)?;
     if sums != [1.0, 2.0, 3.0] {
         return Err(format!("a sum over one rank turned 1, 2, 3 into {sums:?}"));
     }

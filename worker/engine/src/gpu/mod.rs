@@ -26,7 +26,7 @@
 //!   and cuDNN;
 //! * [`Place`]: where a rank computes, the host or a GPU, and which numbers come out there: `fingerprint` is a digest of
 //!   the model, the driver, the versions of cuBLAS, cuDNN and NVRTC, and of what a little of everything comes to;
-//! * `step`, by which a node decides whether it offers a GPU, and `check`, which `tl-worker doctor` prints;
+//! * `step`, by which a node decides whether it offers a GPU, and [`Check`], which `tl-worker doctor` prints;
 //! * `Fault`: what can go wrong. A library that is missing is named.
 //!
 //! # The seam
@@ -121,7 +121,7 @@ pub use self::place::Place;
 #[cfg(feature = "cuda")]
 pub use self::{
     array::Array,
-    check::{check, works},
+    check::{Check, works},
     device::{Device, Staging},
     fault::Fault,
     fingerprint::fingerprint,
@@ -170,17 +170,17 @@ pub struct Found {
     pub problem: String,
 }
 
-/// How a GPU did.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Checked {
-    /// Bytes a second that it reads and writes when it copies its own memory.
-    pub copy: f64,
-    /// Operations a second of a product of matrices, or why there was none.
-    pub multiply: std::result::Result<f64, String>,
-    /// Seconds for a small step of training, which came to the host's numbers, or why it did not.
-    pub train: std::result::Result<f64, String>,
-    /// Seconds for a sum through NCCL, of one rank, or why there was none.
-    pub all_reduce: std::result::Result<f64, String>,
+/// What a GPU is tried with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Copies within its memory: bytes a second that it reads and writes.
+    Copy,
+    /// A product of matrices: operations a second.
+    Multiply,
+    /// A small step of training, which has to come to the host's numbers: seconds.
+    Train,
+    /// A sum of one rank through NCCL: seconds.
+    AllReduce,
 }
 
 /// This build has no CUDA, and does not look.
@@ -189,13 +189,27 @@ pub fn look() -> Gpus {
     Gpus::default()
 }
 
-/// This build has no CUDA.
-///
-/// # Errors
-/// Always.
+/// This build has no CUDA, and nothing to try.
 #[cfg(not(feature = "cuda"))]
-pub fn check(_: u32) -> crate::Result<Checked> {
-    Err(no_cuda())
+pub enum Check {}
+
+#[cfg(not(feature = "cuda"))]
+impl Check {
+    /// This build has no CUDA.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn open(_: u32) -> crate::Result<Self> {
+        Err(no_cuda())
+    }
+
+    /// Nobody has one to call this on.
+    ///
+    /// # Errors
+    /// None.
+    pub fn run(&self, _: Part) -> std::result::Result<f64, String> {
+        match *self {}
+    }
 }
 
 /// This build has no CUDA.
