@@ -26,6 +26,7 @@ mod pools;
 mod sequences;
 mod stay;
 mod step;
+mod streams;
 mod text;
 mod tf32;
 mod towards;

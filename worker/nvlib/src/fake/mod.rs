@@ -50,6 +50,30 @@ pub fn sent() -> Option<u64> {
     Some(unsafe { sent() })
 }
 
+/// What a thread has done with streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Streams {
+    /// Events that it has recorded.
+    pub recorded: u64,
+    /// How often it has told a stream to wait for what another one had been asked for.
+    pub crossed: u64,
+    /// The stream that it has waited for last, by some number.
+    pub synchronized: u64,
+}
+
+/// What this thread has done with streams, where the driver that is open is the one from here.
+#[expect(unsafe_code, reason = "calls the driver")]
+pub fn streams() -> Option<Streams> {
+    let driver = Library::Driver.open().ok()?;
+    // SAFETY: that is its type in `cuda.c`, and no other driver has a function of that name.
+    let tell = unsafe { driver.function::<unsafe extern "C" fn(*mut [u64; 3])>("fake_streams") }.ok()?;
+    let mut told = [0; 3];
+    // SAFETY: it writes three numbers.
+    unsafe { tell(&raw mut told) };
+    let [recorded, crossed, synchronized] = told;
+    Some(Streams { recorded, crossed, synchronized })
+}
+
 fn compile(dir: &Path, sources: &[(&str, &str)]) -> io::Result<()> {
     for (soname, text) in sources {
         let source = dir.join(soname).with_extension("c");
