@@ -17,6 +17,7 @@
 //! needed where a crate asks for linking, as candle's `cuda` feature does, and are assembler for one architecture. Nothing
 //! here asks for that.
 
+mod answer;
 mod beside;
 pub mod driver;
 mod elsewhere;

@@ -117,8 +117,8 @@ fn root(path: &PathBuf) -> Root {
     Root { path: path.clone(), problem: listed.err().unwrap_or_default() }
 }
 
-/// Has GPUs do their first work, for which cold libraries are loaded and kernels compiled: how long that takes says nothing of them.
-/// Whether all were through in time.
+/// Has GPUs do their first work, for which cold libraries are loaded and kernels compiled: how long that takes says nothing of
+/// them. Whether all were through in time.
 fn ready(gpus: Vec<u32>, work: impl Fn(u32) + Send + 'static, limit: Duration) -> bool {
     let (done, through) = mpsc::channel();
     // Not waited for, as below.

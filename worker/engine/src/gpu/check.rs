@@ -13,7 +13,7 @@ use cudarc::{
 use nccl_rs::{Communicator, Nccl, Options};
 use nvlib::Library;
 
-use super::{Device, Part, bound, step};
+use super::{Device, Fault, Part, bound, step};
 use crate::{Error, Result};
 
 /// Elements that are copied.
@@ -76,7 +76,7 @@ fn opened(index: u32) -> Result<Arc<CudaStream>, String> {
 
 /// What the driver refuses.
 fn refused(e: DriverError) -> String {
-    format!("the driver answers {:?}", e.0)
+    Fault::from(e).to_string()
 }
 
 /// A part that may fail by itself, also where a library lacks a function.
@@ -112,7 +112,7 @@ fn copy(stream: &Arc<CudaStream>) -> Result<f64, DriverError> {
 #[expect(unsafe_code, reason = "cuBLAS takes sizes on trust")]
 fn multiply(stream: &Arc<CudaStream>) -> Result<f64, String> {
     bound::open(Library::Cublas).map_err(|e| e.to_string())?;
-    let failed = |e: CublasError| format!("cuBLAS: {e:?}");
+    let failed = |e: CublasError| Fault::from(e).to_string();
     let blas = CudaBlas::new(stream.clone()).map_err(failed)?;
     let ones = stream.clone_htod(&vec![1.0f32; SIDE * SIDE]).map_err(refused)?;
     let mut product = stream.alloc_zeros::<f32>(SIDE * SIDE).map_err(refused)?;

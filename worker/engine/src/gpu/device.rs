@@ -220,8 +220,8 @@ impl Device {
         self.staging_on(self.stream.context().new_stream()?, count)
     }
 
-    /// Takes over numbers of another stream: whatever is asked for from now on waits until they are there, and they are given back
-    /// behind all that reads them. Those of its own are as they were.
+    /// Takes over numbers of another stream: whatever is asked for from now on waits until they are there, and they are given
+    /// back behind all that reads them. Those of its own are as they were.
     ///
     /// # Errors
     /// The driver refuses.

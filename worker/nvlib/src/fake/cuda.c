@@ -22,7 +22,13 @@ int cuDeviceTotalMem_v2(size_t *bytes, int d) { (void)d; *bytes = memory(); retu
 int cuDeviceGetUuid_v2(unsigned char *uuid, int d) { memset(uuid, d, 16); return OK; }
 // 16 multiprocessors, 75 and 76 compute capability; no memory pools.
 int cuDeviceGetAttribute(int *v, int a, int d) { (void)d; *v = a == 16 ? 132 : a == 75 ? 9 : 0; return OK; }
-int cuGetErrorName(int code, const char **s) { *s = code == 100 ? "CUDA_ERROR_NO_DEVICE" : "CUDA_ERROR_FAKE"; return OK; }
+int cuGetErrorName(int code, const char **s) {
+  *s = code == 2     ? "CUDA_ERROR_OUT_OF_MEMORY"
+       : code == 100 ? "CUDA_ERROR_NO_DEVICE"
+       : code == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS"
+                     : "CUDA_ERROR_FAKE";
+  return OK;
+}
 int cuGetErrorString(int code, const char **s) { return cuGetErrorName(code, s); }
 
 int cuDevicePrimaryCtxRetain(void **c, int d) { (void)d; *c = handle(); return OK; }

@@ -5,7 +5,7 @@ mod kept;
 
 use std::{
     collections::BTreeMap,
-    ffi::{CStr, CString},
+    ffi::{CStr, CString, c_int},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -116,7 +116,8 @@ fn options((major, minor): (i32, i32)) -> [String; 3] {
 
 #[expect(unsafe_code, reason = "calls the compiler")]
 fn compile(source: Source, text: String, options: &[String], capability: (i32, i32)) -> Result<Vec<u8>, Fault> {
-    let refused = |e: NvrtcError| Fault::Refused { library: Library::Nvrtc, answer: format!("{:?}", e.0) };
+    let answered = |e: NvrtcError| Library::Nvrtc.answer(e.0 as c_int);
+    let refused = |e: NvrtcError| Fault::Refused { library: Library::Nvrtc, answer: answered(e) };
     let text = CString::new(text).map_err(|_| Fault::shape("a file of kernels holds a zero"))?;
     let program = Program(result::create_program(&text, None).map_err(refused)?);
     // SAFETY: the program lives, and so does its text.

@@ -126,7 +126,7 @@ fn run<T>(
             }
             Err(e) if *settled || !may_be_another(e) => return Err(e.into()),
             Err(e) => {
-                tracing::debug!("cuDNN refuses {of:?} of {plan:?} by {algorithm:?}: {:?}", e.0);
+                tracing::debug!("cuDNN refuses {of:?} of {plan:?} by {algorithm:?}: {}", Fault::from(e));
                 // An algorithm that has broken the GPU is told, instead of what all others fail with after it.
                 device.synchronize()?;
                 offers.remove(0);
