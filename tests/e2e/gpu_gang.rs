@@ -31,8 +31,8 @@ fn long(gpu: &Gpu) -> JobSpec {
     spec.cluster.ranks = Ranks { min: 2, max: 2 };
     spec.checkpoint.every = 20;
     spec.stage.remove(usize::from(!gpu.is_real()));
-    // Many steps have to be left when the news of the first is here.
-    spec.stage[0].epochs = if gpu.is_real() { 200 } else { 60 };
+    // Many steps have to be left when the news of the first is here, and two processes take turns on a real GPU.
+    spec.stage[0].epochs = if gpu.is_real() { 100 } else { 60 };
     spec.stage[0].lr = Rates::One(0.01);
     spec
 }

@@ -181,6 +181,8 @@ async fn a_job_on_a_gpu_comes_to_what_it_comes_to_on_a_cpu() {
     assert!(nodes["w0"].machine.ends_with(", not used"), "{}", nodes["w0"].machine);
     let named = gpu.is_real() || nodes["w0"].machine.contains("1 x Fake GPU (80 GiB)");
     assert!(named, "{}", nodes["w0"].machine);
+    let kept = std::fs::read_dir(Path::new(&cache).join("kernels")).map(Iterator::count);
+    assert!(kept.is_ok_and(|kept| kept > 0), "what a look at the GPU has compiled is there for ranks");
 
     let mut found = Vec::new();
     for (device, runs_on) in [("cpu", "cpu"), ("cuda", "cuda:0"), ("auto", "cuda:0")] {

@@ -10,6 +10,15 @@ const DOCTOR: &str = r#"echo '{"hardware":{"gpus":[{"index":0,"name":"Some GPU"}
 /// What it says of each part, its whole file, and whether it is content. Programs are a name and a line of shell each; two
 /// seconds for each part, and so many for all.
 fn run(programs: &[(&str, &str)], total: &str) -> (BTreeMap<String, [String; 3]>, Value, bool) {
+    run_with(programs, total, &[])
+}
+
+/// The same with something more in its environment.
+fn run_with(
+    programs: &[(&str, &str)],
+    total: &str,
+    environment: &[(&str, &str)],
+) -> (BTreeMap<String, [String; 3]>, Value, bool) {
     let dir = tempfile::tempdir().unwrap();
     for (name, line) in programs {
         let path = dir.path().join(name);
@@ -20,7 +29,7 @@ fn run(programs: &[(&str, &str)], total: &str) -> (BTreeMap<String, [String; 3]>
     let file = dir.path().join("gpu.json");
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("gpu/run.sh"));
     command.arg(&file).env("TL_GPU_PROGRAMS", dir.path()).env("TL_GPU_SECONDS", "2").env("TL_GPU_TOTAL", total);
-    let done = command.env_remove("TL_TEST_DATA").output().unwrap();
+    let done = command.env_remove("TL_TEST_DATA").envs(environment.iter().copied()).output().unwrap();
     let words = String::from_utf8_lossy(&done.stderr);
     let written = fs::read_to_string(&file).unwrap();
     let all: Value = serde_json::from_str(&written).unwrap_or_else(|e| panic!("{e}: {written} {words}"));
@@ -37,7 +46,7 @@ fn python() -> bool {
 
 #[test]
 fn what_fails_on_a_gpu_is_told_from_what_is_not_there_and_any_output_is_kept() {
-    let odd = r#"printf 'a "quoted" back\\slash\ttab \033[31mred & \r\ntest result: ok. 9 passed'"#;
+    let odd = r#"printf 'a "quoted" back\\slash\ttab \033[31mred & \r\nleft out: one\ntest result: ok. 9 passed'"#;
     let nccl = r#"case "$4" in one*) exit 7;; *hosts*) echo "a ... skipped: no NCCL";; *) echo "0 passed";; esac"#;
     let jobs = r#"case "$4" in
         *photos*) echo "$TL_TEST_DATA $TL_SANDBOX"; echo 'test result: ok. 1 passed';;
@@ -60,7 +69,8 @@ fn what_fails_on_a_gpu_is_told_from_what_is_not_there_and_any_output_is_kept() {
     let told = |name: &str| [parts[name][0].as_str(), parts[name][1].as_str()];
     assert_eq!(told("doctor"), ["ok", ""]);
     assert_eq!(told("operations"), ["ok", ""]);
-    assert_eq!(parts["operations"][2], "a \"quoted\" back\\slash\ttab [31mred & \ntest result: ok. 9 passed");
+    let output = "a \"quoted\" back\\slash\ttab [31mred & \nleft out: one\ntest result: ok. 9 passed";
+    assert_eq!(parts["operations"][2], output);
     assert_eq!(told("nccl_one"), ["failed", "ended with 7"]);
     assert_eq!(told("nccl_hosts"), ["not there", "skipped: no NCCL"]);
     assert_eq!(told("nccl_shared"), ["failed", "no test has run"]);
@@ -69,6 +79,16 @@ fn what_fails_on_a_gpu_is_told_from_what_is_not_there_and_any_output_is_kept() {
     assert!(photos && program, "{parts:?}");
     assert_eq!(told("gang_hosts"), ["failed", "not done within 2 s"]);
     assert_eq!(all["bench"], Value::Array(Vec::new()));
+}
+
+/// On a real GPU, one that says it is skipped makes all of them count for nothing.
+#[test]
+fn no_test_among_those_of_operations_says_that_it_is_skipped() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../worker/engine/tests/gpu");
+    let says = |path: &Path| fs::read_to_string(path).unwrap().contains("skipped: ");
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let all: Vec<_> = files.filter(|path| says(path)).map(|path| path.file_name().unwrap().to_owned()).collect();
+    assert_eq!(all, ["main.rs"]);
 }
 
 #[test]
@@ -112,4 +132,36 @@ fn rows_of_the_benchmark_are_in_the_file_also_where_it_was_stopped() {
     assert_eq!((parts["bench"][0].as_str(), parts["bench"][1].as_str()), ("failed", "not done within 2 s"));
     assert!(parts["bench"][2].starts_with("--device cuda:0 --ours /"), "{parts:?}");
     assert_eq!((&all["bench"][0]["name"], all["bench"][0]["ours"].as_f64()), (&"resnet50_bf16".into(), Some(2.5)));
+}
+
+#[test]
+fn the_two_benchmarks_have_every_row_once_between_them() {
+    if !python() {
+        eprintln!("skipped: there is no python3");
+        return;
+    }
+    let (parts, ..) = run(&[("tl-worker", DOCTOR), ("bench/run", r#"echo "$@""#)], "60");
+    let of = |part: &str| {
+        let mut words = parts[part][2].split_whitespace();
+        words.find(|word| *word == "--only").and_then(|_| words.next()).unwrap().split(',')
+    };
+    let mut asked: Vec<&str> = of("bench").chain(of("bench_more")).collect();
+    let mut real = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/run"));
+    let told = real.args(["--device", "cuda:0", "--only", "none"]).output().unwrap();
+    let told = String::from_utf8_lossy(&told.stderr).into_owned();
+    let mut known: Vec<&str> = told.split_once("known: ").unwrap().1.trim().split(", ").collect();
+    asked.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(asked, known);
+}
+
+#[test]
+fn parts_are_tried_alone_where_they_are_named_and_over_a_newer_nccl_what_wants_one() {
+    let nccl = r#"echo "over $NVLIB_PATH"; echo 'test result: ok. 1 passed'"#;
+    let environment = [("TL_GPU_ONLY", "nccl_hosts nccl_shared"), ("TL_NCCL", "/newer"), ("NVLIB_PATH", "/usual")];
+    let (parts, _, fine) = run_with(&[("tl-worker", DOCTOR), ("nccl-tests", nccl)], "60", &environment);
+    assert!(fine, "{parts:?}");
+    assert_eq!(parts.keys().collect::<Vec<_>>(), ["doctor", "nccl_hosts", "nccl_shared"]);
+    assert!(parts["nccl_hosts"][2].starts_with("over /usual"), "{parts:?}");
+    assert!(parts["nccl_shared"][2].starts_with("over /newer:/usual"), "{parts:?}");
 }

@@ -5,12 +5,13 @@
 #   tar xzf tl-gpu.tar.gz && tl-gpu/run.sh gpu.json
 #
 # That machine's C library has to be this one's age or newer. Photos and weights are those of TL_TEST_DATA, or of ../shared/data
-# beside the checkout; `none` goes without them, and so does a machine that has none. What is packed may have 60 MiB at most, so
-# that it can be carried.
+# beside the checkout; `none` goes without them, and so does a machine that has none. What is packed may have 57 MiB at most, so
+# that it can be carried with a checkout beside it. An NCCL that lets two ranks share a GPU does not fit: TL_NCCL of run.sh names
+# one that came otherwise.
 set -euo pipefail
 folder=$(realpath -m "${1:-$(dirname "$0")/../../target/gpu}")
 cd "$(dirname "$0")/../.."
-most=60
+most=57
 packages=(
   -p tl-worker -p tl-client -p tl-engine -p nccl-rs -p tl-tests -p tl-bench
   --features "tl-worker/cuda,tl-client/cuda,tl-engine/cuda,tl-tests/cuda,tl-bench/cuda"

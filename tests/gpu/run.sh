@@ -10,6 +10,8 @@
 #                 rank through NCCL, and of two where there are two GPUs
 #   operations    worker/engine/tests/gpu: every operation of training against the layers of the CPU
 #   nccl_one      worker/nccl/tests/processes.rs: one rank
+#   bench         tests/bench/run: images and texts a second, and memory, beside PyTorch's where python3 has it, of ResNet-50 and
+#                 BERT in bf16; without a python3, bench_NETWORK: what tl-bench says by itself
 #   nccl_hosts    two ranks of one GPU, which NCCL takes for two hosts; one is killed, the other goes on
 #   nccl_shared   two ranks of one GPU, as NCCL lets them from 2.30.3 on; the same
 #   job           tests/e2e/gpu_job.rs: a job through a coordinator and workers, on the GPU and on the CPU
@@ -17,11 +19,14 @@
 #   gang_hosts    tests/e2e/gpu_gang.rs: a job of two ranks that share the GPU in the first of those two ways; one is killed,
 #                 they form anew, and it comes to what it comes to undisturbed
 #   gang_shared   the same in the second way
-#   bench         tests/bench/run: images and texts a second, and memory, beside PyTorch's where python3 has it; without a
-#                 python3, bench_NETWORK: what tl-bench says by itself
+#   bench_more    the other rows of the benchmark, as many as there is time for
 #
-# Each has a time limit, and all together have 585 seconds (TL_GPU_TOTAL); TL_GPU_SECONDS is another limit for each. The file,
-# which is whole after every part:
+# The order is that of what a first visit has to know. TL_GPU_ONLY names parts, with spaces between, that are to be tried alone
+# beside the doctor. nccl_shared and gang_shared take an NCCL that lies in the folder TL_NCCL, where the machine's own is older:
+# none comes along, since it would be half as large as all the rest.
+#
+# Each has a time limit, and all together have 420 seconds (TL_GPU_TOTAL), which of a quarter of an hour with a machine leaves
+# enough for a second visit; TL_GPU_SECONDS is another limit for each. The file, which is whole after every part:
 #
 #   {"chip": "", "driver": "", "date": "", "commit": "", "libraries": [{"name": "", "version": "", ...}], "parts": [
 #    {"name": "", "status": "", "seconds": 0.0, "limit": 0, "note": "", "output": ""}],
@@ -35,9 +40,11 @@ programs=${TL_GPU_PROGRAMS:-$(cd "$(dirname "$0")" && pwd)}
 result=${1:-gpu.json}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-end=$(($(date +%s) + ${TL_GPU_TOTAL:-585}))
-# What a part leaves behind goes with this.
+end=$(($(date +%s) + ${TL_GPU_TOTAL:-420}))
+# What a part leaves behind goes with this; what is compiled for the GPU is compiled once.
 export TMPDIR=$scratch TL_CACHE=$scratch/cache
+# A test gives up what hangs while it can still say so.
+export TL_PATIENCE=${TL_PATIENCE:-50}
 # The processes of jobs, and their photos.
 export TL_SANDBOX=$programs/tlctl
 if [ -z "${TL_TEST_DATA:-}" ]; then
@@ -46,8 +53,8 @@ if [ -z "${TL_TEST_DATA:-}" ]; then
 fi
 export TL_TEST_DATA
 
-# Folders with NVIDIA's libraries, and a link for each library under the name without a version: cudarc asks for that first, and
-# one of another version would come in between.
+# Folders with NVIDIA's libraries, which they also ask the loader for each other in, and a link for each library under the name
+# without a version: cudarc asks for that first, and one of another version would come in between.
 libraries() {
   local folder name file
   if command -v python3 >/dev/null; then
@@ -65,7 +72,7 @@ libraries() {
       [ ! -e "$folder/$name" ] || [ -e "$file" ] || ln -s "$(realpath "$folder/$name")" "$file"
     done < <(tr : '\n' <<<"$NVLIB_PATH")
   done
-  export NVLIB_PATH LD_LIBRARY_PATH=$scratch/names${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+  export NVLIB_PATH LD_LIBRARY_PATH=$scratch/names:$NVLIB_PATH${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 }
 
 # The end of what comes in, as a string of JSON. Other letters than ASCII's are left out.
@@ -83,11 +90,23 @@ chip="" driver="" found="" parts="" failed=0
 commit=$(cat "$programs/commit" 2>/dev/null || true)
 today=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 
+# The rows of both benchmarks, as one list.
+rows() {
+  local file some all=""
+  for file in "$scratch/bench.json" "$scratch/bench_more.json"; do
+    [ -e "$file" ] || continue
+    some=$(tr '\n' ' ' <"$file")
+    some=${some#*\[} some=${some%\]*}
+    [[ -z ${some// /} ]] || all+=${all:+,}$some
+  done
+  printf '[%s]' "$all"
+}
+
 save() {
   {
     printf '{"chip": %s, "driver": %s, ' "$(quoted <<<"$chip")" "$(quoted <<<"$driver")"
     printf '"date": "%s", "commit": %s, "libraries": %s, ' "$today" "$(quoted <<<"$commit")" "${found:-[]}"
-    printf '"parts": [%s\n], "bench": %s}\n' "$parts" "$(cat "$scratch/bench.json" 2>/dev/null || echo '[]')"
+    printf '"parts": [%s\n], "bench": %s}\n' "$parts" "$(rows)"
   } >"$result.part"
   mv "$result.part" "$result"
 }
@@ -110,9 +129,11 @@ within() {
 }
 
 # part NAME SECONDS NOTE PROGRAM ARGUMENT...: runs it in time, and keeps what came of it; what it reads is the file `orders`. The
-# tests of Rust want a GPU, and say that they are skipped where something is missing; then their success means nothing.
+# tests of Rust want a GPU, and say that they are skipped where something is missing; then their success means nothing. One among
+# others that is none for a real GPU says that it is left out.
 part() {
   local name=$1 limit note=$3 program=$4 status=ok code=0 begun took log=$scratch/$1.log missing
+  [[ $name == doctor || " ${TL_GPU_ONLY:-$name} " == *" $name "* ]] || return 0
   limit=$(within "${TL_GPU_SECONDS:-$2}")
   shift 4
   begun=$(date +%s%3N)
@@ -152,7 +173,8 @@ told() {
 }
 
 libraries
-part doctor 25 "" tl-worker doctor --output json
+# With what cuDNN does a convolution of f32, the first thing to be known of it.
+TL_LOG=info,tl_engine::gpu=debug part doctor 90 "" tl-worker doctor --output json
 chip=$(told '"gpus":\[{[^}]*"name":') driver=$(told '"driver":')
 found=$(sed -n 's/.*"libraries":\(\[.*\]\),"data_roots":.*/\1/p' "$scratch/doctor.log" | head -n 1)
 if [ -z "$chip" ] && command -v nvidia-smi >/dev/null; then
@@ -162,26 +184,46 @@ fi
 tests() {
   part "$1" "$2" "" "$3" --nocapture --test-threads=1 "${@:4}"
 }
-tests operations 120 operations-tests
-tests nccl_one 25 nccl-tests --exact one_rank_sums_with_itself
-tests nccl_hosts 45 nccl-tests --exact two_ranks_of_one_gpu_are_two_hosts_and_one_is_killed
-tests nccl_shared 45 nccl-tests --exact two_ranks_share_one_gpu_where_the_library_lets_them_and_one_is_killed
-tests job 60 jobs-tests --exact a_job_on_a_gpu_comes_to_what_it_comes_to_on_a_cpu
-tests photos 70 jobs-tests --exact gpu_photos::photos_and_weights_come_to_what_they_come_to_on_a_cpu
-tests gang_hosts 75 jobs-tests --exact gpu_gang::two_ranks_that_are_hosts_lose_one_and_form_anew
-tests gang_shared 75 jobs-tests --exact gpu_gang::two_ranks_that_share_a_gpu_lose_one_and_form_anew
-if command -v python3 >/dev/null; then
-  most=$(within 420)
-  # A row takes less than the rest.
-  part bench "$most" "" bench/run --device cuda:0 --ours "$programs/tl-bench" --rounds 3 --threads "$(nproc)" \
-    --seconds $((most > 60 ? most - 60 : 1)) --json "$scratch/bench.json"
-else
+# The same over the NCCL of TL_NCCL, if there is one.
+newer() {
+  if [ -n "${TL_NCCL:-}" ]; then
+    NVLIB_PATH=$TL_NCCL${NVLIB_PATH:+:$NVLIB_PATH} tests "$@"
+  else
+    tests "$@"
+  fi
+}
+# bench NAME SECONDS ROWS NETWORK:BATCH...: rows of tests/bench/run; without a python3 tl-bench alone, of these networks.
+bench() {
+  local name=$1 most network
+  if command -v python3 >/dev/null; then
+    most=$(within "$2")
+    # A row takes less than the rest.
+    part "$name" "$2" "" bench/run --device cuda:0 --ours "$programs/tl-bench" --only "$3" --rounds 3 --threads "$(nproc)" \
+      --seconds $((most > 60 ? most - 60 : 1)) --json "$scratch/$name.json"
+    return
+  fi
   printf 'go 10\ngo 20\nmemory\n' >"$scratch/orders"
-  for network in resnet50:128 bert:64 mobilenet_v2:128 efficientnet_b0:128; do
+  for network in "${@:4}"; do
     orders=$scratch/orders part "bench_${network%:*}" 40 "seconds of a step in bf16, batch ${network#*:}" tl-bench step \
       --device cuda:0 --precision bf16 --backbone "${network%:*}" --batch "${network#*:}" --samples 783 --warm 24 \
       --threads "$(nproc)"
   done
-fi
+}
+tests operations 120 operations-tests
+tests nccl_one 25 nccl-tests --exact one_rank_sums_with_itself
+bench bench 180 resnet50_bf16,bert_base_bf16 resnet50:128 bert:64
+tests nccl_hosts 45 nccl-tests --exact two_ranks_of_one_gpu_are_two_hosts_and_one_is_killed
+newer nccl_shared 45 nccl-tests --exact two_ranks_share_one_gpu_where_the_library_lets_them_and_one_is_killed
+tests job 75 jobs-tests --exact a_job_on_a_gpu_comes_to_what_it_comes_to_on_a_cpu
+tests photos 90 jobs-tests --exact gpu_photos::photos_and_weights_come_to_what_they_come_to_on_a_cpu
+tests gang_hosts 120 jobs-tests --exact gpu_gang::two_ranks_that_are_hosts_lose_one_and_form_anew
+newer gang_shared 120 jobs-tests --exact gpu_gang::two_ranks_that_share_a_gpu_lose_one_and_form_anew
+more=mobilenet_v2_bf16,efficientnet_b0_bf16
+for precision in tf32 f32; do
+  for network in resnet50 bert_base mobilenet_v2 efficientnet_b0; do
+    more+=,${network}_$precision
+  done
+done
+bench bench_more 420 "$more" mobilenet_v2:128 efficientnet_b0:128
 save
 [ "$failed" = 0 ]

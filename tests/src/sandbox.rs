@@ -16,8 +16,11 @@ use tl_client::{Client, Event, Job};
 use tl_proto::{deadlines::Deadlines, spec::JobSpec, v1};
 use tokio::sync::{Mutex, MutexGuard};
 
-/// How long anything may take before a test gives it up.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// How long anything may take before a test gives it up: two minutes, or as many seconds as `TL_PATIENCE` says.
+fn patience() -> Duration {
+    let told = std::env::var("TL_PATIENCE").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(told.unwrap_or(120))
+}
 
 static ONE: Mutex<()> = Mutex::const_new(());
 
@@ -37,9 +40,9 @@ pub type Series = BTreeMap<(u64, String), u64>;
 /// Looks until `look` finds something.
 ///
 /// # Panics
-/// After [`PATIENCE`].
+/// After two minutes, or as many seconds as `TL_PATIENCE` says.
 pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     loop {
         if let Some(found) = look().await {
             return found;
@@ -319,7 +322,7 @@ impl Sandbox {
             }
             panic!("the job ended before step {step}");
         };
-        tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("step {step} did not come in time"));
+        tokio::time::timeout(patience(), wait).await.unwrap_or_else(|_| panic!("step {step} did not come in time"));
     }
 
     /// Waits for the end of a job; what it was, its series, and the digest of its model if there is one.
@@ -336,7 +339,7 @@ impl Sandbox {
             }
             (last.expect("an end"), series)
         };
-        let (ended, series) = match tokio::time::timeout(PATIENCE, wait).await {
+        let (ended, series) = match tokio::time::timeout(patience(), wait).await {
             Ok(found) => found,
             Err(_) => panic!("the job did not end in time: {:#?}\n{}", job.get().await, self.logs()),
         };

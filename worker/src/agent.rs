@@ -98,7 +98,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     let home = Home::open(&config.data)?;
     let roots = Roots::open(&config.roots).map_err(Error::Config)?;
     let remote = Remote::new(&config.coordinator, config.token.as_deref()).map_err(Error::Config)?;
-    let (offer, program) = (config.gpus.clone(), config.command.clone());
+    let cache = config.cache.clone().unwrap_or_else(|| home.cache());
+    let trial = config.command.clone().caching(cache.clone());
+    let (offer, program) = (config.gpus.clone(), trial.clone());
     // A driver takes its time.
     let hardware = tokio::task::spawn_blocking(move || inventory::offered(&offer, &program)).await;
     let mut hardware = hardware.map_err(|e| Error::Config(format!("this machine cannot be looked at: {e}")))?;
@@ -126,12 +128,12 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     let reports = tokio::spawn(reporter.clone().run(remote.clone()));
     let context = Arc::new(Context {
         blobs: Blobs::new(home.blobs(), remote.clone()),
-        cache: config.cache.clone().unwrap_or_else(|| home.cache()),
+        cache,
         data: DataSets::new(home.data()),
         models: Models::from_env(home.hub()).map_err(|e| Error::Config(e.to_string()))?,
         home,
         roots,
-        ward: Ward::new(outbox.clone(), config.command.clone(), &slots),
+        ward: Ward::new(outbox.clone(), trial, &slots),
         outbox: outbox.clone(),
         reporter,
         spawner: Spawner::start(tokio::runtime::Handle::current())?,

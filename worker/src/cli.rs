@@ -20,7 +20,8 @@ pub struct Args {
     /// Folder for the identity of the node, caches and running work
     #[arg(long, default_value = "tl-data/worker", env = "TL_WORKER_DATA")]
     data: PathBuf,
-    /// Folder for features of frozen networks; may be shared by the nodes of a machine [default: in the data folder]
+    /// Folder for features of frozen networks, and for what is compiled for GPUs; may be shared by the nodes of a machine
+    /// [default: in the data folder]
     #[arg(long, env = "TL_CACHE")]
     cache: Option<PathBuf>,
     /// Gigabytes that the feature cache may take; what was not used for longest goes first

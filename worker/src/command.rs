@@ -10,6 +10,9 @@ const OURSELVES: &str = "/proc/self/exe";
 /// What every program that runs agents takes for a process that looks at GPUs; see [`crate::trial`].
 const LOOK: &str = "look";
 
+/// What names the folder of caches to it, as to an agent.
+const CACHE: &str = "TL_CACHE";
+
 /// The command line of a rank.
 #[derive(Clone, Debug)]
 pub struct RankCommand {
@@ -18,6 +21,8 @@ pub struct RankCommand {
     /// What it is called.
     name: PathBuf,
     arguments: Vec<OsString>,
+    /// The folder of the node's caches.
+    cache: Option<PathBuf>,
 }
 
 impl RankCommand {
@@ -29,7 +34,12 @@ impl RankCommand {
     pub fn ourselves(arguments: Vec<OsString>) -> io::Result<Self> {
         let name = std::env::current_exe()?;
         let program = if cfg!(target_os = "linux") { PathBuf::from(OURSELVES) } else { name.clone() };
-        Ok(Self { program, name, arguments })
+        Ok(Self { program, name, arguments, cache: None })
+    }
+
+    /// The same on a node that has its caches in a folder: what is compiled for a look at its GPUs is kept there.
+    pub fn caching(self, cache: PathBuf) -> Self {
+        Self { cache: Some(cache), ..self }
     }
 
     /// The bytes of the program.
@@ -52,6 +62,7 @@ impl RankCommand {
     pub fn to_look(&self, gpu: Option<u32>) -> process::Command {
         let mut command = process::Command::new(&self.program);
         command.arg0(&self.name).arg(LOOK).args(gpu.map(|index| format!("--try={index}")));
+        command.envs(self.cache.iter().map(|cache| (CACHE, cache)));
         command
     }
 }

@@ -216,6 +216,7 @@ fn work(
     pool::init(order.threads);
     let failed = |e: Error| e.to_failure();
     let (device, way) = way(&order.devices, order.rank)?;
+    gpu::keep_kernels(&order.cache);
     let config = train::Config {
         spec: gang::settled(order),
         inputs: order.inputs.clone(),

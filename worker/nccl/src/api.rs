@@ -117,7 +117,8 @@ impl Nccl {
 
     /// The error for a call that was refused. `comm` is a live communicator, or null.
     pub(crate) fn refused(&self, function: &'static str, code: Code, comm: ncclComm_t) -> NcclError {
-        NcclError::Call { function, code, detail: self.words(code, comm) }
+        let detail = self.words(code, comm);
+        if code == Code::REMOTE { NcclError::PeerLost { detail } } else { NcclError::Call { function, code, detail } }
     }
 
     /// What the library says about an answer. `comm` is a live communicator, or null.

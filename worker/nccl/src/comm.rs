@@ -275,7 +275,7 @@ impl Communicator {
         match Code(self.shared.with(call)?) {
             Code::SUCCESS => Ok(()),
             Code::IN_PROGRESS => self.shared.wait(function, self.options.patience, || self.shared.look()),
-            code => Err(self.refused(function, code)),
+            code => Err(self.shared.refused(function, code)),
         }
     }
 

@@ -123,7 +123,7 @@ pub enum NcclError {
 impl NcclError {
     /// For `map_err` on what the driver answers.
     pub(crate) fn cuda(what: &'static str) -> impl FnOnce(cudarc::driver::DriverError) -> Self {
-        move |e| Self::Cuda { what, detail: format!("{:?}", e.0) }
+        move |e| Self::Cuda { what, detail: nvlib::Library::Driver.answer(e.0 as c_int) }
     }
 
     /// What an error that a communicator reports by itself means.

@@ -26,8 +26,8 @@ impl Communicator {
         let (pointer, _until_taken_over) = data.device_ptr_mut(&self.stream);
         self.enqueue("ncclAllReduce", |comm| {
             let at = pointer as *mut c_void;
-            // SAFETY: `count` elements of `T` that are borrowed until the library has queued its work on the stream, and
-            // later uses of which cudarc orders after that.
+            // SAFETY: `count` elements of `T` that are borrowed until the library has queued its work on the stream. Later
+            // uses of them are ordered after that by cudarc, or by who has told it, in `unsafe` code, that he does it himself.
             unsafe { call(at, at, count, T::TYPE, SUM, comm, self.raw_stream()) }
         })
     }

@@ -92,6 +92,19 @@ impl Shared {
         self.give_up(NcclError::reported(code, words))
     }
 
+    /// Why a call on it was answered with a code. One that has failed by itself, also a moment ago, has nothing else to answer:
+    /// then that is the reason, whatever was called.
+    pub fn refused(self: &Arc<Self>, function: &'static str, code: Code) -> NcclError {
+        match self.look() {
+            Seen::Failed(failed) => self.fail(failed),
+            Seen::Gone => self.why(),
+            Seen::Ready | Seen::Pending if code == Code::REMOTE => self.fail(code),
+            Seen::Ready | Seen::Pending => {
+                self.with(|comm| self.nccl.refused(function, code, comm)).unwrap_or_else(|gone| gone)
+            }
+        }
+    }
+
     fn give_up(self: &Arc<Self>, error: NcclError) -> NcclError {
         let _ = self.failure.set(error);
         if !self.keep {

@@ -193,6 +193,27 @@ fn a_lost_rank_is_noticed_by_those_who_wait_and_by_the_thread_that_watches() {
 }
 
 #[test]
+fn a_call_on_a_communicator_that_has_failed_is_answered_with_what_it_has_failed_with() {
+    // Nobody has looked before the call is made.
+    let unwatched = Options { watch: None, ..options(60_000) };
+    for code in [6, 3] {
+        group(1, unwatched, |ranks, id| {
+            let stream = CudaContext::new(0).unwrap().new_stream().unwrap();
+            let mut data = stream.clone_htod(&[1.0f32]).unwrap();
+            fail(&id, 0, code);
+            let error = ranks.all_reduce(&mut data).unwrap_err();
+            match &error {
+                NcclError::PeerLost { .. } => assert_eq!(code, 6),
+                NcclError::Async { code: own, .. } => assert_eq!((own.0, code), (3, 3)),
+                other => panic!("{other}"),
+            }
+            // It is aborted: nobody waits for it any more.
+            assert_eq!((format!("{:?}", ranks.handle()), ranks.complete()), ("Handle(Gone)".into(), Err(error)));
+        });
+    }
+}
+
+#[test]
 fn a_group_splits_by_color_and_the_parts_sum_by_themselves() {
     let sums = group(4, options(5000), |ranks, _| {
         let colors = [(Some(0), 0), (Some(1), 9), (Some(1), 3), (None, 0)];

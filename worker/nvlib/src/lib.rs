@@ -4,7 +4,8 @@
 //! Nothing is linked: neither building nor starting needs a driver, a toolkit or any of their libraries.
 //!
 //! * [`Library`] knows what each library is called and where it is looked for: first in the folders of `NVLIB_PATH`, then
-//!   where the system's loader looks, then where containers and distributions are known to put it.
+//!   where the system's loader looks, then where containers and distributions are known to put it. What it needs beside it
+//!   comes along.
 //! * [`driver`] asks the driver which GPUs there are.
 //!
 //! **Why not cudarc's own loading.** It panics where a library or a symbol is missing, and it never asks for `libnccl.so.2`,
@@ -16,6 +17,8 @@
 //! needed where a crate asks for linking, as candle's `cuda` feature does, and are assembler for one architecture. Nothing
 //! here asks for that.
 
+mod answer;
+mod beside;
 pub mod driver;
 mod elsewhere;
 #[cfg(any(test, feature = "fake"))]

@@ -8,7 +8,7 @@ use std::{
 
 use libloading::os::unix;
 
-use crate::driver::CudaVersion;
+use crate::{beside, driver::CudaVersion};
 
 /// Folders that are looked in before all others, separated by colons.
 const FIRST: &str = "NVLIB_PATH";
@@ -77,7 +77,7 @@ impl Library {
         matches!(self, Self::Cublas | Self::Nvrtc)
     }
 
-    /// The library, opened by the first call that finds it and never closed.
+    /// The library, opened by the first call that finds it and never closed, as is what it opens by itself and needs beside it.
     ///
     /// # Errors
     /// It is not there, or not one that this machine can load. The next call looks again.
@@ -95,6 +95,12 @@ impl Library {
         if let Some(opened) = place.get() {
             return Ok(opened);
         }
+        if self == Self::Cudnn {
+            // It asks for these two by name, and has them where they are open.
+            for other in [Self::Cublas, Self::Nvrtc] {
+                let _ = other.open_from(folders);
+            }
+        }
         let mut first = folders.to_vec();
         first.extend(std::env::var_os(FIRST).iter().flat_map(std::env::split_paths));
         let driver = if self.follows_cuda() { Self::Driver.open_from(folders).ok() } else { None };
@@ -105,7 +111,7 @@ impl Library {
     }
 
     /// Looks in the folders of `first`, with the system's loader, and in those of `last`.
-    fn find(self, names: &[&'static str], first: &[PathBuf], last: &[PathBuf]) -> Result<Opened, Missing> {
+    pub(crate) fn find(self, names: &[&'static str], first: &[PathBuf], last: &[PathBuf]) -> Result<Opened, Missing> {
         let mut reasons = Vec::new();
         for name in names {
             let within = |folders: &[PathBuf]| -> Vec<PathBuf> {
@@ -113,8 +119,11 @@ impl Library {
             };
             let tries = within(first).into_iter().chain([PathBuf::from(name)]).chain(within(last));
             for path in tries {
+                let beside = beside::open(self, &path);
                 match load(&path) {
-                    Ok(handle) => return Ok(Opened { library: self, path: whereabouts(&path), handle }),
+                    Ok(handle) => {
+                        return Ok(Opened { library: self, path: whereabouts(&path), handle, _beside: beside });
+                    }
                     // That the loader does not know the name either is said once, below; that it misses something that the
                     // library itself needs is a reason.
                     Err(why) if !path.is_absolute() && why.starts_with(&format!("{name}: ")) => {}
@@ -131,7 +140,7 @@ impl Library {
 }
 
 #[expect(unsafe_code, reason = "a library may run code when it is loaded")]
-fn load(path: &Path) -> Result<unix::Library, String> {
+pub(crate) fn load(path: &Path) -> Result<unix::Library, String> {
     // SAFETY: only names of NVIDIA's libraries are asked for; what they run when loaded (and what the operator of the
     // machine has put in their place) is theirs to answer for. They are never unloaded.
     unsafe { unix::Library::open(Some(path), unix::RTLD_NOW | unix::RTLD_LOCAL) }.map_err(|e| {
@@ -164,6 +173,8 @@ pub struct Opened {
     library: Library,
     path: PathBuf,
     handle: unix::Library,
+    /// What it opens by itself.
+    _beside: Vec<unix::Library>,
 }
 
 impl Opened {

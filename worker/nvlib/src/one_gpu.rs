@@ -23,7 +23,8 @@ impl Way {
                 ("NCCL_NVLS_ENABLE", "0"),
                 ("NCCL_SOCKET_IFNAME", "lo"),
             ],
-            // Few blocks: those of all ranks have to be at work at a time.
+            // Few blocks: those of all ranks have to find room at a time, where the ranks are of one process or NVIDIA's MPS
+            // runs. Else they take turns, and each waits in its own for what the other does in the next.
             Self::Shared => &[
                 ("NCCL_MULTI_RANK_GPU_ENABLE", "1"),
                 ("NCCL_MAX_CTAS", "4"),

@@ -1,6 +1,10 @@
 //! What `doctor` tries.
 
-use std::{fmt::Display, time::Duration};
+use std::{
+    fmt::Display,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use tl_proto::hardware::Hardware;
 
@@ -10,7 +14,7 @@ use crate::rank::{check, gpu};
 /// How long each of the CPU's checks measures.
 const TIME: Duration = Duration::from_millis(400);
 /// GPUs that are tried; more would not fit the time.
-const GPUS: usize = 4;
+pub(super) const GPUS: usize = 4;
 
 /// All that this machine can be tried with, in order.
 pub(super) fn all(hardware: &Hardware) -> Vec<Trial> {
@@ -23,9 +27,9 @@ pub(super) fn all(hardware: &Hardware) -> Vec<Trial> {
     ];
     let gpus: Vec<u32> = hardware.gpus.iter().take(GPUS).map(|gpu| gpu.index).collect();
     let (first, others) = gpus.split_at(gpus.len().min(2));
-    all.extend(first.iter().map(|gpu| on_gpu(*gpu)));
+    all.extend(first.iter().flat_map(|gpu| on_gpu(*gpu)));
     all.extend(between(first));
-    all.extend(others.iter().map(|gpu| on_gpu(*gpu)));
+    all.extend(others.iter().flat_map(|gpu| on_gpu(*gpu)));
     all
 }
 
@@ -58,19 +62,26 @@ fn reduce(ranks: usize) -> Result<f64, String> {
     check::all_reduce(ranks, TIME).map(|rate| rate / 1e9).map_err(said)
 }
 
-/// A GPU gives four figures, or one reason.
-fn on_gpu(index: u32) -> Trial {
-    let name = move |what: &str| format!("GPU {index}: {what}");
-    let work = move || match gpu::check(index) {
-        Err(e) => vec![figure(name("copy memory"), Err(said(e)), "")],
-        Ok(done) => vec![
-            figure(name("copy memory"), Ok(done.copy / 1e9), "GB/s"),
-            figure(name("multiply matrices"), done.multiply.map(|rate| rate / 1e9), "GFLOP/s"),
-            figure(name("train a small network against the CPU"), done.train.map(|seconds| seconds * 1e3), "ms a step"),
-            figure(name("all-reduce of 1 rank through NCCL"), done.all_reduce.map(|seconds| seconds * 1e3), "ms"),
-        ],
+/// A GPU gives four figures, each as soon as it is there, or one reason.
+fn on_gpu(index: u32) -> Vec<Trial> {
+    let opened: Arc<OnceLock<Result<gpu::Check, String>>> = Arc::default();
+    let trial = |what: &str, part: gpu::Part, scale: f64, unit: &'static str| -> Trial {
+        let (name, opened) = (format!("GPU {index}: {what}"), opened.clone());
+        let figured = name.clone();
+        let work = move || match opened.get_or_init(|| gpu::Check::open(index).map_err(said)) {
+            Ok(gpu) => vec![figure(figured, gpu.run(part).map(|value| value * scale), unit)],
+            Err(why) if part == gpu::Part::Copy => vec![figure(figured, Err(why.clone()), "")],
+            // That has been told.
+            Err(_) => Vec::new(),
+        };
+        (name, Box::new(work))
     };
-    (name("copy, multiply, train, all-reduce"), Box::new(work))
+    vec![
+        trial("copy memory", gpu::Part::Copy, 1e-9, "GB/s"),
+        trial("multiply matrices", gpu::Part::Multiply, 1e-9, "GFLOP/s"),
+        trial("train a small network against the CPU", gpu::Part::Train, 1e3, "ms a step"),
+        trial("all-reduce of 1 rank through NCCL", gpu::Part::AllReduce, 1e3, "ms"),
+    ]
 }
 
 /// A sum of two ranks on two GPUs; of one GPU, that there is none.
@@ -93,4 +104,17 @@ fn between(gpus: &[u32]) -> Option<Trial> {
         }
     };
     Some(trial)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_told_once() {
+        // More than any machine has.
+        let told: Vec<Check> = on_gpu(4096).into_iter().flat_map(|(_, work)| work()).collect();
+        let [Check { name, ok: false, value: None, problem, .. }] = &told[..] else { panic!("{told:?}") };
+        assert!(name == "GPU 4096: copy memory" && !problem.is_empty(), "{told:?}");
+    }
 }

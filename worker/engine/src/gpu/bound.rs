@@ -1,5 +1,11 @@
 //! NVIDIA's libraries as cudarc calls them. It asks the system's loader for each by names of its own: what it gets has to be
 //! what was found, or versions would be told, and bits promised, of a library that computes nothing.
+//!
+//! It takes what they answer for a Rust `enum` of the answers that CUDA 13.0 and cuDNN 9.21 have. A newer library that answers
+//! with a new one makes that undefined behaviour before anybody here sees it. That cannot be mended without bindings of our own
+//! in place of cudarc's, on which its memory, streams and launches are built. What can be is: of an answer nothing is made but
+//! comparisons with known ones and a number, and its name is asked of the library ([`Library::answer`]); cuDNN's lists of
+//! algorithms, which it writes into our memory, are read as numbers.
 
 use std::ffi::c_void;
 

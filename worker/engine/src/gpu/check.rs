@@ -13,7 +13,7 @@ use cudarc::{
 use nccl_rs::{Communicator, Nccl, NcclError, Options, UniqueId};
 use nvlib::Library;
 
-use super::{Checked, Device, bound, step};
+use super::{Device, Fault, Part, bound, step};
 use crate::{Error, Result};
 
 /// Elements that are copied.
@@ -25,15 +25,36 @@ const TIMES: u32 = 10;
 /// How long NCCL may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Copies, multiplies, trains and adds up on a GPU.
-///
-/// # Errors
-/// There is no such GPU, or it does not copy. That a library is missing is a part of the answer.
-pub fn check(index: u32) -> Result<Checked> {
-    guarded(index, on)
+/// A GPU that is tried, part by part.
+pub struct Check {
+    index: u32,
+    stream: Arc<CudaStream>,
 }
 
-/// The part of it by which a node decides whether it offers a GPU: a small step of training.
+impl Check {
+    /// Of the GPU of a number.
+    ///
+    /// # Errors
+    /// There is no such GPU.
+    pub fn open(index: u32) -> Result<Self> {
+        guarded(index, opened).map(|stream| Self { index, stream })
+    }
+
+    /// What a part comes to.
+    ///
+    /// # Errors
+    /// Why it comes to nothing, in words. That a library is missing is such a reason.
+    pub fn run(&self, which: Part) -> Result<f64, String> {
+        part(|| match which {
+            Part::Copy => copy(&self.stream).map_err(refused),
+            Part::Multiply => multiply(&self.stream),
+            Part::Train => train(self.index),
+            Part::AllReduce => sum(&self.stream, (0, 1), &named()?),
+        })
+    }
+}
+
+/// That by which a node decides whether it offers a GPU: a small step of training.
 ///
 /// # Errors
 /// A rank could not train there.
@@ -48,7 +69,6 @@ pub fn works(index: u32) -> Result<()> {
 pub fn between(pair: [u32; 2]) -> Result<f64, String> {
     part(|| {
         Library::Driver.open().map_err(|e| e.to_string())?;
-        let opened = |index: u32| CudaContext::new(index as usize).and_then(|c| c.new_stream()).map_err(refused);
         let streams = [opened(pair[0])?, opened(pair[1])?];
         let id = &named()?;
         let outcomes = std::thread::scope(|scope| {
@@ -76,19 +96,13 @@ fn guarded<T>(index: u32, work: fn(u32) -> Result<T, String>) -> Result<T> {
     done.map_err(|cause| Error::Gpu { number: index, cause })
 }
 
-fn on(index: u32) -> Result<Checked, String> {
-    let stream = CudaContext::new(index as usize).and_then(|c| c.new_stream()).map_err(refused)?;
-    Ok(Checked {
-        copy: copy(&stream).map_err(refused)?,
-        multiply: part(|| multiply(&stream)),
-        train: part(|| train(index)),
-        all_reduce: part(|| sum(&stream, (0, 1), &named()?)),
-    })
+fn opened(index: u32) -> Result<Arc<CudaStream>, String> {
+    CudaContext::new(index as usize).and_then(|context| context.new_stream()).map_err(refused)
 }
 
 /// What the driver refuses.
 fn refused(e: DriverError) -> String {
-    format!("the driver answers {:?}", e.0)
+    Fault::from(e).to_string()
 }
 
 /// A part that may fail by itself, also where a library lacks a function.
@@ -124,7 +138,7 @@ fn copy(stream: &Arc<CudaStream>) -> Result<f64, DriverError> {
 #[expect(unsafe_code, reason = "cuBLAS takes sizes on trust")]
 fn multiply(stream: &Arc<CudaStream>) -> Result<f64, String> {
     bound::open(Library::Cublas).map_err(|e| e.to_string())?;
-    let failed = |e: CublasError| format!("cuBLAS: {e:?}");
+    let failed = |e: CublasError| Fault::from(e).to_string();
     let blas = CudaBlas::new(stream.clone()).map_err(failed)?;
     let ones = stream.clone_htod(&vec![1.0f32; SIDE * SIDE]).map_err(refused)?;
     let mut product = stream.alloc_zeros::<f32>(SIDE * SIDE).map_err(refused)?;

@@ -23,14 +23,18 @@ use super::{
     blas::Blas,
     bound,
     dnn::Dnn,
-    kernels::{Source, compiled},
+    kernels::{Source, compiled, compiled_anew},
     ops::Spans,
     tables::Tables,
 };
 
 /// A GPU and one stream on it: whatever is asked of it happens in the order of the asking.
 ///
-/// cudarc keeps events beside each array, so that one may also be used on another stream, as by `nccl-rs`.
+/// Two kinds of streams are beside it: those on which batches go up ahead ([`Device::staging_aside`]), and the one of `nccl-rs`.
+/// cudarc would keep two events beside each array, and each operation would wait for those of all that it reads and record those
+/// of all that it touches, so that any array may be used on any stream. It is told not to: what crosses streams says so, and
+/// nothing else does. [`Device::adopt`] takes over what went up ahead, `Span` lends a run of an array to another stream, and
+/// `Array::after` takes it back. An array is given back on the stream that it is of.
 pub struct Device {
     stream: Arc<CudaStream>,
     capability: (i32, i32),
@@ -65,8 +69,11 @@ impl Device {
         opened.unwrap_or_else(|_| Err(Fault::Driver("that it lacks a function: it is too old".into())))
     }
 
+    #[expect(unsafe_code, reason = "streams are put in order by hand")]
     fn on(index: u32) -> Result<Self, Fault> {
         let context = CudaContext::new(index as usize)?;
+        // SAFETY: whatever uses an array on another stream than its own waits for it, and is waited for, as is said above.
+        unsafe { context.disable_event_tracking() };
         keep_memory(&context)?;
         let capability = context.compute_capability()?;
         let stream = context.new_stream()?;
@@ -207,12 +214,31 @@ impl Device {
         self.staging_on(self.stream.clone(), count)
     }
 
-    /// The same with a stream of its own: what goes up waits for nothing that the GPU is doing, and who uses it waits for it.
+    /// The same with a stream of its own: what goes up waits for nothing that the GPU is doing. It is of that stream, and no
+    /// operation's to use before [`Device::adopt`] has taken it over.
     ///
     /// # Errors
     /// As [`Device::staging`].
     pub fn staging_aside(&self, count: usize) -> Result<Staging, Fault> {
         self.staging_on(self.stream.context().new_stream()?, count)
+    }
+
+    /// Takes over numbers of another stream: whatever is asked for from now on waits until they are there, and they are given
+    /// back behind all that reads them. Those of its own are as they were.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    #[expect(unsafe_code, reason = "memory changes its stream")]
+    pub fn adopt(&self, array: Array) -> Result<Array, Fault> {
+        let (shape, count) = (array.shape().to_vec(), array.count());
+        let from = array.data.stream().clone();
+        if from == self.stream {
+            return Ok(array);
+        }
+        self.stream.join(&from)?;
+        // SAFETY: so many numbers, which nobody else has, and which were written on a stream that this one waits for.
+        let data = unsafe { self.stream.upgrade_device_ptr(array.data.leak(), count) };
+        Ok(Array::new(data, &shape))
     }
 
     #[expect(unsafe_code, reason = "the driver gives memory that holds anything")]
@@ -234,9 +260,13 @@ impl Device {
         let module = match loaded.modules.get(&source) {
             Some(module) => module.clone(),
             None => {
-                let cubin = compiled(source, self.capability)?;
                 let context = self.stream.context();
-                let module = self.afford(|| Ok(context.load_module(Ptx::from_binary(cubin.to_vec()))?))?;
+                let load =
+                    |cubin: Arc<Vec<u8>>| self.afford(|| Ok(context.load_module(Ptx::from_binary(cubin.to_vec()))?));
+                let module = match load(compiled(source, self.capability)?) {
+                    Err(Fault::Driver(_)) => load(compiled_anew(source, self.capability)?)?,
+                    taken => taken?,
+                };
                 loaded.modules.insert(source, module.clone());
                 module
             }

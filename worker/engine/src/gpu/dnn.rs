@@ -2,9 +2,10 @@
 //!
 //! An algorithm is chosen once for each shape, from cuDNN's own list in its own order, by what it says of it: that it gives
 //! the same bits each time, and takes no more scratch memory than [`WORKSPACE`]. Then come those that NVIDIA's documentation
-//! calls deterministic, listed or not. The first one that cuDNN does not refuse to run is taken, never the first one by a
-//! stopwatch. The list's word on arithmetic counts for nothing: the descriptor allows f32 no tensor core, and bf16 nothing that
-//! it would have to be made into on the way. TF32 it allows, and does not demand: where cuDNN sees no use in it, f32 stays f32.
+//! calls deterministic, listed or not. The first one that cuDNN does not refuse to run is taken, whatever the reason of a
+//! refusal, never the first one by a stopwatch. The list's word on arithmetic counts for nothing: the descriptor allows f32 no
+//! tensor core, and bf16 nothing that it would have to be made into on the way. TF32 it allows, and does not demand: where cuDNN
+//! sees no use in it, f32 stays f32.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -15,7 +16,10 @@ use std::{
 use cudarc::{
     cudnn::{
         result::{self, CudnnError},
-        sys,
+        sys::{
+            self, cudnnConvolutionBwdDataAlgo_t as Inputs, cudnnConvolutionBwdFilterAlgo_t as Weights,
+            cudnnConvolutionFwdAlgo_t as Outputs,
+        },
     },
     driver::CudaStream,
 };
@@ -78,9 +82,9 @@ pub(in crate::gpu) enum Of {
 /// An algorithm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gpu) enum Algorithm {
-    Outputs(sys::cudnnConvolutionFwdAlgo_t),
-    Inputs(sys::cudnnConvolutionBwdDataAlgo_t),
-    Weights(sys::cudnnConvolutionBwdFilterAlgo_t),
+    Outputs(Outputs),
+    Inputs(Inputs),
+    Weights(Weights),
 }
 
 /// A handle on one stream, and what was chosen.
@@ -97,6 +101,8 @@ pub(in crate::gpu) struct Chosen {
     /// An algorithm that has done it, or those that may, the best one first, or none; with the bytes of scratch memory that each
     /// needs.
     pub offers: Vec<(Algorithm, usize)>,
+    /// Whether that is one that has done it, or none for good: from then on nothing else is tried, which would make other bits.
+    pub settled: bool,
 }
 
 #[expect(unsafe_code, reason = "a handle may be used from any one thread at a time")]
@@ -175,31 +181,82 @@ fn countable(of: [usize; 4]) -> Result<(), Fault> {
     }
 }
 
-/// Whether another algorithm may do what this one was refused for.
-pub(in crate::gpu) fn is_unsupported(error: CudnnError) -> bool {
-    // Newer versions have several of them.
-    format!("{:?}", error.0).starts_with("CUDNN_STATUS_NOT_SUPPORTED")
+/// Whether another algorithm may do what one was refused for. Where memory was short it may not: which one is taken, and with
+/// it the result, would depend on what else is on the GPU.
+pub(in crate::gpu) fn may_be_another(error: CudnnError) -> bool {
+    let short = [
+        sys::cudnnStatus_t::CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED,
+        sys::cudnnStatus_t::CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED,
+    ];
+    // Newer versions may have more of them.
+    !short.contains(&error.0) && !Library::Cudnn.answer(error.0 as c_int).contains("ALLOC")
 }
 
 /// How many entries a list has, if the library made it: it may know of none, and yet have the algorithm.
 fn listed(answer: Result<(), CudnnError>, count: c_int) -> Result<usize, CudnnError> {
     match answer {
         Ok(()) => Ok(usize::try_from(count).unwrap_or(0).min(LISTED)),
-        Err(e) if is_unsupported(e) => Ok(0),
+        Err(e) if may_be_another(e) => Ok(0),
         Err(e) => Err(e),
     }
 }
 
+/// An entry of a list of algorithms, as cuDNN writes it. What a newer version says of one is a number, whatever it means.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+#[expect(dead_code, reason = "the layout is cuDNN's")]
+struct Listing {
+    algorithm: c_int,
+    status: c_int,
+    time: f32,
+    memory: usize,
+    determinism: c_int,
+    arithmetic: c_int,
+    reserved: [c_int; 3],
+}
+
+const _: () = assert!(size_of::<Listing>() == size_of::<sys::cudnnConvolutionFwdAlgoPerf_t>());
+
+/// The algorithms that there are; one of another number cannot be asked for.
+const OUTPUTS: [Outputs; 8] = [
+    Outputs::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM,
+    Outputs::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM,
+    Outputs::CUDNN_CONVOLUTION_FWD_ALGO_GEMM,
+    Outputs::CUDNN_CONVOLUTION_FWD_ALGO_DIRECT,
+    Outputs::CUDNN_CONVOLUTION_FWD_ALGO_FFT,
+    Outputs::CUDNN_CONVOLUTION_FWD_ALGO_FFT_TILING,
+    Outputs::CUDNN_CONVOLUTION_FWD_ALGO_WINOGRAD,
+    Outputs::CUDNN_CONVOLUTION_FWD_ALGO_WINOGRAD_NONFUSED,
+];
+const INPUTS: [Inputs; 6] = [
+    Inputs::CUDNN_CONVOLUTION_BWD_DATA_ALGO_0,
+    Inputs::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1,
+    Inputs::CUDNN_CONVOLUTION_BWD_DATA_ALGO_FFT,
+    Inputs::CUDNN_CONVOLUTION_BWD_DATA_ALGO_FFT_TILING,
+    Inputs::CUDNN_CONVOLUTION_BWD_DATA_ALGO_WINOGRAD,
+    Inputs::CUDNN_CONVOLUTION_BWD_DATA_ALGO_WINOGRAD_NONFUSED,
+];
+const WEIGHTS: [Weights; 7] = [
+    Weights::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_0,
+    Weights::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1,
+    Weights::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_FFT,
+    Weights::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_3,
+    Weights::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_WINOGRAD,
+    Weights::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_WINOGRAD_NONFUSED,
+    Weights::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_FFT_TILING,
+];
+
 /// Those of a list that always give the same bits, in the memory that there is, and then some others. The list also has entries
 /// of other settings than the descriptors', so what one needs, and whether it can be had, is asked once more with just these.
 macro_rules! exact {
-    ($list:expr, $others:expr, $kind:expr, $needs:expr) => {{
+    ($list:expr, $known:expr, $others:expr, $kind:expr, $needs:expr) => {{
         let good = $list.iter().filter(|a| {
-            a.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
-                && a.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC
+            a.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS as c_int
+                && a.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC as c_int
         });
+        let named = good.filter_map(|a| $known.into_iter().find(|known| *known as c_int == a.algorithm));
         let mut all: Vec<(Algorithm, usize)> = Vec::new();
-        for algorithm in good.map(|a| a.algo).chain($others) {
+        for algorithm in named.chain($others) {
             let memory = $needs(algorithm).ok().filter(|memory| *memory <= WORKSPACE);
             if let Some(memory) = memory
                 && all.iter().all(|(known, _)| *known != $kind(algorithm))
@@ -241,51 +298,41 @@ impl Chosen {
     fn new(handle: sys::cudnnHandle_t, of: Of, plan: &Plan) -> Result<Self, Fault> {
         let described = Described::of(plan)?;
         let offers = Self::offers(handle, of, &described)?;
-        Ok(Self { described, offers })
+        Ok(Self { described, offers, settled: false })
     }
 
     #[expect(unsafe_code, reason = "calls cuDNN")]
     fn offers(handle: sys::cudnnHandle_t, of: Of, d: &Described) -> Result<Vec<(Algorithm, usize)>, CudnnError> {
-        use sys::{
-            cudnnConvolutionBwdDataAlgo_t as Inputs, cudnnConvolutionBwdFilterAlgo_t as Weights,
-            cudnnConvolutionFwdAlgo_t as Outputs,
-        };
-        let (most, mut count) = (LISTED as c_int, 0);
-        // SAFETY: descriptors that live, and lists of that many entries, for which zeros are good values: each of their
-        // enumerations has one.
+        let (most, mut count, mut list) = (LISTED as c_int, 0, [Listing::default(); LISTED]);
+        let at = list.as_mut_ptr();
+        // SAFETY: descriptors that live, and a list of that many entries in the layout of each of the three.
         unsafe {
             Ok(match of {
                 Of::Outputs => {
-                    let mut list = [std::mem::zeroed::<sys::cudnnConvolutionFwdAlgoPerf_t>(); LISTED];
-                    let at = list.as_mut_ptr();
                     let ask = sys::cudnnGetConvolutionForwardAlgorithm_v7;
-                    let answer = ask(handle, d.x, d.w, d.how, d.y, most, &mut count, at).result();
+                    let answer = ask(handle, d.x, d.w, d.how, d.y, most, &mut count, at.cast()).result();
                     let needs = |a| result::get_convolution_forward_workspace_size(handle, d.x, d.w, d.how, d.y, a);
                     let others = [
                         Outputs::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM,
                         Outputs::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM,
                     ];
-                    exact!(list[..listed(answer, count)?], others, Algorithm::Outputs, needs)
+                    exact!(list[..listed(answer, count)?], OUTPUTS, others, Algorithm::Outputs, needs)
                 }
                 Of::Inputs => {
-                    let mut list = [std::mem::zeroed::<sys::cudnnConvolutionBwdDataAlgoPerf_t>(); LISTED];
-                    let at = list.as_mut_ptr();
                     let ask = sys::cudnnGetConvolutionBackwardDataAlgorithm_v7;
-                    let answer = ask(handle, d.w, d.y, d.how, d.x, most, &mut count, at).result();
+                    let answer = ask(handle, d.w, d.y, d.how, d.x, most, &mut count, at.cast()).result();
                     let size = result::get_convolution_backward_data_workspace_size;
                     let needs = |a| size(handle, d.w, d.y, d.how, d.x, a);
                     let others = [Inputs::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1];
-                    exact!(list[..listed(answer, count)?], others, Algorithm::Inputs, needs)
+                    exact!(list[..listed(answer, count)?], INPUTS, others, Algorithm::Inputs, needs)
                 }
                 Of::Weights => {
-                    let mut list = [std::mem::zeroed::<sys::cudnnConvolutionBwdFilterAlgoPerf_t>(); LISTED];
-                    let at = list.as_mut_ptr();
                     let ask = sys::cudnnGetConvolutionBackwardFilterAlgorithm_v7;
-                    let answer = ask(handle, d.x, d.y, d.how, d.w, most, &mut count, at).result();
+                    let answer = ask(handle, d.x, d.y, d.how, d.w, most, &mut count, at.cast()).result();
                     let size = result::get_convolution_backward_filter_workspace_size;
                     let needs = |a| size(handle, d.x, d.y, d.how, d.w, a);
                     let others = [Weights::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1];
-                    exact!(list[..listed(answer, count)?], others, Algorithm::Weights, needs)
+                    exact!(list[..listed(answer, count)?], WEIGHTS, others, Algorithm::Weights, needs)
                 }
             })
         }
@@ -305,12 +352,20 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_not_supported_may_be_done_by_another_algorithm() {
-        let (none, bad) = (sys::cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED, sys::cudnnStatus_t::CUDNN_STATUS_BAD_PARAM);
-        assert!(is_unsupported(CudnnError(none)) && !is_unsupported(CudnnError(bad)));
-        assert_eq!(listed(Ok(()), 5), Ok(5));
-        assert_eq!(listed(Err(CudnnError(none)), 5), Ok(0));
-        assert_eq!(listed(Err(CudnnError(bad)), 5), Err(CudnnError(bad)));
-        assert_eq!([listed(Ok(()), -1), listed(Ok(()), 1 << 20)], [Ok(0), Ok(LISTED)]);
+    fn another_algorithm_may_do_what_one_was_refused_for_unless_memory_was_short() {
+        use sys::cudnnStatus_t::{
+            CUDNN_STATUS_BAD_PARAM as BAD, CUDNN_STATUS_EXECUTION_FAILED as FAILED,
+            CUDNN_STATUS_INTERNAL_ERROR as INTERNAL, CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED as THERE,
+            CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED as HERE, CUDNN_STATUS_NOT_SUPPORTED as NONE,
+        };
+        for refused in [NONE, BAD, INTERNAL, FAILED] {
+            assert!(may_be_another(CudnnError(refused)));
+            assert_eq!(listed(Err(CudnnError(refused)), 5), Ok(0), "others are tried unlisted");
+        }
+        for short in [THERE, HERE] {
+            assert!(!may_be_another(CudnnError(short)));
+            assert_eq!(listed(Err(CudnnError(short)), 5), Err(CudnnError(short)));
+        }
+        assert_eq!([listed(Ok(()), 5), listed(Ok(()), -1), listed(Ok(()), 1 << 20)], [Ok(5), Ok(0), Ok(LISTED)]);
     }
 }

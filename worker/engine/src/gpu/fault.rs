@@ -1,8 +1,10 @@
 //! What can go wrong on a GPU.
 
+use std::ffi::c_int;
+
 use cudarc::{
-    cublas::result::CublasError,
-    cudnn::result::CudnnError,
+    cublas::{result::CublasError, sys::cublasStatus_t},
+    cudnn::{result::CudnnError, sys::cudnnStatus_t},
     driver::{DriverError, sys::CUresult},
 };
 use nvlib::{Elsewhere, Library, Missing};
@@ -87,24 +89,33 @@ impl Fault {
     }
 }
 
+// What an answer is called, its library is asked. It may be newer than the bindings: then no name of theirs is its own, and
+// nothing is made of it but comparisons and a number. (`bound` says more.)
+
 impl From<DriverError> for Fault {
     fn from(error: DriverError) -> Self {
         match error.0 {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => Self::Memory,
-            code => Self::Driver(format!("{code:?}")),
+            code => Self::Driver(Library::Driver.answer(code as c_int)),
         }
     }
 }
 
 impl From<CublasError> for Fault {
     fn from(error: CublasError) -> Self {
-        Self::answered(Library::Cublas, format!("{:?}", error.0))
+        match error.0 {
+            cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED => Self::Memory,
+            code => Self::answered(Library::Cublas, Library::Cublas.answer(code as c_int)),
+        }
     }
 }
 
 impl From<CudnnError> for Fault {
     fn from(error: CudnnError) -> Self {
-        Self::answered(Library::Cudnn, format!("{:?}", error.0))
+        match error.0 {
+            cudnnStatus_t::CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED => Self::Memory,
+            code => Self::answered(Library::Cudnn, Library::Cudnn.answer(code as c_int)),
+        }
     }
 }
 

@@ -19,14 +19,14 @@
 //! # What there is
 //!
 //! * `Device`: a GPU, one stream on it, its memory (a pool, and `Staging` for uploads that nobody waits for), and kernels
-//!   that NVRTC compiles for its compute capability when they are first asked for;
+//!   that NVRTC compiles for its compute capability when they are first asked for, and `keep_kernels` keeps for others;
 //! * `Array`: numbers there, and their shape; `Placed`: one that layers hand on, with its GPU; `Span`: a run of one that is
 //!   lent to another stream;
 //! * `ops`: what layers, optimizers and the ordered tree compute, one function each, over the files of `kernels/`, cuBLAS
 //!   and cuDNN;
 //! * [`Place`]: where a rank computes, the host or a GPU, and which numbers come out there: `fingerprint` is a digest of
 //!   the model, the driver, the versions of cuBLAS, cuDNN and NVRTC, and of what a little of everything comes to;
-//! * `step`, by which a node decides whether it offers a GPU, and `check`, which `tl-worker doctor` prints;
+//! * `step`, by which a node decides whether it offers a GPU, and [`Check`], which `tl-worker doctor` prints;
 //! * `Fault`: what can go wrong. A library that is missing is named.
 //!
 //! # The seam
@@ -57,12 +57,12 @@
 //! # What is known of it
 //!
 //! **None of it has ever run on a GPU.** What was done instead: NVRTC 12.9 and 13.5 take all sixteen files of kernels, for
-//! `sm_70` (13.5: `sm_75`), `sm_80`, `sm_90` and `sm_120`; and tests go through the real bindings over fakes of the driver,
-//! NVRTC, cuBLAS, cuDNN and NCCL (`nvlib::fake`), which compile the same files as C++ and run them thread by thread: every
-//! operation and every layer, forward and backward, against those of `nn`, bit by bit where the order of a sum is the CPU's
-//! (`tests/gpu`), and whole jobs through a coordinator and workers, on one rank and on two, of which one is killed (`gpu_job`
-//! of the end-to-end tests). Where there is a GPU, the same tests use it; the script `tests/gpu/run.sh` brings them there, with
-//! PyTorch beside them.
+//! `sm_70` (13.5: `sm_75`), `sm_80`, `sm_90` and `sm_120`, and 13.0 does for `sm_90`; and tests go through the real bindings over
+//! fakes of the driver, NVRTC, cuBLAS, cuDNN and NCCL (`nvlib::fake`), which compile the same files as C++ and run them thread by
+//! thread: every operation and every layer, forward and backward, against those of `nn`, bit by bit where the order of a sum is
+//! the CPU's (`tests/gpu`), and whole jobs through a coordinator and workers, on one rank and on two, of which one is killed
+//! (`gpu_job` of the end-to-end tests). Where there is a GPU, the same tests use it; the script `tests/gpu/run.sh` brings them
+//! there, with PyTorch beside them.
 //!
 //! What fakes cannot show: races within a warp that no order of whole threads shows; what cuBLAS and cuDNN really answer
 //! (which algorithms are deterministic for channels-last f32, above all); how NCCL ends when a rank is killed, and how long
@@ -123,10 +123,11 @@ pub use self::place::Place;
 #[cfg(feature = "cuda")]
 pub use self::{
     array::Array,
-    check::{between, check, works},
+    check::{Check, between, works},
     device::{Device, Staging},
     fault::Fault,
     fingerprint::fingerprint,
+    kernels::keep_kernels,
     look::look,
     operand::Operand,
     place::OnGpu,
@@ -171,17 +172,17 @@ pub struct Found {
     pub problem: String,
 }
 
-/// How a GPU did.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Checked {
-    /// Bytes a second that it reads and writes when it copies its own memory.
-    pub copy: f64,
-    /// Operations a second of a product of matrices, or why there was none.
-    pub multiply: std::result::Result<f64, String>,
-    /// Seconds for a small step of training, which came to the host's numbers, or why it did not.
-    pub train: std::result::Result<f64, String>,
-    /// Seconds for a sum through NCCL, of one rank, or why there was none.
-    pub all_reduce: std::result::Result<f64, String>,
+/// What a GPU is tried with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Copies within its memory: bytes a second that it reads and writes.
+    Copy,
+    /// A product of matrices: operations a second.
+    Multiply,
+    /// A small step of training, which has to come to the host's numbers: seconds.
+    Train,
+    /// A sum of one rank through NCCL: seconds.
+    AllReduce,
 }
 
 /// This build has no CUDA, and does not look.
@@ -190,13 +191,27 @@ pub fn look() -> Gpus {
     Gpus::default()
 }
 
-/// This build has no CUDA.
-///
-/// # Errors
-/// Always.
+/// This build has no CUDA, and nothing to try.
 #[cfg(not(feature = "cuda"))]
-pub fn check(_: u32) -> crate::Result<Checked> {
-    Err(no_cuda())
+pub enum Check {}
+
+#[cfg(not(feature = "cuda"))]
+impl Check {
+    /// This build has no CUDA.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn open(_: u32) -> crate::Result<Self> {
+        Err(no_cuda())
+    }
+
+    /// Nobody has one to call this on.
+    ///
+    /// # Errors
+    /// None.
+    pub fn run(&self, _: Part) -> std::result::Result<f64, String> {
+        match *self {}
+    }
 }
 
 /// This build has no CUDA.
@@ -216,6 +231,10 @@ pub fn between(_: [u32; 2]) -> std::result::Result<f64, String> {
 pub fn works(_: u32) -> crate::Result<()> {
     Err(no_cuda())
 }
+
+/// This build has no CUDA, and compiles nothing for it.
+#[cfg(not(feature = "cuda"))]
+pub fn keep_kernels(_: &std::path::Path) {}
 
 #[cfg(not(feature = "cuda"))]
 fn no_cuda() -> crate::Error {

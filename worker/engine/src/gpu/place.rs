@@ -140,8 +140,7 @@ pub struct OnGpu {
     numbers: [u8; 32],
     /// Memory of the host's that it reads by itself; what was used longest ago comes first.
     staging: Mutex<VecDeque<Staging>>,
-    /// The same for what goes up before it is asked for. Each has a stream: memory is given back on the one that it came
-    /// from, behind all that reads it, and what comes next must not wait for that.
+    /// The same for what goes up before it is asked for. Each has a stream, on which it is given back if nobody asks for it.
     aside: Mutex<VecDeque<Staging>>,
     ahead: Arc<Ahead>,
 }
@@ -172,7 +171,9 @@ impl OnGpu {
 
     /// What was sent up of a tensor before it was asked for, if it was.
     pub(crate) fn arrived(&self, tensor: &Tensor) -> Option<Placed> {
-        self.ahead.take(tensor.id())
+        let sent = self.ahead.take(tensor.id())?;
+        // Where it cannot be waited for it is sent up anew, or whoever does that is told.
+        self.device.adopt(sent.into_array().ok()?).ok().map(|array| Placed::new(self.device.clone(), array))
     }
 
     /// How many tensors went up that nobody has asked for.

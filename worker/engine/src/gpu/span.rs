@@ -8,9 +8,9 @@ use super::{Array, Device, Fault};
 
 /// A run of an array that another stream works on.
 ///
-/// cudarc has one pair of events for all of an array: with them, a part that is written on the array's own stream would wait
-/// for what another stream does with another part. A span knows of no events. Who makes one has said in what order things
-/// happen, and says with [`Array::after`] when the array may be used again.
+/// Nothing keeps the two streams in order but what is said here: the other one begins when the array's own has come so far, and
+/// goes on beside it, also while other parts are written. Who makes a span has said in what order things happen, and says with
+/// [`Array::after`] when the array may be used again.
 pub(crate) struct Span<'a> {
     pointer: CUdeviceptr,
     len: usize,

@@ -14,6 +14,7 @@ mod flat;
 mod fours;
 mod image_layers;
 mod images;
+mod kept;
 mod layers;
 mod memory;
 mod nccl;
@@ -25,6 +26,7 @@ mod pools;
 mod sequences;
 mod stay;
 mod step;
+mod streams;
 mod teaching;
 mod text;
 mod tf32;
@@ -67,6 +69,7 @@ fn open() -> Option<Device> {
     }
 }
 
+/// To `tests/gpu/run.sh` this says that nothing was tried. A test that is left out by itself says so in other words.
 fn skip(why: &str) -> Option<Device> {
     eprintln!("skipped: {why}");
     None

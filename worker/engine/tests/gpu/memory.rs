@@ -12,8 +12,8 @@ fn what_goes_up_comes_down_also_through_memory_that_is_used_again() {
     let Some(device) = device() else { return };
     let (a, b) = (numbers(1, 100), numbers(2, 60));
     let sent = |mut staging: Staging| {
-        let first = staging.upload(&a, &[10, 10]).unwrap();
-        let second = staging.upload(&b, &[6, 10]).unwrap();
+        let first = device.adopt(staging.upload(&a, &[10, 10]).unwrap()).unwrap();
+        let second = device.adopt(staging.upload(&b, &[6, 10]).unwrap()).unwrap();
         same(device, &first, &a);
         same(device, &second, &b);
         assert!(staging.upload(&numbers(3, 101), &[101]).is_err());

@@ -22,7 +22,13 @@ int cuDeviceTotalMem_v2(size_t *bytes, int d) { (void)d; *bytes = memory(); retu
 int cuDeviceGetUuid_v2(unsigned char *uuid, int d) { memset(uuid, d, 16); return OK; }
 // 16 multiprocessors, 75 and 76 compute capability; no memory pools.
 int cuDeviceGetAttribute(int *v, int a, int d) { (void)d; *v = a == 16 ? 132 : a == 75 ? 9 : 0; return OK; }
-int cuGetErrorName(int code, const char **s) { *s = code == 100 ? "CUDA_ERROR_NO_DEVICE" : "CUDA_ERROR_FAKE"; return OK; }
+int cuGetErrorName(int code, const char **s) {
+  *s = code == 2     ? "CUDA_ERROR_OUT_OF_MEMORY"
+       : code == 100 ? "CUDA_ERROR_NO_DEVICE"
+       : code == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS"
+                     : "CUDA_ERROR_FAKE";
+  return OK;
+}
 int cuGetErrorString(int code, const char **s) { return cuGetErrorName(code, s); }
 
 int cuDevicePrimaryCtxRetain(void **c, int d) { (void)d; *c = handle(); return OK; }
@@ -30,15 +36,24 @@ int cuDevicePrimaryCtxRelease_v2(int d) { (void)d; return OK; }
 int cuCtxGetCurrent(void **c) { *c = NULL; return OK; }
 int cuCtxSetCurrent(void *c) { (void)c; return OK; }
 int cuCtxSynchronize(void) { return OK; }
-int cuStreamCreate(void **s, unsigned f) { (void)f; *s = handle(); return OK; }
-int cuStreamDestroy_v2(void *s) { (void)s; return OK; }
-int cuStreamSynchronize(void *s) { (void)s; return OK; }
-int cuStreamWaitEvent(void *s, void *e, unsigned f) { (void)s; (void)e; (void)f; return OK; }
-int cuEventCreate(void **e, unsigned f) { (void)f; *e = handle(); return OK; }
-int cuEventRecord(void *e, void *s) { (void)e; (void)s; return OK; }
+// Streams and events do nothing, but for what a thread may be asked of its own: how many events it has recorded, how often a
+// stream was told to wait for another one, and which stream it has waited for last.
+static __thread uint64_t recorded, crossed, synchronized;
+void fake_streams(uint64_t *told) { told[0] = recorded; told[1] = crossed; told[2] = synchronized; }
+int cuStreamCreate(void **s, unsigned f) { (void)f; *s = malloc(1); return OK; }
+int cuStreamDestroy_v2(void *s) { free(s); return OK; }
+int cuStreamSynchronize(void *s) { synchronized = (uint64_t)(uintptr_t)s; return OK; }
+int cuEventCreate(void **e, unsigned f) { (void)f; *e = calloc(1, sizeof(void *)); return OK; }
+int cuEventRecord(void *e, void *s) { *(void **)e = s; recorded++; return OK; }
 int cuEventQuery(void *e) { (void)e; return OK; }
 int cuEventSynchronize(void *e) { (void)e; return OK; }
-int cuEventDestroy_v2(void *e) { (void)e; return OK; }
+int cuEventDestroy_v2(void *e) { free(e); return OK; }
+int cuStreamWaitEvent(void *s, void *e, unsigned f) {
+  (void)f;
+  void *on = *(void **)e;
+  if (on && on != s) crossed++;
+  return OK;
+}
 // A thread may be told that after so many arrays more it finds no room for so many.
 static __thread uint64_t more = UINT64_MAX, refused;
 void fake_full(uint64_t after, uint64_t times) { more = after; refused = times; }

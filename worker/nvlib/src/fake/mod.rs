@@ -13,10 +13,11 @@ use crate::Library;
 pub const GPU: &str = "Fake GPU";
 
 const SOURCES: [(&str, &str); 2] = [("libcuda.so.1", include_str!("cuda.c")), ("libnccl.so.2", include_str!("nccl.c"))];
-const COMPUTING: [(&str, &str); 5] = [
+const COMPUTING: [(&str, &str); 6] = [
     ("libcuda.so.1", include_str!("cuda.c")),
     ("libnccl.so.2", include_str!("nccl.c")),
     ("libnvrtc.so.13", include_str!("nvrtc.c")),
+    ("libnvrtc-builtins.so.13.0", include_str!("builtins.c")),
     ("libcublas.so.13", include_str!("cublas.c")),
     ("libcudnn.so.9", include_str!("cudnn.c")),
 ];
@@ -59,6 +60,30 @@ pub fn full(after: u64, times: u64) -> Option<()> {
     // SAFETY: it writes numbers of this thread.
     unsafe { full(after, times) };
     Some(())
+}
+
+/// What a thread has done with streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Streams {
+    /// Events that it has recorded.
+    pub recorded: u64,
+    /// How often it has told a stream to wait for what another one had been asked for.
+    pub crossed: u64,
+    /// The stream that it has waited for last, by some number.
+    pub synchronized: u64,
+}
+
+/// What this thread has done with streams, where the driver that is open is the one from here.
+#[expect(unsafe_code, reason = "calls the driver")]
+pub fn streams() -> Option<Streams> {
+    let driver = Library::Driver.open().ok()?;
+    // SAFETY: that is its type in `cuda.c`, and no other driver has a function of that name.
+    let tell = unsafe { driver.function::<unsafe extern "C" fn(*mut [u64; 3])>("fake_streams") }.ok()?;
+    let mut told = [0; 3];
+    // SAFETY: it writes three numbers.
+    unsafe { tell(&raw mut told) };
+    let [recorded, crossed, synchronized] = told;
+    Some(Streams { recorded, crossed, synchronized })
 }
 
 fn compile(dir: &Path, sources: &[(&str, &str)]) -> io::Result<()> {

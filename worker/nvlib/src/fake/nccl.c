@@ -179,6 +179,9 @@ static void *attend(void *arg) {
 }
 static int begin(Comm *c, Op op) {
   pthread_t t; pthread_mutex_lock(&lock);
+  // One that has failed answers every call with what it has failed with.
+  int state = c->state;
+  if (state != SUCCESS && state != IN_PROGRESS) { pthread_mutex_unlock(&lock); return state; }
   c->op = op; c->state = IN_PROGRESS;
   if (folder()) leave(c);
   pthread_create(&t, NULL, attend, c); pthread_detach(t);

@@ -1,9 +1,11 @@
 //! The files of kernels, and what NVRTC makes of them. They are compiled on the machine that has the GPU, once for each
 //! compute capability of it, when the first kernel of a file is asked for.
 
+mod kept;
+
 use std::{
     collections::BTreeMap,
-    ffi::{CStr, CString},
+    ffi::{CStr, CString, c_int},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -13,7 +15,10 @@ use cudarc::nvrtc::{
 };
 use nvlib::Library;
 
+use self::kept::Kept;
 use super::{Fault, bound};
+
+pub use self::kept::keep_kernels;
 
 /// Stands before each file, in this order.
 const SHARED: [&str; 3] = [include_str!("common.cuh"), include_str!("math.cuh"), include_str!("philox.cuh")];
@@ -65,36 +70,63 @@ sources! {
 /// A file for a compute capability, as the driver takes it.
 type Cubins = BTreeMap<(Source, (i32, i32)), Arc<Vec<u8>>>;
 
-/// A file, compiled for a compute capability.
+/// A file, compiled for a compute capability, by this process or one before it.
 ///
 /// # Errors
 /// NVRTC is not there, or does not know the GPU.
 pub(in crate::gpu) fn compiled(source: Source, capability: (i32, i32)) -> Result<Arc<Vec<u8>>, Fault> {
+    cubin(source, capability, false)
+}
+
+/// The same, compiled now: the driver refuses what there was.
+///
+/// # Errors
+/// As [`compiled`].
+pub(in crate::gpu) fn compiled_anew(source: Source, capability: (i32, i32)) -> Result<Arc<Vec<u8>>, Fault> {
+    cubin(source, capability, true)
+}
+
+fn cubin(source: Source, capability: (i32, i32), anew: bool) -> Result<Arc<Vec<u8>>, Fault> {
     static KNOWN: Mutex<Cubins> = Mutex::new(BTreeMap::new());
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(cubin) = known.get(&(source, capability)) {
+    if let Some(cubin) = known.get(&(source, capability)).filter(|_| !anew) {
         return Ok(cubin.clone());
     }
-    let cubin = Arc::new(compile(source, capability)?);
+    bound::open(Library::Nvrtc)?;
+    let text = SHARED.concat() + source.text();
+    let options = options(capability);
+    let kept = Kept::of(&text, &options, Library::Nvrtc.open()?);
+    let cubin = match kept.as_ref().filter(|_| !anew).and_then(Kept::read) {
+        Some(cubin) => cubin,
+        None => {
+            let made = compile(source, text, &options, capability)?;
+            kept.iter().for_each(|kept| kept.write(&made));
+            made
+        }
+    };
+    let cubin = Arc::new(cubin);
     known.insert((source, capability), cubin.clone());
     Ok(cubin)
 }
 
 /// Machine code for just that GPU: intermediate code of a newer NVRTC than the driver would not load.
+fn options((major, minor): (i32, i32)) -> [String; 3] {
+    [format!("--gpu-architecture=sm_{major}{minor}"), "--fmad=false".into(), "--std=c++17".into()]
+}
+
 #[expect(unsafe_code, reason = "calls the compiler")]
-fn compile(source: Source, (major, minor): (i32, i32)) -> Result<Vec<u8>, Fault> {
-    bound::open(Library::Nvrtc)?;
-    let refused = |e: NvrtcError| Fault::Refused { library: Library::Nvrtc, answer: format!("{:?}", e.0) };
-    let text = SHARED.concat() + source.text();
+fn compile(source: Source, text: String, options: &[String], capability: (i32, i32)) -> Result<Vec<u8>, Fault> {
+    let answered = |e: NvrtcError| Library::Nvrtc.answer(e.0 as c_int);
+    let refused = |e: NvrtcError| Fault::Refused { library: Library::Nvrtc, answer: answered(e) };
     let text = CString::new(text).map_err(|_| Fault::shape("a file of kernels holds a zero"))?;
     let program = Program(result::create_program(&text, None).map_err(refused)?);
-    let options = [format!("--gpu-architecture=sm_{major}{minor}"), "--fmad=false".into(), "--std=c++17".into()];
     // SAFETY: the program lives, and so does its text.
-    if unsafe { result::compile_program(program.0, &options) }.is_err() {
+    if unsafe { result::compile_program(program.0, options) }.is_err() {
         // SAFETY: as above.
         let log = unsafe { result::get_program_log(program.0) }.map_err(refused)?;
         let bytes: Vec<u8> = log.iter().map(|c| *c as u8).collect();
         let log = CStr::from_bytes_until_nul(&bytes).map(|l| l.to_string_lossy().trim().to_owned()).unwrap_or_default();
+        let (major, minor) = capability;
         return Err(Fault::Compiler { file: source.file(), capability: format!("{major}.{minor}"), log });
     }
     let mut size = 0;

@@ -5,8 +5,8 @@
 //!
 //! Of bf16 it gives bf16 and nothing else. That is what outputs and gradients of inputs are, but not what a gradient of weights
 //! is, nor a sum to which a bias is to be added: these are products of windows ([`Patches`]), which are f32. What it does not
-//! have of bf16 it makes of the same numbers in f32, and what it does not have of these a product of windows makes, too, but for
-//! gradients of inputs.
+//! have of bf16 it makes of the same numbers in f32, and what it does not have of these a product of windows makes, too; but not
+//! where channels come in groups.
 
 use std::ffi::c_void;
 
@@ -15,10 +15,10 @@ use cudarc::{
     driver::{DevicePtr, DevicePtrMut},
 };
 
-use super::{Element, Math, Patches, add_into, round_bf16, turn};
+use super::{Element, Math, Patches, add_into, fold, round_bf16, turn};
 use crate::gpu::{
     Array, Device, Fault,
-    dnn::{Algorithm, Chosen, Of, Plan, is_unsupported},
+    dnn::{Algorithm, Chosen, Of, Plan, may_be_another},
 };
 
 /// Bytes that windows take where a convolution is a product of them.
@@ -88,7 +88,7 @@ fn run<T>(
         return Err(Fault::shape("cuDNN was opened and is not there"));
     };
     let h = dnn.handle();
-    let Chosen { described: d, offers } = dnn.prepare(of, plan)?;
+    let Chosen { described: d, offers, settled } = dnn.prepare(of, plan)?;
     let (one, zero) = (1.0f32, 0.0f32);
     let (one, zero) = ((&raw const one).cast::<c_void>(), (&raw const zero).cast::<c_void>());
     while let Some((algorithm, memory)) = offers.first().copied() {
@@ -116,15 +116,26 @@ fn run<T>(
             }
         };
         match done {
-            Err(e) if is_unsupported(e) => {
-                offers.remove(0);
-            }
-            Err(e) => return Err(e.into()),
             Ok(()) => {
-                offers.truncate(1);
+                if !*settled {
+                    tracing::debug!("cuDNN computes {of:?} of {plan:?} by {algorithm:?}");
+                    offers.truncate(1);
+                    *settled = true;
+                }
                 return Ok(());
             }
+            Err(e) if *settled || !may_be_another(e) => return Err(e.into()),
+            Err(e) => {
+                tracing::debug!("cuDNN refuses {of:?} of {plan:?} by {algorithm:?}: {}", Fault::from(e));
+                // An algorithm that has broken the GPU is told, instead of what all others fail with after it.
+                device.synchronize()?;
+                offers.remove(0);
+            }
         }
+    }
+    if !*settled {
+        tracing::debug!("cuDNN has no algorithm for {of:?} of {plan:?}");
+        *settled = true;
     }
     Err(Fault::NoAlgorithm(format!("{of:?} of {plan:?}")))
 }
@@ -199,6 +210,9 @@ pub fn conv_input<'d, T: Element>(
     if lacks(&done) && T::HALF {
         let (dy, weights) = (T::wide(device, dy)?, T::wide(device, weights)?);
         return round_bf16(device, &conv_input(device, &dy, &weights, shape, how)?);
+    }
+    if lacks(&done) && how.groups == 1 {
+        return fold(math, dy, weights, shape, how, ROOM);
     }
     done?;
     T::given(device, dx)

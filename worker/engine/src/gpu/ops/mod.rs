@@ -20,6 +20,7 @@ mod dropout;
 mod element;
 mod elementwise;
 mod embedding;
+mod fold;
 mod frames;
 mod heads;
 mod layer_norm;
@@ -45,6 +46,7 @@ pub use elementwise::{
     gate_back, normalize, scale, scale_channels,
 };
 pub use embedding::{Groups, embed, embed_back};
+pub use fold::fold;
 pub use frames::{Spans, frame, pool_rows, pool_rows_back, unframe};
 pub use heads::{Heads, join_heads, split_heads};
 pub use layer_norm::{Normalised, layer_norm, layer_norm_back};

@@ -1,0 +1,154 @@
+//! What the compiler has made of files of kernels, on disk: of the processes of a machine, which are many, one compiles each.
+//!
+//! A file is named by the digest of all that decides on its bytes: the text, the options, which name the compute capability, and
+//! NVRTC: its version, and its file with its age, since releases that call themselves the same need not compile the same. It is
+//! written aside and ends with a digest of its own. Whatever is wrong with it, or with the disk, the compiler is asked.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    sync::OnceLock,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use nvlib::Opened;
+
+use crate::files;
+
+/// What names the folder of a node's caches where nobody has said it.
+const CACHES: &str = "TL_CACHE";
+/// The folder within, and how the names of files end.
+const FOLDER: &str = "kernels";
+const END: &str = "cubin";
+/// Bytes of all files. Those of one model of GPU and one NVRTC take one million.
+const MOST: u64 = 64 << 20;
+
+static CHOSEN: OnceLock<Option<PathBuf>> = OnceLock::new();
+
+/// Keeps what is compiled below a folder of caches: to be said before the first kernel is asked for. Else it is the one that
+/// `TL_CACHE` names, or nothing is kept.
+pub fn keep_kernels(caches: &Path) {
+    let _ = CHOSEN.set(Some(caches.to_owned()));
+}
+
+/// Where one file lies, or is to lie.
+pub(super) struct Kept {
+    folder: PathBuf,
+    name: String,
+}
+
+impl Kept {
+    /// That of a text, compiled with options by an NVRTC; none where nothing is kept.
+    pub fn of(text: &str, options: &[String], nvrtc: &Opened) -> Option<Self> {
+        let named = || std::env::var_os(CACHES).filter(|folder| !folder.is_empty()).map(PathBuf::from);
+        let caches = CHOSEN.get_or_init(named).as_ref()?;
+        let about = fs::metadata(nvrtc.path()).ok()?;
+        let age = about.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos();
+        let compiler = [nvrtc.version()?, format!("{} {age} {}", about.len(), nvrtc.path().display())];
+        let all = [text].into_iter().chain(options.iter().chain(&compiler).map(String::as_str));
+        Some(Self { folder: caches.join(FOLDER), name: name(all) })
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.join(&self.name)
+    }
+
+    /// What is there, if it is whole.
+    pub fn read(&self) -> Option<Vec<u8>> {
+        let path = self.path();
+        fs::metadata(&path).ok().filter(|about| about.len() <= MOST)?;
+        let cubin = files::unseal(fs::read(&path).ok()?)?;
+        // Its age is when it was last of use.
+        let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        Some(cubin)
+    }
+
+    /// Puts it there, and removes what was not of use for longest where there is too much.
+    pub fn write(&self, cubin: &[u8]) {
+        match files::write_whole(&self.path(), &files::seal(cubin.to_vec())) {
+            Ok(()) => trim(&self.folder, MOST),
+            Err(e) => tracing::debug!("what was compiled for a GPU is not kept: {e}"),
+        }
+    }
+}
+
+fn name<'a>(all: impl Iterator<Item = &'a str>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in all {
+        hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+    }
+    format!("{}.{END}", hasher.finalize().to_hex())
+}
+
+/// Removes files, the oldest first, until they take `most` bytes at most.
+fn trim(folder: &Path, most: u64) {
+    let ours = |path: &PathBuf| {
+        let end = path.extension().unwrap_or_default().to_string_lossy();
+        // Also what a process has left that ended while it wrote.
+        end == END || end.starts_with("aside-")
+    };
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).filter(ours);
+    let mut all: Vec<(SystemTime, u64, PathBuf)> = entries
+        .filter_map(|path| {
+            let about = fs::metadata(&path).ok()?;
+            Some((about.modified().ok()?, about.len(), path))
+        })
+        .collect();
+    all.sort();
+    let mut total: u64 = all.iter().map(|(_, len, _)| len).sum();
+    for (_, len, path) in all {
+        if total <= most {
+            return;
+        }
+        if fs::remove_file(&path).is_ok() {
+            total -= len;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_file_comes_back_whole_or_not_at_all_and_has_a_name_for_all_that_decides_on_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |parts: &[&str]| Kept { folder: dir.path().join(FOLDER), name: name(parts.iter().copied()) };
+        let place = of(&["text", "--sm_90", "13.0"]);
+        assert_eq!(place.read(), None);
+        place.write(b"machine code");
+        assert_eq!(place.read().as_deref(), Some(&b"machine code"[..]));
+        for other in [&["text", "--sm_80", "13.0"], &["text", "--sm_90", "13.1"], &["text--sm_90", "", "13.0"]] {
+            assert_eq!(of(other).read(), None, "{other:?}");
+        }
+        let whole = fs::read(place.path()).unwrap();
+        for damaged in [&whole[..whole.len() - 1], &whole[1..], b""] {
+            fs::write(place.path(), damaged).unwrap();
+            assert_eq!(place.read(), None);
+        }
+        // Where nothing can be written, nothing is kept, and that is all.
+        let blocked = Kept { folder: place.path(), name: name(["text"].into_iter()) };
+        blocked.write(b"machine code");
+        assert_eq!(blocked.read(), None);
+    }
+
+    #[test]
+    fn what_was_not_of_use_for_longest_goes_first_and_what_is_somebody_elses_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = ["a", "b", "c"].map(|text| Kept { folder: dir.path().into(), name: name([text].into_iter()) });
+        let theirs = dir.path().join("notes.txt");
+        fs::write(&theirs, [0; 4096]).unwrap();
+        for (age, place) in [300, 200, 100].into_iter().zip(&places) {
+            place.write(&[7; 68]);
+            let then = SystemTime::now() - Duration::from_secs(age);
+            File::open(place.path()).unwrap().set_modified(then).unwrap();
+        }
+        // Of use just now.
+        assert!(places[0].read().is_some());
+        trim(dir.path(), 200);
+        assert_eq!(places.each_ref().map(|place| place.path().exists()), [true, false, true]);
+        assert!(theirs.exists());
+    }
+}
