@@ -6,18 +6,19 @@ mod linear_probe;
 mod no_teacher;
 mod scratch;
 mod single;
+mod statistics;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{BnMode, BnScope, JobSpec, ModelSection, Ranks, SpecError, StageSection, check::MAX_LABEL};
-use crate::catalog::{Catalog, Entry, entry, nearest_hint};
+use super::{BnMode, BnScope, JobSpec, ModelSection, Params, Ranks, SpecError, StageSection, check::MAX_LABEL};
+use crate::catalog::{Catalog, Entry, METHOD, entry, nearest_hint};
 
 /// A baseline of a job: a name, or a table with a name and what differs from the usual.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "BaselineText")]
 pub struct BaselineSection {
-    /// `scratch`, `linear_probe`, `no_teacher`, `direct` or `single`.
+    /// `scratch`, `linear_probe`, `no_teacher`, `direct`, `statistics` or `single`.
     pub name: String,
     /// What its step is called; its name if nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,8 +120,14 @@ struct Baseline {
 }
 
 /// Every baseline.
-const ALL: &[Baseline] =
-    &[scratch::BASELINE, linear_probe::BASELINE, no_teacher::BASELINE, direct::BASELINE, single::BASELINE];
+const ALL: &[Baseline] = &[
+    scratch::BASELINE,
+    linear_probe::BASELINE,
+    no_teacher::BASELINE,
+    direct::BASELINE,
+    statistics::BASELINE,
+    single::BASELINE,
+];
 
 /// Every baseline as a catalog lists it.
 pub fn baselines() -> Vec<Entry> {
@@ -144,6 +151,16 @@ fn transferred<'a>(name: &str, job: &'a mut JobSpec) -> Result<&'a mut ModelSect
         let message = format!("`{name}` is no baseline of a job that has no `model.weights`: nothing is transferred");
         SpecError::new(message, "set `model.weights`, or leave the baseline out")
     })
+}
+
+/// The same job by the method of its kind that the baseline is called after.
+fn by_method(given: &BaselineSection, job: &mut JobSpec) -> Result<(), SpecError> {
+    if job.objective.get(METHOD).is_some_and(|method| *method == given.name) {
+        let message = format!("the job's method is `{}` itself", given.name);
+        return Err(SpecError::new(message, "choose another `objective.method`, or remove the baseline"));
+    }
+    job.objective = Params::from([(METHOD.to_owned(), given.name.clone().into())]);
+    Ok(())
 }
 
 /// One stage in place of all, of as many epochs: one cycle (`one_cycle`) up to `lr`; 1e-3 where nothing else is said, or
@@ -284,6 +301,20 @@ stage = [
         assert_eq!(direct.objective, [("method".to_owned(), "direct".into())].into());
         assert_eq!((&direct.model, &direct.stage, &direct.data), (&spec.model, &spec.stage, &spec.data));
         assert!(made(&adapt("method = \"direct\""), "\"direct\"").unwrap_err().contains("is `direct` itself"));
+    }
+
+    #[test]
+    fn statistics_are_a_baseline_where_a_batch_norm_learns() {
+        let job = JOB.replace("\"finetune\"", "\"adapt\"").replace("label_smoothing = 0.1", "method = \"coral\"");
+        let by = |job: &str| made(job, "\"statistics\"").map(|made| made.objective["method"].clone());
+        assert_eq!(by(&job), Ok("statistics".into()), "that of the head");
+        let none = job.replace("norm = \"batch\", ", "");
+        let error = by(&none).unwrap_err();
+        assert!(error.contains("no batch-norm learns; `direct` is the same there"), "{error}");
+        let train = none.replace("lr = 1e-3 }", "lr = 1e-3, bn = \"train\" }");
+        assert_eq!(by(&train), Ok("statistics".into()));
+        let itself = job.replace("\"coral\"", "\"statistics\"");
+        assert!(by(&itself).unwrap_err().contains("is `statistics` itself"));
     }
 
     #[test]

@@ -171,6 +171,8 @@ pub struct Objective {
     pub look: fn(&Params) -> Option<Look>,
     /// Whether a step looks at samples of another domain.
     pub looks: fn(&Params) -> bool,
+    /// Whether that changes batch-norms and nothing else: then it is of no use where none learns.
+    pub norms_alone: fn(&Params) -> bool,
     /// Where networks end in an embedding and not in classes: of how many numbers.
     pub dimensions: fn(&Params) -> Option<usize>,
     /// Tensors of its own that it trains with the network; the finished model goes without them.
@@ -203,6 +205,7 @@ const PLAIN: Objective = Objective {
     entry: Entry::default,
     coupled: |_| false,
     looks: |_| false,
+    norms_alone: |_| false,
     dimensions: |_| None,
     features: |_| false,
     averages: |_| false,

@@ -8,7 +8,7 @@ use tl_proto::catalog::{Entry, choice, entry};
 
 use super::{
     super::{nothing_own, ops::product_t},
-    Method,
+    Method, Target,
 };
 use crate::Result;
 
@@ -30,7 +30,7 @@ fn moments(rows: &Tensor) -> Result<(Tensor, Tensor)> {
 
 pub(super) const METHOD: Method = Method {
     entry: describe,
-    looks: true,
+    target: Target::Judged,
     features: true,
     averages: false,
     own: nothing_own,

@@ -15,7 +15,7 @@ objective = { OBJECTIVE }
     stages!("top", r#"["head", "block3"]"#, "0.003")
 );
 
-const METHODS: [&str; 8] = [
+const METHODS: [&str; 9] = [
     "method = \"dann\", hidden = 32",
     "method = \"cdan\", hidden = 32",
     "method = \"mmd\"",
@@ -24,6 +24,7 @@ const METHODS: [&str; 8] = [
     "method = \"mcc\"",
     "method = \"self_training\", threshold = 0.2",
     "method = \"direct\"",
+    "method = \"statistics\"",
 ];
 
 #[test]
@@ -49,6 +50,28 @@ fn every_method_gives_the_same_file_for_any_number_of_ranks() {
             assert!(names.names().iter().all(|n| !n.starts_with("objective")), "{method}");
         }
         assert!(files.insert(wanted.unwrap().0.to_hex().to_string()), "{method} changes nothing");
+    }
+}
+
+/// Where no batch-norm learns, what they change is the rounding of sums at most, and a look at the job says so.
+#[test]
+fn samples_that_only_pass_change_batch_norms_and_nothing_else() {
+    let told = |method: &str, learn: bool| {
+        let mut job = JOB.replace("OBJECTIVE", method);
+        if !learn {
+            job = job.replace(", norm = \"batch\"", "").replace("bn = \"train\"", "bn = \"affine_only\"");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let plan = crate::train::probe::probe(&config(&job, dir.path(), "cache", Vec::new())).unwrap();
+        let warned = plan.warnings.iter().filter(|w| w.contains("change nothing there")).count();
+        let report = train(&job, 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+        (report.evaluation.loss, warned)
+    };
+    for (learn, warnings) in [(false, 2), (true, 0)] {
+        let ((direct, none), (passed, warned)) = (told(METHODS[7], learn), told(METHODS[8], learn));
+        assert_eq!((none, warned), (0, warnings), "one for each stage");
+        let apart = (direct - passed).abs();
+        assert!(if learn { apart > 1e-3 } else { apart < 1e-4 }, "{learn}: {direct} {passed}");
     }
 }
 
