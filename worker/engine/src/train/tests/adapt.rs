@@ -117,6 +117,23 @@ fn the_densest_epoch_goes_out_and_both_domains_are_shown_before_and_after() {
     assert!(text.contains("before: A-distance") && text.contains("oracle"), "{text}");
 }
 
+/// Neither what is validated nor which views there are says how far apart the domains lie.
+#[test]
+fn domains_are_compared_by_samples_that_are_learned_from_as_they_are() {
+    let job = JOB.replace("OBJECTIVE", METHODS[7]).replace("epochs = 2", "epochs = 1");
+    let apart = |job: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let shift = train(job, 1, false, dir.path(), &[], &Recorder::default()).unwrap().shift.unwrap();
+        [shift.before.unwrap(), shift.after].map(|apart| (apart.a_distance, apart.samples, apart.points))
+    };
+    let usual = apart(&job);
+    // 64 of the source are learned from, and 40 of the other domain.
+    assert_eq!([usual[0].1, usual[1].1], [40, 40]);
+    assert_eq!(apart(&job.replace("val_samples = 5", "val_samples = 2")), usual);
+    // Another training, but the same network before it.
+    assert_eq!(apart(&job.replace("views = 2", "views = \"fresh\""))[0], usual[0]);
+}
+
 #[test]
 fn who_compares_gradients_looks_at_no_domain_before() {
     let job = JOB.replace("OBJECTIVE", METHODS[7]).replace("epochs = 2", "epochs = 1");
