@@ -1,6 +1,8 @@
 //! What the workers can do, as data: admission, `tlctl catalog` and `tlctl check` read it, so coordinator and client learn
 //! new techniques with no change.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::spec::Params;
@@ -67,6 +69,28 @@ pub struct Param {
     pub doc: String,
 }
 
+/// What ranks exchange for a loss, beside the gradients that they add up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exchange {
+    /// Nothing: it is a sum over samples, or over episodes, each by itself.
+    Local,
+    /// Sums over the batch, by which it goes in the next step.
+    Sum,
+    /// What the network makes of every sample of the batch: every rank works out the same loss from all of them.
+    Coupled,
+}
+
+impl fmt::Display for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Local => "local",
+            Self::Sum => "sum",
+            Self::Coupled => "coupled",
+        })
+    }
+}
+
 /// One thing that workers offer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
@@ -90,6 +114,9 @@ pub struct Entry {
     /// one that this entry has too is the entry's, with the method's default and bounds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<Entry>,
+    /// What ranks exchange for its loss, where it has one and is the one way of doing it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exchange: Option<Exchange>,
     /// It learns several tasks at once (`[tasks.NAME]`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tasks: bool,
@@ -317,6 +344,17 @@ mod tests {
     #[should_panic(expected = "`own` has no parameter `temperature`")]
     fn a_parameter_of_another_entry_is_not_zero() {
         entry("own", "").number(&Params::new(), "temperature");
+    }
+
+    #[test]
+    fn what_ranks_exchange_is_the_same_word_for_programs_and_people() {
+        let said = |exchange| serde_json::to_value(Entry { exchange, ..entry("e", "") }).unwrap();
+        for exchange in [Exchange::Local, Exchange::Sum, Exchange::Coupled] {
+            assert_eq!(said(Some(exchange))["exchange"], exchange.to_string());
+        }
+        // Catalogs of earlier releases say nothing of it.
+        assert!(said(None).get("exchange").is_none());
+        assert_eq!(serde_json::from_value::<Entry>(said(None)).unwrap(), entry("e", ""));
     }
 
     #[test]

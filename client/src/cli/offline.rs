@@ -119,12 +119,16 @@ pub(super) fn schema(catalog: &Catalog, output: &Output) -> Result<u8, Error> {
     Ok(0)
 }
 
+/// What stands above the kinds of jobs, and what the words behind them and their methods mean.
+const OBJECTIVES: &str = "objectives (`job.kind`); in brackets, what ranks exchange for the loss beside gradients: nothing \
+                          (local), sums over the batch (sum), or what comes out of each of its samples (coupled)";
+
 pub(super) fn catalog(catalog: Catalog, output: &Output) -> Result<u8, Error> {
     let baselines = spec::baselines();
     output.print(&json!({ "event": "catalog", "catalog": catalog, "baselines": baselines }), || {
         let lists = [
             ("backbones (`model.backbone`)", &catalog.backbones),
-            ("objectives (`job.kind`)", &catalog.objectives),
+            (OBJECTIVES, &catalog.objectives),
             ("baselines (`job.baseline`)", &baselines),
             ("modifiers (`[modifiers.NAME]`)", &catalog.modifiers),
             ("data formats (`data.format`)", &catalog.formats),
@@ -141,9 +145,10 @@ fn entry(e: &Entry) -> String {
         let one = |p: &Param| format!("{indent}{} = {}: {}\n", p.name, p.default, p.doc);
         e.params.iter().map(one).collect::<String>()
     };
-    let method = |m: &Entry| format!("    {METHOD} = \"{}\": {}\n{}", m.name, m.doc, params(m, "      "));
+    let word = |e: &Entry| e.exchange.map(|word| format!(" ({word})")).unwrap_or_default();
+    let method = |m: &Entry| format!("    {METHOD} = \"{}\"{}: {}\n{}", m.name, word(m), m.doc, params(m, "      "));
     let methods: String = e.methods.iter().map(method).collect();
-    format!("  {}: {}\n{}{methods}", e.name, e.doc, params(e, "    "))
+    format!("  {}{}: {}\n{}{methods}", e.name, word(e), e.doc, params(e, "    "))
 }
 
 pub(super) fn init(a: &Init, output: &Output) -> Result<u8, Error> {
@@ -184,7 +189,20 @@ pub(super) fn completions(a: &Completions) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use tl_proto::catalog::{self, Exchange};
+
     use super::*;
+
+    #[test]
+    fn a_loss_is_listed_with_what_ranks_exchange_for_it() {
+        let coral = Entry { exchange: Some(Exchange::Coupled), ..catalog::entry("coral", "covariances") };
+        let kind = Entry { methods: vec![coral], ..catalog::entry("adapt", "another domain") };
+        let listed = "  adapt: another domain\n    method = \"coral\" (coupled): covariances\n";
+        assert_eq!(entry(&kind), listed);
+        let alone = Entry { exchange: Some(Exchange::Local), ..catalog::entry("finetune", "labels") };
+        assert_eq!(entry(&alone), "  finetune (local): labels\n");
+        assert_eq!(entry(&catalog::entry("adamw", "steps")), "  adamw: steps\n");
+    }
 
     #[test]
     #[cfg(feature = "local")]

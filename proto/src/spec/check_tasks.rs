@@ -11,7 +11,7 @@ use super::{
 use crate::catalog::{Catalog, Entry, nearest_hint};
 
 /// The method that takes weights from the job.
-const FIXED: &str = "fixed";
+pub(super) const FIXED: &str = "fixed";
 
 /// What gives the learned variances a rate of their own.
 const VARIANCE_LR: &str = "variance_lr";

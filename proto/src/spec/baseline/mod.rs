@@ -2,22 +2,24 @@
 //! step beside it when the job is read. A new baseline is a file here and a line in [`ALL`].
 
 mod direct;
+mod labels;
 mod linear_probe;
 mod no_teacher;
 mod scratch;
 mod single;
+mod statistics;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{BnMode, BnScope, JobSpec, ModelSection, Ranks, SpecError, StageSection, check::MAX_LABEL};
-use crate::catalog::{Catalog, Entry, entry, nearest_hint};
+use super::{BnMode, BnScope, JobSpec, ModelSection, Params, Ranks, SpecError, StageSection, TOWER, check::MAX_LABEL};
+use crate::catalog::{Catalog, Entry, METHOD, entry, nearest_hint};
 
 /// A baseline of a job: a name, or a table with a name and what differs from the usual.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "BaselineText")]
 pub struct BaselineSection {
-    /// `scratch`, `linear_probe`, `no_teacher`, `direct` or `single`.
+    /// `scratch`, `linear_probe`, `no_teacher`, `labels`, `direct`, `statistics` or `single`.
     pub name: String,
     /// What its step is called; its name if nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,8 +121,15 @@ struct Baseline {
 }
 
 /// Every baseline.
-const ALL: &[Baseline] =
-    &[scratch::BASELINE, linear_probe::BASELINE, no_teacher::BASELINE, direct::BASELINE, single::BASELINE];
+const ALL: &[Baseline] = &[
+    scratch::BASELINE,
+    linear_probe::BASELINE,
+    no_teacher::BASELINE,
+    labels::BASELINE,
+    direct::BASELINE,
+    statistics::BASELINE,
+    single::BASELINE,
+];
 
 /// Every baseline as a catalog lists it.
 pub fn baselines() -> Vec<Entry> {
@@ -134,16 +143,36 @@ fn named(job: &str, baseline: &str) -> String {
     format!("{} ({baseline})", job.chars().take(room).collect::<String>())
 }
 
-/// The network of a job, if it begins with weights: without them there is nothing that transfers. What those were trained
-/// on goes: no modifier that is left learns from it, and what is forgotten is told of the job.
-fn transferred<'a>(name: &str, job: &'a mut JobSpec) -> Result<&'a mut ModelSection, SpecError> {
+/// The networks of a job that learn and begin with weights, one at least: without weights there is nothing that transfers.
+/// What those were trained on goes: no modifier that is left learns from it, and what is forgotten is told of the job.
+fn transferred<'a>(name: &str, job: &'a mut JobSpec) -> Result<Vec<&'a mut ModelSection>, SpecError> {
     if let Some(data) = &mut job.data {
         data.source = None;
     }
-    job.model.as_mut().filter(|m| m.weights.is_some()).ok_or_else(|| {
+    let learning = job.model.iter_mut().chain(job.nets.get_mut(TOWER));
+    let begun: Vec<&mut ModelSection> = learning.filter(|net| net.weights.is_some()).collect();
+    if begun.is_empty() {
         let message = format!("`{name}` is no baseline of a job that has no `model.weights`: nothing is transferred");
-        SpecError::new(message, "set `model.weights`, or leave the baseline out")
-    })
+        return Err(SpecError::new(message, "set `model.weights`, or leave the baseline out"));
+    }
+    Ok(begun)
+}
+
+/// Fine-tuning in place of a job that has a teacher.
+fn untaught(job: &mut JobSpec) {
+    job.job.kind = "finetune".into();
+    job.nets.clear();
+    job.objective.clear();
+}
+
+/// The same job by the method of its kind that the baseline is called after.
+fn by_method(given: &BaselineSection, job: &mut JobSpec) -> Result<(), SpecError> {
+    if job.objective.get(METHOD).is_some_and(|method| *method == given.name) {
+        let message = format!("the job's method is `{}` itself", given.name);
+        return Err(SpecError::new(message, "choose another `objective.method`, or remove the baseline"));
+    }
+    job.objective = Params::from([(METHOD.to_owned(), given.name.clone().into())]);
+    Ok(())
 }
 
 /// One stage in place of all, of as many epochs: one cycle (`one_cycle`) up to `lr`; 1e-3 where nothing else is said, or
@@ -154,8 +183,12 @@ fn one_stage(given: &BaselineSection, job: &mut JobSpec, train: &str, bn: BnMode
         let message = format!("`{}` would train for no epoch", given.name);
         return Err(SpecError::new(message, format!("write {{ name = \"{}\", epochs = 10 }}", given.name)));
     }
-    let batch = job.data.as_ref().map_or(0, |d| d.batch);
-    let usual = if job.optimizer.name == "sgd" { 0.1 * f64::from(batch) / 256.0 } else { 1e-3 };
+    let samples = job.data.as_ref().map_or(0.0, |data| {
+        // Those that an episode shows and asks for.
+        let each = data.episodes.as_ref().map_or(1, |e| e.trained().support() + e.trained().queries());
+        f64::from(data.batch) * each as f64
+    });
+    let usual = if job.optimizer.name == "sgd" { 0.1 * samples / 256.0 } else { 1e-3 };
     let whole = job.stage.iter().any(|s| s.bn_scope == BnScope::Batch);
     job.stage = vec![StageSection {
         schedule: "one_cycle".into(),
@@ -238,6 +271,72 @@ stage = [
     }
 
     #[test]
+    fn a_linear_probe_learns_the_labels_in_kinds_that_learn_more() {
+        let of = |kind: &str, objective: &str, more: &str| {
+            let job = JOB.replace("finetune", kind).replace("label_smoothing = 0.1", objective) + more;
+            let made = made(&job, "\"linear_probe\"").unwrap();
+            let head = &made.model.as_ref().unwrap().head;
+            assert_eq!(
+                (head.hidden.len(), head.norm, made.stage[0].train[0].as_str()),
+                (0, Norm::None, "head"),
+                "{kind}"
+            );
+            made
+        };
+        let teacher = "[nets.teacher]\nbackbone = \"resnet50\"\nweights = \"t\"\n";
+        let distilled = of("distill", "temperature = 2", teacher);
+        assert_eq!((distilled.job.kind.as_str(), distilled.nets.len(), distilled.objective.len()), ("finetune", 0, 0));
+        let adapted = of("adapt", "method = \"dann\", trade_off = 0.5", "");
+        assert_eq!((adapted.job.kind.as_str(), adapted.objective["method"].as_str()), ("adapt", Some("direct")));
+        let task =
+            "[tasks.other]\nclasses = { x = [\"0\"], y = [\"1\"] }\nhead = { keep = true, hidden = [9] }\nweight = 3\n";
+        let several = of("multitask", "label_smoothing = 0.1, method = \"gradnorm\", alpha = 2", task);
+        let objective: Params = serde_json::from_str(r#"{ "label_smoothing": 0.1, "method": "fixed" }"#).unwrap();
+        assert_eq!((several.job.kind.as_str(), &several.objective), ("multitask", &objective));
+        let other = &several.tasks["other"];
+        assert_eq!(
+            (other.head.keep, other.head.hidden.len(), other.head.dropout, other.weight),
+            (false, 0, Some(0.0), 1.0)
+        );
+    }
+
+    #[test]
+    fn from_scratch_both_of_two_networks_begin_anew() {
+        let tower = "[nets.tower]\nbackbone = \"minilm\"\nweights = \"t\"\nhead = { keep = true }\n";
+        let job = JOB.replace("finetune", "contrastive").replace("label_smoothing = 0.1", "dimensions = 8") + tower;
+        let begun = |job: &str| {
+            let spec = made(job, "\"scratch\"")?;
+            let (model, tower) = (spec.model.as_ref().unwrap(), &spec.nets["tower"]);
+            assert_eq!((spec.stage.len(), spec.stage[0].train.clone()), (1, vec!["*".to_owned()]));
+            Ok::<_, String>([(model.random, model.head.keep), (tower.random, tower.head.keep)])
+        };
+        assert_eq!(begun(&job), Ok([(true, false); 2]));
+        // One that begins so anyway has no shape to take.
+        let first = job.replace("weights = \"w\", ", "");
+        assert_eq!(begun(&first), Ok([(false, false), (true, false)]));
+        assert!(begun(&first.replace("weights = \"t\"\n", "")).unwrap_err().contains("nothing is transferred"));
+        // A teacher stays as it is.
+        let crossed = JOB.replace("finetune", "cross_distill").replace("label_smoothing = 0.1", "")
+            + "[nets.teacher]\nbackbone = \"resnet50\"\nweights = \"t\"\n";
+        let crossed = made(&crossed, "\"scratch\"").unwrap();
+        assert!(crossed.model.unwrap().random && !crossed.nets["teacher"].random);
+    }
+
+    #[test]
+    fn of_episodes_the_rate_goes_by_the_samples_that_they_have() {
+        let job = JOB.replace("finetune", "fewshot").replace("label_smoothing = 0.1", "");
+        let job = job.replace("batch = 64", "batch = 4, episodes = { way = 5, shot = 1, query = 15 }");
+        assert_eq!(made(&job, "\"scratch\"").unwrap().stage[0].lr, Rates::One(1e-3));
+        let sgd = job.replace("schema = 1", "schema = 1\noptimizer = { name = \"sgd\" }");
+        // Four times 80 samples, at 0.1 for 256.
+        assert_eq!(made(&sgd, "\"scratch\"").unwrap().stage[0].lr, Rates::One(0.125));
+        let judged = job.split("stage = [").next().unwrap();
+        assert!(made(judged, "\"scratch\"").unwrap_err().contains("no epoch"));
+        let trained = made(judged, r#"{ "name": "scratch", "epochs": 5 }"#).unwrap();
+        assert!(trained.stage[0].epochs == 5 && trained.model.unwrap().random);
+    }
+
+    #[test]
     fn a_long_name_makes_room_for_that_of_the_baseline() {
         let long = "é".repeat(MAX_LABEL);
         let name = made(&JOB.replace("name = \"t\"", &format!("name = \"{long}\"")), "\"scratch\"").unwrap().job.name;
@@ -277,6 +376,16 @@ stage = [
     }
 
     #[test]
+    fn with_labels_a_student_needs_neither_pairs_nor_a_teacher() {
+        let pairs = "batch = 64, pairs = { format = \"image_folder\", train = \"p\" }";
+        let job = JOB.replace("finetune", "cross_distill").replace("label_smoothing = 0.1", "method = \"hint\"")
+            + "[nets.teacher]\nbackbone = \"resnet50\"\nweights = \"t\"\n";
+        let (spec, made) = (parse(&job).unwrap(), made(&job.replace("batch = 64", pairs), "\"labels\"").unwrap());
+        assert_eq!((made.job.kind.as_str(), made.nets.len(), made.objective.len()), ("finetune", 0, 0));
+        assert_eq!((&made.data, &made.stage, &made.modifiers), (&spec.data, &spec.stage, &spec.modifiers));
+    }
+
+    #[test]
     fn direct_looks_at_the_labels_alone() {
         let adapt = |method: &str| JOB.replace("\"finetune\"", "\"adapt\"").replace("label_smoothing = 0.1", method);
         let job = adapt("method = \"dann\", trade_off = 0.5");
@@ -287,11 +396,26 @@ stage = [
     }
 
     #[test]
+    fn statistics_are_a_baseline_where_a_batch_norm_learns() {
+        let job = JOB.replace("\"finetune\"", "\"adapt\"").replace("label_smoothing = 0.1", "method = \"coral\"");
+        let by = |job: &str| made(job, "\"statistics\"").map(|made| made.objective["method"].clone());
+        assert_eq!(by(&job), Ok("statistics".into()), "that of the head");
+        let none = job.replace("norm = \"batch\", ", "");
+        let error = by(&none).unwrap_err();
+        assert!(error.contains("no batch-norm learns; `direct` is the same there"), "{error}");
+        let train = none.replace("lr = 1e-3 }", "lr = 1e-3, bn = \"train\" }");
+        assert_eq!(by(&train), Ok("statistics".into()));
+        let itself = job.replace("\"coral\"", "\"statistics\"");
+        assert!(by(&itself).unwrap_err().contains("is `statistics` itself"));
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused_with_a_hint() {
         for (job, baseline, part) in [
             (JOB.to_owned(), "\"scrach\"", "there is no baseline `scrach`; did you mean `scratch`?"),
             (JOB.to_owned(), "\"no_teacher\"", "of kind `finetune`; `finetune` has scratch, linear_probe"),
-            (JOB.replace("finetune", "fewshot"), "\"scratch\"", "of kind `fewshot`; `scratch` is for `finetune`, "),
+            (JOB.replace("finetune", "fewshot"), "\"labels\"", "of kind `fewshot`; `fewshot` has scratch"),
+            (JOB.replace("finetune", "zero_shot"), "\"scratch\"", "of kind `zero_shot`; `scratch` is for `finetune`, "),
             (JOB.replace("finetune", "pipeline"), "\"scratch\"", "as a `[[step]]`"),
             (JOB.replace("weights = \"w\", ", ""), "\"scratch\"", "nothing is transferred"),
             (JOB.replace("weights = \"w\", ", ""), "\"linear_probe\"", "nothing is transferred"),

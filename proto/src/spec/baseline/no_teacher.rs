@@ -1,6 +1,6 @@
 //! The same student in the same stages, taught by the labels alone.
 
-use super::Baseline;
+use super::{Baseline, untaught};
 
 pub(super) const BASELINE: Baseline = Baseline {
     name: "no_teacher",
@@ -8,9 +8,7 @@ pub(super) const BASELINE: Baseline = Baseline {
     kinds: &["distill"],
     has_stage: false,
     make: |_, job| {
-        job.job.kind = "finetune".into();
-        job.nets.clear();
-        job.objective.clear();
+        untaught(job);
         Ok(())
     },
 };

@@ -1,5 +1,7 @@
 //! How far apart two domains lie in the features of a network.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -8,7 +10,7 @@ use super::{
 };
 use crate::num::rng::Philox;
 
-/// The most samples of each domain that a distance is worked out from: half to learn on, half to judge by.
+/// The most samples of each domain that a distance is worked out from: each half is judged by what was learned on the other.
 pub const COMPARED: usize = 500;
 /// The most samples of each domain that are shown.
 const SHOWN: usize = 250;
@@ -21,9 +23,12 @@ const ROUNDS: usize = 20;
 /// Two domains as a network sees them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Apart {
-    /// Proxy A-distance (Ben-David et al., 2007): 2·(1 − 2ε) for the error ε, on samples held out, of a linear classifier
-    /// that tells the domains apart by features. 0: it cannot; 2: it always can.
+    /// Proxy A-distance (Ben-David et al., 2007): 2·(1 − 2ε) for the error ε of a linear classifier that tells the domains
+    /// apart by features, on samples that it has not learned from: the mean over both halves. 0: it cannot; 2: it always can.
     pub a_distance: f64,
+    /// Samples of each domain that it is of, all of such as are learned from; 0 where an earlier release has not said so.
+    #[serde(default)]
+    pub samples: usize,
     /// Part that is right of the validation samples.
     pub source_accuracy: f64,
     /// The same in the other domain, where it has labels.
@@ -52,7 +57,8 @@ impl Shift {
             let target =
                 a.target_accuracy.map_or(String::new(), |t| format!(", {:.1} % in the other domain", 100.0 * t));
             let own = 100.0 * a.source_accuracy;
-            format!("{when}: A-distance {:.3}; {own:.1} % right of the validation samples{target}\n", a.a_distance)
+            let of = if a.samples == 0 { String::new() } else { format!(" ({} samples of each domain)", a.samples) };
+            format!("{when}: A-distance {:.3}{of}; {own:.1} % right of the validation samples{target}\n", a.a_distance)
         };
         let before = self.before.as_ref().map_or(String::new(), |before| line("before", before));
         before + &line("after", &self.after)
@@ -70,23 +76,30 @@ pub fn apart(source: &[Vec<f32>], target: &[Vec<f32>], seed: u32) -> Apart {
     let rows = |s: &[usize], t: &[usize]| -> Vec<&[f32]> {
         s.iter().map(|i| &source[*i][..]).chain(t.iter().map(|i| &target[*i][..])).collect()
     };
-    let half = n / 2;
-    let a_distance = match half {
-        0 => 0.0,
-        _ => 2.0 - 4.0 * error(&rows(&s[..half], &t[..half]), half, &rows(&s[half..], &t[half..]), n - half),
-    };
+    let a_distance = if n < 2 { 0.0 } else { 2.0 - 4.0 * crossed(&rows(&s, &[]), &rows(&[], &t)) };
     let shown = n.min(SHOWN);
     let (mut points, part) = pca::plane(&rows(&s[..shown], &t[..shown]));
     // As exact as a picture needs.
     points.iter_mut().flatten().for_each(|v| *v = (*v * 1e3).round() / 1e3);
     let theirs = points.split_off(shown);
     // A guess is as good as a classifier that is worse than one.
-    Apart { a_distance: a_distance.max(0.0), points: [points, theirs], shown: part, ..Apart::default() }
+    Apart { a_distance: a_distance.max(0.0), samples: n, points: [points, theirs], shown: part, ..Apart::default() }
 }
 
-/// The part of `held` that a logistic regression gets wrong that has learned from `known`; the first rows of both are the
-/// one domain. Columns are scaled to mean 0 and deviation 1 first. Nesterov's method with a fixed step.
-fn error(known: &[&[f32]], first: usize, held: &[&[f32]], held_first: usize) -> f64 {
+/// The part of the rows of two domains, as many of each, that is got wrong where each half is judged by what was learned on
+/// the other.
+fn crossed(source: &[&[f32]], target: &[&[f32]]) -> f64 {
+    let n = source.len();
+    let half = n / 2;
+    let rows = |of: Range<usize>| [&source[of.clone()], &target[of]].concat();
+    let (first, second) = (rows(0..half), rows(half..n));
+    let both = wrong(&first, half, &second, n - half) + wrong(&second, n - half, &first, half);
+    both as f64 / (2 * n).max(1) as f64
+}
+
+/// How many of `held` a logistic regression gets wrong that has learned from `known`; the first rows of both are the one
+/// domain. Columns are scaled to mean 0 and deviation 1 first. Nesterov's method with a fixed step.
+fn wrong(known: &[&[f32]], first: usize, held: &[&[f32]], held_first: usize) -> usize {
     let (mut x, mut y) = (Matrix::new(known.iter().copied()), Matrix::new(held.iter().copied()));
     let (mean, deviation) = x.moments();
     x.scale(&mean, &deviation);
@@ -124,8 +137,7 @@ fn error(known: &[&[f32]], first: usize, held: &[&[f32]], held_first: usize) -> 
         ahead_offset = next + momentum * (next - offset);
         offset = next;
     }
-    let wrong = y.rows().enumerate().filter(|(i, row)| (dot(row, &w) + offset > 0.0) != (*i < held_first)).count();
-    wrong as f64 / held.len().max(1) as f64
+    y.rows().enumerate().filter(|(i, row)| (dot(row, &w) + offset > 0.0) != (*i < held_first)).count()
 }
 
 #[cfg(test)]
@@ -144,11 +156,32 @@ mod tests {
         let source = rows(900, 5.0, "source");
         // Normal clouds that are δ deviations apart: the best line errs with probability Φ(−δ/2).
         for (delta, want) in [(0.0, 0.0), (1.0, 2.0 - 4.0 * 0.308_537), (2.0, 2.0 - 4.0 * 0.158_655), (40.0, 2.0)] {
-            let got = apart(&source, &rows(700, 5.0 + 2.0 * delta, "target"), 1).a_distance;
-            // 500 samples are held out.
-            assert!((got - want).abs() < 0.2, "{delta}: {got} {want}");
+            let seen = apart(&source, &rows(700, 5.0 + 2.0 * delta, "target"), 1);
+            let got = seen.a_distance;
+            // 1000 samples are held out, half of them at a time.
+            assert!((got - want).abs() < 0.2 && seen.samples == COMPARED, "{delta}: {got} {want}");
         }
         assert_eq!(apart(&source, &source, 1), apart(&source, &source, 1));
+    }
+
+    #[test]
+    fn each_half_is_judged_by_what_was_learned_on_the_other() {
+        // The first half is parted at 0, where all of the second lies right; the second at 4, above all of the first.
+        let (source, target) = ([[-1.0f32], [-1.0], [-1.0], [-1.0]], [[1.0f32], [1.0], [9.0], [9.0]]);
+        let (source, target) = (source.each_ref().map(|r| &r[..]), target.each_ref().map(|r| &r[..]));
+        assert_eq!(crossed(&source, &target), 0.25);
+        // Of three, one is judged by what two have shown, and two by one.
+        assert_eq!(crossed(&source[1..], &target[1..]), 1.0 / 6.0);
+    }
+
+    #[test]
+    fn a_distance_says_of_how_many_samples_it_is() {
+        let seen = apart(&rows(30, 0.0, "source"), &rows(21, 90.0, "target"), 1);
+        let (known, earlier) = (Shift { before: None, after: seen.clone() }, Apart { samples: 0, ..seen });
+        assert!(known.to_text().contains("A-distance 2.000 (21 samples of each domain); 0.0 % right"));
+        assert!(
+            Shift { before: Some(earlier), ..known }.to_text().starts_with("before: A-distance 2.000; 0.0 % right")
+        );
     }
 
     #[test]

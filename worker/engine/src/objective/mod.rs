@@ -18,7 +18,10 @@ mod zero_shot;
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use tl_proto::{catalog::Entry, spec::Params};
+use tl_proto::{
+    catalog::{Entry, Exchange, METHOD},
+    spec::Params,
+};
 
 pub use multitask::{Balance, LOG_VARIANCES, Several, Task, Tasks, weights_of};
 pub use ops::{exp, log_softmax, unit};
@@ -171,6 +174,8 @@ pub struct Objective {
     pub look: fn(&Params) -> Option<Look>,
     /// Whether a step looks at samples of another domain.
     pub looks: fn(&Params) -> bool,
+    /// Whether that changes batch-norms and nothing else: then it is of no use where none learns.
+    pub norms_alone: fn(&Params) -> bool,
     /// Where networks end in an embedding and not in classes: of how many numbers.
     pub dimensions: fn(&Params) -> Option<usize>,
     /// Tensors of its own that it trains with the network; the finished model goes without them.
@@ -203,6 +208,7 @@ const PLAIN: Objective = Objective {
     entry: Entry::default,
     coupled: |_| false,
     looks: |_| false,
+    norms_alone: |_| false,
     dimensions: |_| None,
     features: |_| false,
     averages: |_| false,
@@ -245,6 +251,31 @@ impl Objective {
     pub fn has_teacher(&self) -> bool {
         (self.entry)().nets.iter().any(|n| n == "teacher")
     }
+
+    /// What it says of itself, and what its functions say of the loss of each of its methods.
+    fn listed(&self) -> Entry {
+        let mut listed = (self.entry)();
+        for method in &mut listed.methods {
+            method.exchange = self.exchange(&Params::from([(METHOD.to_owned(), method.name.clone().into())]));
+        }
+        if listed.methods.is_empty() {
+            listed.exchange = self.exchange(&Params::new());
+        }
+        listed
+    }
+
+    /// What ranks exchange for its loss, if it trains anything.
+    fn exchange(&self, params: &Params) -> Option<Exchange> {
+        let judges = self.untrained() || (self.has_episodes() && !fewshot::method(params).trains(params));
+        // Weights of tasks follow the gradients of each.
+        let follows = self.several.as_ref().is_some_and(|several| (several.balance)(params).is_some());
+        match (self.coupled)(params) {
+            _ if judges => None,
+            true => Some(Exchange::Coupled),
+            false if follows => Some(Exchange::Sum),
+            false => Some(Exchange::Local),
+        }
+    }
 }
 
 /// Of an objective's methods, that of a job that the check has let through; the first one otherwise.
@@ -274,7 +305,7 @@ fn smoothed(targets: &Tensor, smoothing: f64) -> Result<Tensor> {
 
 /// What the catalog says.
 pub fn catalog() -> Vec<Entry> {
-    ALL.iter().map(|o| (o.entry)()).collect()
+    ALL.iter().map(Objective::listed).collect()
 }
 
 #[cfg(test)]
@@ -297,6 +328,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_catalog_says_what_ranks_exchange_for_each_loss() {
+        let mut by: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for kind in catalog() {
+            assert!(kind.methods.is_empty() || kind.exchange.is_none(), "{}", kind.name);
+            let alone = kind.methods.is_empty().then(|| (kind.name.clone(), kind.exchange));
+            let each = kind.methods.iter().map(|m| (format!("{}.{}", kind.name, m.name), m.exchange));
+            for (name, exchange) in alone.into_iter().chain(each) {
+                by.entry(exchange.map_or("nothing".into(), |e| e.to_string())).or_default().push(name);
+            }
+        }
+        assert_eq!(by["nothing"], ["fewshot.linear", "fewshot.fine_tune", "zero_shot"], "they train nothing");
+        assert_eq!(by["sum"], ["multitask.gradnorm"]);
+        let local = ["finetune", "distill.hint", "cross_distill.logits", "adapt.statistics", "adapt.direct"];
+        let local = local.into_iter().chain(["fewshot.prototype", "fewshot.maml", "multitask.uncertainty"]);
+        assert!(local.into_iter().all(|name| by["local"].iter().any(|known| known == name)), "{by:?}");
+        let coupled = ["distill.relational", "cross_distill.relational", "contrastive.clip", "contrastive.siglip"];
+        let coupled = coupled.into_iter().chain(["adapt.dann", "adapt.cdan", "adapt.mmd", "adapt.coral", "adapt.mcc"]);
+        assert!(coupled.into_iter().all(|name| by["coupled"].iter().any(|known| known == name)), "{by:?}");
     }
 
     /// The gradient by candle and by the formula (softmax − target), and for distillation T·(p_s − p_t).

@@ -31,9 +31,10 @@ fn draw(clouds: &[Cloud<'_>]) -> Result<String> {
 }
 
 fn panel(area: &Area<'_>, cloud: &Cloud<'_>) -> Drawn {
-    let Apart { a_distance, points, shown, .. } = cloud.apart;
+    let Apart { a_distance, samples, points, shown, .. } = cloud.apart;
     let along = |axis: usize| range(points.iter().flatten().map(move |p| f64::from(p[axis])));
-    let title = format!("{}: A-distance {a_distance:.2}", cloud.title);
+    let of = if *samples == 0 { String::new() } else { format!(", {samples} samples each") };
+    let title = format!("{}: A-distance {a_distance:.2}{of}", cloud.title);
     let mut chart = ChartBuilder::on(area)
         .caption(title, (FONT, 18))
         .margin(12)
@@ -64,6 +65,7 @@ mod tests {
     fn both_domains_are_there_before_and_after() {
         let apart = |a_distance: f64| Apart {
             a_distance,
+            samples: 40,
             points: [vec![[0.0, 1.0], [2.0, 3.0]], vec![[5.0, 1.0]; 3]],
             shown: 0.5,
             ..Apart::default()
@@ -71,7 +73,9 @@ mod tests {
         let shift = Some(Shift { before: Some(apart(1.75)), after: apart(0.25) });
         let text = of(&Report { shift, ..Report::default() }).unwrap().unwrap();
         assert!(text.starts_with("<svg") && text.trim_end().ends_with("</svg>"));
-        for said in ["before: A-distance 1.75", "after: A-distance 0.25", "50 % of the variance", "target"] {
+        for said in
+            ["before: A-distance 1.75, 40 samples each", "after: A-distance 0.25", "50 % of the variance", "target"]
+        {
             assert!(text.contains(said), "{said}");
         }
         // Two points and one in the legend, twice.

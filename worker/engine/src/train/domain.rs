@@ -186,18 +186,30 @@ impl Loop<'_> {
         group: &mut dyn Collective,
     ) -> Result<(Evaluation, Option<Elsewhere>)> {
         let inputs = self.inputs(self.net, self.val, cut, features.val.get(&cut))?;
-        let n = self.other.map_or(0, |_| self.val.count());
-        let picked = compared(n, shift::COMPARED, self.run.spec.job.seed);
-        let wanted = Wanted { features: &picked, logits: &[] };
-        let (outcomes, rows) = evaluate::look(&self.state.store, &inputs, wanted, group)?;
-        let evaluation = Evaluation::new(self.classes, &outcomes);
+        let evaluation = Evaluation::new(self.classes, &evaluate::evaluate(&self.state.store, &inputs, group)?);
         let Some(shifted) = self.shifted(cut, &features.other, true, group)? else { return Ok((evaluation, None)) };
+        let source = self.learned_from(cut, &features.train, group)?;
         let apart = Apart {
             source_accuracy: evaluation.accuracy,
             target_accuracy: shifted.evaluation.as_ref().map(|e| e.accuracy),
-            ..shift::apart(&rows.features, &shifted.features, self.run.spec.job.seed)
+            ..shift::apart(&source, &shifted.features, self.run.spec.job.seed)
         };
         Ok((evaluation, Some((shifted.evaluation, apart))))
+    }
+
+    /// What the network's last layer takes of some samples with labels, as they are, from features in front of `cut` where
+    /// they are kept. They are such as are learned from, as those of the other domain: what has been learned by heart must not
+    /// tell the domains apart.
+    fn learned_from(&self, cut: usize, features: &ByCut, group: &mut dyn Collective) -> Result<Vec<Vec<f32>>> {
+        // Of fixed views the first is the sample as it is.
+        let plain = self.train.views().is_none().then(|| self.train.plain());
+        let (samples, kept) = match &plain {
+            Some(plain) => (plain, None),
+            None => (self.train, features.get(&cut)),
+        };
+        let inputs = self.inputs(self.net, samples, cut, kept)?;
+        let some = compared(samples.count(), shift::COMPARED, self.run.spec.job.seed);
+        evaluate::features(&self.state.store, &inputs, &some, group)
     }
 }
 

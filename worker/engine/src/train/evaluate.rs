@@ -62,14 +62,45 @@ pub fn gathered(
 /// # Errors
 /// A sample that cannot be read, a lost peer.
 pub fn embed(store: &Store, inputs: &Inputs<'_>, to: usize, group: &mut dyn Collective) -> Result<Vec<Vec<f32>>> {
+    let all: Vec<usize> = (0..inputs.samples.count()).collect();
+    embed_some(store, inputs, &all, to, group)
+}
+
+/// What the last layer takes of some samples of `inputs`, in their order, on every rank; nothing else is computed.
+///
+/// # Errors
+/// As [`embed`].
+pub(super) fn features(
+    store: &Store,
+    inputs: &Inputs<'_>,
+    some: &[usize],
+    group: &mut dyn Collective,
+) -> Result<Vec<Vec<f32>>> {
+    embed_some(store, inputs, some, last(inputs), group)
+}
+
+/// The same as [`embed`] of some samples, in their order.
+fn embed_some(
+    store: &Store,
+    inputs: &Inputs<'_>,
+    some: &[usize],
+    to: usize,
+    group: &mut dyn Collective,
+) -> Result<Vec<Vec<f32>>> {
     let packs = Packs::default();
     let pass = Pass::again(store, &packs);
-    gathered(inputs.samples.count(), group, |batch, next| {
-        let next = next.map(|next| (next.to_vec(), vec![0; next.len()]));
+    gathered(some.len(), group, |batch, next| {
+        let picked = |places: &[usize]| -> Vec<usize> { places.iter().map(|at| some[*at]).collect() };
+        let next = next.map(|next| (picked(next), vec![0; next.len()]));
         inputs.expect(next.as_slice(), false);
-        let x = inputs.batch(store, batch, &vec![0; batch.len()], None)?;
+        let x = inputs.batch(store, &picked(batch), &vec![0; batch.len()], None)?;
         net::rows(&inputs.net.forward(&pass, x, inputs.cut, to)?)
     })
+}
+
+/// The last unit. A network whose every unit is frozen hands over logits; then they are its features too.
+fn last(inputs: &Inputs<'_>) -> usize {
+    (inputs.net.network.units.len() - 1).max(inputs.cut)
 }
 
 /// Judges every sample of `inputs`, in index order, on every rank.
@@ -122,8 +153,7 @@ fn judged(
     let numbers: Vec<usize> = heads.iter().map(|(head, _)| *head).collect();
     let indices: Vec<usize> = (0..n).collect();
     let (mut said, mut inside, mut given) = (Vec::new(), Vec::new(), Vec::new());
-    // A network whose every unit is frozen hands over logits; then they are its features too.
-    let last = (inputs.net.network.units.len() - 1).max(inputs.cut);
+    let last = last(inputs);
     // Whole batches, so that what is computed together is the same for any number of ranks.
     let batches: Vec<&[usize]> = indices.chunks(BATCH).collect();
     let own = &batches[group.shares(batches.len())[group.rank()].clone()];

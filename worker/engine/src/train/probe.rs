@@ -241,6 +241,12 @@ pub fn probe(config: &Config) -> Result<Plan> {
         } else if s.bn_scope == BnScope::Batch {
             warnings.push(format!("no batch-norm learns in stage `{}`: its `bn_scope` changes nothing", s.name));
         }
+        if stage.norms.is_empty() && (objective.norms_alone)(&spec.objective) {
+            warnings.push(format!(
+                "no batch-norm learns in stage `{}`: samples of the other domain pass the network and change nothing there",
+                s.name
+            ));
+        }
         if (objective.coupled)(&spec.objective) {
             warnings.push(format!(
                 "the loss of stage `{}` is one of the whole batch: up to {together} samples and {gradients} MiB of gradients \

@@ -6,7 +6,7 @@ use tl_proto::catalog::{Entry, entry, flag};
 
 use super::{
     super::{exp, log_softmax, ops::reverse},
-    Method, domain,
+    Method, Target, domain,
 };
 use crate::Result;
 
@@ -26,7 +26,7 @@ pub(super) fn certainty(p: &Tensor, log_p: &Tensor) -> Result<Tensor> {
 
 pub(super) const METHOD: Method = Method {
     entry: describe,
-    looks: true,
+    target: Target::Judged,
     features: |_| true,
     averages: false,
     own: |params, widths| {

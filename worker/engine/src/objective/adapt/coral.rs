@@ -12,7 +12,7 @@ use tl_proto::{
 
 use super::{
     super::{nothing_own, ops::product_t},
-    Method,
+    Method, Target,
 };
 use crate::Result;
 
@@ -39,7 +39,7 @@ fn moments(rows: &Tensor) -> Result<(Tensor, Tensor)> {
 
 pub(super) const METHOD: Method = Method {
     entry: describe,
-    looks: true,
+    target: Target::Judged,
     features: |params| !at_logits(params),
     averages: false,
     own: nothing_own,

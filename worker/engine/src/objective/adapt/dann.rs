@@ -3,7 +3,7 @@
 
 use tl_proto::catalog::{Entry, entry};
 
-use super::{super::ops::reverse, Method, domain};
+use super::{super::ops::reverse, Method, Target, domain};
 
 fn describe() -> Entry {
     Entry {
@@ -17,7 +17,7 @@ fn describe() -> Entry {
 
 pub(super) const METHOD: Method = Method {
     entry: describe,
-    looks: true,
+    target: Target::Judged,
     features: |_| true,
     averages: false,
     own: |params, widths| domain::own(widths.features, describe().number(params, "hidden") as usize),

@@ -2,11 +2,11 @@
 
 use tl_proto::catalog::entry;
 
-use super::{super::nothing_own, Method};
+use super::{super::nothing_own, Method, Target};
 
 pub(super) const METHOD: Method = Method {
     entry: || entry("direct", "learns from the labels alone: what a method has to beat"),
-    looks: false,
+    target: Target::Left,
     features: |_| false,
     averages: false,
     own: nothing_own,

@@ -10,7 +10,7 @@ use super::{
         exp, log_softmax, nothing_own,
         ops::{ln, product},
     },
-    Method,
+    Method, Target,
     cdan::certainty,
 };
 
@@ -23,7 +23,7 @@ fn describe() -> Entry {
 
 pub(super) const METHOD: Method = Method {
     entry: describe,
-    looks: true,
+    target: Target::Judged,
     features: |_| false,
     averages: false,
     own: nothing_own,

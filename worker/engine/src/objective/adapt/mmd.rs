@@ -9,7 +9,7 @@ use super::{
         nothing_own,
         ops::{exp, squared_distances},
     },
-    Method,
+    Method, Target,
 };
 use crate::{Error, Result, nn::tensor};
 
@@ -51,7 +51,7 @@ fn weights(n: usize, linear: bool) -> Result<Tensor> {
 
 pub(super) const METHOD: Method = Method {
     entry: describe,
-    looks: true,
+    target: Target::Judged,
     features: |_| true,
     averages: false,
     own: nothing_own,

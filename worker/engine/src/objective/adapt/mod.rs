@@ -1,8 +1,8 @@
 //! Domain adaptation: labels of one domain, samples without labels of another. The network learns the labels, and a
 //! method brings the two domains together. A new method is a file here and a line in [`METHODS`].
 //!
-//! All methods but `direct` look at the whole batch: `Σ CE(source) + n · trade_off · L(method)` for n source samples. A
-//! method with a usual weight of its own has the kind's `trade_off` among its parameters, with that default.
+//! All methods but `direct` and `statistics` look at the whole batch: `Σ CE(source) + n · trade_off · L(method)` for n source
+//! samples. A method with a usual weight of its own has the kind's `trade_off` among its parameters, with that default.
 
 mod cdan;
 mod coral;
@@ -12,6 +12,7 @@ mod domain;
 mod mcc;
 mod mmd;
 mod self_training;
+mod statistics;
 #[cfg(test)]
 mod tests;
 
@@ -24,12 +25,23 @@ use tl_proto::{
 use super::{Batch, Objective, PLAIN, Widths, chosen, cross_entropy};
 use crate::{Result, nn::Own};
 
+/// What a method does with samples of the other domain.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Target {
+    /// Nothing: they stay where they are.
+    Left,
+    /// They pass the network beside the others, which changes its batch-norms, and no loss looks at what comes out.
+    Passed,
+    /// They pass it too, and the loss, one of the whole batch, looks at them.
+    Judged,
+}
+
 /// One way of bringing two domains together.
 struct Method {
     /// What the catalog says.
     entry: fn() -> Entry,
-    /// Whether it looks at samples of the other domain: what passes through the network changes its batch-norms.
-    looks: bool,
+    /// What it does with samples of the other domain.
+    target: Target,
     /// Whether the head learns nothing from it, but what makes the features alone: then it is of no use where that is frozen.
     features: fn(&Params) -> bool,
     /// Whether it lets the average of the weights speak, where the job keeps one.
@@ -42,8 +54,16 @@ struct Method {
 }
 
 /// Every method.
-const METHODS: &[Method] =
-    &[dann::METHOD, cdan::METHOD, mmd::METHOD, coral::METHOD, mcc::METHOD, self_training::METHOD, direct::METHOD];
+const METHODS: &[Method] = &[
+    dann::METHOD,
+    cdan::METHOD,
+    mmd::METHOD,
+    coral::METHOD,
+    mcc::METHOD,
+    self_training::METHOD,
+    statistics::METHOD,
+    direct::METHOD,
+];
 
 fn describe() -> Entry {
     Entry {
@@ -61,8 +81,9 @@ fn method(params: &Params) -> &'static Method {
 
 pub(super) const OBJECTIVE: Objective = Objective {
     entry: describe,
-    coupled: |params| method(params).looks,
-    looks: |params| method(params).looks,
+    coupled: |params| method(params).target == Target::Judged,
+    looks: |params| method(params).target != Target::Left,
+    norms_alone: |params| method(params).target == Target::Passed,
     features: |params| (method(params).features)(params),
     averages: |params| method(params).averages,
     own: |params, widths| (method(params).own)(params, widths),

@@ -5,7 +5,7 @@ use tl_proto::catalog::{Entry, entry, number};
 
 use super::{
     super::{exp, log_softmax, nothing_own},
-    Method,
+    Method, Target,
 };
 use crate::nn::{host, tensor};
 
@@ -21,7 +21,7 @@ fn describe() -> Entry {
 
 pub(super) const METHOD: Method = Method {
     entry: describe,
-    looks: true,
+    target: Target::Judged,
     features: |_| false,
     averages: true,
     own: nothing_own,

@@ -266,6 +266,25 @@ fn certain_predictions_are_labels_and_the_mean_goes_over_all() {
     }
 }
 
+/// The labels are all that is learned, whatever comes of the other domain, which passes the network all the same.
+#[test]
+fn statistics_add_no_loss_to_that_of_the_labels() {
+    let (statistics, direct) = (params(r#"{"method": "statistics"}"#), params(r#"{"method": "direct"}"#));
+    assert!((OBJECTIVE.looks)(&statistics) && !(OBJECTIVE.coupled)(&statistics) && !(OBJECTIVE.looks)(&direct));
+    let (features, logits) = given();
+    let (var, own) = (Var::from_tensor(&logits).unwrap(), own(&statistics));
+    let of = |given: &Params| {
+        let seen = [&features, var.as_tensor()];
+        of_batch(|batch| (OBJECTIVE.loss)(given, batch).unwrap(), seen, None, &own, 0.0)
+    };
+    let loss = of(&statistics);
+    assert_eq!(value(&loss), value(&of(&direct)));
+    let grads = loss.backward().unwrap();
+    let slopes = host(&grads.get(&var).unwrap().contiguous().unwrap()).unwrap().to_vec();
+    let (source, target) = slopes.split_at(N * CLASSES);
+    assert!(source.iter().any(|g| *g != 0.0) && target.iter().all(|g| *g == 0.0), "{slopes:?}");
+}
+
 /// The sum of the labels' loss, and the method's for each sample with a label.
 #[test]
 fn a_method_counts_beside_the_labels_as_the_job_says() {

@@ -15,7 +15,7 @@ objective = { OBJECTIVE }
     stages!("top", r#"["head", "block3"]"#, "0.003")
 );
 
-const METHODS: [&str; 8] = [
+const METHODS: [&str; 9] = [
     "method = \"dann\", hidden = 32",
     "method = \"cdan\", hidden = 32",
     "method = \"mmd\"",
@@ -24,6 +24,7 @@ const METHODS: [&str; 8] = [
     "method = \"mcc\"",
     "method = \"self_training\", threshold = 0.2",
     "method = \"direct\"",
+    "method = \"statistics\"",
 ];
 
 #[test]
@@ -49,6 +50,28 @@ fn every_method_gives_the_same_file_for_any_number_of_ranks() {
             assert!(names.names().iter().all(|n| !n.starts_with("objective")), "{method}");
         }
         assert!(files.insert(wanted.unwrap().0.to_hex().to_string()), "{method} changes nothing");
+    }
+}
+
+/// Where no batch-norm learns, what they change is the rounding of sums at most, and a look at the job says so.
+#[test]
+fn samples_that_only_pass_change_batch_norms_and_nothing_else() {
+    let told = |method: &str, learn: bool| {
+        let mut job = JOB.replace("OBJECTIVE", method);
+        if !learn {
+            job = job.replace(", norm = \"batch\"", "").replace("bn = \"train\"", "bn = \"affine_only\"");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let plan = crate::train::probe::probe(&config(&job, dir.path(), "cache", Vec::new())).unwrap();
+        let warned = plan.warnings.iter().filter(|w| w.contains("change nothing there")).count();
+        let report = train(&job, 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+        (report.evaluation.loss, warned)
+    };
+    for (learn, warnings) in [(false, 2), (true, 0)] {
+        let ((direct, none), (passed, warned)) = (told(METHODS[7], learn), told(METHODS[8], learn));
+        assert_eq!((none, warned), (0, warnings), "one for each stage");
+        let apart = (direct - passed).abs();
+        assert!(if learn { apart > 1e-3 } else { apart < 1e-4 }, "{learn}: {direct} {passed}");
     }
 }
 
@@ -92,6 +115,23 @@ fn the_densest_epoch_goes_out_and_both_domains_are_shown_before_and_after() {
     }
     let text = std::fs::read_to_string(dir.path().join("work/model/report.txt")).unwrap();
     assert!(text.contains("before: A-distance") && text.contains("oracle"), "{text}");
+}
+
+/// Neither what is validated nor which views there are says how far apart the domains lie.
+#[test]
+fn domains_are_compared_by_samples_that_are_learned_from_as_they_are() {
+    let job = JOB.replace("OBJECTIVE", METHODS[7]).replace("epochs = 2", "epochs = 1");
+    let apart = |job: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let shift = train(job, 1, false, dir.path(), &[], &Recorder::default()).unwrap().shift.unwrap();
+        [shift.before.unwrap(), shift.after].map(|apart| (apart.a_distance, apart.samples, apart.points))
+    };
+    let usual = apart(&job);
+    // 64 of the source are learned from, and 40 of the other domain.
+    assert_eq!([usual[0].1, usual[1].1], [40, 40]);
+    assert_eq!(apart(&job.replace("val_samples = 5", "val_samples = 2")), usual);
+    // Another training, but the same network before it.
+    assert_eq!(apart(&job.replace("views = 2", "views = \"fresh\""))[0], usual[0]);
 }
 
 #[test]

@@ -138,6 +138,29 @@ fn two_networks_lie_in_one_file_and_go_on_from_there() {
 }
 
 #[test]
+fn two_networks_that_begin_anew_have_the_shape_of_their_weights_and_none_of_their_values() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = |job: &str, name: &str| {
+        let dir = dir.path().join(name);
+        train(job, 1, false, &dir, &[], &Recorder::default()).unwrap();
+        let file = std::fs::read(dir.join("work/model/model.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+        let all = tensors.tensors().into_iter().map(|(name, tensor)| (name, tensor.data().to_vec()));
+        all.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let plain = job("method = \"clip\"");
+    let first = tensors(&plain, "first");
+    let weights = format!("weights = {:?}", dir.path().join("first/work/model"));
+    let anew = plain
+        .replace(
+            "model = { backbone = \"small_cnn\",",
+            &format!("model = {{ backbone = \"small_cnn\", {weights}, random = true,"),
+        )
+        .replace("[nets.tower]\n", &format!("[nets.tower]\n{weights}\nrandom = true\n"));
+    assert!(first.keys().any(|name| name.starts_with("tower.")) && tensors(&anew, "anew") == first);
+}
+
+#[test]
 fn a_run_of_two_networks_goes_on_where_it_stopped() {
     let job = job("method = \"siglip\"").replace("objective =", "checkpoint = { every = 2 }\nobjective =");
     gone_on(&job, 5, [2, 3]);
