@@ -40,6 +40,8 @@ pub enum Notice {
     ClipsCut,
     /// What a teacher says cannot be kept; it runs in every step.
     TeacherNotKept,
+    /// At the end of a stage, an average of the weights is still much of what the stage began with.
+    AverageLags,
 }
 
 /// One row of the training series.
