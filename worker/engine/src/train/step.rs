@@ -1,6 +1,6 @@
 //! One step: own grains forward and backward, one reduction, one update.
 
-use tl_proto::spec::{Reduction, Sampling};
+use tl_proto::spec::{Reduction, Sampling, StageSection};
 
 use super::{
     Run,
@@ -12,7 +12,7 @@ use super::{
     overlap,
     pairs::Pairs,
     stage::Stage,
-    state::RunState,
+    state::{Progress, RunState},
     tasks::{TaskSums, Tasked},
     teacher::Teacher,
 };
@@ -239,13 +239,17 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     Ok(reduced)
 }
 
+/// Steps done, as a part of those of all stages, whose epochs have `each`. Not the steps that were counted: those of searches
+/// for a rate are no part of the run.
+fn done(stages: &[StageSection], p: &Progress, each: u64) -> f64 {
+    let epochs: u64 = stages.iter().map(|s| u64::from(s.epochs)).sum();
+    ((p.epochs_before * each + p.stage_step) as f64 / (epochs * each).max(1) as f64).min(1.0)
+}
+
 impl Step<'_> {
     /// Steps done, as a part of all steps that the job asks for.
     fn progress(&self) -> f64 {
-        let epochs: u64 = self.run.spec.stage.iter().map(|s| u64::from(s.epochs)).sum();
-        // Not the steps that were counted: those of searches for a rate are no part of the run.
-        let (p, each) = (&self.state.progress, self.epoch.steps() as u64);
-        ((p.epochs_before * each + p.stage_step) as f64 / (epochs * each).max(1) as f64).min(1.0)
+        done(&self.run.spec.stage, &self.state.progress, self.epoch.steps() as u64)
     }
 
     /// The averages of the weights, where the objective lets them speak and they are kept, and a place for what is packed of
@@ -317,5 +321,28 @@ impl Step<'_> {
             }
             Sampling::Balanced => ids.to_vec(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_goes_on_from_stage_to_stage_in_equal_steps() {
+        let stages = [("first", 1), ("search", 0), ("last", 3)];
+        let stages = stages.map(|(name, epochs)| StageSection::new(name, epochs, &["*"], 0.1));
+        let mut p = Progress::default();
+        let mut seen = Vec::new();
+        for stage in &stages {
+            for _ in 0..stage.epochs * 4 {
+                seen.push(done(&stages, &p, 4));
+                // A search has counted more.
+                (p.stage_step, p.step) = (p.stage_step + 1, p.step + 3);
+            }
+            (p.epochs_before, p.stage_step) = (p.epochs_before + u64::from(stage.epochs), 0);
+        }
+        assert_eq!(seen, (0..16).map(|k| f64::from(k) / 16.0).collect::<Vec<_>>());
+        assert_eq!(done(&stages, &p, 4), 1.0);
     }
 }
