@@ -208,6 +208,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     warnings.extend(odd::importance(spec, opened.source.as_ref()));
     warnings.extend(opened.parts().filter_map(Samples::passed_over));
     warnings.extend(few.and_then(Few::warning));
+    warnings.extend(few.and_then(Few::scarce));
     warnings.extend(opened.parts().filter_map(Samples::absent));
     if !net.network.adapters.sites.is_empty() && !peft::has_their_head(&net.network, net.backbone) {
         warnings.push(

@@ -139,6 +139,19 @@ fn batch_norms_may_take_the_statistics_of_all_episodes_of_a_step() {
 }
 
 #[test]
+fn figures_of_few_episodes_say_so_in_plan_and_report() {
+    for (test, says) in [(20, true), (599, true), (600, false)] {
+        let job = untrained(UNTRAINED[0]).replace("test = 20", &format!("test = {test}"));
+        let dir = tempfile::tempdir().unwrap();
+        let plan = crate::train::probe::probe(&config(&job, dir.path(), "cache", Vec::new())).unwrap();
+        let said = format!("judged by {test} episodes, and published figures are means over 600");
+        assert_eq!(plan.warnings.iter().any(|w| w.contains(&said)), says, "{:?}", plan.warnings);
+        let text = train(&job, 1, false, dir.path(), &[], &Recorder::default()).unwrap().to_text();
+        assert_eq!(text.contains(&said), says, "{text}");
+    }
+}
+
+#[test]
 fn classes_that_were_trained_on_are_told_and_change_nothing() {
     let both = job(TRAINED[0]).replace("\"square*\"", "\"square*\", \"triangle\"");
     let dir = tempfile::tempdir().unwrap();
