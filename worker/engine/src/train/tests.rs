@@ -31,6 +31,7 @@ mod precision;
 mod strokes;
 mod techniques;
 mod text;
+mod verified;
 
 use std::{
     collections::BTreeSet,

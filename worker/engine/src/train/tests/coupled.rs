@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use tl_proto::catalog::Entry;
+
 use super::*;
 use crate::{link::Gradient, objective::Objective, train::state::file_name};
 
@@ -33,7 +35,7 @@ impl Link for Taken {
 }
 
 /// A job in which nothing depends on the grain, of two steps: no dropout, no statistics of batches.
-fn job(kind: &str, objective: &str, grains: usize) -> String {
+pub(super) fn job(kind: &str, objective: &str, grains: usize) -> String {
     let params = "params = { train_samples = 4, val_samples = 1 }";
     let pairs = "pairs = { format = \"generated\", train = \"shifted\", by = \"label\"";
     let teacher = "nets = { teacher = { backbone = \"resnet20\" } }";
@@ -91,21 +93,24 @@ fn assert_same(what: &str, wanted: &Seen, got: &Seen) {
     }
 }
 
-/// Every loss of the whole batch, with what is not said as it is.
+/// A method in `[objective]`, with what is not said as it is.
+pub(super) fn line(method: &Entry) -> String {
+    let has = |name: &str| method.params.iter().any(|p| p.name == name);
+    // A discriminator that is as quick as the rest, and labels from the first step on.
+    let more = [("hidden", "32"), ("threshold", "0.05")].into_iter().filter(|(name, _)| has(name));
+    let more: String = more.map(|(name, value)| format!(", {name} = {value}")).collect();
+    format!("method = \"{}\"{more}", method.name)
+}
+
+/// Every loss of the whole batch: the kind of job and its method.
 fn coupled() -> Vec<(String, String)> {
     let mut all = Vec::new();
     for kind in crate::catalog().objectives {
-        for method in &kind.methods {
+        let coupled = |method: &&Entry| {
             let params = [("method".to_owned(), method.name.as_str().into())].into();
-            if !(Objective::find(&kind.name).coupled)(&params) {
-                continue;
-            }
-            let has = |name: &str| method.params.iter().any(|p| p.name == name);
-            // A discriminator that is as quick as the rest, and labels from the first step on.
-            let more = [("hidden", "32"), ("threshold", "0.05")].into_iter().filter(|(name, _)| has(name));
-            let more: String = more.map(|(name, value)| format!(", {name} = {value}")).collect();
-            all.push((kind.name.clone(), format!("method = \"{}\"{more}", method.name)));
-        }
+            (Objective::find(&kind.name).coupled)(&params)
+        };
+        all.extend(kind.methods.iter().filter(coupled).map(|method| (kind.name.clone(), line(method))));
     }
     all
 }

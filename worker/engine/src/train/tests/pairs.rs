@@ -370,9 +370,8 @@ fn a_scale_that_is_carried_beyond_its_limits_is_brought_back() {
         let head = job.split("[[stage]]").next().unwrap().replace("objective =", more);
         // What is trained beside the networks has the highest rate, and those nearly stay where they are.
         let rates = "{ \"*\" = 1e-6, \"fc.bias\" = 1000.0 }";
-        let job = format!(
-            "{head}[[stage]]\nname = \"all\"\nepochs = 1\ntrain = [\"*\"]\nlr = {rates}\nbn = \"train\"\n"
-        );
+        let job =
+            format!("{head}[[stage]]\nname = \"all\"\nepochs = 1\ntrain = [\"*\"]\nlr = {rates}\nbn = \"train\"\n");
         let dir = tempfile::tempdir().unwrap();
         let report = train(&job, 1, false, dir.path(), &[], &Recorder::default()).unwrap();
         let (net, states) = states(&job, dir.path(), report.steps);
