@@ -74,6 +74,16 @@ fn two_networks_learn_from_pairs_and_judge_by_sentences_in_a_pipeline() {
     command.arg("--cache").arg(dir.path().join("cache")).arg("--out").arg(dir.path().join("out"));
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    // What trains is compared on more ranks, and what waits for its model is no reason to fail.
+    let mut command = Command::new(PROGRAM);
+    command.arg("verify").arg(dir.path().join("job.toml"));
+    let output = command.args(["--steps", "2", "--output", "json", "--device", "cpu"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8(output.stdout).unwrap();
+    let events: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> = events.iter().map(|event| (event["event"].as_str().unwrap(), &event["step"])).collect();
+    let learn = ("verified", &Value::from("learn"));
+    assert_eq!(told, [learn, learn, ("passed_over", &"judge".into())], "{said}");
     let report = |step: &str| -> Value {
         let path = dir.path().join("out").join(step).join("report.json");
         serde_json::from_slice(&std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap()

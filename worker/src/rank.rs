@@ -14,7 +14,7 @@ use std::{
     net::TcpListener,
     os::{fd::AsFd, unix::net::UnixStream},
     panic::AssertUnwindSafe,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{
         Arc, Mutex, PoisonError,
@@ -27,11 +27,11 @@ use serde_json::json;
 use tl_engine::{
     Error,
     collective::{
-        Collective, MeshConfig,
+        Collective, MeshConfig, Solo,
         choice::{Way, choose, reduction},
         meet,
     },
-    link::{Link, Notice, Row},
+    link::{Deaf, Link, Notice, Row},
     num::pool,
     train::{self, export::Report},
 };
@@ -69,15 +69,30 @@ pub use tl_engine::cache::has as has_features;
 pub use tl_engine::{check, gpu, num::simd};
 
 /// How a comparison of ranks came out, for `tlctl verify`.
-pub use tl_engine::train::verify::{Compared, Difference, ROOM};
+pub use tl_engine::train::verify::{Apart, Compared, Difference, Judged, ROOM, Verified};
 
-/// Compares the first steps of a job's stages on one, two and three ranks inside this process, which share a device;
-/// `folder` is for what is written on the way.
+/// Compares the first steps of a job's stages on one, two and three ranks inside this process, which share a device, or, where
+/// it trains nothing, what it says; `folder` is for what is written on the way.
 ///
 /// # Errors
-/// Whatever would stop the job at its start.
-pub fn verify(spec: &spec::JobSpec, place: &gpu::Place, folder: &Path, steps: u64) -> Result<Vec<Compared>, Failure> {
-    let config = train::Config {
+/// Whatever would stop the job.
+pub fn verify(spec: &spec::JobSpec, place: &gpu::Place, folder: &Path, steps: u64) -> Result<Verified, Failure> {
+    train::verify::verified(&alone(spec, place, folder), steps).map_err(|e| e.to_failure())
+}
+
+/// Runs a job on one rank inside this process, and says in which folder its model lies; `folder` is for all that is written.
+///
+/// # Errors
+/// Whatever stops the job.
+pub fn train_alone(spec: &spec::JobSpec, place: &gpu::Place, folder: &Path) -> Result<PathBuf, Failure> {
+    let config = alone(spec, place, folder);
+    train::run(&config, &mut Solo, &mut Deaf).map_err(|e| e.to_failure())?;
+    Ok(folder.join("model"))
+}
+
+/// What is given to ranks that no agent has started.
+fn alone(spec: &spec::JobSpec, place: &gpu::Place, folder: &Path) -> train::Config {
+    train::Config {
         spec: spec.clone(),
         inputs: Default::default(),
         pushed: Default::default(),
@@ -90,8 +105,7 @@ pub fn verify(spec: &spec::JobSpec, place: &gpu::Place, folder: &Path, steps: u6
         features: Vec::new(),
         resume: Vec::new(),
         place: place.clone(),
-    };
-    train::verify::verify(&config, steps).map_err(|e| e.to_failure())
+    }
 }
 
 /// Runs the rank that an agent has started this process for.

@@ -63,7 +63,7 @@ impl Default for EpisodesSection {
             train_query: None,
             per_epoch: 100,
             val: 100,
-            test: 600,
+            test: Self::USUAL,
             rotations: Rotations::None,
         }
     }
@@ -93,6 +93,9 @@ impl EpisodeShape {
 }
 
 impl EpisodesSection {
+    /// Episodes that published figures are means over, at least.
+    pub const USUAL: u32 = 600;
+
     /// Episodes that are judged.
     pub fn judged(&self) -> EpisodeShape {
         EpisodeShape { way: self.way as usize, shot: self.shot as usize, query: self.query as usize }

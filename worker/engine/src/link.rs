@@ -40,6 +40,8 @@ pub enum Notice {
     ClipsCut,
     /// What a teacher says cannot be kept; it runs in every step.
     TeacherNotKept,
+    /// At the end of a stage, an average of the weights is still much of what the stage began with.
+    AverageLags,
 }
 
 /// One row of the training series.
@@ -55,6 +57,24 @@ pub struct Row {
     pub values: std::collections::BTreeMap<String, f64>,
 }
 
+/// Norms of what each grain of a step added to its gradient, added up over the grains.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Norms {
+    /// Of all tensors together.
+    pub whole: f64,
+    /// Of each tensor, in the order of [`Gradient::tensors`].
+    pub each: Vec<f64>,
+}
+
+impl Norms {
+    /// Adds those of a grain, of which the squares are given, tensor by tensor.
+    pub fn add(&mut self, squares: &[f64]) {
+        self.each.resize(squares.len(), 0.0);
+        self.each.iter_mut().zip(squares).for_each(|(sum, square)| *sum += square.sqrt());
+        self.whole += squares.iter().sum::<f64>().sqrt();
+    }
+}
+
 /// The gradient of a step: sums over its samples, then those of batch-norms that learn.
 pub struct Gradient<'a> {
     /// Step of the run, from 1.
@@ -65,8 +85,8 @@ pub struct Gradient<'a> {
     pub layout: &'a Layout,
     /// The elements.
     pub flat: &'a [f32],
-    /// Norms of what each grain added, added up; 0 unless [`Link::compares`].
-    pub norms: f64,
+    /// Norms of what each grain added; none unless [`Link::compares`].
+    pub norms: &'a Norms,
 }
 
 impl Gradient<'_> {

@@ -249,8 +249,8 @@ pub struct Network {
     pub own: Vec<ParamId>,
     /// At what rate that learns, where it is not the highest of a stage.
     pub own_rate: Option<f64>,
-    /// Of that, what an update may not lift above a number.
-    pub limits: Vec<(ParamId, f32)>,
+    /// Of that, what may be no less and no more than two numbers after an update.
+    pub limits: Vec<(ParamId, [f32; 2])>,
     /// The head that came with the weights, where it goes on beside the new one; it takes what unit `head` takes.
     pub old: Vec<Unit>,
 }
@@ -332,7 +332,7 @@ impl Network {
         let mut b = Builder::new(seed);
         b.store = self.initial;
         self.own = own.iter().map(|own| b.own(own)).collect();
-        let limits = self.own.iter().zip(own).filter_map(|(id, own)| Some((*id, own.most?)));
+        let limits = self.own.iter().zip(own).filter_map(|(id, own)| Some((*id, own.span?)));
         self.limits = limits.collect();
         self.initial = b.store;
         self

@@ -12,7 +12,7 @@ pub mod softened;
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::EpisodeShape;
+use tl_proto::spec::{EpisodeShape, EpisodesSection};
 
 /// What was predicted for one sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,6 +69,15 @@ pub struct Episodes {
     pub shape: EpisodeShape,
     /// Half the width of the 95 % confidence interval of the mean accuracy: 1.96·σ/√n.
     pub interval: f64,
+}
+
+impl Episodes {
+    /// What there is to say of a mean over so many, where others' are over more.
+    pub fn scarce(count: usize) -> Option<String> {
+        let usual = EpisodesSection::USUAL as usize;
+        let said = || format!("it is judged by {count} episodes, and published figures are means over {usual} or more");
+        (count < usual).then(said)
+    }
 }
 
 impl Evaluation {

@@ -9,7 +9,14 @@ fn describe() -> Entry {
     Entry {
         params: vec![
             number("decay", 0.9998, 0.0, 0.999_999, "part of the average that is kept in each step"),
-            number("warmup", 0.0, 0.0, 1e6, "let the decay rise as 1 - (1 + steps/warmup)^(-2/3); 0: from the start"),
+            number(
+                "warmup",
+                1.0,
+                0.0,
+                1e6,
+                "let the decay rise as 1 - (1 + steps/warmup)^(-2/3), so that the average of a short run is one of its \
+                 steps, too; 0: from the start",
+            ),
         ],
         ..entry("ema", "averages weights and batch-norm statistics over steps; a stage hands its average on")
     }
@@ -40,11 +47,12 @@ mod tests {
             let params: Params = params.iter().map(|(k, v)| ((*k).to_owned(), (*v).into())).collect();
             (MODIFIER.average.unwrap())(&params, updates)
         };
-        assert_eq!((decay(&[], 0), decay(&[], 1), decay(&[("decay", 0.9)], 7)), (0.0, 0.9998, 0.9));
+        let from_the_start = [("warmup", 0.0)];
+        assert_eq!((decay(&[], 0), decay(&from_the_start, 0), decay(&from_the_start, 1)), (0.0, 0.0, 0.9998));
+        assert_eq!(decay(&[("decay", 0.9), ("warmup", 0.0)], 7), 0.9);
         // timm.utils.ModelEmaV3(use_warmup=True).get_decay(step) at steps 2, 8 and 1e9; it counts from the step before.
-        let warm = [("warmup", 1.0)];
         for (updates, want) in [(1, 0.370_039_475_052_563_4), (7, 0.75), (999_999_999, 0.9998)] {
-            assert!((decay(&warm, updates) - want).abs() < 1e-12, "{updates}: {}", decay(&warm, updates));
+            assert!((decay(&[], updates) - want).abs() < 1e-12, "{updates}: {}", decay(&[], updates));
         }
     }
 }

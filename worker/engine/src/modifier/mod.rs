@@ -163,6 +163,20 @@ pub fn average(modifiers: &BTreeMap<String, Params>, steps: u64) -> Option<f64> 
     modifiers.iter().find_map(|(name, params)| Some((find(name)?.average?)(params, steps)))
 }
 
+/// What part of an average of the weights is still what the first step of a stage came to, once so many have moved it;
+/// nothing where a job keeps none.
+pub fn held(modifiers: &BTreeMap<String, Params>, steps: u64) -> Option<f64> {
+    let (keep, params) = modifiers.iter().find_map(|(name, params)| Some((find(name)?.average?, params)))?;
+    let (mut held, mut step) = (1.0, 1);
+    while step < steps {
+        // Late steps keep much the same, one as the other: the middle one of a few stands for them.
+        let run = (step / 64).clamp(1, steps - step);
+        held *= libm::pow(keep(params, step + run / 2), run as f64);
+        step += run;
+    }
+    Some(held)
+}
+
 impl Mix {
     /// Targets, `keep·y_i + (1−keep)·y_{n−1−i}`, in rows of `width`.
     pub fn targets(&self, rows: &[f32], width: usize) -> Vec<f32> {
@@ -246,6 +260,25 @@ mod tests {
             let error = go_together(&chosen).unwrap_err().to_string();
             assert_eq!(error, format!("{named} are different answers to one question"));
         }
+    }
+
+    #[test]
+    fn an_average_lets_go_of_where_it_began_and_says_how_much_of_that_is_left() {
+        let held = |params: &[(&str, f64)], steps| {
+            let params: Params = params.iter().map(|(k, v)| ((*k).to_owned(), (*v).into())).collect();
+            held(&[("ema".to_owned(), params)].into(), steps).unwrap()
+        };
+        let from_the_start = [("warmup", 0.0)];
+        assert!((held(&from_the_start, 256) - 0.9998f64.powi(255)).abs() < 1e-9);
+        assert!((held(&[("decay", 0.9), ("warmup", 0.0)], 9) - 0.9f64.powi(8)).abs() < 1e-12);
+        assert_eq!((held(&from_the_start, 1), held(&[], 0), held(&[], 1)), (1.0, 1.0, 1.0));
+        // 1 - 2^(-2/3), 1 - 3^(-2/3) and 1 - 4^(-2/3).
+        let rising = 0.370_039_475_052_563_4 * 0.519_250_143_230_863_8 * 0.603_149_737_007_950_2;
+        assert!((held(&[], 4) - rising).abs() < 1e-9, "{}", held(&[], 4));
+        // Each step by itself, where runs of them are taken for one.
+        let each = (1..5000).map(|t| 1.0 - (1.0 + f64::from(t)).powf(-2.0 / 3.0)).product::<f64>();
+        assert!((held(&[], 5000) / each - 1.0).abs() < 0.02, "{:e} {each:e}", held(&[], 5000));
+        assert_eq!(super::held(&BTreeMap::new(), 9), None);
     }
 
     #[test]

@@ -136,7 +136,7 @@ mod tests {
         let mut b = Builder::new(3);
         let (first, shared) = (b.linear("first", (3, 3)), b.linear("shared", (3, 3)));
         let (norm, last) = (b.norm("norm", 3), b.linear("last", (3, 2)));
-        let own = b.own(&Own { name: "own".into(), shape: vec![2], fill: Fill::Constant(1.0), most: None });
+        let own = b.own(&Own { name: "own".into(), shape: vec![2], fill: Fill::Constant(1.0), span: None });
         let trained: Vec<ParamId> = (0..=own.0).filter(|id| *id != 3).map(ParamId).collect();
         let layout = Layout::new(&b.store, &trained, &[norm.mean]);
         Net { first, shared, norm, last, own, store: b.store, layout }

@@ -239,8 +239,8 @@ pub struct Own {
     pub shape: Vec<usize>,
     /// Its first values.
     pub fill: Fill,
-    /// What no value of it may exceed after an update, if anything.
-    pub most: Option<f32>,
+    /// The least and the most that a value of it may be after an update, if there is something.
+    pub span: Option<[f32; 2]>,
 }
 
 /// First values of a tensor.

@@ -145,7 +145,7 @@ mod tests {
         let mut b = Builder::new(3);
         b.linear("old", (5, 3));
         b.linear("new", (3, 2));
-        b.own(&Own { name: "own".into(), shape: vec![2], fill: Fill::Constant(1.0), most: None });
+        b.own(&Own { name: "own".into(), shape: vec![2], fill: Fill::Constant(1.0), span: None });
         let store = b.store;
         let came = vec![Some(true), Some(true), Some(false), Some(false), None];
         let ranges = store.params.iter().map(|e| e.range.clone()).collect();

@@ -71,8 +71,9 @@ impl Loop<'_> {
             &stage.groups,
             rate,
         );
-        for (id, most) in &self.net.network.limits {
-            store.values[store.params[id.0].range.clone()].iter_mut().for_each(|v| *v = v.min(*most));
+        for (id, [least, most]) in &self.net.network.limits {
+            let bounded = &mut store.values[store.params[id.0].range.clone()];
+            bounded.iter_mut().for_each(|v| *v = v.clamp(*least, *most));
         }
         Ok(norm)
     }

@@ -58,6 +58,11 @@ impl Domain {
         std::iter::once(&self.train).chain(&self.val)
     }
 
+    /// What is learned from and what is judged, where something is.
+    pub fn both(&self) -> Option<[&Samples; 2]> {
+        Some([&self.train, self.val.as_ref()?])
+    }
+
     /// The same without samples that will not decode, up to `limit` in each part.
     ///
     /// # Errors

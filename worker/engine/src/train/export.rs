@@ -16,7 +16,7 @@ use crate::{
     backbone::{TASKS, TaskHead, Unit},
     collective::to_bytes,
     eval::{
-        Evaluation,
+        Episodes, Evaluation,
         retrieval::{Pairing, Retrieval},
         selection::{self, Picked},
         shift::Shift,
@@ -113,6 +113,8 @@ impl Report {
             text = format!("{text}\n{}", found.to_text());
         }
         text.extend(self.pairing.iter().map(|pairing| format!("{}\n", pairing.sentence())));
+        let scarce = self.evaluation.episodes.as_ref().and_then(|episodes| Episodes::scarce(episodes.count));
+        text.extend(scarce.map(|said| format!("{said}\n")));
         for Baseline { name, evaluation } in &self.baselines {
             text += &format!("beside it, on the same episodes: {name} {}\n", evaluation.accuracy_text());
         }

@@ -377,6 +377,10 @@ impl Loop<'_> {
         gate::check_short(&self.state.progress, &network.initial, &stage.layout, &late)?;
         let digest = gate::frozen_digest(&self.state, &self.net.network.initial, &stage.layout, &norms);
         gate::check_frozen(&self.state.progress, &digest, &section.name)?;
+        let lags = odd::lagging(&spec.modifiers, &section.name, self.state.progress.averaged);
+        if let (Some(text), 0) = (lags, group.rank()) {
+            link.notice(Notice::AverageLags, &text);
+        }
         // What was judged is what goes on: the average where one is kept, and of those the best.
         let averages = self.state.averages.take();
         self.state.progress.weighing.restore();

@@ -1,8 +1,8 @@
-//! What a look at a job says of parts that do nothing, or that are dearer than they look.
+//! What a look at a job says of parts that do nothing, or that are dearer than they look, or that do too little.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use tl_proto::spec::{JobSpec, MAIN, TOWER};
+use tl_proto::spec::{JobSpec, MAIN, Params, TOWER};
 
 use super::{net::Net, origin::Source, stage::Stage};
 use crate::{
@@ -11,6 +11,9 @@ use crate::{
     modifier,
     nn::{ParamId, Store},
 };
+
+/// The most of an average, at the end of a stage, that may be what the first step came to.
+const MUCH: f64 = 0.1;
 
 /// Every parameter that some stage trains.
 pub(super) fn trained(net: &Net, store: &Store, spec: &JobSpec) -> Result<BTreeSet<ParamId>> {
@@ -79,5 +82,22 @@ pub(super) fn importance(spec: &JobSpec, source: Option<&Source>) -> Option<Stri
     Some(format!(
         "`modifiers.{name}` runs {samples} samples of `data.source.train` forward and backward, one by one, before the first \
          step"
+    ))
+}
+
+/// An average of the weights that, once so many steps of a stage have moved it, is still much of what the first of them
+/// came to. Of few steps, each is much of any mean.
+pub(super) fn lagging(modifiers: &BTreeMap<String, Params>, stage: &str, steps: u64) -> Option<String> {
+    let held = modifier::held(modifiers, steps)?;
+    if held <= MUCH.max(1.0 / steps.max(1) as f64) {
+        return None;
+    }
+    let averages = |name: &&String| modifier::find(name).is_some_and(|m| m.average.is_some());
+    let name = modifiers.keys().find(averages)?;
+    Some(format!(
+        "the average of `modifiers.{name}`, which is judged and handed on, is after the {steps} steps of stage `{stage}` \
+         still {:.0} % what the first of them came to: have it keep less in a step (`warmup = 1` does so at first), or \
+         train for longer",
+        100.0 * held
     ))
 }

@@ -53,7 +53,9 @@ impl Ready {
     pub fn leaked(&self) -> Vec<String> {
         let own = Some([&self.train, &self.val]).filter(|_| self.few.is_none());
         let tasks = self.tasks.iter().flatten().filter_map(|task| task.own.as_ref());
-        own.into_iter().chain(tasks.map(|own| [&own.train, &own.val])).filter_map(leakage::warning).collect()
+        let tasks = tasks.map(|own| [&own.train, &own.val]);
+        let target = self.other.iter().filter_map(Domain::both);
+        own.into_iter().chain(tasks).chain(target).filter_map(leakage::warning).collect()
     }
 }
 
@@ -177,6 +179,7 @@ impl Opened {
         };
         let own = self.tasks.iter().filter_map(|task| task.own.as_ref());
         said.extend(own.filter_map(|own| leakage::warning(own.each_ref())));
+        said.extend(self.other.iter().filter_map(Domain::both).filter_map(leakage::warning));
         Ok((counts, said))
     }
 

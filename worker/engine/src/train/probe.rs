@@ -208,6 +208,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     warnings.extend(odd::importance(spec, opened.source.as_ref()));
     warnings.extend(opened.parts().filter_map(Samples::passed_over));
     warnings.extend(few.and_then(Few::warning));
+    warnings.extend(few.and_then(Few::scarce));
     warnings.extend(opened.parts().filter_map(Samples::absent));
     if !net.network.adapters.sites.is_empty() && !peft::has_their_head(&net.network, net.backbone) {
         warnings.push(
@@ -255,6 +256,8 @@ pub fn probe(config: &Config) -> Result<Plan> {
             ));
         }
         warnings.extend(tasks::warning(spec, objective, &stage, &s.name));
+        let steps = u64::from(s.epochs) * steps_per_epoch(n, batch) as u64;
+        warnings.extend(odd::lagging(&spec.modifiers, &s.name, steps));
         if stage.cut + 1 == net.network.units.len() && (objective.features)(&spec.objective) {
             warnings.push(format!(
                 "stage `{}` trains the last layer alone: what the objective does to features changes nothing there; train \

@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn what_an_objective_trains_may_have_a_rate_of_its_own_beside_any_other() {
         let mut net = net("small_cnn");
-        let own = crate::nn::Own { name: "s".into(), shape: vec![2], fill: crate::nn::Fill::Constant(0.0), most: None };
+        let own = crate::nn::Own { name: "s".into(), shape: vec![2], fill: crate::nn::Fill::Constant(0.0), span: None };
         net.network = net.network.with_own(&[own], 1);
         let rules = Rates::Rules([("*".to_owned(), 0.1), ("head".to_owned(), 0.05)].into());
         for (lr, head, lowest) in

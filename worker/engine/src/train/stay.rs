@@ -44,8 +44,8 @@ struct There {
     resident: Resident,
     averages: Option<Array>,
     held: Option<Held>,
-    /// What an objective trains for itself, and what no number of it may exceed.
-    own: Vec<(Group, Option<f32>)>,
+    /// What an objective trains for itself, and the least and the most that a number of it may be.
+    own: Vec<(Group, Option<[f32; 2]>)>,
 }
 
 #[cfg(feature = "cuda")]
@@ -59,10 +59,10 @@ impl There {
         state: &mut RunState,
     ) -> Result<Self> {
         let network = &net.network;
-        let most = |id: ParamId| network.limits.iter().find(|(limited, _)| *limited == id).map(|(_, most)| *most);
+        let span = |id: ParamId| network.limits.iter().find(|(limited, _)| *limited == id).map(|(_, span)| *span);
         let trained = stage.layout.trained().zip(&stage.groups);
         let own = trained.filter(|((id, _), _)| network.own.contains(id));
-        let own: Vec<(Group, Option<f32>)> = own.map(|((id, _), group)| (group.clone(), most(id))).collect();
+        let own: Vec<(Group, Option<[f32; 2]>)> = own.map(|((id, _), group)| (group.clone(), span(id))).collect();
         let values = &mut state.store.values;
         let shown: Vec<Vec<f32>> = own.iter().map(|(group, _)| values[group.values.clone()].to_vec()).collect();
         let resident = Resident::new(device, &stage.groups, values, &state.moments)?;
@@ -85,10 +85,10 @@ impl There {
 
     /// Shows the host what an objective trains for itself, as it is after an update, and within its limits.
     fn show(&mut self, values: &mut [f32]) -> Result<()> {
-        for (group, most) in &self.own {
+        for (group, span) in &self.own {
             let mut shown = self.resident.look(group.gradient.clone())?;
-            if let Some(most) = most {
-                shown.iter_mut().for_each(|v| *v = v.min(*most));
+            if let Some([least, most]) = span {
+                shown.iter_mut().for_each(|v| *v = v.clamp(*least, *most));
                 self.resident.put(group.gradient.clone(), &shown)?;
             }
             values[group.values.clone()].copy_from_slice(&shown);

@@ -1,6 +1,6 @@
 //! One step: own grains forward and backward, one reduction, one update.
 
-use tl_proto::spec::{Reduction, Sampling};
+use tl_proto::spec::{Reduction, Sampling, StageSection};
 
 use super::{
     Run,
@@ -12,7 +12,7 @@ use super::{
     overlap,
     pairs::Pairs,
     stage::Stage,
-    state::RunState,
+    state::{Progress, RunState},
     tasks::{TaskSums, Tasked},
     teacher::Teacher,
 };
@@ -20,6 +20,7 @@ use crate::{
     Error, Result,
     collective::{self, Collective, tree},
     data::sampler::{Endless, Epoch, grain, grains_of},
+    link::Norms,
     modifier,
     nn::{Flat, Grains, Packs, Store},
     num,
@@ -37,8 +38,8 @@ pub struct Reduced {
     pub loss: f64,
     /// Right predictions.
     pub correct: u64,
-    /// Norms of the gradients of grains, added up; 0 where nobody asked for them.
-    pub norms: f64,
+    /// Norms of the gradients of grains; none where nobody asked for them.
+    pub norms: Norms,
     /// What holds the network to its weights, once it is added to the mean gradient.
     pub penalty: f64,
     /// Which parameters backward reached, here.
@@ -49,11 +50,14 @@ pub struct Reduced {
     pub tasks: Vec<TaskSums>,
 }
 
-/// Bytes of one grain's line in the tally: index, samples, right ones, Σ loss, norm of its gradient.
-const LINE: usize = 40;
+/// Bytes of one grain's line in the tally: index, samples, right ones, Σ loss.
+const LINE: usize = 32;
 
 /// And of each task, where there are several: samples, right ones, Σ loss.
 const TASK_LINE: usize = 24;
+
+/// And of each tensor, where somebody asks: the squared norm of its gradient.
+const NORM_LINE: usize = 8;
 
 /// Everything that a step reads.
 #[derive(Clone, Copy)]
@@ -133,13 +137,15 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
         tally.extend(one.samples.to_le_bytes());
         tally.extend(one.correct.to_le_bytes());
         tally.extend(one.loss.to_le_bytes());
-        let gradient = 0..stage.layout.params_len();
-        let norm = if step.measures { num::squared_norm(&one.flat.run(gradient)?).sqrt() } else { 0.0 };
-        tally.extend(norm.to_le_bytes());
         for task in &one.tasks {
             tally.extend(task.samples.to_le_bytes());
             tally.extend(task.correct.to_le_bytes());
             tally.extend(task.loss.to_le_bytes());
+        }
+        if step.measures {
+            let gradient = one.flat.run(0..stage.layout.params_len())?;
+            let squares = stage.layout.trained().map(|(_, at)| num::squared_norm(&gradient[at]));
+            tally.extend(squares.flat_map(f64::to_le_bytes));
         }
         Ok(())
     };
@@ -188,22 +194,25 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
         collective::reduce_flat(group, stack, fast, leaves, len)?
     };
     let several = step.tasks.map_or(0, |tasked| tasked.tasks.len() + 1);
-    let tasks = vec![TaskSums::default(); several];
-    let (draws, [loss, norms, penalty]) = (slots.len(), [0.0; 3]);
+    let measured = if step.measures { stage.layout.trained().count() } else { 0 };
+    let (tasks, norms) = (vec![TaskSums::default(); several], Norms::default());
+    let (draws, [loss, penalty]) = (slots.len(), [0.0; 2]);
     let mut reduced =
         Reduced { flat, draws, samples: 0, loss, correct: 0, norms, penalty, touched, stop: false, tasks };
     let mut lines = Vec::new();
     for bytes in group.all_gather(tally)? {
         let (stop, rest) = bytes.split_first().ok_or_else(|| Error::Internal("a peer sent no tally".into()))?;
         reduced.stop |= *stop != 0;
-        lines.extend(rest.chunks_exact(LINE + several * TASK_LINE).map(|l| {
+        lines.extend(rest.chunks_exact(LINE + several * TASK_LINE + measured * NORM_LINE).map(|l| {
             let word = |at: usize| u64::from_le_bytes(l[at..at + 8].try_into().expect("eight bytes"));
             let task = |at: usize| {
                 let (samples, correct, loss) = (word(at), word(at + 8), f64::from_bits(word(at + 16)));
                 TaskSums { samples, loss, correct }
             };
             let tasks = (0..several).map(|t| task(LINE + t * TASK_LINE)).collect::<Vec<_>>();
-            (word(0), word(8), word(16), f64::from_bits(word(24)), f64::from_bits(word(32)), tasks)
+            let square = |t: usize| f64::from_bits(word(LINE + several * TASK_LINE + t * NORM_LINE));
+            let squares = (0..measured).map(square).collect::<Vec<_>>();
+            (word(0), word(8), word(16), f64::from_bits(word(24)), squares, tasks)
         }));
     }
     lines.sort_by_key(|l| l.0);
@@ -214,9 +223,9 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
             lines.len()
         )));
     }
-    for (_, samples, correct, loss, norm, tasks) in lines {
+    for (_, samples, correct, loss, squares, tasks) in lines {
         reduced.tasks.iter_mut().zip(&tasks).for_each(|(sum, one)| sum.add(one));
-        reduced.norms += norm;
+        reduced.norms.add(&squares);
         reduced.samples += samples;
         reduced.correct += correct;
         reduced.loss += loss;
@@ -239,13 +248,17 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     Ok(reduced)
 }
 
+/// Steps done, as a part of those of all stages, whose epochs have `each`. Not the steps that were counted: those of searches
+/// for a rate are no part of the run.
+fn done(stages: &[StageSection], p: &Progress, each: u64) -> f64 {
+    let epochs: u64 = stages.iter().map(|s| u64::from(s.epochs)).sum();
+    ((p.epochs_before * each + p.stage_step) as f64 / (epochs * each).max(1) as f64).min(1.0)
+}
+
 impl Step<'_> {
     /// Steps done, as a part of all steps that the job asks for.
     fn progress(&self) -> f64 {
-        let epochs: u64 = self.run.spec.stage.iter().map(|s| u64::from(s.epochs)).sum();
-        // Not the steps that were counted: those of searches for a rate are no part of the run.
-        let (p, each) = (&self.state.progress, self.epoch.steps() as u64);
-        ((p.epochs_before * each + p.stage_step) as f64 / (epochs * each).max(1) as f64).min(1.0)
+        done(&self.run.spec.stage, &self.state.progress, self.epoch.steps() as u64)
     }
 
     /// The averages of the weights, where the objective lets them speak and they are kept, and a place for what is packed of
@@ -317,5 +330,28 @@ impl Step<'_> {
             }
             Sampling::Balanced => ids.to_vec(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_goes_on_from_stage_to_stage_in_equal_steps() {
+        let stages = [("first", 1), ("search", 0), ("last", 3)];
+        let stages = stages.map(|(name, epochs)| StageSection::new(name, epochs, &["*"], 0.1));
+        let mut p = Progress::default();
+        let mut seen = Vec::new();
+        for stage in &stages {
+            for _ in 0..stage.epochs * 4 {
+                seen.push(done(&stages, &p, 4));
+                // A search has counted more.
+                (p.stage_step, p.step) = (p.stage_step + 1, p.step + 3);
+            }
+            (p.epochs_before, p.stage_step) = (p.epochs_before + u64::from(stage.epochs), 0);
+        }
+        assert_eq!(seen, (0..16).map(|k| f64::from(k) / 16.0).collect::<Vec<_>>());
+        assert_eq!(done(&stages, &p, 4), 1.0);
     }
 }

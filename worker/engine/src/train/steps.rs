@@ -71,7 +71,7 @@ impl Loop<'_> {
             let p = &self.state.progress;
             if link.compares() || reduced.flat.is_here() {
                 let (names, layout) = (&self.net.network.initial, &stage.layout);
-                let (flat, norms) = (reduced.flat.to_host()?, reduced.norms);
+                let (flat, norms) = (reduced.flat.to_host()?, &reduced.norms);
                 link.gradient(&Gradient { step: p.step + 1, names, layout, flat: &flat, norms });
             }
             let rate = optim::schedule::rate(pace.section, pace.top * p.plateau_factor, p.stage_step, pace.total);

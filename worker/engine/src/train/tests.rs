@@ -19,6 +19,7 @@ macro_rules! stages {
 mod adapt;
 mod audio;
 mod by_layer;
+mod coupled;
 mod distill;
 mod fewshot;
 mod forget;
@@ -30,6 +31,7 @@ mod precision;
 mod strokes;
 mod techniques;
 mod text;
+mod verified;
 
 use std::{
     collections::BTreeSet,

@@ -1,7 +1,10 @@
 //! Holds a job to its promise: the first steps of every stage on one, two and three ranks give the same bits in the
-//! ordered reduction, and in the fast one gradients that agree to [`ROOM`] from every common state. What is added up in
-//! another order differs by roundings of what is added, so the measure is the sum of the norms of the grains' gradients,
-//! not the norm of a sum in which they may cancel; for the sums of a batch-norm it is their own norm.
+//! ordered reduction, and in the fast one gradients that agree from every common state, all of one to [`ROOM`] and each of
+//! its tensors to [`TENSOR_ROOM`]. What is added up in another order differs by roundings of what is added, so the measure is
+//! the sum of the norms of the grains' gradients, not the norm of a sum in which they may cancel; for the sums of a
+//! batch-norm it is their own norm. A job that trains nothing is to say the same.
+
+mod judged;
 
 use std::{
     collections::BTreeMap,
@@ -12,18 +15,32 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tl_proto::spec::{JobSpec, Reduction};
 
+pub use self::judged::Judged;
 use super::{Config, run, state};
 use crate::{
     Error, Result,
-    collective::on_loopback,
-    link::{Gradient, Link, Notice, Row},
+    collective::{Collective, on_loopback},
+    link::{Gradient, Link, Norms, Notice, Row},
 };
 
-/// The largest difference of a step's gradient in the fast reduction, relative to the norms of the grains' gradients.
+/// The largest difference of a step's gradient in the fast reduction, relative to the norms of the grains' gradients; the same
+/// of the sums of a batch-norm, relative to their own norm.
 pub const ROOM: f64 = 1e-6;
+
+/// The largest difference of one tensor's gradient, relative to the norms of what the grains add to it.
+pub const TENSOR_ROOM: f64 = 1e-5;
 
 /// How long ranks wait for each other.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What a job came to on several ranks, against one.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verified {
+    /// Its stages, of a job that trains.
+    Trains(Vec<Compared>),
+    /// What it says, of one that trains nothing.
+    Judges(Vec<Judged>),
+}
 
 /// What a comparison with one rank came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,10 +53,13 @@ pub struct Compared {
     pub steps: usize,
     /// The first step and tensor whose bits differ in the ordered reduction.
     pub ordered: Option<Difference>,
-    /// The largest difference in the fast reduction, relative to the norms of the grains' gradients.
+    /// The largest difference of gradients in the fast reduction, relative to the norms of the grains' gradients.
     pub fast: f64,
-    /// Where that is more than [`ROOM`]: the step, and the tensor that differs most.
-    pub apart: Option<Difference>,
+    /// The largest difference there of the sums of a batch-norm, where some learn, relative to their norm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<f64>,
+    /// What is further apart there than it may be, in the first step in which something is.
+    pub apart: Option<Apart>,
 }
 
 impl Compared {
@@ -58,6 +78,19 @@ pub struct Difference {
     pub tensor: String,
 }
 
+/// What is further apart in the fast reduction than it may be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Apart {
+    /// Step of the stage, from 1.
+    pub step: u64,
+    /// Name of the tensor; where all together are too far apart, of the one that is farthest.
+    pub tensor: String,
+    /// How far it is.
+    pub by: f64,
+    /// How far it may be.
+    pub room: f64,
+}
+
 /// What a step came to.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Sums {
@@ -65,8 +98,8 @@ struct Sums {
     tensors: Vec<(String, Vec<f32>)>,
     /// Name and sums of each batch-norm that learns.
     statistics: Vec<(String, Vec<f32>)>,
-    /// Norms of the grains' gradients, added up.
-    norms: f64,
+    /// Norms of the grains' gradients.
+    norms: Norms,
 }
 
 /// The steps of a run.
@@ -95,7 +128,7 @@ impl Link for Recorder {
             let taken = |(name, values): (String, &[f32])| (name, values.to_vec());
             let tensors = gradient.tensors().map(taken).collect();
             let statistics = gradient.statistics().map(taken).collect();
-            self.seen.insert(gradient.step, Sums { tensors, statistics, norms: gradient.norms });
+            self.seen.insert(gradient.step, Sums { tensors, statistics, norms: gradient.norms.clone() });
         }
     }
     fn compares(&self) -> bool {
@@ -121,7 +154,7 @@ impl Trial<'_> {
 
     /// What rank 0 of so many saw.
     fn go(&self, world: usize, reduction: Reduction, resume: Option<&Path>, limit: u64) -> Result<Seen> {
-        let outcomes = on_loopback(&vec![1; world], PATIENCE, |group| {
+        on_ranks(world, |group| {
             let rank = group.rank();
             let mut link = Recorder { rank, limit, taken: 0, seen: Seen::new() };
             let config = self.config(rank, reduction, resume.map(Path::to_owned));
@@ -130,21 +163,39 @@ impl Trial<'_> {
                 Ok(_) | Err(Error::Stopped) => Ok(link.seen),
                 Err(e) => Err(e),
             }
-        })?;
-        let (mut seen, mut failed) = (Vec::new(), Vec::new());
-        for outcome in outcomes {
-            match outcome {
-                Ok(of_rank) => seen.push(of_rank),
-                Err(e) => failed.push(e),
-            }
-        }
-        // A peer that is lost is the consequence of what happened to it.
-        failed.sort_by_key(|e| matches!(e, Error::LostPeer { .. } | Error::LostGroup(_)));
-        match failed.into_iter().next() {
-            Some(e) => Err(e),
-            None => Ok(seen.into_iter().next().unwrap_or_default()),
+        })
+    }
+}
+
+/// What rank 0 of so many came to, or what stopped the first that was stopped.
+fn on_ranks<T: Send>(world: usize, rank: impl Fn(&mut dyn Collective) -> Result<T> + Sync) -> Result<T> {
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
+    for outcome in on_loopback(&vec![1; world], PATIENCE, rank)? {
+        match outcome {
+            Ok(of_rank) => done.push(of_rank),
+            Err(e) => failed.push(e),
         }
     }
+    // A peer that is lost is the consequence of what happened to it.
+    failed.sort_by_key(|e| matches!(e, Error::LostPeer { .. } | Error::LostGroup(_)));
+    match (failed.into_iter().next(), done.into_iter().next()) {
+        (Some(e), _) => Err(e),
+        (None, Some(first)) => Ok(first),
+        (None, None) => Err(Error::Internal("no rank has run".into())),
+    }
+}
+
+/// Compares a job on one rank with the same on two and three: the first `steps` steps of its stages, or, where it trains
+/// nothing, what it says. `config.work` holds what is written on the way.
+///
+/// # Errors
+/// Whatever would stop the job; one grain, which no two ranks can share.
+pub fn verified(config: &Config, steps: u64) -> Result<Verified> {
+    Ok(if config.spec.stage.iter().all(|s| s.epochs == 0) {
+        Verified::Judges(judged::judged(config)?)
+    } else {
+        Verified::Trains(verify(config, steps)?)
+    })
 }
 
 /// Compares the first `steps` steps of every stage on one rank with those on two and three, as far as the job has grains
@@ -154,9 +205,9 @@ impl Trial<'_> {
 /// Whatever would stop the job at its start.
 pub fn verify(config: &Config, steps: u64) -> Result<Vec<Compared>> {
     let mut all = Vec::new();
-    if config.spec.grains() < 2 || config.spec.stage.iter().all(|s| s.epochs == 0) {
+    if config.spec.grains() < 2 {
         return Err(Error::user(
-            "there is nothing to compare: the job trains nothing, or has one grain, which no two ranks can share",
+            "there is nothing to compare: the job has one grain, which no two ranks can share",
             "set `data.grains = 2` or more",
         ));
     }
@@ -171,19 +222,21 @@ pub fn verify(config: &Config, steps: u64) -> Result<Vec<Compared>> {
         for world in 2..=3usize.min(config.spec.grains() as usize) {
             let many = Trial { spec: trial.spec.clone(), folder: folder.join(format!("{world}")), config };
             let ordered = first_difference(&wanted, &many.go(world, Reduction::Ordered, None, steps)?);
-            let (mut fast, mut apart) = (0.0f64, None);
+            let (mut fast, mut statistics, mut apart) = (0.0f64, None::<f64>, None);
             for step in wanted.keys() {
                 let before = (*step > 1).then(|| trial.folder.join(state::file_name(step - 1)));
                 // Two steps, so that nothing stops before the first; it is the one that begins from the same state.
                 let seen = many.go(world, Reduction::Fast, before.as_deref(), 2)?;
-                let (far, tensor) = distance(&wanted[step], seen.get(step))?;
-                if far > ROOM {
-                    apart.get_or_insert(Difference { step: *step, tensor });
+                let Far { gradients, statistics: sums, worst: (by, room, tensor) } =
+                    distance(&wanted[step], seen.get(step))?;
+                if by > room {
+                    apart.get_or_insert(Apart { step: *step, tensor, by, room });
                 }
-                fast = fast.max(far);
+                fast = fast.max(gradients);
+                statistics = sums.map(|sums| sums.max(statistics.unwrap_or_default()));
             }
             let (stage, steps) = (stage.name.clone(), wanted.len());
-            all.push(Compared { stage, ranks: world, steps, ordered, fast, apart });
+            all.push(Compared { stage, ranks: world, steps, ordered, fast, statistics, apart });
         }
         // Checkpoints of every step add up.
         std::fs::remove_dir_all(&folder).map_err(Error::disk("remove a folder"))?;
@@ -209,8 +262,17 @@ fn first_difference(wanted: &Seen, got: &Seen) -> Option<Difference> {
     None
 }
 
-/// How far a step is from the wanted one, and the tensor that is farthest.
-fn distance(wanted: &Sums, got: Option<&Sums>) -> Result<(f64, String)> {
+/// How far a step is from the wanted one.
+struct Far {
+    /// Of all tensors together.
+    gradients: f64,
+    /// Of the batch-norm that is farthest, where some learn.
+    statistics: Option<f64>,
+    /// What goes furthest towards what it may be, or beyond that: how far it is, how far it may be, and the tensor.
+    worst: (f64, f64, String),
+}
+
+fn distance(wanted: &Sums, got: Option<&Sums>) -> Result<Far> {
     let got = got.ok_or_else(|| Error::Internal("a step was not made again from its state".into()))?;
     let squares = |a: &[f32], b: &[f32]| {
         a.iter()
@@ -218,22 +280,31 @@ fn distance(wanted: &Sums, got: Option<&Sums>) -> Result<(f64, String)> {
             .fold(0.0f64, |sum, (a, b)| sum + (f64::from(*a) - f64::from(*b)) * (f64::from(*a) - f64::from(*b)))
     };
     let ratio = |apart: f64, whole: f64| if apart == 0.0 { 0.0 } else { apart / whole };
-    let (mut apart, mut worst) = (0.0f64, (-1.0f64, String::new()));
-    for ((name, wanted), (_, got)) in wanted.tensors.iter().zip(&got.tensors) {
+    let mut worst = (0.0, ROOM, String::new());
+    let mut consider = |by: f64, room: f64, tensor: &str| {
+        if by / room > worst.0 / worst.1 {
+            worst = (by, room, tensor.to_owned());
+        }
+    };
+    let (mut apart, mut farthest) = (0.0f64, (-1.0f64, ""));
+    let tensors = wanted.tensors.iter().zip(&got.tensors).zip(&wanted.norms.each);
+    for (((name, wanted), (_, got)), norms) in tensors {
         let own = squares(wanted, got);
         apart += own;
-        if own > worst.0 {
-            worst = (own, name.clone());
+        if own > farthest.0 {
+            farthest = (own, name.as_str());
         }
+        consider(ratio(own.sqrt(), *norms), TENSOR_ROOM, name);
     }
-    let mut far = (ratio(apart.sqrt(), wanted.norms), worst.1);
+    let gradients = ratio(apart.sqrt(), wanted.norms.whole);
+    consider(gradients, ROOM, farthest.1);
+    let mut statistics = None::<f64>;
     for ((name, wanted), (_, got)) in wanted.statistics.iter().zip(&got.statistics) {
         let own = ratio(squares(wanted, got).sqrt(), squares(wanted, &vec![0.0; wanted.len()]).sqrt());
-        if own > far.0 {
-            far = (own, name.clone());
-        }
+        statistics = Some(own.max(statistics.unwrap_or_default()));
+        consider(own, ROOM, name);
     }
-    Ok(far)
+    Ok(Far { gradients, statistics, worst })
 }
 
 #[cfg(test)]
@@ -242,7 +313,8 @@ mod tests {
 
     fn seen(values: &[f32], statistics: &[f32]) -> Seen {
         let tensors = vec![("a".into(), vec![3.0]), ("b".into(), values.to_vec())];
-        [(1, Sums { tensors, statistics: vec![("n".into(), statistics.to_vec())], norms: 10.0 })].into()
+        let norms = Norms { whole: 10.0, each: vec![5.0, 8.0] };
+        [(1, Sums { tensors, statistics: vec![("n".into(), statistics.to_vec())], norms })].into()
     }
 
     #[test]
@@ -257,12 +329,29 @@ mod tests {
     }
 
     #[test]
-    fn a_distance_is_relative_to_what_was_added_and_statistics_drown_nothing() {
+    fn a_distance_is_relative_to_what_was_added_and_statistics_stand_apart() {
         let far = |got: Seen| distance(&seen(&[4.0], &[1e6])[&1], got.get(&1)).unwrap();
-        let (by, tensor) = far(seen(&[4.05], &[1e6]));
-        assert!((by - 0.005).abs() < 1e-6 && tensor == "b", "{by} {tensor}");
-        let (by, tensor) = far(seen(&[4.0], &[1e6 + 1e4]));
-        assert!((by - 0.01).abs() < 1e-6 && tensor == "n", "{by} {tensor}");
+        let by = far(seen(&[4.05], &[1e6]));
+        assert!((by.gradients - 0.005).abs() < 1e-6 && by.statistics == Some(0.0), "{}", by.gradients);
+        assert_eq!((by.worst.0, by.worst.1, &by.worst.2[..]), (by.gradients, ROOM, "b"));
+        let by = far(seen(&[4.0], &[1e6 + 1e4]));
+        assert!((by.statistics.unwrap() - 0.01).abs() < 1e-6 && by.gradients == 0.0);
+        assert_eq!((by.worst.1, &by.worst.2[..]), (ROOM, "n"));
         assert!(distance(&seen(&[4.0], &[1.0])[&1], None).is_err());
+        let without = |values: &[f32]| Sums { statistics: Vec::new(), ..seen(values, &[1.0])[&1].clone() };
+        assert_eq!(distance(&without(&[4.0]), Some(&without(&[4.0]))).unwrap().statistics, None);
+    }
+
+    /// A temperature, say, beside a network.
+    #[test]
+    fn a_tensor_that_is_small_beside_the_others_is_held_to_its_own_norm() {
+        let step = |value: f32| {
+            let norms = Norms { whole: 10.0, each: vec![10.0, 1e-6] };
+            Sums { norms, ..seen(&[value], &[1.0])[&1].clone() }
+        };
+        let by = distance(&step(1e-6), Some(&step(3e-6))).unwrap();
+        assert!(by.gradients < ROOM, "{}", by.gradients);
+        assert!((by.worst.0 - 2.0).abs() < 1e-6 && by.worst.0 > by.worst.1, "{}", by.worst.0);
+        assert_eq!((by.worst.1, &by.worst.2[..]), (TENSOR_ROOM, "b"));
     }
 }

@@ -54,7 +54,7 @@ fn net(broken: bool) -> Net {
     let mut b = Builder::new(3);
     let (first, shared) = (b.linear("first", (7, 8)), b.linear("shared", (8, 8)));
     let (norm, last) = (b.norm("norm", 8), b.linear("last", (8, 8)));
-    let own = b.own(&Own { name: "own".into(), shape: vec![3], fill: Fill::Constant(1.0), most: None });
+    let own = b.own(&Own { name: "own".into(), shape: vec![3], fill: Fill::Constant(1.0), span: None });
     let mut norms = Vec::new();
     norm.norms(&mut norms);
     let trained: Vec<ParamId> = (0..=own.0).filter(|id| *id != 3).map(ParamId).collect();

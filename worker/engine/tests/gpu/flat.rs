@@ -31,7 +31,7 @@ fn net() -> Net {
     let mut b = Builder::new(3);
     let layers =
         Sequential::default().with(b.linear("in", (7, 5))).with(Activation(Act::Silu)).with(b.linear("out", (5, 3)));
-    let own = b.own(&Own { name: "own".into(), shape: vec![2], fill: Fill::Constant(1.0), most: None });
+    let own = b.own(&Own { name: "own".into(), shape: vec![2], fill: Fill::Constant(1.0), span: None });
     let layout = Layout::new(&b.store, &[ParamId(0), ParamId(2), ParamId(3), own], &[]);
     Net { layers, store: b.store, layout, own }
 }

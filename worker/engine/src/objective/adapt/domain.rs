@@ -43,13 +43,13 @@ pub(super) fn own(width: usize, hidden: usize) -> Result<Vec<Own>> {
     }
     let dense = |name: &str, shape: [usize; 2]| {
         let fill = Fill::Uniform(1.0 / (shape[0] as f32).sqrt());
-        Own { name: format!("domain.{name}.weight"), shape: shape.to_vec(), fill, most: None }
+        Own { name: format!("domain.{name}.weight"), shape: shape.to_vec(), fill, span: None }
     };
     let vector = |name: &str, len: usize, value: f32| Own {
         name: format!("domain.{name}"),
         shape: vec![len],
         fill: Fill::Constant(value),
-        most: None,
+        span: None,
     };
     Ok(vec![
         dense("0", [width, hidden]),

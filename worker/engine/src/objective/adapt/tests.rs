@@ -339,6 +339,19 @@ fn gradients_are_those_of_finite_differences() {
     }
 }
 
+/// What a discriminator sees of predictions is given to it: features alone learn to deceive it.
+#[test]
+fn nothing_is_learned_through_the_predictions_that_a_discriminator_sees() {
+    for entropy in [true, false] {
+        let given = params(&format!(r#"{{"method": "cdan", "hidden": 5, "entropy": {entropy}}}"#));
+        let (features, logits) = self::given();
+        let [features, logits] = [features, logits].map(|t| Var::from_tensor(&t).unwrap());
+        let loss = loss(&given, features.as_tensor(), logits.as_tensor(), &own(&given), 0.5);
+        let grads = loss.backward().unwrap();
+        assert!(grads.get(&logits).is_none() && grads.get(&features).is_some(), "entropy: {entropy}");
+    }
+}
+
 #[test]
 fn methods_have_names_of_their_own_and_documents() {
     let names: std::collections::BTreeSet<String> = METHODS.iter().map(|m| (m.entry)().name).collect();

@@ -71,10 +71,13 @@ pub(super) const OBJECTIVE: Objective = Objective {
     ..PLAIN
 };
 
-/// The logarithm of what similarities are multiplied by; it learns, up to a limit.
-fn scale(start: f64, most: f64) -> Own {
+/// The most that similarities are multiplied by; the least is 1.
+const MOST: f64 = 100.0;
+
+/// The logarithm of what similarities are multiplied by; it learns, within limits.
+fn scale(start: f64) -> Own {
     let fill = Fill::Constant(libm::log(start) as f32);
-    Own { name: "scale".into(), shape: vec![1], fill, most: Some(libm::log(most) as f32) }
+    Own { name: "scale".into(), shape: vec![1], fill, span: Some([0.0, libm::log(MOST) as f32]) }
 }
 
 /// The numbers on the diagonal of `[n, n]` that stand for whole pairs, added up.

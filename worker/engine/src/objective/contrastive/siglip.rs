@@ -17,7 +17,7 @@ pub(super) const METHOD: Method = Method {
     entry: describe,
     own: |params| {
         let fill = Fill::Constant(describe().number(params, "init_bias") as f32);
-        vec![scale(10.0, 100.0), Own { name: "bias".into(), shape: vec![1], fill, most: None }]
+        vec![scale(10.0), Own { name: "bias".into(), shape: vec![1], fill, span: None }]
     },
     loss: |batch, similarities| {
         let z = similarities.broadcast_add(batch.own("bias")?)?;

@@ -117,6 +117,23 @@ fn check(halves: Option<[[bool; 2]; N]>) {
     }
 }
 
+/// The scale is a logarithm.
+#[test]
+fn a_scale_begins_and_stays_between_one_and_a_hundred() {
+    let scale_of = |params: &Params| (method(params).own)(params).swap_remove(0);
+    for (params, start) in [
+        (r#"{"method": "clip"}"#, 1.0 / 0.07f64),
+        (r#"{"method": "clip", "init_temperature": 1.0}"#, 1.0),
+        (r#"{"method": "clip", "init_temperature": 0.01}"#, 100.0),
+        (r#"{"method": "siglip"}"#, 10.0),
+    ] {
+        let own = scale_of(&serde_json::from_str(params).unwrap());
+        let (Fill::Constant(fill), Some([least, most])) = (own.fill, own.span) else { panic!("{own:?}") };
+        assert!((f64::from(fill) - start.ln()).abs() < 1e-6 && (least..=most).contains(&fill), "{params}: {own:?}");
+        assert_eq!((least, most), (0.0, 100f64.ln() as f32), "{params}");
+    }
+}
+
 #[test]
 fn embeddings_of_nothing_give_no_division_by_zero() {
     let zeros = tensor(vec![0.0; N * D], &[N, D]).unwrap();

@@ -133,8 +133,8 @@ fn regressor(widths: &Widths) -> Vec<Own> {
 fn regressor_of(name: &str, own: usize, theirs: usize) -> Vec<Own> {
     let fill = Fill::Uniform(1.0 / (own as f32).sqrt());
     vec![
-        Own { name: format!("{name}.weight"), shape: vec![own, theirs], fill, most: None },
-        Own { name: format!("{name}.bias"), shape: vec![theirs], fill, most: None },
+        Own { name: format!("{name}.weight"), shape: vec![own, theirs], fill, span: None },
+        Own { name: format!("{name}.bias"), shape: vec![theirs], fill, span: None },
     ]
 }
 

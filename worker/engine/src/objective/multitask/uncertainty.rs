@@ -41,7 +41,7 @@ pub(super) fn rate(params: &Params) -> Option<f64> {
 
 pub(super) const METHOD: Method = Method {
     entry: describe,
-    own: |tasks| vec![Own { name: LOG_VARIANCES.into(), shape: vec![tasks], fill: Fill::Constant(0.0), most: None }],
+    own: |tasks| vec![Own { name: LOG_VARIANCES.into(), shape: vec![tasks], fill: Fill::Constant(0.0), span: None }],
     weigh,
 };
 

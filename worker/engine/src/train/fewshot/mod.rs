@@ -12,7 +12,7 @@ use super::samples::Samples;
 use crate::{
     Error, Result,
     data::episodes::{Episode, Episodes},
-    modifier,
+    eval, modifier,
     objective::{
         Objective,
         fewshot::{self, Learns, Method},
@@ -101,6 +101,12 @@ impl Few {
             "{named} in `data.train` and in `data.val`{list}: what is measured by {all}-way episodes is not how well new \
              classes are learned; set `data.train_classes` and `data.val_classes`"
         ))
+    }
+
+    /// What there is to say of figures that are means over few episodes.
+    pub fn scarce(&self) -> Option<String> {
+        let said = eval::Episodes::scarce(self.section.test as usize)?;
+        Some(format!("{said}: set `data.episodes.test = {}`", EpisodesSection::USUAL))
     }
 }
 

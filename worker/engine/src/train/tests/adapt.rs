@@ -255,6 +255,36 @@ fn samples_that_are_judged_by_labels_change_nothing_of_the_model() {
 }
 
 #[test]
+fn samples_of_the_other_domain_that_are_judged_and_learned_from_are_told() {
+    let data = tempfile::tempdir().unwrap();
+    for (part, shade) in [("seen", 9), ("other", 90)] {
+        for (class, i) in ["circle", "ring"].into_iter().flat_map(|class| (0..4u8).map(move |i| (class, i))) {
+            let path = data.path().join(format!("{part}/{class}/{i}.png"));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let color = image::Rgb([shade, i, class.len() as u8]);
+            image::RgbImage::from_pixel(32, 32, color).save(path).unwrap();
+        }
+    }
+    let place = |part: &str| data.path().join(part).display().to_string();
+    let told = |val: &str| {
+        let generated = "train = \"shifted\", val = \"shifted\", params = { train_samples = 5, val_samples = 4 }";
+        let photos = format!("format = \"image_folder\", train = {:?}, val = {:?}", place("seen"), place(val));
+        let job = JOB.replace("OBJECTIVE", METHODS[7]).replace(generated, &photos);
+        let (dir, link) = (tempfile::tempdir().unwrap(), Recorder::default());
+        let plan = crate::train::probe::probe(&config(&job, dir.path(), "cache", Vec::new())).unwrap();
+        train(&job, 1, false, dir.path(), &[], &link).unwrap();
+        let said: Vec<String> = plan.warnings.into_iter().filter(|w| w.contains("too, first")).collect();
+        let noticed = link.notices.lock().unwrap().iter().filter(|n| **n == Notice::SameSamples).count();
+        assert_eq!(said.len(), noticed, "{said:?}");
+        said
+    };
+    let said = told("seen");
+    let wanted = "8 of 8 samples of `data.target.val` are in `data.target.train` too, first `circle/0.png`";
+    assert!(said[0].starts_with(wanted), "{said:?}");
+    assert!(told("other").is_empty());
+}
+
+#[test]
 fn the_first_steps_of_every_stage_are_verified_on_more_ranks() {
     for job in [JOB.replace("OBJECTIVE", METHODS[1]), super::JOB.to_owned()] {
         let dir = tempfile::tempdir().unwrap();

@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     objective::fewshot::{self, Method},
     predict::{Asked, Model, Towers},
+    train::verify::{self, Judged, Verified},
 };
 
 /// Two stages, batch-norms that learn, dropout, views, an odd number of episodes a step and a tail; rotations, and classes
@@ -119,11 +120,26 @@ fn a_run_on_episodes_goes_on_where_it_stopped_with_what_it_had_measured() {
 
 #[test]
 fn the_first_steps_of_episodes_are_verified_on_more_ranks() {
-    for method in [TRAINED[0], TRAINED[3]] {
+    for method in [TRAINED[0], TRAINED[1], TRAINED[3]] {
         let dir = tempfile::tempdir().unwrap();
         let config = config(&job(method), dir.path(), "cache", Vec::new());
-        let compared = crate::train::verify::verify(&config, 2).unwrap();
+        let compared = verify::verify(&config, 2).unwrap();
         assert!(compared.len() == 4 && compared.iter().all(|c| c.holds()), "{compared:?}");
+    }
+}
+
+#[test]
+fn what_is_said_without_training_is_verified_on_more_ranks() {
+    for method in [UNTRAINED[0], UNTRAINED[2]] {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(&untrained(method), dir.path(), "cache", Vec::new());
+        let verified = verify::verified(&config, 2).unwrap();
+        let Verified::Judges(all) = verified else { panic!("it trains nothing: {verified:?}") };
+        // Twenty episodes of three classes, three queries each.
+        let wanted = [2, 3].map(|ranks| Judged { ranks, samples: 20 * 9, differs: None });
+        assert_eq!(all, wanted, "{method}");
+        let left = std::fs::read_dir(dir.path().join("work")).unwrap().count();
+        assert_eq!(left, 0, "what was written on the way is gone");
     }
 }
 
@@ -136,6 +152,19 @@ fn batch_norms_may_take_the_statistics_of_all_episodes_of_a_step() {
         model_of(dir.path())
     });
     assert_eq!(files[0], files[1]);
+}
+
+#[test]
+fn figures_of_few_episodes_say_so_in_plan_and_report() {
+    for (test, says) in [(20, true), (599, true), (600, false)] {
+        let job = untrained(UNTRAINED[0]).replace("test = 20", &format!("test = {test}"));
+        let dir = tempfile::tempdir().unwrap();
+        let plan = crate::train::probe::probe(&config(&job, dir.path(), "cache", Vec::new())).unwrap();
+        let said = format!("judged by {test} episodes, and published figures are means over 600");
+        assert_eq!(plan.warnings.iter().any(|w| w.contains(&said)), says, "{:?}", plan.warnings);
+        let text = train(&job, 1, false, dir.path(), &[], &Recorder::default()).unwrap().to_text();
+        assert_eq!(text.contains(&said), says, "{text}");
+    }
 }
 
 #[test]

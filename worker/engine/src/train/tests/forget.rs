@@ -56,7 +56,8 @@ fn place(dir: &Path, part: &str) -> String {
     format!("{:?}", dir.join(format!("{part}-images-idx3-ubyte")).display().to_string())
 }
 
-fn job(modifiers: &str, lr: f64, source: &str, train: &str) -> String {
+/// A job on the target, from the weights of the source.
+pub(super) fn job(modifiers: &str, lr: f64, source: &str, train: &str) -> String {
     let dir = pretrained();
     format!(
         "schema = 1\njob = {{ name = \"t\", kind = \"finetune\", seed = 5 }}\n\
@@ -77,7 +78,7 @@ fn run_once(job: &str, world: usize) -> (Report, blake3::Hash, Recorder) {
 
 const EWC: &str = "[modifiers.ewc]\nlambda = 300\nsamples = 70";
 /// Where a job learns what matters.
-fn train_on() -> String {
+pub(super) fn train_on() -> String {
     format!(", train = {}", place(pretrained(), "source"))
 }
 

@@ -346,10 +346,12 @@ fn a_head_that_no_stage_trains_is_told() {
 
 #[test]
 fn the_first_steps_of_tasks_are_verified_on_more_ranks() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = config(&job("method = \"gradnorm\""), dir.path(), "cache", Vec::new());
-    for c in crate::train::verify::verify(&config, 3).unwrap() {
-        assert!(c.holds(), "{c:?}");
+    for (method, steps) in [("fixed", 2), ("uncertainty", 2), ("gradnorm", 3)] {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(&job(&format!("method = \"{method}\"")), dir.path(), "cache", Vec::new());
+        for c in crate::train::verify::verify(&config, steps).unwrap() {
+            assert!(c.holds(), "{method}: {c:?}");
+        }
     }
 }
 

@@ -368,6 +368,46 @@ fn mostly_alone(dir: &Path) -> String {
         .replace("bn = \"train\"\n", "")
 }
 
+/// The networks of a job, and what checkpoints after each of its steps have kept.
+fn states(job: &str, dir: &Path, steps: u64) -> (Net, Vec<RunState>) {
+    let config = config(job, dir, "cache", Vec::new());
+    let (spec, inputs) = (&config.spec, &config.inputs);
+    let objective = crate::objective::Objective::find(&spec.job.kind);
+    let opened = crate::train::opened::Opened::new(spec, spec.data.as_ref().unwrap(), objective).unwrap();
+    let (model, samples) = (spec.model.as_ref().unwrap(), &*opened.train.dataset);
+    let net = Net::build_for(model, &opened.outputs, spec, inputs, samples).unwrap();
+    let net = opened.with_tower(net, spec, inputs).unwrap().with_own(spec, &[]).unwrap();
+    let after = |step: u64| {
+        let bytes = std::fs::read(dir.join("work").join(file_name(step))).unwrap();
+        RunState::from_bytes(bytes, &net.network.initial).unwrap()
+    };
+    let all = (1..=steps).map(after).collect();
+    (net, all)
+}
+
+#[test]
+fn a_scale_that_is_carried_beyond_its_limits_is_brought_back() {
+    for method in ["clip", "siglip"] {
+        let job = job(&format!("method = \"{method}\""));
+        let more = "checkpoint = { every = 1 }\noptimizer = { name = \"sgd\", momentum = 0.0 }\nobjective =";
+        let head = job.split("[[stage]]").next().unwrap().replace("objective =", more);
+        // What is trained beside the networks has the highest rate, and those nearly stay where they are.
+        let rates = "{ \"*\" = 1e-6, \"fc.bias\" = 1000.0 }";
+        let job =
+            format!("{head}[[stage]]\nname = \"all\"\nepochs = 1\ntrain = [\"*\"]\nlr = {rates}\nbn = \"train\"\n");
+        let dir = tempfile::tempdir().unwrap();
+        let report = train(&job, 1, false, dir.path(), &[], &Recorder::default()).unwrap();
+        let (net, states) = states(&job, dir.path(), report.steps);
+        let scale = net.network.initial.params.iter().find(|e| e.name == "objective.scale").unwrap();
+        let limits = [0.0, 100f64.ln() as f32];
+        let at: Vec<f32> = states.iter().map(|state| state.store.values[scale.range.start]).collect();
+        assert!(at.iter().all(|v| (limits[0]..=limits[1]).contains(v)), "{method}: {at:?}");
+        // What was never told apart is to be told apart by less.
+        let first = if method == "clip" { &limits[..1] } else { &limits[..] };
+        assert!(first.contains(&at[0]), "{method}: {at:?}");
+    }
+}
+
 #[test]
 fn a_step_without_a_whole_pair_changes_nothing_but_counts() {
     let data = tempfile::tempdir().unwrap();
@@ -378,19 +418,7 @@ fn a_step_without_a_whole_pair_changes_nothing_but_counts() {
     let pairing = report.pairing.unwrap();
     assert_eq!((pairing.whole, pairing.alone, report.steps), (3, [1, 12], 3 * 8));
 
-    let config = config(&job, dir.path(), "cache", Vec::new());
-    let (spec, inputs) = (&config.spec, &config.inputs);
-    let objective = crate::objective::Objective::find(&spec.job.kind);
-    let opened = crate::train::opened::Opened::new(spec, spec.data.as_ref().unwrap(), objective).unwrap();
-    let (model, samples) = (spec.model.as_ref().unwrap(), &*opened.train.dataset);
-    let net = Net::build_for(model, &opened.outputs, spec, inputs, samples).unwrap();
-    let net = opened.with_tower(net, spec, inputs).unwrap().with_own(spec, &[]).unwrap();
-    let states: Vec<RunState> = (1..=report.steps)
-        .map(|step| {
-            let bytes = std::fs::read(dir.path().join("work").join(file_name(step))).unwrap();
-            RunState::from_bytes(bytes, &net.network.initial).unwrap()
-        })
-        .collect();
+    let (_, states) = states(&job, dir.path(), report.steps);
     let rows = link.rows.lock().unwrap().clone();
     let steps: Vec<&Row> = rows.iter().filter(|row| row.values.contains_key("lr")).collect();
     let learns: Vec<bool> = steps.iter().map(|row| row.values.contains_key("train.loss")).collect();

@@ -108,6 +108,24 @@ fn the_exported_model_is_the_average_of_the_steps() {
 }
 
 #[test]
+fn an_average_that_lags_behind_is_told_in_a_plan_and_in_the_run() {
+    let told = |lines: &str| {
+        let job = format!("{}[modifiers.ema]\n{lines}\n", one_stage(""));
+        let dir = tempfile::tempdir().unwrap();
+        let plan = crate::train::probe::probe(&config(&job, dir.path(), "cache", Vec::new())).unwrap();
+        let warned: Vec<String> = plan.warnings.into_iter().filter(|w| w.contains("`modifiers.ema`")).collect();
+        let (_, link, ..) = run_alone(&job, 1);
+        let noticed = link.notices.lock().unwrap().iter().filter(|n| **n == Notice::AverageLags).count();
+        assert_eq!(warned.len(), noticed, "{warned:?}");
+        warned
+    };
+    assert!(told("").is_empty(), "a short run averages its steps if nothing is said");
+    // Three steps an epoch, and eight that keep 0.9998 of it.
+    let said = told("warmup = 0");
+    assert!(said[0].contains("is after the 9 steps of stage `all` still 100 % what the first"), "{said:?}");
+}
+
+#[test]
 fn averages_survive_an_interruption() {
     let job = format!("{JOB}[modifiers.ema]\ndecay = 0.8\n");
     let whole = run_alone(&job, 1).2;
