@@ -187,7 +187,7 @@ async fn a_driver_that_falls_over_leaves_the_agent_and_the_cpu() {
     // Nor does a command that computes by itself fall with it.
     let file = folder.path().join("job.toml");
     std::fs::write(&file, spec.to_toml()).unwrap();
-    let verify = ["verify", file.to_str().unwrap(), "--steps", "1"];
+    let verify = ["verify", file.to_str().unwrap(), "--steps", "2"];
     let (code, _, said) = tlctl(&folder.path().display().to_string(), &verify, &[]);
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("the process that looked for GPUs died of signal 6; cpu is used"), "{said}");

@@ -67,9 +67,9 @@ pub struct Norms {
 }
 
 impl Norms {
-    /// Adds those of a grain, of which the squares are given, tensor by tensor.
+    /// Adds those of a grain, of which the squares are given, tensor by tensor; none, if nobody measured it.
     pub fn add(&mut self, squares: &[f64]) {
-        self.each.resize(squares.len(), 0.0);
+        self.each.resize(self.each.len().max(squares.len()), 0.0);
         self.each.iter_mut().zip(squares).for_each(|(sum, square)| *sum += square.sqrt());
         self.whole += squares.iter().sum::<f64>().sqrt();
     }

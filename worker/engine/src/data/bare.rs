@@ -87,10 +87,7 @@ mod tests {
     use serde_json::json;
     use tl_proto::spec::DataSection;
 
-    use super::{
-        super::{FORMATS, open, open_bare},
-        *,
-    };
+    use super::super::{FORMATS, open, open_bare};
 
     /// Writes a file, and the folders that it lies in.
     fn file(path: PathBuf, bytes: &[u8]) -> PathBuf {

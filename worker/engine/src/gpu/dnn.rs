@@ -204,7 +204,6 @@ fn listed(answer: Result<(), CudnnError>, count: c_int) -> Result<usize, CudnnEr
 /// An entry of a list of algorithms, as cuDNN writes it. What a newer version says of one is a number, whatever it means.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-#[expect(dead_code, reason = "the layout is cuDNN's")]
 struct Listing {
     algorithm: c_int,
     status: c_int,

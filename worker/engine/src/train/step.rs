@@ -50,6 +50,12 @@ pub struct Reduced {
     pub tasks: Vec<TaskSums>,
 }
 
+/// What a rank's tally begins with: it wants to stop.
+const STOPS: u8 = 1;
+
+/// And: it tells the norms of its gradients.
+const MEASURES: u8 = 2;
+
 /// Bytes of one grain's line in the tally: index, samples, right ones, Σ loss.
 const LINE: usize = 32;
 
@@ -122,7 +128,7 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
     let before = shares[..group.rank()].iter().filter(|s| !s.is_empty()).count();
     let (fast, busy) = (run.spec.cluster.reduction == Reduction::Fast, shares.iter().filter(|s| !s.is_empty()).count());
     let mut stack: Vec<tree::Node<Flat>> = Vec::new();
-    let mut tally = vec![u8::from(stop)];
+    let mut tally = vec![u8::from(stop) * STOPS + u8::from(step.measures) * MEASURES];
     let mut touched = vec![own.is_empty(); state.store.params.len()];
     let draws =
         |s: usize| -> Vec<(usize, u64)> { grain(slots.len(), count, s).map(|p| epoch.draw(slots.start + p)).collect() };
@@ -194,15 +200,16 @@ pub fn compute(step: &Step<'_>, k: usize, group: &mut dyn Collective, stop: bool
         collective::reduce_flat(group, stack, fast, leaves, len)?
     };
     let several = step.tasks.map_or(0, |tasked| tasked.tasks.len() + 1);
-    let measured = if step.measures { stage.layout.trained().count() } else { 0 };
+    let tensors = stage.layout.trained().count();
     let (tasks, norms) = (vec![TaskSums::default(); several], Norms::default());
     let (draws, [loss, penalty]) = (slots.len(), [0.0; 2]);
     let mut reduced =
         Reduced { flat, draws, samples: 0, loss, correct: 0, norms, penalty, touched, stop: false, tasks };
     let mut lines = Vec::new();
     for bytes in group.all_gather(tally)? {
-        let (stop, rest) = bytes.split_first().ok_or_else(|| Error::Internal("a peer sent no tally".into()))?;
-        reduced.stop |= *stop != 0;
+        let (says, rest) = bytes.split_first().ok_or_else(|| Error::Internal("a peer sent no tally".into()))?;
+        reduced.stop |= says & STOPS != 0;
+        let measured = if says & MEASURES != 0 { tensors } else { 0 };
         lines.extend(rest.chunks_exact(LINE + several * TASK_LINE + measured * NORM_LINE).map(|l| {
             let word = |at: usize| u64::from_le_bytes(l[at..at + 8].try_into().expect("eight bytes"));
             let task = |at: usize| {

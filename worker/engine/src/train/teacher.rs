@@ -117,7 +117,7 @@ impl Teacher<'_> {
         let pass = Pass::again(store, packs);
         let cached = |inputs: &Inputs<'_>| inputs.features.is_some() && inputs.samples.views().is_some();
         let kept = mix.is_none() && self.cuts.iter().all(|(_, inputs)| cached(inputs));
-        let (mut at, mut out): (Vec<(usize, Tensor)>, Option<(usize, Tensor)>) = (Vec::new(), None);
+        let (mut at, mut out) = (Vec::new(), None);
         for (cut, inputs) in &self.cuts {
             let x = match out {
                 Some((from, x)) if !kept => net.forward(&pass, x, from, cut.at)?,

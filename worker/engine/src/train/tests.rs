@@ -24,6 +24,7 @@ mod distill;
 mod fewshot;
 mod forget;
 mod lockstep;
+mod masked;
 mod multitask;
 mod pairs;
 mod parts;

@@ -237,8 +237,8 @@ impl Collective for Lost {
     }
 
     fn all_gather(&mut self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>> {
-        // A word on stopping, and a line of forty bytes for each grain.
-        if bytes.len() > 40 && bytes.len() % 40 == 1 {
+        // A word on stopping, and a line of 32 bytes for each grain.
+        if bytes.len() > 32 && bytes.len() % 32 == 1 {
             self.tallies -= 1;
             if self.tallies == 0 {
                 return Err(Error::LostGroup("for a test".into()));
