@@ -17,6 +17,12 @@ impl Node {
     pub fn numbers(&self, device: &str) -> &str {
         self.gpu(device).map_or("", |gpu| if gpu.numbers.is_empty() { &gpu.name } else { &gpu.numbers })
     }
+
+    /// Whether a device multiplies bf16 and TF32: GPUs do since compute capability 8.0. One of which it is not known is taken to.
+    pub(super) fn rounds(&self, device: &str) -> bool {
+        let major = self.gpu(device).and_then(|gpu| gpu.compute.split('.').next()?.parse::<u32>().ok());
+        major.is_none_or(|major| major >= 8)
+    }
 }
 
 /// GPUs that are offered, by what they are called in every process, and the node that has each: two agents on one machine

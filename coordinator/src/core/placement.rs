@@ -27,6 +27,8 @@ pub(super) struct Want<'a> {
     /// Whether it takes either kind of device, and waits for GPUs where there are enough for it, whoever has them now: what it
     /// begins on, it stays on.
     pub patient: bool,
+    /// Whether a network of it rounds what it multiplies, which not every GPU does.
+    pub rounds: bool,
     /// Where a unit may run.
     pub reach: Option<Reach<'a>>,
     /// What the units of a training are of use for.
@@ -36,7 +38,8 @@ pub(super) struct Want<'a> {
 impl<'a> Want<'a> {
     /// That of a phase; nothing of one that runs nowhere.
     pub(super) fn of(job: &'a Job, phase: &'a Phase) -> Option<Self> {
-        let cluster = &job.step_spec(&phase.step)?.cluster;
+        let spec = job.step_spec(&phase.step)?;
+        let cluster = &spec.cluster;
         let (need, most) = ranks(job, phase)?;
         let open = cluster.device == Device::Auto && phase.stays_on.is_none();
         Some(Self {
@@ -47,6 +50,7 @@ impl<'a> Want<'a> {
             need,
             over_nccl: most > 1 && cluster.reduction != Reduction::Ordered,
             patient: open && phase.kind == PhaseKind::Train,
+            rounds: spec.model.iter().chain(spec.nets.values()).any(|net| !net.precision.is_f32()),
             reach: job.reach(phase),
             taught: job.taught(phase),
         })
@@ -226,6 +230,12 @@ impl<'a> Supply<'a> {
         for (seat, known) in self.all.iter().enumerate().filter(|(_, known)| want.takes(known.kind)) {
             let Known { id, node, slot, kind, numbers, held, withheld } = known;
             if want.reach.as_ref().is_some_and(|reach| !reach.has(id, node, &slot.device)) {
+                continue;
+            }
+            // Who asks for GPUs is told by the one that cannot; who takes either is not to begin, nor to wait, there.
+            if want.rounds && want.device == Device::Auto && !node.rounds(&slot.device) {
+                let why = format!("{} does not multiply what `precision` rounds to", slot.device);
+                room.withheld.push(format!("`{}`: {why}", node.name));
                 continue;
             }
             if let Some(why) = withheld {

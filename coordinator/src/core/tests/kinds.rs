@@ -1,7 +1,10 @@
 //! Who waits for whom: jobs that want other devices never do, those that want the same do in their order. Who takes either
 //! waits for GPUs where there are enough, and a training stays on the kind of device that it has begun on.
 
-use tl_proto::spec::Device;
+use tl_proto::{
+    hardware::Gpu,
+    spec::{Device, Precision},
+};
 
 use super::{
     devices::{gpu, joins, on},
@@ -100,6 +103,45 @@ fn who_takes_any_device_waits_for_gpus_where_there_are_enough_and_is_told_what_i
     assert_eq!((runs_on(&w, 2, "train"), w.ranks(5)), (vec!["cuda:0".to_owned()], 0));
     w.succeed(2, "train");
     assert_eq!(runs_on(&w, 5, "train"), ["cuda:0"]);
+}
+
+#[test]
+fn who_takes_any_device_neither_waits_for_nor_begins_on_gpus_that_do_not_multiply_its_precision() {
+    let with = |device, precision| {
+        let mut spec = on(device, "1", 0);
+        spec.model.as_mut().unwrap().precision = precision;
+        spec
+    };
+    let of = |compute: &str| vec![Gpu { compute: compute.into(), ..gpu(0, "u", "x") }];
+    for (compute, precision, trains_on) in [
+        ("7.5", Precision::Bf16, "cpu"),
+        ("7.0", Precision::Tf32, "cpu"),
+        ("7.5", Precision::F32, "cuda:0"),
+        ("8.0", Precision::Bf16, "cuda:0"),
+        ("12.0", Precision::Tf32, "cuda:0"),
+        ("", Precision::Bf16, "cuda:0"),
+    ] {
+        let mut w = World::new();
+        joins(&mut w, 1, of(compute), 2, "2.27");
+        w.submit_spec(1, with(Device::Auto, precision));
+        assert_eq!(runs_on(&w, 1, "probe"), [trains_on], "{compute} {precision}");
+        w.succeed(1, "probe");
+        assert_eq!(runs_on(&w, 1, "train"), [trains_on], "{compute} {precision}");
+    }
+    // Somebody has the GPU: it is not waited for. Without a CPU there is nothing, and it is said why.
+    let mut w = World::new();
+    joins(&mut w, 1, of("7.5"), 1, "2.27");
+    trains(&mut w, 1, on(Device::Cuda, "1", 0));
+    trains(&mut w, 2, with(Device::Auto, Precision::Bf16));
+    assert_eq!(runs_on(&w, 2, "train"), ["cpu"]);
+    let mut w = World::new();
+    joins(&mut w, 1, of("7.5"), 0, "2.27");
+    w.submit_spec(1, with(Device::Auto, Precision::Bf16));
+    let said = why(&w.state, &job(1), w.now).unwrap().to_string();
+    assert!(w.why(1) == "too_few_slots" && said.ends_with("`n1`: cuda:0 does not multiply what `precision` rounds to"), "{said}");
+    // Who asks for GPUs gets it, and is told there.
+    w.submit_spec(2, with(Device::Cuda, Precision::Bf16));
+    assert_eq!(runs_on(&w, 2, "probe"), ["cuda:0"]);
 }
 
 #[test]
