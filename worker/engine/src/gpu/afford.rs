@@ -17,7 +17,10 @@ impl Device {
 
     /// Gives the system what the pool holds and no array does but spare ones.
     #[expect(unsafe_code, reason = "calls the driver")]
-    fn give_back(&self) -> Result<(), Fault> {
+    ///
+    /// # Errors
+    /// The GPU has failed.
+    pub(in crate::gpu) fn give_back(&self) -> Result<(), Fault> {
         self.spare().iter().try_for_each(|ahead| ahead.let_go())?;
         // What was freed is free once the stream has come to it.
         self.synchronize()?;

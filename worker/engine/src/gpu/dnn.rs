@@ -192,6 +192,16 @@ pub(in crate::gpu) fn may_be_another(error: CudnnError) -> bool {
     !short.contains(&error.0) && !Library::Cudnn.answer(error.0 as c_int).contains("ALLOC")
 }
 
+/// What an algorithm was refused for while so many bytes are free: it loads its kernels when it first runs, and where few are
+/// free and nothing is wrong with the plan, that is why, whatever cuDNN says.
+pub(in crate::gpu) fn refused(error: CudnnError, free: Option<usize>) -> Fault {
+    use sys::cudnnStatus_t::{CUDNN_STATUS_BAD_PARAM, CUDNN_STATUS_NOT_SUPPORTED};
+    let answer = Library::Cudnn.answer(error.0 as c_int);
+    let plan = [CUDNN_STATUS_BAD_PARAM, CUDNN_STATUS_NOT_SUPPORTED].contains(&error.0)
+        || ["CUDNN_STATUS_BAD_PARAM", "CUDNN_STATUS_NOT_SUPPORTED"].iter().any(|name| answer.starts_with(name));
+    Fault::from(error).at_start(free.filter(|_| !plan))
+}
+
 /// How many entries a list has, if the library made it: it may know of none, and yet have the algorithm.
 fn listed(answer: Result<(), CudnnError>, count: c_int) -> Result<usize, CudnnError> {
     match answer {
@@ -256,8 +266,13 @@ macro_rules! exact {
         let named = good.filter_map(|a| $known.into_iter().find(|known| *known as c_int == a.algorithm));
         let mut all: Vec<(Algorithm, usize)> = Vec::new();
         for algorithm in named.chain($others) {
-            let memory = $needs(algorithm).ok().filter(|memory| *memory <= WORKSPACE);
-            if let Some(memory) = memory
+            let asked: Result<usize, CudnnError> = $needs(algorithm);
+            if let Err(e) = asked
+                && !may_be_another(e)
+            {
+                return Err(e);
+            }
+            if let Some(memory) = asked.ok().filter(|memory| *memory <= WORKSPACE)
                 && all.iter().all(|(known, _)| *known != $kind(algorithm))
             {
                 all.push(($kind(algorithm), memory));
@@ -364,6 +379,18 @@ mod tests {
         for short in [THERE, HERE] {
             assert!(!may_be_another(CudnnError(short)));
             assert_eq!(listed(Err(CudnnError(short)), 5), Err(CudnnError(short)));
+        }
+        // Where little is free, what is no fault of the plan's is for want of memory.
+        for (status, free, short) in [
+            (FAILED, Some(1 << 20), true),
+            (INTERNAL, Some(1 << 20), true),
+            (NONE, Some(1 << 20), false),
+            (BAD, Some(1 << 20), false),
+            (FAILED, Some(1 << 30), false),
+            (FAILED, None, false),
+            (THERE, Some(1 << 30), true),
+        ] {
+            assert_eq!(matches!(refused(CudnnError(status), free), Fault::Memory), short, "{status:?} {free:?}");
         }
         assert_eq!([listed(Ok(()), 5), listed(Ok(()), -1), listed(Ok(()), 1 << 20)], [Ok(5), Ok(0), Ok(LISTED)]);
     }

@@ -18,7 +18,8 @@ use cudarc::{
 use super::{Element, Math, Patches, add_into, fold, round_bf16, turn};
 use crate::gpu::{
     Array, Device, Fault,
-    dnn::{Algorithm, Chosen, Of, Plan, may_be_another},
+    device::free,
+    dnn::{Algorithm, Chosen, Of, Plan, may_be_another, refused},
 };
 
 /// Bytes that windows take where a convolution is a product of them.
@@ -88,50 +89,59 @@ fn run<T>(
         return Err(Fault::shape("cuDNN was opened and is not there"));
     };
     let h = dnn.handle();
+    device.afford(|| dnn.prepare(of, plan).map(|_| ()))?;
     let Chosen { described: d, offers, settled } = dnn.prepare(of, plan)?;
     let (one, zero) = (1.0f32, 0.0f32);
     let (one, zero) = ((&raw const one).cast::<c_void>(), (&raw const zero).cast::<c_void>());
+    let mut given_back = false;
     while let Some((algorithm, memory)) = offers.first().copied() {
-        let mut scratch = device.fresh::<u8>(&[memory.max(1)])?;
-        let (a, _a) = from.data.device_ptr(stream);
-        let (b, _b) = with.data.device_ptr(stream);
-        let (c, _c) = to.data.device_ptr_mut(stream);
-        let (s, _s) = scratch.data.device_ptr_mut(stream);
-        // The bindings only note where one of these cannot be waited for.
-        stream.context().check_err()?;
-        let (a, b, c, s) = (a as *const c_void, b as *const c_void, c as *mut c_void, s as *mut c_void);
-        // SAFETY: the arrays have the shapes and the type of the plan, as whoever calls this has checked, and the descriptors
-        // say the same.
-        let done = unsafe {
-            match algorithm {
-                Algorithm::Outputs(how) => {
-                    result::convolution_forward(h, one, d.x, a, d.w, b, d.how, how, s, memory, zero, d.y, c)
-                }
-                Algorithm::Inputs(how) => {
-                    result::convolution_backward_data(h, one, d.w, b, d.y, a, d.how, how, s, memory, zero, d.x, c)
-                }
-                Algorithm::Weights(how) => {
-                    result::convolution_backward_filter(h, one, d.x, b, d.y, a, d.how, how, s, memory, zero, d.w, c)
+        let done = {
+            let mut scratch = device.fresh::<u8>(&[memory.max(1)])?;
+            let (a, _a) = from.data.device_ptr(stream);
+            let (b, _b) = with.data.device_ptr(stream);
+            let (c, _c) = to.data.device_ptr_mut(stream);
+            let (s, _s) = scratch.data.device_ptr_mut(stream);
+            // The bindings only note where one of these cannot be waited for.
+            stream.context().check_err()?;
+            let (a, b, c, s) = (a as *const c_void, b as *const c_void, c as *mut c_void, s as *mut c_void);
+            // SAFETY: the arrays have the shapes and the type of the plan, as whoever calls this has checked, and the
+            // descriptors say the same.
+            unsafe {
+                match algorithm {
+                    Algorithm::Outputs(how) => {
+                        result::convolution_forward(h, one, d.x, a, d.w, b, d.how, how, s, memory, zero, d.y, c)
+                    }
+                    Algorithm::Inputs(how) => {
+                        result::convolution_backward_data(h, one, d.w, b, d.y, a, d.how, how, s, memory, zero, d.x, c)
+                    }
+                    Algorithm::Weights(how) => {
+                        result::convolution_backward_filter(h, one, d.x, b, d.y, a, d.how, how, s, memory, zero, d.w, c)
+                    }
                 }
             }
         };
-        match done {
-            Ok(()) => {
-                if !*settled {
-                    tracing::debug!("cuDNN computes {of:?} of {plan:?} by {algorithm:?}");
-                    offers.truncate(1);
-                    *settled = true;
-                }
-                return Ok(());
+        let Err(e) = done else {
+            if !*settled {
+                tracing::debug!("cuDNN computes {of:?} of {plan:?} by {algorithm:?}");
+                offers.truncate(1);
+                *settled = true;
             }
-            Err(e) if *settled || !may_be_another(e) => return Err(e.into()),
-            Err(e) => {
-                tracing::debug!("cuDNN refuses {of:?} of {plan:?} by {algorithm:?}: {}", Fault::from(e));
-                // An algorithm that has broken the GPU is told, instead of what all others fail with after it.
-                device.synchronize()?;
-                offers.remove(0);
-            }
+            return Ok(());
+        };
+        let fault = refused(e, free(stream));
+        let short = matches!(fault, Fault::Memory);
+        // The same algorithm once more, with what was freed and what is spare.
+        if short && !std::mem::replace(&mut given_back, true) {
+            device.give_back()?;
+            continue;
         }
+        if short || *settled || !may_be_another(e) {
+            return Err(fault);
+        }
+        tracing::debug!("cuDNN refuses {of:?} of {plan:?} by {algorithm:?}: {fault}");
+        // An algorithm that has broken the GPU is told, instead of what all others fail with after it.
+        device.synchronize()?;
+        offers.remove(0);
     }
     if !*settled {
         tracing::debug!("cuDNN has no algorithm for {of:?} of {plan:?}");
