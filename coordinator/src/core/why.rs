@@ -280,6 +280,9 @@ fn waits(state: &State, id: &JobId, job: &Job, now: Millis) -> Option<Wait> {
     let on = On { device: want.device, begun };
     Some(if free >= need {
         first_of(&queue, id, now, (&supply, &want)).map_or(Wait::Starting, Wait::Behind)
+    } else if room.for_gpus && room.kinds.get("cuda").is_none_or(|open| *open < need) {
+        // There are enough with those whose node is not heard of.
+        Wait::NodesUnknown(room.unknown)
     } else if room.most >= need {
         let on = On { device: if room.for_gpus { Device::Cuda } else { on.device }, ..on };
         Wait::SlotsBusy { need, on, free, instead: room.instead }

@@ -152,7 +152,7 @@ fn a_connection_that_breaks_sends_nobody_to_the_cpus_before_the_lease_is_over() 
     assert_eq!(runs_on(&w, 1, "probe"), ["cuda:0"]);
     w.command(Command::Disconnect { node: node(1), incarnation: "a".into() }).unwrap();
     w.succeed(1, "probe");
-    assert_eq!((w.ranks(1), w.why(1)), (0, "slots_busy"));
+    assert_eq!((w.ranks(1), w.why(1)), (0, "nodes_unknown"), "nobody has it");
     w.after(6_000);
     assert_eq!((w.state.nodes[&node(1)].status, runs_on(&w, 1, "train")), (NodeStatus::Lost, vec!["cpu".to_owned()]));
 }
