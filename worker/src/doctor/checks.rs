@@ -26,10 +26,9 @@ pub(super) fn all(hardware: &Hardware) -> Vec<Trial> {
         one("all-reduce of 2 ranks over TCP", "GB/s", || reduce(2)),
     ];
     let gpus: Vec<u32> = hardware.gpus.iter().take(GPUS).map(|gpu| gpu.index).collect();
-    let (first, others) = gpus.split_at(gpus.len().min(2));
-    all.extend(first.iter().flat_map(|gpu| on_gpu(*gpu)));
-    all.extend(between(first));
-    all.extend(others.iter().flat_map(|gpu| on_gpu(*gpu)));
+    all.extend(gpus.iter().flat_map(|gpu| on_gpu(*gpu)));
+    // Last: two that do not find each other wait for long, and leave no time for others.
+    all.extend(between(&gpus));
     all
 }
 

@@ -22,8 +22,8 @@ const COPIED: usize = 1 << 26;
 const SIDE: usize = 4096;
 /// How often each is done.
 const TIMES: u32 = 10;
-/// How long NCCL may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long NCCL may take to begin, and as long again to add up.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A GPU that is tried, part by part.
 pub struct Check {
