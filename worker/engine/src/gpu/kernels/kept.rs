@@ -1,11 +1,13 @@
-//! What the compiler has made of files of kernels, on disk: of the processes of a machine, which are many, one compiles each.
+//! What the compiler has made of files of kernels, on disk: of the processes of a machine, which are many, none compiles
+//! what another one has.
 //!
 //! A file is named by the digest of all that decides on its bytes: the text, the options, which name the compute capability, and
 //! NVRTC: its version, and its file with its age, since releases that call themselves the same need not compile the same. It is
 //! written aside and ends with a digest of its own. Whatever is wrong with it, or with the disk, the compiler is asked.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::OnceLock,
     time::{SystemTime, UNIX_EPOCH},
@@ -53,10 +55,10 @@ impl Kept {
         self.folder.join(&self.name)
     }
 
-    /// What is there, if it is whole.
+    /// What is there, if it is whole and nobody else can have written it.
     pub fn read(&self) -> Option<Vec<u8>> {
         let path = self.path();
-        fs::metadata(&path).ok().filter(|about| about.len() <= MOST)?;
+        fs::metadata(&path).ok().filter(|about| about.len() <= MOST && is_ours(about))?;
         let cubin = files::unseal(fs::read(&path).ok()?)?;
         // Its age is when it was last of use.
         let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
@@ -65,11 +67,21 @@ impl Kept {
 
     /// Puts it there, and removes what was not of use for longest where there is too much.
     pub fn write(&self, cubin: &[u8]) {
-        match files::write_whole(&self.path(), &files::seal(cubin.to_vec())) {
-            Ok(()) => trim(&self.folder, MOST),
+        let path = self.path();
+        match files::write_whole(&path, &files::seal(cubin.to_vec())) {
+            Ok(()) => {
+                // Where the umask lets a group write, what it has made would not be read. If it cannot be said, it is not.
+                let _ = fs::set_permissions(&path, Permissions::from_mode(0o644));
+                trim(&self.folder, MOST);
+            }
             Err(e) => tracing::debug!("what was compiled for a GPU is not kept: {e}"),
         }
     }
+}
+
+/// Whether a file is this user's and nobody else's to write: what is in it will run as this user.
+fn is_ours(about: &fs::Metadata) -> bool {
+    about.uid() == nix::unistd::geteuid().as_raw() && about.mode() & 0o022 == 0
 }
 
 fn name<'a>(all: impl Iterator<Item = &'a str>) -> String {
@@ -127,6 +139,13 @@ mod tests {
         for damaged in [&whole[..whole.len() - 1], &whole[1..], b""] {
             fs::write(place.path(), damaged).unwrap();
             assert_eq!(place.read(), None);
+        }
+        // What others may write is not read, and what is written is nobody else's to write, whatever the umask.
+        for (mode, is_read) in [(0o644, true), (0o664, false), (0o646, false), (0o600, true)] {
+            place.write(b"machine code");
+            assert_eq!(fs::metadata(place.path()).unwrap().mode() & 0o777, 0o644);
+            fs::set_permissions(place.path(), Permissions::from_mode(mode)).unwrap();
+            assert_eq!(place.read().is_some(), is_read, "{mode:o}");
         }
         // Where nothing can be written, nothing is kept, and that is all.
         let blocked = Kept { folder: place.path(), name: name(["text"].into_iter()) };
