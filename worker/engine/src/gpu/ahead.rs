@@ -1,5 +1,5 @@
 //! Batches that went up before they were asked for. They are spare: where the memory of the GPU is short they are given back,
-//! and go up again when they are asked for.
+//! and go up again when they are asked for. From then on nothing else goes up ahead: it would have to be given back at each step.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -18,6 +18,8 @@ pub(in crate::gpu) struct Ahead(Mutex<Sent>);
 struct Sent {
     /// Counts announcements.
     announced: u64,
+    /// Whether some had to be given back.
+    closed: bool,
     /// Tensors, and the announcements that named them.
     all: Vec<(TensorId, u64, Placed)>,
 }
@@ -32,14 +34,22 @@ impl Ahead {
         announced
     }
 
+    /// Whether there was no room for them.
+    pub(in crate::gpu) fn is_closed(&self) -> bool {
+        self.sent().closed
+    }
+
     /// How many there are.
     pub(in crate::gpu) fn waiting(&self) -> usize {
         self.sent().all.len()
     }
 
-    /// Keeps what is on its way up of a tensor that an announcement named.
+    /// Keeps what is on its way up of a tensor that an announcement named, unless there is no room any more.
     pub(in crate::gpu) fn keep(&self, tensor: TensorId, announcement: u64, placed: Placed) {
-        self.sent().all.push((tensor, announcement, placed));
+        let mut sent = self.sent();
+        if !sent.closed {
+            sent.all.push((tensor, announcement, placed));
+        }
     }
 
     /// What is there of a tensor, once.
@@ -49,12 +59,16 @@ impl Ahead {
         Some(sent.all.swap_remove(at).2)
     }
 
-    /// Gives all of it back, to the pool.
+    /// Gives all of it back, to the pool; if there was any, nothing is kept from then on.
     ///
     /// # Errors
     /// The GPU has failed.
     pub(in crate::gpu) fn let_go(&self) -> Result<(), Fault> {
-        let all = std::mem::take(&mut self.sent().all);
+        let all = {
+            let mut sent = self.sent();
+            sent.closed |= !sent.all.is_empty();
+            std::mem::take(&mut sent.all)
+        };
         for (_, _, placed) in all {
             // Each came on a stream of its own, and is free once that has come to it.
             let stream = placed.array().data.stream().clone();

@@ -214,8 +214,8 @@ impl Device {
         self.staging_on(self.stream.clone(), count)
     }
 
-    /// The same with a stream of its own: what goes up waits for nothing that the GPU is doing. It is of that stream, and no
-    /// operation's to use before [`Device::adopt`] has taken it over.
+    /// The same with a stream of its own: what goes up waits for nothing that the GPU is doing, unless memory is short and it is
+    /// about to be given back. It is of that stream, and no operation's to use before [`Device::adopt`] has taken it over.
     ///
     /// # Errors
     /// As [`Device::staging`].

@@ -97,7 +97,7 @@ impl Place {
     }
 
     /// Sends a tensor up before it is asked for, beside all that is computed there. Nothing comes of it on the host, nor
-    /// where enough is on its way.
+    /// where enough is on its way, or what was had to be given back for want of memory.
     pub fn expect(&self, tensor: &Tensor, announcement: u64) {
         match self {
             Self::Host => _ = (tensor, announcement),
@@ -182,7 +182,7 @@ impl OnGpu {
     }
 
     fn expect(&self, tensor: &Tensor, announcement: u64) {
-        if self.waiting() >= UNDER_WAY {
+        if self.ahead.is_closed() || self.waiting() >= UNDER_WAY {
             return;
         }
         // What fails here is told to whoever asks for it.

@@ -79,7 +79,9 @@ fn what_went_up_ahead_is_given_back_where_memory_is_short_and_goes_up_again() {
     }
     let made = device.upload(&numbers(2, 5), &[5]).unwrap();
     assert_eq!((device.download(&made).unwrap(), gpu.waiting()), (numbers(2, 5), 0));
-    assert_eq!(down(&nn::Array::at(tensor, &place).unwrap()), numbers(1, 12));
+    assert_eq!(down(&nn::Array::at(tensor.clone(), &place).unwrap()), numbers(1, 12));
+    place.expect(&tensor, place.announce());
+    assert_eq!(gpu.waiting(), 0, "it would have to be given back again");
 }
 
 #[test]
