@@ -195,6 +195,7 @@ newer() {
 # bench NAME SECONDS ROWS NETWORK:BATCH...: rows of tests/bench/run; without a python3 tl-bench alone, of these networks.
 bench() {
   local name=$1 most network
+  [[ " ${TL_GPU_ONLY:-$name} " == *" $name "* ]] || return 0
   if command -v python3 >/dev/null; then
     most=$(within "$2")
     # A row takes less than the rest.
@@ -204,8 +205,8 @@ bench() {
   fi
   printf 'go 10\ngo 20\nmemory\n' >"$scratch/orders"
   for network in "${@:4}"; do
-    orders=$scratch/orders part "bench_${network%:*}" 40 "seconds of a step in bf16, batch ${network#*:}" tl-bench step \
-      --device cuda:0 --precision bf16 --backbone "${network%:*}" --batch "${network#*:}" --samples 783 --warm 24 \
+    TL_GPU_ONLY='' orders=$scratch/orders part "bench_${network%:*}" 40 "seconds of a step in bf16, batch ${network#*:}" \
+      tl-bench step --device cuda:0 --precision bf16 --backbone "${network%:*}" --batch "${network#*:}" --samples 783 --warm 24 \
       --threads "$(nproc)"
   done
 }
