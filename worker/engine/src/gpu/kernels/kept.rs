@@ -7,6 +7,7 @@
 
 use std::{
     fs::{self, File, Permissions},
+    io::Read,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -57,11 +58,14 @@ impl Kept {
 
     /// What is there, if it is whole and nobody else can have written it.
     pub fn read(&self) -> Option<Vec<u8>> {
-        let path = self.path();
-        fs::metadata(&path).ok().filter(|about| about.len() <= MOST && is_ours(about))?;
-        let cubin = files::unseal(fs::read(&path).ok()?)?;
+        // Opened once, so that what is looked at is what is read.
+        let mut file = File::open(self.path()).ok()?;
+        file.metadata().ok().filter(|about| about.len() <= MOST && is_ours(about))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).ok()?;
+        let cubin = files::unseal(bytes)?;
         // Its age is when it was last of use.
-        let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        let _ = file.set_modified(SystemTime::now());
         Some(cubin)
     }
 
