@@ -12,7 +12,7 @@ use super::{AugmentSection, DataSection, Params, Sampling, paths::PLACED};
 const OWN: [&str; 2] = ["without", "invert"];
 
 /// The parameters that samples beside have where their section says none.
-fn inherited(params: &Params) -> Params {
+pub(super) fn inherited(params: &Params) -> Params {
     let own = |key: &str| PLACED.contains(&key) || OWN.contains(&key);
     params.iter().filter(|(key, _)| !own(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
