@@ -192,7 +192,8 @@ mod tests {
     fn a_job_can_say_whether_the_first_line_is_a_header() {
         let looks = "sentiment\tnice text\nother\ttwo\n";
         assert_eq!(read(looks.as_bytes(), json!({ "header": "no" }), true).unwrap().texts, ["nice text", "two"]);
-        assert_eq!(read(b"Review\nGood one\n", json!({ "header": "no" }), false).unwrap().texts, ["Review", "Good one"]);
+        let bare = read(b"Review\nGood one\n", json!({ "header": "no" }), false).unwrap();
+        assert_eq!(bare.texts, ["Review", "Good one"]);
         let said = read(looks.as_bytes(), json!({ "label": 1, "text": 2 }), true).unwrap_err().to_failure().hint;
         assert!(said.ends_with("if it is none, set `params.header = \"no\"`"), "{said}");
         // A header that looks like none, and columns by number.
