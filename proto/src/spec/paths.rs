@@ -11,7 +11,7 @@ const GENERATED: &str = "generated";
 const SCHEME: &str = "data:";
 
 /// Parameters of formats that are places.
-const PLACED: [&str; 2] = ["root", "val_root"];
+pub(super) const PLACED: [&str; 2] = ["root", "val_root"];
 
 /// The keys of these in a task.
 const TASK: [&str; 2] = ["tasks.*.params.root", "tasks.*.params.val_root"];

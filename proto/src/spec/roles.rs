@@ -5,7 +5,17 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AugmentSection, DataSection, Params, Sampling};
+use super::{AugmentSection, DataSection, Params, Sampling, paths::PLACED};
+
+/// Parameters of `[data]` that are about its own files, and so about no others: what is left out of them, and how their
+/// images are turned. With the places, nothing beside takes them over.
+const OWN: [&str; 2] = ["without", "invert"];
+
+/// The parameters that samples beside have where their section says none.
+pub(super) fn inherited(params: &Params) -> Params {
+    let own = |key: &str| PLACED.contains(&key) || OWN.contains(&key);
+    params.iter().filter(|(key, _)| !own(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
 
 /// `[data.target]`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -20,7 +30,8 @@ pub struct TargetSection {
     /// is decided by their labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val: Option<String>,
-    /// Further parameters of the format; those of `[data]` if neither they nor a format are said.
+    /// Further parameters of the format; those of `[data]` if neither they nor a format are said, without `root`, `val_root`,
+    /// `without` and `invert`, which are about its own files.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub params: Params,
 }
@@ -38,7 +49,8 @@ pub struct SourceSection {
     /// Where samples with labels are, of the classes that the weights' own head was trained on: what the network comes to
     /// on them, before and after, is reported, and nothing is decided by it.
     pub val: String,
-    /// Further parameters of the format; those of `[data]` if neither they nor a format are said.
+    /// Further parameters of the format; those of `[data]` if neither they nor a format are said, without `root`, `val_root`,
+    /// `without` and `invert`, which are about its own files.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub params: Params,
 }
@@ -68,7 +80,7 @@ impl DataSection {
             format: target.format.clone().unwrap_or_else(|| self.format.clone()),
             train: target.train.clone(),
             val: target.val.clone().unwrap_or_else(|| target.train.clone()),
-            params: if own { target.params.clone() } else { self.params.clone() },
+            params: if own { target.params.clone() } else { inherited(&self.params) },
             ..self.beside()
         })
     }
@@ -81,9 +93,32 @@ impl DataSection {
             format: source.format.clone().unwrap_or_else(|| self.format.clone()),
             train: source.train.clone().unwrap_or_else(|| source.val.clone()),
             val: source.val.clone(),
-            params: if own { source.params.clone() } else { self.params.clone() },
+            params: if own { source.params.clone() } else { inherited(&self.params) },
             augment: AugmentSection::default(),
             ..self.beside()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_about_the_files_of_a_job_is_about_no_others() {
+        let all = json!({ "root": "a", "val_root": "b", "without": ["c"], "invert": true, "depth": 2 });
+        let of = |beside: serde_json::Value| {
+            let data = json!({
+                "format": "image_folder", "train": "a", "val": "b", "batch": 2, "params": all,
+                "target": beside, "source": beside,
+            });
+            let data: DataSection = serde_json::from_value(data).unwrap();
+            [data.of_target(), data.of_source()].map(|data| serde_json::to_value(data.unwrap().params).unwrap())
+        };
+        assert_eq!(of(json!({ "train": "t", "val": "v" })), [json!({ "depth": 2 }), json!({ "depth": 2 })]);
+        let own = json!({ "root": "t", "invert": true });
+        assert_eq!(of(json!({ "train": "t", "val": "v", "params": own.clone() })), [own.clone(), own]);
     }
 }

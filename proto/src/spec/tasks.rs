@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ClassWeights, DataSection, HeadSection, JobSpec, Params};
+use super::{ClassWeights, DataSection, HeadSection, JobSpec, Params, roles::inherited};
 
 /// What the task is called whose samples and classes are those of `[data]` and whose head is `[model].head`.
 pub const MAIN: &str = "main";
@@ -23,7 +23,8 @@ pub struct TaskSection {
     /// Where its validation samples are, if it has training samples of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub val: Option<String>,
-    /// Further parameters of the format; those of `[data]` if neither they nor a format are said.
+    /// Further parameters of the format; those of `[data]` if neither they nor a format are said, without `root`, `val_root`,
+    /// `without` and `invert`, which are about its own files.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub params: Params,
     /// Its samples of one step, if it has samples of its own; as many as `data.batch` if nothing is said.
@@ -66,7 +67,7 @@ impl TaskSection {
             format: self.format.clone().unwrap_or_else(|| data.format.clone()),
             train,
             val,
-            params: if own { self.params.clone() } else { data.params.clone() },
+            params: if own { self.params.clone() } else { inherited(&data.params) },
             batch: self.batch.unwrap_or(data.batch),
             ..data.beside()
         })

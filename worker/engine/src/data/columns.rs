@@ -41,6 +41,12 @@ pub(super) fn params() -> Vec<Param> {
             "what parts columns; `auto` is a comma in `.csv` files and a tab in others. Between commas and semicolons, \
              columns may have the quotes of CSV",
         ),
+        choice(
+            "header",
+            &["auto", "yes", "no"],
+            "whether the first line names columns, and is no sample; `auto` is yes where a column is named, and else no, but \
+             one that looks like a header is refused",
+        ),
     ]
 }
 
@@ -59,6 +65,8 @@ pub(super) struct Said {
     pub separator: char,
     label: Option<Column>,
     text: Vec<Column>,
+    /// Whether the first line is a header, where the job says so.
+    header: Option<bool>,
 }
 
 /// Where label and text are.
@@ -105,12 +113,36 @@ impl Said {
             }
             Some(one) => vec![column("text", one)?],
         };
-        Ok(Self { separator: separator(place, params)?, label, text })
+        let header = match params.get("header").map(|value| (value, value.as_str())) {
+            None | Some((_, Some("auto"))) => None,
+            Some((_, Some("yes"))) => Some(true),
+            Some((_, Some("no"))) => Some(false),
+            Some((value, _)) => {
+                return Err(Error::user(format!("`params.header` cannot be {value}"), r#"it is "auto", "yes" or "no""#));
+            }
+        };
+        let said = Self { separator: separator(place, params)?, label, text, header };
+        if said.header == Some(false) && said.names_columns() {
+            return Err(Error::user(
+                "`params.header` cannot be \"no\" where `params.label` or `params.text` names a column",
+                "name columns by their numbers, from 1",
+            ));
+        }
+        Ok(said)
+    }
+
+    fn names_columns(&self) -> bool {
+        self.label.iter().chain(&self.text).any(|column| matches!(column, Column::Named(_)))
     }
 
     /// Whether the first line is a header.
     pub fn has_header(&self) -> bool {
-        self.label.iter().chain(&self.text).any(|column| matches!(column, Column::Named(_)))
+        self.header == Some(true) || self.names_columns()
+    }
+
+    /// Whether nothing says if the first line is a header.
+    pub fn may_have_header(&self) -> bool {
+        self.header.is_none() && !self.names_columns()
     }
 
     /// Where the columns are in a file with these rows, whose `first` one may be its header.
@@ -301,6 +333,7 @@ pub(super) fn no_header(place: &str, first: &Row<'_>, labels: Option<&[String]>)
         None if !texts.is_empty() && labels.is_none() => format!("if it is one, set `params.text = {text}`"),
         _ => format!("if it is one, set `params.label` and `params.text` to what it names: {}", listed(columns)),
     };
+    let hint = format!("{hint}; if it is none, set `params.header = \"no\"`");
     Err(Error::user(format!("line {} of `{place}` looks like a header, which is no sample", first.number), hint))
 }
 
@@ -385,6 +418,8 @@ mod tests {
             json!({ "text": true }),
             json!({ "separator": "|" }),
             json!({ "separator": 1 }),
+            json!({ "header": true }),
+            json!({ "header": "no", "label": "a" }),
         ] {
             let error = said("x", params.clone()).err().map(|e| e.to_string()).unwrap_or_default();
             assert!(error.contains("cannot be"), "{params}: {error}");

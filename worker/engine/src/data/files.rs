@@ -182,8 +182,15 @@ impl Found {
         if !is_list(place) {
             self.passed_over = kind.sift(&mut self.files);
             let out = LeftOut::open(place, part, params, kind)?;
-            out.apply(place, part, &mut self.files)?;
-            self.folders.retain(|folder| !out.has(folder));
+            let levels = self.folders.first().map_or(0, |folder| folder.split('/').count());
+            let with_files = |files: &[(String, PathBuf)]| -> BTreeSet<String> {
+                files.iter().map(|(name, _)| name.split('/').take(levels).collect::<Vec<_>>().join("/")).collect()
+            };
+            let before = with_files(&self.files);
+            out.apply(place, part, &mut self.files, kind)?;
+            // A class of which everything is left out is left out, and one that had nothing is told.
+            let left = with_files(&self.files);
+            self.folders.retain(|folder| !out.has(folder) && (left.contains(folder) || !before.contains(folder)));
         }
         if let Some(held_out) = pattern_of(params, "held_out")? {
             self.files.retain(|(name, _)| held_out.is_match(name.as_bytes()) == (part != "train"));

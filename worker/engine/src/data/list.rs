@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
     path::{Path, PathBuf},
 };
 
@@ -15,8 +16,28 @@ const MAX_LINE: usize = 4096;
 /// Most letters of a line that an error shows.
 const SHOWN: usize = 80;
 /// What the column of paths of a header may be called.
-const PATHS: [&str; 10] =
-    ["file", "file_name", "filename", "id", "image", "image_id", "image_name", "img", "name", "path"];
+const PATHS: [&str; 20] = [
+    "file",
+    "file_name",
+    "file_path",
+    "filename",
+    "filepath",
+    "filepaths",
+    "id",
+    "id_code",
+    "image",
+    "image_file",
+    "image_id",
+    "image_index",
+    "image_name",
+    "image_path",
+    "img",
+    "img_name",
+    "img_path",
+    "name",
+    "path",
+    "paths",
+];
 /// The same for its column of classes.
 const CLASSES: [&str; 4] = ["category", "class", "label", "target"];
 
@@ -32,13 +53,18 @@ pub(super) struct List {
 /// Reads a list. Paths begin from `root`, or, where there is none, from the folder that the list lies in.
 ///
 /// # Errors
-/// A line that is none, or whose file is not there, lies elsewhere or was named before; by its number.
+/// A sample in place of a list; a line that is none, or whose file is not there, lies elsewhere or was named before; by its
+/// number.
 pub(super) fn read(list: &Path, root: Option<&Path>, kind: &Kind) -> Result<List> {
     let fail = |path: &Path, e: std::io::Error| {
         Error::user(format!("`{}` cannot be opened: {e}", path.display()), "check the path, and `params.root`")
     };
     let real = list.canonicalize().map_err(|e| fail(list, e))?;
     let given = root.or(real.parent()).unwrap_or(Path::new("/"));
+    if File::open(list).is_ok() && kind.is(&list.to_string_lossy(), list) {
+        let message = format!("`{}` is one {}, and no list of files", list.display(), kind.what);
+        return Err(Error::user(message, "give a folder, or a list of files"));
+    }
     let root = given.canonicalize().map_err(|e| fail(given, e))?;
     let mut below = Below { given, root, kind, folders: BTreeMap::new() };
     let (mut found, mut named, mut column) = (List::default(), BTreeSet::new(), Some(1usize));
@@ -53,7 +79,8 @@ pub(super) fn read(list: &Path, root: Option<&Path>, kind: &Kind) -> Result<List
             Some(file) => Ok(Some(file)),
             None => below.find(words[0]),
         };
-        let is_header = std::mem::take(&mut begins) && PATHS.contains(&words[0].to_lowercase().as_str());
+        let is_first = std::mem::take(&mut begins);
+        let is_header = is_first && PATHS.contains(&words[0].to_lowercase().replace(' ', "_").as_str());
         let (name, path) = match file {
             Ok(Some(file)) => file,
             Ok(None) if is_header => {
@@ -61,7 +88,10 @@ pub(super) fn read(list: &Path, root: Option<&Path>, kind: &Kind) -> Result<List
                 column = classes.or((words.len() == 2).then_some(1));
                 return Ok(());
             }
-            Ok(None) => return bad(words[0], &format!("is not below `{}`", below.given.display())),
+            Ok(None) => {
+                let header = if is_first { ", and is no header that is known, such as `path` or `image`" } else { "" };
+                return bad(words[0], &format!("is not below `{}`{header}", below.given.display()));
+            }
             Err(why) => return bad(words[0], &why),
         };
         if !named.insert(name.clone()) {
@@ -100,8 +130,8 @@ pub(super) fn inside(path: &str) -> Option<String> {
 }
 
 /// How a list looks, for people.
-const LINES: &str = "a line is the path of a file, and perhaps its class behind a tab, a comma or a space; paths begin from \
-                     the folder of the list, or from `params.root`";
+const LINES: &str = "a line is the path of a file, and perhaps its class behind a tab, a comma or a space, where it is one word; \
+                     paths begin from the folder of the list, or from `params.root`";
 
 fn bad(list: &Path, number: usize, why: &str) -> Error {
     Error::user(format!("line {number} of `{}` {why}", list.display()), LINES)
@@ -277,6 +307,17 @@ mod tests {
         assert_eq!(read("filename,fold,Target,take\n1.png,5,3,A"), pairs(&[("1.png", "3")]));
         assert_eq!(read("image,fold,take\n1.png,5,A"), pairs(&[("1.png", "")]), "no column says that it has classes");
         assert_eq!(read("image\n1.png"), pairs(&[("1.png", "")]));
+        assert_eq!(read("Image Index,label\n1.png,3"), pairs(&[("1.png", "3")]));
+        let error = read_text(dir.path(), "photo,label\n1.png,3", None).unwrap_err().to_string();
+        assert!(error.contains("names `photo`") && error.contains("no header that is known"), "{error}");
+    }
+
+    #[test]
+    fn a_sample_is_no_list() {
+        let dir = tempfile::tempdir().unwrap();
+        fill(dir.path(), &["1.png"]);
+        let error = read(&dir.path().join("1.png"), None, &KIND).unwrap_err().to_string();
+        assert!(error.contains("1.png` is one file, and no list of files"), "{error}");
     }
 
     #[test]

@@ -237,6 +237,12 @@ fn format(data: &DataSection) -> Result<&'static Format> {
     found.ok_or_else(|| Error::user(format!("there is no data format `{}`", data.format), "see `tlctl catalog`"))
 }
 
+/// Whether a format can divide what lies at one place into training and validation samples, by `held_out`.
+pub fn divides(format: &str) -> bool {
+    let takes = |entry: &Entry| entry.name == format && entry.params.iter().any(|p| p.name == "held_out");
+    FORMATS.iter().any(|f| takes(&(f.entry)()))
+}
+
 /// How many samples each class has.
 pub fn counts(dataset: &dyn Dataset) -> Vec<usize> {
     let mut counts = vec![0usize; dataset.classes().len()];

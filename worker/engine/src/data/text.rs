@@ -81,7 +81,7 @@ impl Lines {
             words.push(word);
             texts.push(text);
         }
-        if header.is_none() {
+        if said.may_have_header() {
             columns::no_header(place, first, labelled.then_some(&words[..]))?;
         }
         let above = header.map_or(0, |header| header.place + 1);
@@ -186,6 +186,19 @@ mod tests {
             let error = read(text.as_bytes(), params.clone(), labelled).unwrap_err().to_string();
             assert!(error.contains("looks like a header"), "{text} {params}: {error}");
         }
+    }
+
+    #[test]
+    fn a_job_can_say_whether_the_first_line_is_a_header() {
+        let looks = "sentiment\tnice text\nother\ttwo\n";
+        assert_eq!(read(looks.as_bytes(), json!({ "header": "no" }), true).unwrap().texts, ["nice text", "two"]);
+        let bare = read(b"Review\nGood one\n", json!({ "header": "no" }), false).unwrap();
+        assert_eq!(bare.texts, ["Review", "Good one"]);
+        let said = read(looks.as_bytes(), json!({ "label": 1, "text": 2 }), true).unwrap_err().to_failure().hint;
+        assert!(said.ends_with("if it is none, set `params.header = \"no\"`"), "{said}");
+        // A header that looks like none, and columns by number.
+        let set = read(b"x\ty\na\tone\nb\ttwo\n", json!({ "header": "yes" }), true).unwrap();
+        assert_eq!((set.texts, set.places), (vec!["one".to_owned(), "two".into()], vec![0, 1]));
     }
 
     #[test]

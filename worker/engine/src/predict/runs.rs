@@ -95,6 +95,7 @@ impl Run {
         let list = file.display();
         let text = std::fs::read_to_string(&file)
             .map_err(|e| Error::user(format!("`{list}` cannot be read: {e}"), "give a list in UTF-8"))?;
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         let folder = format!("{name}/{SHOWN}/");
         let shown: Vec<(&String, &usize)> =
             known.range(folder.clone()..).take_while(|(path, _)| path.starts_with(&folder)).collect();
@@ -169,7 +170,7 @@ mod tests {
             std::fs::write(dir.path().join("a").join(ANSWERS), list).unwrap();
             Run::read(dir.path(), "a", &known).map_err(|e| e.to_string())
         };
-        let run = read("a/test/1.png a/training/z.png\r\n\na/test/2.png\ta/training/x y.png\n").unwrap();
+        let run = read("\u{feff}a/test/1.png a/training/z.png\r\n\na/test/2.png\ta/training/x y.png\n").unwrap();
         assert_eq!(run, Run { shown: vec![2, 3], asked: vec![1, 0] });
         assert_eq!(run.shape(), EpisodeShape { way: 2, shot: 1, query: 1 });
         assert_eq!(folders(dir.path()).unwrap(), ["a"]);

@@ -46,6 +46,8 @@ pub struct Samples {
     pub part: Cow<'static, str>,
     pub(super) augment: AugmentSection,
     seed: u32,
+    /// Whether `held_out` can divide what lies at one place into training and validation samples.
+    pub(super) divides: bool,
     /// Where each was before some were left out, if any were.
     places: Option<Arc<[usize]>>,
 }
@@ -97,7 +99,8 @@ impl Samples {
             dataset = Box::new(Turned::new(dataset)?);
         }
         let (source, ahead) = (Source::new(dataset), Ahead::default());
-        Ok(Self { source, ahead, part: part.into(), augment, seed, places: None })
+        let divides = data::divides(&spec.format);
+        Ok(Self { source, ahead, part: part.into(), augment, seed, divides, places: None })
     }
 
     /// Opens samples of another domain that are learned from without labels; `spec` is that domain's section.
@@ -107,7 +110,8 @@ impl Samples {
     pub fn open_bare(spec: &DataSection, seed: u32) -> Result<Self> {
         let source = Source::new(data::open_bare(spec, seed)?);
         let (augment, part) = (spec.augment.clone(), Cow::Borrowed("target.train"));
-        Ok(Self { source, ahead: Ahead::default(), part, augment, seed, places: None })
+        let divides = data::divides(&spec.format);
+        Ok(Self { source, ahead: Ahead::default(), part, augment, seed, divides, places: None })
     }
 
     /// Opens halves of pairs, `train` or `val`, with the transforms of training for the former.
@@ -117,7 +121,8 @@ impl Samples {
     pub fn open_paired(spec: &DataSection, part: &'static str, by: PairedBy, seed: u32) -> Result<Self> {
         let source = Source::new(data::open_paired(spec, part, by, seed)?);
         let augment = if part == "train" { spec.augment.clone() } else { AugmentSection::default() };
-        Ok(Self { source, ahead: Ahead::default(), part: part.into(), augment, seed, places: None })
+        let divides = data::divides(&spec.format);
+        Ok(Self { source, ahead: Ahead::default(), part: part.into(), augment, seed, divides, places: None })
     }
 
     /// Only the samples in `keep`, in that order.
@@ -158,7 +163,7 @@ impl Samples {
     pub fn plain(&self) -> Self {
         let (source, augment) = (self.source.clone(), AugmentSection::default());
         let (part, places) = (self.part.clone(), self.places.clone());
-        Self { source, ahead: Ahead::default(), part, augment, seed: self.seed, places }
+        Self { source, ahead: Ahead::default(), part, augment, seed: self.seed, divides: self.divides, places }
     }
 
     /// The same samples under the name of another part, in errors.

@@ -57,6 +57,7 @@ mod tests {
             part: part.into(),
             augment: AugmentSection::default(),
             seed: 1,
+            divides: false,
             places: None,
         }
     }
