@@ -43,7 +43,7 @@ pub struct Apart {
 /// Before anything was learned, and at the end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Shift {
-    /// Not known of runs that began in a release that did not look.
+    /// Not known of runs that began in a release that did not look, or that looked at other samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<Apart>,
     /// Of the model that goes out.
@@ -51,6 +51,11 @@ pub struct Shift {
 }
 
 impl Shift {
+    /// What was seen before goes with what was seen after where both are of samples that are learned from.
+    pub fn new(before: Option<Apart>, after: Apart) -> Self {
+        Self { before: before.filter(|before| before.samples > 0), after }
+    }
+
     /// For people.
     pub fn to_text(&self) -> String {
         let line = |when: &str, a: &Apart| {

@@ -204,7 +204,8 @@ fn takes_steps(stage: &StageSection) -> bool {
 }
 
 /// Compares the first `steps` steps of every stage on one rank with those on two and three, as far as the job has grains
-/// for so many; of a stage that only looks for a rate, those that it would begin with. `config.work` holds what is written on the way.
+/// for so many; of a stage that only looks for a rate, those that it would begin with. `config.work` holds what is
+/// written on the way.
 ///
 /// # Errors
 /// Whatever would stop the job at its start.

@@ -130,8 +130,7 @@ fn an_average_of_the_best_epoch_is_told_by_the_steps_of_that_epoch() {
     let noticed = |stop: &str| {
         let job = format!("{}[modifiers.ema]\ndecay = 0.7\nwarmup = 0\n", one_stage(""));
         let (_, link, ..) = run_alone(&job.replace("restore_best = true", stop), 1);
-        let said = link.notices.lock().unwrap().contains(&Notice::AverageLags);
-        said
+        link.notices.lock().unwrap().contains(&Notice::AverageLags)
     };
     assert!(!noticed("restore_best = false"), "of nine steps the first is 6 %");
     // No improvement can be as large as this: the first epoch is the best, and the first of its three steps is 49 %.
