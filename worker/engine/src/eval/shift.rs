@@ -183,6 +183,8 @@ mod tests {
     fn a_distance_says_of_how_many_samples_it_is() {
         let seen = apart(&rows(30, 0.0, "source"), &rows(21, 90.0, "target"), 1);
         let (known, earlier) = (Shift { before: None, after: seen.clone() }, Apart { samples: 0, ..seen });
+        assert_eq!(Shift::new(Some(earlier.clone()), known.after.clone()), known, "of other samples");
+        assert!(Shift::new(Some(known.after.clone()), known.after.clone()).before.is_some());
         assert!(known.to_text().contains("A-distance 2.000 (21 samples of each domain); 0.0 % right"));
         assert!(
             Shift { before: Some(earlier), ..known }.to_text().starts_with("before: A-distance 2.000; 0.0 % right")
