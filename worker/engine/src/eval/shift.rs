@@ -43,7 +43,7 @@ pub struct Apart {
 /// Before anything was learned, and at the end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Shift {
-    /// Not known of runs that began in a release that did not look.
+    /// Not known of runs that began in a release that did not look, or that looked at other samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<Apart>,
     /// Of the model that goes out.
@@ -51,6 +51,11 @@ pub struct Shift {
 }
 
 impl Shift {
+    /// What was seen before goes with what was seen after where both are of samples that are learned from.
+    pub fn new(before: Option<Apart>, after: Apart) -> Self {
+        Self { before: before.filter(|before| before.samples > 0), after }
+    }
+
     /// For people.
     pub fn to_text(&self) -> String {
         let line = |when: &str, a: &Apart| {
@@ -178,6 +183,8 @@ mod tests {
     fn a_distance_says_of_how_many_samples_it_is() {
         let seen = apart(&rows(30, 0.0, "source"), &rows(21, 90.0, "target"), 1);
         let (known, earlier) = (Shift { before: None, after: seen.clone() }, Apart { samples: 0, ..seen });
+        assert_eq!(Shift::new(Some(earlier.clone()), known.after.clone()), known, "of other samples");
+        assert!(Shift::new(Some(known.after.clone()), known.after.clone()).before.is_some());
         assert!(known.to_text().contains("A-distance 2.000 (21 samples of each domain); 0.0 % right"));
         assert!(
             Shift { before: Some(earlier), ..known }.to_text().starts_with("before: A-distance 2.000; 0.0 % right")

@@ -46,9 +46,10 @@ pub struct Modifier {
     /// How it mixes samples, if it does.
     pub mix: Option<MixFn>,
     /// How much of an average of the weights, and of the running statistics of batch-norms, is kept in a step, if it keeps
-    /// one: at 1 it stays as it is, at 0 it becomes what the step came to. `steps` have moved it in the stage so far; those
-    /// without a whole pair do not. Each stage begins with the weights as they are: what the first step, of 0, keeps of
-    /// those counts. The average is what is judged, exported and handed on to the next stage. A job has one at most.
+    /// one: at 1 it stays as it is, at 0 it becomes what the step came to, but for rounding. `steps` have moved it in the
+    /// stage so far; those without a whole pair do not. Each stage begins with the weights as they are: what the first step,
+    /// of 0, keeps of those counts. The average is what is judged, exported and handed on to the next stage. A job has one at
+    /// most.
     pub average: Option<fn(&Params, steps: u64) -> f64>,
     /// Which parts it puts on the network, to be trained in place of its weights, if it does.
     pub adapt: Option<fn(&Params) -> Plan>,

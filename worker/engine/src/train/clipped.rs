@@ -27,9 +27,30 @@ pub(super) fn warning(samples: &Samples, contract: &Contract) -> Option<String> 
     }
     let longest = (10.0 * last.iter().copied().fold(0.0, f64::max)).round() / 10.0;
     let (all, key) = (last.len(), samples.key());
-    let section = key.rsplit_once('.').map_or(key.as_str(), |(section, _)| section);
     Some(format!(
         "{longer} of {all} clips of `{key}` that were looked at last longer than the {heard} s that are heard of each, up to \
-         {longest} s: both ends are cut off; `{section}.params.seconds` says how much is heard"
+         {longest} s: both ends are cut off; `{}.params.seconds` says how much is heard, unless weights do",
+        section(&key)
     ))
+}
+
+/// The section that says how the samples of a part are heard: a network hears all of its own alike.
+fn section(key: &str) -> &'static str {
+    if key.starts_with("data.pairs.") { "data.pairs" } else { "data" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_heard_is_said_once_for_each_network() {
+        let wanted = [
+            ("data.train", "data"),
+            ("data.target.train", "data"),
+            ("tasks.a.train", "data"),
+            ("data.pairs.train", "data.pairs"),
+        ];
+        wanted.iter().for_each(|(key, of)| assert_eq!(section(key), *of, "{key}"));
+    }
 }

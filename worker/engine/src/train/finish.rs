@@ -91,7 +91,7 @@ impl Loop<'_> {
             target: target.flatten(),
             selection: if after.is_some() { self.selection() } else { Vec::new() },
             softened: self.softened()?,
-            shift: after.map(|after| Shift { before: self.state.progress.before.clone(), after }),
+            shift: after.map(|after| Shift::new(self.state.progress.before.clone(), after)),
             source: self.retention(group)?,
         };
         if group.rank() == 0 {

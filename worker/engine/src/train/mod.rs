@@ -377,7 +377,10 @@ impl Loop<'_> {
         gate::check_short(&self.state.progress, &network.initial, &stage.layout, &late)?;
         let digest = gate::frozen_digest(&self.state, &self.net.network.initial, &stage.layout, &norms);
         gate::check_frozen(&self.state.progress, &digest, &section.name)?;
-        let lags = odd::lagging(&spec.modifiers, &section.name, self.state.progress.averaged);
+        let p = &self.state.progress;
+        // The best epoch is what goes out, where one is kept.
+        let best = self.state.best.is_some().then(|| u64::from(p.best_epoch) * self.per_epoch() as u64);
+        let lags = odd::lagging(&spec.modifiers, &section.name, best.map_or(p.averaged, |steps| steps.min(p.averaged)));
         if let (Some(text), 0) = (lags, group.rank()) {
             link.notice(Notice::AverageLags, &text);
         }

@@ -183,13 +183,14 @@ impl Opened {
         Ok((counts, said))
     }
 
-    /// What there is to say of sounds that are learned from and heard in part, by the network of `first`, and of other halves
-    /// by that of `second`.
+    /// What there is to say of sounds that are learned from or judged, and heard in part, by the network of `first`, and of
+    /// other halves by that of `second`.
     pub fn clipped(&self, first: &Contract, second: Option<&Contract>) -> Vec<String> {
-        let tasks = self.tasks.iter().filter_map(|task| task.own.as_ref()).map(|[train, _]| train);
-        let others = self.other.iter().map(|domain| &domain.train);
-        let own = std::iter::once(&self.train).chain(others).chain(tasks).map(|samples| (samples, first));
-        let halves = self.halves.iter().zip(second).map(|(halves, second)| (&halves.train, second));
+        let tasks = self.tasks.iter().flat_map(tasks::Opened::parts);
+        let others = self.other.iter().flat_map(Domain::parts);
+        let own = [&self.train, &self.val].into_iter().chain(others).chain(tasks).map(|samples| (samples, first));
+        let halves = self.halves.iter().zip(second);
+        let halves = halves.flat_map(|(halves, second)| halves.parts().map(move |samples| (samples, second)));
         own.chain(halves).filter_map(|(samples, contract)| clipped::warning(samples, contract)).collect()
     }
 

@@ -11,6 +11,7 @@ use tl_proto::{
 use super::{
     Config,
     begin::manifest,
+    clipped,
     domain::Domain,
     export::StageFigures,
     fewshot::Few,
@@ -343,9 +344,11 @@ fn described(c: &Contract) -> String {
 fn untrained(config: &Config, spec: &JobSpec) -> Result<Plan> {
     let here = !spec.model.iter().chain(spec.nets.values()).any(|m| later(m, config));
     let val = zero_shot::samples(spec)?;
-    let preprocess = match here {
-        true => described(&zero_shot::Opened::new(config, spec)?.net.contract),
-        false => "that of the weights, which are not here yet".into(),
+    let (preprocess, cut) = if here {
+        let net = zero_shot::Opened::new(config, spec)?.net;
+        (described(&net.contract), clipped::warning(&val, &net.contract))
+    } else {
+        ("that of the weights, which are not here yet".into(), None)
     };
     Ok(Plan {
         sources: config.sources(),
@@ -360,7 +363,7 @@ fn untrained(config: &Config, spec: &JobSpec) -> Result<Plan> {
         steps_per_epoch: 0,
         grains: spec.grains(),
         grain_samples: 0,
-        warnings: val.passed_over().into_iter().collect(),
+        warnings: val.passed_over().into_iter().chain(cut).collect(),
         tasks: Vec::new(),
         weighed: None,
         class_weights: None,

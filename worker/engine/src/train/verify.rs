@@ -13,7 +13,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tl_proto::spec::{JobSpec, Reduction};
+use tl_proto::spec::{JobSpec, Reduction, StageSection};
 
 pub use self::judged::Judged;
 use super::{Config, run, state};
@@ -191,15 +191,21 @@ fn on_ranks<T: Send>(world: usize, rank: impl Fn(&mut dyn Collective) -> Result<
 /// # Errors
 /// Whatever would stop the job; one grain, which no two ranks can share.
 pub fn verified(config: &Config, steps: u64) -> Result<Verified> {
-    Ok(if config.spec.stage.iter().all(|s| s.epochs == 0) {
-        Verified::Judges(judged::judged(config)?)
-    } else {
+    Ok(if config.spec.stage.iter().any(takes_steps) {
         Verified::Trains(verify(config, steps)?)
+    } else {
+        Verified::Judges(judged::judged(config)?)
     })
 }
 
+/// Whether a stage takes steps, be it to look for a rate alone.
+fn takes_steps(stage: &StageSection) -> bool {
+    stage.epochs > 0 || stage.lr_find.is_some()
+}
+
 /// Compares the first `steps` steps of every stage on one rank with those on two and three, as far as the job has grains
-/// for so many. `config.work` holds what is written on the way.
+/// for so many; of a stage that only looks for a rate, those that it would begin with. `config.work` holds what is
+/// written on the way.
 ///
 /// # Errors
 /// Whatever would stop the job at its start.
@@ -211,10 +217,10 @@ pub fn verify(config: &Config, steps: u64) -> Result<Vec<Compared>> {
             "set `data.grains = 2` or more",
         ));
     }
-    for (i, stage) in config.spec.stage.iter().enumerate().filter(|(_, s)| s.epochs > 0) {
+    for (i, stage) in config.spec.stage.iter().enumerate().filter(|(_, s)| takes_steps(s)) {
         let mut spec = config.spec.clone();
         spec.stage = vec![stage.clone()];
-        (spec.stage[0].lr_find, spec.stop) = (None, None);
+        (spec.stage[0].epochs, spec.stage[0].lr_find, spec.stop) = (stage.epochs.max(1), None, None);
         (spec.checkpoint.every, spec.checkpoint.tolerate) = (1, 0);
         let folder = config.work.join(format!("stage-{i}"));
         let trial = Trial { config, spec, folder: folder.join("one") };

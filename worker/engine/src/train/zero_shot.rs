@@ -5,6 +5,7 @@ use tl_proto::spec::{JobSpec, TOWER};
 use super::{
     Config,
     begin::{same_numbers, same_samples, same_sources},
+    clipped,
     evaluate::embed,
     export::{self, Report},
     inputs::Inputs,
@@ -126,6 +127,10 @@ pub(super) fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Li
     same_samples(std::iter::once(&opened.val), group)?;
     if let (Some(text), 0) = (opened.val.passed_over(), group.rank()) {
         link.notice(Notice::FilesPassedOver, &text);
+    }
+    if group.rank() == 0 {
+        let cut = clipped::warning(&opened.val, &opened.net.contract);
+        cut.iter().for_each(|warning| link.notice(Notice::ClipsCut, warning));
     }
     let prototypes = opened.prototypes(spec)?;
     let Opened { val, net, .. } = opened;

@@ -84,7 +84,9 @@ fn clips_that_are_heard_in_part_are_told_in_a_plan_and_in_the_run() {
     };
     // They last from 0.25 to 0.41 s.
     assert!(told("0.4").is_empty());
-    let said = &told("0.3")[0];
+    let warned = told("0.3");
+    let [said, judged] = &warned[..] else { panic!("of training samples and of others") };
+    assert!(judged.starts_with("4 of 8 clips of `data.val` that were looked at"), "{judged}");
     assert!(said.contains("of 28 clips of `data.train` that were looked at"), "{said}");
     assert!(said.contains("the 0.3 s that are heard of each, up to 0.4 s") && said.contains("`data.params.seconds`"));
 }

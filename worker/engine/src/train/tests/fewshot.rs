@@ -120,17 +120,17 @@ fn a_run_on_episodes_goes_on_where_it_stopped_with_what_it_had_measured() {
 
 #[test]
 fn the_first_steps_of_episodes_are_verified_on_more_ranks() {
-    for method in [TRAINED[0], TRAINED[1], TRAINED[3]] {
+    for method in TRAINED.into_iter().chain(others(true).iter().map(String::as_str)) {
         let dir = tempfile::tempdir().unwrap();
         let config = config(&job(method), dir.path(), "cache", Vec::new());
         let compared = verify::verify(&config, 2).unwrap();
-        assert!(compared.len() == 4 && compared.iter().all(|c| c.holds()), "{compared:?}");
+        assert!(compared.len() == 4 && compared.iter().all(|c| c.holds()), "{method}: {compared:?}");
     }
 }
 
 #[test]
 fn what_is_said_without_training_is_verified_on_more_ranks() {
-    for method in [UNTRAINED[0], UNTRAINED[2]] {
+    for method in UNTRAINED.into_iter().chain(others(false).iter().map(String::as_str)) {
         let dir = tempfile::tempdir().unwrap();
         let config = config(&untrained(method), dir.path(), "cache", Vec::new());
         let verified = verify::verified(&config, 2).unwrap();

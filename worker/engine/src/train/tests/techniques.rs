@@ -126,6 +126,18 @@ fn an_average_that_lags_behind_is_told_in_a_plan_and_in_the_run() {
 }
 
 #[test]
+fn an_average_of_the_best_epoch_is_told_by_the_steps_of_that_epoch() {
+    let noticed = |stop: &str| {
+        let job = format!("{}[modifiers.ema]\ndecay = 0.7\nwarmup = 0\n", one_stage(""));
+        let (_, link, ..) = run_alone(&job.replace("restore_best = true", stop), 1);
+        link.notices.lock().unwrap().contains(&Notice::AverageLags)
+    };
+    assert!(!noticed("restore_best = false"), "of nine steps the first is 6 %");
+    // No improvement can be as large as this: the first epoch is the best, and the first of its three steps is 49 %.
+    assert!(noticed("restore_best = true, min_delta = 900.0"));
+}
+
+#[test]
 fn averages_survive_an_interruption() {
     let job = format!("{JOB}[modifiers.ema]\ndecay = 0.8\n");
     let whole = run_alone(&job, 1).2;

@@ -1,7 +1,7 @@
 //! What `tlctl verify` asks, of methods and of what holds a network.
 
 use super::{coupled, forget, *};
-use crate::train::verify::verify;
+use crate::train::verify::{Verified, verified, verify};
 
 /// Compares two steps of each stage of a job on one, two and three ranks.
 fn assert_verified(what: &str, job: &str) {
@@ -33,4 +33,14 @@ fn what_holds_a_network_gives_the_same_in_both_reductions() {
         let job = forget::job(modifier, 0.01, source, "\"*\"");
         assert_verified(modifier, &job.replace("batch = 20, grains = 2", "batch = 12, grains = 6"));
     }
+}
+
+#[test]
+fn a_stage_that_only_looks_for_a_rate_is_compared_by_its_steps() {
+    let job = forget::job("", 0.01, "", "\"*\"").replace("batch = 20, grains = 2", "batch = 12, grains = 6");
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(&job.replace("epochs = 6", "epochs = 0\nlr_find = {}"), dir.path(), "cache", Vec::new());
+    let found = verified(&config, 2).unwrap();
+    let Verified::Trains(all) = found else { panic!("it takes steps: {found:?}") };
+    assert!(all.len() == 2 && all.iter().all(|c| c.holds() && c.steps == 2), "{all:?}");
 }
