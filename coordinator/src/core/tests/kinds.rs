@@ -138,7 +138,10 @@ fn who_takes_any_device_neither_waits_for_nor_begins_on_gpus_that_do_not_multipl
     joins(&mut w, 1, of("7.5"), 0, "2.27");
     w.submit_spec(1, with(Device::Auto, Precision::Bf16));
     let said = why(&w.state, &job(1), w.now).unwrap().to_string();
-    assert!(w.why(1) == "too_few_slots" && said.ends_with("`n1`: cuda:0 does not multiply what `precision` rounds to"), "{said}");
+    assert!(
+        w.why(1) == "too_few_slots" && said.ends_with("`n1`: cuda:0 does not multiply what `precision` rounds to"),
+        "{said}"
+    );
     // Who asks for GPUs gets it, and is told there.
     w.submit_spec(2, with(Device::Cuda, Precision::Bf16));
     assert_eq!(runs_on(&w, 2, "probe"), ["cuda:0"]);

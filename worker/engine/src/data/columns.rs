@@ -118,7 +118,10 @@ impl Said {
             Some((_, Some("yes"))) => Some(true),
             Some((_, Some("no"))) => Some(false),
             Some((value, _)) => {
-                return Err(Error::user(format!("`params.header` cannot be {value}"), r#"it is "auto", "yes" or "no""#));
+                return Err(Error::user(
+                    format!("`params.header` cannot be {value}"),
+                    r#"it is "auto", "yes" or "no""#,
+                ));
             }
         };
         let said = Self { separator: separator(place, params)?, label, text, header };

@@ -142,7 +142,8 @@ impl From<Fault> for Error {
             }
             Fault::Compiler { .. } => Self::user(fault.to_string(), "install an NVRTC that knows this GPU"),
             Fault::TooOld { .. } => {
-                let hint = "leave `precision` at \"f32\", train on one of 8.0 or newer, or set `cluster.device = \"cpu\"`";
+                let hint =
+                    "leave `precision` at \"f32\", train on one of 8.0 or newer, or set `cluster.device = \"cpu\"`";
                 Self::user(fault.to_string(), hint)
             }
             Fault::Driver(_) | Fault::Refused { .. } | Fault::Shape(_) => Self::Internal(fault.to_string()),
