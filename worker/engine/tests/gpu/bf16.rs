@@ -9,7 +9,7 @@ use tl_engine::{
 };
 use tl_proto::spec::Precision;
 
-use crate::{close, device, layers::near, numbers, shared, up};
+use crate::{close, device, layers::near, numbers, product, shared, up};
 
 /// What bf16 has of numbers.
 fn coarse(x: &[f32]) -> Vec<f32> {
@@ -23,16 +23,6 @@ fn neighbours(device: &Device, got: &Array, want: &[f32]) {
     near(&got, want, 1e-2);
     let others = got.iter().zip(want).filter(|(g, w)| g != w).count();
     assert!(others * 20 < got.len(), "{others} of {}", got.len());
-}
-
-/// `a·b` of so many rows, columns and numbers of a sum.
-fn product(
-    (m, n, k): (usize, usize, usize),
-    a: impl Fn(usize, usize) -> f32,
-    b: impl Fn(usize, usize) -> f32,
-) -> Vec<f32> {
-    let sum = |row, column| (0..k).map(|d| f64::from(a(row, d)) * f64::from(b(d, column))).sum::<f64>() as f32;
-    (0..m * n).map(|i| sum(i / n, i % n)).collect()
 }
 
 #[test]

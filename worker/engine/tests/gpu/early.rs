@@ -4,7 +4,11 @@ use std::{
     cell::Cell,
     ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        mpsc::{self, Receiver, Sender},
+    },
+    time::Duration,
 };
 
 use tl_engine::{
@@ -19,11 +23,18 @@ use tl_engine::{
 };
 use tl_proto::spec::JobSpec;
 
-use crate::{layers::placed, nccl, numbers, shared};
+use crate::{config, layers::placed, nccl, numbers, shared};
+
+/// How long a rank waits for word of the other one.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Goes forward, and back unless it is broken.
-struct Way {
-    broken: bool,
+enum Way {
+    Whole,
+    /// Lets the other rank know that this one has come as far.
+    Tells(Sender<()>),
+    /// Breaks once it has heard that the other one has.
+    Broken(Mutex<Receiver<()>>),
 }
 
 impl Layer for Way {
@@ -32,7 +43,15 @@ impl Layer for Way {
     }
 
     fn backward(&self, dy: &Array, _: &Pass<'_>, _: &mut Tape, _: &mut Gradients, _: bool) -> Result<Option<Array>> {
-        if self.broken { Err(Error::Internal("a way is broken".into())) } else { Ok(Some(dy.clone())) }
+        match self {
+            Self::Whole => {}
+            Self::Tells(other) => other.send(()).unwrap(),
+            Self::Broken(other) => {
+                other.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+                return Err(Error::Internal("a way is broken".into()));
+            }
+        }
+        Ok(Some(dy.clone()))
     }
 
     fn describe(&self, _: &mut String) {}
@@ -50,7 +69,7 @@ struct Net {
     layout: Layout,
 }
 
-fn net(broken: bool) -> Net {
+fn net(way: Way) -> Net {
     let mut b = Builder::new(3);
     let (first, shared) = (b.linear("first", (7, 8)), b.linear("shared", (8, 8)));
     let (norm, last) = (b.norm("norm", 8), b.linear("last", (8, 8)));
@@ -59,7 +78,7 @@ fn net(broken: bool) -> Net {
     norm.norms(&mut norms);
     let trained: Vec<ParamId> = (0..=own.0).filter(|id| *id != 3).map(ParamId).collect();
     let layout = Layout::new(&b.store, &trained, &[norms[0].0]);
-    Net { first, shared, norm, way: Way { broken }, last, own, store: b.store, layout }
+    Net { first, shared, norm, way, last, own, store: b.store, layout }
 }
 
 fn params(unit: &dyn Layer) -> Vec<ParamId> {
@@ -125,7 +144,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn ranks_add_up_what_is_final_while_they_go_backward() {
     for world in [2, 3] {
         nccl::group(world, |mut group| {
-            let (net, rank) = (net(false), group.rank());
+            let (net, rank) = (net(Way::Whole), group.rank());
             let len = net.layout.total_len();
             let (seed, grains) = (2 * rank as u32, if world == 3 && rank == 1 { 0 } else { 1 + rank % 2 });
             let whole = |grain: usize| net.grain(seed + grain as u32, Gradients::unmade(&net.layout)).unwrap();
@@ -161,8 +180,10 @@ fn ranks_add_up_what_is_final_while_they_go_backward() {
 
 #[test]
 fn a_rank_that_fails_on_its_way_back_is_a_lost_peer_to_who_adds_up_with_it() {
+    let (tells, hears) = mpsc::channel();
+    let ways = [Way::Tells(tells), Way::Broken(Mutex::new(hears))].map(|way| Mutex::new(Some(way)));
     let outcomes = nccl::group(2, |mut group| {
-        let net = net(group.rank() == 1);
+        let net = net(ways[group.rank()].lock().unwrap().take().unwrap());
         let len = net.layout.total_len();
         let outcome = {
             let mut flat = shared().unwrap().zeros(&[len]).unwrap();
@@ -309,22 +330,8 @@ impl Link for Ear {
 
 /// Runs a rank to its end: where its model lies, if it has one, and what it reports.
 fn one(job: &str, work: PathBuf, device: &Arc<Device>, ranks: &mut Ranks, link: &mut Ear) -> Result<(PathBuf, Report)> {
-    std::fs::create_dir_all(&work).unwrap();
     let model = work.join("model/model.safetensors");
-    let config = train::Config {
-        spec: JobSpec::from_toml(job, &[]).unwrap(),
-        inputs: Default::default(),
-        pushed: Default::default(),
-        hub: Default::default(),
-        absent: Default::default(),
-        look: false,
-        cache: work.join("cache"),
-        work,
-        cache_bytes: 1 << 26,
-        features: Vec::new(),
-        resume: Vec::new(),
-        place: Place::of(device.clone()).unwrap(),
-    };
+    let config = config(JobSpec::from_toml(job, &[]).unwrap(), work, Place::of(device.clone()).unwrap());
     let done = train::run(&config, ranks, link);
     if let Err(e) = &done {
         ranks.abort(&e.to_string());

@@ -41,10 +41,12 @@ use std::{
 
 use nvlib::{Library, driver::ProbeError};
 use tl_engine::{
-    gpu::{Array, Device},
+    gpu::{Array, Device, Place},
     nn::{BufferId, DropoutDraw, Gradients, Layer, Layout, Pass, Store, Tape, array, host},
     num::rng::Philox,
+    train,
 };
+use tl_proto::spec::JobSpec;
 
 /// The GPU, or a fake one; nothing where there is neither, which it says.
 fn device() -> Option<&'static Device> {
@@ -105,6 +107,35 @@ fn is_fake(device: &Device) -> bool {
 fn numbers(seed: u32, count: usize) -> Vec<f32> {
     let mut stream = Philox::new(seed, "gpu").stream(count as u64, 0);
     (0..count).map(|_| stream.normal()).collect()
+}
+
+/// A run of a job in a folder of its own, with its cache there.
+fn config(spec: JobSpec, work: PathBuf, place: Place) -> train::Config {
+    std::fs::create_dir_all(&work).unwrap();
+    train::Config {
+        spec,
+        inputs: Default::default(),
+        pushed: Default::default(),
+        hub: Default::default(),
+        absent: Default::default(),
+        look: false,
+        cache: work.join("cache"),
+        work,
+        cache_bytes: 1 << 26,
+        features: Vec::new(),
+        resume: Vec::new(),
+        place,
+    }
+}
+
+/// `a·b` of so many rows, columns and numbers of a sum.
+fn product(
+    (m, n, k): (usize, usize, usize),
+    a: impl Fn(usize, usize) -> f32,
+    b: impl Fn(usize, usize) -> f32,
+) -> Vec<f32> {
+    let sum = |row, column| (0..k).map(|d| f64::from(a(row, d)) * f64::from(b(d, column))).sum::<f64>() as f32;
+    (0..m * n).map(|i| sum(i / n, i % n)).collect()
 }
 
 fn up(device: &Device, values: &[f32], shape: &[usize]) -> Array {

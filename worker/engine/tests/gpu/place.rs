@@ -14,6 +14,7 @@ use tl_engine::{
 use tl_proto::spec::JobSpec;
 
 use crate::{
+    config,
     layers::{down, near},
     numbers, run, shared,
 };
@@ -167,22 +168,8 @@ fn run_of(
     dir: &Path,
     work: &str,
 ) -> Result<train::export::Report> {
-    let work = dir.join(work);
-    std::fs::create_dir_all(&work).unwrap();
-    let config = train::Config {
-        spec: JobSpec::from_toml(job, &[]).unwrap(),
-        inputs: Default::default(),
-        pushed: Default::default(),
-        hub: Default::default(),
-        absent: Default::default(),
-        look: false,
-        work,
-        cache: dir.join("cache"),
-        cache_bytes: 1 << 26,
-        features: Vec::new(),
-        resume: Vec::new(),
-        place,
-    };
+    let config = config(JobSpec::from_toml(job, &[]).unwrap(), dir.join(work), place);
+    let config = train::Config { cache: dir.join("cache"), ..config };
     pool::run(|| train::run(&config, group, &mut Deaf))
 }
 

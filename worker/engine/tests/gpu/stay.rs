@@ -11,7 +11,7 @@ use tl_engine::{
 };
 use tl_proto::spec::JobSpec;
 
-use crate::shared;
+use crate::{config, shared};
 
 const MODEL: &str = "model = { backbone = \"small_cnn\", input = 8 }";
 /// Steps of an epoch of most jobs.
@@ -100,20 +100,8 @@ fn run(place: &Place, job: &str, every: u32, dir: &Path, resume: Vec<PathBuf>) -
     let work = tempfile::tempdir_in(dir).unwrap();
     let mut spec = JobSpec::from_toml(job, &[]).unwrap();
     spec.checkpoint.every = every;
-    let config = train::Config {
-        spec,
-        inputs: Default::default(),
-        pushed: Default::default(),
-        hub: Default::default(),
-        absent: Default::default(),
-        look: false,
-        work: work.path().into(),
-        cache: dir.join("cache"),
-        cache_bytes: 1 << 26,
-        features: Vec::new(),
-        resume,
-        place: place.clone(),
-    };
+    let config = config(spec, work.path().into(), place.clone());
+    let config = train::Config { cache: dir.join("cache"), resume, ..config };
     let mut told = Watcher::default();
     // A thread of its own: what goes up is counted by thread, and a pool would lend it to other runs.
     let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();

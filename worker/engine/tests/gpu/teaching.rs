@@ -8,7 +8,7 @@ use std::{
 use tl_engine::{collective::Solo, gpu::Place, link::Deaf, num::pool, train};
 use tl_proto::spec::JobSpec;
 
-use crate::shared;
+use crate::{config, shared};
 
 const JOB: &str = r#"
 schema = 1
@@ -47,23 +47,10 @@ fn a_photo_that_will_not_decode_takes_nothing_from_what_units_have_worked_out() 
     // In the first of two companies: 32 go together.
     fs::write(dir.path().join("train/a/03.png"), "no photo").unwrap();
     let place = Place::of(device.clone()).unwrap();
+    let job = JOB.replace("DIR", &dir.path().display().to_string());
     let config = |name: &str, features: Vec<PathBuf>| {
-        let work = dir.path().join(name);
-        fs::create_dir_all(&work).unwrap();
-        train::Config {
-            spec: JobSpec::from_toml(&JOB.replace("DIR", &dir.path().display().to_string()), &[]).unwrap(),
-            inputs: Default::default(),
-            pushed: Default::default(),
-            hub: Default::default(),
-            absent: Default::default(),
-            look: false,
-            cache: work.join("cache"),
-            work,
-            cache_bytes: 1 << 26,
-            features,
-            resume: Vec::new(),
-            place: place.clone(),
-        }
+        let spec = JobSpec::from_toml(&job, &[]).unwrap();
+        train::Config { features, ..config(spec, dir.path().join(name), place.clone()) }
     };
     let ran = |config: train::Config| {
         let report = pool::run(|| train::run(&config, &mut Solo, &mut Deaf)).unwrap();

@@ -16,7 +16,7 @@ use crate::{
     image_layers::{here, passed, there},
     is_fake,
     layers::down,
-    numbers, same, shared, up,
+    numbers, product, same, shared, up,
 };
 
 /// The same GPU, on which TF32 will do.
@@ -45,16 +45,6 @@ fn comes_to(device: &Device, got: &Array, want: &[f32], exact: &[f32]) {
 /// How far numbers may be from those that are known, in what rounding to the nearest makes of them.
 fn bound(device: &Device) -> f64 {
     if is_fake(device) { 0.02 } else { 8.0 }
-}
-
-/// `a·b` of so many rows, columns and numbers of a sum.
-fn product(
-    (m, n, k): (usize, usize, usize),
-    a: impl Fn(usize, usize) -> f32,
-    b: impl Fn(usize, usize) -> f32,
-) -> Vec<f32> {
-    let sum = |row, column| (0..k).map(|d| f64::from(a(row, d)) * f64::from(b(d, column))).sum::<f64>() as f32;
-    (0..m * n).map(|i| sum(i / n, i % n)).collect()
 }
 
 #[test]

@@ -149,7 +149,7 @@ fn two_networks_that_begin_anew_have_the_shape_of_their_weights_and_none_of_thei
     };
     let plain = job("method = \"clip\"");
     let first = tensors(&plain, "first");
-    let weights = format!("weights = {:?}", dir.path().join("first/work/model"));
+    let weights = format!("weights = {:?}", dir.path().join("first").join("work").join("model"));
     let anew = plain
         .replace(
             "model = { backbone = \"small_cnn\",",
