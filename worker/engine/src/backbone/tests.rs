@@ -1,11 +1,12 @@
 //! Every image backbone against its reference: all names and shapes, and a pass both ways.
 
-use tl_proto::spec::HeadSection;
+use tl_proto::spec::{HeadSection, Precision};
 
-use super::{ALL, Inside, Network};
+use super::{ALL, Inside, Network, Unit};
 use crate::{
-    nn::{BufferId, DropoutDraw, Entry, Gradients, Layer, Layout, ParamId, Pass, Tape, host, testing},
-    num::rng::Philox,
+    Result,
+    nn::{Array, BufferId, DropoutDraw, Entry, Gradients, Layer, Layout, ParamId, Pass, Tape, host, testing},
+    num::{bf16::rounded, rng::Philox},
     weights::Contract,
 };
 
@@ -42,6 +43,11 @@ fn has(network: &Network, elements: (usize, usize), example: (&str, &[usize]), a
 
 /// Trains everything on three small images: all is finite, and backward reaches every parameter.
 fn learns(network: &Network, side: usize) {
+    learns_seen(network, side, |_, _| {});
+}
+
+/// The same; `seen` is told of what each unit gives, and of what it hands back to the one before it.
+fn learns_seen(network: &Network, side: usize, mut seen: impl FnMut(&str, &Array)) {
     let store = &network.initial;
     let params: Vec<ParamId> = (0..store.params.len()).map(ParamId).collect();
     let mut norms = Vec::new();
@@ -51,7 +57,11 @@ fn learns(network: &Network, side: usize) {
     let draw = DropoutDraw { rng: Philox::new(1, "dropout"), draws: &[4, 5, 6] };
     let pass = Pass { layout: Some(&layout), dropout: Some(draw), ..Pass::eval(store) };
     let mut tape = Tape::default();
-    let forward = |x, unit: &super::Unit| unit.layer.forward(&x, &pass, &mut tape);
+    let forward = |x: Array, unit: &Unit| -> Result<Array> {
+        let y = unit.layer.forward(&x, &pass, &mut tape)?;
+        seen(&unit.name, &y);
+        Ok(y)
+    };
     let y = network.units.iter().try_fold(testing::array(&[3, side, side, 3]), forward).unwrap();
     assert_eq!(y.dims(), [3, 1000]);
     let mut grads = Gradients::new(&layout);
@@ -61,6 +71,7 @@ fn learns(network: &Network, side: usize) {
             assert!(i == 0, "{} gives no gradient", unit.name);
             break;
         };
+        seen(&unit.name, &dx);
         dy = dx;
     }
     assert!(host(&y).unwrap().iter().chain(&grads.flat).all(|v| v.is_finite()));
@@ -177,6 +188,18 @@ fn conv4_is_the_network_of_few_shot_learning() {
         let net = build_for("conv4_64", side, Inside::default());
         assert_eq!(net.width, width);
         learns(&net, side as usize);
+    }
+}
+
+#[test]
+fn networks_of_images_hand_on_what_bf16_has_from_unit_to_unit() {
+    for name in ["small_cnn", "conv4_64", "resnet20", "mobilenet_v2", "efficientnet_b0"] {
+        let mut net = build_for(name, 32, Inside::default());
+        net.initial.precision = Precision::Bf16;
+        learns_seen(&net, 32, |unit, handed| {
+            let handed = host(handed).unwrap();
+            assert!(handed.iter().all(|v| *v == rounded(*v)), "{unit} of {name}");
+        });
     }
 }
 

@@ -7,7 +7,7 @@ use tl_proto::spec::Precision;
 use super::{
     Array, Device, Fault,
     operand::multiplies,
-    ops::{self, Affine, Convolution, Math},
+    ops::{self, Affine, Convolution, Element, Math},
 };
 use crate::{
     nn::Act,
@@ -75,8 +75,8 @@ impl Probe<'_> {
         self.device.upload(&values, shape)
     }
 
-    fn keep(&mut self, array: &Array) -> Result<(), Fault> {
-        self.bits.extend(self.device.download(array)?);
+    fn keep<T: Element + Clone + Default + Into<f32>>(&mut self, array: &Array<T>) -> Result<(), Fault> {
+        self.bits.extend(self.device.download(array)?.into_iter().map(Into::<f32>::into));
         Ok(())
     }
 
@@ -145,7 +145,8 @@ impl Probe<'_> {
         let stats = ops::statistics(device, &ops::moments(device, &x)?, 1e-5)?;
         self.keep(&stats)?;
         self.keep(&ops::normalise(device, &x, &stats, affine, Act::Relu)?)?;
-        self.keep(&ops::slopes(device, &dy, &x, &stats, affine, Act::Relu)?.dz)?;
+        let slopes = ops::slopes(device, &dy, &x, &stats, affine, Act::Relu)?;
+        self.keep(&ops::through(device, &dy, &x, &slopes, &stats, affine, Act::Relu)?)?;
         self.keep(&ops::layer_norm(device, &x, &gamma, &beta, 1e-5)?.0)?;
         let (mut dgamma, mut dbeta) = (device.zeros(&[c])?, device.zeros(&[c])?);
         ops::add_products(device, &dy, &x, &mut dgamma)?;

@@ -20,8 +20,8 @@
 //!
 //! * `Device`: a GPU, one stream on it, its memory (a pool, and `Staging` for uploads that nobody waits for), and kernels
 //!   that NVRTC compiles for its compute capability when they are first asked for, and `keep_kernels` keeps for others;
-//! * `Array`: numbers there, and their shape; `Placed`: one that layers hand on, with its GPU; `Span`: a run of one that is
-//!   lent to another stream;
+//! * `Array`: numbers there, and their shape; `Placed`: one with its GPU; `Mixed`: what layers hand on, such a one of f32 or
+//!   of bf16; `Span`: a run of one that is lent to another stream;
 //! * `ops`: what layers, optimizers and the ordered tree compute, one function each, over the files of `kernels/`, cuBLAS
 //!   and cuDNN;
 //! * [`Place`]: where a rank computes, the host or a GPU, and which numbers come out there: `fingerprint` is a digest of
@@ -70,8 +70,6 @@
 //!
 //! # What is missing
 //!
-//! * bf16 between layers: with `model.precision = "bf16"` products and convolutions take and multiply memory of bf16, and
-//!   layers hand on f32.
 //! * Sums over ranks while backward goes on, for several tasks, episodes, and objectives that compare the samples of a batch.
 //! * An activation fused into a product, graphs of launches, cuDNN's graph API, and whatever a profile would show.
 //! * Averages that teach in a step (self-training with them) are the host's, and such a run takes its updates there.
@@ -103,6 +101,8 @@ mod launch;
 #[cfg(feature = "cuda")]
 mod look;
 #[cfg(feature = "cuda")]
+mod mixed;
+#[cfg(feature = "cuda")]
 mod operand;
 #[cfg(feature = "cuda")]
 pub mod ops;
@@ -129,6 +129,7 @@ pub use self::{
     fingerprint::fingerprint,
     kernels::keep_kernels,
     look::look,
+    mixed::Mixed,
     operand::Operand,
     place::OnGpu,
     placed::Placed,
@@ -136,7 +137,10 @@ pub use self::{
 };
 
 #[cfg(feature = "cuda")]
-pub(crate) use self::span::Span;
+pub(crate) use self::{
+    mixed::{both, either},
+    span::Span,
+};
 
 /// Whether this build trains on GPUs. One that does not offers CPU slots only, and a rank of it that is told to use a GPU
 /// refuses.

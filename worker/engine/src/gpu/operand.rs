@@ -6,8 +6,8 @@ use half::bf16;
 use tl_proto::spec::Precision;
 
 use super::{
-    Array, Device, Fault, Placed,
-    ops::{self, Convolution, Math, Step},
+    Array, Device, Fault, Mixed, Placed,
+    ops::{self, Convolution, Element, Math, Step},
 };
 
 /// Numbers of a GPU as products take them: those of an array, also where products read them as TF32, or what bf16 has of them,
@@ -51,12 +51,12 @@ impl Operand {
     ///
     /// # Errors
     /// The memory is full, or the GPU does not multiply so.
-    pub fn of(x: &Placed, precision: Precision) -> Result<Self, Fault> {
+    pub fn of(x: &Mixed, precision: Precision) -> Result<Self, Fault> {
         multiplies(x.device().capability(), precision)?;
         let numbers = match precision {
-            Precision::F32 => Numbers::F32(x.shared().clone()),
-            Precision::Tf32 => Numbers::Tf32(x.shared().clone()),
-            Precision::Bf16 => Numbers::Bf16(x.half()?),
+            Precision::F32 => Numbers::F32(x.full()?.shared().clone()),
+            Precision::Tf32 => Numbers::Tf32(x.full()?.shared().clone()),
+            Precision::Bf16 => Numbers::Bf16(x.half()?.shared().clone()),
         };
         Ok(Self { device: x.device().clone(), numbers })
     }
@@ -66,30 +66,30 @@ impl Operand {
         Math { device: &self.device, tf32: matches!(self.numbers, Numbers::Tf32(_)) }
     }
 
-    fn placed(&self, array: Array) -> Placed {
-        Placed::new(self.device.clone(), array)
+    fn mixed<T: Element>(&self, array: Array<T>) -> Mixed {
+        Placed::new(self.device.clone(), array).into()
     }
 
     /// As [`ops::linear`], with a bias if there is one.
     ///
     /// # Errors
     /// Weights of another shape or type, a full memory, or cuBLAS is not there or refuses; so for all that follow.
-    pub fn linear(&self, w: &Self, bias: Option<&Placed>) -> Result<Placed, Fault> {
+    pub fn linear(&self, w: &Self, bias: Option<&Placed>) -> Result<Mixed, Fault> {
         let math = self.math();
-        let y = match bias {
-            Some(bias) => of_both!(self, w, |x, w| ops::linear_biased(math, x, w, bias.array())),
-            None => of_both!(self, w, |x, w| ops::linear(math, x, w)),
-        };
-        y.map(|y| self.placed(y))
+        match bias {
+            Some(bias) => {
+                of_both!(self, w, |x, w| ops::linear_biased(math, x, w, bias.array()).map(|y| self.mixed(y)))
+            }
+            None => of_both!(self, w, |x, w| ops::linear(math, x, w).map(|y| self.mixed(y))),
+        }
     }
 
     /// As [`ops::linear_input`].
     ///
     /// # Errors
     /// As [`Operand::linear`].
-    pub fn linear_input(&self, w: &Self) -> Result<Placed, Fault> {
-        let dx = of_both!(self, w, |dy, w| ops::linear_input(self.math(), dy, w));
-        dx.map(|dx| self.placed(dx))
+    pub fn linear_input(&self, w: &Self) -> Result<Mixed, Fault> {
+        of_both!(self, w, |dy, w| ops::linear_input(self.math(), dy, w).map(|dx| self.mixed(dx)))
     }
 
     /// As [`ops::linear_weights`].
@@ -104,22 +104,22 @@ impl Operand {
     ///
     /// # Errors
     /// As [`Operand::linear`]; cuDNN is not there or refuses.
-    pub fn conv(&self, w: &Self, bias: Option<&Placed>, how: Convolution) -> Result<Placed, Fault> {
+    pub fn conv(&self, w: &Self, bias: Option<&Placed>, how: Convolution) -> Result<Mixed, Fault> {
         let math = self.math();
-        let y = match bias {
-            Some(bias) => of_both!(self, w, |x, w| ops::conv_biased(math, x, w, bias.array(), how)),
-            None => of_both!(self, w, |x, w| ops::conv(math, x, w, how)),
-        };
-        y.map(|y| self.placed(y))
+        match bias {
+            Some(bias) => {
+                of_both!(self, w, |x, w| ops::conv_biased(math, x, w, bias.array(), how).map(|y| self.mixed(y)))
+            }
+            None => of_both!(self, w, |x, w| ops::conv(math, x, w, how).map(|y| self.mixed(y))),
+        }
     }
 
     /// As [`ops::conv_input`].
     ///
     /// # Errors
     /// As [`Operand::conv`].
-    pub fn conv_input(&self, w: &Self, shape: [usize; 4], how: Convolution) -> Result<Placed, Fault> {
-        let dx = of_both!(self, w, |dy, w| ops::conv_input(self.math(), dy, w, shape, how));
-        dx.map(|dx| self.placed(dx))
+    pub fn conv_input(&self, w: &Self, shape: [usize; 4], how: Convolution) -> Result<Mixed, Fault> {
+        of_both!(self, w, |dy, w| ops::conv_input(self.math(), dy, w, shape, how).map(|dx| self.mixed(dx)))
     }
 
     /// As [`ops::conv_weights`].

@@ -1,29 +1,30 @@
-//! Numbers of a GPU, with the GPU: what a layer needs to go on there.
+//! Numbers of a GPU, with the GPU: what whoever has them needs to go on there.
 
-use std::{
-    fmt,
-    sync::{Arc, OnceLock},
-};
+use std::{fmt, sync::Arc};
 
-use half::bf16;
+use cudarc::driver::DeviceRepr;
 
-use super::{Array, Device, Fault, ops};
+use super::{Array, Device, Fault};
 
 /// An array, and the GPU that it lies on. A clone shares both.
-#[derive(Clone)]
-pub struct Placed {
+pub struct Placed<T = f32> {
     device: Arc<Device>,
-    array: Arc<Array>,
+    array: Arc<Array<T>>,
     /// Rows of each sample, where it holds sequences and whoever made it has said so.
     lengths: Option<Arc<[usize]>>,
-    /// The same numbers in bf16, once somebody has asked for them.
-    half: Arc<OnceLock<Arc<Array<bf16>>>>,
 }
 
-impl Placed {
+// By hand, since a derived one would ask `T` to be so too.
+impl<T> Clone for Placed<T> {
+    fn clone(&self) -> Self {
+        Self { device: self.device.clone(), array: self.array.clone(), lengths: self.lengths.clone() }
+    }
+}
+
+impl<T> Placed<T> {
     /// An array of that GPU.
-    pub fn new(device: Arc<Device>, array: Array) -> Self {
-        Self { device, array: Arc::new(array), lengths: None, half: Arc::default() }
+    pub fn new(device: Arc<Device>, array: Array<T>) -> Self {
+        Self { device, array: Arc::new(array), lengths: None }
     }
 
     /// The GPU.
@@ -32,34 +33,28 @@ impl Placed {
     }
 
     /// Another array of the same GPU.
-    pub fn beside(&self, array: Array) -> Self {
-        Self::new(self.device.clone(), array)
+    pub fn beside<U>(&self, array: Array<U>) -> Placed<U> {
+        Placed::new(self.device.clone(), array)
     }
 
     /// The numbers.
-    pub fn array(&self) -> &Array {
+    pub fn array(&self) -> &Array<T> {
         &self.array
     }
 
     /// The numbers, shared.
-    pub(in crate::gpu) fn shared(&self) -> &Arc<Array> {
+    pub(in crate::gpu) fn shared(&self) -> &Arc<Array<T>> {
         &self.array
-    }
-
-    /// The numbers in bf16: rounded once for all products that take them.
-    pub(in crate::gpu) fn half(&self) -> Result<Arc<Array<bf16>>, Fault> {
-        if let Some(known) = self.half.get() {
-            return Ok(known.clone());
-        }
-        let made = Arc::new(ops::to_bf16(&self.device, &self.array)?);
-        Ok(self.half.get_or_init(|| made).clone())
     }
 
     /// What an operation makes of them, on the same GPU.
     ///
     /// # Errors
     /// Those of the operation.
-    pub fn made(&self, operation: impl FnOnce(&Device, &Array) -> Result<Array, Fault>) -> Result<Self, Fault> {
+    pub fn made<U>(
+        &self,
+        operation: impl FnOnce(&Device, &Array<T>) -> Result<Array<U>, Fault>,
+    ) -> Result<Placed<U>, Fault> {
         Ok(self.beside(operation(&self.device, &self.array)?))
     }
 
@@ -74,36 +69,33 @@ impl Placed {
         self.lengths.as_deref()
     }
 
-    /// What an operation changes them to: where they lie, or in a copy if others hold them too.
-    ///
-    /// # Errors
-    /// Those of the operation.
-    pub fn changed(mut self, operation: impl FnOnce(&Device, &mut Array) -> Result<(), Fault>) -> Result<Self, Fault> {
-        if Arc::get_mut(&mut self.array).is_none() {
-            self.array = Arc::new(self.device.copy(&self.array)?);
-        }
-        self.change(operation)?;
-        Ok(self)
-    }
-
     /// Changes them where they lie.
     ///
     /// # Errors
     /// Others hold them too; those of the operation.
-    pub fn change(&mut self, operation: impl FnOnce(&Device, &mut Array) -> Result<(), Fault>) -> Result<(), Fault> {
-        (self.lengths, self.half) = (None, Arc::default());
+    pub fn change(&mut self, operation: impl FnOnce(&Device, &mut Array<T>) -> Result<(), Fault>) -> Result<(), Fault> {
+        self.lengths = None;
         match Arc::get_mut(&mut self.array) {
             Some(array) => operation(&self.device, array),
             None => Err(Fault::shape("an array that others hold too was to be changed")),
         }
     }
+}
 
-    /// The numbers for the host; waits until they are made.
+impl<T: DeviceRepr> Placed<T> {
+    /// What an operation changes them to: where they lie, or in a copy if others hold them too.
     ///
     /// # Errors
-    /// What makes them has failed.
-    pub fn download(&self) -> Result<Vec<f32>, Fault> {
-        self.device.download(&self.array)
+    /// Those of the operation.
+    pub fn changed(
+        mut self,
+        operation: impl FnOnce(&Device, &mut Array<T>) -> Result<(), Fault>,
+    ) -> Result<Self, Fault> {
+        if Arc::get_mut(&mut self.array).is_none() {
+            self.array = Arc::new(self.device.copy(&self.array)?);
+        }
+        self.change(operation)?;
+        Ok(self)
     }
 
     /// The same numbers in another shape; a copy of them where others hold them too.
@@ -119,7 +111,7 @@ impl Placed {
     ///
     /// # Errors
     /// The memory is full.
-    pub fn into_array(self) -> Result<Array, Fault> {
+    pub fn into_array(self) -> Result<Array<T>, Fault> {
         match Arc::try_unwrap(self.array) {
             Ok(own) => Ok(own),
             Err(shared) => self.device.copy(&shared),
@@ -127,7 +119,17 @@ impl Placed {
     }
 }
 
-impl fmt::Debug for Placed {
+impl Placed {
+    /// The numbers for the host; waits until they are made.
+    ///
+    /// # Errors
+    /// What makes them has failed.
+    pub fn download(&self) -> Result<Vec<f32>, Fault> {
+        self.device.download(&self.array)
+    }
+}
+
+impl<T> fmt::Debug for Placed<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Placed").field(&self.array.shape()).finish()
     }

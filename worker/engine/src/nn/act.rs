@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::{Array, Gradients, Layer, Pass, Saved, Tape, array, host};
+use super::{Array, Gradients, Layer, Pass, Saved, Tape, array, host, precision::Rounds};
 #[cfg(feature = "cuda")]
-use crate::gpu::ops;
+use crate::gpu::{Mixed, both, either, ops};
 use crate::{
     Result,
     num::{fresh::Fresh, math, simd::vectorised},
@@ -113,11 +113,12 @@ vectorised! {
     }
 }
 
-/// `f(x)`
-pub(super) fn forward(act: Act, x: &Array) -> Result<Array> {
+/// `f(x)`, as layers of images hand it on.
+fn forward(act: Act, x: &Array, pass: &Pass<'_>) -> Result<Array> {
     #[cfg(feature = "cuda")]
     if let Array::Device(x) = x {
-        return Ok(x.made(|device, x| ops::activate(device, act, x))?.into());
+        let y = either!(x, |x| x.made(|device, x| ops::activate(device, act, x)).map(Mixed::from))?;
+        return pass.handed(y).map(Array::from);
     }
     let input = host(x)?;
     let mut out = Fresh::new(input.len());
@@ -125,21 +126,24 @@ pub(super) fn forward(act: Act, x: &Array) -> Result<Array> {
         out.copy_from_slice(x);
         apply(act, out);
     });
-    array(out.done(), x.dims())
+    array(pass.precision().product(out.done()), x.dims())
 }
 
-/// `dy · f′(z)`. A rectifier may be given its output for `z`.
-pub(super) fn backward(act: Act, z: &Array, dy: &Array) -> Result<Array> {
+/// `dy · f′(z)`, as layers of images hand it back. A rectifier may be given its output for `z`.
+pub(super) fn backward(act: Act, z: &Array, dy: &Array, pass: &Pass<'_>) -> Result<Array> {
     #[cfg(feature = "cuda")]
     if let (Array::Device(z), Array::Device(dy)) = (z, dy) {
-        return Ok(dy.made(|device, dy| ops::activate_back(device, act, z.array(), dy))?.into());
+        let dx = both!(z, dy, |z, dy| {
+            dy.made(|device, dy| ops::activate_back(device, act, z.array(), dy)).map(Mixed::from)
+        })?;
+        return pass.handed(dx).map(Array::from);
     }
     let (z, g) = (host(z)?, host(dy)?);
     let (z, g) = (&*z, &*g);
     let mut dx = Fresh::new(g.len());
     let parts = dx.parts(TASK).zip(g.par_chunks(TASK)).zip(z.par_chunks(TASK));
     parts.for_each(|((dx, g), z)| slopes(act, z, g, dx));
-    array(dx.done(), dy.dims())
+    array(pass.precision().product(dx.done()), dy.dims())
 }
 
 /// A layer that applies a function to each number.
@@ -152,7 +156,7 @@ pub const Relu: Activation = Activation(Act::Relu);
 
 impl Layer for Activation {
     fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
-        let y = forward(self.0, x)?;
+        let y = forward(self.0, x, pass)?;
         if pass.records() {
             // The output of a rectifier says as much of its slope as its input, and the next layer keeps it anyway.
             let by_output = matches!(self.0, Act::Relu | Act::Relu6);
@@ -164,13 +168,13 @@ impl Layer for Activation {
     fn backward(
         &self,
         dy: &Array,
-        _: &Pass<'_>,
+        pass: &Pass<'_>,
         tape: &mut Tape,
         _: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Array>> {
         let z = tape.pop_array()?;
-        if need_dx { Ok(Some(backward(self.0, &z, dy)?)) } else { Ok(None) }
+        if need_dx { backward(self.0, &z, dy, pass).map(Some) } else { Ok(None) }
     }
 
     fn describe(&self, out: &mut String) {

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use super::host;
 use super::{Act, sum::add, tensor};
 #[cfg(feature = "cuda")]
-use crate::gpu::Placed;
+use crate::gpu::{Mixed, Placed, ops::Element};
 use crate::{Error, Result, gpu::Place};
 
 /// The numbers between two layers, or the gradient of them: f32, row-major. A clone shares them.
@@ -19,7 +19,7 @@ pub enum Array {
     Host(Tensor),
     /// In that of a GPU.
     #[cfg(feature = "cuda")]
-    Device(Placed),
+    Device(Mixed),
 }
 
 impl Array {
@@ -44,7 +44,7 @@ impl Array {
         match self {
             Self::Host(tensor) => tensor.dims(),
             #[cfg(feature = "cuda")]
-            Self::Device(placed) => placed.array().shape(),
+            Self::Device(numbers) => numbers.shape(),
         }
     }
 
@@ -108,7 +108,7 @@ impl Array {
         match self {
             Self::Host(tensor) => Ok(tensor.clone()),
             #[cfg(feature = "cuda")]
-            Self::Device(placed) => tensor(placed.download()?, placed.array().shape()),
+            Self::Device(numbers) => tensor(numbers.download()?, numbers.shape()),
         }
     }
 }
@@ -120,9 +120,16 @@ impl From<Tensor> for Array {
 }
 
 #[cfg(feature = "cuda")]
-impl From<Placed> for Array {
-    fn from(placed: Placed) -> Self {
-        Self::Device(placed)
+impl From<Mixed> for Array {
+    fn from(numbers: Mixed) -> Self {
+        Self::Device(numbers)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<T: Element> From<Placed<T>> for Array {
+    fn from(placed: Placed<T>) -> Self {
+        Self::Device(placed.into())
     }
 }
 

@@ -168,8 +168,9 @@ impl SelfAttention {
     /// What the heads give of queries, keys and values, side by side.
     fn look(&self, made: Vec<Array>, ragged: &Ragged, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         #[cfg(feature = "cuda")]
-        if let Some(Array::Device(at)) = made.first().cloned() {
-            return self.placed_look(&at, made, ragged, pass, tape).map(Array::from);
+        if let Some(Array::Device(first)) = made.first() {
+            let device = first.device().clone();
+            return self.placed_look(&device, made, ragged, pass, tape).map(Array::from);
         }
         let (parts, d, rows) = (self.parts(), self.depth, ragged.rows());
         let w = parts.width;

@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Array, Gradients, Layer, Padding, Pass, Saved, Tape, array, host};
+use super::{Array, Gradients, Layer, Padding, Pass, Saved, Tape, array, host, precision::Rounds};
 #[cfg(feature = "cuda")]
-use crate::gpu::ops;
+use crate::gpu::{Mixed, either, ops};
 use crate::{Error, Result};
 
 /// The pixels of a window in one direction, and how many it is divided by.
@@ -59,14 +59,16 @@ fn placed(windows: &[Window]) -> Vec<ops::Window> {
     windows.iter().map(|(pixels, count)| ops::Window { pixels: pixels.clone(), count: *count }).collect()
 }
 
-fn forward(x: &Array, (ys, xs): (&[Window], &[Window])) -> Result<Array> {
+fn forward(x: &Array, (ys, xs): (&[Window], &[Window]), pass: &Pass<'_>) -> Result<Array> {
     let (n, h, w, c) = x.dims4()?;
     if ys.is_empty() || xs.is_empty() {
         return Err(Error::user(format!("an image of {h}x{w} is too small for this network"), "raise `model.input`"));
     }
     #[cfg(feature = "cuda")]
     if let Array::Device(x) = x {
-        return Ok(x.made(|device, x| ops::average_pool(device, x, &placed(ys), &placed(xs)))?.into());
+        let (ys, xs) = (placed(ys), placed(xs));
+        let y = either!(x, |x| x.made(|device, x| ops::average_pool(device, x, &ys, &xs)).map(Mixed::from));
+        return Ok(pass.handed(y?)?.into());
     }
     let (oh, ow) = (ys.len(), xs.len());
     let input = host(x)?;
@@ -84,17 +86,20 @@ fn forward(x: &Array, (ys, xs): (&[Window], &[Window])) -> Result<Array> {
             out.iter_mut().for_each(|o| *o /= count);
         }
     });
-    array(out, &[n, oh, ow, c])
+    array(pass.precision().product(out), &[n, oh, ow, c])
 }
 
-fn backward(dy: &Array, shape: &[usize], (ys, xs): (&[Window], &[Window])) -> Result<Array> {
+fn backward(dy: &Array, shape: &[usize], (ys, xs): (&[Window], &[Window]), pass: &Pass<'_>) -> Result<Array> {
     let &[_, h, w, c] = shape else {
         return Err(Error::Internal(format!("pooling of {shape:?}")));
     };
     #[cfg(feature = "cuda")]
     if let Array::Device(dy) = dy {
-        let dx = dy.made(|device, dy| ops::average_pool_back(device, dy, (h, w), &placed(ys), &placed(xs)))?;
-        return Ok(dx.into());
+        let (ys, xs) = (placed(ys), placed(xs));
+        let dx = either!(dy, |dy| {
+            dy.made(|device, dy| ops::average_pool_back(device, dy, (h, w), &ys, &xs)).map(Mixed::from)
+        });
+        return Ok(pass.handed(dx?)?.into());
     }
     let g = host(dy)?;
     let g = &*g;
@@ -115,13 +120,13 @@ fn backward(dy: &Array, shape: &[usize], (ys, xs): (&[Window], &[Window])) -> Re
             }
         }
     });
-    array(dx, shape)
+    array(pass.precision().product(dx), shape)
 }
 
 impl Layer for AvgPool {
     fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let (n, h, w, c) = x.dims4()?;
-        let y = forward(x, (&self.windows(h), &self.windows(w)))?;
+        let y = forward(x, (&self.windows(h), &self.windows(w)), pass)?;
         if pass.records() {
             tape.push(Saved::Shape(vec![n, h, w, c]));
         }
@@ -131,14 +136,14 @@ impl Layer for AvgPool {
     fn backward(
         &self,
         dy: &Array,
-        _: &Pass<'_>,
+        pass: &Pass<'_>,
         tape: &mut Tape,
         _: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Array>> {
         let shape = tape.pop_shape()?;
         let windows = |axis: usize| self.windows(shape[axis]);
-        if need_dx { backward(dy, &shape, (&windows(1), &windows(2))).map(Some) } else { Ok(None) }
+        if need_dx { backward(dy, &shape, (&windows(1), &windows(2)), pass).map(Some) } else { Ok(None) }
     }
 
     fn describe(&self, out: &mut String) {

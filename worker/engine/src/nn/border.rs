@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{Array, Gradients, Layer, Padding, Pass, Saved, Tape, array, host};
 #[cfg(feature = "cuda")]
-use crate::gpu::ops;
+use crate::gpu::{Mixed, either, ops};
 use crate::{Error, Result};
 
 /// Zeros before and after, the same in both directions; `[n, h, w, c]` to `[n, h', w', c]`.
@@ -39,7 +39,8 @@ fn moved(x: &Array, (down, right): (isize, isize), (oh, ow): (usize, usize)) -> 
     #[cfg(feature = "cuda")]
     if let Array::Device(x) = x {
         let by = (down as i32, right as i32);
-        return Ok(x.made(|device, x| ops::move_image(device, x, by, (oh, ow)))?.into());
+        let y = either!(x, |x| x.made(|device, x| ops::move_image(device, x, by, (oh, ow))).map(Mixed::from));
+        return Ok(y?.into());
     }
     let (n, h, w, c) = x.dims4()?;
     let input = host(x)?;

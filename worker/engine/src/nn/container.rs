@@ -1,9 +1,11 @@
 //! Layers made of layers.
 
-use super::{Act, Array, BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape, act::backward, array, host, sum::add};
+use super::{
+    Act, Array, BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape, act::backward, array, host, sum::add_handed,
+};
 use crate::Result;
 #[cfg(feature = "cuda")]
-use crate::gpu::ops;
+use crate::gpu::{Mixed, either, ops};
 
 /// One layer after the other.
 #[derive(Default)]
@@ -84,7 +86,8 @@ pub struct Residual {
 fn subsample(x: &Array, channels: usize) -> Result<Array> {
     #[cfg(feature = "cuda")]
     if let Array::Device(x) = x {
-        return Ok(x.made(|device, x| ops::subsample(device, x, channels))?.into());
+        let y = either!(x, |x| x.made(|device, x| ops::subsample(device, x, channels)).map(Mixed::from));
+        return Ok(y?.into());
     }
     let (n, h, w, c) = x.dims4()?;
     let (oh, ow, before) = (h.div_ceil(2), w.div_ceil(2), (channels - c) / 2);
@@ -103,7 +106,8 @@ fn subsample_backward(dy: &Array, shape: &[usize]) -> Result<Array> {
     let (h, w, c) = (shape[1], shape[2], shape[3]);
     #[cfg(feature = "cuda")]
     if let Array::Device(dy) = dy {
-        return Ok(dy.made(|device, dy| ops::subsample_back(device, dy, [h, w, c]))?.into());
+        let dx = either!(dy, |dy| dy.made(|device, dy| ops::subsample_back(device, dy, [h, w, c])).map(Mixed::from));
+        return Ok(dx?.into());
     }
     let (g, before) = (host(dy)?, (channels - c) / 2);
     let mut dx = vec![0.0; shape.iter().product()];
@@ -128,7 +132,7 @@ impl Layer for Residual {
                 subsample(x, *channels)?
             }
         };
-        let y = add(&long, &short, self.act)?;
+        let y = add_handed(&long, &short, self.act, pass)?;
         if pass.records() && self.act != Act::None {
             // Only rectifiers follow a sum: their output says where their slope is one.
             tape.push(Saved::Array(y.clone()));
@@ -146,7 +150,7 @@ impl Layer for Residual {
     ) -> Result<Option<Array>> {
         let dy = match self.act {
             Act::None => dy.clone(),
-            act => backward(act, &tape.pop_array()?, dy)?,
+            act => backward(act, &tape.pop_array()?, dy, pass)?,
         };
         let dy = &dy;
         let short = match &self.shortcut {
@@ -159,7 +163,7 @@ impl Layer for Residual {
         };
         let long = self.body.backward(dy, pass, tape, grads, need_dx)?;
         match (long, short) {
-            (Some(long), Some(short)) if need_dx => Ok(Some(add(&long, &short, Act::None)?)),
+            (Some(long), Some(short)) if need_dx => add_handed(&long, &short, Act::None, pass).map(Some),
             _ => Ok(None),
         }
     }

@@ -1,12 +1,15 @@
 //! Depthwise convolution on channels-last images: every pixel is a sum of neighbours, each times its tap, channel by
 //! channel.
 
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use super::{Array, Gradients, Layer, Padding, ParamId, Pass, Tape, array, conv::Axis, host, precision::Rounds};
 #[cfg(feature = "cuda")]
 use crate::gpu::{
-    Placed,
+    Device, Mixed, Placed, both, either,
     ops::{self, Windowed},
 };
 use crate::{
@@ -89,40 +92,49 @@ impl Depthwise {
 
 #[cfg(feature = "cuda")]
 impl Depthwise {
-    fn windows(&self, (y, x): (&Axis, &Axis), pass: &Pass<'_>) -> Windowed {
+    fn windows(&self, (y, x): (&Axis, &Axis)) -> Windowed {
         let (before, outputs) = ((y.before, x.before), (y.outputs, x.outputs));
-        Windowed { k: self.k, stride: self.stride, before, outputs, rounds: !pass.precision().outside().is_f32() }
+        Windowed { k: self.k, stride: self.stride, before, outputs }
     }
 
-    fn placed_weights(&self, pass: &Pass<'_>, at: &Placed) -> Result<Placed> {
+    fn placed_weights(&self, pass: &Pass<'_>, at: &Arc<Device>) -> Result<Placed> {
         pass.placed(self.w, &[self.c, 1, self.k, self.k], at)
     }
 
-    /// The outputs for images that lie on a GPU.
-    fn placed(&self, x: &Placed, windows: Windowed, pass: &Pass<'_>) -> Result<Placed> {
-        let w = self.placed_weights(pass, x)?;
-        Ok(x.made(|device, x| ops::depthwise(device, x, w.array(), windows))?)
+    /// The outputs for images that lie on a GPU: what it takes is rounded as what it gives is.
+    fn placed(&self, x: &Mixed, windows: Windowed, pass: &Pass<'_>, tape: &mut Tape) -> Result<Mixed> {
+        let (taken, w) = (pass.handed(x.clone())?, self.placed_weights(pass, x.device())?);
+        let y = either!(&taken, |x| {
+            x.made(|device, x| ops::depthwise(device, x, w.array(), windows)).map(Mixed::from)
+        })?;
+        tape.push_input(&Array::from(taken), pass, self.w);
+        Ok(y)
     }
 
     fn placed_backward(
         &self,
-        dy: &Placed,
+        dy: &Mixed,
         (x, (size, windows)): (Option<&Array>, ((usize, usize), Windowed)),
         pass: &Pass<'_>,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Placed>> {
+    ) -> Result<Option<Mixed>> {
+        let at = dy.device();
+        let dy = &pass.handed(dy.clone())?;
         if let Some(x) = x {
-            let x = x.placed()?;
-            grads.add_placed(self.w, &[self.c, 1, self.k, self.k], dy, |device, dw| {
-                ops::depthwise_weights(device, dy.array(), x.array(), windows, dw)
+            let x = x.mixed()?;
+            grads.add_placed(self.w, &[self.c, 1, self.k, self.k], at, |device, dw| {
+                both!(dy, x, |dy, x| ops::depthwise_weights(device, dy.array(), x.array(), windows, dw))
             })?;
         }
         if !need_dx {
             return Ok(None);
         }
-        let w = self.placed_weights(pass, dy)?;
-        Ok(Some(dy.made(|device, dy| ops::depthwise_input(device, dy, w.array(), size, windows))?))
+        let w = self.placed_weights(pass, at)?;
+        let dx = either!(dy, |dy| {
+            dy.made(|device, dy| ops::depthwise_input(device, dy, w.array(), size, windows)).map(Mixed::from)
+        });
+        Ok(Some(dx?))
     }
 }
 
@@ -135,10 +147,8 @@ impl Layer for Depthwise {
             return Err(Error::Internal(format!("depthwise convolution of {} channels was given {h}x{w}x{c}", self.c)));
         }
         #[cfg(feature = "cuda")]
-        if let Array::Device(placed) = x {
-            let y = self.placed(placed, self.windows((&y_axis, &x_axis), pass), pass)?;
-            tape.push_input(x, pass, self.w);
-            return Ok(y.into());
+        if let Array::Device(x) = x {
+            return self.placed(x, self.windows((&y_axis, &x_axis)), pass, tape).map(Array::from);
         }
         let precision = pass.precision().outside();
         let mut out = Fresh::new(n * oh * ow * c);
@@ -173,7 +183,7 @@ impl Layer for Depthwise {
         let (oh, ow) = (y_axis.outputs, x_axis.outputs);
         #[cfg(feature = "cuda")]
         if let Array::Device(dy) = dy {
-            let over = ((h, w), self.windows((&y_axis, &x_axis), pass));
+            let over = ((h, w), self.windows((&y_axis, &x_axis)));
             let dx = self.placed_backward(dy, (x.as_ref(), over), pass, grads, need_dx)?;
             return Ok(dx.map(Array::from));
         }

@@ -1,8 +1,11 @@
 //! Whole branches left out for some samples: stochastic depth (Huang et al., 2016).
 
-use super::{Array, Gradients, Layer, Pass, Tape, array, host};
+use super::{Array, Gradients, Layer, Pass, Tape, array, host, precision::Rounds};
 #[cfg(feature = "cuda")]
-use crate::gpu::ops::{self, Dropped};
+use crate::gpu::{
+    Mixed, either,
+    ops::{self, Dropped},
+};
 use crate::{Error, Result};
 
 /// Zeroes a sample with probability `p` and scales the others by `1/(1−p)`; which, is a function of the sample's draw.
@@ -15,13 +18,13 @@ pub struct DropPath {
     pub site: u32,
 }
 
-fn scaled(x: &Array, scales: &[f32]) -> Result<Array> {
+fn scaled(x: &Array, scales: &[f32]) -> Result<Vec<f32>> {
     let input = host(x)?;
     let per_sample = input.len() / scales.len().max(1);
     let mut out = vec![0.0; input.len()];
     let samples = out.chunks_exact_mut(per_sample.max(1)).zip(input.chunks_exact(per_sample.max(1)));
     samples.zip(scales).for_each(|((out, x), s)| out.iter_mut().zip(x).for_each(|(o, x)| *o = x * s));
-    array(out, x.dims())
+    Ok(out)
 }
 
 impl DropPath {
@@ -33,15 +36,14 @@ impl DropPath {
         }
         #[cfg(feature = "cuda")]
         if let Array::Device(x) = x {
-            let y = x.made(|device, x| {
-                ops::drop_path(device, x, &Dropped::new(device, draw.rng, self.site, self.p, draw.draws)?)
-            })?;
-            return Ok(y.into());
+            let dropped = Dropped::new(x.device(), draw.rng, self.site, self.p, draw.draws)?;
+            let y = either!(x, |x| x.made(|device, x| ops::drop_path(device, x, &dropped)).map(Mixed::from))?;
+            return pass.handed(y).map(Array::from);
         }
         let keep = 1.0 / (1.0 - self.p);
         let drawn = |id: &u64| draw.rng.stream(*id, self.site).uniform();
         let scales: Vec<f32> = draw.draws.iter().map(|id| if drawn(id) < self.p { 0.0 } else { keep }).collect();
-        scaled(x, &scales)
+        array(pass.precision().product(scaled(x, &scales)?), x.dims())
     }
 }
 

@@ -30,7 +30,7 @@ impl Dropout {
         #[cfg(feature = "cuda")]
         if let Array::Device(x) = x {
             let dropped = Dropped::new(x.device(), draw.rng, site, p, draw.draws)?;
-            let y = x.clone().changed(|device, x| ops::dropout(device, x, &dropped, &vec![own; samples]))?;
+            let y = x.full()?.changed(|device, x| ops::dropout(device, x, &dropped, &vec![own; samples]))?;
             return Ok(y.into());
         }
         let mut values = host(x)?.to_vec();

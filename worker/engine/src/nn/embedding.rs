@@ -52,7 +52,7 @@ impl Embedding {
         let (_, room) = x.dims2()?;
         #[cfg(feature = "cuda")]
         if let Array::Device(x) = x {
-            return self.placed(x, room, pass);
+            return self.placed(&x.full()?, room, pass);
         }
         let (ragged, ids) = self.ids(&host(x)?, room)?;
         let c = self.c;
@@ -79,7 +79,7 @@ impl Embedding {
     fn learn(&self, dx: &Array, ids: &[u32], ragged: &Ragged, grads: &mut Gradients) -> Result<()> {
         #[cfg(feature = "cuda")]
         if let Array::Device(dx) = dx {
-            return self.placed_learn(dx, ids, ragged, grads);
+            return self.placed_learn(&dx.full()?, ids, ragged, grads);
         }
         let (c, g) = (self.c, host(dx)?);
         if let Some(table) = grads.slot(self.word) {
@@ -106,7 +106,7 @@ impl Embedding {
     /// that little waits for them.
     fn placed(&self, x: &Placed, room: usize, pass: &Pass<'_>) -> Result<(Ragged, Vec<u32>, Array)> {
         let (ragged, ids) = self.ids(&x.download()?, room)?;
-        let table = |id: ParamId| pass.placed_exact(id, &pass.store.params[id.0].shape, x);
+        let table = |id: ParamId| pass.placed_exact(id, &pass.store.params[id.0].shape, x.device());
         let (word, kind) = (table(self.word)?, self.kind.map(&table).transpose()?);
         let position = self.position.map(|p| table(p.0)).transpose()?;
         let y = x.made(|device, _| {
@@ -122,7 +122,7 @@ impl Embedding {
     fn placed_learn(&self, dx: &Placed, ids: &[u32], ragged: &Ragged, grads: &mut Gradients) -> Result<()> {
         let c = self.c;
         let mut scatter = |id: ParamId, of: &[u32], rows: usize| {
-            grads.add_placed(id, &[rows, c], dx, |device, table| {
+            grads.add_placed(id, &[rows, c], dx.device(), |device, table| {
                 ops::embed_back(device, dx.array(), &Groups::of(device, of, rows)?, table)
             })
         };
@@ -133,7 +133,7 @@ impl Embedding {
         let kind = self.kind.and_then(|kind| Some((kind, grads.layout.slot(kind)?.len())));
         let Some((kind, all)) = kind else { return Ok(()) };
         // All kinds in one line, of which the first learns.
-        grads.add_placed(kind, &[1, all], dx, |device, table| {
+        grads.add_placed(kind, &[1, all], dx.device(), |device, table| {
             let mut first = device.zeros(&[1, c])?;
             ops::add_sums(device, dx.array(), &mut first)?;
             ops::copy_columns(device, &first, table, Columns { from: 0, to: 0, width: c }, true)

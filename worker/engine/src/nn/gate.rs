@@ -2,9 +2,14 @@
 
 use rayon::prelude::*;
 
-use super::{Array, BufferId, Gradients, Layer, ParamId, Pass, Saved, Sequential, Tape, array, host};
+use super::{
+    Array, BufferId, Gradients, Layer, ParamId, Pass, Saved, Sequential, Tape, array, host, precision::Rounds,
+};
 #[cfg(feature = "cuda")]
-use crate::gpu::ops;
+use crate::gpu::{
+    Mixed, Placed, both, either,
+    ops::{self, Element},
+};
 use crate::{Error, Result};
 
 /// `y = x · layers(mean(x))`, channel by channel; the layers see the means as images of one pixel, `[n, 1, 1, c]`.
@@ -21,11 +26,12 @@ fn sums(images: usize, c: usize, f: impl Fn(usize, &mut [f64]) + Sync) -> Vec<f6
 }
 
 /// The mean of each channel, as an image of one pixel.
-fn means(x: &Array) -> Result<Array> {
+fn means(x: &Array, pass: &Pass<'_>) -> Result<Array> {
     let (n, h, w, c) = x.dims4()?;
     #[cfg(feature = "cuda")]
     if let Array::Device(x) = x {
-        return Ok(x.made(|device, x| ops::global_mean(device, x)?.reshaped(&[n, 1, 1, c]))?.into());
+        let means = either!(x, |x| x.made(ops::global_mean).map(Mixed::from))?;
+        return pass.handed(means.reshaped(&[n, 1, 1, c])?).map(Array::from);
     }
     let (input, size) = (host(x)?, h * w * c);
     let input = &*input;
@@ -34,14 +40,16 @@ fn means(x: &Array) -> Result<Array> {
             sums.iter_mut().zip(pixel).for_each(|(s, v)| *s += f64::from(*v));
         }
     });
-    array(totals.iter().map(|s| (s / (h * w) as f64) as f32).collect(), &[n, 1, 1, c])
+    let means = totals.iter().map(|s| (s / (h * w) as f64) as f32).collect();
+    array(pass.precision().product(means), &[n, 1, 1, c])
 }
 
 /// Each number times the factor of its image and channel.
-fn times(x: &Array, gate: &Array) -> Result<Array> {
+fn times(x: &Array, gate: &Array, pass: &Pass<'_>) -> Result<Array> {
     #[cfg(feature = "cuda")]
     if let (Array::Device(x), Array::Device(gate)) = (x, gate) {
-        return Ok(x.made(|device, x| ops::gate(device, x, gate.array()))?.into());
+        let y = both!(x, gate, |x, gate| x.made(|device, x| ops::gate(device, x, gate.array())).map(Mixed::from))?;
+        return pass.handed(y).map(Array::from);
     }
     let (n, h, w, c) = x.dims4()?;
     let (input, factors) = (host(x)?, host(gate)?);
@@ -53,16 +61,18 @@ fn times(x: &Array, gate: &Array) -> Result<Array> {
             out.iter_mut().zip(x).zip(gate).for_each(|((o, x), g)| *o = x * g);
         }
     });
-    array(out, x.dims())
+    array(pass.precision().product(out), x.dims())
 }
 
 /// The slope of the factors: Σ dy·x of each image and channel.
-fn slopes(dy: &Array, x: &Array) -> Result<Array> {
+fn slopes(dy: &Array, x: &Array, pass: &Pass<'_>) -> Result<Array> {
     let (n, h, w, c) = x.dims4()?;
     #[cfg(feature = "cuda")]
     if let (Array::Device(dy), Array::Device(x)) = (dy, x) {
-        let slopes = dy.made(|device, dy| ops::global_products(device, dy, x.array())?.reshaped(&[n, 1, 1, c]))?;
-        return Ok(slopes.into());
+        let slopes = both!(dy, x, |dy, x| {
+            dy.made(|device, dy| ops::global_products(device, dy, x.array())).map(Mixed::from)
+        })?;
+        return pass.handed(slopes.reshaped(&[n, 1, 1, c])?).map(Array::from);
     }
     let (x, g, size) = (host(x)?, host(dy)?, h * w * c);
     let (x, g) = (&*x, &*g);
@@ -72,15 +82,25 @@ fn slopes(dy: &Array, x: &Array) -> Result<Array> {
             sums.iter_mut().zip(g).zip(x).for_each(|((s, g), x)| *s += f64::from(*g) * f64::from(*x));
         }
     });
-    array(products.iter().map(|s| *s as f32).collect(), &[n, 1, 1, c])
+    let slopes = products.iter().map(|s| *s as f32).collect();
+    array(pass.precision().product(slopes), &[n, 1, 1, c])
+}
+
+/// The slope of the input on a GPU, of three that lie in one type.
+#[cfg(feature = "cuda")]
+fn placed_through<T: Element>(dy: &Placed<T>, gate: &Placed<T>, means: &Placed<T>) -> Result<Mixed> {
+    Ok(dy.made(|device, dy| ops::gate_back(device, dy, gate.array(), means.array()))?.into())
 }
 
 /// The slope of the input, through the product and through the means.
-fn both(dy: &Array, gate: &Array, means: &Array) -> Result<Array> {
+fn through(dy: &Array, gate: &Array, means: &Array, pass: &Pass<'_>) -> Result<Array> {
     #[cfg(feature = "cuda")]
     if let (Array::Device(dy), Array::Device(gate), Array::Device(means)) = (dy, gate, means) {
-        let dx = dy.made(|device, dy| ops::gate_back(device, dy, gate.array(), means.array()))?;
-        return Ok(dx.into());
+        let dx = match (dy, gate, means) {
+            (Mixed::Half(dy), Mixed::Half(gate), Mixed::Half(means)) => placed_through(dy, gate, means)?,
+            _ => placed_through(&dy.full()?, &gate.full()?, &means.full()?)?,
+        };
+        return pass.handed(dx).map(Array::from);
     }
     let (n, h, w, c) = dy.dims4()?;
     let (g, factors, means, share) = (host(dy)?, host(gate)?, host(means)?, 1.0 / (h * w) as f32);
@@ -95,17 +115,17 @@ fn both(dy: &Array, gate: &Array, means: &Array) -> Result<Array> {
             }
         }
     });
-    array(dx, dy.dims())
+    array(pass.precision().product(dx), dy.dims())
 }
 
 impl Layer for Gate {
     fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         let (n, _, _, c) = x.dims4()?;
-        let gate = self.layers.forward(&means(x)?, pass, tape)?;
+        let gate = self.layers.forward(&means(x, pass)?, pass, tape)?;
         if gate.dims() != [n, 1, 1, c] {
             return Err(Error::Internal(format!("a gate of {:?} for {c} channels", gate.dims())));
         }
-        let y = times(x, &gate)?;
+        let y = times(x, &gate, pass)?;
         if pass.records() {
             tape.push(Saved::Array(x.clone()));
             tape.push(Saved::Array(gate));
@@ -122,8 +142,8 @@ impl Layer for Gate {
         need_dx: bool,
     ) -> Result<Option<Array>> {
         let (gate, x) = (tape.pop_array()?, tape.pop_array()?);
-        let through = self.layers.backward(&slopes(dy, &x)?, pass, tape, grads, need_dx)?;
-        through.filter(|_| need_dx).map(|means| both(dy, &gate, &means)).transpose()
+        let means = self.layers.backward(&slopes(dy, &x, pass)?, pass, tape, grads, need_dx)?;
+        means.filter(|_| need_dx).map(|means| through(dy, &gate, &means, pass)).transpose()
     }
 
     fn leaves(&self) -> usize {

@@ -1,12 +1,17 @@
 //! Layers that are not in a line: branches that are joined, values that are read more than once.
 
 use std::ops::Range;
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::{Act, Array, BufferId, Gradients, Layer, ParamId, Pass, Saved, Tape, array, host, sum::add};
 #[cfg(feature = "cuda")]
-use crate::gpu::{Placed, ops};
+use crate::gpu::{
+    Device, Fault, Mixed, Placed, either,
+    ops::{self, Element},
+};
 use crate::{Error, Result};
 
 /// A value inside a [`Graph`].
@@ -77,7 +82,8 @@ fn cut(x: &Array, range: Range<usize>) -> Result<Array> {
     let (n, h, w, c) = x.dims4()?;
     #[cfg(feature = "cuda")]
     if let Array::Device(x) = x {
-        return Ok(x.made(|device, x| ops::cut_columns(device, x, range))?.into());
+        let part = either!(x, |x| x.made(|device, x| ops::cut_columns(device, x, range)).map(Mixed::from));
+        return Ok(part?.into());
     }
     let (input, width) = (host(x)?, range.len());
     let input = &*input;
@@ -100,8 +106,7 @@ fn join(parts: &[&Array], first: usize, total: usize) -> Result<Array> {
     }
     #[cfg(feature = "cuda")]
     if let Array::Device(one) = parts[0] {
-        let parts = parts.iter().map(|part| part.placed().map(Placed::array)).collect::<Result<Vec<_>>>()?;
-        return Ok(one.made(|device, _| ops::join_columns(device, &parts, first, total))?.into());
+        return placed_join(one, parts, first, total).map(Array::from);
     }
     let mut out = vec![0.0; n * h * w * total];
     let mut at = first;
@@ -115,6 +120,29 @@ fn join(parts: &[&Array], first: usize, total: usize) -> Result<Array> {
         at += c;
     }
     array(out, &[n, h, w, total])
+}
+
+/// The same on the GPU of `one`: in bf16 where all of them lie so, else in f32.
+#[cfg(feature = "cuda")]
+fn placed_join(one: &Mixed, parts: &[&Array], first: usize, total: usize) -> Result<Mixed> {
+    fn joined<T: Element>(
+        device: &Arc<Device>,
+        parts: &[Placed<T>],
+        first: usize,
+        total: usize,
+    ) -> Result<Mixed, Fault> {
+        let parts: Vec<_> = parts.iter().map(Placed::array).collect();
+        let all = ops::join_columns(device, &parts, first, total)?;
+        Ok(Placed::new(device.clone(), all).into())
+    }
+    let (device, parts) = (one.device(), parts.iter().map(|part| part.mixed()).collect::<Result<Vec<_>>>()?);
+    Ok(if parts.iter().all(|part| part.is_half()) {
+        let halves = parts.iter().map(|part| part.half()).collect::<Result<Vec<_>, _>>()?;
+        joined(device, &halves, first, total)?
+    } else {
+        let full = parts.iter().map(|part| part.full()).collect::<Result<Vec<_>, _>>()?;
+        joined(device, &full, first, total)?
+    })
 }
 
 fn missing() -> Error {

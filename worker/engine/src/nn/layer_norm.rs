@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::sum::add;
 use super::{Act, Array, Gradients, Layer, ParamId, Pass, Saved, Tape, array, host, lanes, rows, sum::sum};
 #[cfg(feature = "cuda")]
-use crate::gpu::{Placed, ops};
+use crate::gpu::{Mixed, Placed, ops};
 use crate::{
     Error, Result,
     num::{fresh::Fresh, simd::vectorised},
@@ -78,7 +78,7 @@ impl LayerNorm {
     pub fn of_sum(&self, a: &Array, b: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         #[cfg(feature = "cuda")]
         if let Array::Device(_) = a {
-            return self.placed(add(a, b, Act::None)?.placed()?, pass, tape).map(Array::from);
+            return self.placed(&add(a, b, Act::None)?.placed()?, pass, tape).map(Array::from);
         }
         self.run(sum(a, b, Act::None)?, a.dims(), pass, tape)
     }
@@ -87,7 +87,7 @@ impl LayerNorm {
 #[cfg(feature = "cuda")]
 impl LayerNorm {
     fn placed(&self, x: &Placed, pass: &Pass<'_>, tape: &mut Tape) -> Result<Placed> {
-        let [gamma, beta] = [self.gamma, self.beta].map(|id| pass.placed_exact(id, &[self.c], x));
+        let [gamma, beta] = [self.gamma, self.beta].map(|id| pass.placed_exact(id, &[self.c], x.device()));
         let (y, kept) = ops::layer_norm(x.device(), x.array(), gamma?.array(), beta?.array(), self.eps)?;
         if pass.records() {
             tape.push(Saved::Array(x.beside(kept.hat).into()));
@@ -98,21 +98,21 @@ impl LayerNorm {
 
     fn placed_backward(
         &self,
-        dy: &Placed,
+        dy: &Mixed,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Placed>> {
-        let (inverse, hat) = (tape.pop_array()?, tape.pop_array()?);
-        let (inverse, hat) = (inverse.placed()?.array(), hat.placed()?.array());
-        let c = [self.c];
-        grads.add_placed(self.beta, &c, dy, |device, db| ops::add_sums(device, dy.array(), db))?;
-        grads.add_placed(self.gamma, &c, dy, |device, dg| ops::add_products(device, dy.array(), hat, dg))?;
+        let (inverse, hat) = (tape.pop_array()?.placed()?, tape.pop_array()?.placed()?);
+        let (inverse, hat) = (inverse.array(), hat.array());
+        let (dy, c) = (dy.full()?, [self.c]);
+        grads.add_placed(self.beta, &c, dy.device(), |device, db| ops::add_sums(device, dy.array(), db))?;
+        grads.add_placed(self.gamma, &c, dy.device(), |device, dg| ops::add_products(device, dy.array(), hat, dg))?;
         if !need_dx {
             return Ok(None);
         }
-        let gamma = pass.placed_exact(self.gamma, &c, dy)?;
+        let gamma = pass.placed_exact(self.gamma, &c, dy.device())?;
         let dx = dy.made(|device, dy| ops::layer_norm_back(device, dy, (hat, inverse), gamma.array()))?;
         Ok(Some(dx))
     }
@@ -122,7 +122,7 @@ impl Layer for LayerNorm {
     fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         #[cfg(feature = "cuda")]
         if let Array::Device(x) = x {
-            return self.placed(x, pass, tape).map(Array::from);
+            return self.placed(&x.full()?, pass, tape).map(Array::from);
         }
         self.run(host(x)?.to_vec(), x.dims(), pass, tape)
     }

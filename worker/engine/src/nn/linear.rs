@@ -6,7 +6,7 @@ use super::{
     Array, Gradients, Layer, ParamId, Pass, Tape, Way, adapter::Adapter, array, host, precision::Rounds, rows,
 };
 #[cfg(feature = "cuda")]
-use crate::gpu::Placed;
+use crate::gpu::Mixed;
 use crate::{
     Error, Result,
     num::gemm::{self, Packed, View},
@@ -84,35 +84,35 @@ impl Linear {
 #[cfg(feature = "cuda")]
 impl Linear {
     /// What its own weights make of an input that lies on a GPU.
-    fn placed(&self, x: &Placed, shape: &[usize], pass: &Pass<'_>, tape: &mut Tape) -> Result<Placed> {
-        let w = pass.operand_of(self.w, &[self.output, self.input], x, None)?;
-        let bias = self.b.map(|b| pass.placed(b, &[self.output], x)).transpose()?;
+    fn placed(&self, x: &Mixed, shape: &[usize], pass: &Pass<'_>, tape: &mut Tape) -> Result<Mixed> {
+        let w = pass.operand_of(self.w, &[self.output, self.input], x.device(), None)?;
+        let bias = self.b.map(|b| pass.placed(b, &[self.output], x.device())).transpose()?;
         let taken = pass.operand(x)?;
         let y = taken.linear(&w, bias.as_ref())?.reshaped(shape)?;
-        tape.push_operand(taken, x.array().shape(), pass, self.w);
+        tape.push_operand(taken, x.shape(), pass, self.w);
         Ok(y)
     }
 
     fn placed_backward(
         &self,
-        dy: &Placed,
+        dy: &Mixed,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Placed>> {
+    ) -> Result<Option<Mixed>> {
         let ((shape, x), slopes) = (tape.pop_operand()?, pass.operand(dy)?);
         let weights = [self.output, self.input];
         if let Some(x) = x {
-            grads.add_placed(self.w, &weights, dy, |_, dw| slopes.linear_weights(&x, dw))?;
+            grads.add_placed(self.w, &weights, dy.device(), |_, dw| slopes.linear_weights(&x, dw))?;
         }
         if let Some(b) = self.b {
-            grads.add_placed(b, &[self.output], dy, |_, db| slopes.add_sums(db))?;
+            grads.add_placed(b, &[self.output], dy.device(), |_, db| slopes.add_sums(db))?;
         }
         if !need_dx {
             return Ok(None);
         }
-        let w = pass.operand_of(self.w, &weights, dy, None)?;
+        let w = pass.operand_of(self.w, &weights, dy.device(), None)?;
         Ok(Some(slopes.linear_input(&w)?.reshaped(&shape)?))
     }
 }

@@ -121,7 +121,7 @@ impl Layer for Lstm {
         }
         #[cfg(feature = "cuda")]
         if let Array::Device(x) = x {
-            return self.placed(x, pass, tape).map(Array::from);
+            return self.placed(&x.full()?, pass, tape).map(Array::from);
         }
         let (ragged, packed) = Ragged::unpack(x)?;
         let (total, w) = (ragged.rows(), self.hidden);
@@ -182,7 +182,7 @@ impl Layer for Lstm {
         let ragged = Ragged::saved(tape)?;
         #[cfg(feature = "cuda")]
         if let Array::Device(dy) = dy {
-            return Ok(self.placed_backward(dy, &ragged, pass, tape, grads, need_dx)?.map(Array::from));
+            return Ok(self.placed_backward(&dy.full()?, &ragged, pass, tape, grads, need_dx)?.map(Array::from));
         }
         let (states, memories, mut gates) = (tape.pop_values()?, tape.pop_values()?, tape.pop_values()?);
         let packed = tape.pop_array()?;

@@ -86,7 +86,7 @@ impl Mask {
         }
         #[cfg(feature = "cuda")]
         if let Array::Device(x) = x {
-            return self.placed(x, c, ragged, pass).map(Array::from);
+            return self.placed(x.into_full()?, c, ragged, pass).map(Array::from);
         }
         let mut values = host(&x)?.to_vec();
         let own = ragged.split(&mut values, c).into_iter().zip(self.of(pass, ragged.lengths.len())?);

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use super::{
     Act, Array, BufferId, Gradients, Join, Layer, ParamId, Pass, Saved, Tape, array, grains, host,
+    precision::Rounds,
     rows::{BLOCK, total},
 };
 use crate::{
@@ -251,7 +252,7 @@ impl Layer for BatchNorm {
             }
             tape.push(Saved::Values(stats));
         }
-        array(out.done(), x.dims())
+        array(pass.precision().product(out.done()), x.dims())
     }
 
     fn backward(
@@ -335,7 +336,7 @@ impl Layer for BatchNorm {
             }
             _ => dz.par_chunks_mut(TASK * c).for_each(|dx| scaled(dx, &scale)),
         }
-        Ok(Some(array(dz, dy.dims())?))
+        Ok(Some(array(pass.precision().product(dz), dy.dims())?))
     }
 
     fn leaves(&self) -> usize {

@@ -2,7 +2,7 @@
 
 use super::{Array, Conv2d, Gradients, Layer, Mask, ParamId, Pass, Ragged, Tape, array, host, rows};
 #[cfg(feature = "cuda")]
-use crate::gpu::{Placed, ops};
+use crate::gpu::{Mixed, Placed, ops};
 use crate::{Error, Result};
 
 /// `[n, h, w, 3]` to framed `[n, 2 + patches, c]`: a dense layer on each patch, and to every row that of its place.
@@ -80,12 +80,12 @@ impl Patches {
 /// A sample is one line of `(1 + patches)·c` numbers here: its class, then its patches.
 #[cfg(feature = "cuda")]
 impl Patches {
-    fn placed_rows(&self, made: Placed, (n, c): (usize, usize), pass: &Pass<'_>) -> Result<Placed> {
+    fn placed_rows(&self, made: Mixed, (n, c): (usize, usize), pass: &Pass<'_>) -> Result<Placed> {
         let patches = self.grid * self.grid;
         let line = (1 + patches) * c;
-        let class = pass.placed_exact(self.class, &[1, c], &made)?;
-        let places = pass.placed_exact(self.position, &[1, line], &made)?;
-        let own = made.reshaped(&[n, patches * c])?;
+        let class = pass.placed_exact(self.class, &[1, c], made.device())?;
+        let places = pass.placed_exact(self.position, &[1, line], made.device())?;
+        let own = made.reshaped(&[n, patches * c])?.full()?;
         Ok(own.made(|device, own| {
             let mut added = ops::join_columns(device, &[class.array()], 0, line)?;
             ops::add_into(device, &mut added, places.array())?;
@@ -95,11 +95,12 @@ impl Patches {
         })?)
     }
 
-    fn placed_rows_backward(&self, dy: Placed, (n, c): (usize, usize), grads: &mut Gradients) -> Result<Placed> {
+    fn placed_rows_backward(&self, dy: Mixed, (n, c): (usize, usize), grads: &mut Gradients) -> Result<Placed> {
         let line = (1 + self.grid * self.grid) * c;
-        let dy = dy.reshaped(&[n, line])?;
-        grads.add_placed(self.position, &[line], &dy, |device, sums| ops::add_sums(device, dy.array(), sums))?;
-        grads.add_placed(self.class, &[c], &dy, |device, sums| {
+        let dy = dy.reshaped(&[n, line])?.full()?;
+        grads
+            .add_placed(self.position, &[line], dy.device(), |device, sums| ops::add_sums(device, dy.array(), sums))?;
+        grads.add_placed(self.class, &[c], dy.device(), |device, sums| {
             ops::add_sums(device, &ops::cut_columns(device, dy.array(), 0..c)?, sums)
         })?;
         let shape = [n, self.grid, self.grid, c];

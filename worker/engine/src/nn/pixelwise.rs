@@ -15,12 +15,7 @@ pub struct Scale(pub f32);
 fn times(x: &Array, factor: f32) -> Result<Array> {
     #[cfg(feature = "cuda")]
     if let Array::Device(x) = x {
-        let y = x.made(|device, x| {
-            let mut y = device.copy(x)?;
-            ops::scale(device, &mut y, factor)?;
-            Ok(y)
-        })?;
-        return Ok(y.into());
+        return Ok(x.full()?.changed(|device, x| ops::scale(device, x, factor))?.into());
     }
     let mut out = host(x)?.to_vec();
     out.par_chunks_mut(TASK).for_each(|part| part.iter_mut().for_each(|v| *v *= factor));
@@ -84,7 +79,7 @@ impl Layer for Normalize {
         }
         #[cfg(feature = "cuda")]
         if let Array::Device(x) = x {
-            return placed(x, mean, &factors).map(Array::from);
+            return placed(&x.full()?, mean, &factors).map(Array::from);
         }
         let mut out = host(x)?.to_vec();
         for pixel in out.chunks_exact_mut(mean.len()) {
@@ -107,7 +102,7 @@ impl Layer for Normalize {
         let factors = self.factors(pass);
         #[cfg(feature = "cuda")]
         if let Array::Device(dy) = dy {
-            return placed(dy, &vec![0.0; factors.len()], &factors).map(|dx| Some(dx.into()));
+            return placed(&dy.full()?, &vec![0.0; factors.len()], &factors).map(|dx| Some(dx.into()));
         }
         let mut dx = host(dy)?.to_vec();
         dx.chunks_exact_mut(factors.len()).for_each(|p| p.iter_mut().zip(&factors).for_each(|(d, f)| *d *= f));
@@ -147,7 +142,7 @@ impl Layer for FlattenChannels {
         }
         #[cfg(feature = "cuda")]
         if let Array::Device(x) = x {
-            let turned = x.made(|device, x| ops::turn(device, x, [n, h * w, c])?.reshaped(&[n, c * h * w]))?;
+            let turned = x.full()?.made(|device, x| ops::turn(device, x, [n, h * w, c])?.reshaped(&[n, c * h * w]))?;
             return Ok(turned.into());
         }
         array(transposed(&host(x)?, h * w, c), &[n, c * h * w])
@@ -168,7 +163,7 @@ impl Layer for FlattenChannels {
         #[cfg(feature = "cuda")]
         if let Array::Device(dy) = dy {
             let sizes = [shape[0], shape[3], shape[1] * shape[2]];
-            let dx = dy.made(|device, dy| ops::turn(device, dy, sizes)?.reshaped(&shape))?;
+            let dx = dy.full()?.made(|device, dy| ops::turn(device, dy, sizes)?.reshaped(&shape))?;
             return Ok(Some(dx.into()));
         }
         Ok(Some(array(transposed(&host(dy)?, shape[3], shape[1] * shape[2]), &shape)?))

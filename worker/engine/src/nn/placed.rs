@@ -1,11 +1,11 @@
 //! Parameters and their gradients on the GPU that a layer's input lies on.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Array, BufferId, Flat, Gradients, Packs, ParamId, Pass, Saved, Tape, precision::Rounds};
 use crate::{
     Error, Result,
-    gpu::{self, Device, Fault, Operand, Placed, ops},
+    gpu::{self, Device, Fault, Mixed, Operand, Placed, ops},
 };
 
 /// What an operation makes of a weight before it takes it.
@@ -13,23 +13,40 @@ pub(super) type Turn = fn(&Device, &gpu::Array) -> Result<gpu::Array, Fault>;
 
 impl Array {
     /// What lies on a GPU.
-    pub(super) fn placed(&self) -> Result<&Placed> {
+    pub(super) fn mixed(&self) -> Result<&Mixed> {
         match self {
-            Self::Device(placed) => Ok(placed),
+            Self::Device(numbers) => Ok(numbers),
             Self::Host(_) => Err(Error::Internal("numbers of the host were opened as a GPU's".into())),
         }
+    }
+
+    /// The same in f32.
+    pub(super) fn placed(&self) -> Result<Placed> {
+        Ok(self.mixed()?.full()?)
     }
 }
 
 impl Pass<'_> {
     /// What a product takes of an array, in the pass's precision.
-    pub(super) fn operand(&self, x: &Placed) -> Result<Operand> {
+    pub(super) fn operand(&self, x: &Mixed) -> Result<Operand> {
         Ok(Operand::of(x, self.precision())?)
+    }
+
+    /// What a layer of images hands on: in the memory of bf16 where that is what it computes with.
+    pub(super) fn handed(&self, made: impl Into<Mixed>) -> Result<Mixed> {
+        let made = made.into();
+        if self.precision().outside().is_f32() { Ok(made) } else { Ok(made.rounded()?) }
     }
 
     /// A weight of a product, as it takes it, where `at` lies: turned, if the operation wants it so. It goes up once a step,
     /// and once for all steps where nothing trains it. All layers of a weight must want the same.
-    pub(super) fn operand_of(&self, id: ParamId, shape: &[usize], at: &Placed, turn: Option<Turn>) -> Result<Operand> {
+    pub(super) fn operand_of(
+        &self,
+        id: ParamId,
+        shape: &[usize],
+        at: &Arc<Device>,
+        turn: Option<Turn>,
+    ) -> Result<Operand> {
         if let Some(known) = self.packs.and_then(|packs| packs.kept().operands.get(&id).cloned()) {
             return Ok(known);
         }
@@ -38,7 +55,7 @@ impl Pass<'_> {
             Some(turn) => own.made(turn)?,
             None => own,
         };
-        let made = self.operand(&turned)?;
+        let made = self.operand(&turned.into())?;
         if let Some(mut kept) = self.packs.map(Packs::kept)
             && kept.keeps(self.trains(id))
         {
@@ -49,16 +66,16 @@ impl Pass<'_> {
 
     /// A bias of a product, or a weight that no library multiplies, in f32: rounded as it is outside of products. It goes up as
     /// often as a weight does.
-    pub(super) fn placed(&self, id: ParamId, shape: &[usize], at: &Placed) -> Result<Placed> {
+    pub(super) fn placed(&self, id: ParamId, shape: &[usize], at: &Arc<Device>) -> Result<Placed> {
         self.sent(id, shape, at, false)
     }
 
     /// The same of a parameter that no product takes: it is never rounded.
-    pub(super) fn placed_exact(&self, id: ParamId, shape: &[usize], at: &Placed) -> Result<Placed> {
+    pub(super) fn placed_exact(&self, id: ParamId, shape: &[usize], at: &Arc<Device>) -> Result<Placed> {
         self.sent(id, shape, at, true)
     }
 
-    fn sent(&self, id: ParamId, shape: &[usize], at: &Placed, exact: bool) -> Result<Placed> {
+    fn sent(&self, id: ParamId, shape: &[usize], at: &Arc<Device>, exact: bool) -> Result<Placed> {
         if let Some(known) = self.packs.and_then(|packs| packs.placed(id, exact)) {
             return Ok(known);
         }
@@ -71,10 +88,10 @@ impl Pass<'_> {
     }
 
     /// A parameter as it is.
-    fn lying(&self, id: ParamId, shape: &[usize], at: &Placed) -> Result<Placed> {
+    fn lying(&self, id: ParamId, shape: &[usize], at: &Arc<Device>) -> Result<Placed> {
         match self.resident(id, shape)? {
             Some(own) => Ok(own),
-            None => Ok(at.made(|device, _| device.upload(self.store.param(id), shape))?),
+            None => Ok(Placed::new(at.clone(), at.upload(self.store.param(id), shape)?)),
         }
     }
 
@@ -123,12 +140,12 @@ pub(super) fn add_to<K: Ord>(
     sums: &mut BTreeMap<K, Placed>,
     key: K,
     shape: &[usize],
-    at: &Placed,
+    at: &Arc<Device>,
     add: impl FnOnce(&Device, &mut gpu::Array) -> Result<(), Fault>,
 ) -> Result<()> {
     let mut sum = match sums.remove(&key) {
         Some(sum) => sum,
-        None => at.made(|device, _| device.zeros(shape))?,
+        None => Placed::new(at.clone(), at.zeros(shape)?),
     };
     sum.change(add)?;
     sums.insert(key, sum);
@@ -141,7 +158,7 @@ impl Gradients<'_> {
         &mut self,
         id: ParamId,
         shape: &[usize],
-        at: &Placed,
+        at: &Arc<Device>,
         add: impl FnOnce(&Device, &mut gpu::Array) -> Result<(), Fault>,
     ) -> Result<()> {
         if self.layout.slot(id).is_none() {

@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::{Array, Gradients, Layer, Pass, Saved, Tape, array, host};
+use super::{Array, Gradients, Layer, Pass, Saved, Tape, array, host, precision::Rounds};
 #[cfg(feature = "cuda")]
-use crate::gpu::{Placed, ops};
+use crate::gpu::{Mixed, either, ops};
 use crate::{Error, Result, num::simd::vectorised};
 
 vectorised! {
@@ -30,7 +30,8 @@ impl Layer for GlobalAvgPool {
         }
         #[cfg(feature = "cuda")]
         if let Array::Device(x) = x {
-            return Ok(x.made(ops::global_mean)?.into());
+            let y = either!(x, |x| x.made(ops::global_mean).map(Mixed::from));
+            return Ok(pass.handed(y?)?.into());
         }
         let input = host(x)?;
         let mut means = vec![0.0; n * c];
@@ -39,13 +40,13 @@ impl Layer for GlobalAvgPool {
             image.chunks_exact(c).for_each(|row| sums.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v)));
             means.iter_mut().zip(&sums).for_each(|(m, s)| *m = (s / (h * w) as f64) as f32);
         }
-        array(means, &[n, c])
+        array(pass.precision().product(means), &[n, c])
     }
 
     fn backward(
         &self,
         dy: &Array,
-        _: &Pass<'_>,
+        pass: &Pass<'_>,
         tape: &mut Tape,
         _: &mut Gradients,
         need_dx: bool,
@@ -56,8 +57,9 @@ impl Layer for GlobalAvgPool {
         }
         #[cfg(feature = "cuda")]
         if let Array::Device(dy) = dy {
-            let dx = dy.made(|device, dy| ops::global_mean_back(device, dy, (shape[1], shape[2])))?;
-            return Ok(Some(dx.into()));
+            let size = (shape[1], shape[2]);
+            let dx = either!(dy, |dy| dy.made(|device, dy| ops::global_mean_back(device, dy, size)).map(Mixed::from));
+            return Ok(Some(pass.handed(dx?)?.into()));
         }
         let (area, c) = (shape[1] * shape[2], shape[3]);
         let share = 1.0 / area as f32;
@@ -65,7 +67,7 @@ impl Layer for GlobalAvgPool {
         for (image, g) in dx.chunks_exact_mut(area * c).zip(host(dy)?.chunks_exact(c)) {
             image.chunks_exact_mut(c).for_each(|row| row.iter_mut().zip(g).for_each(|(d, g)| *d = g * share));
         }
-        Ok(Some(array(dx, &shape)?))
+        Ok(Some(array(pass.precision().product(dx), &shape)?))
     }
 
     fn describe(&self, out: &mut String) {
@@ -122,20 +124,20 @@ impl Layer for MaxPool {
             tape.push(Saved::Shape(vec![n, h, w, c]));
             tape.push(Saved::Indices(chosen));
         }
-        array(out, &[n, oh, ow, c])
+        array(pass.precision().product(out), &[n, oh, ow, c])
     }
 
     fn backward(
         &self,
         dy: &Array,
-        _: &Pass<'_>,
+        pass: &Pass<'_>,
         tape: &mut Tape,
         _: &mut Gradients,
         need_dx: bool,
     ) -> Result<Option<Array>> {
         #[cfg(feature = "cuda")]
         if let Array::Device(dy) = dy {
-            return Ok(self.placed_backward(dy, tape, need_dx)?.map(Array::from));
+            return Ok(self.placed_backward(dy, pass, tape, need_dx)?.map(Array::from));
         }
         let chosen = tape.take(|s| if let Saved::Indices(i) = s { Some(i) } else { None })?;
         let shape = tape.pop_shape()?;
@@ -154,7 +156,7 @@ impl Layer for MaxPool {
                 }
             }
         });
-        Ok(Some(array(dx, &shape)?))
+        Ok(Some(array(pass.precision().product(dx), &shape)?))
     }
 
     fn describe(&self, out: &mut String) {
@@ -164,23 +166,30 @@ impl Layer for MaxPool {
 
 #[cfg(feature = "cuda")]
 impl MaxPool {
-    fn placed(&self, x: &Placed, pass: &Pass<'_>, tape: &mut Tape) -> Result<Placed> {
-        let (y, chosen) = ops::max_pool(x.device(), x.array(), self.k, self.stride, self.pad)?;
+    fn placed(&self, x: &Mixed, pass: &Pass<'_>, tape: &mut Tape) -> Result<Mixed> {
+        let Self { k, stride, pad } = *self;
+        let (y, chosen) = either!(x, |x| {
+            let made = ops::max_pool(x.device(), x.array(), k, stride, pad);
+            made.map(|(y, chosen)| (Mixed::from(x.beside(y)), chosen))
+        })?;
         if pass.records() {
-            tape.push(Saved::Shape(x.array().shape().to_vec()));
+            tape.push(Saved::Shape(x.shape().to_vec()));
             tape.push(Saved::PlacedIndices(chosen.into()));
         }
-        Ok(Placed::new(x.device().clone(), y))
+        pass.handed(y)
     }
 
-    fn placed_backward(&self, dy: &Placed, tape: &mut Tape, need_dx: bool) -> Result<Option<Placed>> {
+    fn placed_backward(&self, dy: &Mixed, pass: &Pass<'_>, tape: &mut Tape, need_dx: bool) -> Result<Option<Mixed>> {
         let chosen = tape.take(|s| if let Saved::PlacedIndices(i) = s { Some(i) } else { None })?;
         let shape = tape.take(|s| if let Saved::Shape(s) = s { <[usize; 4]>::try_from(s).ok() } else { None })?;
         if !need_dx {
             return Ok(None);
         }
         let Self { k, stride, pad } = *self;
-        Ok(Some(dy.made(|device, dy| ops::max_pool_back(device, dy, &chosen, shape, k, stride, pad))?))
+        let dx = either!(dy, |dy| {
+            dy.made(|device, dy| ops::max_pool_back(device, dy, &chosen, shape, k, stride, pad)).map(Mixed::from)
+        });
+        pass.handed(dx?).map(Some)
     }
 }
 

@@ -1,13 +1,21 @@
-//! Mixed precision: the one place that decides what products round. A layer asks its [`Pass`] for weights and operands,
-//! and hands back what a product gives; a layer that reads a matrix past it fails the gradient check that every layer has.
+//! Mixed precision: the one place that decides what is rounded. A layer asks its [`Pass`] for weights and operands, and hands
+//! back what a product gives; a layer that reads a matrix past it fails the gradient check that every layer has.
 //!
 //! With `bf16`, as with PyTorch's `autocast`:
 //! - what a product takes (weights and biases, inputs, gradients of outputs) is rounded to bf16 and summed in f32;
 //! - what it gives (outputs, gradients of inputs) is rounded, once, with its bias;
-//! - parameters, norms, softmax, losses, the optimizer and averages are f32.
+//! - what layers of images make of that is rounded too, outputs and gradients of inputs alike: batch-norms, activations (in
+//!   any network), the sum of a residual block and that of the two gradients that meet in front of it, pools, gates (means,
+//!   products, and the slopes of both) and stochastic depth. They compute in f32, or add up in f64, and round once;
+//! - what only moves numbers (borders, joins and parts of channels, every second pixel) rounds nothing;
+//! - layer norms, softmax, residual sums of transformers, embeddings, means of rows, losses, the optimizer and averages are f32,
+//!   and so are parameters and statistics.
 //!
-//! Unlike there, f32 is also what else is no product: gradients of parameters, outputs of norms, sums of residuals, the
-//! state of an LSTM, and tensors that objectives train beside the network.
+//! Unlike there
+//! - the kind of a layer decides, and not the type of what it is given: a batch-norm rounds what it makes of f32 too;
+//! - a batch-norm is rounded once with the activation after it;
+//! - f32 are also gradients of parameters, dropout, constant factors, sums of branches and of gradients in a graph of layers,
+//!   the state of an LSTM, and tensors that objectives train beside the network.
 //!
 //! With `tf32`, as with PyTorch where `allow_tf32` is set, of matrices and of convolutions alike:
 //! - what a product takes (weights, inputs, gradients of outputs) is rounded to TF32 and summed in f32;
@@ -18,9 +26,10 @@
 //! Losses are not scaled: bf16 and TF32 have the exponents of f32, and a factor that is a power of two would change no digit of
 //! what is rounded.
 //!
-//! On a CPU either is for the values, not for speed: numbers stay in f32 memory. On a GPU what products take of bf16 lies in
-//! memory of bf16 (`gpu::Operand`), and what they give in f32 again; for TF32 nothing is made there, since tensor cores read
-//! f32. They round as they are built to, and cuBLAS and cuDNN may see no use in them: `tf32` allows it, as PyTorch's does.
+//! On a CPU either is for the values, not for speed: numbers stay in f32 memory. On a GPU what is rounded to bf16 lies in memory
+//! of bf16, whether a product takes it (`gpu::Operand`) or a layer hands it on (`gpu::Mixed`), and a layer that does not know
+//! bf16 takes a copy of it in f32; for TF32 nothing is made there, since tensor cores read f32. They round as they are built to,
+//! and cuBLAS and cuDNN may see no use in them: `tf32` allows it, as PyTorch's does.
 
 use std::borrow::Cow;
 
@@ -62,7 +71,7 @@ fn alone(round: Option<Round>, values: &mut [f32]) {
     }
 }
 
-/// What a precision does to the numbers of a product; nothing in f32, where nothing is copied either.
+/// What a precision does to the numbers of products and of layers of images; nothing in f32, where nothing is copied either.
 pub(super) trait Rounds: Sized {
     /// What a product takes.
     fn operand<'a>(self, values: &'a [f32]) -> Cow<'a, [f32]>;
@@ -73,7 +82,7 @@ pub(super) trait Rounds: Sized {
     /// The same on this thread alone.
     fn take_here(self, values: &mut [f32]);
 
-    /// What a product gives, in place.
+    /// What a product gives, or a layer of images hands on, in place.
     fn round(self, values: &mut [f32]);
 
     /// The same on this thread alone.
@@ -149,5 +158,7 @@ impl<'a> Pass<'a> {
     }
 }
 
+#[cfg(test)]
+mod images;
 #[cfg(test)]
 mod tests;

@@ -29,6 +29,7 @@ impl Ragged {
         let (n, rows, c) = x.dims3()?;
         #[cfg(feature = "cuda")]
         if let Array::Device(x) = x {
+            let x = &x.full()?;
             let ragged = Self::of(x)?;
             let packed = ragged.pack_placed(x)?;
             return Ok((ragged, packed.into()));
@@ -81,7 +82,7 @@ impl Ragged {
     pub fn pack(&self, framed: &Array) -> Result<Array> {
         #[cfg(feature = "cuda")]
         if let Array::Device(framed) = framed {
-            return self.pack_placed(framed).map(Array::from);
+            return self.pack_placed(&framed.full()?).map(Array::from);
         }
         let c = framed.dim(2)?;
         array(self.gather(&host(framed)?, c), &[self.rows(), c])
@@ -98,7 +99,7 @@ impl Ragged {
         }
         #[cfg(feature = "cuda")]
         if let Array::Device(packed) = packed {
-            return self.frame_placed(packed, header).map(Array::from);
+            return self.frame_placed(&packed.full()?, header).map(Array::from);
         }
         let values = host(packed)?;
         let mut out = vec![0.0; self.lengths.len() * (self.room + 1) * c];
@@ -158,6 +159,7 @@ impl Layer for Pool {
     fn forward(&self, x: &Array, pass: &Pass<'_>, tape: &mut Tape) -> Result<Array> {
         #[cfg(feature = "cuda")]
         if let Array::Device(x) = x {
+            let x = &x.full()?;
             let ragged = Ragged::of(x)?;
             ragged.save(pass, tape);
             return self.placed(x, &ragged).map(Array::from);
@@ -194,7 +196,7 @@ impl Layer for Pool {
         }
         #[cfg(feature = "cuda")]
         if let Array::Device(dy) = dy {
-            return Ok(Some(self.placed_backward(dy, &ragged)?.into()));
+            return Ok(Some(self.placed_backward(&dy.full()?, &ragged)?.into()));
         }
         let c = dy.dim(1)?;
         let g = host(dy)?;

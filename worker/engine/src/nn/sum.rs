@@ -3,21 +3,33 @@
 use rayon::prelude::*;
 
 use super::{
-    Act, Array,
+    Act, Array, Pass,
     act::{TASK, apply},
     array, host,
+    precision::Rounds,
 };
 #[cfg(feature = "cuda")]
-use crate::gpu::ops;
+use crate::gpu::{Mixed, both, either, ops};
 use crate::{Error, Result, num::fresh::Fresh};
 
-/// `act(a + b)`
+/// `act(a + b)`, in f32 whatever products compute with.
 pub(super) fn add(a: &Array, b: &Array, act: Act) -> Result<Array> {
     #[cfg(feature = "cuda")]
     if let (Array::Device(a), Array::Device(b)) = (a, b) {
-        return Ok(a.made(|device, a| ops::add_activate(device, act, a, b.array()))?.into());
+        let y = either!(a, |a| either!(b, |b| a.made(|device, a| ops::add_mixed(device, act, a, b.array()))))?;
+        return Ok(y.into());
     }
     array(sum(a, b, act)?, a.dims())
+}
+
+/// The same as layers of images hand it on.
+pub(super) fn add_handed(a: &Array, b: &Array, act: Act, pass: &Pass<'_>) -> Result<Array> {
+    #[cfg(feature = "cuda")]
+    if let (Array::Device(a), Array::Device(b)) = (a, b) {
+        let y = both!(a, b, |a, b| a.made(|device, a| ops::add_activate(device, act, a, b.array())).map(Mixed::from))?;
+        return pass.handed(y).map(Array::from);
+    }
+    array(pass.precision().product(sum(a, b, act)?), a.dims())
 }
 
 /// The elements of `act(a + b)`.

@@ -312,8 +312,8 @@ impl Net {
     /// Everything that determines what comes out of units `0..cut`: a digest of preprocessing, layers and tensors.
     pub fn prefix_digest(&self, store: &Store, cut: usize) -> String {
         let mut hasher = blake3::Hasher::new();
-        // The number is that of decoding and preprocessing: another one where the same bytes become other pixels.
-        let mut text = format!("features/3;{};{};", store.precision, self.contract.describe());
+        // The number is that of decoding, preprocessing and rounding: another one where the same bytes become other numbers.
+        let mut text = format!("features/4;{};{};", store.precision, self.contract.describe());
         self.network.units[..cut].iter().for_each(|u| u.layer.describe(&mut text));
         hasher.update(text.as_bytes());
         let (mut params, mut norms) = (Vec::new(), Vec::new());

@@ -1,25 +1,25 @@
 //! Products and convolutions of bf16 memory: sums of f32, rounded once where layers go on with them.
 
+use half::bf16;
 use tl_engine::{
     gpu::{
-        Array, Device, Operand, Placed,
+        Array, Device, Mixed, Operand, Placed,
         ops::{self, Convolution, Element, Patches},
     },
     num::bf16::rounded,
 };
 use tl_proto::spec::Precision;
 
-use crate::{close, device, layers::near, numbers, product, shared, up};
+use crate::{close, device, fetched, layers::near, numbers, product, same, shared, up};
 
 /// What bf16 has of numbers.
-fn coarse(x: &[f32]) -> Vec<f32> {
+pub(crate) fn coarse(x: &[f32]) -> Vec<f32> {
     x.iter().map(|v| rounded(*v)).collect()
 }
 
-/// Numbers that bf16 has. A sum in another order is rarely rounded to a neighbour.
-fn neighbours(device: &Device, got: &Array, want: &[f32]) {
-    let got = device.download(got).unwrap();
-    assert!(got.iter().all(|v| *v == rounded(*v)), "something is not rounded");
+/// A sum in another order is rarely rounded to a neighbour.
+fn neighbours(device: &Device, got: &Array<bf16>, want: &[f32]) {
+    let got = fetched(device, got);
     near(&got, want, 1e-2);
     let others = got.iter().zip(want).filter(|(g, w)| g != w).count();
     assert!(others * 20 < got.len(), "{others} of {}", got.len());
@@ -71,7 +71,7 @@ fn a_batch_of_products_is_given_in_the_type_that_it_takes() {
     close(device, &exact, &want, 1e-6);
     let pair = (ops::Matrix::of(&half_left), ops::Matrix::of(&half_right).turned());
     let halves = ops::multiplied(device, pair, size, &[batch, m, n]).unwrap();
-    neighbours(device, &ops::from_bf16(device, &halves).unwrap(), &coarse(&want));
+    neighbours(device, &halves, &coarse(&want));
     assert!(ops::multiplied(device, pair, size, &[batch, m, m]).is_err());
 }
 
@@ -161,22 +161,66 @@ fn windows_side_by_side_make_products_of_convolutions_however_many_there_is_room
 }
 
 #[test]
-fn what_is_rounded_once_is_rounded_again_when_it_changes_and_types_are_not_mixed() {
+fn what_layers_hand_on_is_rounded_once_for_all_and_widened_as_it_is() {
     let Some(device) = shared() else { return };
-    let placed = |seed: u32, shape: [usize; 2]| {
-        Placed::new(device.clone(), up(device, &numbers(seed, shape.iter().product()), &shape))
+    let exact = numbers(1, 12);
+    let low = coarse(&exact);
+    assert_ne!(exact, low);
+    let full = Mixed::from(Placed::new(device.clone(), up(device, &exact, &[3, 4])).with_lengths(&[1, 2]));
+    assert_eq!((full.shape(), full.rows(), full.is_half()), (&[3, 4][..], 3, false));
+    // Whichever clone is asked.
+    let (one, other) = (full.clone().half().unwrap(), full.half().unwrap());
+    assert!(std::ptr::eq(one.array(), other.array()));
+    let half = full.clone().rounded().unwrap();
+    assert!(half.is_half() && std::ptr::eq(half.half().unwrap().array(), one.array()));
+    same(device, one.array(), &low);
+    assert_eq!([half.download(), half.full().unwrap().download()].map(Result::unwrap), [low.clone(), low.clone()]);
+    assert_eq!(full.download().unwrap(), exact);
+
+    // What is lent is the same memory, with what was said of it, and who changes it has a copy.
+    let lent = full.full().unwrap();
+    assert!(std::ptr::eq(lent.array(), full.full().unwrap().array()));
+    assert_eq!(lent.lengths(), Some(&[1, 2][..]));
+    let twice = lent.changed(|device, x| ops::scale(device, x, 2.0)).unwrap();
+    assert_eq!([full.download(), half.download()].map(Result::unwrap), [exact.clone(), low.clone()]);
+    // What nobody else has is changed where it lies.
+    let mut own = Mixed::from(twice).into_full().unwrap();
+    own.change(|device, x| ops::scale(device, x, 0.5)).unwrap();
+    assert_eq!(own.download().unwrap(), exact);
+    assert!(full.clone().into_full().unwrap().change(|device, x| ops::scale(device, x, 0.5)).is_err());
+    let mut wide = half.clone().into_full().unwrap();
+    wide.change(|device, x| ops::scale(device, x, 1.0)).unwrap();
+    assert_eq!(wide.download().unwrap(), low);
+
+    for numbers in [full, half] {
+        let other = numbers.clone().reshaped(&[2, 6]).unwrap();
+        assert_eq!((other.shape(), other.is_half()), (&[2, 6][..], numbers.is_half()));
+        assert_eq!(other.download().unwrap(), numbers.download().unwrap());
+        assert!(numbers.reshaped(&[13]).is_err());
+    }
+}
+
+#[test]
+fn products_take_either_type_and_give_that_of_their_precision() {
+    let Some(device) = shared() else { return };
+    let handed = |seed: u32, shape: [usize; 2]| {
+        Mixed::from(Placed::new(device.clone(), up(device, &numbers(seed, shape.iter().product()), &shape)))
     };
-    let (x, weights) = (placed(1, [3, 4]), Operand::of(&placed(2, [2, 4]), Precision::Bf16).unwrap());
-    let halves = |x: &Placed| Operand::of(x, Precision::Bf16).unwrap();
-    let product = |x: &Placed| halves(x).linear(&weights, None).unwrap().download().unwrap();
-    let before = product(&x);
-    // A power of two changes no digit.
-    let times = |factor: f32| before.iter().map(|v| v * factor).collect::<Vec<_>>();
-    let doubled = |x: Placed| x.changed(|device, x| ops::scale(device, x, 2.0)).unwrap();
-    let other = x.clone();
-    let twice = doubled(x);
-    assert_eq!((product(&other), product(&twice)), (times(1.0), times(2.0)));
-    let four = doubled(twice);
-    assert_eq!(product(&four), times(4.0));
-    assert!(Operand::of(&four, Precision::F32).unwrap().linear(&weights, None).is_err());
+    let (exact, weights) = (handed(1, [3, 4]), handed(2, [2, 4]));
+    let half = exact.clone().rounded().unwrap();
+    let wide = Mixed::from(half.full().unwrap());
+    let taken = |x: &Mixed, precision: Precision| Operand::of(x, precision).unwrap();
+    let product = |x: &Mixed, precision: Precision| {
+        let y = taken(x, precision).linear(&taken(&weights, precision), None).unwrap();
+        assert_eq!(y.is_half(), precision == Precision::Bf16);
+        y.download().unwrap()
+    };
+    assert_eq!(product(&half, Precision::F32), product(&wide, Precision::F32));
+    assert_ne!(product(&half, Precision::F32), product(&exact, Precision::F32));
+    let [a, b, c] = [&exact, &half, &wide].map(|x| product(x, Precision::Bf16));
+    assert!(a == b && b == c);
+    // What the product takes says its precision, and not what it was taken from.
+    for (x, w) in [(Precision::F32, Precision::Bf16), (Precision::Bf16, Precision::F32)] {
+        assert!(taken(&half, x).linear(&taken(&weights, w), None).is_err());
+    }
 }

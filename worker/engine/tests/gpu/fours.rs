@@ -3,13 +3,13 @@
 use tl_engine::{
     gpu::{
         Array,
-        ops::{self, Dropped},
+        ops::{self, Columns, Dropped},
     },
     nn::Act,
     num::{bf16::rounded, rng::Philox},
 };
 
-use crate::{close, device, numbers, same, up};
+use crate::{close, device, fetched, numbers, same, up};
 
 #[test]
 fn any_count_of_numbers_is_worked_on_to_the_last_and_no_further() {
@@ -37,6 +37,25 @@ fn any_count_of_numbers_is_worked_on_to_the_last_and_no_further() {
 }
 
 #[test]
+fn sums_of_what_lies_in_either_type_are_those_of_f32() {
+    let Some(device) = device() else { return };
+    for n in (1..=9).chain([1023, 1024, 1026]) {
+        let [a, b] = [1, 2].map(|seed| up(device, &numbers(seed, n), &[n]));
+        let [half_a, half_b] = [&a, &b].map(|x| ops::to_bf16(device, x).unwrap());
+        let [wide_a, wide_b] = [&half_a, &half_b].map(|x| ops::from_bf16(device, x).unwrap());
+        for act in [Act::None, Act::Silu] {
+            let want = |a: &Array, b: &Array| fetched(device, &ops::add_activate(device, act, a, b).unwrap());
+            same(device, &ops::add_mixed(device, act, &a, &b).unwrap(), &want(&a, &b));
+            same(device, &ops::add_mixed(device, act, &a, &half_b).unwrap(), &want(&a, &wide_b));
+            same(device, &ops::add_mixed(device, act, &half_a, &b).unwrap(), &want(&wide_a, &b));
+            same(device, &ops::add_mixed(device, act, &half_a, &half_b).unwrap(), &want(&wide_a, &wide_b));
+        }
+        let other = up(device, &numbers(3, n + 1), &[n + 1]);
+        assert!(ops::add_mixed(device, Act::None, &half_a, &other).is_err());
+    }
+}
+
+#[test]
 fn channels_are_those_of_their_place_whatever_their_number() {
     let Some(device) = device() else { return };
     for c in [1, 2, 3, 4, 7, 8, 12, 33, 64] {
@@ -47,10 +66,8 @@ fn channels_are_those_of_their_place_whatever_their_number() {
         let mut sum = device.copy(&there).unwrap();
         ops::add_bias(device, &mut sum, &factors).unwrap();
         same(device, &sum, &each(|v, b| v + b));
-        let mut sum = device.copy(&there).unwrap();
-        ops::add_bias_rounded(device, &mut sum, &factors).unwrap();
-        same(device, &sum, &each(|v, b| rounded(v + b)));
-        assert!(ops::add_bias_rounded(device, &mut sum, &there).is_err());
+        same(device, &ops::add_bias_rounded(device, &there, &factors).unwrap(), &each(|v, b| rounded(v + b)));
+        assert!(ops::add_bias_rounded(device, &there, &there).is_err());
     }
 }
 
@@ -116,4 +133,35 @@ fn what_is_dropped_of_scores_does_not_depend_on_the_room_that_they_have() {
     assert_eq!(kept[0], kept[1]);
     let zeros = kept[0].iter().filter(|v| **v == 0.0).count();
     assert!(zeros > 30 && zeros < kept[0].len() - 60, "{zeros} of {}", kept[0].len());
+}
+
+#[test]
+fn columns_are_moved_by_fours_or_one_by_one_in_either_type() {
+    let Some(device) = device() else { return };
+    // The first can be read by four; in each of the others one number is in the way.
+    for (from, to, width, source, target) in [
+        (4, 8, 8, 12, 16),
+        (3, 8, 8, 12, 16),
+        (4, 7, 8, 12, 16),
+        (4, 8, 7, 12, 16),
+        (4, 8, 8, 13, 16),
+        (4, 8, 8, 12, 17),
+    ] {
+        let coarse = |seed: u32, count: usize| numbers(seed, count).iter().map(|v| rounded(*v)).collect::<Vec<_>>();
+        let (x, around) = (coarse(1, 20 * source), coarse(2, 20 * target));
+        let value = |(i, around): (usize, &f32)| match (i % target).checked_sub(to) {
+            Some(column) if column < width => x[i / target * source + from + column],
+            _ => *around,
+        };
+        let want: Vec<f32> = around.iter().enumerate().map(value).collect();
+        let (there, mut full) = (up(device, &x, &[20, source]), up(device, &around, &[20, target]));
+        let [half, mut low] = [&there, &full].map(|array| ops::to_bf16(device, array).unwrap());
+        let columns = Columns { from, to, width };
+        ops::copy_columns(device, &there, &mut full, columns, false).unwrap();
+        same(device, &full, &want);
+        ops::copy_columns(device, &half, &mut low, columns, false).unwrap();
+        same(device, &ops::from_bf16(device, &low).unwrap(), &want);
+        // Sums are f32.
+        assert!(ops::copy_columns(device, &half, &mut low, columns, true).is_err());
+    }
 }

@@ -1,19 +1,40 @@
 //! Pooling, convolutions, and images that move.
 
+use half::bf16;
 use tl_engine::{
-    gpu::ops::{self, Columns, Convolution, Window, Windowed},
+    gpu::{
+        Array, Device,
+        ops::{self, Columns, Convolution, Window, Windowed},
+    },
     nn::{AvgPool, Border, Builder, ConvSpec, FlattenChannels, GlobalAvgPool, MaxPool, Padding, ParamId},
 };
 
 use crate::{close, device, numbers, run, same, up};
 
+/// Numbers that bf16 has, in f32 and in bf16.
+fn halves(device: &Device, seed: u32, shape: &[usize]) -> (Array, Array<bf16>) {
+    let half = ops::to_bf16(device, &up(device, &numbers(seed, shape.iter().product()), shape)).unwrap();
+    (ops::from_bf16(device, &half).unwrap(), half)
+}
+
+/// Refuses anything but what bf16 has of numbers.
+fn rounded_once(device: &Device, got: &Array<bf16>, want: &Array) {
+    assert_eq!(got.shape(), want.shape());
+    let want = device.download(&ops::round_bf16(device, want).unwrap()).unwrap();
+    same(device, &ops::from_bf16(device, got).unwrap(), &want);
+}
+
 #[test]
 fn the_largest_of_windows_and_their_slopes_have_the_bits_of_the_cpu() {
     let Some(device) = device() else { return };
     let store = Builder::new(1).store;
-    for (shape, k, stride, pad) in
-        [([2, 6, 7, 3], 3, 2, 1), ([1, 4, 4, 2], 2, 2, 0), ([2, 5, 9, 35], 3, 1, 1), ([1, 8, 7, 2], 2, 3, 0)]
-    {
+    for (shape, k, stride, pad) in [
+        ([2, 6, 7, 3], 3, 2, 1),
+        ([1, 4, 4, 2], 2, 2, 0),
+        ([2, 5, 9, 35], 3, 1, 1),
+        ([1, 8, 7, 2], 2, 3, 0),
+        ([2, 5, 6, 8], 3, 2, 1),
+    ] {
         let mut x = numbers(1, shape.iter().product());
         // A tie, and a NaN.
         x.iter_mut().step_by(3).for_each(|v| *v = 1.0);
@@ -43,9 +64,12 @@ fn means_of_windows_have_the_bits_of_the_cpu() {
         (0..3).map(|o| window(pixels(o), pixels(o).len())).collect()
     };
     let slides = AvgPool::Sliding { k: 3, stride: 2, pad: Padding::Symmetric(1), counts_border: true };
-    for (shape, layer, ys, xs) in
-        [([2, 5, 6, 3], slides, sliding(5), sliding(6)), ([2, 2, 7, 35], AvgPool::Grid(3), grid(2), grid(7))]
-    {
+    for (shape, layer, ys, xs) in [
+        ([2, 5, 6, 3], slides, sliding(5), sliding(6)),
+        ([2, 5, 6, 12], slides, sliding(5), sliding(6)),
+        ([2, 2, 7, 35], AvgPool::Grid(3), grid(2), grid(7)),
+        ([2, 2, 7, 36], AvgPool::Grid(3), grid(2), grid(7)),
+    ] {
         let x = numbers(1, shape.iter().product());
         let want = run(&layer, &store, (&x, &shape), None, false);
         let y = ops::average_pool(device, &up(device, &x, &shape), &ys, &xs).unwrap();
@@ -62,36 +86,87 @@ fn means_of_windows_have_the_bits_of_the_cpu() {
 fn means_and_products_over_whole_images_are_those_of_the_cpu() {
     let Some(device) = device() else { return };
     let store = Builder::new(1).store;
-    let shape = [3, 5, 4, 37];
-    let (x, other) = (numbers(1, 3 * 20 * 37), numbers(2, 3 * 20 * 37));
-    let want = run(&GlobalAvgPool, &store, (&x, &shape), None, false);
-    let xs = up(device, &x, &shape);
-    close(device, &ops::global_mean(device, &xs).unwrap(), &want.y, 1e-6);
-    let dy = up(device, &want.dy, &[3, 37]);
-    same(device, &ops::global_mean_back(device, &dy, (5, 4)).unwrap(), &want.dx);
-    let products = ops::global_products(device, &xs, &up(device, &other, &shape)).unwrap();
-    let sum = |image: usize, channel: usize| {
-        let at = (0..20).map(|p| (image * 20 + p) * 37 + channel);
-        at.map(|i| f64::from(x[i]) * f64::from(other[i])).sum::<f64>() as f32
-    };
-    close(device, &products, &(0..3 * 37).map(|i| sum(i / 37, i % 37)).collect::<Vec<_>>(), 1e-6);
+    for c in [37, 40] {
+        let (shape, count) = ([3, 5, 4, c], 3 * 20 * c);
+        let (x, other) = (numbers(1, count), numbers(2, count));
+        let want = run(&GlobalAvgPool, &store, (&x, &shape), None, false);
+        let xs = up(device, &x, &shape);
+        close(device, &ops::global_mean(device, &xs).unwrap(), &want.y, 1e-6);
+        let dy = up(device, &want.dy, &[3, c]);
+        same(device, &ops::global_mean_back(device, &dy, (5, 4)).unwrap(), &want.dx);
+        let products = ops::global_products(device, &xs, &up(device, &other, &shape)).unwrap();
+        let sum = |image: usize, channel: usize| {
+            let at = (0..20).map(|p| (image * 20 + p) * c + channel);
+            at.map(|i| f64::from(x[i]) * f64::from(other[i])).sum::<f64>() as f32
+        };
+        close(device, &products, &(0..3 * c).map(|i| sum(i / c, i % c)).collect::<Vec<_>>(), 1e-6);
+    }
 }
+
+#[test]
+fn pools_of_bf16_are_those_of_f32_rounded_once() {
+    let Some(device) = device() else { return };
+    for (shape, k, stride, pad) in [
+        ([2, 6, 7, 3], 3, 2, 1),
+        ([1, 4, 4, 8], 2, 2, 0),
+        ([2, 5, 9, 36], 3, 1, 1),
+        ([1, 8, 7, 2], 2, 3, 0),
+        ([2, 5, 6, 1], 3, 2, 1),
+    ] {
+        let (x, half) = halves(device, 1, &shape);
+        let (y, chosen) = ops::max_pool(device, &x, k, stride, pad).unwrap();
+        let (low, same_chosen) = ops::max_pool(device, &half, k, stride, pad).unwrap();
+        rounded_once(device, &low, &y);
+        assert_eq!(device.download(&same_chosen).unwrap(), device.download(&chosen).unwrap());
+        let (dy, half_dy) = halves(device, 2, y.shape());
+        let dx = ops::max_pool_back(device, &dy, &chosen, shape, k, stride, pad).unwrap();
+        let low = ops::max_pool_back(device, &half_dy, &chosen, shape, k, stride, pad).unwrap();
+        rounded_once(device, &low, &dx);
+
+        let windows = |size: usize, outputs: usize| -> Vec<Window> {
+            let pixels = |o: usize| (o * stride).saturating_sub(pad)..(o * stride + k - pad).min(size);
+            (0..outputs).map(|o| Window { pixels: pixels(o), count: pixels(o).len() }).collect()
+        };
+        let [_, h, w, c] = shape;
+        let (ys, xs) = (windows(h, y.shape()[1]), windows(w, y.shape()[2]));
+        let means = ops::average_pool(device, &x, &ys, &xs).unwrap();
+        rounded_once(device, &ops::average_pool(device, &half, &ys, &xs).unwrap(), &means);
+        let dx = ops::average_pool_back(device, &dy, (h, w), &ys, &xs).unwrap();
+        rounded_once(device, &ops::average_pool_back(device, &half_dy, (h, w), &ys, &xs).unwrap(), &dx);
+
+        rounded_once(device, &ops::global_mean(device, &half).unwrap(), &ops::global_mean(device, &x).unwrap());
+        let (other, half_other) = halves(device, 3, &shape);
+        let products = ops::global_products(device, &x, &other).unwrap();
+        rounded_once(device, &ops::global_products(device, &half, &half_other).unwrap(), &products);
+        let (dy, half_dy) = halves(device, 4, &[shape[0], c]);
+        let dx = ops::global_mean_back(device, &dy, (h, w)).unwrap();
+        rounded_once(device, &ops::global_mean_back(device, &half_dy, (h, w)).unwrap(), &dx);
+    }
+}
+
+/// Channels, the side of windows, their distance and border, and the height and width of images.
+type Case = (usize, usize, usize, Padding, (usize, usize));
+
+/// Of channels that go by four and ones that do not.
+const DEPTHWISE: [Case; 6] = [
+    (3, 3, 1, Padding::Symmetric(1), (5, 6)),
+    (35, 3, 2, Padding::Same, (6, 7)),
+    (36, 3, 2, Padding::Same, (6, 7)),
+    (2, 5, 2, Padding::Same, (7, 8)),
+    (8, 5, 2, Padding::Symmetric(2), (7, 8)),
+    (4, 3, 1, Padding::Same, (1, 1)),
+];
 
 #[test]
 fn depthwise_convolutions_have_the_bits_of_the_cpu() {
     let Some(device) = device() else { return };
-    for (c, k, stride, pad, (h, w)) in [
-        (3, 3, 1, Padding::Symmetric(1), (5, 6)),
-        (35, 3, 2, Padding::Same, (6, 7)),
-        (2, 5, 2, Padding::Same, (7, 8)),
-        (4, 3, 1, Padding::Same, (1, 1)),
-    ] {
+    for (c, k, stride, pad, (h, w)) in DEPTHWISE {
         let mut b = Builder::new(1);
         let layer = b.depthwise("c", c, k, stride, pad);
         let x = numbers(1, 2 * h * w * c);
         let want = run(&layer, &b.store, (&x, &[2, h, w, c]), None, false);
         let ((top, oh), (left, ow)) = (pad.plan(h, k, stride), pad.plan(w, k, stride));
-        let windows = Windowed { k, stride, before: (top, left), outputs: (oh, ow), rounds: false };
+        let windows = Windowed { k, stride, before: (top, left), outputs: (oh, ow) };
         let (xs, weights) = (up(device, &x, &[2, h, w, c]), up(device, &b.store.values, &[c, 1, k, k]));
         let y = ops::depthwise(device, &xs, &weights, windows).unwrap();
         assert_eq!(y.shape(), want.shape);
@@ -101,6 +176,26 @@ fn depthwise_convolutions_have_the_bits_of_the_cpu() {
         let mut dw = device.zeros(&[c, 1, k, k]).unwrap();
         ops::depthwise_weights(device, &dy, &xs, windows, &mut dw).unwrap();
         close(device, &dw, &want.flat, 1e-5);
+    }
+}
+
+#[test]
+fn depthwise_convolutions_of_bf16_are_those_of_f32_rounded_once_and_their_weights_learn_the_same() {
+    let Some(device) = device() else { return };
+    for (c, k, stride, pad, (h, w)) in DEPTHWISE {
+        let ((top, oh), (left, ow)) = (pad.plan(h, k, stride), pad.plan(w, k, stride));
+        let windows = Windowed { k, stride, before: (top, left), outputs: (oh, ow) };
+        let weights = up(device, &numbers(3, c * k * k), &[c, 1, k, k]);
+        let (x, half) = halves(device, 1, &[2, h, w, c]);
+        let y = ops::depthwise(device, &x, &weights, windows).unwrap();
+        rounded_once(device, &ops::depthwise(device, &half, &weights, windows).unwrap(), &y);
+        let (dy, half_dy) = halves(device, 2, y.shape());
+        let dx = ops::depthwise_input(device, &dy, &weights, (h, w), windows).unwrap();
+        rounded_once(device, &ops::depthwise_input(device, &half_dy, &weights, (h, w), windows).unwrap(), &dx);
+        let [mut dw, mut learnt] = [0, 1].map(|_| device.zeros(&[c, 1, k, k]).unwrap());
+        ops::depthwise_weights(device, &dy, &x, windows, &mut dw).unwrap();
+        ops::depthwise_weights(device, &half_dy, &half, windows, &mut learnt).unwrap();
+        same(device, &learnt, &device.download(&dw).unwrap());
     }
 }
 
@@ -171,13 +266,14 @@ fn what_cudnn_has_no_algorithm_for_is_a_product_of_windows() {
     let ws = ops::channels_last(device, &up(device, b.store.param(ParamId(0)), &[5, 3, 3, 3])).unwrap();
     close(device, &ops::conv(device, &xs, &ws, how).unwrap(), &want.y, 1e-5);
     let [x16, w16] = [&xs, &ws].map(|array| ops::to_bf16(device, array).unwrap());
-    close(device, &ops::conv(device, &x16, &w16, how).unwrap(), &want.y, 2e-2);
+    let wide = |array: Array<bf16>| ops::from_bf16(device, &array).unwrap();
+    close(device, &wide(ops::conv(device, &x16, &w16, how).unwrap()), &want.y, 2e-2);
     let mut dw = device.zeros(&[5, 3, 3, 3]).unwrap();
     ops::conv_weights(device, &dy, &xs, how, &mut dw).unwrap();
     close(device, &dw, &want.flat, 1e-5);
     close(device, &ops::conv_input(device, &dy, &ws, shape, how).unwrap(), &want.dx, 1e-5);
     let dy16 = ops::to_bf16(device, &dy).unwrap();
-    close(device, &ops::conv_input(device, &dy16, &w16, shape, how).unwrap(), &want.dx, 2e-2);
+    close(device, &wide(ops::conv_input(device, &dy16, &w16, shape, how).unwrap()), &want.dx, 2e-2);
 }
 
 #[test]
@@ -235,13 +331,35 @@ fn channels_are_turned_and_images_moved_as_on_the_cpu() {
     let want = run(&FlattenChannels, &store, (&x, &shape), None, false);
     same(device, &ops::turn(device, &up(device, &x, &shape), [2, 45, 33]).unwrap(), &want.y);
     let same_border = Border::Same { k: 5, stride: 2 };
-    // Five rows and six columns become nine each: two rows above, and one column to the left.
-    let want = run(&same_border, &store, (&x[..2 * 5 * 6 * 3], &[2, 5, 6, 3]), None, false);
-    let ((down, _), (right, _)) = (Padding::Same.plan(5, 5, 2), Padding::Same.plan(6, 5, 2));
-    let by = (down as i32, right as i32);
-    let xs = up(device, &x[..2 * 5 * 6 * 3], &[2, 5, 6, 3]);
-    let y = ops::move_image(device, &xs, by, (want.shape[1], want.shape[2])).unwrap();
-    same(device, &y, &want.y);
-    let dy = up(device, &want.dy, &want.shape);
-    same(device, &ops::move_image(device, &dy, (-by.0, -by.1), (5, 6)).unwrap(), &want.dx);
+    for c in [3, 8] {
+        // Five rows and six columns become nine each: two rows above, and one column to the left.
+        let (x, shape) = (&x[..2 * 5 * 6 * c], [2, 5, 6, c]);
+        let want = run(&same_border, &store, (x, &shape), None, false);
+        let ((down, _), (right, _)) = (Padding::Same.plan(5, 5, 2), Padding::Same.plan(6, 5, 2));
+        let by = (down as i32, right as i32);
+        let y = ops::move_image(device, &up(device, x, &shape), by, (want.shape[1], want.shape[2])).unwrap();
+        same(device, &y, &want.y);
+        let dy = up(device, &want.dy, &want.shape);
+        same(device, &ops::move_image(device, &dy, (-by.0, -by.1), (5, 6)).unwrap(), &want.dx);
+    }
+}
+
+#[test]
+fn images_of_bf16_move_and_lose_pixels_as_those_of_f32_do() {
+    let Some(device) = device() else { return };
+    for c in [3, 8] {
+        let (x, half) = halves(device, 1, &[2, 5, 6, c]);
+        for (by, size) in [((2, 1), (9, 9)), ((-1, -1), (5, 6)), ((0, 0), (4, 7))] {
+            let moved = ops::move_image(device, &x, by, size).unwrap();
+            rounded_once(device, &ops::move_image(device, &half, by, size).unwrap(), &moved);
+        }
+        // Those in front of its channels go by four or not.
+        for channels in [c, c + 3, c + 4, c + 8] {
+            let y = ops::subsample(device, &x, channels).unwrap();
+            rounded_once(device, &ops::subsample(device, &half, channels).unwrap(), &y);
+            let (dy, half_dy) = halves(device, 2, y.shape());
+            let dx = ops::subsample_back(device, &dy, [5, 6, c]).unwrap();
+            rounded_once(device, &ops::subsample_back(device, &half_dy, [5, 6, c]).unwrap(), &dx);
+        }
+    }
 }

@@ -12,6 +12,7 @@ mod faults;
 mod fingerprint;
 mod flat;
 mod fours;
+mod halves;
 mod image_layers;
 mod images;
 mod kept;
@@ -41,7 +42,7 @@ use std::{
 
 use nvlib::{Library, driver::ProbeError};
 use tl_engine::{
-    gpu::{Array, Device, Place},
+    gpu::{Array, Device, Place, ops::Element},
     nn::{BufferId, DropoutDraw, Gradients, Layer, Layout, Pass, Store, Tape, array, host},
     num::rng::Philox,
     train,
@@ -142,17 +143,22 @@ fn up(device: &Device, values: &[f32], shape: &[usize]) -> Array {
     device.upload(values, shape).unwrap()
 }
 
+/// What a GPU has in either type, as f32 has it.
+fn fetched<T: Element + Clone + Default + Into<f32>>(device: &Device, array: &Array<T>) -> Vec<f32> {
+    device.download(array).unwrap().into_iter().map(Into::into).collect()
+}
+
 /// Refuses any other bits; a zero may have either sign, and a NaN is one.
-fn same(device: &Device, got: &Array, want: &[f32]) {
-    let got = device.download(got).unwrap();
+fn same<T: Element + Clone + Default + Into<f32>>(device: &Device, got: &Array<T>, want: &[f32]) {
+    let got = fetched(device, got);
     assert_eq!(got.len(), want.len());
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
         assert!(g == w || g.is_nan() && w.is_nan(), "number {i}: {g} instead of {w}");
     }
 }
 
-fn close(device: &Device, got: &Array, want: &[f32], tolerance: f32) {
-    let got = device.download(got).unwrap();
+fn close<T: Element + Clone + Default + Into<f32>>(device: &Device, got: &Array<T>, want: &[f32], tolerance: f32) {
+    let got = fetched(device, got);
     assert_eq!(got.len(), want.len());
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
         assert!((g - w).abs() <= tolerance * (1.0 + w.abs()), "number {i}: {g} instead of {w}");

@@ -85,7 +85,7 @@ fn columns_are_cut_out_and_matrices_joined() {
         assert!(ops::cut_columns(device, &joined, width - 1..width + 1).is_err());
         assert!(ops::cut_columns(device, &joined, 1..1).is_err());
     }
-    assert!(ops::join_columns(device, &[], 0, 7).is_err());
+    assert!(ops::join_columns::<f32>(device, &[], 0, 7).is_err());
     assert!(ops::join_columns(device, &[&left, &up(device, &b[..4], &[1, 4])], 0, 7).is_err());
 }
 

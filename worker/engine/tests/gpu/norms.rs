@@ -1,11 +1,18 @@
 //! Batch-norm and layer norm.
 
-use tl_engine::{
-    gpu::ops::{self, Affine},
-    nn::{Act, BatchNorm, BufferId, Builder, ParamId},
-};
+use std::sync::Arc;
 
-use crate::{close, device, numbers, run, same, up};
+use tl_engine::{
+    Error, Result,
+    gpu::{
+        Array, Device, Placed,
+        ops::{self, Affine, Slopes},
+    },
+    nn::{self, Act, BatchNorm, BufferId, Builder, Gradients, Grains, Join, Layer, Layout, ParamId, Pass, Store, Tape},
+};
+use tl_proto::spec::Precision;
+
+use crate::{bf16::coarse, close, device, layers::down, numbers, run, same, shared, up};
 
 const EPS: f32 = 1e-3;
 
@@ -49,8 +56,10 @@ fn statistics_of_the_batch_are_those_of_the_cpu_and_so_are_gradients_and_deposit
         let running = ops::running_statistics(device, &mean, &var, EPS).unwrap();
         ops::deposit(device, &stats, &running, rows, &mut slot).unwrap();
         close(device, &slot, &want.flat[2 * c..], 1e-6);
-        let dx = ops::through(device, slopes, &xs, &stats, &gamma, rows as f64).unwrap();
+        let dx = ops::through(device, &dy, &xs, &slopes, &stats, affine, act).unwrap();
         close(device, &dx, &want.dx, 5e-5);
+        assert!(ops::through(device, &gamma, &xs, &slopes, &stats, affine, act).is_err());
+        assert!(ops::slopes(device, &gamma, &xs, &stats, affine, act).is_err());
     }
 }
 
@@ -74,7 +83,9 @@ fn running_statistics_give_the_bits_of_the_cpu() {
         ops::shift_gradient(device, &slopes, &mut dbeta).unwrap();
         close(device, &dgamma, &want.flat[..c], 1e-5);
         close(device, &dbeta, &want.flat[c..], 1e-5);
-        same(device, &ops::through_fixed(device, slopes.dz, &stats, &gamma).unwrap(), &want.dx);
+        // Sums that are nothing leave the statistics alone.
+        let none = Slopes { sums: device.zeros(&[2 * c]).unwrap(), count: rows as f64 };
+        same(device, &ops::through(device, &dy, &xs, &none, &stats, affine, act).unwrap(), &want.dx);
         same(device, &ops::fixed_back(device, &dy, Some(&xs), &stats, affine, act).unwrap(), &want.dx);
         match ops::fixed_back(device, &dy, None, &stats, affine, act) {
             Ok(dx) => same(device, &dx, &want.dx),
@@ -99,6 +110,127 @@ fn moments_of_two_grains_join_to_those_of_both() {
         let square = a[c + i] + b[c + i] + delta * delta * a[0] * b[0] / 200.0;
         // The moments of a block are f32.
         assert!((mean - all[i]).abs() < 1e-4 && (square - all[c + i]).abs() < 1e-3 * square, "{i}");
+    }
+}
+
+#[test]
+fn norms_of_bf16_are_those_of_f32_rounded_once_and_their_sums_are_the_same() {
+    let Some(device) = device() else { return };
+    let wide = |x: &Array<_>| ops::from_bf16(device, x).unwrap();
+    let once = |half: &Array<_>, full: &Array| same(device, &wide(half), &coarse(&device.download(full).unwrap()));
+    // Channels by one, by two and by four, and blocks of rows that end anywhere.
+    for (rows, c, act) in [
+        (1, 1, Act::None),
+        (5, 3, Act::Silu),
+        (64, 6, Act::Relu),
+        (65, 8, Act::Gelu),
+        (71, 33, Act::None),
+        (200, 10, Act::Relu6),
+        (700, 40, Act::Silu),
+        (130, 5, Act::Tanh),
+    ] {
+        let (b, _) = norm(c, act);
+        let [gamma, beta] = [0, 1].map(|i| up(device, b.store.param(ParamId(i)), &[c]));
+        let affine = Affine { gamma: &gamma, beta: &beta };
+        let [half_x, half_dy] = [(7, 0.5), (8, 0.0)].map(|(seed, shift): (u32, f32)| {
+            let values: Vec<f32> = numbers(seed, rows * c).iter().map(|v| v + shift).collect();
+            ops::to_bf16(device, &up(device, &values, &[rows, c])).unwrap()
+        });
+        let (x, dy) = (wide(&half_x), wide(&half_dy));
+
+        let moments = ops::moments(device, &x).unwrap();
+        let half_moments = ops::moments(device, &half_x).unwrap();
+        assert_eq!(device.download(&half_moments).unwrap(), device.download(&moments).unwrap());
+        let [mean, var] = [0, 1].map(|i| up(device, b.store.buffer(BufferId(i)), &[c]));
+        for stats in [
+            ops::statistics(device, &moments, EPS).unwrap(),
+            ops::running_statistics(device, &mean, &var, EPS).unwrap(),
+        ] {
+            let y = ops::normalise(device, &x, &stats, affine, act).unwrap();
+            once(&ops::normalise(device, &half_x, &stats, affine, act).unwrap(), &y);
+            let slopes = ops::slopes(device, &dy, &x, &stats, affine, act).unwrap();
+            let half_slopes = ops::slopes(device, &half_dy, &half_x, &stats, affine, act).unwrap();
+            let told = |slopes: &Slopes| (device.download(&slopes.sums).unwrap(), slopes.count);
+            assert_eq!(told(&half_slopes), told(&slopes), "{rows} rows of {c}");
+            let dx = ops::through(device, &dy, &x, &slopes, &stats, affine, act).unwrap();
+            once(&ops::through(device, &half_dy, &half_x, &half_slopes, &stats, affine, act).unwrap(), &dx);
+            let dx = ops::fixed_back(device, &dy, Some(&x), &stats, affine, act).unwrap();
+            once(&ops::fixed_back(device, &half_dy, Some(&half_x), &stats, affine, act).unwrap(), &dx);
+            match ops::fixed_back(device, &half_dy, None, &stats, affine, act) {
+                Ok(half) => once(&half, &dx),
+                Err(_) => assert_ne!(act, Act::None, "without an activation no input is needed"),
+            }
+        }
+    }
+}
+
+/// Another grain of the step, which tells twice of whatever this one tells.
+struct Other;
+
+impl Grains for Other {
+    fn joined(&self, own: Vec<f64>, join: Join) -> Result<Arc<[f64]>> {
+        let Join::Fold(fold) = join else { return Err(Error::Internal("norms add up".into())) };
+        let twice: Vec<f64> = own.iter().map(|v| 2.0 * v).collect();
+        let mut all = own;
+        fold(&mut all, &twice);
+        Ok(all.into())
+    }
+}
+
+/// Numbers for a layer, in bf16 or in f32: what bf16 has is the same in either.
+fn lying(device: &Arc<Device>, values: &[f32], shape: &[usize], half: bool) -> nn::Array {
+    let full = up(device, values, shape);
+    if half {
+        Placed::new(device.clone(), ops::to_bf16(device, &full).unwrap()).into()
+    } else {
+        Placed::new(device.clone(), full).into()
+    }
+}
+
+/// What a norm gives, hands back and learns.
+fn passed(layer: &BatchNorm, pass: &Pass<'_>, x: &nn::Array, dy: &nn::Array) -> [Vec<f32>; 3] {
+    let (mut tape, mut grads) = (Tape::default(), Gradients::new(pass.layout.unwrap()));
+    let y = layer.forward(x, pass, &mut tape).unwrap();
+    let dx = layer.backward(dy, pass, &mut tape, &mut grads, true).unwrap().unwrap();
+    let half = pass.store.precision == Precision::Bf16;
+    for made in [&y, &dx] {
+        assert!(matches!(made, nn::Array::Device(numbers) if numbers.is_half() == half), "it lies in the other type");
+    }
+    grads.come_down().unwrap();
+    [down(&y), down(&dx), grads.flat]
+}
+
+#[test]
+fn a_norm_hands_on_what_bf16_has_of_f32_wherever_its_input_and_its_slope_lie() {
+    let Some(device) = shared() else { return };
+    for (shape, act) in [
+        (&[5, 2, 2, 3][..], Act::None),
+        (&[70, 6], Act::Relu),
+        (&[3, 5, 9, 8], Act::Silu),
+        (&[65, 7], Act::None),
+        (&[4, 5, 7, 5], Act::Gelu),
+    ] {
+        let (b, layer) = norm(shape[shape.len() - 1], act);
+        let [full, half] = [Precision::F32, Precision::Bf16].map(|precision| Store { precision, ..b.store.clone() });
+        let [x, dy] = [7, 77].map(|seed| coarse(&numbers(seed, shape.iter().product())));
+        let (gamma, beta, batch) = (ParamId(0), ParamId(1), [BufferId(0)]);
+        let every: [&[ParamId]; 4] = [&[], &[beta], &[gamma], &[gamma, beta]];
+        let modes: [(&[BufferId], Option<&dyn Grains>); 3] = [(&[], None), (&batch, None), (&batch, Some(&Other))];
+        for trained in every {
+            for (means, grains) in modes {
+                let layout = Layout::new(&b.store, trained, means);
+                let said = |store: &Store, halves: [bool; 2]| {
+                    let pass = Pass { layout: Some(&layout), grains, ..Pass::eval(store) };
+                    let [x, dy] = [(&x, halves[0]), (&dy, halves[1])].map(|(v, half)| lying(device, v, shape, half));
+                    passed(&layer, &pass, &x, &dy)
+                };
+                let [y, dx, flat] = said(&full, [false, false]);
+                let want = [coarse(&y), coarse(&dx), flat];
+                for halves in [[true, true], [true, false], [false, true], [false, false]] {
+                    assert!(said(&half, halves) == want, "{shape:?} {act:?} {trained:?} {means:?} {halves:?}");
+                }
+            }
+        }
     }
 }
 

@@ -4,17 +4,19 @@ use tl_engine::{
     Error,
     backbone::{Network, find},
     nn::{
-        Act, Activation, AvgPool, Builder, DropPath, Dropout, DropoutDraw, FlattenChannels, Gate, Gradients, Graph,
-        Layer, Layout, MaxPool, Packs, Padding, Pass, Residual, Scale, Sequential, Shortcut, Store, Tape,
+        self, Act, Activation, AvgPool, Border, Builder, DropPath, Dropout, DropoutDraw, FlattenChannels, Gate,
+        GlobalAvgPool, Gradients, Graph, Layer, Layout, MaxPool, Packs, Padding, Pass, Residual, Scale, Sequential,
+        Shortcut, Store, Tape,
     },
-    num::rng::Philox,
+    num::{bf16::rounded, rng::Philox},
     weights::Contract,
 };
-use tl_proto::spec::{HeadAct, HeadSection};
+use tl_proto::spec::{HeadAct, HeadSection, Precision};
 
 use crate::{
+    image_layers::{halves, here, is_half, passed, there},
     layers::{check, down, near, placed},
-    numbers, run,
+    numbers, run, shared,
 };
 
 /// As [`check`], under dropout where there is any.
@@ -56,6 +58,85 @@ fn check_frozen(layer: &dyn Layer, store: &Store, (x, shape): (&[f32], &[usize])
     }
     assert!(layer.backward(&dy, &pass, &mut tape, &mut grads, false).unwrap().is_none());
     assert!(layer.backward(&dy, &pass, &mut tape, &mut grads, false).is_err(), "something is left on the tape");
+}
+
+/// Puts numbers where a layer is to compute.
+type Sends = fn(&[f32], &[usize]) -> nn::Array;
+
+/// What bf16 has of numbers.
+fn coarse(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|v| rounded(*v)).collect()
+}
+
+/// The same in f32, on the GPU.
+fn wide(values: &[f32], shape: &[usize]) -> nn::Array {
+    there(&coarse(values), shape)
+}
+
+/// That in bf16 a layer hands on what it makes of the same numbers in f32, rounded once, whichever memory they come in.
+fn check_rounded(layer: &dyn Layer, store: &Store, input: (&[f32], &[usize])) {
+    if shared().is_none() {
+        return;
+    }
+    let mut params = Vec::new();
+    layer.params(&mut params);
+    let layout = Layout::new(store, &params, &[]);
+    let ran = |precision: Precision, send: Sends| {
+        let store = Store { precision, values: coarse(&store.values), ..store.clone() };
+        passed(layer, &Pass { layout: Some(&layout), ..Pass::eval(&store) }, input, true, send)
+    };
+    let want = ran(Precision::F32, wide);
+    let both: [Sends; 2] = [wide, halves];
+    for send in both {
+        let got = ran(Precision::Bf16, send);
+        for (got, want) in [(&got.y, &want.y), (got.dx.as_ref().unwrap(), want.dx.as_ref().unwrap())] {
+            assert!(is_half(got) && !is_half(want));
+            near(&down(got), &coarse(&down(want)), 0.0);
+        }
+        near(&got.flat, &want.flat, 0.0);
+    }
+}
+
+#[test]
+fn pools_and_depthwise_convolutions_hand_on_bf16_and_round_once() {
+    for c in [3, 8] {
+        let mut b = Builder::new(1);
+        let depthwise = b.depthwise("d", c, 3, 2, Padding::Same);
+        let means = AvgPool::Sliding { k: 3, stride: 2, pad: Padding::Same, counts_border: false };
+        let (x, shape) = (numbers(1, 2 * 6 * 7 * c), [2, 6, 7, c]);
+        let pool = MaxPool { k: 3, stride: 2, pad: 1 };
+        let layers: [&dyn Layer; 5] = [&pool, &means, &AvgPool::Grid(4), &GlobalAvgPool, &depthwise];
+        for layer in layers {
+            check_rounded(layer, &b.store, (&x, &shape));
+        }
+    }
+}
+
+#[test]
+fn what_only_moves_numbers_gives_them_as_they_come_and_joins_two_types_in_f32() {
+    if shared().is_none() {
+        return;
+    }
+    let mut b = Builder::new(1);
+    // The same numbers, in f32.
+    let plain = b.normalize("n", &[0.0; 4], &[1.0; 4], &[1.0; 4]);
+    b.store.precision = Precision::Bf16;
+    let (mut turned, mut mixed) = (Graph::default(), Graph::default());
+    let (first, last) = (turned.channels(Graph::INPUT, 0..1), turned.channels(Graph::INPUT, 1..4));
+    turned.concat(&[last, first]);
+    let full = mixed.layer(Graph::INPUT, plain);
+    mixed.concat(&[Graph::INPUT, full]);
+    let (x, shape) = (numbers(1, 2 * 5 * 6 * 4), [2, 5, 6, 4]);
+    let made =
+        |layer: &dyn Layer, x: nn::Array| layer.forward(&x, &Pass::eval(&b.store), &mut Tape::default()).unwrap();
+    let layers: [(&dyn Layer, bool); 3] = [(&Border::Shift, true), (&turned, true), (&mixed, false)];
+    for (layer, stays) in layers {
+        let want = down(&made(layer, here(&x, &shape)));
+        let (exact, low) = (made(layer, there(&x, &shape)), made(layer, halves(&x, &shape)));
+        assert_eq!((is_half(&exact), is_half(&low)), (false, stays));
+        near(&down(&exact), &want, 0.0);
+        near(&down(&low), &coarse(&want), 0.0);
+    }
 }
 
 #[test]
@@ -171,14 +252,14 @@ fn values_are_summed_joined_and_cut_where_they_lie() {
 #[test]
 fn every_second_pixel_reaches_the_sum_of_a_block_where_it_lies() {
     let store = Builder::new(1).store;
-    // Three channels more, one of them before those of the image.
-    for shape in [[2, 5, 6, 3], [1, 1, 2, 3], [3, 4, 4, 3]] {
+    // Three channels more, one of them before those of the image; or eight, and four of them.
+    for shape in [[2, 5, 6, 3], [1, 1, 2, 3], [3, 4, 4, 3], [2, 5, 6, 8]] {
         for act in [Act::None, Act::Relu] {
             let mut long = Graph::default();
             let small = long.layer(Graph::INPUT, MaxPool { k: 3, stride: 2, pad: 1 });
             long.concat(&[small, small]);
             let body = Sequential::default().with(long);
-            let block = Residual { body, shortcut: Shortcut::Subsample { channels: 6 }, act };
+            let block = Residual { body, shortcut: Shortcut::Subsample { channels: 2 * shape[3] }, act };
             check(&block, &store, (&numbers(1, shape.iter().product()), &shape), 0.0);
         }
     }

@@ -1,5 +1,6 @@
 //! Attention and embeddings, each put together of its operations as the layer is.
 
+use half::bf16;
 use tl_engine::{
     gpu::{
         Array, Device,
@@ -9,7 +10,7 @@ use tl_engine::{
     num::rng::Philox,
 };
 
-use crate::{close, device, numbers, run, same, up};
+use crate::{close, device, fetched, numbers, run, same, up};
 
 fn weight(device: &Device, store: &Store, param: usize) -> Array {
     up(device, store.param(ParamId(param)), &store.params[param].shape)
@@ -118,7 +119,7 @@ fn heads_of_one_wide_matrix_are_cut_from_their_columns() {
     let (lengths, heads, depth, width, first) = ([2, 3], 2, 3, 11, 4);
     let x = numbers(1, 5 * width);
     let apart = Heads::new(device, &lengths, heads, depth).unwrap();
-    let split = ops::split_heads(device, &up(device, &x, &[5, width]), &apart, first).unwrap();
+    let split = ops::split_heads::<_, f32>(device, &up(device, &x, &[5, width]), &apart, first).unwrap();
     let mut want = vec![0.0; 4 * 3 * depth];
     for (sample, start, length) in [(0, 0, 2), (1, 2, 3)] {
         for (head, row) in (0..heads).flat_map(|h| (0..length).map(move |r| (h, r))) {
@@ -131,8 +132,40 @@ fn heads_of_one_wide_matrix_are_cut_from_their_columns() {
     ops::join_heads(device, &split, &apart, &mut back, first).unwrap();
     let kept = |i: usize| (first..first + heads * depth).contains(&(i % width));
     same(device, &back, &x.iter().enumerate().map(|(i, v)| if kept(i) { *v } else { 0.0 }).collect::<Vec<_>>());
-    assert!(ops::split_heads::<f32>(device, &up(device, &x, &[5, width]), &apart, 6).is_err());
+    assert!(ops::split_heads::<_, f32>(device, &up(device, &x, &[5, width]), &apart, 6).is_err());
     assert!(Heads::new(device, &[2, 0], heads, depth).is_err());
+}
+
+#[test]
+fn heads_are_cut_and_joined_in_either_type() {
+    let Some(device) = device() else { return };
+    // All of it goes by four, or the depth, the rows or the first column do not.
+    for (depth, width, first) in [(4, 12, 4), (8, 16, 0), (3, 12, 4), (4, 13, 4), (4, 12, 2)] {
+        let apart = Heads::new(device, &[2, 5, 1], 2, depth).unwrap();
+        let exact = up(device, &numbers(1, 8 * width), &[8, width]);
+        let half = ops::to_bf16(device, &exact).unwrap();
+        let wide = ops::from_bf16(device, &half).unwrap();
+        let split = ops::split_heads::<_, f32>(device, &wide, &apart, first).unwrap();
+        let want = fetched(device, &split);
+        same(device, &ops::split_heads::<_, f32>(device, &half, &apart, first).unwrap(), &want);
+        // What is rounded on its way is what was rounded before.
+        same(device, &ops::split_heads::<_, bf16>(device, &exact, &apart, first).unwrap(), &want);
+        let own = ops::split_heads::<_, bf16>(device, &half, &apart, first).unwrap();
+        same(device, &own, &want);
+
+        // Columns beside them stay.
+        let mut joined = up(device, &vec![1.0; 8 * width], &[8, width]);
+        let mut back = ops::to_bf16(device, &joined).unwrap();
+        ops::join_heads(device, &split, &apart, &mut joined, first).unwrap();
+        ops::join_heads(device, &own, &apart, &mut back, first).unwrap();
+        let (rows, kept) = (fetched(device, &wide), first..first + 2 * depth);
+        let want: Vec<f32> =
+            rows.iter().enumerate().map(|(i, v)| if kept.contains(&(i % width)) { *v } else { 1.0 }).collect();
+        same(device, &joined, &want);
+        same(device, &back, &want);
+        assert!(ops::join_heads(device, &own, &apart, &mut back, width).is_err());
+        assert!(ops::split_heads::<_, bf16>(device, &half, &apart, width).is_err());
+    }
 }
 
 #[test]

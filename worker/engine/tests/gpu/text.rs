@@ -10,10 +10,10 @@ use tl_engine::{
         ops::{self, Spans, Step},
     },
     nn::{
-        self, Act, Activation, Builder, DropoutDraw, EachRow, EncoderBlock, Gradients, Layer, Layout, Mask, Order,
-        Packs, ParamId, Pass, Place, Pool, Ragged, Sequential, Store, Tape, array, host,
+        self, Act, Activation, Builder, Dropout, DropoutDraw, EachRow, EncoderBlock, Gradients, Layer, Layout, Mask,
+        Order, Packs, ParamId, Pass, Place, Pool, Ragged, Sequential, Store, Tape, array, host,
     },
-    num::rng::Philox,
+    num::{bf16::rounded, rng::Philox},
     weights::Contract,
 };
 use tl_proto::spec::{HeadSection, Precision};
@@ -169,6 +169,7 @@ fn what_a_layer_frames_says_its_lengths_until_it_is_changed() {
     let (layer, store) = (EachRow(Sequential::default().with(Activation(Act::Tanh))), Builder::new(1).store);
     let y = layer.forward(&there(&x, &shape), &Pass::eval(&store), &mut Tape::default()).unwrap();
     let nn::Array::Device(y) = y else { panic!("it came down on the way") };
+    let y = y.full().unwrap();
     assert_eq!(y.lengths(), Some(&[2, 3][..]));
     let before = y.download().unwrap();
     assert_eq!((before[0], before[15]), (2.0, 3.0));
@@ -337,6 +338,72 @@ fn attention_goes_through_a_few_samples_at_a_time_where_their_scores_take_much()
         near(&down(&got.y), &down(&want.y), bound);
         near(&down(&got.dx.unwrap()), &down(&want.dx.unwrap()), bound);
         near(&got.flat, &want.flat, bound);
+    }
+}
+
+/// What bf16 has of numbers, in f32.
+fn coarse(values: &[f32], shape: &[usize]) -> nn::Array {
+    there(&values.iter().map(|v| rounded(*v)).collect::<Vec<_>>(), shape)
+}
+
+/// The same in memory of bf16.
+fn half(values: &[f32], shape: &[usize]) -> nn::Array {
+    let nn::Array::Device(numbers) = there(values, shape) else { panic!("it lies on the host") };
+    numbers.rounded().unwrap().into()
+}
+
+/// How a layer is built.
+type Make = fn(&mut Builder) -> Box<dyn Layer>;
+
+#[test]
+fn what_lies_in_bf16_is_to_layers_of_sequences_what_it_is_in_f32() {
+    if shared().is_none() {
+        return;
+    }
+    let (x, shape) = frames(&[5, 33, 1, 9], 35, 6);
+    let layers: [Make; 6] = [
+        |b| Box::new(block(b, Act::Gelu, Order::After, false, 0.3)),
+        |b| Box::new(block(b, Act::Gelu, Order::Before, true, 0.3)),
+        |b| Box::new(b.layer_norm("n", 6, 1e-5)),
+        |b| Box::new(b.lstm("l", 6, 5, false)),
+        |b| Box::new(EachRow(Sequential::default().with(b.linear("l", (6, 5))))),
+        |_| Box::new(Pool::Mean),
+    ];
+    for (layer, precision) in layers.iter().flat_map(|layer| [Precision::F32, Precision::Bf16].map(|p| (layer, p))) {
+        let mut b = Builder::new(3);
+        let layer = layer(&mut b);
+        b.store.precision = precision;
+        let [want, got] = [coarse as Lay, half].map(|lay| ran(&*layer, &b.store, (&x, &shape), dropping(4), lay));
+        near(&down(&got.y), &down(&want.y), 0.0);
+        near(&down(&got.dx.unwrap()), &down(&want.dx.unwrap()), 0.0);
+        near(&got.flat, &want.flat, 0.0);
+        assert_eq!(got.touched, want.touched);
+    }
+    let (dropout, store) = (Dropout { p: 0.3, site: 2 }, Builder::new(3).store);
+    let pass = Pass { dropout: dropping(4).dropout, ..Pass::eval(&store) };
+    let [want, got] =
+        [coarse as Lay, half].map(|lay| down(&dropout.forward(&lay(&x, &shape), &pass, &mut Tape::default()).unwrap()));
+    assert_eq!(got, want);
+}
+
+#[test]
+fn norms_of_sums_take_two_of_either_type_and_round_neither_sum_nor_output() {
+    if shared().is_none() {
+        return;
+    }
+    let (x, f, shape) = (numbers(4, 9 * 45), numbers(5, 9 * 45), [9, 45]);
+    let mut b = Builder::new(1);
+    let layer = b.add_norm("n", "a", Place::Dense, 45, 1e-5);
+    b.store.values = numbers(3, 90);
+    b.store.precision = Precision::Bf16;
+    let run =
+        |x: &nn::Array, f: &nn::Array| down(&layer.forward(x, f, &Pass::eval(&b.store), &mut Tape::default()).unwrap());
+    let (exact, low) = (there as Lay, half as Lay);
+    for (left, right) in [(exact, exact), (exact, low), (low, exact), (low, low)] {
+        let (x, f) = (left(&x, &shape), right(&f, &shape));
+        let [host_x, host_f] = [&x, &f].map(|numbers| here(&down(numbers), &shape));
+        assert_eq!(run(&x, &f), run(&host_x, &host_f));
+        assert_eq!(down(&x.plus(&f).unwrap()), down(&host_x.plus(&host_f).unwrap()));
     }
 }
 

@@ -3,7 +3,7 @@
 
 use tl_engine::{
     gpu::{
-        Array, Device, Operand, Placed,
+        Array, Device, Mixed, Operand, Placed,
         ops::{self, Convolution, Math, Matrix, Patches},
     },
     nn::{Builder, ConvSpec, Layer, Layout, Padding, Pass, Store},
@@ -142,8 +142,8 @@ fn convolutions_take_what_tf32_has_also_where_they_are_products_of_windows() {
 #[test]
 fn operands_of_two_precisions_are_not_multiplied() {
     let Some(device) = shared() else { return };
-    let placed = Placed::new(device.clone(), up(device, &numbers(1, 16), &[4, 4]));
-    let all = [Precision::F32, Precision::Tf32, Precision::Bf16].map(|p| Operand::of(&placed, p).unwrap());
+    let x = Mixed::from(Placed::new(device.clone(), up(device, &numbers(1, 16), &[4, 4])));
+    let all = [Precision::F32, Precision::Tf32, Precision::Bf16].map(|p| Operand::of(&x, p).unwrap());
     for (i, left) in all.iter().enumerate() {
         for (j, right) in all.iter().enumerate() {
             assert_eq!(left.linear(right, None).is_ok(), i == j);
@@ -151,7 +151,7 @@ fn operands_of_two_precisions_are_not_multiplied() {
     }
     // Numbers of f32 are lent, and nobody else sees them in TF32.
     let sum = |operand: &Operand| operand.linear(operand, None).unwrap().download().unwrap();
-    assert_eq!(sum(&all[0]), sum(&Operand::of(&placed, Precision::F32).unwrap()));
+    assert_eq!(sum(&all[0]), sum(&Operand::of(&x, Precision::F32).unwrap()));
     if is_fake(device) {
         assert!(sum(&all[0]) != sum(&all[1]) && sum(&all[1]) != sum(&all[2]));
     }

@@ -62,6 +62,14 @@ __device__ __forceinline__ float f32_of(bf16 x) { return __uint_as_float((u32)x 
 __device__ __forceinline__ void set(float *to, float x) { *to = x; }
 __device__ __forceinline__ void set(bf16 *to, float x) { *to = (bf16)(rounded_bits(x) >> 16); }
 
+// Sums of f32 into memory of bf16.
+template <int V> __device__ __forceinline__ void put(bf16 *p, u64 i, Some<float, V> v) {
+  Some<bf16, V> made;
+#pragma unroll
+  for (int k = 0; k < V; k++) set(&made.of[k], v.of[k]);
+  put<V>(p, i, made);
+}
+
 // `y[i] = f(x[i])`, whatever the grid; `y` may be `x`.
 template <class To, class From, class F> __device__ __forceinline__ void map(To *y, const From *x, u64 n, F f) {
   u64 fours = by_four(4, x, y) ? n / 4 : 0;
@@ -76,17 +84,20 @@ template <class To, class From, class F> __device__ __forceinline__ void map(To 
 }
 
 // `y[i] = f(a[i], b[i])`; `y` may be either.
-template <class F> __device__ __forceinline__ void map_both(float *y, const float *a, const float *b, u64 n, F f) {
+template <class To, class A, class B, class F>
+__device__ __forceinline__ void map_both(To *y, const A *a, const B *b, u64 n, F f) {
   u64 fours = by_four(4, a, y) && by_four(4, b, b) ? n / 4 : 0;
   EACH(i, fours) {
-    Some<float, 4> v = some<4>(a, i), w = some<4>(b, i);
+    Some<A, 4> v = some<4>(a, i);
+    Some<B, 4> w = some<4>(b, i);
+    Some<To, 4> made;
 #pragma unroll
-    for (int k = 0; k < 4; k++) v.of[k] = f(v.of[k], w.of[k]);
-    put<4>(y, i, v);
+    for (int k = 0; k < 4; k++) set(&made.of[k], f(f32_of(v.of[k]), f32_of(w.of[k])));
+    put<4>(y, i, made);
   }
   EACH(i, n - 4 * fours) {
     u64 at = 4 * fours + i;
-    y[at] = f(a[at], b[at]);
+    set(&y[at], f(f32_of(a[at]), f32_of(b[at])));
   }
 }
 

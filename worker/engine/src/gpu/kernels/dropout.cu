@@ -75,8 +75,19 @@ extern "C" __global__ void shown_scores_bf16(bf16 *y, const float *x, const u64 
   IN_FOURS(by_four(t, x, y), drop_scores, y, x, draws, lengths, heads, t, n, key0, key1, site, p, keep);
 }
 
+template <class T>
+__device__ __forceinline__ void drop_samples(T *y, const T *x, const u64 *draws, u64 n, u64 size, u32 key0, u32 key1,
+                                             u32 site, float p, float keep) {
+  EACH(i, n) set(&y[i], f32_of(x[i]) * drop_factor(philox(key0, key1, draws[i / size], site, 0).a, p, keep));
+}
+
 // Whole samples of `size` elements.
 extern "C" __global__ void drop_path(float *y, const float *x, const u64 *draws, u64 n, u64 size, u32 key0, u32 key1,
                                      u32 site, float p, float keep) {
-  EACH(i, n) y[i] = x[i] * drop_factor(philox(key0, key1, draws[i / size], site, 0).a, p, keep);
+  drop_samples(y, x, draws, n, size, key0, key1, site, p, keep);
+}
+
+extern "C" __global__ void drop_path_bf16(bf16 *y, const bf16 *x, const u64 *draws, u64 n, u64 size, u32 key0,
+                                          u32 key1, u32 site, float p, float keep) {
+  drop_samples(y, x, draws, n, size, key0, key1, site, p, keep);
 }

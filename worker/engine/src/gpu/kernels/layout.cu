@@ -13,15 +13,34 @@ extern "C" __global__ void transpose(float *y, const float *x, u32 rows, u32 col
     if (left + k < columns && row < rows) y[first + (u64)(left + k) * rows + row] = tile[threadIdx.x][k];
 }
 
-// `width` columns of each row, from one matrix into another; added where `add`.
+// `width` columns of each row, from one matrix into another.
+template <int V, class T>
+__device__ __forceinline__ void copied(T *to, u32 to_stride, u32 to_first, const T *from, u32 from_stride, u32 from_first,
+                                       u64 n, u32 width) {
+  EACH_IN_ROWS(i, n / V, column, width / V) {
+    u64 row = over(i, width / V);
+    put<V>(to, (row * to_stride + to_first) / V + column, some<V>(from, (row * from_stride + from_first) / V + column));
+  }
+}
+
 extern "C" __global__ void copy_columns(float *to, u32 to_stride, u32 to_first, const float *from, u32 from_stride,
-                                        u32 from_first, u64 n, u32 width, int add) {
-  EACH(i, n) {
+                                        u32 from_first, u64 n, u32 width) {
+  IN_FOURS(by_four(to_stride | to_first | from_stride | from_first | width, to, from), copied, to, to_stride, to_first, from,
+           from_stride, from_first, n, width);
+}
+
+extern "C" __global__ void copy_columns_bf16(bf16 *to, u32 to_stride, u32 to_first, const bf16 *from, u32 from_stride,
+                                             u32 from_first, u64 n, u32 width) {
+  IN_FOURS(by_four(to_stride | to_first | from_stride | from_first | width, to, from), copied, to, to_stride, to_first, from,
+           from_stride, from_first, n, width);
+}
+
+// The same, added to what is there.
+extern "C" __global__ void add_columns(float *to, u32 to_stride, u32 to_first, const float *from, u32 from_stride,
+                                       u32 from_first, u64 n, u32 width) {
+  EACH_IN_ROWS(i, n, column, width) {
     u64 row = over(i, width);
-    u32 column = rest(i, width);
-    float *target = to + row * to_stride + to_first + column;
-    float value = from[row * from_stride + from_first + column];
-    *target = add ? *target + value : value;
+    to[row * to_stride + to_first + column] += from[row * from_stride + from_first + column];
   }
 }
 
@@ -34,49 +53,86 @@ extern "C" __global__ void take_rows(float *y, const float *x, const u32 *which,
 }
 
 // Images `[n, h, w, c]` moved down and right, cut or filled up with zeros to `[n, oh, ow, c]`.
+template <int V, class T>
+__device__ __forceinline__ void moved(T *y, const T *x, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow, int down, int right) {
+  EACH_IN_ROWS(i, n / V, channel, c / V) {
+    u64 pixel = over(i, c / V), line = over(pixel, ow), image = over(line, oh);
+    u32 px = rest(pixel, ow) - right, py = rest(line, oh) - down; // outside they are huge
+    Some<T, V> v = {};
+    if (px < w && py < h) v = some<V>(x, ((image * h + py) * w + px) * (c / V) + channel);
+    put<V>(y, i, v);
+  }
+}
+
 extern "C" __global__ void move_image(float *y, const float *x, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow, int down,
                                       int right) {
-  EACH(i, n) {
-    u64 pixel = over(i, c), line = over(pixel, ow), image = over(line, oh);
-    u32 channel = rest(i, c), px = rest(pixel, ow) - right, py = rest(line, oh) - down; // outside they are huge
-    y[i] = px < w && py < h ? x[((image * h + py) * w + px) * c + channel] : 0.0f;
-  }
+  IN_FOURS(by_four(c, x, y), moved, y, x, n, h, w, c, oh, ow, down, right);
+}
+
+extern "C" __global__ void move_image_bf16(bf16 *y, const bf16 *x, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow, int down,
+                                           int right) {
+  IN_FOURS(by_four(c, x, y), moved, y, x, n, h, w, c, oh, ow, down, right);
 }
 
 // Every second pixel of images `[n, h, w, c]`, its channels behind `before` of `[n, oh, ow, channels]` that are zero.
+template <int V, class T>
+__device__ __forceinline__ void thinned(T *y, const T *x, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow, u32 channels,
+                                        u32 before) {
+  EACH_IN_ROWS(i, n / V, place, channels / V) {
+    u64 pixel = over(i, channels / V), line = over(pixel, ow), image = over(line, oh);
+    u32 channel = (u32)place - before / V, px = rest(pixel, ow) * 2, py = rest(line, oh) * 2; // before the first it is huge
+    Some<T, V> v = {};
+    if (channel < c / V) v = some<V>(x, ((image * h + py) * w + px) * (c / V) + channel);
+    put<V>(y, i, v);
+  }
+}
+
 extern "C" __global__ void subsample(float *y, const float *x, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow, u32 channels,
                                      u32 before) {
-  EACH(i, n) {
-    u32 channel = (u32)(i % channels) - before; // before the first it is huge
-    u32 px = i / channels % ow * 2, py = i / channels / ow % oh * 2;
-    u64 image = i / channels / ow / oh;
-    y[i] = channel < c ? x[((image * h + py) * w + px) * c + channel] : 0.0f;
-  }
+  IN_FOURS(by_four(c | channels | before, x, y), thinned, y, x, n, h, w, c, oh, ow, channels, before);
+}
+
+extern "C" __global__ void subsample_bf16(bf16 *y, const bf16 *x, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow,
+                                          u32 channels, u32 before) {
+  IN_FOURS(by_four(c | channels | before, x, y), thinned, y, x, n, h, w, c, oh, ow, channels, before);
 }
 
 // And back: what was passed over has no slope.
-extern "C" __global__ void subsample_back(float *dx, const float *dy, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow,
-                                          u32 channels, u32 before) {
-  EACH(i, n) {
-    u32 channel = i % c, px = i / c % w, py = i / c / w % h;
-    u64 image = i / c / w / h;
-    bool kept = px % 2 == 0 && py % 2 == 0;
-    dx[i] = kept ? dy[((image * oh + py / 2) * ow + px / 2) * channels + before + channel] : 0.0f;
+template <int V, class T>
+__device__ __forceinline__ void unthinned(T *dx, const T *dy, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow, u32 channels,
+                                          u32 before) {
+  EACH_IN_ROWS(i, n / V, channel, c / V) {
+    u64 pixel = over(i, c / V), line = over(pixel, w), image = over(line, h);
+    u32 px = rest(pixel, w), py = rest(line, h);
+    Some<T, V> v = {};
+    if (px % 2 == 0 && py % 2 == 0)
+      v = some<V>(dy, (((image * oh + py / 2) * ow + px / 2) * channels + before) / V + channel);
+    put<V>(dx, i, v);
   }
 }
 
+extern "C" __global__ void subsample_back(float *dx, const float *dy, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow,
+                                          u32 channels, u32 before) {
+  IN_FOURS(by_four(c | channels | before, dx, dy), unthinned, dx, dy, n, h, w, c, oh, ow, channels, before);
+}
+
+extern "C" __global__ void subsample_back_bf16(bf16 *dx, const bf16 *dy, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow,
+                                               u32 channels, u32 before) {
+  IN_FOURS(by_four(c | channels | before, dx, dy), unthinned, dx, dy, n, h, w, c, oh, ow, channels, before);
+}
+
 // Packed rows of all samples, `stride` apart, to `[samples·heads, t, depth]` with zeros behind the end of each.
-template <int V, class T>
-__device__ __forceinline__ void split(T *y, const float *x, const u32 *starts, const u32 *lengths, u64 n, u32 heads,
+template <int V, class To, class From>
+__device__ __forceinline__ void split(To *y, const From *x, const u32 *starts, const u32 *lengths, u64 n, u32 heads,
                                       u32 t, u32 depth, u32 stride, u32 first) {
   EACH(i, n / V) {
     u64 line = over(i * V, depth), square = over(line, t), sample = over(square, heads);
     u32 d = rest(i * V, depth), row = rest(line, t), head = rest(square, heads);
-    Some<T, V> made = {};
+    Some<To, V> made = {};
     if (row < lengths[sample]) {
-      Some<float, V> v = some<V>(x + (u64)(starts[sample] + row) * stride + first + head * depth + d, 0);
+      Some<From, V> v = some<V>(x + (u64)(starts[sample] + row) * stride + first + head * depth + d, 0);
 #pragma unroll
-      for (int k = 0; k < V; k++) set(&made.of[k], v.of[k]);
+      for (int k = 0; k < V; k++) set(&made.of[k], f32_of(v.of[k]));
     }
     put<V>(y, i, made);
   }
@@ -87,24 +143,30 @@ extern "C" __global__ void split_heads(float *y, const float *x, const u32 *star
   IN_FOURS(by_four(depth | stride | first, x, y), split, y, x, starts, lengths, n, heads, t, depth, stride, first);
 }
 
-extern "C" __global__ void split_heads_bf16(bf16 *y, const float *x, const u32 *starts, const u32 *lengths, u64 n,
+extern "C" __global__ void split_heads_bf16(bf16 *y, const bf16 *x, const u32 *starts, const u32 *lengths, u64 n,
                                             u32 heads, u32 t, u32 depth, u32 stride, u32 first) {
+  IN_FOURS(by_four(depth | stride | first, x, y), split, y, x, starts, lengths, n, heads, t, depth, stride, first);
+}
+
+extern "C" __global__ void split_heads_to_bf16(bf16 *y, const float *x, const u32 *starts, const u32 *lengths, u64 n,
+                                               u32 heads, u32 t, u32 depth, u32 stride, u32 first) {
+  IN_FOURS(by_four(depth | stride | first, x, y), split, y, x, starts, lengths, n, heads, t, depth, stride, first);
+}
+
+extern "C" __global__ void split_heads_from_bf16(float *y, const bf16 *x, const u32 *starts, const u32 *lengths, u64 n,
+                                                 u32 heads, u32 t, u32 depth, u32 stride, u32 first) {
   IN_FOURS(by_four(depth | stride | first, x, y), split, y, x, starts, lengths, n, heads, t, depth, stride, first);
 }
 
 // And back: only what is real is written.
 template <int V, class T>
-__device__ __forceinline__ void unsplit(float *y, const T *x, const u32 *starts, const u32 *lengths, u64 n, u32 heads,
+__device__ __forceinline__ void unsplit(T *y, const T *x, const u32 *starts, const u32 *lengths, u64 n, u32 heads,
                                         u32 t, u32 depth, u32 stride, u32 first) {
   EACH(i, n / V) {
     u64 line = over(i * V, depth), square = over(line, t), sample = over(square, heads);
     u32 d = rest(i * V, depth), row = rest(line, t), head = rest(square, heads);
     if (row >= lengths[sample]) continue;
-    Some<T, V> v = some<V>(x, i);
-    Some<float, V> made;
-#pragma unroll
-    for (int k = 0; k < V; k++) made.of[k] = f32_of(v.of[k]);
-    put<V>(y + (u64)(starts[sample] + row) * stride + first + head * depth + d, 0, made);
+    put<V>(y + (u64)(starts[sample] + row) * stride + first + head * depth + d, 0, some<V>(x, i));
   }
 }
 
@@ -113,7 +175,7 @@ extern "C" __global__ void join_heads(float *y, const float *x, const u32 *start
   IN_FOURS(by_four(depth | stride | first, x, y), unsplit, y, x, starts, lengths, n, heads, t, depth, stride, first);
 }
 
-extern "C" __global__ void join_heads_bf16(float *y, const bf16 *x, const u32 *starts, const u32 *lengths, u64 n,
+extern "C" __global__ void join_heads_bf16(bf16 *y, const bf16 *x, const u32 *starts, const u32 *lengths, u64 n,
                                            u32 heads, u32 t, u32 depth, u32 stride, u32 first) {
   IN_FOURS(by_four(depth | stride | first, x, y), unsplit, y, x, starts, lengths, n, heads, t, depth, stride, first);
 }

@@ -15,7 +15,7 @@ use cudarc::{
     driver::{DevicePtr, DevicePtrMut},
 };
 
-use super::{Element, Math, Patches, add_into, fold, round_bf16, turn};
+use super::{Element, Math, Patches, add_into, fold, turn};
 use crate::gpu::{
     Array, Device, Fault,
     device::free,
@@ -159,20 +159,25 @@ pub fn conv<'d, T: Element>(
     x: &Array<T>,
     weights: &Array<T>,
     how: Convolution,
-) -> Result<Array, Fault> {
+) -> Result<Array<T>, Fault> {
     let math = math.into();
     let (device, plan) = (math.device, how.plan::<T>(math.tf32, x.images()?, weights.shape())?);
     let mut y = device.fresh(&plan.y)?;
     let done = run(device, Of::Outputs, &plan, (x, weights), &mut y);
     if lacks(&done) && T::HALF {
-        let (x, weights) = (T::wide(device, x)?, T::wide(device, weights)?);
-        return round_bf16(device, &conv(device, &x, &weights, how)?);
+        let [x, weights] = wide(device, [x, weights])?;
+        return T::given(device, conv(device, &x, &weights, how)?);
     }
     if lacks(&done) && how.groups == 1 {
-        return Patches::of(x, weights.shape(), how, ROOM)?.times(math, weights);
+        return T::given(device, Patches::of(x, weights.shape(), how, ROOM)?.times(math, weights)?);
     }
     done?;
-    T::given(device, y)
+    Ok(y)
+}
+
+/// What cuDNN does not multiply as it lies, in f32.
+fn wide<T: Element>(device: &Device, [a, b]: [&Array<T>; 2]) -> Result<[Array; 2], Fault> {
+    Ok([T::wide(device, device.copy(a)?)?, T::wide(device, device.copy(b)?)?])
 }
 
 /// Whether cuDNN has no algorithm for something.
@@ -190,15 +195,14 @@ pub fn conv_biased<'d, T: Element>(
     weights: &Array<T>,
     bias: &Array,
     how: Convolution,
-) -> Result<Array, Fault> {
+) -> Result<Array<T>, Fault> {
     let math = math.into();
-    let mut y = if T::HALF {
+    let sums = if T::HALF {
         Patches::of(x, weights.shape(), how, ROOM)?.times(math, weights)?
     } else {
-        conv(math, x, weights, how)?
+        T::wide(math.device, conv(math, x, weights, how)?)?
     };
-    T::add_bias(math.device, &mut y, bias)?;
-    Ok(y)
+    T::add_bias(math.device, sums, bias)
 }
 
 /// The input's gradient, for an input of `shape` and weights that are [`channels_last`].
@@ -211,21 +215,21 @@ pub fn conv_input<'d, T: Element>(
     weights: &Array<T>,
     shape: [usize; 4],
     how: Convolution,
-) -> Result<Array, Fault> {
+) -> Result<Array<T>, Fault> {
     let math = math.into();
     let (device, plan) = (math.device, how.plan::<T>(math.tf32, shape, weights.shape())?);
     dy.expect(&plan.y)?;
     let mut dx = device.fresh(&plan.x)?;
     let done = run(device, Of::Inputs, &plan, (dy, weights), &mut dx);
     if lacks(&done) && T::HALF {
-        let (dy, weights) = (T::wide(device, dy)?, T::wide(device, weights)?);
-        return round_bf16(device, &conv_input(device, &dy, &weights, shape, how)?);
+        let [dy, weights] = wide(device, [dy, weights])?;
+        return T::given(device, conv_input(device, &dy, &weights, shape, how)?);
     }
     if lacks(&done) && how.groups == 1 {
-        return fold(math, dy, weights, shape, how, ROOM);
+        return T::given(device, fold(math, dy, weights, shape, how, ROOM)?);
     }
     done?;
-    T::given(device, dx)
+    Ok(dx)
 }
 
 /// Adds the weights' gradient, `[cout, cin / groups, kh, kw]`, of which nothing is rounded.
@@ -249,7 +253,7 @@ pub fn conv_weights<'d, T: Element>(
         let mut own = device.fresh(&plan.w)?;
         match run(device, Of::Weights, &plan, (dy, x), &mut own) {
             Err(Fault::NoAlgorithm(_)) if how.groups == 1 => Patches::of(x, &weights, how, ROOM)?.learnt(math, dy)?,
-            done => done.and_then(|()| T::given(device, own))?,
+            done => done.and_then(|()| T::wide(device, own))?,
         }
     };
     let own = turn(device, &own, [cout, kh * kw, cin])?.reshaped(&[cout, cin, kh, kw])?;

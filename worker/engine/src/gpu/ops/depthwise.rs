@@ -1,9 +1,10 @@
-//! Depthwise convolution of images `[n, h, w, c]` with weights `[c, 1, k, k]`.
+//! Depthwise convolution of images `[n, h, w, c]` with weights `[c, 1, k, k]`, which are f32: of bf16 sums are f32, and what
+//! layers go on with is rounded once.
 
-use super::rows::total;
+use super::{Element, element::of_type, rows::total, turn};
 use crate::gpu::{
     Array, Device, Fault,
-    launch::{each, launch, small},
+    launch::{each, fours, launch, small},
 };
 
 /// How windows lie over an image.
@@ -17,8 +18,6 @@ pub struct Windowed {
     pub before: (usize, usize),
     /// Rows and columns of outputs.
     pub outputs: (usize, usize),
-    /// Whether what is read of images and slopes is rounded to bf16, and what layers go on with.
-    pub rounds: bool,
 }
 
 impl Windowed {
@@ -40,23 +39,34 @@ impl Windowed {
     fn expect(&self, weights: &Array, c: usize) -> Result<(), Fault> {
         weights.expect(&[c, 1, self.k, self.k])
     }
+
+    /// Weights by tap: those of neighbouring channels are read at once.
+    fn by_tap(&self, device: &Device, weights: &Array, c: usize) -> Result<Array, Fault> {
+        self.expect(weights, c)?;
+        turn(device, weights, [1, c, self.k * self.k])
+    }
 }
 
 /// The outputs. Weights are taken as they are.
 ///
 /// # Errors
 /// Other shapes, a full memory, or a GPU that has failed.
-pub fn depthwise(device: &Device, x: &Array, weights: &Array, windows: Windowed) -> Result<Array, Fault> {
+pub fn depthwise<T: Element>(
+    device: &Device,
+    x: &Array<T>,
+    weights: &Array,
+    windows: Windowed,
+) -> Result<Array<T>, Fault> {
     let [n, h, w, c] = x.images()?;
-    windows.expect(weights, c)?;
+    let weights = windows.by_tap(device, weights, c)?;
     let [h, w, c, oh, ow, k, stride, top, left] = windows.numbers(h, w, c)?;
-    let mut y = device.fresh::<f32>(&[n, windows.outputs.0, windows.outputs.1, x.width()])?;
+    let mut y = device.fresh::<T>(&[n, windows.outputs.0, windows.outputs.1, x.width()])?;
     let count = y.count();
     launch!(
         device,
         Depthwise,
-        "depthwise",
-        each(count),
+        of_type!(T, "depthwise"),
+        fours(count),
         &mut y.data,
         &x.data,
         &weights.data,
@@ -69,8 +79,7 @@ pub fn depthwise(device: &Device, x: &Array, weights: &Array, windows: Windowed)
         &k,
         &stride,
         &top,
-        &left,
-        &i32::from(windows.rounds)
+        &left
     );
     Ok(y)
 }
@@ -79,24 +88,24 @@ pub fn depthwise(device: &Device, x: &Array, weights: &Array, windows: Windowed)
 ///
 /// # Errors
 /// Other shapes.
-pub fn depthwise_input(
+pub fn depthwise_input<T: Element>(
     device: &Device,
-    dy: &Array,
+    dy: &Array<T>,
     weights: &Array,
     (h, w): (usize, usize),
     windows: Windowed,
-) -> Result<Array, Fault> {
+) -> Result<Array<T>, Fault> {
     let [n, oh, ow, c] = dy.images()?;
     dy.expect(&[n, windows.outputs.0, windows.outputs.1, c])?;
-    windows.expect(weights, c)?;
-    let mut dx = device.fresh::<f32>(&[n, h, w, c])?;
+    let weights = windows.by_tap(device, weights, c)?;
+    let mut dx = device.fresh::<T>(&[n, h, w, c])?;
     let count = dx.count();
     let [h, w, c, .., k, stride, top, left] = windows.numbers(h, w, c)?;
     launch!(
         device,
         Depthwise,
-        "depthwise_input",
-        each(count),
+        of_type!(T, "depthwise_input"),
+        fours(count),
         &mut dx.data,
         &dy.data,
         &weights.data,
@@ -109,20 +118,19 @@ pub fn depthwise_input(
         &k,
         &stride,
         &top,
-        &left,
-        &i32::from(windows.rounds)
+        &left
     );
     Ok(dx)
 }
 
-/// Adds the weights' gradient.
+/// Adds the weights' gradient, of which nothing is rounded.
 ///
 /// # Errors
 /// Other shapes.
-pub fn depthwise_weights(
+pub fn depthwise_weights<T: Element>(
     device: &Device,
-    dy: &Array,
-    x: &Array,
+    dy: &Array<T>,
+    x: &Array<T>,
     windows: Windowed,
     dw: &mut Array,
 ) -> Result<(), Fault> {
@@ -135,8 +143,8 @@ pub fn depthwise_weights(
     launch!(
         device,
         Depthwise,
-        "depthwise_weights",
-        each(lines.count()),
+        of_type!(T, "depthwise_weights"),
+        fours(lines.count()),
         &mut lines.data,
         &dy.data,
         &x.data,
@@ -149,8 +157,7 @@ pub fn depthwise_weights(
         &k,
         &stride,
         &top,
-        &left,
-        &i32::from(windows.rounds)
+        &left
     );
     let sums = total(device, &lines, taps * c)?;
     let taps = small(taps)?;

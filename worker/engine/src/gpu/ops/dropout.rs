@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Element, Taken};
+use super::{Element, Taken, element::of_type};
 use crate::{
     gpu::{
         Array, Device, Fault,
@@ -119,7 +119,7 @@ pub fn shown_scores<'a, T: Element>(
     launch!(
         device,
         Dropout,
-        if T::HALF { "shown_scores_bf16" } else { "shown_scores" },
+        of_type!(T, "shown_scores"),
         fours(n),
         &mut y.data,
         &x.data,
@@ -141,17 +141,17 @@ pub fn shown_scores<'a, T: Element>(
 ///
 /// # Errors
 /// Another number of samples.
-pub fn drop_path(device: &Device, x: &Array, dropped: &Dropped) -> Result<Array, Fault> {
+pub fn drop_path<T: Element>(device: &Device, x: &Array<T>, dropped: &Dropped) -> Result<Array<T>, Fault> {
     let (n, samples) = (x.count(), dropped.draws.count());
     if x.shape().first() != Some(&samples) {
         return Err(Fault::shape(format!("{samples} draws for {:?}", x.shape())));
     }
-    let mut y = device.fresh::<f32>(x.shape())?;
+    let mut y = device.fresh::<T>(x.shape())?;
     let [key0, key1] = dropped.key;
     launch!(
         device,
         Dropout,
-        "drop_path",
+        of_type!(T, "drop_path"),
         each(n),
         &mut y.data,
         &x.data,

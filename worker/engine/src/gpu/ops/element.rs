@@ -1,5 +1,7 @@
 //! What products take: f32, or bf16 in half the memory, which a GPU multiplies many times as fast.
 
+use std::sync::Arc;
+
 use cudarc::{
     cublas::sys,
     driver::{DeviceRepr, ValidAsZeroBits},
@@ -8,7 +10,7 @@ use half::bf16;
 use tl_proto::spec::Precision;
 
 use super::{add_bias, add_bias_rounded, from_bf16, to_bf16};
-use crate::gpu::{Array, Device, Fault};
+use crate::gpu::{Array, Device, Fault, Mixed, Placed};
 
 /// What products take. They are summed in f32, and what layers make of a sum is rounded to what the product took.
 pub trait Element: sealed::Sealed + DeviceRepr + ValidAsZeroBits + Sized {
@@ -29,23 +31,27 @@ pub trait Element: sealed::Sealed + DeviceRepr + ValidAsZeroBits + Sized {
     /// The memory is full, or the GPU has failed; so for all that follow.
     fn taken<'a>(device: &Device, x: &'a Array) -> Result<Taken<'a, Self>, Fault>;
 
-    /// What a product has given, as layers go on with it.
+    /// Numbers as layers hand them on.
+    #[doc(hidden)]
+    fn mixed(placed: Placed<Self>) -> Mixed;
+
+    /// Sums in f32 as a product gives them: rounded to what it took.
     ///
     /// # Errors
     /// As [`Element::taken`].
-    fn given(device: &Device, y: Array<Self>) -> Result<Array, Fault>;
+    fn given(device: &Device, y: Array) -> Result<Array<Self>, Fault>;
 
     /// The same numbers in f32.
     ///
     /// # Errors
     /// As [`Element::taken`].
-    fn wide(device: &Device, x: &Array<Self>) -> Result<Array, Fault>;
+    fn wide(device: &Device, x: Array<Self>) -> Result<Array, Fault>;
 
     /// Adds a bias to sums, and rounds them.
     ///
     /// # Errors
     /// Another number of channels.
-    fn add_bias(device: &Device, y: &mut Array, bias: &Array) -> Result<(), Fault>;
+    fn add_bias(device: &Device, y: Array, bias: &Array) -> Result<Array<Self>, Fault>;
 }
 
 impl Element for f32 {
@@ -60,16 +66,21 @@ impl Element for f32 {
         Ok(Taken::Lent(x))
     }
 
+    fn mixed(placed: Placed) -> Mixed {
+        Mixed::Full(placed, Arc::default())
+    }
+
     fn given(_: &Device, y: Array) -> Result<Array, Fault> {
         Ok(y)
     }
 
-    fn wide(device: &Device, x: &Array) -> Result<Array, Fault> {
-        device.copy(x)
+    fn wide(_: &Device, x: Array) -> Result<Array, Fault> {
+        Ok(x)
     }
 
-    fn add_bias(device: &Device, y: &mut Array, bias: &Array) -> Result<(), Fault> {
-        add_bias(device, y, bias)
+    fn add_bias(device: &Device, mut y: Array, bias: &Array) -> Result<Array, Fault> {
+        add_bias(device, &mut y, bias)?;
+        Ok(y)
     }
 }
 
@@ -85,18 +96,30 @@ impl Element for bf16 {
         to_bf16(device, x).map(Taken::Made)
     }
 
-    fn given(device: &Device, y: Array<Self>) -> Result<Array, Fault> {
-        from_bf16(device, &y)
+    fn mixed(placed: Placed<Self>) -> Mixed {
+        Mixed::Half(placed)
     }
 
-    fn wide(device: &Device, x: &Array<Self>) -> Result<Array, Fault> {
-        from_bf16(device, x)
+    fn given(device: &Device, y: Array) -> Result<Array<Self>, Fault> {
+        to_bf16(device, &y)
     }
 
-    fn add_bias(device: &Device, y: &mut Array, bias: &Array) -> Result<(), Fault> {
-        add_bias_rounded(device, y, bias)
+    fn wide(device: &Device, x: Array<Self>) -> Result<Array, Fault> {
+        from_bf16(device, &x)
+    }
+
+    fn add_bias(device: &Device, y: Array, bias: &Array) -> Result<Array<Self>, Fault> {
+        add_bias_rounded(device, &y, bias)
     }
 }
+
+/// The kernel of a name for that type.
+macro_rules! of_type {
+    ($type:ident, $name:literal) => {
+        if <$type as $crate::gpu::ops::Element>::HALF { concat!($name, "_bf16") } else { $name }
+    };
+}
+pub(super) use of_type;
 
 mod sealed {
     /// Only what cuBLAS and cuDNN can.

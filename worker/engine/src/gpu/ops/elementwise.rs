@@ -1,6 +1,8 @@
 //! Functions of single numbers, and of numbers and their channel.
 
-use super::number;
+use half::bf16;
+
+use super::{Element, element::of_type, number};
 use crate::{
     gpu::{
         Array, Device, Fault,
@@ -13,9 +15,9 @@ use crate::{
 ///
 /// # Errors
 /// The memory is full, or the GPU has failed; so for all that follow.
-pub fn activate(device: &Device, act: Act, x: &Array) -> Result<Array, Fault> {
-    let (mut y, n) = (device.fresh::<f32>(x.shape())?, x.count());
-    launch!(device, Elementwise, "activate", fours(n), &mut y.data, &x.data, &(n as u64), &number(act));
+pub fn activate<T: Element>(device: &Device, act: Act, x: &Array<T>) -> Result<Array<T>, Fault> {
+    let (mut y, n) = (device.fresh::<T>(x.shape())?, x.count());
+    launch!(device, Elementwise, of_type!(T, "activate"), fours(n), &mut y.data, &x.data, &(n as u64), &number(act));
     Ok(y)
 }
 
@@ -23,11 +25,11 @@ pub fn activate(device: &Device, act: Act, x: &Array) -> Result<Array, Fault> {
 ///
 /// # Errors
 /// Other shapes.
-pub fn activate_back(device: &Device, act: Act, z: &Array, dy: &Array) -> Result<Array, Fault> {
+pub fn activate_back<T: Element>(device: &Device, act: Act, z: &Array<T>, dy: &Array<T>) -> Result<Array<T>, Fault> {
     dy.expect(z.shape())?;
-    let (mut dx, n) = (device.fresh::<f32>(z.shape())?, z.count());
+    let (mut dx, n, name) = (device.fresh::<T>(z.shape())?, z.count(), of_type!(T, "activate_back"));
     let act = number(act);
-    launch!(device, Elementwise, "activate_back", fours(n), &mut dx.data, &z.data, &dy.data, &(n as u64), &act);
+    launch!(device, Elementwise, name, fours(n), &mut dx.data, &z.data, &dy.data, &(n as u64), &act);
     Ok(dx)
 }
 
@@ -35,11 +37,34 @@ pub fn activate_back(device: &Device, act: Act, z: &Array, dy: &Array) -> Result
 ///
 /// # Errors
 /// Other shapes.
-pub fn add_activate(device: &Device, act: Act, a: &Array, b: &Array) -> Result<Array, Fault> {
+pub fn add_activate<T: Element>(device: &Device, act: Act, a: &Array<T>, b: &Array<T>) -> Result<Array<T>, Fault> {
     b.expect(a.shape())?;
-    let (mut y, n) = (device.fresh::<f32>(a.shape())?, a.count());
+    let (mut y, n, name) = (device.fresh::<T>(a.shape())?, a.count(), of_type!(T, "add_activate"));
     let act = number(act);
-    launch!(device, Elementwise, "add_activate", fours(n), &mut y.data, &a.data, &b.data, &(n as u64), &act);
+    launch!(device, Elementwise, name, fours(n), &mut y.data, &a.data, &b.data, &(n as u64), &act);
+    Ok(y)
+}
+
+/// `f(a + b)` in f32, whatever the two lie in: nothing is rounded.
+///
+/// # Errors
+/// Other shapes.
+pub fn add_mixed<A: Element, B: Element>(
+    device: &Device,
+    act: Act,
+    a: &Array<A>,
+    b: &Array<B>,
+) -> Result<Array, Fault> {
+    b.expect(a.shape())?;
+    let name = match (A::HALF, B::HALF) {
+        (false, false) => "add_activate",
+        (false, true) => "add_mixed",
+        (true, true) => "add_halves",
+        // Which of them is on the left shows in no bit.
+        (true, false) => return add_mixed(device, act, b, a),
+    };
+    let (mut y, n, act) = (device.fresh::<f32>(a.shape())?, a.count(), number(act));
+    launch!(device, Elementwise, name, fours(n), &mut y.data, &a.data, &b.data, &(n as u64), &act);
     Ok(y)
 }
 
@@ -82,22 +107,21 @@ pub fn add_squares(device: &Device, sums: &mut Array, x: &Array) -> Result<(), F
 /// # Errors
 /// Another number of channels.
 pub fn add_bias(device: &Device, x: &mut Array, bias: &Array) -> Result<(), Fault> {
-    biased(device, x, bias, false)
+    bias.expect_count(x.width())?;
+    let (n, c) = (x.count(), small(x.width())?);
+    launch!(device, Elementwise, "add_bias", fours(n), &mut x.data, &bias.data, &(n as u64), &c);
+    Ok(())
 }
 
-/// The same, rounded to bf16.
+/// `x + bias`, rounded to bf16 once.
 ///
 /// # Errors
 /// As [`add_bias`].
-pub fn add_bias_rounded(device: &Device, x: &mut Array, bias: &Array) -> Result<(), Fault> {
-    biased(device, x, bias, true)
-}
-
-fn biased(device: &Device, x: &mut Array, bias: &Array, rounds: bool) -> Result<(), Fault> {
+pub fn add_bias_rounded(device: &Device, x: &Array, bias: &Array) -> Result<Array<bf16>, Fault> {
     bias.expect_count(x.width())?;
-    let (n, c, rounds) = (x.count(), small(x.width())?, i32::from(rounds));
-    launch!(device, Elementwise, "add_bias", fours(n), &mut x.data, &bias.data, &(n as u64), &c, &rounds);
-    Ok(())
+    let (mut y, n, c) = (device.fresh::<bf16>(x.shape())?, x.count(), small(x.width())?);
+    launch!(device, Elementwise, "add_bias_bf16", fours(n), &mut y.data, &x.data, &bias.data, &(n as u64), &c);
+    Ok(y)
 }
 
 /// `x *= factor`.
@@ -145,7 +169,7 @@ pub fn normalize(device: &Device, x: &Array, mean: &Array, factor: &Array) -> Re
 }
 
 /// That there is a number for each image and channel: `[n, c]`, or images of one pixel.
-fn by_channel(x: &Array, images: usize, c: usize) -> Result<(), Fault> {
+fn by_channel<T>(x: &Array<T>, images: usize, c: usize) -> Result<(), Fault> {
     if (x.rows(), x.width()) != (images, c) {
         return Err(Fault::shape(format!("{images} images of {c} channels and {:?}", x.shape())));
     }
@@ -156,11 +180,12 @@ fn by_channel(x: &Array, images: usize, c: usize) -> Result<(), Fault> {
 ///
 /// # Errors
 /// Other shapes.
-pub fn gate(device: &Device, x: &Array, gates: &Array) -> Result<Array, Fault> {
+pub fn gate<T: Element>(device: &Device, x: &Array<T>, gates: &Array<T>) -> Result<Array<T>, Fault> {
     let [images, h, w, c] = x.images()?;
     by_channel(gates, images, c)?;
-    let (mut y, n, area, c) = (device.fresh::<f32>(x.shape())?, x.count(), small(h * w)?, small(c)?);
-    launch!(device, Elementwise, "gate", fours(n), &mut y.data, &x.data, &gates.data, &(n as u64), &area, &c);
+    let (mut y, n, area, c) = (device.fresh::<T>(x.shape())?, x.count(), small(h * w)?, small(c)?);
+    let name = of_type!(T, "gate");
+    launch!(device, Elementwise, name, fours(n), &mut y.data, &x.data, &gates.data, &(n as u64), &area, &c);
     Ok(y)
 }
 
@@ -168,16 +193,21 @@ pub fn gate(device: &Device, x: &Array, gates: &Array) -> Result<Array, Fault> {
 ///
 /// # Errors
 /// Other shapes.
-pub fn gate_back(device: &Device, dy: &Array, gates: &Array, means: &Array) -> Result<Array, Fault> {
+pub fn gate_back<T: Element>(
+    device: &Device,
+    dy: &Array<T>,
+    gates: &Array<T>,
+    means: &Array<T>,
+) -> Result<Array<T>, Fault> {
     let [images, h, w, c] = dy.images()?;
     by_channel(gates, images, c)?;
     by_channel(means, images, c)?;
-    let (mut dx, n, area, c) = (device.fresh::<f32>(dy.shape())?, dy.count(), small(h * w)?, small(c)?);
+    let (mut dx, n, area, c) = (device.fresh::<T>(dy.shape())?, dy.count(), small(h * w)?, small(c)?);
     let share = 1.0 / (h * w) as f32;
     launch!(
         device,
         Elementwise,
-        "gate_back",
+        of_type!(T, "gate_back"),
         fours(n),
         &mut dx.data,
         &dy.data,

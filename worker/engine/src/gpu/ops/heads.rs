@@ -3,7 +3,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::{Element, Spans};
+use super::{Element, Spans, element::of_type};
 use crate::gpu::{
     Array, Device, Fault,
     launch::{fours, launch, small},
@@ -56,7 +56,7 @@ impl Heads {
     }
 
     /// That a matrix has the packed rows, and the columns of all heads from `first` on.
-    fn expect(&self, packed: &Array, first: usize) -> Result<(), Fault> {
+    fn expect<T>(&self, packed: &Array<T>, first: usize) -> Result<(), Fault> {
         if packed.rows() != self.spans.rows || first + self.heads * self.depth > packed.width() {
             let (heads, depth) = (self.heads, self.depth);
             return Err(Fault::shape(format!("{heads} heads of {depth} columns from {first} of {:?}", packed.shape())));
@@ -65,23 +65,28 @@ impl Heads {
     }
 }
 
-/// The heads of the columns from `first` on, as products take them.
+/// The heads of the columns from `first` on of rows of either type, as products take them.
 ///
 /// # Errors
 /// Other shapes, a full memory, or a GPU that has failed.
-pub fn split_heads<T: Element>(
+pub fn split_heads<F: Element, T: Element>(
     device: &Device,
-    packed: &Array,
+    packed: &Array<F>,
     heads: &Heads,
     first: usize,
 ) -> Result<Array<T>, Fault> {
     heads.expect(packed, first)?;
+    let name = match (F::HALF, T::HALF) {
+        (false, true) => "split_heads_to_bf16",
+        (true, false) => "split_heads_from_bf16",
+        _ => of_type!(T, "split_heads"),
+    };
     let mut y = device.fresh::<T>(&heads.shape())?;
     let n = y.count();
     launch!(
         device,
         Layout,
-        if T::HALF { "split_heads_bf16" } else { "split_heads" },
+        name,
         fours(n),
         &mut y.data,
         &packed.data,
@@ -97,7 +102,7 @@ pub fn split_heads<T: Element>(
     Ok(y)
 }
 
-/// Writes heads, as a product gives them, into the columns from `first` on.
+/// Writes heads, as a product gives them, into the columns from `first` on of rows of the same type.
 ///
 /// # Errors
 /// As [`split_heads`].
@@ -105,7 +110,7 @@ pub fn join_heads<T: Element>(
     device: &Device,
     x: &Array<T>,
     heads: &Heads,
-    packed: &mut Array,
+    packed: &mut Array<T>,
     first: usize,
 ) -> Result<(), Fault> {
     heads.expect(packed, first)?;
@@ -114,7 +119,7 @@ pub fn join_heads<T: Element>(
     launch!(
         device,
         Layout,
-        if T::HALF { "join_heads_bf16" } else { "join_heads" },
+        of_type!(T, "join_heads"),
         fours(n),
         &mut packed.data,
         &x.data,

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use super::{Element, element::of_type};
 use crate::gpu::{
     Array, Device, Fault,
     array::counted,
-    launch::{each, launch, small, tiles},
+    launch::{each, fours, launch, small, tiles},
 };
 
 /// An array of any shape, taken for matrices `[batch, rows, columns]`: each of them transposed.
@@ -31,23 +32,33 @@ pub struct Columns {
     pub width: usize,
 }
 
-/// Copies columns of each row of one matrix into another, or adds them: channels side by side, and cut apart.
+/// Copies columns of each row of one matrix into another, or adds them, in f32: channels side by side, and cut apart.
 ///
 /// # Errors
-/// Other rows, and columns that a matrix does not have.
-pub fn copy_columns(device: &Device, from: &Array, to: &mut Array, columns: Columns, add: bool) -> Result<(), Fault> {
+/// Other rows, columns that a matrix does not have, and bf16 that is to be added.
+pub fn copy_columns<T: Element>(
+    device: &Device,
+    from: &Array<T>,
+    to: &mut Array<T>,
+    columns: Columns,
+    add: bool,
+) -> Result<(), Fault> {
     let Columns { from: first, to: target, width } = columns;
     let fits = first + width <= from.width() && target + width <= to.width() && width > 0;
     if from.rows() != to.rows() || !fits {
         return Err(Fault::shape(format!("{columns:?} of {:?} for {:?}", from.shape(), to.shape())));
     }
+    if add && T::HALF {
+        return Err(Fault::shape("columns of bf16 were to be added"));
+    }
+    let name = if add { "add_columns" } else { of_type!(T, "copy_columns") };
     let n = from.rows() * width;
     let (to_width, from_width) = (small(to.width())?, small(from.width())?);
     launch!(
         device,
         Layout,
-        "copy_columns",
-        each(n),
+        name,
+        fours(n),
         &mut to.data,
         &to_width,
         &small(target)?,
@@ -55,8 +66,7 @@ pub fn copy_columns(device: &Device, from: &Array, to: &mut Array, columns: Colu
         &from_width,
         &small(first)?,
         &(n as u64),
-        &small(width)?,
-        &i32::from(add)
+        &small(width)?
     );
     Ok(())
 }
@@ -65,9 +75,9 @@ pub fn copy_columns(device: &Device, from: &Array, to: &mut Array, columns: Colu
 ///
 /// # Errors
 /// Columns that it does not have, a full memory, or a GPU that has failed.
-pub fn cut_columns(device: &Device, x: &Array, columns: Range<usize>) -> Result<Array, Fault> {
+pub fn cut_columns<T: Element>(device: &Device, x: &Array<T>, columns: Range<usize>) -> Result<Array<T>, Fault> {
     let (from, width) = (columns.start, columns.len());
-    let mut y = device.fresh::<f32>(&wide(x, width))?;
+    let mut y = device.fresh::<T>(&wide(x, width))?;
     copy_columns(device, x, &mut y, Columns { from, to: 0, width }, false)?;
     Ok(y)
 }
@@ -77,11 +87,16 @@ pub fn cut_columns(device: &Device, x: &Array, columns: Range<usize>) -> Result<
 ///
 /// # Errors
 /// No matrix, other rows, more columns, a full memory, or a GPU that has failed.
-pub fn join_columns(device: &Device, parts: &[&Array], first: usize, width: usize) -> Result<Array, Fault> {
+pub fn join_columns<T: Element>(
+    device: &Device,
+    parts: &[&Array<T>],
+    first: usize,
+    width: usize,
+) -> Result<Array<T>, Fault> {
     let Some(one) = parts.first() else { return Err(Fault::shape("nothing is to be joined")) };
     let all = first == 0 && parts.iter().map(|part| part.width()).sum::<usize>() == width;
     let shape = wide(one, width);
-    let mut y = if all { device.fresh::<f32>(&shape)? } else { device.zeros(&shape)? };
+    let mut y = if all { device.fresh::<T>(&shape)? } else { device.zeros(&shape)? };
     let mut to = first;
     for part in parts {
         copy_columns(device, part, &mut y, Columns { from: 0, to, width: part.width() }, false)?;
@@ -91,7 +106,7 @@ pub fn join_columns(device: &Device, parts: &[&Array], first: usize, width: usiz
 }
 
 /// The shape of an array with another last dimension.
-fn wide(x: &Array, width: usize) -> Vec<usize> {
+fn wide<T>(x: &Array<T>, width: usize) -> Vec<usize> {
     let mut shape = x.shape().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = width;
@@ -120,20 +135,20 @@ pub fn take_rows(device: &Device, x: &Array, which: &[Option<usize>]) -> Result<
 ///
 /// # Errors
 /// Something else than images, a full memory, or a GPU that has failed.
-pub fn move_image(
+pub fn move_image<T: Element>(
     device: &Device,
-    x: &Array,
+    x: &Array<T>,
     (down, right): (i32, i32),
     (oh, ow): (usize, usize),
-) -> Result<Array, Fault> {
+) -> Result<Array<T>, Fault> {
     let [n, h, w, c] = x.images()?;
-    let mut y = device.fresh::<f32>(&[n, oh, ow, c])?;
+    let mut y = device.fresh::<T>(&[n, oh, ow, c])?;
     let count = y.count();
     launch!(
         device,
         Layout,
-        "move_image",
-        each(count),
+        of_type!(T, "move_image"),
+        fours(count),
         &mut y.data,
         &x.data,
         &(count as u64),
@@ -152,16 +167,16 @@ pub fn move_image(
 ///
 /// # Errors
 /// Fewer channels, something else than images, a full memory, or a GPU that has failed.
-pub fn subsample(device: &Device, x: &Array, channels: usize) -> Result<Array, Fault> {
+pub fn subsample<T: Element>(device: &Device, x: &Array<T>, channels: usize) -> Result<Array<T>, Fault> {
     let [n, h, w, c] = x.images()?;
     let (oh, ow, before) = (h.div_ceil(2), w.div_ceil(2), in_the_middle(c, channels)?);
-    let mut y = device.fresh::<f32>(&[n, oh, ow, channels])?;
+    let mut y = device.fresh::<T>(&[n, oh, ow, channels])?;
     let count = y.count();
     launch!(
         device,
         Layout,
-        "subsample",
-        each(count),
+        of_type!(T, "subsample"),
+        fours(count),
         &mut y.data,
         &x.data,
         &(count as u64),
@@ -180,17 +195,17 @@ pub fn subsample(device: &Device, x: &Array, channels: usize) -> Result<Array, F
 ///
 /// # Errors
 /// Other shapes.
-pub fn subsample_back(device: &Device, dy: &Array, [h, w, c]: [usize; 3]) -> Result<Array, Fault> {
+pub fn subsample_back<T: Element>(device: &Device, dy: &Array<T>, [h, w, c]: [usize; 3]) -> Result<Array<T>, Fault> {
     let [n, oh, ow, channels] = dy.images()?;
     dy.expect(&[n, h.div_ceil(2), w.div_ceil(2), channels])?;
     let before = in_the_middle(c, channels)?;
-    let mut dx = device.fresh::<f32>(&[n, h, w, c])?;
+    let mut dx = device.fresh::<T>(&[n, h, w, c])?;
     let count = dx.count();
     launch!(
         device,
         Layout,
-        "subsample_back",
-        each(count),
+        of_type!(T, "subsample_back"),
+        fours(count),
         &mut dx.data,
         &dy.data,
         &(count as u64),

@@ -43,7 +43,7 @@ fn times<T: Element>(
     let (from, first) = part.as_ref().map_or((x, first), |part| (part, 0));
     let own = T::taken(device, from)?;
     let own = Matrix { of: own.array(), first, stride: width, step: 0, turned: false };
-    T::given(device, multiplied(math, (own, w), (1, m, columns, width), &[m, columns])?)
+    T::wide(device, multiplied(math, (own, w), (1, m, columns, width), &[m, columns])?)
 }
 
 /// Adds to the `gates` `[rows, 4w]` of a step what the states of the step before give them through `wh` `[4w, w]`, and

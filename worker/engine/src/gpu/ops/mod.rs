@@ -9,9 +9,11 @@
 //! digits that f32 has. Products and convolutions are cuBLAS's and cuDNN's: the same bits each time on one model of GPU, with
 //! one version of each.
 //!
-//! **Precision.** What a product takes says what it is ([`Element`]): of f32 it is f32; of bf16, which lies in half the memory
-//! and is multiplied by tensor cores, sums are f32 and what layers go on with is rounded to bf16, once, and lies in f32 again.
-//! Of f32 whoever asks for it may also let it be TF32 ([`Math`]), which tensor cores read where f32 lies.
+//! **Precision.** What an operation takes says what it is ([`Element`]): of f32 it is f32; of bf16, which lies in half the memory,
+//! it gives bf16. Products of that are multiplied by tensor cores and summed in f32; what layers of images do to it is computed
+//! as for f32, with the bits above. Either rounds what it gives, once; statistics and gradients of parameters are f32 of any
+//! input. An operation that knows no bf16 is given f32 ([`from_bf16`]). Of f32 whoever asks for it may also let a product be TF32
+//! ([`Math`]), which tensor cores read where f32 lies.
 
 mod cast;
 mod conv;
@@ -42,8 +44,8 @@ pub use depthwise::{Windowed, depthwise, depthwise_input, depthwise_weights};
 pub use dropout::{Dropped, drop_path, dropout, dropout_scores, shown_scores};
 pub use element::{Element, Taken};
 pub use elementwise::{
-    activate, activate_back, add_activate, add_bias, add_bias_rounded, add_into, add_run, add_squares, divide, gate,
-    gate_back, normalize, scale, scale_channels,
+    activate, activate_back, add_activate, add_bias, add_bias_rounded, add_into, add_mixed, add_run, add_squares,
+    divide, gate, gate_back, normalize, scale, scale_channels,
 };
 pub use embedding::{Groups, embed, embed_back};
 pub use fold::fold;
@@ -57,7 +59,7 @@ pub use lstm::{Step, lstm_back, lstm_step};
 pub use math::Math;
 pub use norm::{
     Affine, Slopes, deposit, fixed_back, moments, normalise, running_statistics, scale_gradient, shift_gradient,
-    slopes, statistics, through, through_fixed,
+    slopes, statistics, through,
 };
 pub use optimizer::{AdamW, Sgd, adamw, sgd, squared_norm};
 pub use patches::Patches;

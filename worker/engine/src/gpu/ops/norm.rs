@@ -1,6 +1,8 @@
 //! Batch-norm in its steps, so that the moments of several grains can be joined between them.
 
 use super::{
+    Element,
+    element::of_type,
     number,
     rows::{self, total},
 };
@@ -28,23 +30,23 @@ impl Affine<'_> {
     }
 }
 
-/// The gradient before the activation, and its sums.
+/// What the gradient through the statistics of a batch is made of: sums of `dz`, the gradient before the activation.
 pub struct Slopes {
-    /// As the input.
-    pub dz: Array,
     /// Σ dz and Σ dz·(x − mean) of each channel, `[2c]`.
     pub sums: Array<f64>,
+    /// Of how many rows they are; a whole number.
+    pub count: f64,
 }
 
 /// The moments of a grain: a count, the mean of each channel, its Σ(x − mean)²; `[1 + 2c]`.
 ///
 /// # Errors
 /// The memory is full, or the GPU has failed; so for all that follow.
-pub fn moments(device: &Device, x: &Array) -> Result<Array<f64>, Fault> {
+pub fn moments<T: Element>(device: &Device, x: &Array<T>) -> Result<Array<f64>, Fault> {
     let (rows, c) = (x.rows(), x.width());
     let mut lines = device.fresh::<f32>(&[rows.div_ceil(BLOCK), 2 * c])?;
     let (grid, width) = (each(lines.count() / 2), small(c)?);
-    launch!(device, Norm, "moments", grid, &mut lines.data, &x.data, &(rows as u64), &width);
+    launch!(device, Norm, of_type!(T, "moments"), grid, &mut lines.data, &x.data, &(rows as u64), &width);
     // In groups of lines, then in groups of groups, until there is one.
     let room = |groups: usize| device.fresh::<f64>(&[1 + groups * 2 * c]);
     let (mut line, mut groups, rows) = (BLOCK as u64, lines.rows().div_ceil(GROUP), rows as u64);
@@ -87,15 +89,21 @@ pub fn running_statistics(device: &Device, mean: &Array, var: &Array, eps: f32) 
 ///
 /// # Errors
 /// Another number of channels.
-pub fn normalise(device: &Device, x: &Array, stats: &Array, affine: Affine<'_>, act: Act) -> Result<Array, Fault> {
+pub fn normalise<T: Element>(
+    device: &Device,
+    x: &Array<T>,
+    stats: &Array,
+    affine: Affine<'_>,
+    act: Act,
+) -> Result<Array<T>, Fault> {
     let c = x.width();
     stats.expect_count(3 * c)?;
     affine.expect(c)?;
-    let (mut y, n) = (device.fresh::<f32>(x.shape())?, x.count());
+    let (mut y, n) = (device.fresh::<T>(x.shape())?, x.count());
     launch!(
         device,
         Norm,
-        "normalise",
+        of_type!(T, "normalise"),
         fours(n),
         &mut y.data,
         &x.data,
@@ -109,14 +117,14 @@ pub fn normalise(device: &Device, x: &Array, stats: &Array, affine: Affine<'_>, 
     Ok(y)
 }
 
-/// The gradient of a norm's output before the activation, and its sums, which may be joined with those of other grains.
+/// Sums of the gradient before the activation, of an output's gradient; they may be joined with those of other grains.
 ///
 /// # Errors
 /// Other shapes.
-pub fn slopes(
+pub fn slopes<T: Element>(
     device: &Device,
-    dy: &Array,
-    x: &Array,
+    dy: &Array<T>,
+    x: &Array<T>,
     stats: &Array,
     affine: Affine<'_>,
     act: Act,
@@ -125,13 +133,12 @@ pub fn slopes(
     let (rows, c) = (x.rows(), x.width());
     stats.expect_count(3 * c)?;
     affine.expect(c)?;
-    let (mut dz, mut lines) = (device.fresh::<f32>(x.shape())?, device.fresh::<f32>(&[rows.div_ceil(BLOCK), 2 * c])?);
+    let mut lines = device.fresh::<f32>(&[rows.div_ceil(BLOCK), 2 * c])?;
     launch!(
         device,
         Norm,
-        "norm_before",
+        of_type!(T, "norm_slopes"),
         each(lines.count() / 2),
-        &mut dz.data,
         &mut lines.data,
         &dy.data,
         &x.data,
@@ -142,7 +149,7 @@ pub fn slopes(
         &small(c)?,
         &number(act)
     );
-    Ok(Slopes { dz, sums: total(device, &lines, 2 * c)? })
+    Ok(Slopes { sums: total(device, &lines, 2 * c)?, count: rows as f64 })
 }
 
 /// Adds the gradient of γ.
@@ -150,10 +157,9 @@ pub fn slopes(
 /// # Errors
 /// Another number of channels.
 pub fn scale_gradient(device: &Device, slopes: &Slopes, stats: &Array, dgamma: &mut Array) -> Result<(), Fault> {
-    let c = slopes.dz.width();
+    let c = dgamma.count();
     slopes.sums.expect_count(2 * c)?;
     stats.expect_count(3 * c)?;
-    dgamma.expect_count(c)?;
     let width = small(c)?;
     launch!(device, Norm, "norm_gamma", each(c), &mut dgamma.data, &slopes.sums.data, &stats.data, &width);
     Ok(())
@@ -164,9 +170,7 @@ pub fn scale_gradient(device: &Device, slopes: &Slopes, stats: &Array, dgamma: &
 /// # Errors
 /// Another number of channels.
 pub fn shift_gradient(device: &Device, slopes: &Slopes, dbeta: &mut Array) -> Result<(), Fault> {
-    let c = slopes.dz.width();
-    slopes.sums.expect_count(2 * c)?;
-    dbeta.expect_count(c)?;
+    slopes.sums.expect_count(2 * dbeta.count())?;
     rows::add(device, dbeta, &slopes.sums)
 }
 
@@ -185,67 +189,58 @@ pub fn deposit(device: &Device, stats: &Array, running: &Array, rows: usize, slo
     Ok(())
 }
 
-/// The input's gradient through statistics of `count` rows, of which `slopes` has the sums; a whole number.
+/// The input's gradient through the activation, and through the statistics of all rows that `slopes` are of.
 ///
 /// # Errors
 /// Other shapes.
-pub fn through(
+pub fn through<T: Element>(
     device: &Device,
-    slopes: Slopes,
-    x: &Array,
-    stats: &Array,
-    gamma: &Array,
-    count: f64,
-) -> Result<Array, Fault> {
-    let Slopes { mut dz, sums } = slopes;
-    x.expect(dz.shape())?;
-    let (n, c) = (dz.count(), dz.width());
-    sums.expect_count(2 * c)?;
-    stats.expect_count(3 * c)?;
-    gamma.expect_count(c)?;
-    let (mut terms, width) = (device.fresh::<f32>(&[3 * c])?, small(c)?);
-    let (grid, to) = (each(c), &mut terms.data);
-    launch!(device, Norm, "norm_terms", grid, to, &sums.data, &stats.data, &gamma.data, &count, &width);
-    launch!(
-        device,
-        Norm,
-        "norm_through",
-        fours(n),
-        &mut dz.data,
-        &x.data,
-        &terms.data,
-        &stats.data,
-        &(n as u64),
-        &width
-    );
-    Ok(dz)
-}
-
-/// The same through statistics that do not depend on the input.
-///
-/// # Errors
-/// Another number of channels.
-pub fn through_fixed(device: &Device, mut dz: Array, stats: &Array, gamma: &Array) -> Result<Array, Fault> {
-    let (n, c) = (dz.count(), dz.width());
-    stats.expect_count(3 * c)?;
-    gamma.expect_count(c)?;
-    launch!(device, Norm, "norm_scaled", fours(n), &mut dz.data, &stats.data, &gamma.data, &(n as u64), &small(c)?);
-    Ok(dz)
-}
-
-/// The input's gradient where nothing of the norm learns: through the activation and fixed statistics at once. Without an
-/// activation it needs no input.
-///
-/// # Errors
-/// Other shapes, or an input that is missing.
-pub fn fixed_back(
-    device: &Device,
-    dy: &Array,
-    x: Option<&Array>,
+    dy: &Array<T>,
+    x: &Array<T>,
+    slopes: &Slopes,
     stats: &Array,
     affine: Affine<'_>,
     act: Act,
-) -> Result<Array, Fault> {
+) -> Result<Array<T>, Fault> {
+    dy.expect(x.shape())?;
+    let (n, c, Slopes { sums, count }) = (x.count(), x.width(), slopes);
+    sums.expect_count(2 * c)?;
+    stats.expect_count(3 * c)?;
+    affine.expect(c)?;
+    let (mut terms, width) = (device.fresh::<f32>(&[3 * c])?, small(c)?);
+    let (grid, to, gamma) = (each(c), &mut terms.data, &affine.gamma.data);
+    launch!(device, Norm, "norm_terms", grid, to, &sums.data, &stats.data, gamma, count, &width);
+    let mut dx = device.fresh::<T>(x.shape())?;
+    launch!(
+        device,
+        Norm,
+        of_type!(T, "norm_through"),
+        fours(n),
+        &mut dx.data,
+        &dy.data,
+        &x.data,
+        &terms.data,
+        &stats.data,
+        &affine.beta.data,
+        &(n as u64),
+        &width,
+        &number(act)
+    );
+    Ok(dx)
+}
+
+/// The same through statistics that do not depend on the input. Without an activation it needs no input.
+///
+/// # Errors
+/// Other shapes, or an input that is missing.
+pub fn fixed_back<T: Element>(
+    device: &Device,
+    dy: &Array<T>,
+    x: Option<&Array<T>>,
+    stats: &Array,
+    affine: Affine<'_>,
+    act: Act,
+) -> Result<Array<T>, Fault> {
     let (n, c) = (dy.count(), dy.width());
     let x = match (x, act) {
         (Some(x), _) => x,
@@ -256,11 +251,11 @@ pub fn fixed_back(
     x.expect(dy.shape())?;
     stats.expect_count(3 * c)?;
     affine.expect(c)?;
-    let mut dx = device.fresh::<f32>(dy.shape())?;
+    let mut dx = device.fresh::<T>(dy.shape())?;
     launch!(
         device,
         Norm,
-        "norm_fixed_back",
+        of_type!(T, "norm_fixed_back"),
         fours(n),
         &mut dx.data,
         &dy.data,

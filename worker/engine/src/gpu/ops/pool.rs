@@ -1,29 +1,36 @@
-//! Pooling of images `[n, h, w, c]`.
+//! Pooling of images `[n, h, w, c]`: of bf16 sums are f32 or f64, and what they come to is rounded once.
 
 use std::sync::Arc;
 
+use super::{Element, element::of_type};
 use crate::gpu::{
     Array, Device, Fault,
-    launch::{columns, each, launch, small},
+    launch::{columns, fours, launch, small},
 };
 
 /// The largest of each window of side `k`, and the pixel of its image where it lies. `nn::MaxPool` says which one wins.
 ///
 /// # Errors
 /// An image without a window, a full memory, or a GPU that has failed.
-pub fn max_pool(device: &Device, x: &Array, k: usize, stride: usize, pad: usize) -> Result<(Array, Array<u32>), Fault> {
+pub fn max_pool<T: Element>(
+    device: &Device,
+    x: &Array<T>,
+    k: usize,
+    stride: usize,
+    pad: usize,
+) -> Result<(Array<T>, Array<u32>), Fault> {
     let [n, h, w, c] = x.images()?;
     if h + 2 * pad < k || w + 2 * pad < k || pad >= k || stride == 0 {
         return Err(Fault::shape(format!("images of {h}x{w} in windows of {k}, {stride} apart, in a border of {pad}")));
     }
     let shape = [n, (h + 2 * pad - k) / stride + 1, (w + 2 * pad - k) / stride + 1, c];
-    let (mut y, mut chosen) = (device.fresh::<f32>(&shape)?, device.fresh::<u32>(&shape)?);
+    let (mut y, mut chosen) = (device.fresh::<T>(&shape)?, device.fresh::<u32>(&shape)?);
     let count = y.count();
     launch!(
         device,
         Pool,
-        "max_pool",
-        each(count),
+        of_type!(T, "max_pool"),
+        fours(count),
         &mut y.data,
         &mut chosen.data,
         &x.data,
@@ -44,27 +51,27 @@ pub fn max_pool(device: &Device, x: &Array, k: usize, stride: usize, pad: usize)
 ///
 /// # Errors
 /// Other shapes.
-pub fn max_pool_back(
+pub fn max_pool_back<T: Element>(
     device: &Device,
-    dy: &Array,
+    dy: &Array<T>,
     chosen: &Array<u32>,
     shape: [usize; 4],
     k: usize,
     stride: usize,
     pad: usize,
-) -> Result<Array, Fault> {
+) -> Result<Array<T>, Fault> {
     let ([n, oh, ow, c], [images, h, w, channels]) = (dy.images()?, shape);
     chosen.expect(dy.shape())?;
     if (n, c) != (images, channels) || pad >= k || stride == 0 {
         return Err(Fault::shape(format!("the slope {:?} of a pooling of {shape:?}", dy.shape())));
     }
-    let mut dx = device.fresh::<f32>(&shape)?;
+    let mut dx = device.fresh::<T>(&shape)?;
     let count = dx.count();
     launch!(
         device,
         Pool,
-        "max_pool_back",
-        each(count),
+        of_type!(T, "max_pool_back"),
+        fours(count),
         &mut dx.data,
         &dy.data,
         &chosen.data,
@@ -121,16 +128,21 @@ fn spans(windows: &[Window], size: usize) -> Result<Vec<u32>, Fault> {
 ///
 /// # Errors
 /// Windows that leave the image, a full memory, or a GPU that has failed.
-pub fn average_pool(device: &Device, x: &Array, ys: &[Window], xs: &[Window]) -> Result<Array, Fault> {
+pub fn average_pool<T: Element>(
+    device: &Device,
+    x: &Array<T>,
+    ys: &[Window],
+    xs: &[Window],
+) -> Result<Array<T>, Fault> {
     let [n, h, w, c] = x.images()?;
     let (rows, columns) = (table(device, ys, h)?, table(device, xs, w)?);
-    let mut y = device.fresh::<f32>(&[n, ys.len(), xs.len(), c])?;
+    let mut y = device.fresh::<T>(&[n, ys.len(), xs.len(), c])?;
     let count = y.count();
     launch!(
         device,
         Pool,
-        "average_pool",
-        each(count),
+        of_type!(T, "average_pool"),
+        fours(count),
         &mut y.data,
         &x.data,
         &rows.data,
@@ -149,24 +161,24 @@ pub fn average_pool(device: &Device, x: &Array, ys: &[Window], xs: &[Window]) ->
 ///
 /// # Errors
 /// Other shapes, and windows in another order than that of their pixels.
-pub fn average_pool_back(
+pub fn average_pool_back<T: Element>(
     device: &Device,
-    dy: &Array,
+    dy: &Array<T>,
     (h, w): (usize, usize),
     ys: &[Window],
     xs: &[Window],
-) -> Result<Array, Fault> {
+) -> Result<Array<T>, Fault> {
     let [n, oh, ow, c] = dy.images()?;
     dy.expect(&[n, ys.len(), xs.len(), c])?;
     let (rows, columns) = (table(device, ys, h)?, table(device, xs, w)?);
     let (y_spans, x_spans) = (device.words(&spans(ys, h)?, &[h, 2])?, device.words(&spans(xs, w)?, &[w, 2])?);
-    let mut dx = device.fresh::<f32>(&[n, h, w, c])?;
+    let mut dx = device.fresh::<T>(&[n, h, w, c])?;
     let count = dx.count();
     launch!(
         device,
         Pool,
-        "average_pool_back",
-        each(count),
+        of_type!(T, "average_pool_back"),
+        fours(count),
         &mut dx.data,
         &dy.data,
         &rows.data,
@@ -187,10 +199,10 @@ pub fn average_pool_back(
 ///
 /// # Errors
 /// Something else than images, a full memory, or a GPU that has failed.
-pub fn global_mean(device: &Device, x: &Array) -> Result<Array, Fault> {
+pub fn global_mean<T: Element>(device: &Device, x: &Array<T>) -> Result<Array<T>, Fault> {
     let [n, h, w, c] = x.images()?;
-    let mut y = device.fresh::<f32>(&[n, c])?;
-    launch!(device, Pool, "global_mean", columns(c, n)?, &mut y.data, &x.data, &small(h * w)?, &small(c)?);
+    let (mut y, name) = (device.fresh::<T>(&[n, c])?, of_type!(T, "global_mean"));
+    launch!(device, Pool, name, columns(c, n)?, &mut y.data, &x.data, &small(h * w)?, &small(c)?);
     Ok(y)
 }
 
@@ -198,16 +210,16 @@ pub fn global_mean(device: &Device, x: &Array) -> Result<Array, Fault> {
 ///
 /// # Errors
 /// Something else than features.
-pub fn global_mean_back(device: &Device, dy: &Array, (h, w): (usize, usize)) -> Result<Array, Fault> {
+pub fn global_mean_back<T: Element>(device: &Device, dy: &Array<T>, (h, w): (usize, usize)) -> Result<Array<T>, Fault> {
     let (n, c) = (dy.rows(), dy.width());
     dy.expect(&[n, c])?;
-    let mut dx = device.fresh::<f32>(&[n, h, w, c])?;
+    let mut dx = device.fresh::<T>(&[n, h, w, c])?;
     let (count, share) = (dx.count(), 1.0 / (h * w) as f32);
     launch!(
         device,
         Pool,
-        "global_mean_back",
-        each(count),
+        of_type!(T, "global_mean_back"),
+        fours(count),
         &mut dx.data,
         &dy.data,
         &share,
@@ -222,14 +234,14 @@ pub fn global_mean_back(device: &Device, dy: &Array, (h, w): (usize, usize)) -> 
 ///
 /// # Errors
 /// Other shapes.
-pub fn global_products(device: &Device, x: &Array, y: &Array) -> Result<Array, Fault> {
+pub fn global_products<T: Element>(device: &Device, x: &Array<T>, y: &Array<T>) -> Result<Array<T>, Fault> {
     let [n, h, w, c] = x.images()?;
     y.expect(x.shape())?;
-    let mut out = device.fresh::<f32>(&[n, c])?;
+    let mut out = device.fresh::<T>(&[n, c])?;
     launch!(
         device,
         Pool,
-        "global_products",
+        of_type!(T, "global_products"),
         columns(c, n)?,
         &mut out.data,
         &x.data,

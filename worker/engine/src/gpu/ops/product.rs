@@ -187,9 +187,9 @@ fn forward<'a, T>(x: &'a Array<T>, w: &'a Array<T>) -> Result<(Pair<'a, T>, Size
 ///
 /// # Errors
 /// As [`product`].
-pub fn linear<'d, T: Element>(math: impl Into<Math<'d>>, x: &Array<T>, w: &Array<T>) -> Result<Array, Fault> {
-    let ((pair, size), math) = (forward(x, w)?, math.into());
-    T::given(math.device, multiplied(math, pair, size, &[size.1, size.2])?)
+pub fn linear<'d, T: Element>(math: impl Into<Math<'d>>, x: &Array<T>, w: &Array<T>) -> Result<Array<T>, Fault> {
+    let (pair, size) = forward(x, w)?;
+    multiplied(math, pair, size, &[size.1, size.2])
 }
 
 /// `x·wᵀ + bias`, rounded once.
@@ -201,22 +201,21 @@ pub fn linear_biased<'d, T: Element>(
     x: &Array<T>,
     w: &Array<T>,
     bias: &Array,
-) -> Result<Array, Fault> {
+) -> Result<Array<T>, Fault> {
     let ((pair, size), math) = (forward(x, w)?, math.into());
     let mut y = math.device.fresh(&[size.1, size.2])?;
     product(math, pair, size, &mut y, false)?;
-    T::add_bias(math.device, &mut y, bias)?;
-    Ok(y)
+    T::add_bias(math.device, y, bias)
 }
 
 /// `dy·w`: the input's gradient.
 ///
 /// # Errors
 /// As [`product`].
-pub fn linear_input<'d, T: Element>(math: impl Into<Math<'d>>, dy: &Array<T>, w: &Array<T>) -> Result<Array, Fault> {
-    let ((rows, output, input), math) = ((dy.rows(), dy.width(), w.width()), math.into());
+pub fn linear_input<'d, T: Element>(math: impl Into<Math<'d>>, dy: &Array<T>, w: &Array<T>) -> Result<Array<T>, Fault> {
+    let (rows, output, input) = (dy.rows(), dy.width(), w.width());
     w.expect(&[output, input])?;
-    T::given(math.device, multiplied(math, (flat(dy), flat(w)), (1, rows, input, output), &[rows, input])?)
+    multiplied(math, (flat(dy), flat(w)), (1, rows, input, output), &[rows, input])
 }
 
 /// `dw += dyᵀ·x`: the weights' gradient.

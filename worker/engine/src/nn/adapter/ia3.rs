@@ -71,8 +71,8 @@ impl Ia3 {
         let l = pass.store.param(self.l);
         #[cfg(feature = "cuda")]
         if let Array::Device(x) = x {
-            let l = pass.placed_exact(self.l, &[l.len()], x)?;
-            return Ok(x.made(|device, x| ops::scale_channels(device, x, l.array()))?.into());
+            let l = pass.placed_exact(self.l, &[l.len()], x.device())?;
+            return Ok(x.full()?.made(|device, x| ops::scale_channels(device, x, l.array()))?.into());
         }
         let mut out = host(x)?.to_vec();
         out.par_chunks_mut(TASK * l.len()).for_each(|rows| {
@@ -86,8 +86,8 @@ impl Ia3 {
         let channels = pass.store.param(self.l).len();
         #[cfg(feature = "cuda")]
         if let Array::Device(g) = g {
-            let kept = kept.placed()?;
-            return grads.add_placed(self.l, &[channels], g, |device, dl| {
+            let (g, kept) = (g.full()?, kept.placed()?);
+            return grads.add_placed(self.l, &[channels], g.device(), |device, dl| {
                 ops::add_products(device, g.array(), kept.array(), dl)
             });
         }

@@ -119,13 +119,8 @@ impl Lora {
             return Ok(x);
         }
         #[cfg(feature = "cuda")]
-        if let Array::Device(x) = &x {
-            let scaled = x.made(|device, x| {
-                let mut scaled = device.copy(x)?;
-                ops::scale(device, &mut scaled, self.scale)?;
-                Ok(scaled)
-            })?;
-            return Ok(scaled.into());
+        if let Array::Device(x) = x {
+            return Ok(x.into_full()?.changed(|device, x| ops::scale(device, x, self.scale))?.into());
         }
         let out = host(&x)?.iter().map(|v| v * self.scale).collect();
         array(out, x.dims())

@@ -1,7 +1,7 @@
 //! Attention on the GPU that its rows lie on: heads apart, `[samples·heads, t, depth]`, and one product for all of them, or for
 //! those of as many samples as their scores have room for.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use half::bf16;
 use tl_proto::spec::Precision;
@@ -10,7 +10,7 @@ use super::{KEY, QUERY, SelfAttention, VALUE};
 use crate::{
     Result,
     gpu::{
-        self, Device, Fault, Placed,
+        self, Device, Fault, Mixed, Placed, either,
         ops::{self, Dropped, Element, Heads, Math, Matrix, Taken},
     },
     nn::{Array, Pass, Ragged, Saved, Tape},
@@ -31,8 +31,8 @@ struct Apart<'a> {
 
 impl Apart<'_> {
     /// Heads, from the columns of a matrix that begin with `first`.
-    fn split<T: Element>(&self, of: &Array, first: usize) -> Result<Matrices<T>> {
-        Ok(ops::split_heads(self.math.device, of.placed()?.array(), &self.heads, first)?)
+    fn split<T: Element>(&self, of: &Mixed, first: usize) -> Result<Matrices<T>> {
+        Ok(either!(of, |of| ops::split_heads(self.math.device, of.array(), &self.heads, first))?)
     }
 
     /// Products of `m` rows and `n` columns, of `k` numbers each.
@@ -48,7 +48,7 @@ impl Apart<'_> {
     /// Products of two heads, for what is f32 of attention.
     fn scores<T: Element>(&self, left: &Matrices<T>, right: &Matrices<T>, depth: usize) -> Result<Matrices, Fault> {
         let t = self.heads.longest();
-        T::given(self.math.device, self.times(Matrix::of(left), Matrix::of(right).turned(), (t, t, depth))?)
+        T::wide(self.math.device, self.times(Matrix::of(left), Matrix::of(right).turned(), (t, t, depth))?)
     }
 
     /// Probabilities as a product takes them.
@@ -100,39 +100,39 @@ impl SelfAttention {
     fn split<T: Element>(&self, made: &[Array], apart: &Apart<'_>) -> Result<[Matrices<T>; 3]> {
         let part = |which: usize| {
             let (matrix, first) = self.parts().place(which, 0);
-            apart.split(&made[matrix], first)
+            apart.split(made[matrix].mixed()?, first)
         };
         Ok([part(QUERY)?, part(KEY)?, part(VALUE)?])
     }
 
     pub(super) fn placed_look(
         &self,
-        at: &Placed,
+        device: &Arc<Device>,
         made: Vec<Array>,
         ragged: &Ragged,
         pass: &Pass<'_>,
         tape: &mut Tape,
-    ) -> Result<Placed> {
+    ) -> Result<Mixed> {
         let (out, notes) = match pass.precision() {
-            Precision::F32 | Precision::Tf32 => self.look_apart::<f32>(at.device(), &made, ragged, pass)?,
-            Precision::Bf16 => self.look_apart::<bf16>(at.device(), &made, ragged, pass)?,
+            Precision::F32 | Precision::Tf32 => self.look_apart::<f32>(device, &made, ragged, pass)?,
+            Precision::Bf16 => self.look_apart::<bf16>(device, &made, ragged, pass)?,
         };
         if pass.records() {
             // As on the host, probabilities are computed again.
             made.into_iter().for_each(|kept| tape.push(Saved::Array(kept)));
-            notes.into_iter().for_each(|notes| tape.push(Saved::Array(at.beside(notes).into())));
+            notes.into_iter().for_each(|notes| tape.push(Saved::Array(Placed::new(device.clone(), notes).into())));
         }
-        Ok(at.beside(out))
+        Ok(out)
     }
 
     /// What heads pick, side by side, and what the softmax has noted of each run of samples.
     fn look_apart<T: Element>(
         &self,
-        device: &Device,
+        device: &Arc<Device>,
         made: &[Array],
         ragged: &Ragged,
         pass: &Pass<'_>,
-    ) -> Result<(Matrices, Vec<Matrices>)> {
+    ) -> Result<(Mixed, Vec<Matrices>)> {
         let (mut out, mut all) = (device.zeros(&[ragged.rows(), self.parts().width])?, Vec::new());
         for which in self.runs(device, ragged) {
             let apart = self.apart(device, ragged, which, pass)?;
@@ -144,12 +144,12 @@ impl SelfAttention {
             let heads = apart.times(Matrix::of(shown.array()), Matrix::of(&value), (t, d, t))?;
             ops::join_heads(device, &heads, &apart.heads, &mut out, 0)?;
         }
-        Ok((out, all))
+        Ok((Placed::new(device.clone(), out).into(), all))
     }
 
     pub(super) fn placed_slopes(
         &self,
-        dout: &Placed,
+        dout: &Mixed,
         ragged: &Ragged,
         pass: &Pass<'_>,
         tape: &mut Tape,
@@ -159,30 +159,29 @@ impl SelfAttention {
         notes.reverse();
         let mut made = self.projections.iter().map(|_| tape.pop_array()).collect::<Result<Vec<_>>>()?;
         made.reverse();
-        let slopes = match pass.precision() {
-            Precision::F32 | Precision::Tf32 => self.slopes_apart::<f32>(dout, &made, &notes, ragged, pass)?,
-            Precision::Bf16 => self.slopes_apart::<bf16>(dout, &made, &notes, ragged, pass)?,
-        };
-        Ok(slopes.into_iter().map(|slope| Array::from(dout.beside(slope))).collect())
+        match pass.precision() {
+            Precision::F32 | Precision::Tf32 => self.slopes_apart::<f32>(dout, &made, &notes, ragged, pass),
+            Precision::Bf16 => self.slopes_apart::<bf16>(dout, &made, &notes, ragged, pass),
+        }
     }
 
     /// The slopes of what the projections gave.
     fn slopes_apart<T: Element>(
         &self,
-        dout: &Placed,
+        dout: &Mixed,
         made: &[Array],
         notes: &[Array],
         ragged: &Ragged,
         pass: &Pass<'_>,
-    ) -> Result<Vec<Matrices>> {
-        let (device, parts) = (&**dout.device(), self.parts());
-        let (shape, out) = ([ragged.rows(), parts.stride], Array::from(dout.clone()));
-        let mut slopes = made.iter().map(|_| device.zeros(&shape)).collect::<Result<Vec<Matrices>, Fault>>()?;
+    ) -> Result<Vec<Array>> {
+        let (device, parts) = (dout.device(), self.parts());
+        let shape = [ragged.rows(), parts.stride];
+        let mut slopes = made.iter().map(|_| device.zeros(&shape)).collect::<Result<Vec<Matrices<T>>, Fault>>()?;
         for (which, notes) in self.runs(device, ragged).into_iter().zip(notes) {
             let apart = self.apart(device, ragged, which, pass)?;
             let (d, t, lengths) = (self.depth, apart.heads.longest(), apart.heads.lengths());
             let [query, key, value] = self.split::<T>(made, &apart)?;
-            let g = apart.split::<T>(&out, 0)?;
+            let g = apart.split::<T>(dout, 0)?;
             let mut p = apart.scores(&query, &key, d)?;
             ops::softmax_again(device, &mut p, notes.placed()?.array(), lengths, self.scale())?;
             let mut dp = apart.scores(&g, &value, d)?;
@@ -203,7 +202,7 @@ impl SelfAttention {
                 ops::join_heads(device, heads, &apart.heads, &mut slopes[matrix], first)?;
             }
         }
-        Ok(slopes)
+        Ok(slopes.into_iter().map(|slope| Array::from(Placed::new(device.clone(), slope))).collect())
     }
 }
 

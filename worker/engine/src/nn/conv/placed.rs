@@ -1,21 +1,23 @@
 //! Convolutions of images that lie on a GPU: with a kernel of one pixel a product of matrices, else cuDNN's.
 
+use std::sync::Arc;
+
 use super::{Axis, Conv2d, Geometry, Gradients, Pass, Tape};
 use crate::{
     Result,
     gpu::{
-        Operand, Placed,
+        Device, Mixed, Operand, either,
         ops::{self, Convolution},
     },
     nn::placed::Turn,
 };
 
 /// Images of another size: zeros follow the last row and column, or as much is cut off there.
-fn sized(x: Placed, size: (usize, usize)) -> Result<Placed> {
-    if matches!(*x.array().shape(), [_, h, w, _] if (h, w) == size) {
+fn sized(x: Mixed, size: (usize, usize)) -> Result<Mixed> {
+    if matches!(*x.shape(), [_, h, w, _] if (h, w) == size) {
         return Ok(x);
     }
-    Ok(x.made(|device, x| ops::move_image(device, x, (0, 0), size))?)
+    Ok(either!(&x, |x| x.made(|device, x| ops::move_image(device, x, (0, 0), size)).map(Mixed::from))?)
 }
 
 impl Conv2d {
@@ -31,7 +33,7 @@ impl Conv2d {
     }
 
     /// Its weights as a product or cuDNN takes them.
-    fn placed_weights(&self, g: &Geometry, pass: &Pass<'_>, at: &Placed) -> Result<Operand> {
+    fn placed_weights(&self, g: &Geometry, pass: &Pass<'_>, at: &Arc<Device>) -> Result<Operand> {
         let turn = if self.is_product(g) { None } else { Some(ops::channels_last as Turn) };
         pass.operand_of(self.w, &self.placed_shape(g), at, turn)
     }
@@ -48,9 +50,9 @@ impl Conv2d {
     }
 
     /// What its own weights make of images.
-    pub(super) fn placed(&self, x: &Placed, g: &Geometry, pass: &Pass<'_>, tape: &mut Tape) -> Result<Placed> {
-        let w = self.placed_weights(g, pass, x)?;
-        let bias = self.b.map(|b| pass.placed(b, &[self.spec.cout], x)).transpose()?;
+    pub(super) fn placed(&self, x: &Mixed, g: &Geometry, pass: &Pass<'_>, tape: &mut Tape) -> Result<Mixed> {
+        let w = self.placed_weights(g, pass, x.device())?;
+        let bias = self.b.map(|b| pass.placed(b, &[self.spec.cout], x.device())).transpose()?;
         let (how, size) = self.windows(g);
         let taken = pass.operand(&sized(x.clone(), size)?)?;
         let y = if self.is_product(g) {
@@ -59,33 +61,33 @@ impl Conv2d {
         } else {
             taken.conv(&w, bias.as_ref(), how)?
         };
-        tape.push_operand(taken, x.array().shape(), pass, self.w);
+        tape.push_operand(taken, x.shape(), pass, self.w);
         Ok(y)
     }
 
     pub(super) fn placed_backward(
         &self,
-        dy: &Placed,
+        dy: &Mixed,
         pass: &Pass<'_>,
         tape: &mut Tape,
         grads: &mut Gradients,
         need_dx: bool,
-    ) -> Result<Option<Placed>> {
+    ) -> Result<Option<Mixed>> {
         let ((inputs, x), slopes) = (tape.pop_operand()?, pass.operand(dy)?);
         let g = &Geometry::new(&self.spec, &inputs)?;
         let ((how, size), product) = (self.windows(g), self.is_product(g));
         if let Some(x) = x {
-            grads.add_placed(self.w, &self.placed_shape(g), dy, |_, dw| {
+            grads.add_placed(self.w, &self.placed_shape(g), dy.device(), |_, dw| {
                 if product { slopes.linear_weights(&x, dw) } else { slopes.conv_weights(&x, how, dw) }
             })?;
         }
         if let Some(b) = self.b {
-            grads.add_placed(b, &[self.spec.cout], dy, |_, db| slopes.add_sums(db))?;
+            grads.add_placed(b, &[self.spec.cout], dy.device(), |_, db| slopes.add_sums(db))?;
         }
         if !need_dx {
             return Ok(None);
         }
-        let w = self.placed_weights(g, pass, dy)?;
+        let w = self.placed_weights(g, pass, dy.device())?;
         if product {
             return Ok(Some(slopes.linear_input(&w)?.reshaped(&inputs)?));
         }

@@ -4,7 +4,7 @@ use super::{Lstm, Times};
 use crate::{
     Result,
     gpu::{
-        Placed,
+        Mixed, Placed,
         ops::{self, Step},
     },
     nn::{Act, Gradients, Pass, Ragged, Saved, Tape},
@@ -72,15 +72,15 @@ impl Lstm {
         let ragged = Ragged::of(x)?;
         let order = ByTime::of(&ragged);
         let (total, w) = (ragged.rows(), self.hidden);
-        let weights = |id, n: usize| pass.operand_of(id, &[4 * w, n], x, None);
+        let weights = |id, n: usize| pass.operand_of(id, &[4 * w, n], x.device(), None);
         let (wi, wh) = (weights(self.wi, self.input)?, weights(self.wh, w)?);
-        let [bi, bh] = [self.bi, self.bh].map(|id| pass.placed(id, &[4 * w], x));
+        let [bi, bh] = [self.bi, self.bh].map(|id| pass.placed(id, &[4 * w], x.device()));
         let (bi, bh) = (bi?, bh?);
-        let input = x.made(|device, x| ops::take_rows(device, x, &some(&order.framed)))?;
+        let input: Mixed = x.made(|device, x| ops::take_rows(device, x, &some(&order.framed)))?.into();
         let bias = bi.made(|device, bi| ops::add_activate(device, Act::None, bi, bh.array()))?;
         let device = x.device();
         let (mut memories, mut states) = (device.zeros(&[total, w])?, device.zeros(&[total, w])?);
-        let gates = pass.operand(&input)?.linear(&wi, Some(&bias))?.changed(|_, gates| {
+        let gates = pass.operand(&input)?.linear(&wi, Some(&bias))?.into_full()?.changed(|_, gates| {
             for step in &order.steps {
                 wh.lstm_step([&mut *gates, &mut memories, &mut states], step)?;
             }
@@ -94,7 +94,7 @@ impl Lstm {
             out = ragged.frame_placed(&out, true)?;
         }
         if pass.records() {
-            for kept in [input, gates, x.beside(memories), states] {
+            for kept in [input, gates.into(), x.beside(memories).into(), states.into()] {
                 tape.push(Saved::Array(kept.into()));
             }
         }
@@ -112,7 +112,7 @@ impl Lstm {
         need_dx: bool,
     ) -> Result<Option<Placed>> {
         let (states, memories) = (tape.pop_array()?, tape.pop_array()?);
-        let gates = tape.pop_array()?.placed()?.clone();
+        let gates = tape.pop_array()?.placed()?;
         let input = tape.pop_array()?;
         let order = ByTime::of(ragged);
         let (n, w) = (ragged.lengths.len(), self.hidden);
@@ -123,8 +123,9 @@ impl Lstm {
             some(&order.framed)
         };
         let outer = dy.made(|device, dy| ops::take_rows(device, dy, &which))?;
-        let wh = pass.operand_of(self.wh, &[4 * w, w], dy, None)?;
-        let given = [memories.placed()?.array(), outer.array()];
+        let wh = pass.operand_of(self.wh, &[4 * w, w], dy.device(), None)?;
+        let memories = memories.placed()?;
+        let given = [memories.array(), outer.array()];
         let slopes = gates.changed(|device, gates| {
             let (mut dstate, mut dmemory) = (None, device.zeros(&[n, w])?);
             for step in order.steps.iter().rev() {
@@ -133,27 +134,27 @@ impl Lstm {
             Ok(())
         })?;
         // From here on slopes are what products take.
-        let slopes = pass.operand(&slopes)?;
+        let slopes = pass.operand(&slopes.into())?;
         if pass.trains(self.wi) {
-            let input = pass.operand(input.placed()?)?;
-            grads.add_placed(self.wi, &[4 * w, self.input], dy, |_, dw| slopes.linear_weights(&input, dw))?;
+            let input = pass.operand(input.mixed()?)?;
+            grads.add_placed(self.wi, &[4 * w, self.input], dy.device(), |_, dw| slopes.linear_weights(&input, dw))?;
         }
         if pass.trains(self.wh) {
             let before = order.before();
             let before = states.placed()?.made(|device, states| ops::take_rows(device, states, &before))?;
-            let before = pass.operand(&before)?;
-            grads.add_placed(self.wh, &[4 * w, w], dy, |_, dw| slopes.linear_weights(&before, dw))?;
+            let before = pass.operand(&before.into())?;
+            grads.add_placed(self.wh, &[4 * w, w], dy.device(), |_, dw| slopes.linear_weights(&before, dw))?;
         }
         for bias in [self.bi, self.bh] {
-            grads.add_placed(bias, &[4 * w], dy, |_, db| slopes.add_sums(db))?;
+            grads.add_placed(bias, &[4 * w], dy.device(), |_, db| slopes.add_sums(db))?;
         }
         if !need_dx {
             return Ok(None);
         }
-        let wi = pass.operand_of(self.wi, &[4 * w, self.input], dy, None)?;
+        let wi = pass.operand_of(self.wi, &[4 * w, self.input], dy.device(), None)?;
         let which = order.in_frames(ragged);
         let shape = [n, ragged.room + 1, self.input];
-        let dx = slopes.linear_input(&wi)?;
+        let dx = slopes.linear_input(&wi)?.into_full()?;
         Ok(Some(dx.made(|device, dx| ops::take_rows(device, dx, &which)?.reshaped(&shape))?))
     }
 }

@@ -20,15 +20,15 @@ fn taken(x: &Array, precision: Precision) -> Array {
     array(take(&values(x), precision), x.dims()).unwrap()
 }
 
-fn take(x: &[f32], precision: Precision) -> Vec<f32> {
+pub(super) fn take(x: &[f32], precision: Precision) -> Vec<f32> {
     precision.operand(x).into_owned()
 }
 
-fn values(x: &Array) -> Vec<f32> {
+pub(super) fn values(x: &Array) -> Vec<f32> {
     host(x).unwrap().to_vec()
 }
 
-fn within(store: &Store, precision: Precision) -> Store {
+pub(super) fn within(store: &Store, precision: Precision) -> Store {
     Store { precision, ..store.clone() }
 }
 
@@ -46,7 +46,12 @@ fn all(store: &Store) -> Layout {
 }
 
 /// What a layer gives, the gradient of its input, and those of its parameters.
-fn run(layer: &dyn Layer, store: &Store, x: &Array, dy: impl Fn(&[usize]) -> Array) -> (Array, Array, Vec<f32>) {
+pub(super) fn run(
+    layer: &dyn Layer,
+    store: &Store,
+    x: &Array,
+    dy: impl Fn(&[usize]) -> Array,
+) -> (Array, Array, Vec<f32>) {
     let layout = all(store);
     let pass = Pass { layout: Some(&layout), ..Pass::eval(store) };
     let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));

@@ -6,7 +6,7 @@ use super::{Adapted, Tuner};
 use crate::{
     Result,
     gpu::{
-        Device, Placed,
+        Device, Mixed, Placed,
         ops::{self, Sgd},
     },
     nn::{DropoutDraw, Gradients, Packs},
@@ -17,7 +17,7 @@ impl Tuner<'_> {
     pub(super) fn adapt_placed<'d>(
         &self,
         packs: &Packs,
-        shown: &Placed,
+        shown: &Mixed,
         steps: usize,
         dropout: impl Fn(usize) -> Option<DropoutDraw<'d>>,
     ) -> Result<Adapted> {
