@@ -141,11 +141,11 @@ impl Device {
         Ok(Array::new(self.afford(|| Ok(self.stream.alloc_zeros(count)?))?, shape))
     }
 
-    /// Memory that an operation goes on to write, all of it.
+    /// Memory that whoever asks for it goes on to write, all of it, before anything reads it.
     #[expect(unsafe_code, reason = "memory of a GPU begins as anything")]
-    pub(in crate::gpu) fn fresh<T: DeviceRepr + ValidAsZeroBits>(&self, shape: &[usize]) -> Result<Array<T>, Fault> {
+    pub(crate) fn fresh<T: DeviceRepr + ValidAsZeroBits>(&self, shape: &[usize]) -> Result<Array<T>, Fault> {
         let count = counted(shape)?;
-        // SAFETY: any bits are a number of these types, and each caller is an operation that writes every one.
+        // SAFETY: any bits are a number of these types, and each caller writes every one.
         let data = self.afford(|| Ok(unsafe { self.stream.alloc(count) }?))?;
         Ok(Array::new(data, shape))
     }

@@ -7,7 +7,7 @@ use tl_proto::spec::Precision;
 use super::{
     Array, Device, Fault,
     operand::multiplies,
-    ops::{self, Affine, Convolution, Element, Math},
+    ops::{self, Affine, Convolution, Element, Math, Softmax},
 };
 use crate::{
     nn::Act,
@@ -131,8 +131,9 @@ impl Probe<'_> {
     fn softmax(&mut self) -> Result<(), Fault> {
         let (device, lengths) = (self.device, self.device.upload(&[19u32, 7], &[2])?);
         let (mut scores, mut slopes) = (self.draw(&[4, 19, 19])?, self.draw(&[4, 19, 19])?);
-        ops::softmax(device, &mut scores, &lengths, 0.25)?;
-        ops::softmax_back(device, &mut slopes, &scores, &lengths, 0.25)?;
+        let (how, mut probable) = (Softmax { lengths: &lengths, scale: 0.25, dropped: None }, device.copy(&scores)?);
+        let notes = ops::softmax(device, &mut probable, &how)?;
+        ops::softmax_back(device, [&mut scores, &mut slopes], &notes, &how)?;
         self.keep(&scores)?;
         self.keep(&slopes)
     }

@@ -10,9 +10,14 @@ const THREADS: usize = 256;
 const GRID: usize = 1 << 16;
 /// The same where a thread divides once for all of its numbers: more blocks than any GPU runs at a time.
 const FEW: usize = 1 << 11;
+/// Blocks of such a grid whose threads have several rows each, at least: about as many as a large GPU runs at a time.
+const BUSY: usize = 1 << 10;
 /// Threads that add up a row, and rows of a block: `LANES` and `LINES` of `common.cuh`.
 const LANES: u32 = 16;
 const LINES: usize = 8;
+/// The same of attention's scores: `QUAD` and `ROWS` of `softmax.cu`.
+const QUAD: u32 = 4;
+const ROWS: usize = 32;
 /// Rows whose sum is one chain: `BLOCK` of `common.cuh`.
 pub(in crate::gpu) const BLOCK: usize = 64;
 /// Lines of such sums that a block adds up: `GROUP` of `common.cuh`.
@@ -33,10 +38,34 @@ pub(in crate::gpu) fn fours(n: usize) -> LaunchConfig {
     LaunchConfig { grid_dim: (blocks as u32, 1, 1), block_dim: (THREADS as u32, 1, 1), shared_mem_bytes: 0 }
 }
 
+/// A thread for sixteen bytes of `n` numbers of that type, or for many times as many.
+pub(in crate::gpu) fn words<T>(n: usize) -> LaunchConfig {
+    fours(n.div_ceil(16 / size_of::<T>()) * 4)
+}
+
+/// The same in rows of `c` numbers, where a thread has the same channels in each of its rows, and reads what belongs to them
+/// once. It has eight of bf16 where that goes, else four; where not even these do, any.
+pub(in crate::gpu) fn rows_of<T>(n: usize, c: usize) -> LaunchConfig {
+    let numbers = [16 / size_of::<T>(), 4].into_iter().find(|numbers| c.is_multiple_of(*numbers)).unwrap_or(1);
+    let blocks = n.div_ceil(numbers * THREADS).max(1);
+    let blocks = blocks.div_ceil((blocks / BUSY).max(1));
+    // All of its threads are whole rows. Some may have nothing to do.
+    let line = c / numbers;
+    let whole = line >> line.trailing_zeros().min(THREADS.trailing_zeros());
+    let blocks = blocks.next_multiple_of(whole.clamp(1, GRID));
+    LaunchConfig { grid_dim: (blocks as u32, 1, 1), block_dim: (THREADS as u32, 1, 1), shared_mem_bytes: 0 }
+}
+
 /// Sixteen threads for each row.
 pub(in crate::gpu) fn lines(rows: usize) -> Result<LaunchConfig, Fault> {
     let blocks = wide(rows.div_ceil(LINES))?;
     Ok(LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (LANES, LINES as u32, 1), shared_mem_bytes: 0 })
+}
+
+/// Four threads for each row.
+pub(in crate::gpu) fn quads(rows: usize) -> Result<LaunchConfig, Fault> {
+    let blocks = wide(rows.div_ceil(ROWS))?;
+    Ok(LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (QUAD, ROWS as u32, 1), shared_mem_bytes: 0 })
 }
 
 /// Eight threads for each of `width` columns, `times` over.
@@ -88,3 +117,27 @@ macro_rules! launch {
     }};
 }
 pub(in crate::gpu) use launch;
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    #[test]
+    fn threads_of_rows_keep_their_channels_and_are_about_as_many_as_a_gpu_runs() {
+        for c in [4, 8, 12, 24, 44, 64, 88, 96, 1280, 2040] {
+            for rows in [1, 7, 1000, 100_000, 3_000_000] {
+                for (config, numbers) in
+                    [(rows_of::<f32>(rows * c, c), 4), (rows_of::<bf16>(rows * c, c), if c % 8 == 0 { 8 } else { 4 })]
+                {
+                    let threads = config.grid_dim.0 as usize * THREADS;
+                    assert_eq!(threads % (c / numbers), 0, "{rows} rows of {c}");
+                    let enough = (rows * c / numbers).min(BUSY * THREADS);
+                    assert!((enough..=enough + (2 * BUSY + c) * THREADS).contains(&threads), "{rows} rows of {c}");
+                }
+            }
+        }
+        assert_eq!(rows_of::<bf16>(3 * 7, 7).grid_dim, (7, 1, 1));
+    }
+}

@@ -6,15 +6,61 @@ use std::sync::{Arc, OnceLock};
 use half::bf16;
 
 use super::{
-    Device, Fault, Placed,
+    Array, Device, Fault, Placed,
     ops::{self, Element},
 };
+use crate::num::bf16::rounded;
+
+/// Numbers in f32, with what bf16 has of them once somebody has asked for it. A clone shares both.
+#[derive(Clone, Debug)]
+pub struct Full {
+    numbers: Placed,
+    known: Arc<OnceLock<Placed<bf16>>>,
+}
+
+impl Full {
+    /// The numbers.
+    pub fn numbers(&self) -> &Placed {
+        &self.numbers
+    }
+
+    fn half(&self) -> Result<Placed<bf16>, Fault> {
+        if let Some(known) = self.known.get() {
+            return Ok(known.clone());
+        }
+        // The headers of frames are numbers among others.
+        let rounds = |length: &usize| rounded(*length as f32) != *length as f32;
+        if let Some(lengths) = self.numbers.lengths().filter(|lengths| lengths.iter().any(rounds)) {
+            return Err(Fault::shape(format!("sequences of {lengths:?} rows were to lie in bf16, which rounds these")));
+        }
+        let made = cast(&self.numbers, ops::to_bf16)?;
+        Ok(self.known.get_or_init(|| made).clone())
+    }
+}
+
+impl From<Placed> for Full {
+    fn from(numbers: Placed) -> Self {
+        Self { numbers, known: Arc::default() }
+    }
+}
+
+/// The same numbers in the other type. Sequences are still of the lengths that they were said to be of.
+fn cast<T, U>(
+    x: &Placed<T>,
+    operation: impl FnOnce(&Device, &Array<T>) -> Result<Array<U>, Fault>,
+) -> Result<Placed<U>, Fault> {
+    let made = x.made(operation)?;
+    Ok(match x.lengths() {
+        Some(lengths) => made.with_lengths(lengths),
+        None => made,
+    })
+}
 
 /// The numbers between two layers, or the gradient of them, in the memory that their precision gives them. A clone shares them.
 #[derive(Clone, Debug)]
 pub enum Mixed {
-    /// In f32, with what bf16 has of them once somebody has asked for it.
-    Full(Placed, Arc<OnceLock<Placed<bf16>>>),
+    /// In f32.
+    Full(Full),
     /// In bf16.
     Half(Placed<bf16>),
 }
@@ -23,7 +69,10 @@ pub enum Mixed {
 macro_rules! either {
     ($numbers:expr, |$x:ident| $made:expr) => {
         match $numbers {
-            $crate::gpu::Mixed::Full($x, _) => $made,
+            $crate::gpu::Mixed::Full(full) => {
+                let $x = full.numbers();
+                $made
+            }
             $crate::gpu::Mixed::Half($x) => $made,
         }
     };
@@ -74,8 +123,8 @@ impl Mixed {
     /// The memory is full.
     pub fn full(&self) -> Result<Placed, Fault> {
         match self {
-            Self::Full(x, _) => Ok(x.clone()),
-            Self::Half(x) => x.made(ops::from_bf16),
+            Self::Full(full) => Ok(full.numbers.clone()),
+            Self::Half(x) => cast(x, ops::from_bf16),
         }
     }
 
@@ -85,32 +134,26 @@ impl Mixed {
     /// As [`Mixed::full`].
     pub fn into_full(self) -> Result<Placed, Fault> {
         match self {
-            Self::Full(x, _) => Ok(x),
-            Self::Half(x) => x.made(ops::from_bf16),
+            Self::Full(full) => Ok(full.numbers),
+            Self::Half(x) => cast(&x, ops::from_bf16),
         }
     }
 
     /// What bf16 has of them: rounded once for all that ask.
     ///
     /// # Errors
-    /// The memory is full.
+    /// The memory is full; sequences of lengths that bf16 does not have.
     pub fn half(&self) -> Result<Placed<bf16>, Fault> {
         match self {
             Self::Half(x) => Ok(x.clone()),
-            Self::Full(x, known) => {
-                if let Some(known) = known.get() {
-                    return Ok(known.clone());
-                }
-                let made = x.made(ops::to_bf16)?;
-                Ok(known.get_or_init(|| made).clone())
-            }
+            Self::Full(full) => full.half(),
         }
     }
 
     /// The same numbers, rounded to bf16 where they are not yet, and lying in it.
     ///
     /// # Errors
-    /// The memory is full.
+    /// As [`Mixed::half`].
     pub fn rounded(self) -> Result<Self, Fault> {
         Ok(Self::Half(self.half()?))
     }
@@ -120,7 +163,10 @@ impl Mixed {
     /// # Errors
     /// One of another count.
     pub fn reshaped(self, shape: &[usize]) -> Result<Self, Fault> {
-        either!(self, |x| x.reshaped(shape).map(Self::from))
+        match self {
+            Self::Full(full) => full.numbers.reshaped(shape).map(Self::from),
+            Self::Half(x) => x.reshaped(shape).map(Self::from),
+        }
     }
 
     /// The numbers for the host; waits until they are made.
@@ -129,7 +175,7 @@ impl Mixed {
     /// What makes them has failed.
     pub fn download(&self) -> Result<Vec<f32>, Fault> {
         match self {
-            Self::Full(x, _) => x.download(),
+            Self::Full(full) => full.numbers.download(),
             Self::Half(x) => Ok(x.device().download(x.array())?.into_iter().map(f32::from).collect()),
         }
     }

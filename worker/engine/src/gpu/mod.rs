@@ -41,7 +41,7 @@
 //! 2. **What layers compute.** One branch in front of the host's code hands what lies on a GPU to `ops`. Every layer has
 //!    it, but for those that are made of others. What a layer keeps for its way back lies where its input does.
 //! 3. **Parameters.** `Pass::placed` sends them up: once for the grains of a step, once for all steps where nothing trains
-//!    them (`nn::Packs`).
+//!    them (`nn::Packs`). What stays there (5) is taken from where it lies.
 //! 4. **Gradients.** They gather on the GPU, and so do the sums of batch-norms; `nn::Flat` is the flat gradient in either
 //!    memory, and the tree adds two of them where they lie. Ranks that add up fast do it over NCCL, in place, in buckets that
 //!    go while their last grain still goes backward (`train::overlap`); in the ordered reduction, and for whatever else ranks
@@ -71,6 +71,8 @@
 //! # What is missing
 //!
 //! * Sums over ranks while backward goes on, for several tasks, episodes, and objectives that compare the samples of a batch.
+//! * Gradients of bf16 convolutions with kernels of several pixels, without windows in memory (`ops::Patches`): cuDNN's own would
+//!   be rounded to bf16.
 //! * An activation fused into a product, graphs of launches, cuDNN's graph API, and whatever a profile would show.
 //! * Averages that teach in a step (self-training with them) are the host's, and such a run takes its updates there.
 

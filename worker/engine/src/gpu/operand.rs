@@ -1,6 +1,6 @@
 //! What products take, in the memory that their precision gives it.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use half::bf16;
 use tl_proto::spec::Precision;
@@ -61,6 +61,32 @@ impl Operand {
         Ok(Self { device: x.device().clone(), numbers })
     }
 
+    /// A parameter, which is a run of an array, in its shape, as products of a precision take it: `channels_last` as
+    /// [`ops::channels_last`], or as it lies.
+    ///
+    /// # Errors
+    /// As [`Operand::of`]; some that are not there, or a shape of another count.
+    pub fn of_run(
+        all: &Placed,
+        run: Range<usize>,
+        shape: &[usize],
+        channels_last: bool,
+        precision: Precision,
+    ) -> Result<Self, Fault> {
+        multiplies(all.device().capability(), precision)?;
+        let numbers = match precision {
+            Precision::F32 => Numbers::F32(laid(all, run, shape, channels_last)?),
+            Precision::Tf32 => Numbers::Tf32(laid(all, run, shape, channels_last)?),
+            Precision::Bf16 => Numbers::Bf16(laid(all, run, shape, channels_last)?),
+        };
+        Ok(Self { device: all.device().clone(), numbers })
+    }
+
+    /// Whether they take half the memory of what they were made of.
+    pub fn is_half(&self) -> bool {
+        matches!(self.numbers, Numbers::Bf16(_))
+    }
+
     /// How products take them.
     fn math(&self) -> Math<'_> {
         Math { device: &self.device, tf32: matches!(self.numbers, Numbers::Tf32(_)) }
@@ -70,7 +96,7 @@ impl Operand {
         Placed::new(self.device.clone(), array).into()
     }
 
-    /// As [`ops::linear`], with a bias if there is one.
+    /// As [`ops::linear`], with a bias if there is one: as [`ops::linear_biased`].
     ///
     /// # Errors
     /// Weights of another shape or type, a full memory, or cuBLAS is not there or refuses; so for all that follow.
@@ -82,6 +108,15 @@ impl Operand {
             }
             None => of_both!(self, w, |x, w| ops::linear(math, x, w).map(|y| self.mixed(y))),
         }
+    }
+
+    /// As [`ops::linear_added`].
+    ///
+    /// # Errors
+    /// As [`Operand::linear`].
+    pub fn linear_added(&self, w: &Self, bias: &Placed) -> Result<Mixed, Fault> {
+        let math = self.math();
+        of_both!(self, w, |x, w| ops::linear_added(math, x, w, bias.array()).map(|y| self.mixed(y)))
     }
 
     /// As [`ops::linear_input`].
@@ -100,7 +135,7 @@ impl Operand {
         of_both!(self, x, |dy, x| ops::linear_weights(self.math(), dy, x, dw))
     }
 
-    /// As [`ops::conv`], with a bias if there is one.
+    /// As [`ops::conv`], with a bias if there is one: as [`ops::conv_biased`].
     ///
     /// # Errors
     /// As [`Operand::linear`]; cuDNN is not there or refuses.
@@ -160,6 +195,21 @@ impl Operand {
     ) -> Result<Option<Array>, Fault> {
         of_either!(self, |wh| ops::lstm_back(self.math(), gates, given, wh, dstate, dmemory, step))
     }
+}
+
+/// Numbers of a run, of which products take what the type has.
+fn laid<T: Element>(
+    all: &Placed,
+    run: Range<usize>,
+    shape: &[usize],
+    channels_last: bool,
+) -> Result<Arc<Array<T>>, Fault> {
+    let (device, all) = (all.device(), all.array());
+    let made = match channels_last {
+        true => ops::channels_last_run::<T>(device, all, run, shape)?,
+        false => T::part(device, all, run, shape)?,
+    };
+    Ok(Arc::new(made))
 }
 
 /// The first GPUs that multiply bf16 and TF32 have that compute capability.

@@ -47,6 +47,11 @@ impl<T> Placed<T> {
         &self.array
     }
 
+    /// Whether others hold them too.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.array) > 1
+    }
+
     /// What an operation makes of them, on the same GPU.
     ///
     /// # Errors

@@ -85,6 +85,23 @@ impl Array {
 }
 
 impl Device {
+    /// Arrays in one flat one, each from a number of it on; what none of them covers is zero.
+    ///
+    /// # Errors
+    /// The memory is full, or an array has more numbers than there are from there on.
+    pub(crate) fn laid(&self, count: usize, parts: &[(usize, &Array)]) -> Result<Array, Fault> {
+        let mut runs: Vec<Range<usize>> =
+            parts.iter().map(|(first, part)| *first..first.saturating_add(part.count())).collect();
+        runs.sort_unstable_by_key(|run| run.start);
+        let mut end = 0;
+        let close = runs.iter().all(|run| std::mem::replace(&mut end, run.end) == run.start);
+        let mut all: Array = if close && end == count { self.fresh(&[count])? } else { self.zeros(&[count])? };
+        for (first, part) in parts {
+            all.place(*first..first.saturating_add(part.count()), part)?;
+        }
+        Ok(all)
+    }
+
     /// As [`Device::download`], into memory that is there.
     ///
     /// # Errors

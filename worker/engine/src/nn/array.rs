@@ -9,7 +9,8 @@ use super::{Act, sum::add, tensor};
 use crate::gpu::{Mixed, Placed, ops::Element};
 use crate::{Error, Result, gpu::Place};
 
-/// The numbers between two layers, or the gradient of them: f32, row-major. A clone shares them.
+/// The numbers between two layers, or the gradient of them, row-major: f32, or on a GPU what bf16 has of them, where layers hand
+/// that on. A clone shares them.
 ///
 /// Each lies in one memory, and a layer computes where its input is, or says that it cannot. Above the taps all is
 /// [`Tensor`]s of the host's: they become arrays in front of a chain of layers, and arrays become tensors behind it.

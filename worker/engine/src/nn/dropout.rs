@@ -4,7 +4,10 @@ use rayon::prelude::*;
 
 use super::{Array, Gradients, Layer, Mask, Pass, Tape, array, host};
 #[cfg(feature = "cuda")]
-use crate::gpu::ops::{self, Dropped};
+use crate::gpu::{
+    either,
+    ops::{self, Dropped},
+};
 use crate::{Error, Result};
 
 /// Zeroes an element with probability `p` and scales the others by `1/(1−p)` (Srivastava et al., 2014).
@@ -30,7 +33,8 @@ impl Dropout {
         #[cfg(feature = "cuda")]
         if let Array::Device(x) = x {
             let dropped = Dropped::new(x.device(), draw.rng, site, p, draw.draws)?;
-            let y = x.full()?.changed(|device, x| ops::dropout(device, x, &dropped, &vec![own; samples]))?;
+            let elements = vec![own; samples];
+            let y = either!(x, |x| x.made(|device, x| ops::dropout_from(device, x, &dropped, &elements)))?;
             return Ok(y.into());
         }
         let mut values = host(x)?.to_vec();

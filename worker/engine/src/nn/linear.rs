@@ -85,7 +85,7 @@ impl Linear {
 impl Linear {
     /// What its own weights make of an input that lies on a GPU.
     fn placed(&self, x: &Mixed, shape: &[usize], pass: &Pass<'_>, tape: &mut Tape) -> Result<Mixed> {
-        let w = pass.operand_of(self.w, &[self.output, self.input], x.device(), None)?;
+        let w = pass.operand_of(self.w, &[self.output, self.input], x.device())?;
         let bias = self.b.map(|b| pass.placed(b, &[self.output], x.device())).transpose()?;
         let taken = pass.operand(x)?;
         let y = taken.linear(&w, bias.as_ref())?.reshaped(shape)?;
@@ -112,7 +112,7 @@ impl Linear {
         if !need_dx {
             return Ok(None);
         }
-        let w = pass.operand_of(self.w, &weights, dy.device(), None)?;
+        let w = pass.operand_of(self.w, &weights, dy.device())?;
         Ok(Some(slopes.linear_input(&w)?.reshaped(&shape)?))
     }
 }

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::{Array, DropoutDraw, Pass, Ragged, array, host};
 #[cfg(feature = "cuda")]
 use crate::gpu::{
-    Device, Placed,
+    Device, Fault, Mixed, Placed, either,
     ops::{self, Dropped},
 };
 use crate::{Error, Result, num::rng::Stream};
@@ -86,7 +86,7 @@ impl Mask {
         }
         #[cfg(feature = "cuda")]
         if let Array::Device(x) = x {
-            return self.placed(x.into_full()?, c, ragged, pass).map(Array::from);
+            return self.placed(x, c, ragged, pass).map(Array::from);
         }
         let mut values = host(&x)?.to_vec();
         let own = ragged.split(&mut values, c).into_iter().zip(self.of(pass, ragged.lengths.len())?);
@@ -115,12 +115,21 @@ impl Mask {
         Ok(Some(Dropped::new(device, draw.rng, self.site, self.p, draws)?))
     }
 
-    fn placed(&self, x: Placed, c: usize, ragged: &Ragged, pass: &Pass<'_>) -> Result<Placed> {
+    fn placed(&self, x: Mixed, c: usize, ragged: &Ragged, pass: &Pass<'_>) -> Result<Mixed> {
         let samples = ragged.lengths.len();
         let Some(dropped) = self.placed_of(x.device(), pass, samples, 0..samples)? else { return Ok(x) };
         let elements: Vec<usize> = ragged.lengths.iter().map(|length| length * c).collect();
-        Ok(x.changed(|device, x| ops::dropout(device, x, &dropped, &elements))?)
+        Ok(left(x, &dropped, &elements)?.into())
     }
+}
+
+/// What is left of samples of so many elements, in f32: where they lie if they lie so and nobody else has them.
+#[cfg(feature = "cuda")]
+fn left(x: Mixed, dropped: &Dropped, elements: &[usize]) -> Result<Placed, Fault> {
+    if matches!(&x, Mixed::Full(full) if !full.numbers().is_shared()) {
+        return x.into_full()?.changed(|device, x| ops::dropout(device, x, dropped, elements));
+    }
+    either!(&x, |x| x.made(|device, x| ops::dropout_from(device, x, dropped, elements)))
 }
 
 #[cfg(test)]

@@ -202,7 +202,7 @@ impl Tape {
 
 /// One layer, or a container of layers.
 pub trait Layer: Send + Sync {
-    /// `x`: images `[n, h, w, c]`, features `[n, c]`, or tokens `[n, t, c]`; f32.
+    /// `x`: images `[n, h, w, c]`, features `[n, c]`, or tokens `[n, t, c]`; f32, or on a GPU also bf16.
     ///
     /// # Errors
     /// A shape that does not fit.

@@ -35,6 +35,9 @@ pub(super) struct Kept {
     /// Running statistics there, by their means.
     #[cfg(feature = "cuda")]
     pub(super) running: BTreeMap<BufferId, Placed>,
+    /// All buffers there, as they are in this step.
+    #[cfg(feature = "cuda")]
+    pub(super) buffers: Option<Placed>,
     /// What is trained, where it stays on a GPU between steps: in the order of the flat gradient.
     #[cfg(feature = "cuda")]
     pub(super) resident: Option<Placed>,
@@ -43,11 +46,11 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Whether what a parameter has gone up as is worth keeping. One that is trained and does not stay there would go up a second
-    /// time on the way back, also of one grain.
+    /// Whether what a parameter has gone up as is worth keeping. What is trained would be made a second time on the way back,
+    /// also of one grain. Of what stays there, and is at hand, only what takes little memory is kept for one grain.
     #[cfg(feature = "cuda")]
-    pub(super) fn keeps(&self, trained: bool) -> bool {
-        self.several || !trained || self.resident.is_none()
+    pub(super) fn keeps(&self, trained: bool, takes_little: bool) -> bool {
+        takes_little || self.several || !trained || self.resident.is_none()
     }
 
     /// Forgets what has other values after a step.
@@ -58,7 +61,10 @@ impl Kept {
         #[cfg(feature = "cuda")]
         self.placed.retain(|(id, _), _| layout.slot(*id).is_none());
         #[cfg(feature = "cuda")]
-        self.running.retain(|mean, _| layout.stats(*mean).is_none());
+        {
+            self.buffers = None;
+            self.running.retain(|mean, _| layout.stats(*mean).is_none());
+        }
     }
 }
 
@@ -105,10 +111,19 @@ impl Packs {
     }
 
     /// From here on what is trained is taken from these values, in the order of the flat gradient; again from the store if
-    /// there are none.
+    /// there are none. Nothing is kept of what it was before.
     #[cfg(feature = "cuda")]
-    pub fn take_from(&self, resident: Option<&Placed>) {
-        self.kept().resident = resident.cloned();
+    pub fn take_from(&self, layout: &Layout, resident: Option<&Placed>) {
+        let mut kept = self.kept();
+        kept.forget(layout);
+        kept.resident = resident.cloned();
+    }
+
+    /// Leaves what is kept where it lies, for good: where something has failed, giving memory back could wait for what will
+    /// never be done.
+    #[cfg(feature = "cuda")]
+    pub fn lose(&self) {
+        std::mem::forget(std::mem::take(&mut *self.kept()));
     }
 }
 

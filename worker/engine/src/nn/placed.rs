@@ -1,15 +1,12 @@
 //! Parameters and their gradients on the GPU that a layer's input lies on.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use super::{Array, BufferId, Flat, Gradients, Packs, ParamId, Pass, Saved, Tape, precision::Rounds};
 use crate::{
     Error, Result,
     gpu::{self, Device, Fault, Mixed, Operand, Placed, ops},
 };
-
-/// What an operation makes of a weight before it takes it.
-pub(super) type Turn = fn(&Device, &gpu::Array) -> Result<gpu::Array, Fault>;
 
 impl Array {
     /// What lies on a GPU.
@@ -32,32 +29,47 @@ impl Pass<'_> {
         Ok(Operand::of(x, self.precision())?)
     }
 
-    /// What a layer of images hands on: in the memory of bf16 where that is what it computes with.
+    /// What a layer of images hands on: in the memory of bf16 where that is what it computes with. Elsewhere nothing lies there,
+    /// or an operation would have rounded what the host does not.
     pub(super) fn handed(&self, made: impl Into<Mixed>) -> Result<Mixed> {
         let made = made.into();
-        if self.precision().outside().is_f32() { Ok(made) } else { Ok(made.rounded()?) }
+        if !self.precision().outside().is_f32() {
+            return Ok(made.rounded()?);
+        }
+        if made.is_half() {
+            return Err(Error::Internal(format!("a layer was given bf16 in {}", self.precision())));
+        }
+        Ok(made)
     }
 
-    /// A weight of a product, as it takes it, where `at` lies: turned, if the operation wants it so. It goes up once a step,
-    /// and once for all steps where nothing trains it. All layers of a weight must want the same.
-    pub(super) fn operand_of(
-        &self,
-        id: ParamId,
-        shape: &[usize],
-        at: &Arc<Device>,
-        turn: Option<Turn>,
-    ) -> Result<Operand> {
+    /// A weight of a product, as it takes it, where `at` lies. It goes up once a step, and once for all steps where nothing
+    /// trains it. All layers of a weight must want the same.
+    pub(super) fn operand_of(&self, id: ParamId, shape: &[usize], at: &Arc<Device>) -> Result<Operand> {
+        self.weights_of(id, shape, at, false)
+    }
+
+    /// The same of the kernels of a convolution, as [`ops::channels_last`].
+    pub(super) fn kernels_of(&self, id: ParamId, shape: &[usize], at: &Arc<Device>) -> Result<Operand> {
+        self.weights_of(id, shape, at, true)
+    }
+
+    fn weights_of(&self, id: ParamId, shape: &[usize], at: &Arc<Device>, channels_last: bool) -> Result<Operand> {
         if let Some(known) = self.packs.and_then(|packs| packs.kept().operands.get(&id).cloned()) {
             return Ok(known);
         }
-        let own = self.lying(id, shape, at)?;
-        let turned = match turn {
-            Some(turn) => own.made(turn)?,
-            None => own,
+        let precision = self.precision();
+        let made = match self.resident(id) {
+            Some((all, slot)) => Operand::of_run(&all, slot, shape, channels_last, precision)?,
+            None => {
+                let own = Placed::new(at.clone(), at.upload(self.store.param(id), shape)?);
+                match channels_last {
+                    true => Operand::of_run(&own, 0..own.array().count(), shape, true, precision)?,
+                    false => self.operand(&own.into())?,
+                }
+            }
         };
-        let made = self.operand(&turned.into())?;
         if let Some(mut kept) = self.packs.map(Packs::kept)
-            && kept.keeps(self.trains(id))
+            && kept.keeps(self.trains(id), made.is_half())
         {
             kept.operands.insert(id, made.clone());
         }
@@ -79,27 +91,27 @@ impl Pass<'_> {
         if let Some(known) = self.packs.and_then(|packs| packs.placed(id, exact)) {
             return Ok(known);
         }
-        let own = self.lying(id, shape, at)?;
-        let made = if exact || self.precision().outside().is_f32() { own } else { own.made(ops::round_bf16)? };
+        let rounds = !exact && !self.precision().outside().is_f32();
+        let made = match self.resident(id) {
+            Some((all, slot)) => all.made(|device, all| match rounds {
+                true => ops::round_bf16_run(device, all, slot, shape),
+                false => device.part(all, slot, shape),
+            })?,
+            None => {
+                let own = Placed::new(at.clone(), at.upload(self.store.param(id), shape)?);
+                if rounds { own.made(ops::round_bf16)? } else { own }
+            }
+        };
         if let Some(packs) = self.packs {
             packs.keep((id, exact), &made, self.trains(id));
         }
         Ok(made)
     }
 
-    /// A parameter as it is.
-    fn lying(&self, id: ParamId, shape: &[usize], at: &Arc<Device>) -> Result<Placed> {
-        match self.resident(id, shape)? {
-            Some(own) => Ok(own),
-            None => Ok(Placed::new(at.clone(), at.upload(self.store.param(id), shape)?)),
-        }
-    }
-
-    /// The elements of a parameter that stays on the GPU between steps, in any precision: there the store has none.
-    fn resident(&self, id: ParamId, shape: &[usize]) -> Result<Option<Placed>> {
-        let all = self.packs.and_then(|packs| packs.kept().resident.clone());
-        let (Some(all), Some(slot)) = (all, self.layout.and_then(|layout| layout.slot(id))) else { return Ok(None) };
-        Ok(Some(all.made(|device, all| device.part(all, slot, shape))?))
+    /// Where a parameter lies that stays on the GPU between steps, in any precision: the store has none of it then.
+    fn resident(&self, id: ParamId) -> Option<(Placed, Range<usize>)> {
+        let all = self.packs.and_then(|packs| packs.kept().resident.clone())?;
+        Some((all, self.layout?.slot(id)?))
     }
 }
 
@@ -122,6 +134,9 @@ impl Tape {
     }
 }
 
+/// Numbers of a parameter that take next to no memory: biases, scales and shifts, depthwise kernels.
+const LITTLE: usize = 1 << 17;
+
 impl Packs {
     fn placed(&self, id: ParamId, exact: bool) -> Option<Placed> {
         self.kept().placed.get(&(id, exact)).cloned()
@@ -129,7 +144,7 @@ impl Packs {
 
     fn keep(&self, which: (ParamId, bool), placed: &Placed, trained: bool) {
         let mut kept = self.kept();
-        if kept.keeps(trained) {
+        if kept.keeps(trained, placed.array().count() <= LITTLE) {
             kept.placed.insert(which, placed.clone());
         }
     }
@@ -172,14 +187,13 @@ impl Gradients<'_> {
     /// nothing has. Each number is the sum that it is in [`Gradients::come_down`].
     pub(super) fn gathered(&self) -> Result<Option<Placed>> {
         let Some(at) = self.placed.values().chain(self.placed_stats.values()).next() else { return Ok(None) };
-        let slopes = self.placed.iter().filter_map(|(id, sum)| Some((self.layout.slot(*id)?, sum)));
-        let sums = self.placed_stats.iter().filter_map(|(mean, sum)| Some((self.layout.stats(*mean)?, sum)));
-        let sums = slopes.chain(sums);
+        let slopes = self.placed.iter().filter_map(|(id, sum)| Some((self.layout.slot(*id)?.start, sum.array())));
+        let sums = self.placed_stats.iter();
+        let sums = sums.filter_map(|(mean, sum)| Some((self.layout.stats(*mean)?.start, sum.array())));
+        let sums: Vec<(usize, &gpu::Array)> = slopes.chain(sums).collect();
         let flat = at.made(|device, _| {
-            let mut flat = device.zeros(&[self.layout.total_len()])?;
-            for (slot, sum) in sums {
-                ops::add_run(device, &mut flat, slot.start, sum.array())?;
-            }
+            // No sum is a negative zero, since each has begun with zeros: a copy is what adding it to zeros would be.
+            let mut flat = device.laid(self.layout.total_len(), &sums)?;
             for (from, to) in &self.opened {
                 let sent = device.upload(&self.flat[*from..*to], &[to - from])?;
                 ops::add_run(device, &mut flat, *from, &sent)?;

@@ -14,8 +14,9 @@
 //! Unlike there
 //! - the kind of a layer decides, and not the type of what it is given: a batch-norm rounds what it makes of f32 too;
 //! - a batch-norm is rounded once with the activation after it;
-//! - f32 are also gradients of parameters, dropout, constant factors, sums of branches and of gradients in a graph of layers,
-//!   the state of an LSTM, and tensors that objectives train beside the network.
+//! - f32 are also gradients of parameters, dropout, constant factors and those of IA3, the sum of a layer and what LoRA or a
+//!   bottleneck adds to it, sums of branches in a graph of layers, sums of gradients wherever a value is read more than once (but
+//!   for that in front of a residual block), the state of an LSTM, and tensors that objectives train beside the network.
 //!
 //! With `tf32`, as with PyTorch where `allow_tf32` is set, of matrices and of convolutions alike:
 //! - what a product takes (weights, inputs, gradients of outputs) is rounded to TF32 and summed in f32;
@@ -36,7 +37,7 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 use tl_proto::spec::Precision;
 
-use super::{ParamId, Pass};
+use super::{ParamId, Pass, Store};
 use crate::num::{bf16, tf32};
 
 /// Numbers of one task; no part of the result.
@@ -138,6 +139,17 @@ impl Rounds for Precision {
 
     fn summed<'a>(self, slopes: &'a [f32], taken: &'a [f32]) -> &'a [f32] {
         if self.outside().is_f32() { slopes } else { taken }
+    }
+}
+
+impl Store {
+    /// The number of what its layers make of the same input, in the key of cached features: it goes up for a precision in which
+    /// they round elsewhere than they did.
+    pub(crate) fn rounding(&self) -> u32 {
+        match self.precision {
+            Precision::F32 | Precision::Tf32 => 3,
+            Precision::Bf16 => 4,
+        }
     }
 }
 

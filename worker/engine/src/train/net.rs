@@ -313,7 +313,7 @@ impl Net {
     pub fn prefix_digest(&self, store: &Store, cut: usize) -> String {
         let mut hasher = blake3::Hasher::new();
         // The number is that of decoding, preprocessing and rounding: another one where the same bytes become other numbers.
-        let mut text = format!("features/4;{};{};", store.precision, self.contract.describe());
+        let mut text = format!("features/{};{};{};", store.rounding(), store.precision, self.contract.describe());
         self.network.units[..cut].iter().for_each(|u| u.layer.describe(&mut text));
         hasher.update(text.as_bytes());
         let (mut params, mut norms) = (Vec::new(), Vec::new());

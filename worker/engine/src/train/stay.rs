@@ -124,7 +124,7 @@ impl Stay {
     /// asking it for numbers and giving memory back could wait for that.
     pub fn lose(self, stage: &Stage) {
         if self.holds() {
-            stage.packs.take_from(None);
+            stage.packs.lose();
         }
         std::mem::forget(self.there);
     }
@@ -135,7 +135,7 @@ impl Stay {
     /// The GPU has failed: then there is no state.
     pub fn end(self, stage: &Stage, state: &mut RunState) -> Result<()> {
         let Some(There { resident, averages, .. }) = self.there else { return Ok(()) };
-        stage.packs.take_from(None);
+        stage.packs.take_from(&stage.layout, None);
         if let (Some(there), Some((values, _))) = (&averages, &mut state.averages) {
             resident.bring(there, values)?;
         }
@@ -145,7 +145,7 @@ impl Stay {
     /// Lets go of what stays: nobody goes on from there, and the state becomes another one.
     pub fn leave(self, stage: &Stage) {
         if self.holds() {
-            stage.packs.take_from(None);
+            stage.packs.take_from(&stage.layout, None);
         }
     }
 }
@@ -205,10 +205,10 @@ impl Loop<'_> {
         }
         let section = &self.run.spec.optimizer;
         let norm = finite(optim::clip_placed(&mut mean, section.clip_norm)?, state.progress.step)?;
-        stage.packs.take_from(None);
+        stage.packs.take_from(&stage.layout, None);
         resident.step(optimizer, section, &mut state.moments, &mean, rate)?;
         there.show(&mut state.store.values)?;
-        stage.packs.take_from(Some(there.resident.values()));
+        stage.packs.take_from(&stage.layout, Some(there.resident.values()));
         Ok(Some(norm))
     }
 }

@@ -10,7 +10,7 @@ use tl_engine::{
 };
 use tl_proto::spec::Precision;
 
-use crate::{close, device, fetched, layers::near, numbers, product, same, shared, up};
+use crate::{close, device, fetched, is_fake, layers::near, numbers, product, same, shared, up};
 
 /// What bf16 has of numbers.
 pub(crate) fn coarse(x: &[f32]) -> Vec<f32> {
@@ -38,9 +38,22 @@ fn products_are_rounded_once_and_gradients_of_parameters_are_not() {
         neighbours(device, &ops::linear(device, &xs, &ws).unwrap(), &coarse(&y));
         let bias = numbers(4, output);
         let add = |y: &[f32]| coarse(&y.iter().enumerate().map(|(i, v)| v + bias[i % output]).collect::<Vec<_>>());
-        let made = ops::linear_biased(device, &xs, &ws, &up(device, &bias, &[output])).unwrap();
-        neighbours(device, &made, &add(&y));
+        let raw = up(device, &bias, &[output]);
+        let added = ops::linear_added(device, &xs, &ws, &raw).unwrap();
+        neighbours(device, &added, &add(&y));
         assert_ne!(add(&y), add(&coarse(&y)), "twice would be as good");
+        // What bf16 has of a bias, on top of which the sums come.
+        let rounded = ops::round_bf16(device, &raw).unwrap();
+        let want = fetched(device, &ops::linear_added(device, &xs, &ws, &rounded).unwrap());
+        assert_ne!(fetched(device, &added), want, "a bias that must not be rounded is");
+        for bias in [&raw, &rounded] {
+            let made = ops::linear_biased(device, &xs, &ws, bias).unwrap();
+            neighbours(device, &made, &want);
+            if is_fake(device) {
+                same(device, &made, &want);
+            }
+        }
+        assert!(ops::linear_biased(device, &xs, &ws, &up(device, &[1.0; 3], &[3])).is_err());
 
         let dx = product((rows, input, output), |r, d| dy[r * output + d], |d, c| w[d * input + c]);
         neighbours(device, &ops::linear_input(device, &dys, &ws).unwrap(), &coarse(&dx));
@@ -102,7 +115,7 @@ fn convolutions_are_those_of_f32_rounded_once_and_gradients_of_weights_are_those
         let y = ops::conv(device, &x, &weights, how).unwrap();
         neighbours(device, &ops::conv(device, &half_x, &half_weights, how).unwrap(), &coarse(&down(&y)));
 
-        let bias = up(device, &numbers(3, cout), &[cout]);
+        let bias = up(device, &coarse(&numbers(3, cout)), &[cout]);
         let mut sum = device.copy(&y).unwrap();
         ops::add_bias(device, &mut sum, &bias).unwrap();
         let sum = down(&sum);
@@ -110,6 +123,7 @@ fn convolutions_are_those_of_f32_rounded_once_and_gradients_of_weights_are_those
         let biased = ops::conv_biased(device, &half_x, &half_weights, &bias, how).unwrap();
         assert_eq!(biased.shape(), y.shape());
         neighbours(device, &biased, &coarse(&sum));
+        assert!(ops::conv_biased(device, &half_x, &half_weights, &x, how).is_err());
 
         let (dy, half_dy) = send(4, y.shape());
         let dx = ops::conv_input(device, &dy, &weights, shape, how).unwrap();
@@ -141,7 +155,11 @@ fn check_windows<T: Element>(device: &Device, cast: impl Fn(&Array) -> Array<T>)
         let image = want.len() / cout / 5 * (kh * kw * cin).next_multiple_of(8) * size_of::<T>();
         for room in [0, 2 * image, usize::MAX] {
             let windows = Patches::of(&x, &dims, how, room).unwrap();
-            close(device, &windows.times(device, &weights).unwrap(), &want, 1e-5);
+            let mut sums = windows.times(device, &weights).unwrap();
+            close(device, &sums, &want, 1e-5);
+            windows.add_to(device, &weights, &mut sums).unwrap();
+            close(device, &sums, &want.iter().map(|v| 2.0 * v).collect::<Vec<_>>(), 1e-5);
+            assert!(windows.add_to(device, &weights, &mut device.zeros::<f32>(&[want.len()]).unwrap()).is_err());
             let learnt = windows.learnt(device, &dy).unwrap();
             assert_eq!(learnt.shape(), dims);
             close(device, &learnt, &dw, 2e-5);
@@ -158,6 +176,52 @@ fn windows_side_by_side_make_products_of_convolutions_however_many_there_is_room
     let Some(device) = device() else { return };
     check_windows(device, |x| device.copy(x).unwrap());
     check_windows(device, |x| ops::to_bf16(device, x).unwrap());
+}
+
+#[test]
+fn what_is_made_of_a_run_is_what_is_made_of_its_numbers_alone() {
+    let Some(device) = shared() else { return };
+    for (first, shape) in [(0, [4, 3, 2, 2]), (1, [4, 3, 2, 2]), (3, [2, 35, 1, 40]), (4, [33, 4, 3, 3]), (7, [1; 4])] {
+        let count = shape.iter().product::<usize>();
+        let (all, run) = (numbers(first as u32, first + count + 3), first..first + count);
+        let there = up(device, &all, &[all.len()]);
+        let own = up(device, &all[run.clone()], &shape);
+        let low = coarse(&all[run.clone()]);
+        let half = ops::to_bf16_run(device, &there, run.clone(), &shape).unwrap();
+        assert_eq!(half.shape(), shape);
+        same(device, &half, &low);
+        same(device, &ops::round_bf16_run(device, &there, run.clone(), &shape).unwrap(), &low);
+
+        let turned = fetched(device, &ops::channels_last(device, &own).unwrap());
+        let exact = ops::channels_last_run::<f32>(device, &there, run.clone(), &shape).unwrap();
+        let half = ops::channels_last_run::<bf16>(device, &there, run.clone(), &shape).unwrap();
+        assert_eq!((exact.shape(), half.shape()), (&[shape[0], shape[2], shape[3], shape[1]][..], exact.shape()));
+        same(device, &exact, &turned);
+        same(device, &half, &coarse(&turned));
+        let [rows, columns] = [shape[1], shape[2] * shape[3]];
+        // And back, on top of what is there.
+        let mut sums = up(device, &vec![0.5; count], &shape);
+        ops::add_turned(device, &mut sums, &exact, [shape[0], columns, rows]).unwrap();
+        same(device, &sums, &all[run.clone()].iter().map(|v| 0.5 + v).collect::<Vec<_>>());
+        assert!(ops::add_turned(device, &mut sums, &there, [shape[0], columns, rows]).is_err());
+
+        for (run, shape) in [(first..first + count + 1, shape), (first + 4..first + 4 + count, shape), (0..0, [0; 4])] {
+            assert!(ops::to_bf16_run(device, &there, run.clone(), &shape).is_err());
+            assert!(ops::round_bf16_run(device, &there, run.clone(), &shape).is_err());
+            assert!(ops::channels_last_run::<bf16>(device, &there, run, &shape).is_err());
+        }
+
+        // An operand is the same numbers; the sums of its only row are these.
+        let there = Placed::new(device.clone(), there);
+        for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
+            let part = Operand::of_run(&there, run.clone(), &[count], false, precision).unwrap();
+            let mut sums = device.zeros(&[count]).unwrap();
+            part.add_sums(&mut sums).unwrap();
+            assert_eq!(part.is_half(), precision == Precision::Bf16);
+            same(device, &sums, if part.is_half() { &low } else { &all[run.clone()] });
+            assert!(Operand::of_run(&there, run.clone(), &[count], true, precision).is_err());
+        }
+    }
 }
 
 #[test]
@@ -181,6 +245,12 @@ fn what_layers_hand_on_is_rounded_once_for_all_and_widened_as_it_is() {
     let lent = full.full().unwrap();
     assert!(std::ptr::eq(lent.array(), full.full().unwrap().array()));
     assert_eq!(lent.lengths(), Some(&[1, 2][..]));
+    // Also in bf16 and back, which is for lengths that it has.
+    assert_eq!((one.lengths(), half.full().unwrap().lengths()), (Some(&[1, 2][..]), Some(&[1, 2][..])));
+    for (length, fits) in [(256, true), (257, false), (258, true)] {
+        let frame = Placed::new(device.clone(), up(device, &exact, &[3, 4])).with_lengths(&[1, length]);
+        assert_eq!(Mixed::from(frame).rounded().is_ok(), fits, "{length}");
+    }
     let twice = lent.changed(|device, x| ops::scale(device, x, 2.0)).unwrap();
     assert_eq!([full.download(), half.download()].map(Result::unwrap), [exact.clone(), low.clone()]);
     // What nobody else has is changed where it lies.

@@ -109,6 +109,33 @@ fn grains_are_gathered_and_added_where_they_lie_with_the_bits_of_the_host() {
 }
 
 #[test]
+fn what_has_all_gathered_on_a_gpu_is_the_same_in_one_flat_gradient() {
+    if shared().is_none() {
+        return;
+    }
+    let net = net();
+    // Nothing is the host's: no number of the flat one is left out.
+    let layout = Layout::new(&net.store, &[ParamId(0), ParamId(2), ParamId(3)], &[]);
+    let gradients = |zeros: bool| {
+        let mut grads = Gradients::unmade(&layout);
+        let pass = Pass { layout: Some(&layout), ..Pass::eval(&net.store) };
+        let dy = numbers(5, 4 * 3).into_iter().map(|v| if zeros { -0.0 } else { v }).collect::<Vec<_>>();
+        let mut tape = Tape::default();
+        net.layers.forward(&placed(&numbers(4, 4 * 7), &[4, 7]), &pass, &mut tape).unwrap();
+        net.layers.backward(&placed(&dy, &[4, 3]), &pass, &mut tape, &mut grads, false).unwrap();
+        grads
+    };
+    for zeros in [false, true] {
+        let mut down = gradients(zeros);
+        down.come_down().unwrap();
+        let (flat, touched) = gradients(zeros).finish().unwrap();
+        assert_eq!((flat.is_here(), flat.count(), touched), (false, layout.total_len(), down.touched.clone()));
+        assert_eq!(bits(&flat.into_host().unwrap()), bits(&down.flat));
+        assert_eq!(zeros, down.flat.iter().all(|v| *v == 0.0));
+    }
+}
+
+#[test]
 fn several_ranks_send_each_other_what_comes_down() {
     if shared().is_none() {
         return;
@@ -202,13 +229,13 @@ fn steps_with_clipping_on_what_stays_have_the_bits_of_the_host() {
 #[test]
 fn layers_take_what_is_trained_from_where_it_stays_and_the_rest_from_the_store() {
     let Some(device) = shared() else { return };
-    for precision in [Precision::F32, Precision::Bf16] {
+    for (precision, grains) in [(Precision::F32, 2), (Precision::Bf16, 2), (Precision::Bf16, 1)] {
         let Net { layers, mut store, layout, .. } = net();
         store.precision = precision;
         let (groups, packs) = (optim::groups(&store, &layout, &[1.0; 4]), Packs::default());
         let x = placed(&numbers(1, 4 * 7), &[4, 7]);
         let said = |store: &Store| {
-            packs.begin(&layout, 2);
+            packs.begin(&layout, grains);
             let pass = Pass { layout: Some(&layout), packs: Some(&packs), ..Pass::eval(store) };
             let y = layers.forward(&x, &pass, &mut Tape::default()).unwrap();
             packs.end(&layout);
@@ -219,14 +246,14 @@ fn layers_take_what_is_trained_from_where_it_stays_and_the_rest_from_the_store()
         let mut moments = (optimizer.init)(store.values.len());
         let mut there = Resident::new(device, &groups, &mut store.values, &moments).unwrap();
         assert!(said(&store).iter().all(|v| v.is_nan()), "they go on with what is no more");
-        packs.take_from(Some(there.values()));
+        packs.take_from(&layout, Some(there.values()));
         assert_eq!(bits(&said(&store)), bits(&before));
-        packs.take_from(None);
+        packs.take_from(&layout, None);
         let mean = sent(&numbers(2, layout.params_len()), &[layout.params_len()]);
         there.step(optimizer, &OptimizerSection::default(), &mut moments, &mean, Rate::from(0.1)).unwrap();
-        packs.take_from(Some(there.values()));
+        packs.take_from(&layout, Some(there.values()));
         let after = said(&store);
-        packs.take_from(None);
+        packs.take_from(&layout, None);
         there.settle(&mut store.values, &mut moments).unwrap();
         assert_eq!(bits(&said(&store)), bits(&after));
         assert_ne!(bits(&after), bits(&before));

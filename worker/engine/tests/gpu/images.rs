@@ -7,6 +7,7 @@ use tl_engine::{
         ops::{self, Columns, Convolution, Window, Windowed},
     },
     nn::{AvgPool, Border, Builder, ConvSpec, FlattenChannels, GlobalAvgPool, MaxPool, Padding, ParamId},
+    num::bf16::rounded,
 };
 
 use crate::{close, device, numbers, run, same, up};
@@ -86,20 +87,33 @@ fn means_of_windows_have_the_bits_of_the_cpu() {
 fn means_and_products_over_whole_images_are_those_of_the_cpu() {
     let Some(device) = device() else { return };
     let store = Builder::new(1).store;
-    for c in [37, 40] {
-        let (shape, count) = ([3, 5, 4, c], 3 * 20 * c);
-        let (x, other) = (numbers(1, count), numbers(2, count));
+    // Fewer pixels than eight chains ask for at once, as many, and more; channels of one block, and of several.
+    for (h, w, c) in [(5, 4, 37), (5, 4, 40), (8, 16, 3), (17, 17, 2), (13, 40, 66), (16, 16, 65)] {
+        let (shape, area) = ([3, h, w, c], h * w);
+        let [x, other] = [1, 2].map(|seed| numbers(seed, 3 * area * c).iter().map(|v| rounded(*v)).collect::<Vec<_>>());
         let want = run(&GlobalAvgPool, &store, (&x, &shape), None, false);
-        let xs = up(device, &x, &shape);
-        close(device, &ops::global_mean(device, &xs).unwrap(), &want.y, 1e-6);
+        let [xs, others] = [&x, &other].map(|values| up(device, values, &shape));
+        let means = ops::global_mean(device, &xs).unwrap();
+        close(device, &means, &want.y, 1e-6);
         let dy = up(device, &want.dy, &[3, c]);
-        same(device, &ops::global_mean_back(device, &dy, (5, 4)).unwrap(), &want.dx);
-        let products = ops::global_products(device, &xs, &up(device, &other, &shape)).unwrap();
-        let sum = |image: usize, channel: usize| {
-            let at = (0..20).map(|p| (image * 20 + p) * c + channel);
-            at.map(|i| f64::from(x[i]) * f64::from(other[i])).sum::<f64>() as f32
+        same(device, &ops::global_mean_back(device, &dy, (h, w)).unwrap(), &want.dx);
+        // Eight chains of every eighth pixel, joined in order.
+        let sums = |value: &dyn Fn(usize) -> f64| -> Vec<f64> {
+            let sum = |image: usize, channel: usize| {
+                let mut chains = [0.0; 8];
+                (0..area).for_each(|p| chains[p % 8] += value((image * area + p) * c + channel));
+                chains.iter().sum::<f64>()
+            };
+            (0..3 * c).map(|i| sum(i / c, i % c)).collect()
         };
-        close(device, &products, &(0..3 * c).map(|i| sum(i / c, i % c)).collect::<Vec<_>>(), 1e-6);
+        let plain = sums(&|i| f64::from(x[i]));
+        same(device, &means, &plain.iter().map(|sum| (sum / area as f64) as f32).collect::<Vec<_>>());
+        let products = ops::global_products(device, &xs, &others).unwrap();
+        let want = sums(&|i| f64::from(x[i]) * f64::from(other[i]));
+        same(device, &products, &want.iter().map(|sum| *sum as f32).collect::<Vec<_>>());
+        let [half, half_other] = [&xs, &others].map(|array| ops::to_bf16(device, array).unwrap());
+        rounded_once(device, &ops::global_mean(device, &half).unwrap(), &means);
+        rounded_once(device, &ops::global_products(device, &half, &half_other).unwrap(), &products);
     }
 }
 
@@ -112,6 +126,7 @@ fn pools_of_bf16_are_those_of_f32_rounded_once() {
         ([2, 5, 9, 36], 3, 1, 1),
         ([1, 8, 7, 2], 2, 3, 0),
         ([2, 5, 6, 1], 3, 2, 1),
+        ([2, 5, 6, 16], 3, 2, 1),
     ] {
         let (x, half) = halves(device, 1, &shape);
         let (y, chosen) = ops::max_pool(device, &x, k, stride, pad).unwrap();
@@ -147,15 +162,45 @@ fn pools_of_bf16_are_those_of_f32_rounded_once() {
 /// Channels, the side of windows, their distance and border, and the height and width of images.
 type Case = (usize, usize, usize, Padding, (usize, usize));
 
-/// Of channels that go by four and ones that do not.
-const DEPTHWISE: [Case; 6] = [
+/// Of channels that go by eight, by four, and one by one; of outputs that go by four in their rows or do not; and of more rows
+/// than are added up in one group.
+const DEPTHWISE: [Case; 11] = [
     (3, 3, 1, Padding::Symmetric(1), (5, 6)),
     (35, 3, 2, Padding::Same, (6, 7)),
     (36, 3, 2, Padding::Same, (6, 7)),
     (2, 5, 2, Padding::Same, (7, 8)),
     (8, 5, 2, Padding::Symmetric(2), (7, 8)),
     (4, 3, 1, Padding::Same, (1, 1)),
+    (16, 3, 1, Padding::Same, (4, 8)),
+    (24, 5, 1, Padding::Same, (3, 13)),
+    (8, 3, 2, Padding::Symmetric(1), (4, 17)),
+    (1, 7, 3, Padding::Same, (5, 26)),
+    (3, 3, 1, Padding::Symmetric(1), (150, 3)),
 ];
+
+/// What weights `[c, 1, k, k]` learn: of each row of outputs a chain in f32, and of 256 rows eight chains of every eighth one in
+/// f64, which are joined in order.
+fn learnt(x: &[f32], dy: &[f32], [n, h, w, c]: [usize; 4], windows: Windowed) -> Vec<f32> {
+    let Windowed { k, stride, before: (top, left), outputs: (oh, ow) } = windows;
+    let pixel = |output: usize, tap: usize, before: usize, size: usize| {
+        (output * stride + tap).checked_sub(before).filter(|pixel| *pixel < size)
+    };
+    let row = |row: usize, channel: usize, tap: usize| -> f32 {
+        let Some(py) = pixel(row % oh, tap / k, top, h) else { return 0.0 };
+        let first = (row / oh * h + py) * w;
+        let pairs = (0..ow).filter_map(|ox| Some((row * ow + ox, first + pixel(ox, tap % k, left, w)?)));
+        pairs.fold(0.0, |sum, (output, input)| dy[output * c + channel].mul_add(x[input * c + channel], sum))
+    };
+    let sum = |channel: usize, tap: usize| {
+        let groups = (0..n * oh).step_by(256).map(|first| {
+            let mut chains = [0.0; 8];
+            (first..(first + 256).min(n * oh)).for_each(|at| chains[at % 8] += f64::from(row(at, channel, tap)));
+            chains.iter().sum::<f64>()
+        });
+        groups.sum::<f64>() as f32
+    };
+    (0..c * k * k).map(|i| sum(i / (k * k), i % (k * k))).collect()
+}
 
 #[test]
 fn depthwise_convolutions_have_the_bits_of_the_cpu() {
@@ -176,6 +221,7 @@ fn depthwise_convolutions_have_the_bits_of_the_cpu() {
         let mut dw = device.zeros(&[c, 1, k, k]).unwrap();
         ops::depthwise_weights(device, &dy, &xs, windows, &mut dw).unwrap();
         close(device, &dw, &want.flat, 1e-5);
+        same(device, &dw, &learnt(&x, &want.dy, [2, h, w, c], windows));
     }
 }
 
@@ -347,14 +393,14 @@ fn channels_are_turned_and_images_moved_as_on_the_cpu() {
 #[test]
 fn images_of_bf16_move_and_lose_pixels_as_those_of_f32_do() {
     let Some(device) = device() else { return };
-    for c in [3, 8] {
+    for c in [3, 8, 16] {
         let (x, half) = halves(device, 1, &[2, 5, 6, c]);
         for (by, size) in [((2, 1), (9, 9)), ((-1, -1), (5, 6)), ((0, 0), (4, 7))] {
             let moved = ops::move_image(device, &x, by, size).unwrap();
             rounded_once(device, &ops::move_image(device, &half, by, size).unwrap(), &moved);
         }
-        // Those in front of its channels go by four or not.
-        for channels in [c, c + 3, c + 4, c + 8] {
+        // Those in front of its channels go by eight, by four, or not.
+        for channels in [c, c + 3, c + 4, c + 8, c + 16] {
             let y = ops::subsample(device, &x, channels).unwrap();
             rounded_once(device, &ops::subsample(device, &half, channels).unwrap(), &y);
             let (dy, half_dy) = halves(device, 2, y.shape());

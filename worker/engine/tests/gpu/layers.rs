@@ -111,22 +111,65 @@ fn weights_go_up_once_a_step_and_what_is_frozen_once_and_learns_nothing() {
     packs.begin(&layout, 1);
     assert_ne!(values(&store, &trained), now);
 
-    // What stays there between steps is at hand, and is not kept once more for one grain.
-    packs.begin(&layout, 1);
-    let stays = |seed: u32| {
-        let (device, len) = (shared().unwrap(), layout.total_len());
-        packs.take_from(Some(&Placed::new(device.clone(), up(device, &numbers(seed, len), &[len]))));
-        values(&store, &trained)
-    };
-    assert_ne!(stays(8), stays(9));
-    packs.take_from(None);
-
     let pass = Pass { layout: Some(&layout), ..Pass::eval(&store) };
     let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
     frozen.forward(&x, &pass, &mut tape).unwrap();
     assert!(frozen.backward(&dy, &pass, &mut tape, &mut grads, true).unwrap().is_some());
     grads.come_down().unwrap();
     assert!(grads.flat.iter().all(|v| *v == 0.0) && grads.touched.iter().all(|touched| !touched));
+}
+
+#[test]
+fn nothing_is_kept_of_what_stayed_there_before() {
+    let Some(device) = shared() else { return };
+    for precision in [Precision::F32, Precision::Bf16] {
+        let mut b = Builder::new(3);
+        let pad = (Padding::Symmetric(1), Padding::Symmetric(1));
+        let spec = ConvSpec { cin: 3, cout: 4, kernel: (3, 3), stride: 1, pad, bias: true };
+        let layers = Sequential::default()
+            .with(b.conv_spec("conv", spec))
+            .with(b.norm("norm", 4))
+            .with(GlobalAvgPool)
+            .with(b.linear("out", (4, 3)));
+        b.store.precision = precision;
+        let (mut store, mut params) = (b.store, Vec::new());
+        layers.params(&mut params);
+        let (layout, packs) = (Layout::new(&store, &params, &[]), Packs::default());
+        let (x, shape) = (numbers(1, 2 * 5 * 4 * 3), [2, 5, 4, 3]);
+        let (x, dy) = (placed(&x, &shape).unwrap(), placed(&numbers(2, 6), &[2, 3]).unwrap());
+        let said = |store: &Store, packs: Option<&Packs>| {
+            let pass = Pass { layout: Some(&layout), packs, ..Pass::eval(store) };
+            let (mut tape, mut grads) = (Tape::default(), Gradients::new(&layout));
+            let y = layers.forward(&x, &pass, &mut tape).unwrap();
+            let dx = layers.backward(&dy, &pass, &mut tape, &mut grads, true).unwrap().unwrap();
+            grads.come_down().unwrap();
+            (down(&y), down(&dx), grads.flat)
+        };
+        // Other values each time, as after an update; the store has none of them.
+        let every = [8, 9, 10].map(|seed| numbers(seed, layout.params_len()));
+        let want = every.clone().map(|values| {
+            let mut store = store.clone();
+            layout.trained().for_each(|(id, slot)| {
+                let at = store.params[id.0].range.clone();
+                store.values[at].copy_from_slice(&values[slot]);
+            });
+            said(&store, None)
+        });
+        assert!(want[0] != want[1] && want[1] != want[2]);
+        store.values.fill(f32::NAN);
+        for grains in [1, 2] {
+            packs.begin(&layout, grains);
+            for (values, want) in every.iter().zip(&want) {
+                packs.take_from(&layout, Some(&Placed::new(device.clone(), up(device, values, &[values.len()]))));
+                // Twice, the second time from what is kept.
+                for _ in 0..2 {
+                    assert_eq!(said(&store, Some(&packs)), *want, "{precision:?} {grains}");
+                }
+            }
+            packs.end(&layout);
+            packs.take_from(&layout, None);
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
 
 mod adapters;
+mod between;
 mod bf16;
 mod early;
 mod elementwise;

@@ -8,7 +8,11 @@ use tl_engine::{
         Array, Device, Placed,
         ops::{self, Affine, Slopes},
     },
-    nn::{self, Act, BatchNorm, BufferId, Builder, Gradients, Grains, Join, Layer, Layout, ParamId, Pass, Store, Tape},
+    nn::{
+        self, Act, BatchNorm, BufferId, Builder, Gradients, Grains, Join, Layer, Layout, Packs, ParamId, Pass, Store,
+        Tape,
+    },
+    num::bf16::rounded,
 };
 use tl_proto::spec::Precision;
 
@@ -42,6 +46,7 @@ fn statistics_of_the_batch_are_those_of_the_cpu_and_so_are_gradients_and_deposit
         let moments = ops::moments(device, &xs).unwrap();
         assert_eq!(device.download(&moments).unwrap()[0], rows as f64);
         let stats = ops::statistics(device, &moments, EPS).unwrap();
+        same(device, &ops::own_statistics(device, &xs, EPS).unwrap(), &device.download(&stats).unwrap());
         close(device, &ops::normalise(device, &xs, &stats, affine, act).unwrap(), &want.y, 3e-5);
 
         let dy = up(device, &want.dy, &[rows, c]);
@@ -52,10 +57,12 @@ fn statistics_of_the_batch_are_those_of_the_cpu_and_so_are_gradients_and_deposit
         close(device, &dgamma, &want.flat[..c], 2e-5);
         close(device, &dbeta, &want.flat[c..2 * c], 2e-5);
         let mut slot = device.zeros(&[2 * c + 1]).unwrap();
-        let [mean, var] = [0, 1].map(|i| up(device, b.store.buffer(BufferId(i)), &[c]));
-        let running = ops::running_statistics(device, &mean, &var, EPS).unwrap();
-        ops::deposit(device, &stats, &running, rows, &mut slot).unwrap();
+        // The means lie behind other buffers.
+        let buffers = [&[9.0; 5][..], &b.store.buffer_values].concat();
+        let buffers = up(device, &buffers, &[buffers.len()]);
+        ops::deposit(device, &stats, (&buffers, 5), rows, &mut slot).unwrap();
         close(device, &slot, &want.flat[2 * c..], 1e-6);
+        assert!(ops::deposit(device, &stats, (&buffers, 6 + c), rows, &mut slot).is_err());
         let dx = ops::through(device, &dy, &xs, &slopes, &stats, affine, act).unwrap();
         close(device, &dx, &want.dx, 5e-5);
         assert!(ops::through(device, &gamma, &xs, &slopes, &stats, affine, act).is_err());
@@ -86,10 +93,9 @@ fn running_statistics_give_the_bits_of_the_cpu() {
         // Sums that are nothing leave the statistics alone.
         let none = Slopes { sums: device.zeros(&[2 * c]).unwrap(), count: rows as f64 };
         same(device, &ops::through(device, &dy, &xs, &none, &stats, affine, act).unwrap(), &want.dx);
-        same(device, &ops::fixed_back(device, &dy, Some(&xs), &stats, affine, act).unwrap(), &want.dx);
-        match ops::fixed_back(device, &dy, None, &stats, affine, act) {
-            Ok(dx) => same(device, &dx, &want.dx),
-            Err(_) => assert_ne!(act, Act::None, "without an activation no input is needed"),
+        same(device, &ops::fixed_back(device, &dy, &xs, &stats, affine, act).unwrap(), &want.dx);
+        if act == Act::None {
+            same(device, &ops::fixed_back(device, &dy, &dy, &stats, affine, act).unwrap(), &want.dx);
         }
     }
 }
@@ -118,7 +124,7 @@ fn norms_of_bf16_are_those_of_f32_rounded_once_and_their_sums_are_the_same() {
     let Some(device) = device() else { return };
     let wide = |x: &Array<_>| ops::from_bf16(device, x).unwrap();
     let once = |half: &Array<_>, full: &Array| same(device, &wide(half), &coarse(&device.download(full).unwrap()));
-    // Channels by one, by two and by four, and blocks of rows that end anywhere.
+    // Channels by one, by four and by eight, and blocks of rows that end anywhere; of many channels slopes go by two.
     for (rows, c, act) in [
         (1, 1, Act::None),
         (5, 3, Act::Silu),
@@ -128,6 +134,11 @@ fn norms_of_bf16_are_those_of_f32_rounded_once_and_their_sums_are_the_same() {
         (200, 10, Act::Relu6),
         (700, 40, Act::Silu),
         (130, 5, Act::Tanh),
+        (66, 44, Act::None),
+        (70, 12, Act::Relu),
+        (33, 24, Act::Gelu),
+        (9, 16, Act::Sigmoid),
+        (3, 1 << 17, Act::Relu),
     ] {
         let (b, _) = norm(c, act);
         let [gamma, beta] = [0, 1].map(|i| up(device, b.store.param(ParamId(i)), &[c]));
@@ -154,13 +165,61 @@ fn norms_of_bf16_are_those_of_f32_rounded_once_and_their_sums_are_the_same() {
             assert_eq!(told(&half_slopes), told(&slopes), "{rows} rows of {c}");
             let dx = ops::through(device, &dy, &x, &slopes, &stats, affine, act).unwrap();
             once(&ops::through(device, &half_dy, &half_x, &half_slopes, &stats, affine, act).unwrap(), &dx);
-            let dx = ops::fixed_back(device, &dy, Some(&x), &stats, affine, act).unwrap();
-            once(&ops::fixed_back(device, &half_dy, Some(&half_x), &stats, affine, act).unwrap(), &dx);
-            match ops::fixed_back(device, &half_dy, None, &stats, affine, act) {
-                Ok(half) => once(&half, &dx),
-                Err(_) => assert_ne!(act, Act::None, "without an activation no input is needed"),
-            }
+            let fixed = ops::fixed_back(device, &dy, &x, &stats, affine, act).unwrap();
+            once(&ops::fixed_back(device, &half_dy, &half_x, &stats, affine, act).unwrap(), &fixed);
+            // Slopes in f32 of an input in bf16.
+            let mixed = ops::slopes(device, &dy, &half_x, &stats, affine, act).unwrap();
+            assert_eq!(told(&mixed), told(&slopes), "{rows} rows of {c}");
+            once(&ops::through(device, &dy, &half_x, &mixed, &stats, affine, act).unwrap(), &dx);
+            once(&ops::fixed_back(device, &dy, &half_x, &stats, affine, act).unwrap(), &fixed);
+            assert!(ops::slopes(device, &half_dy, &x, &stats, affine, act).is_err());
+            assert!(ops::through(device, &half_dy, &x, &slopes, &stats, affine, act).is_err());
+            assert!(ops::fixed_back(device, &half_dy, &x, &stats, affine, act).is_err());
         }
+    }
+}
+
+#[test]
+fn threads_that_have_several_rows_have_the_channels_of_each() {
+    let Some(device) = device() else { return };
+    // So many that a thread has two words, of eight and of four channels, of which a row has three, and one of each.
+    for (rows, c) in [(175_000, 24), (180_000, 12), (150_000, 7)] {
+        let x: Vec<f32> = (0..rows * c).map(|i| (i % 251) as f32 - 125.0).collect();
+        let [mean, inverse, gamma, beta] = [1, 2, 3, 4].map(|seed| numbers(seed, c));
+        let stats = up(device, &[&mean[..], &inverse, &mean].concat(), &[3 * c]);
+        let [scale, shift] = [&gamma, &beta].map(|values| up(device, values, &[c]));
+        let affine = Affine { gamma: &scale, beta: &shift };
+        let full = up(device, &x, &[rows, c]);
+        let half = ops::to_bf16(device, &full).unwrap();
+        let scales: Vec<f32> = gamma.iter().zip(&inverse).map(|(g, i)| g * i).collect();
+        let value = |i: usize| (x[i] - mean[i % c]).mul_add(scales[i % c], beta[i % c]).max(0.0);
+        let want: Vec<f32> = (0..x.len()).map(value).collect();
+        same(device, &ops::normalise(device, &full, &stats, affine, Act::Relu).unwrap(), &want);
+        let low: Vec<f32> = want.iter().map(|v| rounded(*v)).collect();
+        same(device, &ops::normalise(device, &half, &stats, affine, Act::Relu).unwrap(), &low);
+        let back = ops::fixed_back(device, &half, &half, &stats, affine, Act::None).unwrap();
+        let want: Vec<f32> = x.iter().enumerate().map(|(i, v)| rounded(v * scales[i % c])).collect();
+        same(device, &back, &want);
+    }
+}
+
+#[test]
+fn deposits_are_made_around_the_running_means_of_their_step() {
+    let Some(device) = shared() else { return };
+    let (c, shape) = (5, [3, 2, 2, 5]);
+    let (b, layer) = norm(c, Act::Relu);
+    let (mut store, packs, count) = (b.store, Packs::default(), shape.iter().product());
+    let layout = Layout::new(&store, &[ParamId(0), ParamId(1)], &[BufferId(0)]);
+    for step in 0..3u32 {
+        store.buffer_values.iter_mut().for_each(|v| *v += step as f32);
+        packs.begin(&layout, 2);
+        for grain in 0..2 {
+            let [x, dy] = [7, 77].map(|seed| lying(device, &numbers(seed + step + grain, count), &shape, false));
+            let pass = Pass { layout: Some(&layout), ..Pass::eval(&store) };
+            let want = passed(&layer, &pass, &x, &dy);
+            assert!(passed(&layer, &Pass { packs: Some(&packs), ..pass }, &x, &dy) == want, "step {step}");
+        }
+        packs.end(&layout);
     }
 }
 

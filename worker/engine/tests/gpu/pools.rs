@@ -99,7 +99,7 @@ fn check_rounded(layer: &dyn Layer, store: &Store, input: (&[f32], &[usize])) {
 
 #[test]
 fn pools_and_depthwise_convolutions_hand_on_bf16_and_round_once() {
-    for c in [3, 8] {
+    for c in [3, 8, 12] {
         let mut b = Builder::new(1);
         let depthwise = b.depthwise("d", c, 3, 2, Padding::Same);
         let means = AvgPool::Sliding { k: 3, stride: 2, pad: Padding::Same, counts_border: false };

@@ -4,7 +4,7 @@ use half::bf16;
 use tl_engine::{
     gpu::{
         Array, Device,
-        ops::{self, Dropped, Groups, Heads, Matrix},
+        ops::{self, Dropped, Groups, Heads, Matrix, Softmax},
     },
     nn::{Act, Builder, DropoutDraw, Gradients, Layout, Mask, ParamId, Pass, Ragged, Store, Tape, array, host},
     num::rng::Philox,
@@ -58,14 +58,11 @@ fn attention_with_its_heads_apart_is_that_of_the_layer_also_under_dropout() {
         ops::product(device, (a, b), (all, m, n, k), &mut c, false).unwrap();
         c
     };
-    let mut probable = times(of(&q), of(&k).turned(), (t, t, depth));
-    let mut again = device.copy(&probable).unwrap();
-    let notes = ops::softmax(device, &mut probable, apart.lengths(), scale).unwrap();
-    ops::softmax_again(device, &mut again, &notes, apart.lengths(), scale).unwrap();
-    same(device, &again, &device.download(&probable).unwrap());
     let dropped = Dropped::new(device, rng, site, p, &draws).unwrap();
-    let mut shown = device.copy(&probable).unwrap();
-    ops::dropout_scores(device, &mut shown, &dropped, apart.lengths()).unwrap();
+    let how = Softmax { lengths: apart.lengths(), scale, dropped: Some(&dropped) };
+    let mut shown = times(of(&q), of(&k).turned(), (t, t, depth));
+    let mut again = device.copy(&shown).unwrap();
+    let notes = ops::softmax(device, &mut shown, &how).unwrap();
     let out = times(of(&shown), of(&v), (t, depth, t));
     let mut joined = device.zeros(&[rows, heads * depth]).unwrap();
     ops::join_heads(device, &out, &apart, &mut joined, 0).unwrap();
@@ -76,10 +73,10 @@ fn attention_with_its_heads_apart_is_that_of_the_layer_also_under_dropout() {
     ops::add_sums(device, &dys, &mut dw[7]).unwrap();
     let g = ops::linear_input(device, &dys, &weight(device, store, 6)).unwrap();
     let g = ops::split_heads(device, &g, &apart, 0).unwrap();
-    let dv = times(of(&shown).turned(), of(&g), (t, depth, t));
     let mut ds = times(of(&g), of(&v).turned(), (t, t, depth));
-    ops::dropout_scores(device, &mut ds, &dropped, apart.lengths()).unwrap();
-    ops::softmax_back(device, &mut ds, &probable, apart.lengths(), scale).unwrap();
+    ops::softmax_back(device, [&mut again, &mut ds], &notes, &how).unwrap();
+    same(device, &again, &device.download(&shown).unwrap());
+    let dv = times(of(&again).turned(), of(&g), (t, depth, t));
     let dq = times(of(&ds), of(&k), (t, depth, t));
     let dk = times(of(&ds).turned(), of(&q), (t, depth, t));
     let mut dx = device.zeros(&[rows, c]).unwrap();
@@ -104,13 +101,26 @@ fn samples_longer_than_the_square_end_with_it() {
     let both = [3u32, 90].map(|length| {
         let lengths = device.upload(&[length], &[1]).unwrap();
         let (mut s, mut ds) = (up(device, &scores, &[2, 3, 3]), up(device, &slopes, &[2, 3, 3]));
-        let mut again = device.copy(&s).unwrap();
-        let notes = ops::softmax(device, &mut s, &lengths, 1.0).unwrap();
-        ops::softmax_again(device, &mut again, &notes, &lengths, 1.0).unwrap();
-        ops::softmax_back(device, &mut ds, &s, &lengths, 1.0).unwrap();
-        [s, again, ds].map(|a| device.download(&a).unwrap())
+        let (how, mut shown) = (Softmax { lengths: &lengths, scale: 1.0, dropped: None }, device.copy(&s).unwrap());
+        let notes = ops::softmax(device, &mut shown, &how).unwrap();
+        ops::softmax_back(device, [&mut s, &mut ds], &notes, &how).unwrap();
+        [shown, s, ds].map(|a| device.download(&a).unwrap())
     });
     assert_eq!(both[0], both[1]);
+    // Scores of other samples, slopes and notes of other scores, and draws of other samples.
+    let (one, three) = (device.upload(&[3u32], &[1]).unwrap(), device.upload(&[3u32; 3], &[3]).unwrap());
+    let (mut s, mut other) = (up(device, &scores, &[2, 3, 3]), up(device, &scores, &[1, 3, 3, 2]));
+    let how = |lengths, dropped| Softmax { lengths, scale: 1.0, dropped };
+    assert!(ops::softmax(device, &mut s, &how(&three, None)).is_err());
+    assert!(ops::softmax(device, &mut other, &how(&one, None)).is_err());
+    let dropped = Dropped::new(device, Philox::new(1, "dropout"), 0, 0.5, &[1, 2]).unwrap();
+    assert!(ops::softmax(device, &mut s, &how(&one, Some(&dropped))).is_err());
+    let notes = up(device, &numbers(3, 12), &[6, 2]);
+    assert!(ops::softmax_back(device, [&mut s, &mut other], &notes, &how(&one, None)).is_err());
+    let (mut ds, few) = (device.copy(&s).unwrap(), up(device, &numbers(3, 10), &[5, 2]));
+    assert!(ops::softmax_back(device, [&mut s, &mut ds], &few, &how(&one, None)).is_err());
+    assert!(ops::softmax_back(device, [&mut s, &mut ds], &notes, &how(&one, Some(&dropped))).is_err());
+    assert!(ops::softmax_back(device, [&mut s, &mut ds], &notes, &how(&one, None)).is_ok());
 }
 
 #[test]

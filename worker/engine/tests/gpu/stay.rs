@@ -140,6 +140,12 @@ fn a_model_is_the_same_whether_its_weights_stay_or_go() {
     let descent = job("finetune", "batch = 4", &format!("{MODEL}\noptimizer = {{ name = \"sgd\", clip_norm = 0.5 }}"));
     both(&place, &descent.replace("epochs = 1", "epochs = 2"), dir.path(), true);
     both(&place, &averaged("batch = 4"), dir.path(), true);
+    // Of one grain only what takes little memory is kept within a step, and nothing from step to step.
+    for precision in ["f32", "bf16"] {
+        let one =
+            averaged("batch = 4").replace("grains = 2", "grains = 1").replace("\"bf16\"", &format!("{precision:?}"));
+        both(&place, &one, dir.path(), true);
+    }
 }
 
 #[test]
@@ -202,6 +208,9 @@ fn steps_on_an_episode_begin_with_what_is_there() {
     let dir = tempfile::tempdir().unwrap();
     let maml = "objective = { method = \"maml\", steps = 2, inner_lr = 0.05 }";
     both(&place, &job("fewshot", EPISODES, &format!("{MODEL}\n{maml}")), dir.path(), true);
+    let half = MODEL.replace("8 }", "8, precision = \"bf16\" }");
+    let one = job("fewshot", EPISODES, &format!("{half}\n{maml}")).replace("grains = 2", "grains = 1");
+    both(&place, &one, dir.path(), true);
     let prototype = job("fewshot", EPISODES, &format!("{MODEL}\nobjective = {{ method = \"prototype\" }}"));
     both(&place, &prototype.replace("\"head\", ", ""), dir.path(), true);
     let tune = "objective = { method = \"fine_tune\", steps = 3, rate = 0.05, layers = [\"head\", \"block1\"] }";

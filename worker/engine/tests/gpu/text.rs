@@ -380,10 +380,15 @@ fn what_lies_in_bf16_is_to_layers_of_sequences_what_it_is_in_f32() {
         assert_eq!(got.touched, want.touched);
     }
     let (dropout, store) = (Dropout { p: 0.3, site: 2 }, Builder::new(3).store);
-    let pass = Pass { dropout: dropping(4).dropout, ..Pass::eval(&store) };
-    let [want, got] =
-        [coarse as Lay, half].map(|lay| down(&dropout.forward(&lay(&x, &shape), &pass, &mut Tape::default()).unwrap()));
+    let (pass, layout) = (Pass { dropout: dropping(4).dropout, ..Pass::eval(&store) }, Layout::new(&store, &[], &[]));
+    let [want, got] = [coarse as Lay, half].map(|lay| {
+        let (x, mut tape, mut grads) = (lay(&x, &shape), Tape::default(), Gradients::new(&layout));
+        let y = dropout.forward(&x, &pass, &mut tape).unwrap();
+        let dx = dropout.backward(&x, &pass, &mut tape, &mut grads, true).unwrap().unwrap();
+        [&x, &y, &dx].map(down)
+    });
     assert_eq!(got, want);
+    assert!(want[0] != want[1] && want[1] == want[2]);
 }
 
 #[test]

@@ -171,11 +171,11 @@ fn values_that_are_lent_show_in_no_pass_but_theirs() {
     let run = numbers(10, layout.params_len());
     let stays = Placed::new(device.clone(), up(device, &run, &[run.len()]));
     packs.end(&layout);
-    packs.take_from(Some(&stays));
+    packs.take_from(&layout, Some(&stays));
     let of_run = apart(&with(&run));
     let got = [said(&packs), packs.lend(&layout, &lent, || said(&packs)), said(&packs)];
     assert_eq!(got, [of_run.clone(), moved, of_run]);
     assert_eq!(packs.resident().unwrap().download().unwrap(), run);
-    packs.take_from(None);
+    packs.take_from(&layout, None);
     assert!(packs.resident().is_none());
 }

@@ -64,6 +64,9 @@ static int is_full(void) {
   more = UINT64_MAX;
   return 0;
 }
+// Bytes that a thread holds, and the most that it has held since somebody was told.
+static __thread int64_t held, most;
+void fake_held(int64_t *told) { told[0] = held; told[1] = most; most = held; }
 // Memory begins as NaN, aligned as a GPU's is, and behind it is a fence that writes must not cross.
 enum { ALIGN = 256, FENCE = 0x5a };
 int cuMemAlloc_v2(uint64_t *p, size_t n) {
@@ -74,6 +77,8 @@ int cuMemAlloc_v2(uint64_t *p, size_t n) {
   memcpy(whole, &n, sizeof n);
   memset(whole + ALIGN, 0xff, n);
   memset(whole + ALIGN + n, FENCE, ALIGN);
+  held += (int64_t)n;
+  if (held > most) most = held;
   *p = (uint64_t)(uintptr_t)(whole + ALIGN);
   return OK;
 }
@@ -83,6 +88,7 @@ int cuMemFree_v2(uint64_t p) {
   for (int i = 0; i < ALIGN; i++)
     if (whole[ALIGN + n + i] != FENCE) { fprintf(stderr, "a kernel wrote behind %zu bytes\n", n); abort(); }
   __sync_sub_and_fetch(&taken, n);
+  held -= (int64_t)n;
   free(whole);
   return OK;
 }

@@ -62,6 +62,25 @@ pub fn full(after: u64, times: u64) -> Option<()> {
     Some(())
 }
 
+/// The most bytes that arrays of this thread have at a time while it works, beside those that it had before; nothing where the
+/// driver that is open is not the one from here.
+#[expect(unsafe_code, reason = "calls the driver")]
+pub fn most(work: impl FnOnce()) -> Option<u64> {
+    let driver = Library::Driver.open().ok()?;
+    // SAFETY: that is its type in `cuda.c`, and no other driver has a function of that name.
+    let tell = unsafe { driver.function::<unsafe extern "C" fn(*mut [i64; 2])>("fake_held") }.ok()?;
+    let told = || {
+        let mut told = [0; 2];
+        // SAFETY: it writes two numbers.
+        unsafe { tell(&raw mut told) };
+        told
+    };
+    let [before, _] = told();
+    work();
+    let [_, most] = told();
+    u64::try_from(most - before).ok()
+}
+
 /// What a thread has done with streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Streams {

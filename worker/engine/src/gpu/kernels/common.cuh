@@ -22,8 +22,9 @@ __device__ __forceinline__ u32 rest(u64 i, u32 by) { return i >> 32 ? (u32)(i % 
   for (u64 i = THREAD, k##_turn = rest(THREADS, c), k = rest(i, c); i < (n); \
        i += THREADS, k += k##_turn, k -= k < (c) ? 0 : (c))
 
-// Numbers that are read and written at once: memory is as fast as it can be with sixteen bytes a thread.
-template <class T, int V> struct alignas(sizeof(T) * V) Some {
+// Numbers that are read and written at once: memory is as fast as it can be with sixteen bytes a thread, which are four of
+// f32 and eight of bf16.
+template <class T, int V> struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Some {
   T of[V];
 };
 
@@ -45,6 +46,17 @@ __device__ __forceinline__ bool by_four(u32 c, const void *a, const void *b) {
   do { \
     if (four) name<4>(__VA_ARGS__); \
     else name<1>(__VA_ARGS__); \
+  } while (0)
+
+// The same of eight, which are as many bytes of bf16 as four are of f32.
+__device__ __forceinline__ bool by_eight(u32 c, const void *a, const void *b) {
+  return c % 8 == 0 && (((u64)a | (u64)b) & 31) == 0;
+}
+
+#define IN_EIGHTS(eight, four, name, ...) \
+  do { \
+    if (eight) name<8>(__VA_ARGS__); \
+    else IN_FOURS(four, name, __VA_ARGS__); \
   } while (0)
 
 // bf16: to the nearest, ties to even; NaN stays NaN, and quiet. As `num::bf16`.
@@ -72,31 +84,37 @@ template <int V> __device__ __forceinline__ void put(bf16 *p, u64 i, Some<float,
 
 // `y[i] = f(x[i])`, whatever the grid; `y` may be `x`.
 template <class To, class From, class F> __device__ __forceinline__ void map(To *y, const From *x, u64 n, F f) {
-  u64 fours = by_four(4, x, y) ? n / 4 : 0;
-  EACH(i, fours) {
-    Some<From, 4> v = some<4>(x, i);
-    Some<To, 4> made;
+  constexpr int V = 16 / sizeof(From);
+  u64 words = by_four(4, x, y) ? n / V : 0;
+#pragma unroll 1
+  EACH(i, words) {
+    Some<From, V> v = some<V>(x, i);
+    Some<To, V> made;
 #pragma unroll
-    for (int k = 0; k < 4; k++) set(&made.of[k], f(f32_of(v.of[k])));
-    put<4>(y, i, made);
+    for (int k = 0; k < V; k++) set(&made.of[k], f(f32_of(v.of[k])));
+    put<V>(y, i, made);
   }
-  EACH(i, n - 4 * fours) set(&y[4 * fours + i], f(f32_of(x[4 * fours + i])));
+#pragma unroll 1
+  EACH(i, n - V * words) set(&y[V * words + i], f(f32_of(x[V * words + i])));
 }
 
 // `y[i] = f(a[i], b[i])`; `y` may be either.
 template <class To, class A, class B, class F>
 __device__ __forceinline__ void map_both(To *y, const A *a, const B *b, u64 n, F f) {
-  u64 fours = by_four(4, a, y) && by_four(4, b, b) ? n / 4 : 0;
-  EACH(i, fours) {
-    Some<A, 4> v = some<4>(a, i);
-    Some<B, 4> w = some<4>(b, i);
-    Some<To, 4> made;
+  constexpr int V = 16 / (sizeof(A) < sizeof(B) ? sizeof(B) : sizeof(A));
+  u64 words = by_four(4, a, y) && by_four(4, b, b) ? n / V : 0;
+#pragma unroll 1
+  EACH(i, words) {
+    Some<A, V> v = some<V>(a, i);
+    Some<B, V> w = some<V>(b, i);
+    Some<To, V> made;
 #pragma unroll
-    for (int k = 0; k < 4; k++) set(&made.of[k], f(f32_of(v.of[k]), f32_of(w.of[k])));
-    put<4>(y, i, made);
+    for (int k = 0; k < V; k++) set(&made.of[k], f(f32_of(v.of[k]), f32_of(w.of[k])));
+    put<V>(y, i, made);
   }
-  EACH(i, n - 4 * fours) {
-    u64 at = 4 * fours + i;
+#pragma unroll 1
+  EACH(i, n - V * words) {
+    u64 at = V * words + i;
     set(&y[at], f(f32_of(a[at]), f32_of(b[at])));
   }
 }

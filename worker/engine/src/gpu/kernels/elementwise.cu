@@ -1,7 +1,7 @@
 // Functions of single numbers, and of numbers and their channel. Those of bf16 are computed in f32 and rounded.
 
 template <class T> __device__ __forceinline__ void activated(T *y, const T *x, u64 n, int act) {
-  map(y, x, n, [=](float x) { return act_of(act, x); });
+  BY_ANY_ACT(act, known, map(y, x, n, [=](float x) { return act_of(known, x); }));
 }
 
 extern "C" __global__ void activate(float *y, const float *x, u64 n, int act) { activated(y, x, n, act); }
@@ -9,7 +9,7 @@ extern "C" __global__ void activate(float *y, const float *x, u64 n, int act) { 
 extern "C" __global__ void activate_bf16(bf16 *y, const bf16 *x, u64 n, int act) { activated(y, x, n, act); }
 
 template <class T> __device__ __forceinline__ void slopes(T *dx, const T *z, const T *dy, u64 n, int act) {
-  map_both(dx, z, dy, n, [=](float z, float g) { return slope_of(act, z, g); });
+  BY_ANY_ACT(act, known, map_both(dx, z, dy, n, [=](float z, float g) { return slope_of(known, z, g); }));
 }
 
 extern "C" __global__ void activate_back(float *dx, const float *z, const float *dy, u64 n, int act) {
@@ -22,7 +22,7 @@ extern "C" __global__ void activate_back_bf16(bf16 *dx, const bf16 *z, const bf1
 
 template <class To, class A, class B>
 __device__ __forceinline__ void added(To *y, const A *a, const B *b, u64 n, int act) {
-  map_both(y, a, b, n, [=](float a, float b) { return act_of(act, a + b); });
+  BY_ANY_ACT(act, known, map_both(y, a, b, n, [=](float a, float b) { return act_of(known, a + b); }));
 }
 
 extern "C" __global__ void add_activate(float *y, const float *a, const float *b, u64 n, int act) {
@@ -71,6 +71,15 @@ extern "C" __global__ void add_bias_bf16(bf16 *y, const float *x, const float *b
   IN_FOURS(by_four(c, x, bias) && by_four(c, y, y), biased, y, x, bias, n, c);
 }
 
+// Each row what bf16 has of the bias: what sums are added to, which are rounded with it.
+template <int V> __device__ __forceinline__ void begun(bf16 *y, const float *bias, u64 n, u32 c) {
+  EACH_IN_ROWS(i, n / V, channel, c / V) put<V>(y, i, some<V>(bias, channel));
+}
+
+extern "C" __global__ void begin_bias_bf16(bf16 *y, const float *bias, u64 n, u32 c) {
+  IN_FOURS(by_four(c, y, bias), begun, y, bias, n, c);
+}
+
 extern "C" __global__ void scale(float *x, float factor, u64 n) {
   map(x, x, n, [=](float x) { return x * factor; });
 }
@@ -116,7 +125,8 @@ extern "C" __global__ void gate(float *y, const float *x, const float *gates, u6
 }
 
 extern "C" __global__ void gate_bf16(bf16 *y, const bf16 *x, const bf16 *gates, u64 n, u32 area, u32 c) {
-  IN_FOURS(by_four(c, x, y) && by_four(c, gates, gates), gated, y, x, gates, n, area, c);
+  bool four = by_four(c, x, y) && by_four(c, gates, gates);
+  IN_EIGHTS(four && c % 8 == 0, four, gated, y, x, gates, n, area, c);
 }
 
 template <int V, class T>
@@ -138,5 +148,6 @@ extern "C" __global__ void gate_back(float *dx, const float *dy, const float *ga
 
 extern "C" __global__ void gate_back_bf16(bf16 *dx, const bf16 *dy, const bf16 *gates, const bf16 *means, float share,
                                           u64 n, u32 area, u32 c) {
-  IN_FOURS(by_four(c, dx, dy) && by_four(c, gates, means), ungated, dx, dy, gates, means, share, n, area, c);
+  bool four = by_four(c, dx, dy) && by_four(c, gates, means);
+  IN_EIGHTS(four && c % 8 == 0, four, ungated, dx, dy, gates, means, share, n, area, c);
 }

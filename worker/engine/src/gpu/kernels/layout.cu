@@ -1,7 +1,7 @@
 // Numbers in another order, and parts of matrices.
 
 // `[batch, rows, columns]` to `[batch, columns, rows]`, in tiles, so that reads and writes are both side by side.
-extern "C" __global__ void transpose(float *y, const float *x, u32 rows, u32 columns) {
+template <class F> __device__ __forceinline__ void in_turn(const float *x, u32 rows, u32 columns, F write) {
   __shared__ float tile[32][33];
   u64 first = (u64)blockIdx.z * rows * columns;
   u32 column = blockIdx.x * 32 + threadIdx.x, top = blockIdx.y * 32;
@@ -10,7 +10,20 @@ extern "C" __global__ void transpose(float *y, const float *x, u32 rows, u32 col
   __syncthreads();
   u32 row = top + threadIdx.x, left = blockIdx.x * 32;
   for (u32 k = threadIdx.y; k < 32; k += 8)
-    if (left + k < columns && row < rows) y[first + (u64)(left + k) * rows + row] = tile[threadIdx.x][k];
+    if (left + k < columns && row < rows) write(first + (u64)(left + k) * rows + row, tile[threadIdx.x][k]);
+}
+
+extern "C" __global__ void transpose(float *y, const float *x, u32 rows, u32 columns) {
+  in_turn(x, rows, columns, [=](u64 i, float v) { y[i] = v; });
+}
+
+extern "C" __global__ void transpose_bf16(bf16 *y, const float *x, u32 rows, u32 columns) {
+  in_turn(x, rows, columns, [=](u64 i, float v) { set(&y[i], v); });
+}
+
+// Added to what is there.
+extern "C" __global__ void add_transpose(float *y, const float *x, u32 rows, u32 columns) {
+  in_turn(x, rows, columns, [=](u64 i, float v) { y[i] += v; });
 }
 
 // `width` columns of each row, from one matrix into another.
@@ -31,8 +44,9 @@ extern "C" __global__ void copy_columns(float *to, u32 to_stride, u32 to_first, 
 
 extern "C" __global__ void copy_columns_bf16(bf16 *to, u32 to_stride, u32 to_first, const bf16 *from, u32 from_stride,
                                              u32 from_first, u64 n, u32 width) {
-  IN_FOURS(by_four(to_stride | to_first | from_stride | from_first | width, to, from), copied, to, to_stride, to_first, from,
-           from_stride, from_first, n, width);
+  bool eight = by_eight(to_stride | to_first | from_stride | from_first | width, to, from);
+  bool four = by_four(to_stride | to_first | from_stride | from_first | width, to, from);
+  IN_EIGHTS(eight, four, copied, to, to_stride, to_first, from, from_stride, from_first, n, width);
 }
 
 // The same, added to what is there.
@@ -71,7 +85,8 @@ extern "C" __global__ void move_image(float *y, const float *x, u64 n, u32 h, u3
 
 extern "C" __global__ void move_image_bf16(bf16 *y, const bf16 *x, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow, int down,
                                            int right) {
-  IN_FOURS(by_four(c, x, y), moved, y, x, n, h, w, c, oh, ow, down, right);
+  bool eight = by_eight(c, x, y), four = by_four(c, x, y);
+  IN_EIGHTS(eight, four, moved, y, x, n, h, w, c, oh, ow, down, right);
 }
 
 // Every second pixel of images `[n, h, w, c]`, its channels behind `before` of `[n, oh, ow, channels]` that are zero.
@@ -94,7 +109,8 @@ extern "C" __global__ void subsample(float *y, const float *x, u64 n, u32 h, u32
 
 extern "C" __global__ void subsample_bf16(bf16 *y, const bf16 *x, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow,
                                           u32 channels, u32 before) {
-  IN_FOURS(by_four(c | channels | before, x, y), thinned, y, x, n, h, w, c, oh, ow, channels, before);
+  bool eight = by_eight(c | channels | before, x, y), four = by_four(c | channels | before, x, y);
+  IN_EIGHTS(eight, four, thinned, y, x, n, h, w, c, oh, ow, channels, before);
 }
 
 // And back: what was passed over has no slope.
@@ -118,7 +134,8 @@ extern "C" __global__ void subsample_back(float *dx, const float *dy, u64 n, u32
 
 extern "C" __global__ void subsample_back_bf16(bf16 *dx, const bf16 *dy, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow,
                                                u32 channels, u32 before) {
-  IN_FOURS(by_four(c | channels | before, dx, dy), unthinned, dx, dy, n, h, w, c, oh, ow, channels, before);
+  bool eight = by_eight(c | channels | before, dx, dy), four = by_four(c | channels | before, dx, dy);
+  IN_EIGHTS(eight, four, unthinned, dx, dy, n, h, w, c, oh, ow, channels, before);
 }
 
 // Packed rows of all samples, `stride` apart, to `[samples·heads, t, depth]` with zeros behind the end of each.

@@ -112,3 +112,38 @@ __device__ __forceinline__ float slope_of(int act, float z, float dy) {
   default: return dy;
   }
 }
+
+// An activation that the compiler knows: of the switches above it leaves one case.
+template <int ACT> struct Known {};
+
+template <int ACT> __device__ __forceinline__ float act_of(Known<ACT>, float x) { return act_of(ACT, x); }
+
+template <int ACT> __device__ __forceinline__ float slope_of(Known<ACT>, float z, float dy) {
+  return slope_of(ACT, z, dy);
+}
+
+// Whether a slope depends on where it is taken.
+__device__ __forceinline__ bool bends(int act) { return act != NONE; }
+template <int ACT> __device__ __forceinline__ bool bends(Known<ACT>) { return ACT != NONE; }
+
+// Does `work`, in which `known` is the activation, for one of those that networks have behind a norm, and `rest` for any
+// other: it is chosen once a thread, and not for each number.
+#define BY_ACT(act, known, work, rest) \
+  do { \
+    switch (act) { \
+    case NONE: { Known<NONE> known; work; break; } \
+    case RELU: { Known<RELU> known; work; break; } \
+    case RELU6: { Known<RELU6> known; work; break; } \
+    case SILU: { Known<SILU> known; work; break; } \
+    case GELU: { Known<GELU> known; work; break; } \
+    default: rest; \
+    } \
+  } while (0)
+
+// The same of any activation.
+#define BY_ANY_ACT(act, known, work) \
+  BY_ACT(act, known, work, switch (act) { \
+    case GELU_TANH: { Known<GELU_TANH> known; work; break; } \
+    case TANH: { Known<TANH> known; work; break; } \
+    default: { Known<SIGMOID> known; work; } \
+  })

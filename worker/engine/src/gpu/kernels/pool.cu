@@ -39,7 +39,8 @@ extern "C" __global__ void max_pool(float *y, u32 *chosen, const float *x, u64 n
 
 extern "C" __global__ void max_pool_bf16(bf16 *y, u32 *chosen, const bf16 *x, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow,
                                          u32 k, u32 stride, u32 pad) {
-  IN_FOURS(by_four(c, x, y) && by_four(c, chosen, chosen), largest, y, chosen, x, n, h, w, c, oh, ow, k, stride, pad);
+  bool eight = by_eight(c, x, y) && by_eight(c, chosen, chosen), four = by_four(c, x, y) && by_four(c, chosen, chosen);
+  IN_EIGHTS(eight, four, largest, y, chosen, x, n, h, w, c, oh, ow, k, stride, pad);
 }
 
 template <int V, class T>
@@ -73,7 +74,9 @@ extern "C" __global__ void max_pool_back(float *dx, const float *dy, const u32 *
 
 extern "C" __global__ void max_pool_back_bf16(bf16 *dx, const bf16 *dy, const u32 *chosen, u64 n, u32 h, u32 w, u32 c,
                                               u32 oh, u32 ow, u32 k, u32 stride, u32 pad) {
-  IN_FOURS(by_four(c, dx, dy) && by_four(c, chosen, chosen), unpooled, dx, dy, chosen, n, h, w, c, oh, ow, k, stride, pad);
+  bool eight = by_eight(c, dx, dy) && by_eight(c, chosen, chosen);
+  bool four = by_four(c, dx, dy) && by_four(c, chosen, chosen);
+  IN_EIGHTS(eight, four, unpooled, dx, dy, chosen, n, h, w, c, oh, ow, k, stride, pad);
 }
 
 // Means of windows. A direction is a table of its windows: first pixel, pixel behind the last, divisor.
@@ -106,7 +109,8 @@ extern "C" __global__ void average_pool(float *y, const float *x, const u32 *row
 
 extern "C" __global__ void average_pool_bf16(bf16 *y, const bf16 *x, const u32 *rows, const u32 *columns, u64 n, u32 h,
                                              u32 w, u32 c, u32 oh, u32 ow) {
-  IN_FOURS(by_four(c, x, y), averaged, y, x, rows, columns, n, h, w, c, oh, ow);
+  bool eight = by_eight(c, x, y), four = by_four(c, x, y);
+  IN_EIGHTS(eight, four, averaged, y, x, rows, columns, n, h, w, c, oh, ow);
 }
 
 // `y_spans` and `x_spans`: for each pixel of a direction the first window that holds it, and the one behind the last.
@@ -139,50 +143,68 @@ extern "C" __global__ void average_pool_back(float *dx, const float *dy, const u
 extern "C" __global__ void average_pool_back_bf16(bf16 *dx, const bf16 *dy, const u32 *rows, const u32 *columns,
                                                   const u32 *y_spans, const u32 *x_spans, u64 n, u32 h, u32 w, u32 c,
                                                   u32 oh, u32 ow) {
-  IN_FOURS(by_four(c, dx, dy), unaveraged, dx, dy, rows, columns, y_spans, x_spans, n, h, w, c, oh, ow);
+  bool eight = by_eight(c, dx, dy), four = by_four(c, dx, dy);
+  IN_EIGHTS(eight, four, unaveraged, dx, dy, rows, columns, y_spans, x_spans, n, h, w, c, oh, ow);
 }
 
-// Sums of each image and channel over its pixels, of x or of x·y, in f64: eight chains of every eighth pixel, in order.
-// One block for 32 channels of one image.
-template <class T> __device__ __forceinline__ double image_sum(const T *x, const T *y, u32 area, u32 c) {
-  __shared__ double chains[8][32];
-  u32 channel = blockIdx.x * 32 + threadIdx.x;
-  u64 image = (u64)blockIdx.y * area * c;
-  double sum = 0.0;
-  if (channel < c)
-    for (u32 pixel = threadIdx.y; pixel < area; pixel += 8) {
-      u64 at = image + (u64)pixel * c + channel;
-      sum += y ? (double)f32_of(x[at]) * (double)f32_of(y[at]) : (double)f32_of(x[at]);
+// Pixels that a chain asks for before it waits for the first: of one array, or of two.
+#define AHEAD (BOTH ? 16 : 32)
+
+// Sums of each image and channel over its pixels, of x or of x·y, in f64, divided by `by`: eight chains of every eighth pixel,
+// in order. One block for 32·V channels of one image.
+template <int V, bool BOTH, class T>
+__device__ __forceinline__ void image_sums(T *out, const T *x, const T *y, double by, u32 area, u32 c) {
+  __shared__ double chains[8][32][V];
+  u32 words = c / V, word = blockIdx.x * 32 + threadIdx.x;
+  if (blockIdx.x * 32 >= words) return; // with its whole block
+  u64 image = (u64)blockIdx.y * area * words + word;
+  double sum[V] = {};
+  if (word < words)
+    for (u32 pixel = threadIdx.y; pixel < area; pixel += 8 * AHEAD) {
+      Some<T, V> v[AHEAD], w[AHEAD];
+#pragma unroll
+      for (u32 n = 0; n < AHEAD; n++) {
+        if (pixel + 8 * n >= area) break;
+        v[n] = some<V>(x, image + (u64)(pixel + 8 * n) * words);
+        if (BOTH) w[n] = some<V>(y, image + (u64)(pixel + 8 * n) * words);
+      }
+#pragma unroll
+      for (u32 n = 0; n < AHEAD; n++) {
+        if (pixel + 8 * n >= area) break;
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+          double own = (double)f32_of(v[n].of[j]);
+          sum[j] += BOTH ? own * (double)f32_of(w[n].of[j]) : own;
+        }
+      }
     }
-  chains[threadIdx.y][threadIdx.x] = sum;
+#pragma unroll
+  for (int j = 0; j < V; j++) chains[threadIdx.y][threadIdx.x][j] = sum[j];
   __syncthreads();
-  if (threadIdx.y == 0)
-    for (u32 k = 1; k < 8; k++) sum += chains[k][threadIdx.x];
-  return sum;
+  if (threadIdx.y == 0 && word < words)
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+      for (u32 k = 1; k < 8; k++) sum[j] += chains[k][threadIdx.x][j];
+      set(&out[(u64)blockIdx.y * c + word * V + j], (float)(sum[j] / by));
+    }
 }
 
-template <class T> __device__ __forceinline__ void image_means(T *y, const T *x, u32 area, u32 c) {
-  double sum = image_sum(x, (const T *)0, area, c);
-  u32 channel = blockIdx.x * 32 + threadIdx.x;
-  if (threadIdx.y == 0 && channel < c) set(&y[(u64)blockIdx.y * c + channel], (float)(sum / (double)area));
+extern "C" __global__ void global_mean(float *y, const float *x, u32 area, u32 c) {
+  image_sums<1, false>(y, x, x, (double)area, area, c);
 }
 
-extern "C" __global__ void global_mean(float *y, const float *x, u32 area, u32 c) { image_means(y, x, area, c); }
-
-extern "C" __global__ void global_mean_bf16(bf16 *y, const bf16 *x, u32 area, u32 c) { image_means(y, x, area, c); }
-
-template <class T> __device__ __forceinline__ void image_products(T *out, const T *x, const T *y, u32 area, u32 c) {
-  double sum = image_sum(x, y, area, c);
-  u32 channel = blockIdx.x * 32 + threadIdx.x;
-  if (threadIdx.y == 0 && channel < c) set(&out[(u64)blockIdx.y * c + channel], (float)sum);
+extern "C" __global__ void global_mean_bf16(bf16 *y, const bf16 *x, u32 area, u32 c) {
+  if (c % 2 == 0) image_sums<2, false>(y, x, x, (double)area, area, c);
+  else image_sums<1, false>(y, x, x, (double)area, area, c);
 }
 
 extern "C" __global__ void global_products(float *out, const float *x, const float *y, u32 area, u32 c) {
-  image_products(out, x, y, area, c);
+  image_sums<1, true>(out, x, y, 1.0, area, c);
 }
 
 extern "C" __global__ void global_products_bf16(bf16 *out, const bf16 *x, const bf16 *y, u32 area, u32 c) {
-  image_products(out, x, y, area, c);
+  if (c % 2 == 0) image_sums<2, true>(out, x, y, 1.0, area, c);
+  else image_sums<1, true>(out, x, y, 1.0, area, c);
 }
 
 template <int V, class T>
@@ -200,5 +222,6 @@ extern "C" __global__ void global_mean_back(float *dx, const float *dy, float sh
 }
 
 extern "C" __global__ void global_mean_back_bf16(bf16 *dx, const bf16 *dy, float share, u64 n, u32 area, u32 c) {
-  IN_FOURS(by_four(c, dx, dy), shared_out, dx, dy, share, n, area, c);
+  bool eight = by_eight(c, dx, dy), four = by_four(c, dx, dy);
+  IN_EIGHTS(eight, four, shared_out, dx, dy, share, n, area, c);
 }

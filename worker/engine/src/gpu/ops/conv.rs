@@ -4,18 +4,18 @@
 //! used for, and their gradient is turned back. What cuDNN writes it does not read before, so it begins as anything.
 //!
 //! Of bf16 it gives bf16 and nothing else. That is what outputs and gradients of inputs are, but not what a gradient of weights
-//! is, nor a sum to which a bias is to be added: these are products of windows ([`Patches`]), which are f32. What it does not
-//! have of bf16 it makes of the same numbers in f32, and what it does not have of these a product of windows makes, too; but not
-//! where channels come in groups.
+//! is, which is f32, nor a sum to which a bias is to be added, which is rounded with it: these are products of windows
+//! ([`Patches`]). What it does not have of bf16 it makes of the same numbers in f32, and what it does not have of these a
+//! product of windows makes, too; but not where channels come in groups.
 
-use std::ffi::c_void;
+use std::{ffi::c_void, ops::Range};
 
 use cudarc::{
     cudnn::result,
     driver::{DevicePtr, DevicePtrMut},
 };
 
-use super::{Element, Math, Patches, add_into, fold, turn};
+use super::{Element, Math, Patches, add_turned, fold, turn_run};
 use crate::gpu::{
     Array, Device, Fault,
     device::free,
@@ -60,8 +60,8 @@ impl Convolution {
 }
 
 /// The dimensions of weights.
-fn dims(weights: &Array) -> Result<[usize; 4], Fault> {
-    <[usize; 4]>::try_from(weights.shape()).map_err(|_| Fault::shape(format!("weights of {:?}", weights.shape())))
+fn dims(shape: &[usize]) -> Result<[usize; 4], Fault> {
+    <[usize; 4]>::try_from(shape).map_err(|_| Fault::shape(format!("weights of {shape:?}")))
 }
 
 /// Weights `[cout, cin / groups, kh, kw]` as cuDNN takes them: `[cout, kh, kw, cin / groups]`.
@@ -69,8 +69,21 @@ fn dims(weights: &Array) -> Result<[usize; 4], Fault> {
 /// # Errors
 /// Other dimensions, a full memory, or a GPU that has failed.
 pub fn channels_last(device: &Device, weights: &Array) -> Result<Array, Fault> {
-    let [cout, cin, kh, kw] = dims(weights)?;
-    turn(device, weights, [cout, cin, kh * kw])?.reshaped(&[cout, kh, kw, cin])
+    channels_last_run(device, weights, 0..weights.count(), weights.shape())
+}
+
+/// The same of some numbers of an array, which are weights of that shape, and of which products take what the type has.
+///
+/// # Errors
+/// As [`channels_last`]; some that are not there, or a shape of another count.
+pub fn channels_last_run<T: Element>(
+    device: &Device,
+    all: &Array,
+    run: Range<usize>,
+    shape: &[usize],
+) -> Result<Array<T>, Fault> {
+    let [cout, cin, kh, kw] = dims(shape)?;
+    turn_run::<T>(device, all, run, [cout, cin, kh * kw])?.reshaped(&[cout, kh, kw, cin])
 }
 
 /// Calls cuDNN with what it wants for a plan: `from` and `with` are read, `to` is written.
@@ -163,29 +176,23 @@ pub fn conv<'d, T: Element>(
     let math = math.into();
     let (device, plan) = (math.device, how.plan::<T>(math.tf32, x.images()?, weights.shape())?);
     let mut y = device.fresh(&plan.y)?;
-    let done = run(device, Of::Outputs, &plan, (x, weights), &mut y);
-    if lacks(&done) && T::HALF {
-        let [x, weights] = wide(device, [x, weights])?;
-        return T::given(device, conv(device, &x, &weights, how)?);
+    let lacking = match run(device, Of::Outputs, &plan, (x, weights), &mut y) {
+        Err(lacking @ Fault::NoAlgorithm(_)) => lacking,
+        done => return done.map(|()| y),
+    };
+    // It has no place beside what is made instead.
+    drop(y);
+    if T::HALF {
+        let (x, weights) = (T::widened(device, x)?, T::widened(device, weights)?);
+        return T::given(device, conv(device, x.array(), weights.array(), how)?);
     }
-    if lacks(&done) && how.groups == 1 {
+    if how.groups == 1 {
         return T::given(device, Patches::of(x, weights.shape(), how, ROOM)?.times(math, weights)?);
     }
-    done?;
-    Ok(y)
+    Err(lacking)
 }
 
-/// What cuDNN does not multiply as it lies, in f32.
-fn wide<T: Element>(device: &Device, [a, b]: [&Array<T>; 2]) -> Result<[Array; 2], Fault> {
-    Ok([T::wide(device, device.copy(a)?)?, T::wide(device, device.copy(b)?)?])
-}
-
-/// Whether cuDNN has no algorithm for something.
-fn lacks(done: &Result<(), Fault>) -> bool {
-    matches!(done, Err(Fault::NoAlgorithm(_)))
-}
-
-/// The same with a bias, rounded once.
+/// The same with a bias, rounded once. Of bf16 a bias is what bf16 has of it, as that of [`super::linear_biased`].
 ///
 /// # Errors
 /// As [`conv`]; another number of channels; groups, of bf16.
@@ -197,12 +204,12 @@ pub fn conv_biased<'d, T: Element>(
     how: Convolution,
 ) -> Result<Array<T>, Fault> {
     let math = math.into();
-    let sums = if T::HALF {
-        Patches::of(x, weights.shape(), how, ROOM)?.times(math, weights)?
-    } else {
-        T::wide(math.device, conv(math, x, weights, how)?)?
+    let (device, plan) = (math.device, how.plan::<T>(math.tf32, x.images()?, weights.shape())?);
+    let Some(mut y) = T::begun(device, bias, &plan.y)? else {
+        return T::add_bias(device, T::wide(device, conv(math, x, weights, how)?)?, bias);
     };
-    T::add_bias(math.device, sums, bias)
+    Patches::of(x, weights.shape(), how, ROOM)?.add_to(math, weights, &mut y)?;
+    Ok(y)
 }
 
 /// The input's gradient, for an input of `shape` and weights that are [`channels_last`].
@@ -220,16 +227,20 @@ pub fn conv_input<'d, T: Element>(
     let (device, plan) = (math.device, how.plan::<T>(math.tf32, shape, weights.shape())?);
     dy.expect(&plan.y)?;
     let mut dx = device.fresh(&plan.x)?;
-    let done = run(device, Of::Inputs, &plan, (dy, weights), &mut dx);
-    if lacks(&done) && T::HALF {
-        let [dy, weights] = wide(device, [dy, weights])?;
-        return T::given(device, conv_input(device, &dy, &weights, shape, how)?);
+    let lacking = match run(device, Of::Inputs, &plan, (dy, weights), &mut dx) {
+        Err(lacking @ Fault::NoAlgorithm(_)) => lacking,
+        done => return done.map(|()| dx),
+    };
+    // It has no place beside what is made instead.
+    drop(dx);
+    if T::HALF {
+        let (dy, weights) = (T::widened(device, dy)?, T::widened(device, weights)?);
+        return T::given(device, conv_input(device, dy.array(), weights.array(), shape, how)?);
     }
-    if lacks(&done) && how.groups == 1 {
+    if how.groups == 1 {
         return T::given(device, fold(math, dy, weights, shape, how, ROOM)?);
     }
-    done?;
-    Ok(dx)
+    Err(lacking)
 }
 
 /// Adds the weights' gradient, `[cout, cin / groups, kh, kw]`, of which nothing is rounded.
@@ -243,19 +254,20 @@ pub fn conv_weights<'d, T: Element>(
     how: Convolution,
     dw: &mut Array,
 ) -> Result<(), Fault> {
-    let ([cout, cin, kh, kw], math) = (dims(dw)?, math.into());
-    let (device, weights) = (math.device, [cout, kh, kw, cin]);
-    let own = if T::HALF {
-        Patches::of(x, &weights, how, ROOM)?.learnt(math, dy)?
-    } else {
+    let ([cout, cin, kh, kw], math) = (dims(dw.shape())?, math.into());
+    let (device, weights, lies) = (math.device, [cout, kh, kw, cin], [cout, kh * kw, cin]);
+    if !T::HALF {
         let plan = how.plan::<T>(math.tf32, x.images()?, &weights)?;
         dy.expect(&plan.y)?;
         let mut own = device.fresh(&plan.w)?;
         match run(device, Of::Weights, &plan, (dy, x), &mut own) {
-            Err(Fault::NoAlgorithm(_)) if how.groups == 1 => Patches::of(x, &weights, how, ROOM)?.learnt(math, dy)?,
-            done => done.and_then(|()| T::wide(device, own))?,
+            Err(Fault::NoAlgorithm(_)) if how.groups == 1 => {}
+            done => {
+                done?;
+                return add_turned(device, dw, T::widened(device, &own)?.array(), lies);
+            }
         }
-    };
-    let own = turn(device, &own, [cout, kh * kw, cin])?.reshaped(&[cout, cin, kh, kw])?;
-    add_into(device, dw, &own)
+    }
+    let own = Patches::of(x, &weights, how, ROOM)?.learnt(math, dy)?;
+    add_turned(device, dw, &own, lies)
 }

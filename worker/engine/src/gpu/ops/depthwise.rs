@@ -1,11 +1,16 @@
 //! Depthwise convolution of images `[n, h, w, c]` with weights `[c, 1, k, k]`, which are f32: of bf16 sums are f32, and what
 //! layers go on with is rounded once.
 
-use super::{Element, element::of_type, rows::total, turn};
+use cudarc::driver::LaunchConfig;
+
+use super::{Element, element::of_type, rows::total_groups, turn};
 use crate::gpu::{
     Array, Device, Fault,
-    launch::{each, fours, launch, small},
+    launch::{GROUP, columns, each, fours, launch, small},
 };
+
+/// Threads of a block that makes gradients of weights: thirty-two weights, and so many chains in f32 for each.
+const LEARNING: (u32, u32, u32) = (32, 16, 1);
 
 /// How windows lie over an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +75,7 @@ pub fn depthwise<T: Element>(
         &mut y.data,
         &x.data,
         &weights.data,
-        &(count as u64),
+        &((n * windows.outputs.0) as u64),
         &h,
         &w,
         &c,
@@ -99,7 +104,7 @@ pub fn depthwise_input<T: Element>(
     dy.expect(&[n, windows.outputs.0, windows.outputs.1, c])?;
     let weights = windows.by_tap(device, weights, c)?;
     let mut dx = device.fresh::<T>(&[n, h, w, c])?;
-    let count = dx.count();
+    let (count, lines) = (dx.count(), (n * h) as u64);
     let [h, w, c, .., k, stride, top, left] = windows.numbers(h, w, c)?;
     launch!(
         device,
@@ -109,7 +114,7 @@ pub fn depthwise_input<T: Element>(
         &mut dx.data,
         &dy.data,
         &weights.data,
-        &(count as u64),
+        &lines,
         &h,
         &w,
         &c,
@@ -139,13 +144,13 @@ pub fn depthwise_weights<T: Element>(
     windows.expect(dw, c)?;
     let (rows, taps) = (n * windows.outputs.0, windows.k * windows.k);
     let [h, w, channels, oh, ow, k, stride, top, left] = windows.numbers(h, w, c)?;
-    let mut lines = device.fresh::<f32>(&[rows, taps * c])?;
+    let mut sums = device.fresh::<f64>(&[rows.div_ceil(GROUP), taps * c])?;
     launch!(
         device,
         Depthwise,
         of_type!(T, "depthwise_weights"),
-        fours(lines.count()),
-        &mut lines.data,
+        LaunchConfig { block_dim: LEARNING, ..columns(taps * c, sums.rows())? },
+        &mut sums.data,
         &dy.data,
         &x.data,
         &(rows as u64),
@@ -159,7 +164,7 @@ pub fn depthwise_weights<T: Element>(
         &top,
         &left
     );
-    let sums = total(device, &lines, taps * c)?;
+    let sums = total_groups(device, sums)?;
     let taps = small(taps)?;
     launch!(device, Rows, "add_totals_turned", each(dw.count()), &mut dw.data, &sums.data, &channels, &taps);
     Ok(())

@@ -2,22 +2,28 @@
 
 use std::sync::Arc;
 
-use super::{Element, Taken, element::of_type};
+use cudarc::driver::LaunchConfig;
+
+use super::{Element, element::of_type};
 use crate::{
     gpu::{
         Array, Device, Fault,
-        launch::{each, fours, launch, small},
+        launch::{fours, launch, small, words},
     },
     num::rng::Philox,
 };
 
+/// Samples that have blocks of their own, at most; the grid goes on to further ones.
+const SAMPLES: u32 = 1 << 12;
+
 /// What is dropped: a family of random numbers, the place in the network, a probability, and a draw for each sample.
+#[derive(Clone)]
 pub struct Dropped {
-    key: [u32; 2],
-    site: u32,
-    p: f32,
-    keep: f32,
-    draws: Arc<Array<u64>>,
+    pub(super) key: [u32; 2],
+    pub(super) site: u32,
+    pub(super) p: f32,
+    pub(super) keep: f32,
+    pub(super) draws: Arc<Array<u64>>,
 }
 
 impl Dropped {
@@ -28,6 +34,27 @@ impl Dropped {
     pub fn new(device: &Device, rng: Philox, site: u32, p: f32, draws: &[u64]) -> Result<Self, Fault> {
         Ok(Self { key: rng.key(), site, p, keep: 1.0 / (1.0 - p), draws: device.longs(draws)? })
     }
+
+    /// Of no sample, for kernels that may be told to drop nothing.
+    pub(super) fn nothing(device: &Device) -> Result<Self, Fault> {
+        Ok(Self { key: [0; 2], site: 0, p: 0.0, keep: 1.0, draws: device.longs(&[0])? })
+    }
+
+    /// Where each sample ends, of samples of so many elements that are `n` together.
+    fn ends(&self, device: &Device, elements: &[usize], n: usize) -> Result<Arc<Array<u64>>, Fault> {
+        self.draws.expect_count(elements.len())?;
+        let ends: Vec<u64> = elements
+            .iter()
+            .scan(0, |end, n| {
+                *end += *n as u64;
+                Some(*end)
+            })
+            .collect();
+        match ends.last() {
+            Some(end) if *end == n as u64 => device.longs(&ends),
+            _ => Err(Fault::shape(format!("{n} numbers for samples of {elements:?}"))),
+        }
+    }
 }
 
 /// In place, of samples one after the other, each of as many elements as it has: values on the way forward, gradients on the
@@ -36,17 +63,8 @@ impl Dropped {
 /// # Errors
 /// Other lengths, a full memory, or a GPU that has failed.
 pub fn dropout(device: &Device, x: &mut Array, dropped: &Dropped, elements: &[usize]) -> Result<(), Fault> {
-    dropped.draws.expect_count(elements.len())?;
-    x.expect_count(elements.iter().sum())?;
-    let ends: Vec<u64> = elements
-        .iter()
-        .scan(0, |end, n| {
-            *end += *n as u64;
-            Some(*end)
-        })
-        .collect();
-    let ends = device.longs(&ends)?;
     let (n, [key0, key1]) = (x.count(), dropped.key);
+    let ends = dropped.ends(device, elements, n)?;
     launch!(
         device,
         Dropout,
@@ -66,67 +84,29 @@ pub fn dropout(device: &Device, x: &mut Array, dropped: &Dropped, elements: &[us
     Ok(())
 }
 
-impl Dropped {
-    /// Heads and columns of attention's probabilities `[samples·heads, t, t]`.
-    fn squares(&self, x: &Array, lengths: &Array<u32>) -> Result<(u32, u32), Fault> {
-        let (samples, t, n) = (lengths.count(), x.width(), x.count());
-        self.draws.expect_count(samples)?;
-        let heads = n / (t * t) / samples;
-        x.expect(&[samples * heads, t, t])?;
-        Ok((small(heads)?, small(t)?))
-    }
-}
-
-/// In place, of attention's probabilities `[samples·heads, t, t]`.
+/// The same in memory of its own: f32 of either type, and nothing is rounded.
 ///
 /// # Errors
-/// Other shapes.
-pub fn dropout_scores(device: &Device, x: &mut Array, dropped: &Dropped, lengths: &Array<u32>) -> Result<(), Fault> {
-    let ((heads, t), n, [key0, key1]) = (dropped.squares(x, lengths)?, x.count(), dropped.key);
-    launch!(
-        device,
-        Dropout,
-        "dropout_scores",
-        fours(n),
-        &mut x.data,
-        &dropped.draws.data,
-        &lengths.data,
-        &heads,
-        &t,
-        &(n as u64),
-        &key0,
-        &key1,
-        &dropped.site,
-        &dropped.p,
-        &dropped.keep
-    );
-    Ok(())
-}
-
-/// Attention's probabilities as a product takes them, without what is dropped of them.
-///
-/// # Errors
-/// Other shapes.
-pub fn shown_scores<'a, T: Element>(
+/// As [`dropout`].
+pub fn dropout_from<T: Element>(
     device: &Device,
-    x: &'a Array,
-    dropped: Option<&Dropped>,
-    lengths: &Array<u32>,
-) -> Result<Taken<'a, T>, Fault> {
-    let Some(dropped) = dropped else { return T::taken(device, x) };
-    let ((heads, t), n, [key0, key1]) = (dropped.squares(x, lengths)?, x.count(), dropped.key);
-    let mut y = device.fresh::<T>(x.shape())?;
+    x: &Array<T>,
+    dropped: &Dropped,
+    elements: &[usize],
+) -> Result<Array, Fault> {
+    let (n, [key0, key1]) = (x.count(), dropped.key);
+    let ends = dropped.ends(device, elements, n)?;
+    let mut y = device.fresh::<f32>(x.shape())?;
     launch!(
         device,
         Dropout,
-        of_type!(T, "shown_scores"),
+        of_type!(T, "dropout_from"),
         fours(n),
         &mut y.data,
         &x.data,
         &dropped.draws.data,
-        &lengths.data,
-        &heads,
-        &t,
+        &ends.data,
+        &small(elements.len())?,
         &(n as u64),
         &key0,
         &key1,
@@ -134,7 +114,7 @@ pub fn shown_scores<'a, T: Element>(
         &dropped.p,
         &dropped.keep
     );
-    Ok(Taken::Made(y))
+    Ok(y)
 }
 
 /// Whole samples: the first dimension.
@@ -147,17 +127,18 @@ pub fn drop_path<T: Element>(device: &Device, x: &Array<T>, dropped: &Dropped) -
         return Err(Fault::shape(format!("{samples} draws for {:?}", x.shape())));
     }
     let mut y = device.fresh::<T>(x.shape())?;
-    let [key0, key1] = dropped.key;
+    let (size, [key0, key1]) = (n / samples, dropped.key);
+    let (grid, samples) = (words::<T>(size), small(samples)?);
     launch!(
         device,
         Dropout,
         of_type!(T, "drop_path"),
-        each(n),
+        LaunchConfig { grid_dim: (grid.grid_dim.0, samples.min(SAMPLES), 1), ..grid },
         &mut y.data,
         &x.data,
         &dropped.draws.data,
-        &(n as u64),
-        &((n / samples) as u64),
+        &samples,
+        &(size as u64),
         &key0,
         &key1,
         &dropped.site,

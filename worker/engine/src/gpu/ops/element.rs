@@ -1,6 +1,6 @@
 //! What products take: f32, or bf16 in half the memory, which a GPU multiplies many times as fast.
 
-use std::sync::Arc;
+use std::ops::Range;
 
 use cudarc::{
     cublas::sys,
@@ -9,7 +9,7 @@ use cudarc::{
 use half::bf16;
 use tl_proto::spec::Precision;
 
-use super::{add_bias, add_bias_rounded, from_bf16, to_bf16};
+use super::{add_bias, add_bias_rounded, begin_bias, from_bf16, to_bf16, to_bf16_run};
 use crate::gpu::{Array, Device, Fault, Mixed, Placed};
 
 /// What products take. They are summed in f32, and what layers make of a sum is rounded to what the product took.
@@ -31,6 +31,12 @@ pub trait Element: sealed::Sealed + DeviceRepr + ValidAsZeroBits + Sized {
     /// The memory is full, or the GPU has failed; so for all that follow.
     fn taken<'a>(device: &Device, x: &'a Array) -> Result<Taken<'a, Self>, Fault>;
 
+    /// Some numbers of an array as a product takes them, in a shape of as many.
+    ///
+    /// # Errors
+    /// As [`Element::taken`]; none, some that are not there, or a shape of another count.
+    fn part(device: &Device, x: &Array, run: Range<usize>, shape: &[usize]) -> Result<Array<Self>, Fault>;
+
     /// Numbers as layers hand them on.
     #[doc(hidden)]
     fn mixed(placed: Placed<Self>) -> Mixed;
@@ -46,6 +52,18 @@ pub trait Element: sealed::Sealed + DeviceRepr + ValidAsZeroBits + Sized {
     /// # Errors
     /// As [`Element::taken`].
     fn wide(device: &Device, x: Array<Self>) -> Result<Array, Fault>;
+
+    /// The same of numbers that stay: lent where they lie in f32.
+    ///
+    /// # Errors
+    /// As [`Element::taken`].
+    fn widened<'a>(device: &Device, x: &'a Array<Self>) -> Result<Taken<'a, f32>, Fault>;
+
+    /// What sums of that shape begin with, to have a bias that the type has as it is; nothing where the bias is added to them.
+    ///
+    /// # Errors
+    /// As [`Element::taken`]; another number of channels.
+    fn begun(device: &Device, bias: &Array, shape: &[usize]) -> Result<Option<Array<Self>>, Fault>;
 
     /// Adds a bias to sums, and rounds them.
     ///
@@ -66,8 +84,12 @@ impl Element for f32 {
         Ok(Taken::Lent(x))
     }
 
+    fn part(device: &Device, x: &Array, run: Range<usize>, shape: &[usize]) -> Result<Array, Fault> {
+        device.part(x, run, shape)
+    }
+
     fn mixed(placed: Placed) -> Mixed {
-        Mixed::Full(placed, Arc::default())
+        Mixed::Full(placed.into())
     }
 
     fn given(_: &Device, y: Array) -> Result<Array, Fault> {
@@ -76,6 +98,14 @@ impl Element for f32 {
 
     fn wide(_: &Device, x: Array) -> Result<Array, Fault> {
         Ok(x)
+    }
+
+    fn widened<'a>(_: &Device, x: &'a Array) -> Result<Taken<'a, f32>, Fault> {
+        Ok(Taken::Lent(x))
+    }
+
+    fn begun(_: &Device, _: &Array, _: &[usize]) -> Result<Option<Array>, Fault> {
+        Ok(None)
     }
 
     fn add_bias(device: &Device, mut y: Array, bias: &Array) -> Result<Array, Fault> {
@@ -96,6 +126,10 @@ impl Element for bf16 {
         to_bf16(device, x).map(Taken::Made)
     }
 
+    fn part(device: &Device, x: &Array, run: Range<usize>, shape: &[usize]) -> Result<Array<Self>, Fault> {
+        to_bf16_run(device, x, run, shape)
+    }
+
     fn mixed(placed: Placed<Self>) -> Mixed {
         Mixed::Half(placed)
     }
@@ -106,6 +140,14 @@ impl Element for bf16 {
 
     fn wide(device: &Device, x: Array<Self>) -> Result<Array, Fault> {
         from_bf16(device, &x)
+    }
+
+    fn widened<'a>(device: &Device, x: &'a Array<Self>) -> Result<Taken<'a, f32>, Fault> {
+        from_bf16(device, x).map(Taken::Made)
+    }
+
+    fn begun(device: &Device, bias: &Array, shape: &[usize]) -> Result<Option<Array<Self>>, Fault> {
+        begin_bias(device, bias, shape).map(Some)
     }
 
     fn add_bias(device: &Device, y: Array, bias: &Array) -> Result<Array<Self>, Fault> {

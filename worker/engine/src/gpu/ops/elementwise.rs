@@ -6,7 +6,7 @@ use super::{Element, element::of_type, number};
 use crate::{
     gpu::{
         Array, Device, Fault,
-        launch::{fours, launch, small},
+        launch::{fours, launch, small, words},
     },
     nn::Act,
 };
@@ -16,8 +16,8 @@ use crate::{
 /// # Errors
 /// The memory is full, or the GPU has failed; so for all that follow.
 pub fn activate<T: Element>(device: &Device, act: Act, x: &Array<T>) -> Result<Array<T>, Fault> {
-    let (mut y, n) = (device.fresh::<T>(x.shape())?, x.count());
-    launch!(device, Elementwise, of_type!(T, "activate"), fours(n), &mut y.data, &x.data, &(n as u64), &number(act));
+    let (mut y, n, name) = (device.fresh::<T>(x.shape())?, x.count(), of_type!(T, "activate"));
+    launch!(device, Elementwise, name, words::<T>(n), &mut y.data, &x.data, &(n as u64), &number(act));
     Ok(y)
 }
 
@@ -29,7 +29,7 @@ pub fn activate_back<T: Element>(device: &Device, act: Act, z: &Array<T>, dy: &A
     dy.expect(z.shape())?;
     let (mut dx, n, name) = (device.fresh::<T>(z.shape())?, z.count(), of_type!(T, "activate_back"));
     let act = number(act);
-    launch!(device, Elementwise, name, fours(n), &mut dx.data, &z.data, &dy.data, &(n as u64), &act);
+    launch!(device, Elementwise, name, words::<T>(n), &mut dx.data, &z.data, &dy.data, &(n as u64), &act);
     Ok(dx)
 }
 
@@ -41,7 +41,7 @@ pub fn add_activate<T: Element>(device: &Device, act: Act, a: &Array<T>, b: &Arr
     b.expect(a.shape())?;
     let (mut y, n, name) = (device.fresh::<T>(a.shape())?, a.count(), of_type!(T, "add_activate"));
     let act = number(act);
-    launch!(device, Elementwise, name, fours(n), &mut y.data, &a.data, &b.data, &(n as u64), &act);
+    launch!(device, Elementwise, name, words::<T>(n), &mut y.data, &a.data, &b.data, &(n as u64), &act);
     Ok(y)
 }
 
@@ -64,7 +64,9 @@ pub fn add_mixed<A: Element, B: Element>(
         (true, false) => return add_mixed(device, act, b, a),
     };
     let (mut y, n, act) = (device.fresh::<f32>(a.shape())?, a.count(), number(act));
-    launch!(device, Elementwise, name, fours(n), &mut y.data, &a.data, &b.data, &(n as u64), &act);
+    // Where both are bf16, so is the first.
+    let grid = words::<A>(n);
+    launch!(device, Elementwise, name, grid, &mut y.data, &a.data, &b.data, &(n as u64), &act);
     Ok(y)
 }
 
@@ -121,6 +123,19 @@ pub fn add_bias_rounded(device: &Device, x: &Array, bias: &Array) -> Result<Arra
     bias.expect_count(x.width())?;
     let (mut y, n, c) = (device.fresh::<bf16>(x.shape())?, x.count(), small(x.width())?);
     launch!(device, Elementwise, "add_bias_bf16", fours(n), &mut y.data, &x.data, &bias.data, &(n as u64), &c);
+    Ok(y)
+}
+
+/// What bf16 has of a bias, in each row of that shape: sums that are added to it are rounded once, with it, if bf16 has the
+/// bias as it is.
+///
+/// # Errors
+/// As [`add_bias`]; a full memory.
+pub fn begin_bias(device: &Device, bias: &Array, shape: &[usize]) -> Result<Array<bf16>, Fault> {
+    let mut y = device.fresh::<bf16>(shape)?;
+    bias.expect_count(y.width())?;
+    let (n, c) = (y.count(), small(y.width())?);
+    launch!(device, Elementwise, "begin_bias_bf16", fours(n), &mut y.data, &bias.data, &(n as u64), &c);
     Ok(y)
 }
 
@@ -185,7 +200,7 @@ pub fn gate<T: Element>(device: &Device, x: &Array<T>, gates: &Array<T>) -> Resu
     by_channel(gates, images, c)?;
     let (mut y, n, area, c) = (device.fresh::<T>(x.shape())?, x.count(), small(h * w)?, small(c)?);
     let name = of_type!(T, "gate");
-    launch!(device, Elementwise, name, fours(n), &mut y.data, &x.data, &gates.data, &(n as u64), &area, &c);
+    launch!(device, Elementwise, name, words::<T>(n), &mut y.data, &x.data, &gates.data, &(n as u64), &area, &c);
     Ok(y)
 }
 
@@ -208,7 +223,7 @@ pub fn gate_back<T: Element>(
         device,
         Elementwise,
         of_type!(T, "gate_back"),
-        fours(n),
+        words::<T>(n),
         &mut dx.data,
         &dy.data,
         &gates.data,

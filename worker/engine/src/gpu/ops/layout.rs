@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Element, element::of_type};
+use super::{Element, cast::made_of, element::of_type};
 use crate::gpu::{
     Array, Device, Fault,
     array::counted,
@@ -13,12 +13,37 @@ use crate::gpu::{
 ///
 /// # Errors
 /// Another count, a full memory, or a GPU that has failed.
-pub fn turn(device: &Device, x: &Array, [batch, rows, columns]: [usize; 3]) -> Result<Array, Fault> {
-    x.expect_count(counted(&[batch, rows, columns])?)?;
-    let mut y = device.fresh::<f32>(&[batch, columns, rows])?;
-    let grid = tiles(batch, rows, columns)?;
-    launch!(device, Layout, "transpose", grid, &mut y.data, &x.data, &small(rows)?, &small(columns)?);
+pub fn turn(device: &Device, x: &Array, matrices: [usize; 3]) -> Result<Array, Fault> {
+    turn_run(device, x, 0..x.count(), matrices)
+}
+
+/// The same of some numbers of an array, which are rounded where the type is bf16.
+///
+/// # Errors
+/// As [`turn`]; none, or some that are not there.
+pub fn turn_run<T: Element>(
+    device: &Device,
+    x: &Array,
+    run: Range<usize>,
+    [batch, rows, columns]: [usize; 3],
+) -> Result<Array<T>, Fault> {
+    let mut y = made_of::<T>(device, x, &run, &[batch, columns, rows])?;
+    let (grid, name) = (tiles(batch, rows, columns)?, of_type!(T, "transpose"));
+    launch!(device, Layout, name, grid, &mut y.data, &x.data.slice(run), &small(rows)?, &small(columns)?);
     Ok(y)
+}
+
+/// Adds to an array the matrices `[batch, rows, columns]` of another one, each of them transposed.
+///
+/// # Errors
+/// As [`turn`].
+pub fn add_turned(device: &Device, y: &mut Array, x: &Array, [batch, rows, columns]: [usize; 3]) -> Result<(), Fault> {
+    let count = counted(&[batch, rows, columns])?;
+    x.expect_count(count)?;
+    y.expect_count(count)?;
+    let grid = tiles(batch, rows, columns)?;
+    launch!(device, Layout, "add_transpose", grid, &mut y.data, &x.data, &small(rows)?, &small(columns)?);
+    Ok(())
 }
 
 /// Columns of a matrix.

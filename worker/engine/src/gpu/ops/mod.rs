@@ -10,9 +10,10 @@
 //! one version of each.
 //!
 //! **Precision.** What an operation takes says what it is ([`Element`]): of f32 it is f32; of bf16, which lies in half the memory,
-//! it gives bf16. Products of that are multiplied by tensor cores and summed in f32; what layers of images do to it is computed
-//! as for f32, with the bits above. Either rounds what it gives, once; statistics and gradients of parameters are f32 of any
-//! input. An operation that knows no bf16 is given f32 ([`from_bf16`]). Of f32 whoever asks for it may also let a product be TF32
+//! it gives bf16, but for what gives f32 of either ([`add_mixed`], [`from_bf16`]) or the type that it is asked for
+//! ([`split_heads`]). Products of bf16 are multiplied by tensor cores and summed in f32; what layers of images do to it is
+//! computed as for f32, with the bits above. Either rounds what it gives, once; statistics and gradients of parameters are f32
+//! of any input. An operation that knows no bf16 is given f32 ([`from_bf16`]). Of f32 whoever asks for it may also let a product be TF32
 //! ([`Math`]), which tensor cores read where f32 lies.
 
 mod cast;
@@ -38,14 +39,14 @@ mod rows;
 mod softmax;
 mod towards;
 
-pub use cast::{from_bf16, round_bf16, to_bf16};
-pub use conv::{Convolution, channels_last, conv, conv_biased, conv_input, conv_weights};
+pub use cast::{from_bf16, round_bf16, round_bf16_run, to_bf16, to_bf16_run};
+pub use conv::{Convolution, channels_last, channels_last_run, conv, conv_biased, conv_input, conv_weights};
 pub use depthwise::{Windowed, depthwise, depthwise_input, depthwise_weights};
-pub use dropout::{Dropped, drop_path, dropout, dropout_scores, shown_scores};
+pub use dropout::{Dropped, drop_path, dropout, dropout_from};
 pub use element::{Element, Taken};
 pub use elementwise::{
     activate, activate_back, add_activate, add_bias, add_bias_rounded, add_into, add_mixed, add_run, add_squares,
-    divide, gate, gate_back, normalize, scale, scale_channels,
+    begin_bias, divide, gate, gate_back, normalize, scale, scale_channels,
 };
 pub use embedding::{Groups, embed, embed_back};
 pub use fold::fold;
@@ -53,22 +54,23 @@ pub use frames::{Spans, frame, pool_rows, pool_rows_back, unframe};
 pub use heads::{Heads, join_heads, split_heads};
 pub use layer_norm::{Normalised, layer_norm, layer_norm_back};
 pub use layout::{
-    Columns, copy_columns, cut_columns, join_columns, move_image, subsample, subsample_back, take_rows, turn,
+    Columns, add_turned, copy_columns, cut_columns, join_columns, move_image, subsample, subsample_back, take_rows,
+    turn, turn_run,
 };
 pub use lstm::{Step, lstm_back, lstm_step};
 pub use math::Math;
 pub use norm::{
-    Affine, Slopes, deposit, fixed_back, moments, normalise, running_statistics, scale_gradient, shift_gradient,
-    slopes, statistics, through,
+    Affine, Slopes, deposit, fixed_back, moments, normalise, own_statistics, running_statistics, scale_gradient,
+    shift_gradient, slopes, statistics, through,
 };
 pub use optimizer::{AdamW, Sgd, adamw, sgd, squared_norm};
 pub use patches::Patches;
 pub use pool::{
     Window, average_pool, average_pool_back, global_mean, global_mean_back, global_products, max_pool, max_pool_back,
 };
-pub use product::{Matrix, linear, linear_biased, linear_input, linear_weights, multiplied, product};
+pub use product::{Matrix, linear, linear_added, linear_biased, linear_input, linear_weights, multiplied, product};
 pub use rows::{add_products, add_sums};
-pub use softmax::{softmax, softmax_again, softmax_back};
+pub use softmax::{Softmax, softmax, softmax_back};
 pub use towards::{Began, Pull, average, pull};
 
 use crate::nn::Act;

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     gpu::{
         Array, Device, Fault,
-        launch::{BLOCK, GROUP, columns, each, fours, launch, small},
+        launch::{BLOCK, GROUP, columns, each, launch, rows_of, small},
     },
     nn::Act,
 };
@@ -38,27 +38,56 @@ pub struct Slopes {
     pub count: f64,
 }
 
+/// The mean of each channel of blocks of rows, then its Σ(x − mean)².
+fn lines<T: Element>(device: &Device, x: &Array<T>) -> Result<Array, Fault> {
+    let (rows, c) = (x.rows(), x.width());
+    let mut lines = device.fresh::<f32>(&[rows.div_ceil(BLOCK), 2 * c])?;
+    let grid = each(lines.count() / 2);
+    launch!(device, Norm, of_type!(T, "moments"), grid, &mut lines.data, &x.data, &(rows as u64), &small(c)?);
+    Ok(lines)
+}
+
+/// The moments of groups of lines of so many rows in all, then of groups of groups, until there are `enough`; behind the count
+/// of the first one. And the rows of a group.
+fn joined(device: &Device, lines: &Array, rows: u64, enough: usize) -> Result<(Array<f64>, u64), Fault> {
+    let (c, mut groups, mut line) = (lines.width() / 2, lines.rows().div_ceil(GROUP), BLOCK as u64);
+    let (width, room) = (small(c)?, |groups: usize| device.fresh::<f64>(&[1 + groups * 2 * c]));
+    let mut all = room(groups)?;
+    launch!(device, Norm, "join_moments", columns(c, groups)?, &mut all.data, &lines.data, &rows, &line, &width);
+    line *= GROUP as u64;
+    while groups > enough {
+        groups = groups.div_ceil(GROUP);
+        let (mut next, grid) = (room(groups)?, columns(c, groups)?);
+        launch!(device, Norm, "join_groups", grid, &mut next.data, &all.data.slice(1..), &rows, &line, &width);
+        (all, line) = (next, line * GROUP as u64);
+    }
+    Ok((all, line))
+}
+
 /// The moments of a grain: a count, the mean of each channel, its Σ(x − mean)²; `[1 + 2c]`.
 ///
 /// # Errors
 /// The memory is full, or the GPU has failed; so for all that follow.
 pub fn moments<T: Element>(device: &Device, x: &Array<T>) -> Result<Array<f64>, Fault> {
-    let (rows, c) = (x.rows(), x.width());
-    let mut lines = device.fresh::<f32>(&[rows.div_ceil(BLOCK), 2 * c])?;
-    let (grid, width) = (each(lines.count() / 2), small(c)?);
-    launch!(device, Norm, of_type!(T, "moments"), grid, &mut lines.data, &x.data, &(rows as u64), &width);
-    // In groups of lines, then in groups of groups, until there is one.
-    let room = |groups: usize| device.fresh::<f64>(&[1 + groups * 2 * c]);
-    let (mut line, mut groups, rows) = (BLOCK as u64, lines.rows().div_ceil(GROUP), rows as u64);
-    let mut all = room(groups)?;
-    launch!(device, Norm, "join_moments", columns(c, groups)?, &mut all.data, &lines.data, &rows, &line, &width);
-    while groups > 1 {
-        (line, groups) = (line * GROUP as u64, groups.div_ceil(GROUP));
-        let (mut next, grid) = (room(groups)?, columns(c, groups)?);
-        launch!(device, Norm, "join_groups", grid, &mut next.data, &all.data.slice(1..), &rows, &line, &width);
-        all = next;
+    Ok(joined(device, &lines(device, x)?, x.rows() as u64, 1)?.0)
+}
+
+/// [`statistics`] of the [`moments`] of a grain that nothing is joined with.
+///
+/// # Errors
+/// As [`moments`].
+pub fn own_statistics<T: Element>(device: &Device, x: &Array<T>, eps: f32) -> Result<Array, Fault> {
+    let (lines, rows, c) = (lines(device, x)?, x.rows() as u64, x.width());
+    let (mut stats, grid, width) = (device.fresh::<f32>(&[3 * c])?, columns(c, 1)?, small(c)?);
+    let to = &mut stats.data;
+    if lines.rows() <= GROUP {
+        launch!(device, Norm, "join_statistics", grid, to, &lines.data, &rows, &(BLOCK as u64), &eps, &width);
+    } else {
+        let (all, line) = joined(device, &lines, rows, GROUP)?;
+        let groups = all.data.slice(1..);
+        launch!(device, Norm, "join_group_statistics", grid, to, &groups, &rows, &line, &eps, &width);
     }
-    Ok(all)
+    Ok(stats)
 }
 
 /// From moments: mean, `1/√(var + eps)` and variance of each channel, `[3c]`.
@@ -104,7 +133,7 @@ pub fn normalise<T: Element>(
         device,
         Norm,
         of_type!(T, "normalise"),
-        fours(n),
+        rows_of::<T>(n, c),
         &mut y.data,
         &x.data,
         &stats.data,
@@ -117,13 +146,26 @@ pub fn normalise<T: Element>(
     Ok(y)
 }
 
+/// The kernel of slopes in one type and an input in another; those in bf16 of an input in f32 are to be widened first.
+fn of_types<D: Element, T: Element>([full, half, mixed]: [&'static str; 3]) -> Result<&'static str, Fault> {
+    match (D::HALF, T::HALF) {
+        (false, false) => Ok(full),
+        (true, true) => Ok(half),
+        (false, true) => Ok(mixed),
+        (true, false) => Err(Fault::shape("slopes in bf16 of what lies in f32")),
+    }
+}
+
+/// Threads from which on each may have two channels of bf16: fewer would not keep a GPU busy.
+const PAIRS: usize = 1 << 16;
+
 /// Sums of the gradient before the activation, of an output's gradient; they may be joined with those of other grains.
 ///
 /// # Errors
-/// Other shapes.
-pub fn slopes<T: Element>(
+/// Other shapes; slopes in bf16 of what lies in f32.
+pub fn slopes<D: Element, T: Element>(
     device: &Device,
-    dy: &Array<T>,
+    dy: &Array<D>,
     x: &Array<T>,
     stats: &Array,
     affine: Affine<'_>,
@@ -134,11 +176,15 @@ pub fn slopes<T: Element>(
     stats.expect_count(3 * c)?;
     affine.expect(c)?;
     let mut lines = device.fresh::<f32>(&[rows.div_ceil(BLOCK), 2 * c])?;
+    let sums = lines.count() / 2;
+    let pairs = D::HALF && T::HALF && c % 2 == 0 && sums / 2 >= PAIRS;
+    let (half, threads) = if pairs { ("norm_slopes_pairs", sums / 2) } else { ("norm_slopes_bf16", sums) };
+    let name = of_types::<D, T>(["norm_slopes", half, "norm_slopes_mixed"])?;
     launch!(
         device,
         Norm,
-        of_type!(T, "norm_slopes"),
-        each(lines.count() / 2),
+        name,
+        each(threads),
         &mut lines.data,
         &dy.data,
         &x.data,
@@ -175,27 +221,35 @@ pub fn shift_gradient(device: &Device, slopes: &Slopes, dbeta: &mut Array) -> Re
 }
 
 /// Adds what running statistics are updated from, `[2c + 1]`: Σ(x − r) and Σ(x − r)² around the running mean, and the count
-/// of the grain's rows. Both statistics are as [`statistics`] and [`running_statistics`] give them.
+/// of the grain's rows. The statistics are as [`statistics`] gives them; the means lie among `buffers` from `first` on.
 ///
 /// # Errors
 /// Another number of channels.
-pub fn deposit(device: &Device, stats: &Array, running: &Array, rows: usize, slot: &mut Array) -> Result<(), Fault> {
+pub fn deposit(
+    device: &Device,
+    stats: &Array,
+    (buffers, first): (&Array, usize),
+    rows: usize,
+    slot: &mut Array,
+) -> Result<(), Fault> {
     let c = stats.count() / 3;
     stats.expect_count(3 * c)?;
-    running.expect_count(3 * c)?;
     slot.expect_count(2 * c + 1)?;
-    let count = rows as f64;
-    launch!(device, Norm, "norm_deposit", each(c), &mut slot.data, &stats.data, &running.data, &count, &small(c)?);
+    let run = first..first.saturating_add(c);
+    buffers.expect_run(&run)?;
+    let (mean, count) = (buffers.data.slice(run), rows as f64);
+    launch!(device, Norm, "norm_deposit", each(c), &mut slot.data, &stats.data, &mean, &count, &small(c)?);
     Ok(())
 }
 
-/// The input's gradient through the activation, and through the statistics of all rows that `slopes` are of.
+/// The input's gradient through the activation, and through the statistics of all rows that `slopes` are of. It lies as the
+/// input does.
 ///
 /// # Errors
-/// Other shapes.
-pub fn through<T: Element>(
+/// As [`slopes`].
+pub fn through<D: Element, T: Element>(
     device: &Device,
-    dy: &Array<T>,
+    dy: &Array<D>,
     x: &Array<T>,
     slopes: &Slopes,
     stats: &Array,
@@ -207,6 +261,7 @@ pub fn through<T: Element>(
     sums.expect_count(2 * c)?;
     stats.expect_count(3 * c)?;
     affine.expect(c)?;
+    let name = of_types::<D, T>(["norm_through", "norm_through_bf16", "norm_through_mixed"])?;
     let (mut terms, width) = (device.fresh::<f32>(&[3 * c])?, small(c)?);
     let (grid, to, gamma) = (each(c), &mut terms.data, &affine.gamma.data);
     launch!(device, Norm, "norm_terms", grid, to, &sums.data, &stats.data, gamma, count, &width);
@@ -214,8 +269,8 @@ pub fn through<T: Element>(
     launch!(
         device,
         Norm,
-        of_type!(T, "norm_through"),
-        fours(n),
+        name,
+        rows_of::<D>(n, c),
         &mut dx.data,
         &dy.data,
         &x.data,
@@ -229,34 +284,29 @@ pub fn through<T: Element>(
     Ok(dx)
 }
 
-/// The same through statistics that do not depend on the input. Without an activation it needs no input.
+/// The same through statistics that do not depend on the input. Without an activation the input only says what to make.
 ///
 /// # Errors
-/// Other shapes, or an input that is missing.
-pub fn fixed_back<T: Element>(
+/// As [`slopes`].
+pub fn fixed_back<D: Element, T: Element>(
     device: &Device,
-    dy: &Array<T>,
-    x: Option<&Array<T>>,
+    dy: &Array<D>,
+    x: &Array<T>,
     stats: &Array,
     affine: Affine<'_>,
     act: Act,
 ) -> Result<Array<T>, Fault> {
     let (n, c) = (dy.count(), dy.width());
-    let x = match (x, act) {
-        (Some(x), _) => x,
-        // It is not read.
-        (None, Act::None) => dy,
-        (None, _) => return Err(Fault::shape(format!("{act:?} behind a norm whose input is gone"))),
-    };
     x.expect(dy.shape())?;
     stats.expect_count(3 * c)?;
     affine.expect(c)?;
+    let name = of_types::<D, T>(["norm_fixed_back", "norm_fixed_back_bf16", "norm_fixed_back_mixed"])?;
     let mut dx = device.fresh::<T>(dy.shape())?;
     launch!(
         device,
         Norm,
-        of_type!(T, "norm_fixed_back"),
-        fours(n),
+        name,
+        rows_of::<D>(n, c),
         &mut dx.data,
         &dy.data,
         &x.data,

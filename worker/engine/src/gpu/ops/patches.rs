@@ -100,17 +100,43 @@ impl<'a, T: Element> Patches<'a, T> {
     /// # Errors
     /// Weights of another shape, a full memory, or cuBLAS is not there or refuses.
     pub fn times<'d>(&self, math: impl Into<Math<'d>>, weights: &Array<T>) -> Result<Array, Fault> {
-        weights.expect(&self.plan.w)?;
-        let (math, cout) = (math.into(), self.plan.w[0]);
-        let weights = Matrix { stride: self.depth, turned: true, ..flat(weights) };
+        let math = math.into();
         let mut y = math.device.fresh::<f32>(&self.plan.y)?;
+        self.multiplied(math, weights, &mut y, false)?;
+        Ok(y)
+    }
+
+    /// The same on top of what is there, rounded once if that is bf16.
+    ///
+    /// # Errors
+    /// As [`Patches::times`]; an array of another shape.
+    pub fn add_to<'d, C: Element>(
+        &self,
+        math: impl Into<Math<'d>>,
+        weights: &Array<T>,
+        y: &mut Array<C>,
+    ) -> Result<(), Fault> {
+        self.multiplied(math.into(), weights, y, true)
+    }
+
+    fn multiplied<C: Element>(
+        &self,
+        math: Math<'_>,
+        weights: &Array<T>,
+        y: &mut Array<C>,
+        add: bool,
+    ) -> Result<(), Fault> {
+        weights.expect(&self.plan.w)?;
+        y.expect(&self.plan.y)?;
+        let cout = self.plan.w[0];
+        let weights = Matrix { stride: self.depth, turned: true, ..flat(weights) };
         for images in self.parts() {
             let (first, rows) = (images.start * self.outputs * cout, images.len() * self.outputs);
             let windows = self.windows(math.device, images)?;
             let pair = (self.matrix(&windows), weights);
-            multiply(math, pair, (1, rows, cout, self.depth), (&mut y, first), false)?;
+            multiply(math, pair, (1, rows, cout, self.depth), (&mut *y, first), add)?;
         }
-        Ok(y)
+        Ok(())
     }
 
     /// The sum over all outputs of slopes times windows: the gradient of the weights, of which nothing is rounded.

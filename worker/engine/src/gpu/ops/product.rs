@@ -192,11 +192,28 @@ pub fn linear<'d, T: Element>(math: impl Into<Math<'d>>, x: &Array<T>, w: &Array
     multiplied(math, pair, size, &[size.1, size.2])
 }
 
-/// `x·wᵀ + bias`, rounded once.
+/// `x·wᵀ + bias`, rounded once. Of bf16 a bias is what bf16 has of it: the sums begin with it, and are never in f32 memory. One
+/// that must not be rounded is [`linear_added`]'s.
 ///
 /// # Errors
 /// As [`product`].
 pub fn linear_biased<'d, T: Element>(
+    math: impl Into<Math<'d>>,
+    x: &Array<T>,
+    w: &Array<T>,
+    bias: &Array,
+) -> Result<Array<T>, Fault> {
+    let ((pair, size), math) = (forward(x, w)?, math.into());
+    let Some(mut y) = T::begun(math.device, bias, &[size.1, size.2])? else { return linear_added(math, x, w, bias) };
+    multiply(math, pair, size, (&mut y, 0), true)?;
+    Ok(y)
+}
+
+/// The same with a bias of f32, which is added to sums in f32: rounded once, too.
+///
+/// # Errors
+/// As [`product`].
+pub fn linear_added<'d, T: Element>(
     math: impl Into<Math<'d>>,
     x: &Array<T>,
     w: &Array<T>,

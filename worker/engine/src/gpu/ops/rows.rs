@@ -8,13 +8,21 @@ use crate::gpu::{
 
 /// Adds up lines of `width` numbers, in f64: groups of lines, then groups of groups, until there is one.
 pub(super) fn total(device: &Device, lines: &Array, width: usize) -> Result<Array<f64>, Fault> {
-    let (mut count, c) = (lines.count() / width, small(width)?);
-    let room = |count: usize| device.fresh::<f64>(&[count.div_ceil(GROUP), width]);
-    let (mut sums, grid) = (room(count)?, columns(width, count.div_ceil(GROUP))?);
+    let (count, c) = (lines.count() / width, small(width)?);
+    let mut sums = device.fresh::<f64>(&[count.div_ceil(GROUP), width])?;
+    let grid = columns(width, sums.rows())?;
     launch!(device, Rows, "total_lines", grid, &mut sums.data, &lines.data, &(count as u64), &c);
+    total_groups(device, sums)
+}
+
+/// The same of the sums of groups.
+pub(super) fn total_groups(device: &Device, mut sums: Array<f64>) -> Result<Array<f64>, Fault> {
+    let width = sums.width();
+    let c = small(width)?;
     while sums.rows() > 1 {
-        count = sums.rows();
-        let (mut next, grid) = (room(count)?, columns(width, count.div_ceil(GROUP))?);
+        let count = sums.rows();
+        let mut next = device.fresh::<f64>(&[count.div_ceil(GROUP), width])?;
+        let grid = columns(width, next.rows())?;
         launch!(device, Rows, "total_groups", grid, &mut next.data, &sums.data, &(count as u64), &c);
         sums = next;
     }

@@ -11,7 +11,7 @@ use crate::{
     Result,
     gpu::{
         self, Device, Fault, Mixed, Placed, either,
-        ops::{self, Dropped, Element, Heads, Math, Matrix, Taken},
+        ops::{self, Dropped, Element, Heads, Math, Matrix, Softmax},
     },
     nn::{Array, Pass, Ragged, Saved, Tape},
 };
@@ -45,15 +45,14 @@ impl Apart<'_> {
         ops::multiplied(self.math, (left, right), (self.all, m, n, k), &[self.all, m, n])
     }
 
-    /// Products of two heads, for what is f32 of attention.
-    fn scores<T: Element>(&self, left: &Matrices<T>, right: &Matrices<T>, depth: usize) -> Result<Matrices, Fault> {
+    /// Products of all rows of two heads.
+    fn scores<T: Element>(&self, left: &Matrices<T>, right: &Matrices<T>, depth: usize) -> Result<Matrices<T>, Fault> {
         let t = self.heads.longest();
-        T::wide(self.math.device, self.times(Matrix::of(left), Matrix::of(right).turned(), (t, t, depth))?)
+        self.times(Matrix::of(left), Matrix::of(right).turned(), (t, t, depth))
     }
 
-    /// Probabilities as a product takes them.
-    fn shown<'p, T: Element>(&self, p: &'p Matrices) -> Result<Taken<'p, T>, Fault> {
-        ops::shown_scores(self.math.device, p, self.dropped.as_ref(), self.heads.lengths())
+    fn softmax(&self, scale: f32) -> Softmax<'_> {
+        Softmax { lengths: self.heads.lengths(), scale, dropped: self.dropped.as_ref() }
     }
 }
 
@@ -133,15 +132,15 @@ impl SelfAttention {
         ragged: &Ragged,
         pass: &Pass<'_>,
     ) -> Result<(Mixed, Vec<Matrices>)> {
-        let (mut out, mut all) = (device.zeros(&[ragged.rows(), self.parts().width])?, Vec::new());
+        // Runs have every sample, and heads every column.
+        let (mut out, mut all) = (device.fresh(&[ragged.rows(), self.parts().width])?, Vec::new());
         for which in self.runs(device, ragged) {
             let apart = self.apart(device, ragged, which, pass)?;
             let (d, t) = (self.depth, apart.heads.longest());
             let [query, key, value] = self.split::<T>(made, &apart)?;
-            let mut scores = apart.scores(&query, &key, d)?;
-            all.push(ops::softmax(device, &mut scores, apart.heads.lengths(), self.scale())?);
-            let shown = apart.shown::<T>(&scores)?;
-            let heads = apart.times(Matrix::of(shown.array()), Matrix::of(&value), (t, d, t))?;
+            let mut shown = apart.scores(&query, &key, d)?;
+            all.push(ops::softmax(device, &mut shown, &apart.softmax(self.scale()))?);
+            let heads = apart.times(Matrix::of(&shown), Matrix::of(&value), (t, d, t))?;
             ops::join_heads(device, &heads, &apart.heads, &mut out, 0)?;
         }
         Ok((Placed::new(device.clone(), out).into(), all))
@@ -176,27 +175,20 @@ impl SelfAttention {
     ) -> Result<Vec<Array>> {
         let (device, parts) = (dout.device(), self.parts());
         let shape = [ragged.rows(), parts.stride];
-        let mut slopes = made.iter().map(|_| device.zeros(&shape)).collect::<Result<Vec<Matrices<T>>, Fault>>()?;
+        // Written as what heads pick is: three parts, side by side or apart.
+        let mut slopes = made.iter().map(|_| device.fresh(&shape)).collect::<Result<Vec<Matrices<T>>, Fault>>()?;
         for (which, notes) in self.runs(device, ragged).into_iter().zip(notes) {
             let apart = self.apart(device, ragged, which, pass)?;
-            let (d, t, lengths) = (self.depth, apart.heads.longest(), apart.heads.lengths());
+            let (d, t) = (self.depth, apart.heads.longest());
             let [query, key, value] = self.split::<T>(made, &apart)?;
             let g = apart.split::<T>(dout, 0)?;
-            let mut p = apart.scores(&query, &key, d)?;
-            ops::softmax_again(device, &mut p, notes.placed()?.array(), lengths, self.scale())?;
-            let mut dp = apart.scores(&g, &value, d)?;
-            // What was dropped of the probabilities had no part in the output.
-            if let Some(dropped) = &apart.dropped {
-                ops::dropout_scores(device, &mut dp, dropped, lengths)?;
-            }
-            let shown = apart.shown::<T>(&p)?;
-            let dvalue = apart.times(Matrix::of(shown.array()).turned(), Matrix::of(&g), (t, d, t))?;
+            let (mut shown, mut ds) = (apart.scores(&query, &key, d)?, apart.scores(&g, &value, d)?);
+            let (notes, how) = (notes.placed()?, apart.softmax(self.scale()));
+            ops::softmax_back(device, [&mut shown, &mut ds], notes.array(), &how)?;
+            let dvalue = apart.times(Matrix::of(&shown).turned(), Matrix::of(&g), (t, d, t))?;
             drop(shown);
-            ops::softmax_back(device, &mut dp, &p, lengths, self.scale())?;
-            drop(p);
-            let dp = T::taken(device, &dp)?;
-            let dquery = apart.times(Matrix::of(dp.array()), Matrix::of(&key), (t, d, t))?;
-            let dkey = apart.times(Matrix::of(dp.array()).turned(), Matrix::of(&query), (t, d, t))?;
+            let dquery = apart.times(Matrix::of(&ds), Matrix::of(&key), (t, d, t))?;
+            let dkey = apart.times(Matrix::of(&ds).turned(), Matrix::of(&query), (t, d, t))?;
             for (part, heads) in [dquery, dkey, dvalue].iter().enumerate() {
                 let (matrix, first) = parts.place(part, 0);
                 ops::join_heads(device, heads, &apart.heads, &mut slopes[matrix], first)?;

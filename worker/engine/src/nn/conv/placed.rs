@@ -9,7 +9,6 @@ use crate::{
         Device, Mixed, Operand, either,
         ops::{self, Convolution},
     },
-    nn::placed::Turn,
 };
 
 /// Images of another size: zeros follow the last row and column, or as much is cut off there.
@@ -34,8 +33,8 @@ impl Conv2d {
 
     /// Its weights as a product or cuDNN takes them.
     fn placed_weights(&self, g: &Geometry, pass: &Pass<'_>, at: &Arc<Device>) -> Result<Operand> {
-        let turn = if self.is_product(g) { None } else { Some(ops::channels_last as Turn) };
-        pass.operand_of(self.w, &self.placed_shape(g), at, turn)
+        let shape = self.placed_shape(g);
+        if self.is_product(g) { pass.operand_of(self.w, &shape, at) } else { pass.kernels_of(self.w, &shape, at) }
     }
 
     /// How cuDNN goes over images, and which size these must have: it has as many zeros behind as in front, and "SAME" may

@@ -72,7 +72,7 @@ impl Lstm {
         let ragged = Ragged::of(x)?;
         let order = ByTime::of(&ragged);
         let (total, w) = (ragged.rows(), self.hidden);
-        let weights = |id, n: usize| pass.operand_of(id, &[4 * w, n], x.device(), None);
+        let weights = |id, n: usize| pass.operand_of(id, &[4 * w, n], x.device());
         let (wi, wh) = (weights(self.wi, self.input)?, weights(self.wh, w)?);
         let [bi, bh] = [self.bi, self.bh].map(|id| pass.placed(id, &[4 * w], x.device()));
         let (bi, bh) = (bi?, bh?);
@@ -80,7 +80,8 @@ impl Lstm {
         let bias = bi.made(|device, bi| ops::add_activate(device, Act::None, bi, bh.array()))?;
         let device = x.device();
         let (mut memories, mut states) = (device.zeros(&[total, w])?, device.zeros(&[total, w])?);
-        let gates = pass.operand(&input)?.linear(&wi, Some(&bias))?.into_full()?.changed(|_, gates| {
+        // bf16 has either bias, and not their sum.
+        let gates = pass.operand(&input)?.linear_added(&wi, &bias)?.into_full()?.changed(|_, gates| {
             for step in &order.steps {
                 wh.lstm_step([&mut *gates, &mut memories, &mut states], step)?;
             }
@@ -123,7 +124,7 @@ impl Lstm {
             some(&order.framed)
         };
         let outer = dy.made(|device, dy| ops::take_rows(device, dy, &which))?;
-        let wh = pass.operand_of(self.wh, &[4 * w, w], dy.device(), None)?;
+        let wh = pass.operand_of(self.wh, &[4 * w, w], dy.device())?;
         let memories = memories.placed()?;
         let given = [memories.array(), outer.array()];
         let slopes = gates.changed(|device, gates| {
@@ -151,7 +152,7 @@ impl Lstm {
         if !need_dx {
             return Ok(None);
         }
-        let wi = pass.operand_of(self.wi, &[4 * w, self.input], dy.device(), None)?;
+        let wi = pass.operand_of(self.wi, &[4 * w, self.input], dy.device())?;
         let which = order.in_frames(ragged);
         let shape = [n, ragged.room + 1, self.input];
         let dx = slopes.linear_input(&wi)?.into_full()?;

@@ -6,14 +6,14 @@ use super::{Array, BatchNorm, BufferId, Gradients, Join, Pass, Saved, Tape, grai
 use crate::{
     Result,
     gpu::{
-        self, Device, Fault, Mixed, Placed, both, either,
-        ops::{self, Affine, Element, Slopes},
+        self, Device, Fault, Mixed, Placed, either,
+        ops::{self, Affine, Slopes},
     },
     nn::{Packs, placed::add_to},
 };
 
 impl BatchNorm {
-    /// The running statistics, in the form of others. They go up as often as a weight does.
+    /// The running statistics, in the form of others, where nothing changes them. They go up once.
     fn placed_running(&self, pass: &Pass<'_>, at: &Arc<Device>) -> Result<Placed> {
         if let Some(known) = pass.packs.and_then(|packs| packs.kept().running.get(&self.mean).cloned()) {
             return Ok(known);
@@ -21,12 +21,25 @@ impl BatchNorm {
         let up = |id| at.upload(pass.store.buffer(id), &[self.c]);
         let stats = ops::running_statistics(at, &up(self.mean)?, &up(self.var)?, self.eps)?;
         let made = Placed::new(at.clone(), stats);
-        if let Some(mut kept) = pass.packs.map(Packs::kept)
-            && (kept.several || !self.is_training(pass))
-        {
+        if let Some(mut kept) = pass.packs.map(Packs::kept) {
             kept.running.insert(self.mean, made.clone());
         }
         Ok(made)
+    }
+
+    /// Where the running means are that deposits are made around, and the place of the first one. All of a store go up at once,
+    /// before the first deposit of a step.
+    fn placed_means(&self, pass: &Pass<'_>, at: &Arc<Device>) -> Result<(Placed, usize)> {
+        let first = pass.store.buffers[self.mean.0].range.start;
+        let all = &pass.store.buffer_values;
+        if let Some(known) = pass.packs.and_then(|packs| packs.kept().buffers.clone()) {
+            return Ok((known, first));
+        }
+        let made = Placed::new(at.clone(), at.upload(all, &[all.len()])?);
+        if let Some(mut kept) = pass.packs.map(Packs::kept) {
+            kept.buffers = Some(made.clone());
+        }
+        Ok((made, first))
     }
 
     /// Mean, 1/√(var + eps) and var of each channel, of all that the statistics are of.
@@ -35,12 +48,19 @@ impl BatchNorm {
         if !self.is_training(pass) {
             return self.placed_running(pass, device);
         }
-        let mut moments = either!(x, |x| ops::moments(device, x.array()))?;
-        if let Some(grains) = pass.grains {
-            let all = grains.joined(device.download(&moments)?, Join::Fold(join_grains))?;
-            moments = device.upload(&all[..], moments.shape())?;
+        if pass.packs.is_some() {
+            // Already here: later the GPU has much to do before it takes them.
+            self.placed_means(pass, device)?;
         }
-        Ok(Placed::new(device.clone(), ops::statistics(device, &moments, self.eps)?))
+        let stats = match pass.grains {
+            None => either!(x, |x| ops::own_statistics(device, x.array(), self.eps))?,
+            Some(grains) => {
+                let own = either!(x, |x| ops::moments(device, x.array()))?;
+                let all = grains.joined(device.download(&own)?, Join::Fold(join_grains))?;
+                ops::statistics(device, &device.upload(&all[..], own.shape())?, self.eps)?
+            }
+        };
+        Ok(Placed::new(device.clone(), stats))
     }
 
     /// γ and β.
@@ -87,23 +107,24 @@ impl BatchNorm {
             if !need_dx {
                 return Ok(None);
             }
+            // Without an input what is made lies as the slope does.
             let dx = match x {
-                Some(x) => both!(dy, x, |dy, x| self.through_fixed(dy, Some(x), stats, affine)),
-                None => either!(dy, |dy| self.through_fixed(dy, None, stats, affine)),
+                Some(x) => self.through_fixed(&beside(dy, x)?, x, stats, affine),
+                None => self.through_fixed(dy, dy, stats, affine),
             };
             return pass.handed(dx?).map(Some);
         };
-        // Once for all that follows: widened where only one of them lies in bf16.
-        let (dy, x) = both!(dy, x, |dy, x| Ok((Mixed::from(dy.clone()), Mixed::from(x.clone()))))?;
-        let slopes = both!(&dy, &x, |dy, x| ops::slopes(device, dy.array(), x.array(), stats, affine, self.act))?;
+        let dy = beside(dy, x)?;
+        let slopes =
+            either!(&dy, |dy| either!(x, |x| ops::slopes(device, dy.array(), x.array(), stats, affine, self.act)))?;
         grads.add_placed(self.gamma, &width, device, |device, dgamma| {
             ops::scale_gradient(device, &slopes, stats, dgamma)
         })?;
         grads.add_placed(self.beta, &width, device, |device, dbeta| ops::shift_gradient(device, &slopes, dbeta))?;
         if training {
-            let (running, rows) = (self.placed_running(pass, device)?, dy.rows());
+            let ((means, first), rows) = (self.placed_means(pass, device)?, dy.rows());
             grads.add_placed_stats(self.mean, device, |device, slot| {
-                ops::deposit(device, stats, running.array(), rows, slot)
+                ops::deposit(device, stats, (means.array(), first), rows, slot)
             })?;
         }
         if !need_dx {
@@ -111,26 +132,25 @@ impl BatchNorm {
         }
         let dx = if training {
             let all = self.of_all(slopes, device, pass)?;
-            both!(&dy, &x, |dy, x| {
-                dy.made(|device, dy| ops::through(device, dy, x.array(), &all, stats, affine, self.act))
-                    .map(Mixed::from)
+            either!(&dy, |dy| {
+                either!(x, |x| {
+                    x.made(|device, x| ops::through(device, dy.array(), x, &all, stats, affine, self.act))
+                        .map(Mixed::from)
+                })
             })
         } else {
-            both!(&dy, &x, |dy, x| self.through_fixed(dy, Some(x), stats, affine))
+            self.through_fixed(&dy, x, stats, affine)
         };
         pass.handed(dx?).map(Some)
     }
 
-    /// The input's gradient through fixed statistics; without an activation it needs no input.
-    fn through_fixed<T: Element>(
-        &self,
-        dy: &Placed<T>,
-        x: Option<&Placed<T>>,
-        stats: &gpu::Array,
-        affine: Affine<'_>,
-    ) -> Result<Mixed, Fault> {
-        let x = x.map(Placed::array);
-        dy.made(|device, dy| ops::fixed_back(device, dy, x, stats, affine, self.act)).map(Mixed::from)
+    /// The input's gradient through fixed statistics; without an activation the input is not read.
+    fn through_fixed(&self, dy: &Mixed, x: &Mixed, stats: &gpu::Array, affine: Affine<'_>) -> Result<Mixed, Fault> {
+        either!(dy, |dy| {
+            either!(x, |x| {
+                x.made(|device, x| ops::fixed_back(device, dy.array(), x, stats, affine, self.act)).map(Mixed::from)
+            })
+        })
     }
 
     /// The slopes of all that the statistics are of.
@@ -142,6 +162,11 @@ impl BatchNorm {
         let sums = &all[..2 * self.c];
         Ok(Slopes { sums: device.upload(sums, &[sums.len()])?, count: all[sums.len()] })
     }
+}
+
+/// Slopes as kernels take them with such an input: in f32 if it is.
+fn beside(dy: &Mixed, x: &Mixed) -> Result<Mixed, Fault> {
+    if dy.is_half() && !x.is_half() { dy.full().map(Mixed::from) } else { Ok(dy.clone()) }
 }
 
 impl Gradients<'_> {
