@@ -48,14 +48,10 @@ __device__ __forceinline__ bool by_four(u32 c, const void *a, const void *b) {
     else name<1>(__VA_ARGS__); \
   } while (0)
 
-// The same of eight, which are as many bytes of bf16 as four are of f32.
-__device__ __forceinline__ bool by_eight(u32 c, const void *a, const void *b) {
-  return c % 8 == 0 && (((u64)a | (u64)b) & 31) == 0;
-}
-
-#define IN_EIGHTS(eight, four, name, ...) \
+// The same of bf16, also eight at a time in rows of `c`: where four can be read sixteen bytes can, which are eight of it.
+#define IN_EIGHTS(four, c, name, ...) \
   do { \
-    if (eight) name<8>(__VA_ARGS__); \
+    if ((four) && (c) % 8 == 0) name<8>(__VA_ARGS__); \
     else IN_FOURS(four, name, __VA_ARGS__); \
   } while (0)
 

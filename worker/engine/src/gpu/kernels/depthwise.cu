@@ -191,7 +191,6 @@ extern "C" __global__ void depthwise_weights_bf16(double *sums, const bf16 *dy, 
   float *lines = (float *)room;
   u64 first = (u64)blockIdx.y * GROUP;
   u32 count = rows - first < GROUP ? (u32)(rows - first) : GROUP;
-  bool eight = by_eight(c, dy, x), four = by_four(c, dy, x);
-  IN_EIGHTS(eight, four, learnt, lines, dy, x, first, count, h, w, c, oh, ow, k, stride, top, left);
+  IN_EIGHTS(by_four(c, dy, x), c, learnt, lines, dy, x, first, count, h, w, c, oh, ow, k, stride, top, left);
   join_lines(sums, lines, count, k * k * c);
 }

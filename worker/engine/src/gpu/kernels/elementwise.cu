@@ -125,8 +125,7 @@ extern "C" __global__ void gate(float *y, const float *x, const float *gates, u6
 }
 
 extern "C" __global__ void gate_bf16(bf16 *y, const bf16 *x, const bf16 *gates, u64 n, u32 area, u32 c) {
-  bool four = by_four(c, x, y) && by_four(c, gates, gates);
-  IN_EIGHTS(four && c % 8 == 0, four, gated, y, x, gates, n, area, c);
+  IN_EIGHTS(by_four(c, x, y) && by_four(c, gates, gates), c, gated, y, x, gates, n, area, c);
 }
 
 template <int V, class T>
@@ -148,6 +147,5 @@ extern "C" __global__ void gate_back(float *dx, const float *dy, const float *ga
 
 extern "C" __global__ void gate_back_bf16(bf16 *dx, const bf16 *dy, const bf16 *gates, const bf16 *means, float share,
                                           u64 n, u32 area, u32 c) {
-  bool four = by_four(c, dx, dy) && by_four(c, gates, means);
-  IN_EIGHTS(four && c % 8 == 0, four, ungated, dx, dy, gates, means, share, n, area, c);
+  IN_EIGHTS(by_four(c, dx, dy) && by_four(c, gates, means), c, ungated, dx, dy, gates, means, share, n, area, c);
 }

@@ -44,9 +44,8 @@ extern "C" __global__ void copy_columns(float *to, u32 to_stride, u32 to_first, 
 
 extern "C" __global__ void copy_columns_bf16(bf16 *to, u32 to_stride, u32 to_first, const bf16 *from, u32 from_stride,
                                              u32 from_first, u64 n, u32 width) {
-  bool eight = by_eight(to_stride | to_first | from_stride | from_first | width, to, from);
-  bool four = by_four(to_stride | to_first | from_stride | from_first | width, to, from);
-  IN_EIGHTS(eight, four, copied, to, to_stride, to_first, from, from_stride, from_first, n, width);
+  u32 all = to_stride | to_first | from_stride | from_first | width;
+  IN_EIGHTS(by_four(all, to, from), all, copied, to, to_stride, to_first, from, from_stride, from_first, n, width);
 }
 
 // The same, added to what is there.
@@ -85,8 +84,7 @@ extern "C" __global__ void move_image(float *y, const float *x, u64 n, u32 h, u3
 
 extern "C" __global__ void move_image_bf16(bf16 *y, const bf16 *x, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow, int down,
                                            int right) {
-  bool eight = by_eight(c, x, y), four = by_four(c, x, y);
-  IN_EIGHTS(eight, four, moved, y, x, n, h, w, c, oh, ow, down, right);
+  IN_EIGHTS(by_four(c, x, y), c, moved, y, x, n, h, w, c, oh, ow, down, right);
 }
 
 // Every second pixel of images `[n, h, w, c]`, its channels behind `before` of `[n, oh, ow, channels]` that are zero.
@@ -109,8 +107,8 @@ extern "C" __global__ void subsample(float *y, const float *x, u64 n, u32 h, u32
 
 extern "C" __global__ void subsample_bf16(bf16 *y, const bf16 *x, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow,
                                           u32 channels, u32 before) {
-  bool eight = by_eight(c | channels | before, x, y), four = by_four(c | channels | before, x, y);
-  IN_EIGHTS(eight, four, thinned, y, x, n, h, w, c, oh, ow, channels, before);
+  u32 all = c | channels | before;
+  IN_EIGHTS(by_four(all, x, y), all, thinned, y, x, n, h, w, c, oh, ow, channels, before);
 }
 
 // And back: what was passed over has no slope.
@@ -134,8 +132,8 @@ extern "C" __global__ void subsample_back(float *dx, const float *dy, u64 n, u32
 
 extern "C" __global__ void subsample_back_bf16(bf16 *dx, const bf16 *dy, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow,
                                                u32 channels, u32 before) {
-  bool eight = by_eight(c | channels | before, dx, dy), four = by_four(c | channels | before, dx, dy);
-  IN_EIGHTS(eight, four, unthinned, dx, dy, n, h, w, c, oh, ow, channels, before);
+  u32 all = c | channels | before;
+  IN_EIGHTS(by_four(all, dx, dy), all, unthinned, dx, dy, n, h, w, c, oh, ow, channels, before);
 }
 
 // Packed rows of all samples, `stride` apart, to `[samples·heads, t, depth]` with zeros behind the end of each.

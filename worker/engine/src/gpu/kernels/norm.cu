@@ -153,12 +153,17 @@ __device__ __forceinline__ Channels<V> channels_of(const float *stats, const flo
 // Common activations are made for four numbers at a time, or eight of bf16, where a thread has the same channels in each of
 // its rows, and reads what belongs to them once. Whatever else there is goes one by one.
 #define ANY -1
-#define AT_ONCE(name, ...) \
-  if (c % 8 == 0) name<8>(__VA_ARGS__); \
+#define AT_ONCE(Read, name, ...) \
+  if (MOST<Read> == 8 && c % 8 == 0) name<MOST<Read>>(__VA_ARGS__); \
   else name<4>(__VA_ARGS__)
 
-// Whether the grid is such that it has, for so many numbers at a time.
-__device__ __forceinline__ bool steady(u32 c, u32 numbers) { return rest(THREADS, c / numbers) == 0; }
+// Numbers of that type that are read at a time, at most.
+template <class Read> constexpr int MOST = 16 / sizeof(Read);
+
+// Whether the grid is such that it has, for as many of that type.
+template <class Read> __device__ __forceinline__ bool steady(u32 c) {
+  return rest(THREADS, c / (c % MOST<Read> ? 4 : MOST<Read>)) == 0;
+}
 
 template <int V, class T, class Act>
 __device__ __forceinline__ void normalise_rows(T *y, const T *x, const float *stats, const float *gamma,
@@ -176,18 +181,22 @@ __device__ __forceinline__ void normalise_rows(T *y, const T *x, const float *st
   }
 }
 
+template <class T>
+__device__ __forceinline__ void normalise_all(T *y, const T *x, const float *stats, const float *gamma,
+                                              const float *beta, u64 n, u32 c, int act) {
+  bool many = by_four(c, x, y) && by_four(c, gamma, beta) && by_four(c, stats, stats) && steady<T>(c);
+  BY_ACT(many ? act : ANY, known, AT_ONCE(T, normalise_rows, y, x, stats, gamma, beta, n, c, known),
+         normalise_rows<1>(y, x, stats, gamma, beta, n, c, act));
+}
+
 extern "C" __global__ void normalise(float *y, const float *x, const float *stats, const float *gamma,
                                      const float *beta, u64 n, u32 c, int act) {
-  bool many = by_four(c, x, y) && by_four(c, gamma, beta) && by_four(c, stats, stats) && steady(c, 4);
-  BY_ACT(many ? act : ANY, known, normalise_rows<4>(y, x, stats, gamma, beta, n, c, known),
-         normalise_rows<1>(y, x, stats, gamma, beta, n, c, act));
+  normalise_all(y, x, stats, gamma, beta, n, c, act);
 }
 
 extern "C" __global__ void normalise_bf16(bf16 *y, const bf16 *x, const float *stats, const float *gamma,
                                           const float *beta, u64 n, u32 c, int act) {
-  bool many = by_four(c, x, y) && by_four(c, gamma, beta) && by_four(c, stats, stats) && steady(c, c % 8 ? 4 : 8);
-  BY_ACT(many ? act : ANY, known, AT_ONCE(normalise_rows, y, x, stats, gamma, beta, n, c, known),
-         normalise_rows<1>(y, x, stats, gamma, beta, n, c, act));
+  normalise_all(y, x, stats, gamma, beta, n, c, act);
 }
 
 // The gradient before the activation. It is made anew wherever it is needed: in memory of bf16 it would be rounded.
@@ -337,26 +346,28 @@ __device__ __forceinline__ void through_rows(T *dx, const Slope *dy, const T *x,
   }
 }
 
+template <class Slope, class T>
+__device__ __forceinline__ void through_all(T *dx, const Slope *dy, const T *x, const float *terms, const float *stats,
+                                            const float *beta, u64 n, u32 c, int act) {
+  bool many = by_four(c, dx, dy) && by_four(c, x, beta) && by_four(c, terms, stats) && steady<Slope>(c);
+  BY_ACT(many ? act : ANY, known, AT_ONCE(Slope, through_rows, dx, dy, x, terms, stats, beta, n, c, known),
+         through_rows<1>(dx, dy, x, terms, stats, beta, n, c, act));
+}
+
 // Through the activation and the statistics.
 extern "C" __global__ void norm_through(float *dx, const float *dy, const float *x, const float *terms,
                                         const float *stats, const float *beta, u64 n, u32 c, int act) {
-  bool many = by_four(c, dx, dy) && by_four(c, x, beta) && by_four(c, terms, stats) && steady(c, 4);
-  BY_ACT(many ? act : ANY, known, through_rows<4>(dx, dy, x, terms, stats, beta, n, c, known),
-         through_rows<1>(dx, dy, x, terms, stats, beta, n, c, act));
+  through_all(dx, dy, x, terms, stats, beta, n, c, act);
 }
 
 extern "C" __global__ void norm_through_bf16(bf16 *dx, const bf16 *dy, const bf16 *x, const float *terms,
                                              const float *stats, const float *beta, u64 n, u32 c, int act) {
-  bool many = by_four(c, dx, dy) && by_four(c, x, beta) && by_four(c, terms, stats) && steady(c, c % 8 ? 4 : 8);
-  BY_ACT(many ? act : ANY, known, AT_ONCE(through_rows, dx, dy, x, terms, stats, beta, n, c, known),
-         through_rows<1>(dx, dy, x, terms, stats, beta, n, c, act));
+  through_all(dx, dy, x, terms, stats, beta, n, c, act);
 }
 
 extern "C" __global__ void norm_through_mixed(bf16 *dx, const float *dy, const bf16 *x, const float *terms,
                                               const float *stats, const float *beta, u64 n, u32 c, int act) {
-  bool many = by_four(c, dx, dy) && by_four(c, x, beta) && by_four(c, terms, stats) && steady(c, 4);
-  BY_ACT(many ? act : ANY, known, through_rows<4>(dx, dy, x, terms, stats, beta, n, c, known),
-         through_rows<1>(dx, dy, x, terms, stats, beta, n, c, act));
+  through_all(dx, dy, x, terms, stats, beta, n, c, act);
 }
 
 template <int V, class Slope, class T, class Act>
@@ -380,24 +391,26 @@ __device__ __forceinline__ void fixed_rows(T *dx, const Slope *dy, const T *x, c
   }
 }
 
+template <class Slope, class T>
+__device__ __forceinline__ void fixed_all(T *dx, const Slope *dy, const T *x, const float *stats, const float *gamma,
+                                          const float *beta, u64 n, u32 c, int act) {
+  bool many = by_four(c, dx, dy) && by_four(c, x, stats) && by_four(c, gamma, beta) && steady<Slope>(c);
+  BY_ACT(many ? act : ANY, known, AT_ONCE(Slope, fixed_rows, dx, dy, x, stats, gamma, beta, n, c, known),
+         fixed_rows<1>(dx, dy, x, stats, gamma, beta, n, c, act));
+}
+
 // Through the activation and fixed statistics; without an activation `x` is not read.
 extern "C" __global__ void norm_fixed_back(float *dx, const float *dy, const float *x, const float *stats,
                                            const float *gamma, const float *beta, u64 n, u32 c, int act) {
-  bool many = by_four(c, dx, dy) && by_four(c, x, stats) && by_four(c, gamma, beta) && steady(c, 4);
-  BY_ACT(many ? act : ANY, known, fixed_rows<4>(dx, dy, x, stats, gamma, beta, n, c, known),
-         fixed_rows<1>(dx, dy, x, stats, gamma, beta, n, c, act));
+  fixed_all(dx, dy, x, stats, gamma, beta, n, c, act);
 }
 
 extern "C" __global__ void norm_fixed_back_bf16(bf16 *dx, const bf16 *dy, const bf16 *x, const float *stats,
                                                 const float *gamma, const float *beta, u64 n, u32 c, int act) {
-  bool many = by_four(c, dx, dy) && by_four(c, x, stats) && by_four(c, gamma, beta) && steady(c, c % 8 ? 4 : 8);
-  BY_ACT(many ? act : ANY, known, AT_ONCE(fixed_rows, dx, dy, x, stats, gamma, beta, n, c, known),
-         fixed_rows<1>(dx, dy, x, stats, gamma, beta, n, c, act));
+  fixed_all(dx, dy, x, stats, gamma, beta, n, c, act);
 }
 
 extern "C" __global__ void norm_fixed_back_mixed(bf16 *dx, const float *dy, const bf16 *x, const float *stats,
                                                  const float *gamma, const float *beta, u64 n, u32 c, int act) {
-  bool many = by_four(c, dx, dy) && by_four(c, x, stats) && by_four(c, gamma, beta) && steady(c, 4);
-  BY_ACT(many ? act : ANY, known, fixed_rows<4>(dx, dy, x, stats, gamma, beta, n, c, known),
-         fixed_rows<1>(dx, dy, x, stats, gamma, beta, n, c, act));
+  fixed_all(dx, dy, x, stats, gamma, beta, n, c, act);
 }

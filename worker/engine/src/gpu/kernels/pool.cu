@@ -39,8 +39,7 @@ extern "C" __global__ void max_pool(float *y, u32 *chosen, const float *x, u64 n
 
 extern "C" __global__ void max_pool_bf16(bf16 *y, u32 *chosen, const bf16 *x, u64 n, u32 h, u32 w, u32 c, u32 oh, u32 ow,
                                          u32 k, u32 stride, u32 pad) {
-  bool eight = by_eight(c, x, y) && by_eight(c, chosen, chosen), four = by_four(c, x, y) && by_four(c, chosen, chosen);
-  IN_EIGHTS(eight, four, largest, y, chosen, x, n, h, w, c, oh, ow, k, stride, pad);
+  IN_EIGHTS(by_four(c, x, y) && by_four(c, chosen, chosen), c, largest, y, chosen, x, n, h, w, c, oh, ow, k, stride, pad);
 }
 
 template <int V, class T>
@@ -74,9 +73,7 @@ extern "C" __global__ void max_pool_back(float *dx, const float *dy, const u32 *
 
 extern "C" __global__ void max_pool_back_bf16(bf16 *dx, const bf16 *dy, const u32 *chosen, u64 n, u32 h, u32 w, u32 c,
                                               u32 oh, u32 ow, u32 k, u32 stride, u32 pad) {
-  bool eight = by_eight(c, dx, dy) && by_eight(c, chosen, chosen);
-  bool four = by_four(c, dx, dy) && by_four(c, chosen, chosen);
-  IN_EIGHTS(eight, four, unpooled, dx, dy, chosen, n, h, w, c, oh, ow, k, stride, pad);
+  IN_EIGHTS(by_four(c, dx, dy) && by_four(c, chosen, chosen), c, unpooled, dx, dy, chosen, n, h, w, c, oh, ow, k, stride, pad);
 }
 
 // Means of windows. A direction is a table of its windows: first pixel, pixel behind the last, divisor.
@@ -109,8 +106,7 @@ extern "C" __global__ void average_pool(float *y, const float *x, const u32 *row
 
 extern "C" __global__ void average_pool_bf16(bf16 *y, const bf16 *x, const u32 *rows, const u32 *columns, u64 n, u32 h,
                                              u32 w, u32 c, u32 oh, u32 ow) {
-  bool eight = by_eight(c, x, y), four = by_four(c, x, y);
-  IN_EIGHTS(eight, four, averaged, y, x, rows, columns, n, h, w, c, oh, ow);
+  IN_EIGHTS(by_four(c, x, y), c, averaged, y, x, rows, columns, n, h, w, c, oh, ow);
 }
 
 // `y_spans` and `x_spans`: for each pixel of a direction the first window that holds it, and the one behind the last.
@@ -143,8 +139,7 @@ extern "C" __global__ void average_pool_back(float *dx, const float *dy, const u
 extern "C" __global__ void average_pool_back_bf16(bf16 *dx, const bf16 *dy, const u32 *rows, const u32 *columns,
                                                   const u32 *y_spans, const u32 *x_spans, u64 n, u32 h, u32 w, u32 c,
                                                   u32 oh, u32 ow) {
-  bool eight = by_eight(c, dx, dy), four = by_four(c, dx, dy);
-  IN_EIGHTS(eight, four, unaveraged, dx, dy, rows, columns, y_spans, x_spans, n, h, w, c, oh, ow);
+  IN_EIGHTS(by_four(c, dx, dy), c, unaveraged, dx, dy, rows, columns, y_spans, x_spans, n, h, w, c, oh, ow);
 }
 
 // Pixels that a chain asks for before it waits for the first: of one array, or of two.
@@ -222,6 +217,5 @@ extern "C" __global__ void global_mean_back(float *dx, const float *dy, float sh
 }
 
 extern "C" __global__ void global_mean_back_bf16(bf16 *dx, const bf16 *dy, float share, u64 n, u32 area, u32 c) {
-  bool eight = by_eight(c, dx, dy), four = by_four(c, dx, dy);
-  IN_EIGHTS(eight, four, shared_out, dx, dy, share, n, area, c);
+  IN_EIGHTS(by_four(c, dx, dy), c, shared_out, dx, dy, share, n, area, c);
 }
