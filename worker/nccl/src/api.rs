@@ -1,7 +1,7 @@
 //! The functions of the library, looked up once.
 
 use std::{
-    ffi::{CStr, c_char, c_int, c_void},
+    ffi::{CStr, OsStr, c_char, c_int, c_void},
     path::Path,
     sync::OnceLock,
 };
@@ -12,15 +12,24 @@ use nvlib::{Library, Opened};
 use crate::{Code, NcclError, Result, Standing, UniqueId, Version};
 
 pub(crate) type Stream = *mut c_void;
-type OnComm = unsafe extern "C" fn(ncclComm_t) -> c_int;
+/// What takes a communicator and nothing else.
+pub(crate) type OnComm = unsafe extern "C" fn(ncclComm_t) -> c_int;
+
+/// What has the library block in its calls, whatever a communicator is made with.
+const BLOCKING: &str = "NCCL_COMM_BLOCKING";
 
 /// NCCL, as this machine has it.
 pub struct Nccl {
     library: &'static Opened,
     version: Version,
+    /// What the environment says to [`BLOCKING`], if the library may block because of that.
+    pub(crate) blocking: Option<String>,
     unique_id: unsafe extern "C" fn(*mut ncclUniqueId) -> c_int,
     pub(crate) init: unsafe extern "C" fn(*mut ncclComm_t, c_int, ncclUniqueId, c_int, *mut ncclConfig_t) -> c_int,
     pub(crate) async_error: unsafe extern "C" fn(ncclComm_t, *mut c_int) -> c_int,
+    pub(crate) count: unsafe extern "C" fn(ncclComm_t, *mut c_int) -> c_int,
+    pub(crate) group_start: unsafe extern "C" fn() -> c_int,
+    pub(crate) group_end: unsafe extern "C" fn() -> c_int,
     pub(crate) finalize: OnComm,
     pub(crate) destroy: OnComm,
     pub(crate) abort: OnComm,
@@ -72,9 +81,14 @@ impl Nccl {
             Ok(Self {
                 library,
                 version,
+                // The library, once it is at work, changes the environment itself.
+                blocking: blocks(std::env::var_os(BLOCKING).as_deref()),
                 unique_id: library.function("ncclGetUniqueId")?,
                 init: library.function("ncclCommInitRankConfig")?,
                 async_error: library.function("ncclCommGetAsyncError")?,
+                count: library.function("ncclCommCount")?,
+                group_start: library.function("ncclGroupStart")?,
+                group_end: library.function("ncclGroupEnd")?,
                 finalize: library.function("ncclCommFinalize")?,
                 destroy: library.function("ncclCommDestroy")?,
                 abort: library.function("ncclCommAbort")?,
@@ -139,6 +153,26 @@ impl Nccl {
             (_, true) => general,
             (true, false) => last,
             (false, false) => format!("{general} ({last})"),
+        }
+    }
+}
+
+/// What the value of [`BLOCKING`] is, if the library may take it for a yes: it reads numbers in more ways than one.
+fn blocks(value: Option<&OsStr>) -> Option<String> {
+    let value = value?.to_string_lossy();
+    (!matches!(value.trim(), "" | "0")).then(|| value.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_not_0_may_have_the_library_block() {
+        let told = |value: &str| blocks(Some(OsStr::new(value)));
+        assert_eq!((blocks(None), told(""), told("0"), told(" 0 ")), (None, None, None, None));
+        for value in ["1", " 1", "01", "0x1"] {
+            assert_eq!(told(value).as_deref(), Some(value));
         }
     }
 }

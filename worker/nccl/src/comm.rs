@@ -120,8 +120,8 @@ impl Communicator {
     /// communicator does is ordered.
     ///
     /// # Errors
-    /// [`NcclError::Deadline`] when not all have come in time; the library is missing, too old, or refuses.
-    #[expect(unsafe_code, reason = "calls the library")]
+    /// [`NcclError::Deadline`] when not all have come in time; [`NcclError::Blocking`] where the environment takes every deadline
+    /// away; the library is missing, too old, or refuses.
     pub fn connect(
         stream: &Arc<CudaStream>,
         rank: usize,
@@ -129,7 +129,27 @@ impl Communicator {
         id: &UniqueId,
         options: Options,
     ) -> Result<Self> {
+        Self::connect_unless(stream, rank, world, id, options, || false)
+    }
+
+    /// The same, until `stop` says that it is in vain: for those who hear in another way that a rank will not come. It is asked
+    /// again and again, and should not take long to say.
+    ///
+    /// # Errors
+    /// As [`Self::connect`]; [`NcclError::Aborted`] when it is stopped.
+    #[expect(unsafe_code, reason = "calls the library")]
+    pub fn connect_unless(
+        stream: &Arc<CudaStream>,
+        rank: usize,
+        world: usize,
+        id: &UniqueId,
+        options: Options,
+        stop: impl Fn() -> bool,
+    ) -> Result<Self> {
         let nccl = Nccl::open()?;
+        if let Some(value) = &nccl.blocking {
+            return Err(NcclError::Blocking { value: value.clone() });
+        }
         let (Ok(number), Ok(ranks)) = (c_int::try_from(rank), c_int::try_from(world)) else {
             return Err(NcclError::Argument(format!("rank {rank} of {world} is beyond what NCCL counts")));
         };
@@ -142,14 +162,16 @@ impl Communicator {
         let id = ncclUniqueId { internal: id.as_bytes().map(|b| b as std::ffi::c_char) };
         // SAFETY: the place outlives every write to it, and the configuration is one of the layout that it names.
         let code = Code(unsafe { (nccl.init)(place.pointer(), ranks, id, number, &mut config) });
-        if code != Code::SUCCESS && code != Code::IN_PROGRESS {
+        // One that is there all the same has failed before the call was over: it says why, and is aborted.
+        if code != Code::SUCCESS && code != Code::IN_PROGRESS && place.get().is_null() {
             place.settled();
             return Err(nccl.refused("ncclCommInitRankConfig", code, std::ptr::null_mut()));
         }
-        Self::adopt(nccl, stream, (rank, world), place, options, "the meeting of all ranks")
+        let going_on = || if stop() { Err(NcclError::Aborted) } else { Ok(()) };
+        Self::adopt(nccl, stream, (rank, world), place, options, "the meeting of all ranks", going_on)
     }
 
-    /// Waits for a communicator that the library is making.
+    /// Waits for a communicator that the library is making, as long as `going_on` has no reason not to.
     fn adopt(
         nccl: &'static Nccl,
         stream: &Arc<CudaStream>,
@@ -157,10 +179,12 @@ impl Communicator {
         place: Place,
         options: Options,
         what: &'static str,
+        going_on: impl Fn() -> Result<()>,
     ) -> Result<Self> {
         // Some versions write the pointer before they return, some when they are done.
         let started = std::time::Instant::now();
         while place.get().is_null() {
+            going_on()?;
             if started.elapsed() > options.patience {
                 return Err(NcclError::Deadline { what, after: options.patience });
             }
@@ -170,7 +194,21 @@ impl Communicator {
         // From here on whatever goes wrong ends it: there is no use in keeping one that has never been whole.
         let left = options.patience.saturating_sub(started.elapsed());
         let mut whole = Self { shared, stream: stream.clone(), rank, world, options, watching: None };
-        whole.shared.wait(what, left, || whole.shared.look())?;
+        let mut stopped = None;
+        let met = whole.shared.wait(what, left, || match whole.shared.look() {
+            Seen::Pending => going_on().map_or_else(
+                |why| {
+                    stopped = Some(why);
+                    Seen::Gone
+                },
+                |()| Seen::Pending,
+            ),
+            seen => seen,
+        });
+        if let Some(why) = stopped.or(met.err()) {
+            return Err(why);
+        }
+        whole.shared.settle();
         place.settled();
         whole.watching = options.watch.map(|period| watch(&whole.shared, period)).transpose()?;
         Ok(whole)
@@ -214,8 +252,10 @@ impl Communicator {
             place.settled();
             return Ok(None);
         };
-        let new = Self::adopt(self.shared.nccl, &self.stream, seat, place, self.options, "the split of the ranks")?;
-        Ok(Some(new))
+        // What this one fails with, the new one is not made for.
+        let (nccl, whole) = (self.shared.nccl, self.handle());
+        let what = "the split of the ranks";
+        Self::adopt(nccl, &self.stream, seat, place, self.options, what, || whole.check()).map(Some)
     }
 
     /// The group without the ranks of `gone`, called by those that are left. With `failed`, what this one was doing is
@@ -248,21 +288,23 @@ impl Communicator {
         } else {
             self.enqueue("ncclCommShrink", |comm| call(comm, 0))?;
         }
-        let seat = (rank, left.len());
-        Self::adopt(self.shared.nccl, &self.stream, seat, place, self.options, "the shrinking of the group")
+        let (nccl, seat, what) = (self.shared.nccl, (rank, left.len()), "the shrinking of the group");
+        let whole = (!failed).then(|| self.handle());
+        let going_on = || whole.as_ref().map_or(Ok(()), Handle::check);
+        Self::adopt(nccl, &self.stream, seat, place, self.options, what, going_on)
     }
 
     /// Ends it in order; every rank calls it.
     ///
     /// # Errors
-    /// What it did is not done in time, or has failed; it is gone all the same.
+    /// What it did is not done in time, or has failed; it is gone all the same. Where it is the last step that is not, which the
+    /// error calls `ncclCommDestroy`, the library hangs, and only the end of the process ends that.
     #[expect(unsafe_code, reason = "calls the library")]
     pub fn finish(self) -> Result<()> {
-        let finalize = self.shared.nccl.finalize;
+        let nccl = self.shared.nccl;
         // SAFETY: the communicator is alive.
-        self.enqueue("ncclCommFinalize", |comm| unsafe { finalize(comm) })?;
-        self.shared.end(self.shared.nccl.destroy);
-        Ok(())
+        self.enqueue("ncclCommFinalize", |comm| unsafe { (nccl.finalize)(comm) })?;
+        self.shared.end(nccl.destroy, "ncclCommDestroy", self.options.patience)
     }
 
     /// Makes a call that every rank makes, and waits until the library has taken it over.
@@ -274,7 +316,11 @@ impl Communicator {
         self.stream.context().bind_to_thread().map_err(NcclError::cuda("the GPU cannot be used"))?;
         match Code(self.shared.with(call)?) {
             Code::SUCCESS => Ok(()),
-            Code::IN_PROGRESS => self.shared.wait(function, self.options.patience, || self.shared.look()),
+            Code::IN_PROGRESS => {
+                self.shared.wait(function, self.options.patience, || self.shared.look())?;
+                self.shared.settle();
+                Ok(())
+            }
             code => Err(self.shared.refused(function, code)),
         }
     }

@@ -59,6 +59,14 @@ pub enum NcclError {
         /// The file.
         path: String,
     },
+    /// The environment has the library wait in its calls, whatever a communicator is made with.
+    #[error(
+        "`NCCL_COMM_BLOCKING` is `{value}`, and NCCL may wait for a lost rank without end: leave it out, or set it to 0"
+    )]
+    Blocking {
+        /// What it is.
+        value: String,
+    },
     /// The library is older than a function that was asked for.
     #[error("NCCL {found} has no {function}: that came with {since}")]
     Unsupported {

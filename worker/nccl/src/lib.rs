@@ -1,9 +1,10 @@
 //! A thin safe communicator over NCCL.
 //!
 //! NCCL's own calls may wait for a dead peer for ever. Here every communicator is made non-blocking, every wait has a
-//! deadline, and a [`Handle`] aborts it from any thread. An aborted collective "succeeds" as far as the stream is concerned
-//! and leaves part of a sum behind, so [`Communicator::complete`] is the gate that results have to pass: it says yes only
-//! when the stream is done and *then* the communicator was still whole.
+//! deadline, and a [`Handle`] aborts it from any thread; who waits for one to be made is called off by
+//! [`Communicator::connect_unless`]. An aborted collective "succeeds" as far as the stream is concerned and leaves part of a sum
+//! behind, so [`Communicator::complete`] is the gate that results have to pass: it says yes only when the stream is done and
+//! *then* the communicator was still whole.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -20,6 +21,12 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! The environment has the last word on what blocks. Where `NCCL_COMM_BLOCKING` is not 0, no communicator is made; but the files
+//! in which NCCL looks for its variables (`/etc/nccl.conf`, `~/.nccl.conf`, the one of `NCCL_CONF_FILE`) are not read here. Who
+//! does not know them starts the process with `NCCL_COMM_BLOCKING=0`, which goes before them.
+//!
+//! Nor does a deadline hold where the system has no thread to give, which giving a communicator back within a time takes.
 //!
 //! The library is loaded at run time, by [`nvlib`]: without it, or with one that is too old, [`Nccl::open`] is an error that
 //! says so. cudarc gives device memory, streams and the layout of NCCL's structures; its own NCCL functions are not called,

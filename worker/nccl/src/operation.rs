@@ -26,8 +26,9 @@ impl Communicator {
         let (pointer, _until_taken_over) = data.device_ptr_mut(&self.stream);
         self.enqueue("ncclAllReduce", |comm| {
             let at = pointer as *mut c_void;
-            // SAFETY: `count` elements of `T` that are borrowed until the library has queued its work on the stream. Later
-            // uses of them are ordered after that by cudarc, or by who has told it, in `unsafe` code, that he does it himself.
+            // SAFETY: `count` elements of `T` that are borrowed until the library has queued its work on the stream. That they
+            // are there, and that later uses of them are ordered after that, is taken from who implements `DevicePtrMut`, as
+            // cudarc's own copies take it: cudarc, or a type that lends memory of its own and orders its uses itself.
             unsafe { call(at, at, count, T::TYPE, SUM, comm, self.raw_stream()) }
         })
     }

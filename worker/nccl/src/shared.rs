@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Condvar, Mutex, OnceLock, PoisonError,
         mpsc::{self, RecvTimeoutError, Sender},
     },
     time::Duration,
@@ -13,6 +13,7 @@ use cudarc::nccl::sys::ncclComm_t;
 
 use crate::{
     Code, Nccl, NcclError, Result,
+    api::OnComm,
     wait::{Next, Seen, Wait},
 };
 
@@ -20,7 +21,9 @@ use crate::{
 struct Raw(ncclComm_t);
 
 #[expect(unsafe_code, reason = "a pointer that only the library looks behind")]
-// SAFETY: NCCL lets any thread call it with a communicator, one at a time; the mutex around it sees to that.
+// SAFETY: NCCL lets any thread call it with a communicator, one at a time; the mutex around it sees to that. What an older one
+// keeps in memory of the thread that has made a call is let go of by `settle` when the call is done; where it is aborted
+// instead, the thread waits for that.
 unsafe impl Send for Raw {}
 
 /// The shared part.
@@ -28,6 +31,8 @@ pub(crate) struct Shared {
     pub nccl: &'static Nccl,
     /// None once it is aborted or destroyed: nobody can use it after that.
     comm: Mutex<Option<Raw>>,
+    /// Whether the library is taking it back, and what tells that it has.
+    ending: (Mutex<bool>, Condvar),
     /// The first failure.
     failure: OnceLock<NcclError>,
     /// Whether a failed communicator is left as it is, for [`crate::Communicator::shrink`].
@@ -39,7 +44,8 @@ const ABORT: Duration = Duration::from_secs(2);
 
 impl Shared {
     pub fn new(nccl: &'static Nccl, comm: ncclComm_t, keep: bool) -> Arc<Self> {
-        Arc::new(Self { nccl, comm: Mutex::new(Some(Raw(comm))), failure: OnceLock::new(), keep })
+        let ending = (Mutex::new(false), Condvar::new());
+        Arc::new(Self { nccl, comm: Mutex::new(Some(Raw(comm))), ending, failure: OnceLock::new(), keep })
     }
 
     /// Calls the library. Its calls on a non-blocking communicator return at once, so the lock is held for moments.
@@ -73,6 +79,25 @@ impl Shared {
         }
     }
 
+    /// Has the library let go of this thread, which has made a call and seen it done. In older ones, what works on a call lies in
+    /// memory of the thread that made it, and is joined there by the next call only; the thread may have ended by then.
+    #[expect(unsafe_code, reason = "calls the library")]
+    pub fn settle(&self) {
+        let nccl = self.nccl;
+        // What may be wrong with it is seen by the next look.
+        let _ = self.with(|comm| {
+            let mut ranks = 0;
+            // SAFETY: a group of no calls, and a live communicator, of which one int is asked.
+            unsafe {
+                // The oldest join where the thread begins its next group, those after them where a communicator is asked.
+                if (nccl.group_start)() == Code::SUCCESS.0 {
+                    (nccl.group_end)();
+                }
+                (nccl.count)(comm, &mut ranks)
+            }
+        });
+    }
+
     /// Waits until `look` says that it is done. A communicator that fails, or is late, is aborted.
     ///
     /// # Errors
@@ -80,7 +105,11 @@ impl Shared {
     pub fn wait(self: &Arc<Self>, what: &'static str, patience: Duration, look: impl FnMut() -> Seen) -> Result<()> {
         match Wait::new(std::time::Instant::now(), patience).run(look) {
             Next::Ready => Ok(()),
-            Next::Gone => Err(self.why()),
+            Next::Gone => {
+                // What was asked for is at work until then, maybe in memory of this thread.
+                self.until_ended(ABORT);
+                Err(self.why())
+            }
             Next::Failed(code) => Err(self.fail(code)),
             Next::Late | Next::Again(_) => Err(self.give_up(NcclError::Deadline { what, after: patience })),
         }
@@ -117,26 +146,55 @@ impl Shared {
     /// Takes the communicator away from everybody and ends what it does on the device.
     ///
     /// # Errors
-    /// It was not done in time. It goes on in a thread of its own, which cannot be stopped: end the process.
+    /// As [`Self::end`].
     pub fn abort(self: &Arc<Self>, within: Duration) -> Result<()> {
+        self.end(self.nccl.abort, "ncclCommAbort", within)
+    }
+
+    /// Takes the communicator away from everybody and gives it back, if it is there still, by what the library calls
+    /// `function`. Where the system has no thread to give, this one does it, and waits for as long as it takes: whatever is
+    /// asked of the device next would have to wait for the same.
+    ///
+    /// # Errors
+    /// It was not done in time. It goes on in a thread of its own, which cannot be stopped: end the process.
+    pub fn end(self: &Arc<Self>, how: OnComm, function: &'static str, within: Duration) -> Result<()> {
         let (done, wait) = mpsc::channel();
         let shared = self.clone();
-        let started = std::thread::Builder::new().name("nccl-abort".into()).spawn(move || {
-            shared.end(shared.nccl.abort);
+        let started = std::thread::Builder::new().name("nccl-end".into()).spawn(move || {
+            shared.end_here(how);
             let _ = done.send(());
         });
-        started.map_err(|e| NcclError::Thread(e.to_string()))?;
-        wait.recv_timeout(within).map_err(|_| NcclError::Deadline { what: "ncclCommAbort", after: within })
+        if started.is_err() {
+            self.end_here(how);
+            return Ok(());
+        }
+        wait.recv_timeout(within).map_err(|_| NcclError::Deadline { what: function, after: within })
     }
 
     /// Gives the communicator back, if it is there still.
     #[expect(unsafe_code, reason = "calls the library")]
-    pub fn end(&self, how: unsafe extern "C" fn(ncclComm_t) -> std::ffi::c_int) {
-        let taken = self.comm.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(raw) = taken {
-            // SAFETY: it was alive, and nobody can get at it any more. Whatever the answer, it is not used again.
-            let _ = unsafe { how(raw.0) };
-        }
+    fn end_here(&self, how: OnComm) {
+        let mut comm = self.comm.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(raw) = comm.take() else { return };
+        // Before anybody sees that it is gone.
+        self.set_ending(true);
+        drop(comm);
+        // SAFETY: it was alive, and nobody can get at it any more. Whatever the answer, it is not used again.
+        let _ = unsafe { how(raw.0) };
+        self.set_ending(false);
+    }
+
+    fn set_ending(&self, ending: bool) {
+        let (state, changed) = &self.ending;
+        *state.lock().unwrap_or_else(PoisonError::into_inner) = ending;
+        changed.notify_all();
+    }
+
+    /// Waits while somebody gives the communicator back, for so long at most.
+    fn until_ended(&self, within: Duration) {
+        let (state, changed) = &self.ending;
+        let ending = state.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(changed.wait_timeout_while(ending, within, |ending| *ending));
     }
 }
 

@@ -53,7 +53,10 @@ fn work(rank: usize, world: usize) {
         let bytes: [u8; UniqueId::BYTES] = std::array::from_fn(byte);
         UniqueId::from(bytes)
     };
-    let ranks = Communicator::connect(&stream, rank, world, &id, options).unwrap();
+    let ranks = match Communicator::connect(&stream, rank, world, &id, options) {
+        Err(refusal @ NcclError::Blocking { .. }) => return says(format!("refused: {refusal}")),
+        made => made.unwrap(),
+    };
     let mut data = stream.clone_htod(&vec![(rank + 1) as f32; COUNT]).unwrap();
     ranks.all_reduce(&mut data).unwrap();
     ranks.complete().unwrap();
@@ -141,11 +144,12 @@ fn real() -> bool {
     missing.is_empty()
 }
 
-#[test]
-fn one_rank_sums_with_itself() {
+/// A rank without others, started with more in its environment, and what `then` does with it; over the fakes where there is no
+/// driver.
+fn alone(more: Option<(&'static str, String)>, then: impl FnOnce(Rank)) {
     let fakes = tempfile::tempdir().unwrap();
     let path = fakes.path().display().to_string();
-    let mut environment = Vec::new();
+    let mut environment = Vec::from_iter(more);
     if let Err(ProbeError::Missing(_)) = nvlib::driver::probe() {
         nvlib::fake::build(fakes.path()).unwrap();
         environment.push(("NVLIB_PATH", path));
@@ -154,9 +158,25 @@ fn one_rank_sums_with_itself() {
     }
     let mut rank = Rank::start(0, 1, &environment);
     assert_eq!(rank.hears("id ").len(), 2 * UniqueId::BYTES);
-    rank.hears("the sum is right");
-    rank.hears("finished");
-    rank.ends();
+    then(rank);
+}
+
+#[test]
+fn one_rank_sums_with_itself() {
+    alone(None, |mut rank| {
+        rank.hears("the sum is right");
+        rank.hears("finished");
+        rank.ends();
+    });
+}
+
+#[test]
+fn a_rank_that_is_started_with_calls_that_block_makes_no_communicator() {
+    alone(Some(("NCCL_COMM_BLOCKING", "1".to_owned())), |mut rank| {
+        let why = rank.hears("refused: ");
+        assert!(why.starts_with("`NCCL_COMM_BLOCKING` is `1`"), "{why}");
+        rank.ends();
+    });
 }
 
 /// Two ranks, of which the second is killed: the first one notices, and goes on alone.

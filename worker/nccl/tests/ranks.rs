@@ -4,13 +4,16 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use cudarc::driver::{CudaContext, CudaStream, DeviceRepr};
 use half::{bf16, f16};
-use nccl_rs::{Communicator, Element, Nccl, NcclError, Options, Standing, UniqueId};
+use nccl_rs::{Code, Communicator, Element, Nccl, NcclError, Options, Standing, UniqueId};
 use nvlib::Library;
 
 /// A stream of the fake GPU; nothing where a real driver comes first.
@@ -166,6 +169,123 @@ fn fail(id: &UniqueId, rank: i32, code: i32) {
         let fail: Fail = Library::Nccl.open().unwrap().function("fakeFail").unwrap();
         fail(id.as_bytes().as_ptr(), rank, code);
     }
+}
+
+/// Has the next communicator of this thread fail before the call that makes it returns.
+fn fail_next(code: i32) {
+    // SAFETY: the type of the fake's own function.
+    #[expect(unsafe_code, reason = "a function of the fake library")]
+    unsafe {
+        let fail: unsafe extern "C" fn(i32) = Library::Nccl.open().unwrap().function("fakeFailNext").unwrap();
+        fail(code);
+    }
+}
+
+/// Has what ends the communicator of a rank not return.
+fn hold(id: &UniqueId, rank: i32) {
+    // SAFETY: the type of the fake's own function.
+    #[expect(unsafe_code, reason = "a function of the fake library")]
+    unsafe {
+        let hold: unsafe extern "C" fn(*const u8, i32) = Library::Nccl.open().unwrap().function("fakeHold").unwrap();
+        hold(id.as_bytes().as_ptr(), rank);
+    }
+}
+
+/// Whether the communicator of a rank was aborted.
+fn aborted(id: &UniqueId, rank: i32) -> bool {
+    type Aborted = unsafe extern "C" fn(*const u8, i32) -> i32;
+    // SAFETY: the type of the fake's own function.
+    #[expect(unsafe_code, reason = "a function of the fake library")]
+    unsafe {
+        let aborted: Aborted = Library::Nccl.open().unwrap().function("fakeAborted").unwrap();
+        aborted(id.as_bytes().as_ptr(), rank) != 0
+    }
+}
+
+#[test]
+fn a_communicator_that_has_failed_before_it_is_handed_out_says_why_and_is_aborted() {
+    let Some(stream) = stream() else { return };
+    let nccl = Nccl::open().unwrap();
+    let lost = NcclError::PeerLost { detail: "remote process exited (the last words)".into() };
+    let failed = NcclError::Async { code: Code(2), detail: "fake error (the last words)".into() };
+    for (code, want) in [(6, lost), (2, failed)] {
+        let id = nccl.unique_id().unwrap();
+        fail_next(code);
+        assert_eq!(Communicator::connect(&stream, 0, 1, &id, options(60_000)).unwrap_err(), want);
+        assert!(aborted(&id, 0));
+    }
+}
+
+#[test]
+fn who_waits_for_ranks_that_will_not_come_leaves_when_told_so() {
+    let Some(stream) = stream() else { return };
+    let id = Nccl::open().unwrap().unique_id().unwrap();
+    let asked = AtomicUsize::new(0);
+    // Not at once: it waits by then.
+    let stop = || asked.fetch_add(1, Ordering::Relaxed) >= 100;
+    let error = Communicator::connect_unless(&stream, 0, 2, &id, options(60_000), stop).unwrap_err();
+    assert_eq!((error, asked.into_inner()), (NcclError::Aborted, 101));
+    assert!(aborted(&id, 0));
+}
+
+#[test]
+fn a_communicator_outlives_the_threads_that_made_and_used_it() {
+    if stream().is_none() {
+        return;
+    }
+    let id = Nccl::open().unwrap().unique_id().unwrap();
+    let fresh = || CudaContext::new(0).unwrap().new_stream().unwrap();
+    let made = std::thread::spawn(move || Communicator::connect(&fresh(), 0, 1, &id, options(5000)).unwrap());
+    let mut ranks = made.join().unwrap();
+    for _ in 0..2 {
+        let used = std::thread::spawn(move || {
+            let mut data = fresh().clone_htod(&[1.0f32]).unwrap();
+            ranks.all_reduce(&mut data).unwrap();
+            ranks.complete().unwrap();
+            ranks
+        });
+        ranks = used.join().unwrap();
+    }
+    ranks.finish().unwrap();
+}
+
+#[test]
+fn who_finishes_what_the_library_does_not_give_back_is_told_at_the_deadline() {
+    group(1, options(1000), |ranks, id| {
+        hold(&id, 0);
+        let (handle, error) = (ranks.handle(), ranks.finish().unwrap_err());
+        assert!(matches!(error, NcclError::Deadline { what: "ncclCommDestroy", .. }), "{error}");
+        assert_eq!(handle.check(), Err(NcclError::Aborted));
+    });
+}
+
+#[test]
+fn who_waits_for_what_is_being_aborted_leaves_when_that_is_over_or_hangs() {
+    group(2, options(60_000), |ranks, id| {
+        if ranks.rank() == 1 {
+            return;
+        }
+        hold(&id, 0);
+        let handle = ranks.handle();
+        std::thread::scope(|s| {
+            let aborts = s.spawn(|| {
+                // The other one waits by then.
+                while format!("{handle:?}") != "Handle(Pending)" {
+                    std::thread::yield_now();
+                }
+                let started = Instant::now();
+                let error = handle.abort(Duration::from_millis(50)).unwrap_err();
+                assert!(matches!(error, NcclError::Deadline { what: "ncclCommAbort", .. }), "{error}");
+                started
+            });
+            let stream = CudaContext::new(0).unwrap().new_stream().unwrap();
+            let mut data = stream.clone_htod(&[1.0f32]).unwrap();
+            assert_eq!(ranks.all_reduce(&mut data), Err(NcclError::Aborted));
+            let left = Instant::now();
+            // Two seconds are what an abort is given.
+            assert!(left - aborts.join().unwrap() >= Duration::from_secs(2));
+        });
+    });
 }
 
 #[test]

@@ -5,14 +5,23 @@
 //! that is slow is waited for, as among CPUs, and one that is gone has a name; NCCL's own deadline is for the sum alone.
 //!
 //! Who waits for NCCL does not hear the mesh. The thread of the mesh that does aborts the communicator as soon as a peer is
-//! lost, and the rank leaves with the same error as one on a CPU. Nothing is to be done with a sum before [`Buckets::finish`]
-//! has asked `Communicator::complete`: one that was aborted looks like one that is done, and holds a part of it. And no step is
-//! applied before its tallies have come over the mesh after that: by then all ranks have had their yes.
+//! lost, or calls the meeting off where there is none yet, and the rank leaves with the same error as one on a CPU. Nothing is to
+//! be done with a sum before [`Buckets::finish`] has asked `Communicator::complete`: one that was aborted looks like one that is
+//! done, and holds a part of it. And no step is applied before its tallies have come over the mesh after that: by then all ranks
+//! have had their yes.
 //!
 //! A sum may begin while its numbers are made ([`NcclGroup::open`]). Then the ranks meet when each has made its first bucket,
 //! and again when all have made their last, so that the deadline leaves nobody's backward out.
 
-use std::{mem, ops::Range, sync::Arc, time::Duration};
+use std::{
+    mem,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use cudarc::driver::CudaStream;
 use nccl_rs::{Communicator, Nccl, NcclError, Options, UniqueId};
@@ -165,7 +174,8 @@ impl Collective for NcclGroup {
 /// them, each as soon as all its numbers are final and those before it have gone; meanwhile the GPU goes on.
 ///
 /// Dropped before it is finished, it leaves no sum. Where one has begun, the group is of no use any more then: the other ranks
-/// wait for what will not come, until this one gives up.
+/// wait for what will not come, until this one gives up. So it has to be dropped: forgotten with a sum begun, it would give the
+/// array back while NCCL still writes there.
 pub struct Buckets<'a> {
     group: &'a mut NcclGroup,
     flat: &'a mut Array,
@@ -299,7 +309,10 @@ fn connect(mesh: &mut Mesh, device: &Device, deadline: Duration) -> Result<(Comm
     let stream = device.stream().context().new_stream().map_err(Fault::from)?;
     let options = Options { patience: deadline, ..Options::default() };
     let (rank, world) = (mesh.rank(), mesh.world());
-    let met = Communicator::connect(&stream, rank, world, &id, options);
+    let lost = Arc::new(AtomicBool::new(false));
+    let hears = lost.clone();
+    mesh.when_lost(move || hears.store(true, Ordering::Relaxed));
+    let met = Communicator::connect_unless(&stream, rank, world, &id, options, || lost.load(Ordering::Relaxed));
     let communicator = met.map_err(|e| unmet(failed(mesh, e)))?;
     let handle = communicator.handle();
     // Nobody can be told of an abort that hangs; the error that ends the rank is on its way.
@@ -348,6 +361,9 @@ fn told(error: NcclError) -> Error {
         NcclError::NoSymbol(_) | NcclError::TooOld { .. } | NcclError::Unsupported { .. } => {
             Error::user(error.to_string(), "install a newer NCCL, or name the folder that it is in with `NVLIB_PATH`")
         }
+        NcclError::Blocking { .. } => {
+            Error::user(error.to_string(), "start the rank with `NCCL_COMM_BLOCKING=0`, as an agent does")
+        }
         NcclError::PeerLost { .. } | NcclError::Async { .. } | NcclError::Deadline { .. } | NcclError::Aborted => {
             Error::LostGroup(error.to_string())
         }
@@ -378,6 +394,7 @@ mod tests {
                 assert!(matches!(unmet(told(error)), Error::GpuMemory(_)), "{words}");
             }
         }
+        assert!(matches!(unmet(told(NcclError::Blocking { value: "1".into() })), Error::User { .. }));
         let detail = || "the last words".to_owned();
         assert!(matches!(told(NcclError::Async { code, detail: detail() }), Error::LostGroup(_)));
         assert!(matches!(unmet(told(NcclError::Async { code, detail: detail() })), Error::Unmet(_)));

@@ -1,6 +1,7 @@
 // An NCCL without a network, for tests: ranks are threads of one process, or, where FAKE_NCCL_DIR names a folder, processes,
 // which leave there what they give. Every call on a communicator answers "in progress" and is done by a thread once all ranks
-// have come.
+// have come. As in older ones of the real library, what works on a call is joined by the thread that made it, which has to ask
+// the communicator for something once it is done: another one's next call would find memory that may be gone, and is refused.
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -9,18 +10,23 @@
 #include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
-enum { SUCCESS = 0, INVALID = 4, REMOTE = 6, IN_PROGRESS = 7, F16 = 6, F32 = 7, BF16 = 9 };
+enum { SUCCESS = 0, INTERNAL = 3, INVALID = 4, REMOTE = 6, IN_PROGRESS = 7, F16 = 6, F32 = 7, BF16 = 9 };
 enum { MEET, ALL_REDUCE, BROADCAST, ALL_GATHER, REDUCE_SCATTER, SPLIT };
 enum { RANKS = 16, PATH = 4096 };
 typedef struct { char bytes[128]; } Id;
 struct Comm;
 typedef struct { int kind, type, a, b; const void *from; void *to; size_t count; struct Comm **made; } Op;
 typedef struct Group { Id id; int world, arrived; unsigned round; Op ops[RANKS]; struct Comm *comms[RANKS]; struct Group *next; } Group;
-typedef struct Comm { Group *group; int rank, state, aborted; Op op; } Comm;
+typedef struct Comm { Group *group; int rank, state, aborted, caller, held; Op op; } Comm;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static Group *groups;
-static int serial;
+static int serial, threads;
+// The number of this thread, and what its next communicator fails with at once, if with anything.
+static __thread int number, failing;
+static int self(void) { if (!number) number = __atomic_add_fetch(&threads, 1, __ATOMIC_RELAXED); return number; }
+// Whether calls wait for their end, whatever a communicator is made with.
+static int blocking(void) { const char *v = getenv("NCCL_COMM_BLOCKING"); return v && strtoll(v, NULL, 0) == 1; }
 
 // Where processes meet; nothing where ranks are threads.
 static const char *folder(void) { const char *dir = getenv("FAKE_NCCL_DIR"); return dir && *dir ? dir : NULL; }
@@ -160,6 +166,7 @@ static void *attend_elsewhere(Comm *c) {
   }
   for (int r = 0; r < g->world; r++) if (taken[r]) free((void *)g->ops[r].from);
   if (c->state == IN_PROGRESS) c->state = code;
+  pthread_cond_broadcast(&changed);
   pthread_mutex_unlock(&lock);
   return NULL;
 }
@@ -174,6 +181,7 @@ static void *attend(void *arg) {
   // Who was aborted has never come: its memory may be somebody else's soon.
   if (g->round == round) g->arrived--;
   if (c->state == IN_PROGRESS) c->state = SUCCESS;
+  pthread_cond_broadcast(&changed);
   pthread_mutex_unlock(&lock);
   return NULL;
 }
@@ -182,11 +190,17 @@ static int begin(Comm *c, Op op) {
   // One that has failed answers every call with what it has failed with.
   int state = c->state;
   if (state != SUCCESS && state != IN_PROGRESS) { pthread_mutex_unlock(&lock); return state; }
-  c->op = op; c->state = IN_PROGRESS;
+  if (c->caller && c->caller != self()) { pthread_mutex_unlock(&lock); return INTERNAL; }
+  c->op = op; c->state = IN_PROGRESS; c->caller = self();
   if (folder()) leave(c);
   pthread_create(&t, NULL, attend, c); pthread_detach(t);
+  if (blocking()) {
+    while (c->state == IN_PROGRESS) pthread_cond_wait(&changed, &lock);
+    c->caller = 0;
+  }
+  state = c->state;
   pthread_mutex_unlock(&lock);
-  return IN_PROGRESS;
+  return state;
 }
 int ncclGetVersion(int *v) { const char *n = getenv("FAKE_NCCL_VERSION"); *v = n ? atoi(n) : 22706; return SUCCESS; }
 const char *ncclGetErrorString(int code) { return code == REMOTE ? "remote process exited" : "fake error"; }
@@ -199,7 +213,8 @@ int ncclGetUniqueId(Id *id) {
 }
 static int meet(Comm **made, int world, const Id *id, int rank) {
   if (rank >= world || world > RANKS) return INVALID;
-  pthread_mutex_lock(&lock); Comm *c = comm(group(id, world), rank); *made = c; pthread_mutex_unlock(&lock);
+  pthread_mutex_lock(&lock); Comm *c = comm(group(id, world), rank); *made = c;
+  c->state = failing; failing = SUCCESS; pthread_mutex_unlock(&lock);
   return begin(c, (Op){.kind = MEET});
 }
 // The configuration: its size, a magic number, the version of its layout, and whether it blocks.
@@ -210,11 +225,25 @@ int ncclCommInitRankConfig(Comm **made, int world, Id id, int rank, const Config
 }
 int ncclCommGetAsyncError(Comm *c, int *state) { pthread_mutex_lock(&lock); *state = c->state; pthread_mutex_unlock(&lock); return SUCCESS; }
 int ncclCommFinalize(Comm *c) { return begin(c, (Op){.kind = MEET}); }
-int ncclCommDestroy(Comm *c) { (void)c; return SUCCESS; }
-int ncclCommAbort(Comm *c) {
-  pthread_mutex_lock(&lock); c->aborted = 1; pthread_cond_broadcast(&changed); pthread_mutex_unlock(&lock);
+int ncclCommCount(Comm *c, int *count) {
+  pthread_mutex_lock(&lock);
+  int state = c->state;
+  if (state == SUCCESS && c->caller == self()) c->caller = 0;
+  *count = c->group->world;
+  pthread_mutex_unlock(&lock);
+  return state == IN_PROGRESS ? INVALID : state;
+}
+int ncclGroupStart(void) { return SUCCESS; }
+int ncclGroupEnd(void) { return SUCCESS; }
+static int end(Comm *c, int aborted) {
+  pthread_mutex_lock(&lock);
+  c->aborted = aborted; pthread_cond_broadcast(&changed);
+  while (c->held) pthread_cond_wait(&changed, &lock);
+  pthread_mutex_unlock(&lock);
   return SUCCESS;
 }
+int ncclCommDestroy(Comm *c) { return end(c, 0); }
+int ncclCommAbort(Comm *c) { return end(c, 1); }
 int ncclCommSplit(Comm *c, int color, int key, Comm **made, const Config *config) {
   return sound(config) ? begin(c, (Op){.kind = SPLIT, .a = color, .b = key, .made = made}) : INVALID;
 }
@@ -238,4 +267,15 @@ int ncclAllGather(const void *f, void *t, size_t n, int type, Comm *c, void *s) 
 // For tests: a rank's communicator reports a failure.
 void fakeFail(const Id *id, int rank, int code) {
   pthread_mutex_lock(&lock); group(id, 1)->comms[rank]->state = code; pthread_mutex_unlock(&lock);
+}
+// The next one of this thread has failed when the call that makes it returns.
+void fakeFailNext(int code) { failing = code; }
+// What ends a rank's communicator does not return.
+void fakeHold(const Id *id, int rank) {
+  pthread_mutex_lock(&lock); group(id, 1)->comms[rank]->held = 1; pthread_mutex_unlock(&lock);
+}
+// Whether a rank's communicator was aborted.
+int fakeAborted(const Id *id, int rank) {
+  pthread_mutex_lock(&lock); int aborted = group(id, 1)->comms[rank]->aborted; pthread_mutex_unlock(&lock);
+  return aborted;
 }
