@@ -86,14 +86,22 @@ pub fn main(args: &Args) -> bool {
     let libraries = found.libraries.clone();
     let hardware = inventory::with(found);
     let data_roots: Vec<Root> = args.roots.iter().map(root).collect();
-    let gpus = hardware.gpus.iter().take(checks::GPUS).map(|gpu| gpu.index).collect();
+    let gpus: Vec<u32> = hardware.gpus.iter().take(checks::GPUS).map(|gpu| gpu.index).collect();
     // Why one does not work is told when it is tried; one that is not ready by then will not be in time either.
     let work = |index| {
         drop(gpu::works(index));
         // NCCL is opened by nothing else.
         drop(gpu::Check::open(index).map(|gpu| gpu.run(gpu::Part::AllReduce)));
     };
-    let _ = ready(gpus, work, trial::LIMIT);
+    let pair = gpus.first().copied().zip(gpus.get(1).copied());
+    let all = move |index| {
+        work(index);
+        // Two together have more to set up than each alone.
+        if let Some((a, b)) = pair.filter(|(_, last)| *last == index) {
+            drop(gpu::between([a, b]));
+        }
+    };
+    let _ = ready(gpus, all, trial::LIMIT);
     let checks = in_time(checks::all(&hardware), LIMIT);
     let ok = checks.iter().all(|c| c.ok) && data_roots.iter().all(|r| r.problem.is_empty());
     let report = Report {

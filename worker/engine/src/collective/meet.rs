@@ -1,6 +1,8 @@
 //! How the ranks of an attempt come together.
 
 use std::net::TcpListener;
+#[cfg(feature = "cuda")]
+use std::time::Duration;
 
 use tl_proto::{hardware::Device, spec::Reduction};
 
@@ -30,12 +32,17 @@ pub fn meet(
     }
 }
 
+/// How long NCCL has at least to be ready, and each of its sums: on a machine of eight GPUs some of its versions load their
+/// kernels for most of a minute (<https://github.com/NVIDIA/nccl/issues/1646>). A peer that is lost ends it at once.
+#[cfg(feature = "cuda")]
+const NCCL: Duration = Duration::from_secs(120);
+
 #[cfg(feature = "cuda")]
 fn over_nccl(mesh: Mesh, index: u32, config: &MeshConfig) -> Result<Box<dyn Collective>> {
     use super::{BUCKET, NcclGroup};
 
     match crate::gpu::Device::open(index) {
-        Ok(device) => Ok(Box::new(NcclGroup::join(mesh, device.into(), config.rendezvous, BUCKET)?)),
+        Ok(device) => Ok(Box::new(NcclGroup::join(mesh, device.into(), config.rendezvous.max(NCCL), BUCKET)?)),
         Err(fault) => Err(give_up(mesh, fault.into())),
     }
 }

@@ -58,13 +58,36 @@ impl NcclGroup {
     /// # Errors
     /// [`Error::LostPeer`] where another rank has failed or does not come; NCCL is missing, too old or not everywhere the same.
     pub fn join(mut mesh: Mesh, device: Arc<Device>, deadline: Duration, bucket: usize) -> Result<Self> {
-        match connect(&mut mesh, &device, deadline) {
-            Ok((communicator, stream)) => Ok(Self { communicator, stream, device, bucket, flat: None, mesh }),
+        let (communicator, stream) = match connect(&mut mesh, &device, deadline) {
+            Ok(met) => met,
             Err(e) => {
                 mesh.abort(&e.to_string());
+                return Err(e);
+            }
+        };
+        let mut group = Self { communicator, stream, device, bucket, flat: None, mesh };
+        match group.warm() {
+            Ok(()) => Ok(group),
+            Err(e) => {
+                group.mesh.abort(&e.to_string());
                 Err(e)
             }
         }
+    }
+
+    /// Adds up zeros: one, some, and as many as a bucket has. NCCL connects ranks, and takes memory for that, when a sum of a
+    /// size is first asked for (<https://github.com/NVIDIA/nccl/issues/2363> has half a gigabyte). Later that would be in the
+    /// middle of the first backward, when the GPU is full.
+    fn warm(&mut self) -> Result<()> {
+        let device = self.device.clone();
+        for count in [1, self.bucket.min(1 << 16), self.bucket] {
+            let mut zeros = device.zeros(&[count])?;
+            let mut sum = self.begin(&mut zeros)?;
+            sum.ready(0..count)?;
+            sum.finish()?;
+        }
+        // Nobody goes on while another may still fail.
+        self.mesh.barrier()
     }
 
     /// Begins the sum over all ranks of what they have in `flat`, in place, part by part.

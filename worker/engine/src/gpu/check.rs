@@ -22,8 +22,9 @@ const COPIED: usize = 1 << 26;
 const SIDE: usize = 4096;
 /// How often each is done.
 const TIMES: u32 = 10;
-/// How long NCCL may take to begin, and as long again to add up.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long NCCL may take to begin, and as long again to add up: it takes seconds where there are many GPUs. Who tries it has a
+/// deadline for all together.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A GPU that is tried, part by part.
 pub struct Check {
