@@ -5,7 +5,8 @@
 //! finds no room goes over the connection, so that nobody ever waits for room.
 //!
 //! The memory is a file without a name or a folder: it counts as that of the rank that made it, not as room in `/dev/shm`, of
-//! which containers have little, and however a rank ends, nothing is left of it.
+//! which containers have little, and however a rank ends, nothing is left of it. Its length is sealed: whoever touches what
+//! another process has cut off is ended by the system.
 
 use std::{
     fs::File,
@@ -18,6 +19,8 @@ use std::{
 };
 
 use memmap2::MmapRaw;
+#[cfg(target_os = "linux")]
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 
 /// What is smaller goes over the connection: one call of the system brings it and the word of it.
 pub(super) const LEAST: usize = 1 << 16;
@@ -51,7 +54,7 @@ impl Ring {
     fn counter(&self, of: Counter) -> &AtomicU64 {
         let place = 256 * (1 + self.which) + 128 * (of as usize);
         // SAFETY: the place is within the front of a mapping of `WHOLE` bytes, which begins at a page and lives as long as
-        // the ring; both sides touch it by atomic operations alone.
+        // the ring, of a file that nobody can shorten; both sides touch it by atomic operations alone.
         unsafe { AtomicU64::from_ptr(self.memory.as_mut_ptr().add(place).cast()) }
     }
 
@@ -110,7 +113,7 @@ impl Inlet {
         self.0.pieces(to.len(), |from, which| {
             let to = &mut to[which];
             // SAFETY: the piece is within the ring, and written: a peer that keeps to the counters does not touch it until
-            // it hears that it was read. One that does not can change the bytes and nothing else.
+            // it hears that it was read. One that does not can change the bytes and, since the length is sealed, nothing else.
             unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) }
         });
         self.0.counter(Counter::Read).store(self.0.at, Ordering::Release);
@@ -186,6 +189,28 @@ impl Made {
 #[cfg(target_os = "linux")]
 const NEVER_RUN: u32 = 8;
 
+/// What nobody can do to the memory any more, whoever has it open: change its length, or the seals.
+#[cfg(target_os = "linux")]
+const SEALED: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
+
+/// Why memory that is offered is not taken.
+#[cfg(target_os = "linux")]
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    /// The process or the number does not name the memory that the offer is of.
+    #[error("the offer names another file")]
+    Other,
+    /// Its length may change, and touching what is cut off ends a process.
+    #[error("the length of the offered memory is not sealed")]
+    Unsealed,
+    /// It holds other rings than these, or none.
+    #[error("the offered memory has {0} bytes instead of {whole}", whole = WHOLE)]
+    Length(u64),
+    /// The system does not give it.
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
 /// A file that is in no folder. With `vm.memfd_noexec=2` a system makes none that may be run; older ones do not know the word.
 #[cfg(target_os = "linux")]
 fn unnamed(name: &str) -> io::Result<File> {
@@ -193,7 +218,7 @@ fn unnamed(name: &str) -> io::Result<File> {
         errno::Errno,
         sys::memfd::{MFdFlags, memfd_create},
     };
-    let flags = MFdFlags::MFD_CLOEXEC;
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let made = match memfd_create(name, flags | MFdFlags::from_bits_retain(NEVER_RUN)) {
         Err(Errno::EINVAL) => memfd_create(name, flags),
         made => made,
@@ -213,27 +238,35 @@ fn make(salt: &[u8]) -> io::Result<Made> {
     let mut front = vec![0; WHOLE];
     front[..PROOF].copy_from_slice(&proof);
     file.write_all(&front)?;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SEALED))?;
     Ok(Made { memory: MmapRaw::map_raw(&file)?, file, proof })
 }
 
 /// Opens the file of another process by its number there.
 #[cfg(target_os = "linux")]
-fn open(offer: &[u8; OFFER]) -> io::Result<MmapRaw> {
+fn open(offer: &[u8; OFFER]) -> Result<MmapRaw, Refused> {
     let number = |at: usize| u32::from_le_bytes([offer[at], offer[at + 1], offer[at + 2], offer[at + 3]]);
     let path = format!("/proc/{}/fd/{}", number(0), number(4));
-    let other = || io::Error::other("that is another file");
     // Before it is opened, which may wait for ever where it is something else.
-    if !std::fs::metadata(&path).is_ok_and(|file| file.is_file() && file.len() == WHOLE as u64) {
-        return Err(other());
+    if !std::fs::metadata(&path).is_ok_and(|file| file.is_file()) {
+        return Err(Refused::Other);
     }
     let mut file = File::options().read(true).write(true).open(&path)?;
+    // First the seals: a length that was seen before them may have changed since. A file on a disk knows none.
+    let seals = fcntl(&file, FcntlArg::F_GET_SEALS).map_err(|_| Refused::Other)?;
+    if !SealFlag::from_bits_truncate(seals).contains(SEALED) {
+        return Err(Refused::Unsealed);
+    }
+    let length = file.metadata()?.len();
+    if length != WHOLE as u64 {
+        return Err(Refused::Length(length));
+    }
     let mut proof = [0; PROOF];
     file.read_exact(&mut proof)?;
-    let memory = MmapRaw::map_raw(&file)?;
-    if proof != offer[8..] || memory.len() != WHOLE {
-        return Err(other());
+    if proof != offer[8..] {
+        return Err(Refused::Other);
     }
-    Ok(memory)
+    Ok(MmapRaw::map_raw(&file)?)
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -339,6 +372,46 @@ pub(super) mod tests {
         let promised = memfd_create("tl-test", MFdFlags::from_bits_retain(NEVER_RUN)).is_ok();
         let made = make(b"salt").unwrap();
         assert!(!promised || !runs(&made.file));
+    }
+
+    #[test]
+    fn nobody_who_has_the_memory_open_can_change_its_length_or_the_seals() {
+        use std::os::fd::AsRawFd;
+        let made = make(b"salt").unwrap();
+        let path = format!("/proc/self/fd/{}", made.file.as_raw_fd());
+        let again = File::options().write(true).open(path).unwrap();
+        for file in [&made.file, &again] {
+            for len in [0, WHOLE as u64 - 1, WHOLE as u64 + 1] {
+                assert!(file.set_len(len).is_err(), "{len} bytes");
+            }
+            assert!(fcntl(file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE)).is_err());
+        }
+        assert_eq!(made.file.metadata().unwrap().len(), WHOLE as u64);
+        assert!(open(&made.offer()).is_ok());
+    }
+
+    #[test]
+    fn memory_of_another_length_or_of_one_that_may_change_is_not_taken() {
+        use std::os::fd::AsRawFd;
+        // The bytes of the proof are those of the offer, whatever else is wrong.
+        let taken = |len: usize, seals: SealFlag| {
+            let mut file = unnamed("tl-test").unwrap();
+            file.write_all(&vec![7; len]).unwrap();
+            fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+            let mut offer = [7; OFFER];
+            offer[..4].copy_from_slice(&std::process::id().to_le_bytes());
+            offer[4..8].copy_from_slice(&file.as_raw_fd().to_le_bytes());
+            open(&offer)
+        };
+        assert!(taken(WHOLE, SEALED).is_ok());
+        for missing in [SealFlag::F_SEAL_SHRINK, SealFlag::F_SEAL_GROW, SealFlag::F_SEAL_SEAL] {
+            let refused = taken(WHOLE, SEALED.difference(missing));
+            assert!(matches!(refused, Err(Refused::Unsealed)), "{missing:?}: {refused:?}");
+        }
+        for len in [0, WHOLE - 1, WHOLE + 1] {
+            let refused = taken(len, SEALED);
+            assert!(matches!(refused, Err(Refused::Length(found)) if found == len as u64), "{len}: {refused:?}");
+        }
     }
 
     #[test]
