@@ -28,10 +28,15 @@ pub fn reduce_flat(
         return tree::finish_with(pieces, leaves, Flat::plus);
     }
     #[cfg(feature = "cuda")]
-    if let (true, [Node { data: Flat::Device(own), .. }]) = (fast, &mut pieces[..])
-        && sum_there(group, own)?
+    if fast
+        && matches!(pieces[..], [Node { data: Flat::Device(_), .. }])
+        && let Some(Node { level, index, data: Flat::Device(own) }) = pieces.pop()
     {
-        return Ok(Flat::Device(own.clone()));
+        let (own, summed) = sum_there(group, own)?;
+        if summed {
+            return Ok(Flat::Device(own));
+        }
+        pieces.push(Node { level, index, data: Flat::Device(own) });
     }
     let down =
         |p: Node<Flat>| -> Result<Node> { Ok(Node { level: p.level, index: p.index, data: p.data.into_host()? }) };
@@ -40,17 +45,10 @@ pub fn reduce_flat(
     reduce(group, pieces, leaves, len).map(Flat::Host)
 }
 
-/// Adds up where the numbers lie, if the group has a way of its own for that.
+/// Adds up where the numbers lie, if the group has a way of its own for that: the numbers, and whether they are the sum.
 #[cfg(feature = "cuda")]
-fn sum_there(group: &mut dyn Collective, own: &mut Placed) -> Result<bool> {
-    let mut done = Ok(false);
-    own.change(|_, own| {
-        done = group.sum_placed(own);
-        Ok(())
-    })?;
-    if done.is_err() {
-        // Where an abort hangs, the library is still at it, and giving the memory back could wait for that. The rank ends.
-        std::mem::forget(own.clone());
-    }
-    done
+fn sum_there(group: &mut dyn Collective, own: Placed) -> Result<(Placed, bool)> {
+    let device = own.device().clone();
+    let (own, summed) = group.sum_placed(own.into_array()?)?;
+    Ok((Placed::new(device, own), summed))
 }

@@ -93,13 +93,13 @@ pub trait Collective: Send {
         Ok(false)
     }
 
-    /// The same of numbers that lie on this rank's GPU.
+    /// The same of numbers that lie on this rank's GPU: gives them back, and says whether they are the sum.
     ///
     /// # Errors
     /// As [`Collective::sum`].
     #[cfg(feature = "cuda")]
-    fn sum_placed(&mut self, _own: &mut crate::gpu::Array) -> Result<bool> {
-        Ok(false)
+    fn sum_placed(&mut self, own: crate::gpu::Array) -> Result<(crate::gpu::Array, bool)> {
+        Ok((own, false))
     }
 
     /// This group, if its ranks have a GPU each and may begin to add up what they are still making.

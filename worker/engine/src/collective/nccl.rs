@@ -81,8 +81,7 @@ impl NcclGroup {
     fn warm(&mut self) -> Result<()> {
         let device = self.device.clone();
         for count in [1, self.bucket.min(1 << 16), self.bucket] {
-            let mut zeros = device.zeros(&[count])?;
-            let mut sum = self.begin(&mut zeros)?;
+            let mut sum = self.begin(device.zeros(&[count])?)?;
             sum.ready(0..count)?;
             sum.finish()?;
         }
@@ -94,7 +93,7 @@ impl NcclGroup {
     ///
     /// # Errors
     /// A lost peer, or one that has more numbers, or fewer.
-    pub fn begin<'a>(&'a mut self, flat: &'a mut Array) -> Result<Buckets<'a>> {
+    pub fn begin(&mut self, flat: Array) -> Result<Buckets<'_>> {
         let count = flat.count();
         let mut buckets = self.open(flat, count);
         buckets.meet()?;
@@ -104,9 +103,9 @@ impl NcclGroup {
 
     /// The same of numbers that are still being made, the first `gradient` of them by backward: it begins, and waits for the
     /// other ranks, when the first bucket is whole.
-    pub fn open<'a>(&'a mut self, flat: &'a mut Array, gradient: usize) -> Buckets<'a> {
+    pub fn open(&mut self, flat: Array, gradient: usize) -> Buckets<'_> {
         let cut = Cut::new(flat.count(), gradient, self.bucket);
-        Buckets { group: self, flat, cut, gradient, early: true, stands: Stands::Alone }
+        Buckets { group: self, flat: Some(flat), cut, gradient, early: true, stands: Stands::Alone }
     }
 
     /// Waits for all to be here, with as many numbers, that are cut alike.
@@ -118,15 +117,16 @@ impl NcclGroup {
         Err(Error::Internal(format!("rank {peer} does not {does} {count} numbers, as rank {} does", self.rank())))
     }
 
-    /// The sum of the host's numbers, bucket by bucket: while one is added up, the next one goes up.
-    fn through(&mut self, flat: &mut Array, own: &mut [f32]) -> Result<()> {
+    /// The sum of the host's numbers, bucket by bucket: while one is added up, the next one goes up. Gives the memory back.
+    fn through(&mut self, flat: Array, own: &mut [f32]) -> Result<Array> {
         let mut buckets = self.begin(flat)?;
         for bucket in buckets.left() {
             buckets.fill(bucket.clone(), &own[bucket.clone()])?;
             buckets.ready(bucket)?;
         }
-        buckets.finish()?;
-        Ok(self.device.download_to(flat, own)?)
+        let flat = buckets.finish()?;
+        self.device.download_to(&flat, own)?;
+        Ok(flat)
     }
 }
 
@@ -164,28 +164,20 @@ impl Collective for NcclGroup {
         if own.is_empty() {
             return self.agree(0, 0).map(|()| true);
         }
-        let mut flat = match self.flat.take().filter(|flat| flat.count() == own.len()) {
+        let flat = match self.flat.take().filter(|flat| flat.count() == own.len()) {
             Some(flat) => flat,
             None => self.device.zeros(&[own.len()])?,
         };
-        match self.through(&mut flat, own) {
-            Ok(()) => {
-                self.flat = Some(flat);
-                Ok(true)
-            }
-            Err(e) => {
-                // Where an abort hangs, NCCL is still at it, and giving the memory back would wait for that. The rank ends.
-                mem::forget(flat);
-                Err(e)
-            }
-        }
+        let summed = self.through(flat, own)?;
+        self.flat = Some(summed);
+        Ok(true)
     }
 
-    fn sum_placed(&mut self, own: &mut Array) -> Result<bool> {
+    fn sum_placed(&mut self, own: Array) -> Result<(Array, bool)> {
         let all = 0..own.count();
         let mut buckets = self.begin(own)?;
         buckets.ready(all)?;
-        buckets.finish().map(|()| true)
+        Ok((buckets.finish()?, true))
     }
 
     fn on_gpus(&mut self) -> Option<&mut NcclGroup> {
@@ -201,7 +193,9 @@ impl Collective for NcclGroup {
 /// array back while NCCL still writes there.
 pub struct Buckets<'a> {
     group: &'a mut NcclGroup,
-    flat: &'a mut Array,
+    /// The numbers, until [`Buckets::finish`] gives them back. Nobody else has them: what the library writes to is not freed
+    /// by who drops this, or forgets it.
+    flat: Option<Array>,
     cut: Cut,
     gradient: usize,
     /// Whether the numbers are still being made when sums begin.
@@ -239,7 +233,7 @@ impl Buckets<'_> {
     /// A place for more or fewer, or one whose numbers are final.
     pub fn fill(&mut self, run: Range<usize>, values: &[f32]) -> Result<()> {
         self.cut.is_open(&run)?;
-        Ok(self.flat.fill(run, values)?)
+        Ok(there(&mut self.flat)?.fill(run, values)?)
     }
 
     /// Puts what has gathered in an array of the same GPU into its place.
@@ -248,7 +242,7 @@ impl Buckets<'_> {
     /// As [`Self::fill`].
     pub fn place(&mut self, run: Range<usize>, values: &Array) -> Result<()> {
         self.cut.is_open(&run)?;
-        Ok(self.flat.place(run, values)?)
+        Ok(there(&mut self.flat)?.place(run, values)?)
     }
 
     /// Adds what has gathered in an array of the same GPU, whose `device` it is, to what is in its place.
@@ -260,31 +254,34 @@ impl Buckets<'_> {
         if values.count() != run.len() {
             return Err(Error::Internal(format!("{} numbers of a gradient for {run:?}", values.count())));
         }
-        Ok(ops::add_run(device, self.flat, run.start, values)?)
+        Ok(ops::add_run(device, there(&mut self.flat)?, run.start, values)?)
     }
 
     /// Says that what the array's stream was told to write here is final, and begins the sums that this lets begin.
     ///
     /// # Errors
     /// Numbers that are not there or were final before; a lost peer.
+    #[expect(unsafe_code, reason = "the library works on the numbers beside what else is done")]
     pub fn ready(&mut self, run: Range<usize>) -> Result<()> {
         let go = self.cut.ready(run)?;
         if !go.is_empty() {
             self.meet()?;
         }
         for bucket in go {
-            let mut span = Span::of(self.flat, bucket, &self.group.stream)?;
+            // SAFETY: nothing here writes to a bucket that has gone, and its numbers leave by `finish` alone, once their stream
+            // waits for the library's.
+            let mut span = unsafe { Span::of(there(&mut self.flat)?, bucket, &self.group.stream) }?;
             self.stands = Stands::Begun;
             self.group.communicator.all_reduce(&mut span).map_err(|e| failed(&self.group.mesh, e))?;
         }
         Ok(())
     }
 
-    /// Waits for all sums: the gate before anything is done with them.
+    /// Waits for all sums, and gives them: the gate before anything is done with them.
     ///
     /// # Errors
     /// Numbers that were never final; a lost peer.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(mut self) -> Result<Array> {
         if let Some(bucket) = self.cut.left().first() {
             return Err(Error::Internal(format!("numbers of {bucket:?} of a gradient were never made")));
         }
@@ -292,14 +289,16 @@ impl Buckets<'_> {
             self.group.mesh.barrier()?;
         }
         self.group.communicator.complete().map_err(|e| failed(&self.group.mesh, e))?;
+        there(&mut self.flat)?.after(&self.group.stream)?;
         self.stands = Stands::Done;
-        Ok(())
+        self.flat.take().ok_or_else(taken)
     }
 
     /// Waits for the other ranks, once.
     fn meet(&mut self) -> Result<()> {
         if self.stands == Stands::Alone {
-            self.group.agree(self.flat.count(), self.gradient)?;
+            let count = there(&mut self.flat)?.count();
+            self.group.agree(count, self.gradient)?;
             self.stands = Stands::Met;
         }
         Ok(())
@@ -312,11 +311,18 @@ impl Drop for Buckets<'_> {
             // What is asked of the GPU from here on would wait for the others, and they for this rank. Nobody can be told of an
             // abort that hangs; the error that ends the rank is on its way.
             let _ = self.group.communicator.handle().abort(ABORT);
+            // Where it hangs, the library is still at it, and giving the memory back would wait for that.
+            mem::forget(self.flat.take());
         }
-        // Also where something has failed: the library may not be through with the memory. A driver that refuses this refuses
-        // whatever is done with the memory next, too.
-        let _ = self.flat.after(&self.group.stream);
     }
+}
+
+fn there(flat: &mut Option<Array>) -> Result<&mut Array> {
+    flat.as_mut().ok_or_else(taken)
+}
+
+fn taken() -> Error {
+    Error::Internal("the numbers of a sum were given back before".into())
 }
 
 fn connect(mesh: &mut Mesh, device: &Device, deadline: Duration) -> Result<(Communicator, Arc<CudaStream>)> {

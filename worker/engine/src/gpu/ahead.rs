@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::TensorId;
 
-use super::{Fault, Placed};
+use super::{Fault, Upload};
 
 /// How many announcements are held, as by whoever makes the tensors: two steps of a student and its teacher.
 const KEEP: u64 = 4;
@@ -21,7 +21,7 @@ struct Sent {
     /// Whether some had to be given back.
     closed: bool,
     /// Tensors, and the announcements that named them.
-    all: Vec<(TensorId, u64, Placed)>,
+    all: Vec<(TensorId, u64, Upload)>,
 }
 
 impl Ahead {
@@ -45,15 +45,15 @@ impl Ahead {
     }
 
     /// Keeps what is on its way up of a tensor that an announcement named, unless there is no room any more.
-    pub(in crate::gpu) fn keep(&self, tensor: TensorId, announcement: u64, placed: Placed) {
+    pub(in crate::gpu) fn keep(&self, tensor: TensorId, announcement: u64, upload: Upload) {
         let mut sent = self.sent();
         if !sent.closed {
-            sent.all.push((tensor, announcement, placed));
+            sent.all.push((tensor, announcement, upload));
         }
     }
 
     /// What is there of a tensor, once.
-    pub(in crate::gpu) fn take(&self, tensor: TensorId) -> Option<Placed> {
+    pub(in crate::gpu) fn take(&self, tensor: TensorId) -> Option<Upload> {
         let mut sent = self.sent();
         let at = sent.all.iter().position(|(id, ..)| *id == tensor)?;
         Some(sent.all.swap_remove(at).2)
@@ -69,10 +69,10 @@ impl Ahead {
             sent.closed |= !sent.all.is_empty();
             std::mem::take(&mut sent.all)
         };
-        for (_, _, placed) in all {
+        for (_, _, upload) in all {
             // Each came on a stream of its own, and is free once that has come to it.
-            let stream = placed.array().data.stream().clone();
-            drop(placed);
+            let stream = upload.stream().clone();
+            drop(upload);
             stream.synchronize()?;
         }
         Ok(())

@@ -24,6 +24,7 @@ use super::{
     bound,
     dnn::Dnn,
     kernels::{Source, compiled, compiled_anew},
+    launch::own,
     ops::Spans,
     tables::Tables,
 };
@@ -34,7 +35,8 @@ use super::{
 /// cudarc would keep two events beside each array, and each operation would wait for those of all that it reads and record those
 /// of all that it touches, so that any array may be used on any stream. It is told not to: what crosses streams says so, and
 /// nothing else does. [`Device::adopt`] takes over what went up ahead, `Span` lends a run of an array to another stream, and
-/// `Array::after` takes it back. An array is given back on the stream that it is of.
+/// `Array::after` takes it back. An array is given back on the stream that it is of, and whatever is asked of a device with one
+/// of another stream is refused ([`Fault::Foreign`]).
 pub struct Device {
     stream: Arc<CudaStream>,
     capability: (i32, i32),
@@ -72,7 +74,8 @@ impl Device {
     #[expect(unsafe_code, reason = "streams are put in order by hand")]
     fn on(index: u32) -> Result<Self, Fault> {
         let context = CudaContext::new(index as usize)?;
-        // SAFETY: whatever uses an array on another stream than its own waits for it, and is waited for, as is said above.
+        // SAFETY: nothing uses an array on another stream than its own, but for what waits for it, and is waited for, as is said
+        // above.
         unsafe { context.disable_event_tracking() };
         keep_memory(&context)?;
         let capability = context.compute_capability()?;
@@ -179,6 +182,7 @@ impl Device {
         run: Range<usize>,
     ) -> Result<Vec<T>, Fault> {
         array.expect_run(&run)?;
+        self.expect_own(array)?;
         let mut values = vec![T::default(); run.len()];
         self.stream.memcpy_dtoh(&array.data.slice(run), &mut values)?;
         self.stream.synchronize()?;
@@ -190,6 +194,7 @@ impl Device {
     /// # Errors
     /// The memory is full.
     pub fn copy<T: DeviceRepr>(&self, array: &Array<T>) -> Result<Array<T>, Fault> {
+        self.expect_own(array)?;
         Ok(Array::new(self.afford(|| Ok(self.stream.clone_dtod(&array.data)?))?, array.shape()))
     }
 
@@ -202,6 +207,7 @@ impl Device {
         if counted(shape)? != run.len() {
             return Err(Fault::shape(format!("{run:?} for an array of {shape:?}")));
         }
+        self.expect_own(array)?;
         let from = array.data.slice(run);
         Ok(Array::new(self.afford(|| Ok(self.stream.clone_dtod(&from)?))?, shape))
     }
@@ -215,7 +221,7 @@ impl Device {
     }
 
     /// The same with a stream of its own: what goes up waits for nothing that the GPU is doing, unless memory is short and it is
-    /// about to be given back. It is of that stream, and no operation's to use before [`Device::adopt`] has taken it over.
+    /// about to be given back.
     ///
     /// # Errors
     /// As [`Device::staging`].
@@ -223,22 +229,31 @@ impl Device {
         self.staging_on(self.stream.context().new_stream()?, count)
     }
 
-    /// Takes over numbers of another stream: whatever is asked for from now on waits until they are there, and they are given
-    /// back behind all that reads them. Those of its own are as they were.
+    /// Takes over what is on its way up, on whichever stream: whatever is asked for from now on waits until it is there, and it
+    /// is given back behind all that reads it.
     ///
     /// # Errors
-    /// The driver refuses.
+    /// It went to another GPU, or the driver refuses.
     #[expect(unsafe_code, reason = "memory changes its stream")]
-    pub fn adopt(&self, array: Array) -> Result<Array, Fault> {
+    pub fn adopt(&self, Upload(array): Upload) -> Result<Array, Fault> {
         let (shape, count) = (array.shape().to_vec(), array.count());
         let from = array.data.stream().clone();
         if from == self.stream {
             return Ok(array);
         }
+        if from.context() != self.stream.context() {
+            return Err(Fault::Foreign);
+        }
         self.stream.join(&from)?;
         // SAFETY: so many numbers, which nobody else has, and which were written on a stream that this one waits for.
         let data = unsafe { self.stream.upgrade_device_ptr(array.data.leak(), count) };
         Ok(Array::new(data, &shape))
+    }
+
+    /// Refuses an array of another stream.
+    pub(in crate::gpu) fn expect_own<T>(&self, array: &Array<T>) -> Result<(), Fault> {
+        own(&self.stream, &array.data)?;
+        Ok(())
     }
 
     #[expect(unsafe_code, reason = "the driver gives memory that holds anything")]
@@ -364,7 +379,7 @@ impl Staging {
     /// # Errors
     /// More than it has room for, or a full memory.
     #[expect(unsafe_code, reason = "memory of a GPU begins as anything")]
-    pub fn upload(&mut self, values: &[f32], shape: &[usize]) -> Result<Array, Fault> {
+    pub fn upload(&mut self, values: &[f32], shape: &[usize]) -> Result<Upload, Fault> {
         if counted(shape)? != values.len() || values.len() > self.memory.len() {
             let room = self.memory.len();
             return Err(Fault::shape(format!("{} numbers for {shape:?}, with room for {room}", values.len())));
@@ -387,7 +402,18 @@ impl Staging {
             }
         }
         sent?;
-        Ok(array)
+        Ok(Upload(array))
+    }
+}
+
+/// Numbers on their way up, perhaps on a stream that nothing else waits for: only [`Device::adopt`] makes an array of them.
+#[derive(Debug)]
+pub struct Upload(Array);
+
+impl Upload {
+    /// What they go up on.
+    pub(in crate::gpu) fn stream(&self) -> &Arc<CudaStream> {
+        self.0.data.stream()
     }
 }
 

@@ -62,6 +62,9 @@ pub enum Fault {
         /// What was to be multiplied.
         precision: Precision,
     },
+    /// An array of another stream than that of the device that was to use it; a bug of ours.
+    #[error("an array of another GPU, or of another stream on this one, was to be used here")]
+    Foreign,
     /// Arrays that do not fit each other; a bug of ours.
     #[error("{0}")]
     Shape(String),
@@ -146,7 +149,9 @@ impl From<Fault> for Error {
                     "leave `precision` at \"f32\", train on one of 8.0 or newer, or set `cluster.device = \"cpu\"`";
                 Self::user(fault.to_string(), hint)
             }
-            Fault::Driver(_) | Fault::Refused { .. } | Fault::Shape(_) => Self::Internal(fault.to_string()),
+            Fault::Driver(_) | Fault::Refused { .. } | Fault::Foreign | Fault::Shape(_) => {
+                Self::Internal(fault.to_string())
+            }
         }
     }
 }

@@ -1,6 +1,8 @@
 //! How kernels are started.
 
-use cudarc::driver::LaunchConfig;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceSlice, LaunchConfig};
 
 use super::Fault;
 
@@ -101,18 +103,76 @@ fn narrow(blocks: usize) -> Result<u32, Fault> {
     u16::try_from(blocks).map(u32::from).map_err(|_| Fault::shape(format!("a grid of {blocks} blocks across")))
 }
 
-/// Starts a kernel of a file on a device: the grid, then its arguments in order, each behind a reference.
+/// What a kernel is given.
+pub(in crate::gpu) trait Argument {
+    /// The stream of memory; a number has none.
+    fn of_stream(&self) -> Option<&Arc<CudaStream>>;
+}
+
+macro_rules! numbers {
+    ($($number:ty),+) => {$(
+        impl Argument for $number {
+            fn of_stream(&self) -> Option<&Arc<CudaStream>> {
+                None
+            }
+        }
+    )+};
+}
+numbers!(u32, u64, i32, f32, f64);
+
+impl<T> Argument for CudaSlice<T> {
+    fn of_stream(&self) -> Option<&Arc<CudaStream>> {
+        Some(self.stream())
+    }
+}
+
+impl<T> Argument for CudaView<'_, T> {
+    fn of_stream(&self) -> Option<&Arc<CudaStream>> {
+        Some(self.stream())
+    }
+}
+
+impl<T> Argument for CudaViewMut<'_, T> {
+    fn of_stream(&self) -> Option<&Arc<CudaStream>> {
+        Some(self.stream())
+    }
+}
+
+impl<A: Argument> Argument for &A {
+    fn of_stream(&self) -> Option<&Arc<CudaStream>> {
+        A::of_stream(self)
+    }
+}
+
+impl<A: Argument> Argument for &mut A {
+    fn of_stream(&self) -> Option<&Arc<CudaStream>> {
+        A::of_stream(self)
+    }
+}
+
+/// Refuses an argument of another stream: nothing would keep what is done with it on this one behind what makes it there.
+pub(in crate::gpu) fn own<A: Argument>(stream: &Arc<CudaStream>, argument: A) -> Result<A, Fault> {
+    if argument.of_stream().is_some_and(|other| other != stream) {
+        return Err(Fault::Foreign);
+    }
+    Ok(argument)
+}
+
+/// Starts a kernel of a file on a device: the grid, then its arguments in order, each behind a reference. Arrays of another
+/// stream are refused.
 ///
 /// What the compiler cannot check, and whoever writes a call must: that the arguments are those of the kernel, and that what
 /// it writes is given by `&mut`. The tests of `tests/gpu` call every one.
 macro_rules! launch {
     ($device:expr, $source:ident, $name:expr, $grid:expr, $($arg:expr),+ $(,)?) => {{
         use ::cudarc::driver::PushKernelArg as _;
-        let grid = $grid;
+        let (grid, stream) = ($grid, $device.stream());
         let function = $device.function($crate::gpu::kernels::Source::$source, $name)?;
         #[expect(unsafe_code, reason = "kernels take what they are given on trust")]
-        // SAFETY: the arguments are those of the kernel, and the shapes of the arrays were checked above.
-        let started = unsafe { $device.stream().launch_builder(&function)$(.arg($arg))+.launch(grid) };
+        // SAFETY: the arguments are those of the kernel and of its stream, and the shapes of the arrays were checked above.
+        let started = unsafe {
+            stream.launch_builder(&function)$(.arg($crate::gpu::launch::own(stream, $arg)?))+.launch(grid)
+        };
         started.map_err($crate::gpu::Fault::from)?;
     }};
 }

@@ -126,7 +126,7 @@ pub use self::place::Place;
 pub use self::{
     array::Array,
     check::{Check, between, works},
-    device::{Device, Staging},
+    device::{Device, Staging, Upload},
     fault::Fault,
     fingerprint::fingerprint,
     kernels::keep_kernels,

@@ -11,7 +11,7 @@ use candle_core::Tensor;
 use tl_proto::hardware;
 
 #[cfg(feature = "cuda")]
-use super::{Device, Fault, Placed, Staging, ahead::Ahead, fingerprint};
+use super::{Device, Fault, Placed, Staging, Upload, ahead::Ahead, fingerprint};
 #[cfg(feature = "cuda")]
 use crate::{Error, nn::host};
 use crate::{Result, num::fingerprint::fingerprint as of_host};
@@ -165,7 +165,7 @@ impl OnGpu {
             sent
         });
         // Such memory is short on some hosts, and any other does. Where that of the GPU is, more of it is found there.
-        let array = sent.or_else(|_| self.device.upload(values, shape))?;
+        let array = sent.and_then(|sent| self.device.adopt(sent)).or_else(|_| self.device.upload(values, shape))?;
         Ok(Placed::new(self.device.clone(), array))
     }
 
@@ -173,7 +173,7 @@ impl OnGpu {
     pub(crate) fn arrived(&self, tensor: &Tensor) -> Option<Placed> {
         let sent = self.ahead.take(tensor.id())?;
         // Where it cannot be waited for it is sent up anew, or whoever does that is told.
-        self.device.adopt(sent.into_array().ok()?).ok().map(|array| Placed::new(self.device.clone(), array))
+        self.device.adopt(sent).ok().map(|array| Placed::new(self.device.clone(), array))
     }
 
     /// How many tensors went up that nobody has asked for.
@@ -191,12 +191,12 @@ impl OnGpu {
         self.ahead.keep(tensor.id(), announcement, sent);
     }
 
-    fn send_aside(&self, values: &[f32], shape: &[usize]) -> Result<Placed, Fault> {
+    fn send_aside(&self, values: &[f32], shape: &[usize]) -> Result<Upload, Fault> {
         let mut aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
         let mut place = place_for(&mut aside, values.len(), || self.device.staging_aside(values.len()))?;
         let sent = place.upload(values, shape);
         aside.push_back(place);
-        Ok(Placed::new(self.device.clone(), sent?))
+        sent
     }
 }
 

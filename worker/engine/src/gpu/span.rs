@@ -4,13 +4,13 @@ use std::{marker::PhantomData, ops::Range, sync::Arc};
 
 use cudarc::driver::{CudaStream, CudaViewMut, DevicePtrMut, DeviceSlice, SyncOnDrop, sys::CUdeviceptr};
 
-use super::{Array, Device, Fault};
+use super::{Array, Device, Fault, launch::own};
 
 /// A run of an array that another stream works on.
 ///
 /// Nothing keeps the two streams in order but what is said here: the other one begins when the array's own has come so far, and
-/// goes on beside it, also while other parts are written. Who makes a span has said in what order things happen, and says with
-/// [`Array::after`] when the array may be used again.
+/// goes on beside it, also while other parts are written. cudarc's trait, by which a span is handed on, wants no promise of that:
+/// who makes one gives it ([`Span::of`]).
 pub(crate) struct Span<'a> {
     pointer: CUdeviceptr,
     len: usize,
@@ -23,7 +23,12 @@ impl<'a> Span<'a> {
     ///
     /// # Errors
     /// A run that is not inside, or a driver that refuses.
-    pub(crate) fn of(array: &'a mut Array, run: Range<usize>, to: &CudaStream) -> Result<Self, Fault> {
+    ///
+    /// # Safety
+    /// Until `to` is through with the run, nothing else uses it, and the array is not given back; unless its own stream was told
+    /// to wait for that before ([`Array::after`]).
+    #[expect(unsafe_code, reason = "the borrow ends before the other stream is through")]
+    pub(crate) unsafe fn of(array: &'a mut Array, run: Range<usize>, to: &CudaStream) -> Result<Self, Fault> {
         let (stream, len) = (array.data.stream().clone(), run.len());
         // On its own stream there is nothing to wait for.
         let pointer = array.part(run, len)?.device_ptr_mut(&stream).0;
@@ -61,10 +66,10 @@ impl Array {
     /// Overwrites a run with all numbers of another array.
     ///
     /// # Errors
-    /// As [`Self::fill`].
+    /// As [`Self::fill`]; an array of another stream.
     pub(crate) fn place(&mut self, run: Range<usize>, from: &Self) -> Result<(), Fault> {
         let stream = self.data.stream().clone();
-        Ok(stream.memcpy_dtod(&from.data, &mut self.part(run, from.count())?)?)
+        Ok(stream.memcpy_dtod(own(&stream, &from.data)?, &mut self.part(run, from.count())?)?)
     }
 
     /// Lets everything that is done with it from now on wait for what another stream does until now.
@@ -110,6 +115,7 @@ impl Device {
         if array.count() != to.len() {
             return Err(Fault::shape(format!("{} numbers for {}", array.count(), to.len())));
         }
+        self.expect_own(array)?;
         self.stream().memcpy_dtoh(&array.data, to)?;
         self.synchronize()
     }

@@ -9,7 +9,7 @@
 //! An error on the way is one of any other kind: the rank leaves, and the others hear of it where they wait for it.
 
 #[cfg(feature = "cuda")]
-use std::{mem, ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc};
 
 use super::step::Step;
 use crate::{
@@ -50,27 +50,17 @@ pub(super) fn sum(
     };
     let (device, layout) = (gpu.device(), &step.stage.layout);
     let len = layout.total_len();
-    let mut flat = match own {
+    let flat = match own {
         Some(Flat::Device(own)) => own.into_array()?,
         Some(Flat::Host(own)) => device.upload(&own, &[own.len()])?,
         None => device.zeros(&[len])?,
     };
-    let mut early = Early { device, buckets: group.open(&mut flat, layout.params_len()) };
-    let handed_in = match last {
-        Some(grain) => compute(grain, &mut early),
-        None => early.take(0..len, None),
-    };
-    let begun = early.buckets.have_begun();
-    match handed_in.and_then(|()| early.end()) {
-        Ok(()) => Ok(Flat::Device(Placed::new(device.clone(), flat))),
-        Err(e) => {
-            if begun {
-                // Where an abort hangs, NCCL is still at it, and giving the memory back would wait for that. The rank ends.
-                mem::forget(flat);
-            }
-            Err(e)
-        }
+    let mut early = Early { device, buckets: group.open(flat, layout.params_len()) };
+    match last {
+        Some(grain) => compute(grain, &mut early)?,
+        None => early.take(0..len, None)?,
     }
+    Ok(Flat::Device(Placed::new(device.clone(), early.buckets.finish()?)))
 }
 
 /// This rank's sum, on its way.
@@ -78,13 +68,6 @@ pub(super) fn sum(
 struct Early<'a> {
     device: &'a Arc<Device>,
     buckets: Buckets<'a>,
-}
-
-#[cfg(feature = "cuda")]
-impl Early<'_> {
-    fn end(self) -> Result<()> {
-        self.buckets.finish()
-    }
 }
 
 #[cfg(feature = "cuda")]

@@ -156,9 +156,9 @@ fn ranks_add_up_what_is_final_while_they_go_backward() {
             let device = shared().unwrap();
             let zeros = Flat::Host(vec![0.0; len]);
             let before = sum(0..grains.saturating_sub(1)).unwrap_or(zeros).placed(device).unwrap();
-            let mut flat = before.into_array().unwrap();
-            {
-                let mut to = Shared { buckets: group.open(&mut flat, net.layout.params_len()), left: Vec::new() };
+            let flat = before.into_array().unwrap();
+            let flat = {
+                let mut to = Shared { buckets: group.open(flat, net.layout.params_len()), left: Vec::new() };
                 assert_eq!((to.buckets.left().len(), nccl::BUCKET), (5, 64));
                 match grains.checked_sub(1) {
                     Some(last) => {
@@ -170,8 +170,8 @@ fn ranks_add_up_what_is_final_while_they_go_backward() {
                     }
                     None => to.take(0..len, None).unwrap(),
                 }
-                to.buckets.finish().unwrap();
-            }
+                to.buckets.finish().unwrap()
+            };
             assert_eq!(bits(&device.download(&flat).unwrap()), bits(&want), "rank {rank} of {world}");
             group.barrier().unwrap();
         });
@@ -186,8 +186,8 @@ fn a_rank_that_fails_on_its_way_back_is_a_lost_peer_to_who_adds_up_with_it() {
         let net = net(ways[group.rank()].lock().unwrap().take().unwrap());
         let len = net.layout.total_len();
         let outcome = {
-            let mut flat = shared().unwrap().zeros(&[len]).unwrap();
-            let mut to = Shared { buckets: group.open(&mut flat, net.layout.params_len()), left: Vec::new() };
+            let flat = shared().unwrap().zeros(&[len]).unwrap();
+            let mut to = Shared { buckets: group.open(flat, net.layout.params_len()), left: Vec::new() };
             let grads = Gradients::unmade(&net.layout).taken_by(&mut to, net.uses());
             let back = net.grain(1, grads);
             // Both have begun.
@@ -256,13 +256,11 @@ impl Collective for Ranks {
         self.group.sum(own)
     }
 
-    fn sum_placed(&mut self, own: &mut gpu::Array) -> Result<bool> {
+    fn sum_placed(&mut self, own: gpu::Array) -> Result<(gpu::Array, bool)> {
         self.sums += 1;
         let short = self.short.filter(|(sum, _)| *sum == self.sums);
-        if short.is_none_or(|(_, heard)| heard) {
-            self.group.sum_placed(own)?;
-        }
-        if short.is_some() { Err(Error::GpuMemory(Full::Grain)) } else { Ok(true) }
+        let own = if short.is_none_or(|(_, heard)| heard) { self.group.sum_placed(own)?.0 } else { own };
+        if short.is_some() { Err(Error::GpuMemory(Full::Grain)) } else { Ok((own, true)) }
     }
 
     fn on_gpus(&mut self) -> Option<&mut NcclGroup> {

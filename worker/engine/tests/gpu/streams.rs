@@ -1,7 +1,10 @@
 //! The streams beside that of a GPU: who waits for whom. cudarc keeps no events that would see to it.
 
 use nvlib::fake::{self, Streams};
-use tl_engine::{gpu::ops, nn::Act};
+use tl_engine::{
+    gpu::{Device, Fault, ops},
+    nn::Act,
+};
 
 use crate::{device, nccl, numbers, same, up};
 
@@ -39,9 +42,42 @@ fn what_went_up_aside_is_waited_for_once_and_given_back_behind_what_reads_it() {
     assert_eq!(fake::streams().unwrap().synchronized, own);
     drop(aside.upload(&numbers(1, 12), &[12]).unwrap());
     assert_ne!(fake::streams().unwrap().synchronized, own, "what nobody takes over stays aside");
-    let array = device.adopt(up(device, &numbers(2, 5), &[5])).unwrap();
+    let mut straight = device.staging(5).unwrap();
+    let array = device.adopt(straight.upload(&numbers(2, 5), &[5]).unwrap()).unwrap();
     assert_eq!(crossed(), before + 1, "there is nothing to wait for");
     same(device, &array, &numbers(2, 5));
+}
+
+/// Nothing was made, since an array is of another stream.
+fn foreign<T>(outcome: Result<T, Fault>) {
+    assert!(outcome.is_err_and(|fault| matches!(fault, Fault::Foreign)));
+}
+
+#[test]
+fn arrays_of_another_stream_are_refused_by_whatever_would_read_or_write_them() {
+    let Some(device) = device() else { return };
+    let other = Device::open(0).unwrap();
+    let (values, shape) = (numbers(1, 12), [1, 2, 2, 3]);
+    let (x, mut strange) = (up(device, &values, &shape), up(&other, &values, &shape));
+    foreign(ops::activate(device, Act::Relu, &strange));
+    foreign(ops::round_bf16_run(device, &strange, 0..4, &[4]));
+    foreign(ops::add_into(device, &mut strange, &x));
+    foreign(ops::add_run(device, &mut strange, 0, &x));
+    let w = |of: &Device| up(of, &numbers(2, 6), &[2, 3]);
+    foreign(ops::linear(device, &strange, &w(device)));
+    foreign(ops::linear(device, &x, &w(&other)));
+    foreign(ops::linear_weights(device, &up(device, &numbers(3, 8), &[4, 2]), &x, &mut w(&other)));
+    let how = ops::Convolution { stride: 1, pad: (0, 0), groups: 1 };
+    let kernels = |of: &Device| up(of, &numbers(2, 6), &[2, 1, 1, 3]);
+    foreign(ops::conv(device, &strange, &kernels(device), how));
+    foreign(ops::conv(device, &x, &kernels(&other), how));
+    foreign(device.copy(&strange));
+    foreign(device.part(&strange, 0..4, &[4]));
+    foreign(device.download(&strange));
+    same(&other, &strange, &values);
+    // What is on its way up is anybody's who waits for it.
+    let sent = other.staging(12).unwrap().upload(&values, &shape).unwrap();
+    same(device, &device.adopt(sent).unwrap(), &values);
 }
 
 #[test]
@@ -65,12 +101,12 @@ fn a_sum_waits_for_its_numbers_and_what_comes_after_waits_for_the_sum() {
     }
     nccl::group(1, |mut group| {
         let device = device().unwrap();
-        let mut flat = up(device, &numbers(1, 10), &[10]);
+        let flat = up(device, &numbers(1, 10), &[10]);
         let before = crossed();
-        let mut buckets = group.begin(&mut flat).unwrap();
+        let mut buckets = group.begin(flat).unwrap();
         buckets.ready(0..10).unwrap();
         assert_eq!(crossed(), before + 1);
-        buckets.finish().unwrap();
+        let flat = buckets.finish().unwrap();
         assert_eq!(crossed(), before + 2);
         same(device, &flat, &numbers(1, 10));
     });

@@ -95,6 +95,9 @@ fn run<T>(
     (from, with): (&Array<T>, &Array<T>),
     to: &mut Array<T>,
 ) -> Result<(), Fault> {
+    device.expect_own(from)?;
+    device.expect_own(with)?;
+    device.expect_own(to)?;
     let stream = device.stream();
     stream.context().bind_to_thread()?;
     let mut place = device.dnn()?;

@@ -129,6 +129,9 @@ pub(super) fn multiply<T: Element, C: Element>(
     c.expect_run(&(first..first.saturating_add(counted(&[batch, m, n])?)))?;
     a.expect(batch, m, k)?;
     b.expect(batch, k, n)?;
+    device.expect_own(a.of)?;
+    device.expect_own(b.of)?;
+    device.expect_own(c)?;
     let (alpha, beta) = (1.0f32, f32::from(u8::from(add)));
     let (alpha, beta) = ((&raw const alpha).cast::<c_void>(), (&raw const beta).cast::<c_void>());
     let (rows, columns, depth) = (int(m)?, int(n)?, int(k)?);
