@@ -16,20 +16,24 @@ done"#
 
 /// The rows by name, and whether it is content; nothing without a python3.
 fn run(ours: &str, theirs: &str, only: &str) -> Option<(BTreeMap<String, Value>, bool)> {
+    run_in(tempfile::tempdir().unwrap().path(), ours, theirs, &["--only", only])
+}
+
+/// The same in a folder, where the rows may be already, with these arguments.
+fn run_in(dir: &Path, ours: &str, theirs: &str, arguments: &[&str]) -> Option<(BTreeMap<String, Value>, bool)> {
     if !Command::new("python3").arg("--version").output().is_ok_and(|o| o.status.success()) {
         eprintln!("skipped: there is no python3");
         return None;
     }
-    let dir = tempfile::tempdir().unwrap();
     for (name, line) in [("ours", ours), ("theirs", theirs)] {
-        let path = dir.path().join(name);
+        let path = dir.join(name);
         fs::write(&path, format!("#!/bin/sh\n{line}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
-    let rows = dir.path().join("rows.json");
+    let rows = dir.join("rows.json");
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/run"));
-    command.args(["--device", "cuda:0", "--rounds", "1", "--only", only]).arg("--json").arg(&rows);
-    command.arg("--ours").arg(dir.path().join("ours")).env("TL_BENCH_PYTHON", dir.path().join("theirs"));
+    command.args(["--device", "cuda:0", "--rounds", "1"]).args(arguments).arg("--json").arg(&rows);
+    command.arg("--ours").arg(dir.join("ours")).env("TL_BENCH_PYTHON", dir.join("theirs"));
     let done = command.output().unwrap();
     let rows: Vec<Value> = serde_json::from_slice(&fs::read(&rows).unwrap()).unwrap();
     let rows = rows.into_iter().map(|row| (row["name"].as_str().unwrap().to_owned(), row));
@@ -66,4 +70,22 @@ fn without_pytorch_the_projects_figures_stand_alone_and_without_a_gpu_there_are_
     assert_eq!(rows.len(), 1, "memory that nobody has counted is no row: {rows:?}");
     let Some((rows, fine)) = run(missing, &side("0.5", 0), "resnet50_bf16") else { return };
     assert!(fine && rows["resnet50_bf16"]["ours"].is_null(), "{rows:?}");
+}
+
+#[test]
+fn a_second_run_measures_what_the_first_has_not_and_leaves_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let only = ["--resume", "--only", "resnet50_bf16,bert_base_bf16,resnet50_f32"];
+    let no_text = format!("case $* in *text-step*) echo '{{\"missing\": \"x\"}}'; exit;; esac\n{}", side("1.0", 0));
+    let first = ["--resume", "--only", "resnet50_bf16,bert_base_bf16"];
+    let Some((rows, _)) = run_in(dir.path(), &side("0.5", 0), &no_text, &first) else { return };
+    assert_eq!((rows["resnet50_bf16"]["ratio"].as_f64(), &rows["bert_base_bf16"]["ratio"]), (Some(2.0), &Value::Null));
+    // There is no time, and a figure is worth more than that note.
+    let late = [&only[..], &["--seconds", "1e-9"]].concat();
+    let (rows, _) = run_in(dir.path(), &side("0.5", 0), &side("1.0", 0), &late).unwrap();
+    assert_eq!((rows["bert_base_bf16"]["ours"].as_f64(), &rows["resnet50_f32"]["ours"]), (Some(128.0), &Value::Null));
+    assert_eq!(rows["resnet50_f32"]["note"], "left out: no time");
+    let (rows, fine) = run_in(dir.path(), &side("0.5", 0), &side("2.0", 0), &only).unwrap();
+    let ratios = ["resnet50_bf16", "bert_base_bf16", "resnet50_f32"].map(|name| rows[name]["ratio"].as_f64());
+    assert_eq!((ratios, fine, rows.len()), ([Some(2.0), Some(4.0), Some(4.0)], true, 3));
 }

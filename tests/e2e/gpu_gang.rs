@@ -77,9 +77,17 @@ async fn on_one(way: Way) {
         // The test below is of the same over the fakes.
         return;
     }
-    let version = Library::Nccl.open().map_err(|e| e.to_string()).map(|nccl| nccl.version().unwrap_or_default());
-    let refused = version.map(|version| way.refused_by(&version));
-    if let Err(why) | Ok(Some(why)) = refused {
+    let nccl = match Library::Nccl.open() {
+        Ok(nccl) => nccl,
+        Err(missing) => {
+            eprintln!("skipped: {missing}");
+            return;
+        }
+    };
+    let version = nccl.version().unwrap_or_default();
+    // `tests/gpu/run.sh` keeps that.
+    eprintln!("over NCCL {version} of {}", nccl.path().display());
+    if let Some(why) = way.refused_by(&version) {
         eprintln!("skipped: {why}");
         return;
     }

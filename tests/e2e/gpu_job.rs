@@ -61,7 +61,10 @@ fn gpu() -> Option<&'static Gpu> {
             eprintln!("on {}", driver.gpus[0].name);
             Some(Gpu::Real)
         }
-        Err(ProbeError::Missing(_)) => fake().map(|dir| Gpu::Fake(dir.display().to_string())),
+        Err(ProbeError::Missing(why)) => {
+            assert!(!nvlib::fake::is_barred(), "{why}");
+            fake().map(|dir| Gpu::Fake(dir.display().to_string()))
+        }
         Err(e) => skip(&e.to_string()),
     };
     FOUND.get_or_init(find).as_ref()
@@ -203,6 +206,16 @@ async fn a_job_on_a_gpu_comes_to_what_it_comes_to_on_a_cpu() {
     eprintln!("evaluated: {} on the CPU, {} on the GPU", by_cpu["evaluation"]["loss"], by_gpu["evaluation"]["loss"]);
     let computed = [by_cpu, by_gpu, once_more].map(|report| report["prefix"]["computed"].as_u64().unwrap());
     assert_eq!(computed, [36, 36, 0], "features belong to the numbers of a device");
+}
+
+#[test]
+fn where_only_a_real_gpu_counts_no_job_runs_on_a_fake_one() {
+    let Some(Gpu::Fake(_)) = gpu() else { return };
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", "a_job_on_a_gpu_comes_to_what_it_comes_to_on_a_cpu", "--nocapture"]);
+    let ended = again.env("TL_GPU_REAL", "1").output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success() && said.contains("(libcuda.so.1) was not found in "), "{said}");
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 const DOCTOR: &str = r#"echo '{"hardware":{"gpus":[{"index":0,"name":"Some GPU"}],"driver":"580.1"},
 "libraries":[{"name":"NCCL","version":"2.27.6"}],"data_roots":[]}'"#;
@@ -20,15 +21,26 @@ fn run_with(
     environment: &[(&str, &str)],
 ) -> (BTreeMap<String, [String; 3]>, Value, bool) {
     let dir = tempfile::tempdir().unwrap();
+    put(&dir, programs);
+    visit(&dir, total, environment)
+}
+
+/// Puts programs into the folder that they are looked for in.
+fn put(dir: &TempDir, programs: &[(&str, &str)]) {
     for (name, line) in programs {
         let path = dir.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, format!("#!/bin/sh\n{line}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
+}
+
+/// Runs the script with the programs of a folder, which its file comes to, too; those in `bin` come before the machine's own.
+fn visit(dir: &TempDir, total: &str, environment: &[(&str, &str)]) -> (BTreeMap<String, [String; 3]>, Value, bool) {
     let file = dir.path().join("gpu.json");
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("gpu/run.sh"));
     command.arg(&file).env("TL_GPU_PROGRAMS", dir.path()).env("TL_GPU_SECONDS", "2").env("TL_GPU_TOTAL", total);
+    command.env("PATH", format!("{}/bin:{}", dir.path().display(), std::env::var("PATH").unwrap()));
     let done = command.env_remove("TL_TEST_DATA").envs(environment.iter().copied()).output().unwrap();
     let words = String::from_utf8_lossy(&done.stderr);
     let written = fs::read_to_string(&file).unwrap();
@@ -112,12 +124,90 @@ fn without_a_gpu_only_what_needs_none_is_tried_and_that_is_no_failure() {
 #[test]
 fn what_there_is_no_time_for_is_left_out_by_name() {
     let slow = "sleep 3; echo 'test result: ok. 9 passed'";
-    let (parts, all, fine) = run(&[("tl-worker", DOCTOR), ("operations-tests", slow), ("nccl-tests", slow)], "4");
+    let (parts, all, fine) = run(&[("tl-worker", DOCTOR), ("operations-tests", slow), ("nccl-tests", slow)], "5");
     assert!(!fine, "{all}");
     assert_eq!(parts["operations"][0], "failed");
     let [status, note, _] = &parts["nccl_shared"];
     assert_eq!((status.as_str(), note.as_str()), ("left out", "there was no time left"));
     assert_eq!(parts["job"][0], "not there", "what is missing is said all the same");
+}
+
+#[test]
+fn what_was_killed_and_what_had_too_little_time_are_told_from_what_is_slow() {
+    let programs = [("tl-worker", DOCTOR), ("nccl-tests", "kill -9 $$"), ("operations-tests", "exec sleep 60")];
+    let environment = [("TL_GPU_ONLY", "operations nccl_one"), ("TL_GPU_SECONDS", "50")];
+    let (parts, _, fine) = run_with(&programs, "4", &environment);
+    assert!(!fine);
+    let [status, note, _] = &parts["operations"];
+    assert!(note.starts_with("there were ") && note.ends_with(" s left of the 50 s that it may have"), "{note}");
+    assert_eq!((status.as_str(), parts["nccl_one"][0].as_str()), ("left out", "left out"));
+    let (parts, ..) = run_with(&programs, "60", &[("TL_GPU_ONLY", "nccl_one")]);
+    assert_eq!(parts["nccl_one"][..2], ["failed", "was killed by signal 9"]);
+}
+
+/// Where the doctor has looked, nobody else is asked; and tests are told to make nothing that stands for a GPU.
+#[test]
+fn a_machine_whose_doctor_sees_no_gpu_has_none_whatever_other_tools_say() {
+    let blind = r#"echo '{"hardware":{"gpus":[],"driver":""},"libraries":[],"data_roots":[]}'"#;
+    let tests = r#"echo "real: $TL_GPU_REAL"; echo 'test result: ok. 1 passed'"#;
+    let dir = tempfile::tempdir().unwrap();
+    put(&dir, &[("tl-worker", blind), ("nccl-tests", tests), ("bin/nvidia-smi", "echo Other GPU")]);
+    let (parts, all, _) = visit(&dir, "60", &[]);
+    assert_eq!((&all["chip"], parts["nccl_one"][0].as_str()), (&"".into(), "not there"));
+    // One that hangs over its driver has not looked.
+    put(&dir, &[("tl-worker", "exit 3")]);
+    let (parts, all, _) = visit(&dir, "60", &[]);
+    assert_eq!((&all["chip"], parts["nccl_one"][0].as_str()), (&"Other GPU".into(), "ok"));
+    assert!(parts["nccl_one"][2].starts_with("real: 1\n"), "{parts:?}");
+}
+
+#[test]
+fn a_second_visit_adds_to_the_first_what_is_of_the_same_build_and_machine() {
+    let passes = "echo 'a ... over NCCL 2.27.6 of /usual/libnccl.so.2'; echo 'test result: ok. 1 passed'";
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("commit"), "abc\n").unwrap();
+    put(&dir, &[("tl-worker", DOCTOR), ("nccl-tests", passes), ("operations-tests", "exit 1")]);
+    visit(&dir, "60", &[]);
+    put(&dir, &[("operations-tests", passes)]);
+    fs::remove_file(dir.path().join("nccl-tests")).unwrap();
+    let (parts, all, fine) = visit(&dir, "60", &[("TL_GPU_ONLY", "operations nccl_one")]);
+    assert!(fine, "{all}");
+    let told = ["operations", "nccl_one", "nccl_hosts", "job"].map(|name| parts[name][0].as_str());
+    assert_eq!(told, ["ok", "ok", "ok", "not there"]);
+    let named = |name: &str| all["parts"].as_array().unwrap().iter().find(|part| part["name"] == name).unwrap();
+    let nccl = ["nccl_one", "doctor"].map(|name| named(name)["nccl"].as_str().unwrap());
+    assert_eq!(nccl, ["2.27.6 of /usual/libnccl.so.2", ""]);
+    fs::write(dir.path().join("commit"), "def\n").unwrap();
+    let (parts, ..) = visit(&dir, "60", &[("TL_GPU_ONLY", "operations")]);
+    assert_eq!(parts.keys().collect::<Vec<_>>(), ["doctor", "operations"]);
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_refused_before_anything_is_tried() {
+    let dir = tempfile::tempdir().unwrap();
+    put(&dir, &[("tl-worker", "touch \"$TL_GPU_PROGRAMS/tried\"")]);
+    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("gpu/run.sh"));
+    let done = command.arg(dir.path()).env("TL_GPU_PROGRAMS", dir.path()).output().unwrap();
+    assert_eq!(done.status.code(), Some(2), "{done:?}");
+    assert!(String::from_utf8_lossy(&done.stderr).contains(" cannot be written"), "{done:?}");
+    assert!(!dir.path().join("tried").exists());
+}
+
+/// cudarc asks for names without a version first.
+#[test]
+fn a_name_without_a_version_leads_to_the_file_that_the_program_takes() {
+    let worker = format!(
+        r#"case $1 in
+            look) echo '[{{"name":"cuBLAS","path":"'"$TL_GPU_PROGRAMS"'/libcublas.so.12.9","problem":""}}]';;
+            *) {DOCTOR};;
+        esac"#
+    );
+    let tests = r#"readlink "${LD_LIBRARY_PATH%%:*}/libcublas.so"; echo 'test result: ok. 1 passed'"#;
+    let dir = tempfile::tempdir().unwrap();
+    put(&dir, &[("tl-worker", worker.as_str()), ("operations-tests", tests), ("libcublas.so.12.9", "")]);
+    let (parts, ..) = visit(&dir, "60", &[("TL_GPU_ONLY", "operations")]);
+    let file = dir.path().canonicalize().unwrap().join("libcublas.so.12.9").display().to_string();
+    assert_eq!(parts["operations"][2].lines().next(), Some(file.as_str()), "{parts:?}");
 }
 
 #[test]
@@ -132,6 +222,44 @@ fn rows_of_the_benchmark_are_in_the_file_also_where_it_was_stopped() {
     assert_eq!((parts["bench"][0].as_str(), parts["bench"][1].as_str()), ("failed", "not done within 2 s"));
     assert!(parts["bench"][2].starts_with("--device cuda:0 --ours /"), "{parts:?}");
     assert_eq!((&all["bench"][0]["name"], all["bench"][0]["ours"].as_f64()), (&"resnet50_bf16".into(), Some(2.5)));
+}
+
+#[test]
+fn a_benchmark_without_pytorchs_figures_or_with_rows_left_out_is_not_ok() {
+    if !python() {
+        eprintln!("skipped: there is no python3");
+        return;
+    }
+    let row = |ours: &str, theirs: &str, note: &str| {
+        format!(r#"{{"name": "a", "ours": {ours}, "theirs": {theirs}, "note": "{note}"}}"#)
+    };
+    let whole = row("2.5", "2.0", "PyTorch 2.9");
+    for (other, want) in [
+        (row("1.5", "1.0", ""), ["ok", ""]),
+        (row("1.5", "null", "left out: PyTorch (none)"), ["ours alone", "left out: PyTorch (none)"]),
+        (row("null", "null", "left out: no time"), ["left out", "there was no time left for some rows"]),
+    ] {
+        let bench = format!("for last; do :; done; echo '[{whole}, {other}]' >\"$last\"");
+        let (parts, _, fine) = run(&[("tl-worker", DOCTOR), ("bench/run", bench.as_str())], "60");
+        assert_eq!((&parts["bench"][..2], fine), (&want.map(str::to_owned)[..], want[0] != "left out"));
+    }
+    let none = row("null", "null", "left out: no library");
+    let bench = format!("for last; do :; done; echo '[{none}]' >\"$last\"");
+    let (parts, ..) = run(&[("tl-worker", DOCTOR), ("bench/run", bench.as_str())], "60");
+    assert_eq!(parts["bench"][..2], ["not there", "left out: no library"]);
+    let (parts, ..) = run(&[("tl-worker", DOCTOR), ("bench/run", "")], "60");
+    assert_eq!(parts["bench"][..2], ["failed", "it has written no rows"]);
+}
+
+/// Such a python3 may be there and too old, or lack half of itself.
+#[test]
+fn where_python_cannot_run_the_benchmark_the_projects_side_runs_alone() {
+    let programs = [("tl-worker", DOCTOR), ("tl-bench", "cat"), ("bench/run", "exit 1"), ("bin/python3", "exit 1")];
+    let (parts, _, fine) = run_with(&programs, "60", &[("TL_GPU_ONLY", "bench")]);
+    assert!(fine, "{parts:?}");
+    assert_eq!(parts.keys().collect::<Vec<_>>(), ["bench_bert", "bench_resnet50", "doctor"]);
+    assert_eq!(parts["bench_bert"][0], "ours alone");
+    assert!(parts["bench_bert"][2].starts_with("go 10\n"), "{parts:?}");
 }
 
 #[test]

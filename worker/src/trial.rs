@@ -27,6 +27,9 @@ pub struct Args {
     /// Try this GPU, instead of looking which there are
     #[arg(long = "try", value_name = "GPU")]
     gpu: Option<u32>,
+    /// Say which files of NVIDIA's libraries are taken, instead of looking which GPUs there are
+    #[arg(long, conflicts_with = "gpu")]
+    libraries: bool,
 }
 
 /// What came of trying a GPU.
@@ -42,6 +45,7 @@ struct Tried {
 pub fn main(args: &Args) -> ExitCode {
     crate::parent::die_with_parent();
     let said = match args.gpu {
+        None if args.libraries => serde_json::to_string(&gpu::look().libraries),
         None => serde_json::to_string(&inventory::with(gpu::look())),
         Some(index) => serde_json::to_string(&tried(index)),
     };

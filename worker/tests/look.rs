@@ -46,6 +46,9 @@ fn gpus_are_found_and_one_that_cannot_train_says_why() {
     let machine = said(&look(dir.path(), &[]));
     assert_eq!(machine["gpus"].as_array().unwrap().len(), 2, "{machine}");
     assert_eq!((&machine["gpus"][1]["problem"], &machine["gpus"][1]["numbers"]), (&"".into(), &"".into()));
+    let libraries = said(&look(dir.path(), &["--libraries"]));
+    let nccl = libraries.as_array().unwrap().iter().find(|library| library["name"] == "NCCL").unwrap();
+    assert_eq!(nccl["path"].as_str().map(Path::new), Some(dir.path().join("libnccl.so.2").as_path()), "{libraries}");
     let tried = said(&look(dir.path(), &["--try=1"]));
     let problem = tried["problem"].as_str().unwrap();
     assert!(problem.starts_with("GPU 1 cannot be used: ") && problem.contains(" was not found in "), "{tried}");

@@ -131,11 +131,18 @@ impl Drop for Rank {
     }
 }
 
-/// Whether there are a GPU and an NCCL; says what is missing.
+/// Whether there are a GPU and an NCCL; says which one or what is missing.
 fn real() -> bool {
     let missing = match nvlib::driver::probe() {
         Ok(driver) if driver.gpus.is_empty() => "this machine has a driver and no GPU".to_owned(),
-        Ok(_) => Library::Nccl.open().err().map(|e| e.to_string()).unwrap_or_default(),
+        Ok(_) => match Library::Nccl.open() {
+            Ok(nccl) => {
+                // `tests/gpu/run.sh` keeps that.
+                eprintln!("over NCCL {} of {}", nccl.version().unwrap_or_default(), nccl.path().display());
+                String::new()
+            }
+            Err(e) => e.to_string(),
+        },
         Err(e) => e.to_string(),
     };
     if !missing.is_empty() {
@@ -150,7 +157,8 @@ fn alone(more: Option<(&'static str, String)>, then: impl FnOnce(Rank)) {
     let fakes = tempfile::tempdir().unwrap();
     let path = fakes.path().display().to_string();
     let mut environment = Vec::from_iter(more);
-    if let Err(ProbeError::Missing(_)) = nvlib::driver::probe() {
+    if let Err(ProbeError::Missing(why)) = nvlib::driver::probe() {
+        assert!(!nvlib::fake::is_barred(), "{why}");
         nvlib::fake::build(fakes.path()).unwrap();
         environment.push(("NVLIB_PATH", path));
     } else if !real() {
@@ -223,6 +231,19 @@ fn two_ranks_share_one_gpu_where_the_library_lets_them_and_one_is_killed() {
         Some(why) => eprintln!("skipped: {why}"),
         None => two(|rank| Way::Shared.environment(rank)),
     }
+}
+
+#[test]
+fn where_only_a_real_gpu_counts_no_rank_sums_over_the_fakes() {
+    if !matches!(nvlib::driver::probe(), Err(ProbeError::Missing(_))) {
+        // There is nothing to stand for.
+        return;
+    }
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", "one_rank_sums_with_itself", "--nocapture"]).env("TL_GPU_REAL", "1");
+    let ended = again.output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success() && said.contains("(libcuda.so.1) was not found in "), "{said}");
 }
 
 /// The marks of a rank are found behind what the harness prints on the same line.

@@ -4,8 +4,8 @@
 //! Nothing is linked: neither building nor starting needs a driver, a toolkit or any of their libraries.
 //!
 //! * [`Library`] knows what each library is called and where it is looked for: first in the folders of `NVLIB_PATH`, then
-//!   where the system's loader looks, then where containers and distributions are known to put it. What it needs beside it
-//!   comes along.
+//!   where the system's loader looks, then where containers and distributions are known to put it; everywhere for what fits
+//!   the driver before what is too new for it. What it needs beside it comes along.
 //! * [`driver`] asks the driver which GPUs there are.
 //!
 //! **Why not cudarc's own loading.** It panics where a library or a symbol is missing, and it never asks for `libnccl.so.2`,

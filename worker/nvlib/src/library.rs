@@ -63,13 +63,12 @@ impl Library {
         }
     }
 
-    /// The same, with those last that are made for a newer CUDA than the driver knows.
-    fn sonames_for(self, newest: Option<CudaVersion>) -> Vec<&'static str> {
+    /// The same: those that fit a driver, and those that are made for a newer CUDA than it knows.
+    fn sonames_for(self, newest: Option<CudaVersion>) -> [Vec<&'static str>; 2] {
         let major = |name: &str| name.rsplit('.').next().and_then(|major| major.parse::<u32>().ok());
         let too_new = |name: &str| newest.is_some_and(|cuda| major(name).is_some_and(|major| major > cuda.major));
-        let mut names = self.sonames().to_vec();
-        names.sort_by_key(|name| self.follows_cuda() && too_new(name));
-        names
+        let (newer, fitting) = self.sonames().iter().copied().partition(|name| self.follows_cuda() && too_new(name));
+        [fitting, newer]
     }
 
     /// Whether its versions are those of CUDA.
@@ -104,21 +103,29 @@ impl Library {
         let mut first = folders.to_vec();
         first.extend(std::env::var_os(FIRST).iter().flat_map(std::env::split_paths));
         let driver = if self.follows_cuda() { Self::Driver.open_from(folders).ok() } else { None };
-        let names = self.sonames_for(driver.and_then(CudaVersion::newest));
-        let opened = self.find(&names, &first, &KNOWN.map(PathBuf::from))?;
+        let opened = self.find(driver.and_then(CudaVersion::newest), &first, &KNOWN.map(PathBuf::from))?;
         // Who was faster at the same moment has opened the same file: its handle is as good.
         Ok(place.get_or_init(|| opened))
     }
 
-    /// Looks in the folders of `first`, with the system's loader, and in those of `last`.
-    pub(crate) fn find(self, names: &[&'static str], first: &[PathBuf], last: &[PathBuf]) -> Result<Opened, Missing> {
+    /// Looks in the folders of `first`, with the system's loader, and in those of `last`: for what fits a driver that knows this
+    /// CUDA, and only then, again everywhere, for what is too new for it.
+    pub(crate) fn find(
+        self,
+        newest: Option<CudaVersion>,
+        first: &[PathBuf],
+        last: &[PathBuf],
+    ) -> Result<Opened, Missing> {
+        let within = |folders: &[PathBuf], names: &[&str]| -> Vec<PathBuf> {
+            let all = folders.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name)));
+            all.filter(|path| path.exists()).collect()
+        };
         let mut reasons = Vec::new();
-        for name in names {
-            let within = |folders: &[PathBuf]| -> Vec<PathBuf> {
-                folders.iter().map(|f| f.join(name)).filter(|path| path.exists()).collect()
-            };
-            let tries = within(first).into_iter().chain([PathBuf::from(name)]).chain(within(last));
+        for names in self.sonames_for(newest) {
+            let by_name = names.iter().map(PathBuf::from);
+            let tries = within(first, &names).into_iter().chain(by_name).chain(within(last, &names));
             for path in tries {
+                let asked = names.iter().find(|name| path == Path::new(name));
                 let beside = beside::open(self, &path);
                 match load(&path) {
                     Ok(handle) => {
@@ -126,7 +133,7 @@ impl Library {
                     }
                     // That the loader does not know the name either is said once, below; that it misses something that the
                     // library itself needs is a reason.
-                    Err(why) if !path.is_absolute() && why.starts_with(&format!("{name}: ")) => {}
+                    Err(why) if asked.is_some_and(|name| why.starts_with(&format!("{name}: "))) => {}
                     Err(why) => reasons.push(format!("`{}` cannot be opened: {why}", path.display())),
                 }
             }
@@ -236,13 +243,14 @@ pub struct NoSymbol {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     #[test]
     fn what_is_not_there_is_named_with_the_places_that_were_looked_in() {
         let dir = tempfile::tempdir().unwrap();
-        let names = Library::Cublas.sonames();
-        let missing = Library::Cublas.find(names, &[dir.path().into()], &["/nowhere".into()]).unwrap_err();
+        let missing = Library::Cublas.find(None, &[dir.path().into()], &["/nowhere".into()]).unwrap_err();
         let text = missing.to_string();
         assert!(text.starts_with("cuBLAS (libcublas.so.13 or libcublas.so.12) was not found in "), "{text}");
         assert!(text.contains(&dir.path().display().to_string()) && text.ends_with("/nowhere"), "{text}");
@@ -255,7 +263,7 @@ mod tests {
         let path = dir.path().join("libnccl.so.2");
         std::fs::write(&path, "not an ELF file").unwrap();
         for folders in [[vec![dir.path().into()], vec![]], [vec![], vec![dir.path().into()]]] {
-            let missing = Library::Nccl.find(Library::Nccl.sonames(), &folders[0], &folders[1]).unwrap_err();
+            let missing = Library::Nccl.find(None, &folders[0], &folders[1]).unwrap_err();
             assert_eq!(missing.reasons.len(), 1, "{missing}");
             assert!(missing.to_string().contains(&format!("`{}` cannot be opened: ", path.display())), "{missing}");
         }
@@ -264,14 +272,57 @@ mod tests {
     #[test]
     fn an_older_driver_gets_the_libraries_of_its_age() {
         let names = |library: Library, major| library.sonames_for(Some(CudaVersion { major, minor: 9 }));
-        assert_eq!(names(Library::Cublas, 12), ["libcublas.so.12", "libcublas.so.13"]);
-        assert_eq!(names(Library::Nvrtc, 12), ["libnvrtc.so.12", "libnvrtc.so.13"]);
+        assert_eq!(names(Library::Cublas, 12), [["libcublas.so.12"], ["libcublas.so.13"]]);
+        assert_eq!(names(Library::Nvrtc, 12), [["libnvrtc.so.12"], ["libnvrtc.so.13"]]);
         for newest in [Some(CudaVersion { major: 13, minor: 0 }), Some(CudaVersion { major: 14, minor: 0 }), None] {
-            assert_eq!(Library::Cublas.sonames_for(newest), Library::Cublas.sonames(), "{newest:?}");
+            assert_eq!(Library::Cublas.sonames_for(newest), [Library::Cublas.sonames(), &[]], "{newest:?}");
         }
         for other in [Library::Driver, Library::Nccl, Library::Cudnn] {
-            assert_eq!(names(other, 1), other.sonames());
+            assert_eq!(names(other, 1), [other.sonames(), &[]]);
         }
+    }
+
+    /// Says to a process of these tests where the files of the next one lie.
+    const FILES: &str = "NVLIB_TEST_FILES";
+
+    #[test]
+    fn a_folder_that_is_named_comes_before_the_loader_and_what_fits_the_driver_before_what_is_too_new() {
+        let Some(root) = std::env::var_os(FILES).map(PathBuf::from) else {
+            return in_a_process_whose_loader_knows_a_newer_one();
+        };
+        let found = |major, first: &str| {
+            let newest = Some(CudaVersion { major, minor: 0 });
+            let opened = Library::Cublas.find(newest, &[root.join(first)], &[root.join("last")]).unwrap();
+            opened.path().strip_prefix(&root).unwrap().display().to_string()
+        };
+        // First, since the file is told by what is open.
+        assert_eq!(found(13, "none"), "loader/libcublas.so.13");
+        assert_eq!(found(13, "old"), "old/libcublas.so.12");
+        assert_eq!([12, 13].map(|major| found(major, "both")), ["both/libcublas.so.12", "both/libcublas.so.13"]);
+        assert_eq!(found(12, "new"), "last/libcublas.so.12");
+        assert_eq!(found(11, "new"), "new/libcublas.so.13");
+    }
+
+    fn in_a_process_whose_loader_knows_a_newer_one() {
+        if load(Path::new("libcublas.so.12")).is_ok() {
+            eprintln!("left out: the system's loader knows a cuBLAS");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        crate::fake::build(&root).unwrap();
+        for name in ["old/12", "both/12", "both/13", "new/13", "loader/13", "last/12"] {
+            let (folder, version) = name.split_once('/').unwrap();
+            std::fs::create_dir_all(root.join(folder)).unwrap();
+            let file = root.join(folder).join(format!("libcublas.so.{version}"));
+            std::fs::copy(root.join("libnccl.so.2"), file).unwrap();
+        }
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        let name = "a_folder_that_is_named_comes_before_the_loader_and_what_fits_the_driver_before_what_is_too_new";
+        again.args(["--exact", &format!("library::tests::{name}")]);
+        let ended = again.env(FILES, &root).env("LD_LIBRARY_PATH", root.join("loader")).output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stdout);
+        assert!(ended.status.success() && said.contains("1 passed"), "{said}");
     }
 
     #[test]
@@ -281,7 +332,7 @@ mod tests {
         for dir in [&dir, &other] {
             crate::fake::build(dir.path()).unwrap();
         }
-        let find = |dir: &Path| Library::Nccl.find(&["libnccl.so.2"], &[dir.into()], &[]).unwrap();
+        let find = |dir: &Path| Library::Nccl.find(None, &[dir.into()], &[]).unwrap();
         let (opened, second) = (find(dir.path()), find(other.path()));
         // SAFETY: addresses, which nobody calls.
         let [own, strange] = [&opened, &second]

@@ -68,9 +68,26 @@ fn open() -> Option<Device> {
             eprintln!("on {}", driver.gpus[0].name);
             Some(Device::open(0).unwrap())
         }
-        Err(ProbeError::Missing(_)) => fake(Path::new(env!("CARGO_TARGET_TMPDIR"))),
+        Err(ProbeError::Missing(why)) => {
+            assert!(!nvlib::fake::is_barred(), "{why}");
+            fake(Path::new(env!("CARGO_TARGET_TMPDIR")))
+        }
         Err(e) => skip(&e.to_string()),
     }
+}
+
+#[test]
+fn where_only_a_real_gpu_counts_nothing_stands_for_it() {
+    let Some(device) = device() else { return };
+    if nvlib::fake::is_barred() || !is_fake(device) {
+        eprintln!("left out: this is a GPU of the machine's own");
+        return;
+    }
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", "where_only_a_real_gpu_counts_nothing_stands_for_it", "--nocapture"]);
+    let ended = again.env("TL_GPU_REAL", "1").env_remove("NVLIB_PATH").output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success() && said.contains("(libcuda.so.1) was not found in "), "{said}");
 }
 
 /// To `tests/gpu/run.sh` this says that nothing was tried. A test that is left out by itself says so in other words.

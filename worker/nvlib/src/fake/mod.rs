@@ -22,10 +22,18 @@ const COMPUTING: [(&str, &str); 6] = [
     ("libcudnn.so.9", include_str!("cudnn.c")),
 ];
 
+/// Where it is set only a real GPU counts: then nothing is made that stands for one.
+const REAL: &str = "TL_GPU_REAL";
+
+/// Whether nothing may stand for a real GPU, as `TL_GPU_REAL` in the environment says.
+pub fn is_barred() -> bool {
+    std::env::var_os(REAL).is_some()
+}
+
 /// Compiles both into a folder; `NVLIB_PATH` or [`crate::Library::open_from`] make a process take them.
 ///
 /// # Errors
-/// There is no C compiler, or it refuses.
+/// There is no C compiler, or it refuses, or [`is_barred`].
 pub fn build(dir: &Path) -> io::Result<()> {
     compile(dir, &SOURCES)
 }
@@ -34,7 +42,7 @@ pub fn build(dir: &Path) -> io::Result<()> {
 /// compiler, when they are asked for, in that folder: it must stay as long as the process.
 ///
 /// # Errors
-/// There is no C compiler, or it refuses.
+/// There is no C compiler, or it refuses, or [`is_barred`].
 pub fn build_computing(dir: &Path) -> io::Result<()> {
     std::fs::write(dir.join("kernel.h"), include_str!("kernel.h"))?;
     compile(dir, &COMPUTING)
@@ -106,6 +114,9 @@ pub fn streams() -> Option<Streams> {
 }
 
 fn compile(dir: &Path, sources: &[(&str, &str)]) -> io::Result<()> {
+    if is_barred() {
+        return Err(io::Error::other(format!("`{REAL}` is set, so nothing may stand for a real GPU")));
+    }
     for (soname, text) in sources {
         let source = dir.join(soname).with_extension("c");
         std::fs::write(&source, text)?;
