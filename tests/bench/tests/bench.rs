@@ -57,8 +57,8 @@ fn steps_on_a_gpu_are_counted_after_those_that_warm_it_up() {
         assert_eq!(told.len(), 4, "{told:?}");
         assert_eq!(told[0]["ready"], true);
         assert!(told[1..3].iter().all(|t| t["seconds"].as_f64().unwrap() > 0.0), "{told:?}");
-        // That driver has no pool of memory to ask.
-        assert_eq!(told[3]["peak"], 0);
+        // At least what cuBLAS is given to work in.
+        assert!(told[3]["peak"].as_u64().unwrap() > 32 << 20, "{told:?}");
     }
 }
 

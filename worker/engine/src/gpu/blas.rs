@@ -3,7 +3,10 @@
 use std::{ffi::c_void, sync::Arc};
 
 use cudarc::{
-    cublas::{result, sys},
+    cublas::{
+        result::{self, CublasError},
+        sys,
+    },
     driver::{CudaSlice, CudaStream, DevicePtrMut},
 };
 use nvlib::Library;
@@ -58,4 +61,12 @@ impl Blas {
     pub(in crate::gpu) fn handle(&self) -> sys::cublasHandle_t {
         self.handle
     }
+}
+
+/// What a product was refused for while so many bytes are free: cuBLAS loads a kernel when a product first wants it, and where
+/// few are free and nothing is wrong with the product, that is why, whatever it says.
+pub(in crate::gpu) fn refused(error: CublasError, free: Option<usize>) -> Fault {
+    use sys::cublasStatus_t::{CUBLAS_STATUS_INVALID_VALUE, CUBLAS_STATUS_NOT_SUPPORTED};
+    let product = [CUBLAS_STATUS_INVALID_VALUE, CUBLAS_STATUS_NOT_SUPPORTED].contains(&error.0);
+    Fault::from(error).at_start(free.filter(|_| !product))
 }

@@ -68,6 +68,9 @@ pub fn works(index: u32) -> Result<()> {
 /// # Errors
 /// Why it does not, in words: one of them cannot be used, NCCL is not there, refuses, or is not done in time.
 pub fn between(pair: [u32; 2]) -> Result<f64, String> {
+    // Two GPUs in one process, as nowhere else: there NCCL may have one of them reach into the arrays of the other, and to memory
+    // of a driver's pool only its own GPU has access. Three numbers go by a protocol that takes them through NCCL's own memory;
+    // for many, `NCCL_P2P_DIRECT_DISABLE=1` would have to be in the environment before NCCL is opened.
     part(|| {
         Library::Driver.open().map_err(|e| e.to_string())?;
         let streams = [opened(pair[0])?, opened(pair[1])?];

@@ -286,7 +286,8 @@ impl Device {
                 module
             }
         };
-        let function = module.load_function(name)?;
+        // The driver may put off until here what it has to load.
+        let function = self.afford(|| Ok(module.load_function(name)?))?;
         loaded.functions.insert((source, name), function.clone());
         Ok(function)
     }

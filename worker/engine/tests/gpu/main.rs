@@ -13,6 +13,7 @@ mod faults;
 mod fingerprint;
 mod flat;
 mod fours;
+mod full;
 mod halves;
 mod image_layers;
 mod images;
@@ -37,7 +38,7 @@ mod updates;
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output},
     sync::{Arc, OnceLock},
 };
 
@@ -120,6 +121,14 @@ fn fake(root: &Path) -> Option<Device> {
 /// Whether libraries in C stand for the GPU's: how these round is known.
 fn is_fake(device: &Device) -> bool {
     device.stream().context().name().is_ok_and(|name| name == nvlib::fake::GPU)
+}
+
+/// Runs tests of this program once more, in a process of its own with these variables, on the libraries in C.
+fn apart(tests: &[&str], variables: &[(&str, &str)]) -> Output {
+    let libraries = step::copied(&[]);
+    let mut other = Command::new(std::env::current_exe().unwrap());
+    other.args(tests).env("NVLIB_PATH", libraries.path()).envs(variables.iter().copied());
+    other.output().unwrap()
 }
 
 /// Reproducible normal numbers.

@@ -5,6 +5,10 @@
 enum { SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15, F32 = 0, BF16 = 14, COMPUTE_32F = 68, COMPUTE_TF32 = 77 };
 typedef struct { int stream, workspace, mode; } Handle;
 
+// Of a thread's next products so many are refused, with an answer of its choice.
+static __thread int answer;
+static __thread uint64_t refused;
+void fake_refuse(int with, uint64_t times) { answer = with; refused = times; }
 int cublasCreate_v2(Handle **h) { *h = calloc(1, sizeof **h); return SUCCESS; }
 int cublasDestroy_v2(Handle *h) { free(h); return SUCCESS; }
 int cublasSetStream_v2(Handle *h, void *s) { h->stream = s != NULL; h->workspace = 0; return SUCCESS; }
@@ -34,6 +38,7 @@ int cublasGemmStridedBatchedEx(Handle *h, int ta, int tb, int m, int n, int k, c
                                int lda, long long sa, const void *b, int bt, int ldb, long long sb, const float *beta,
                                void *c, int ct, int ldc, long long sc, int batch, int compute, int algo) {
   (void)algo;
+  if (refused) { refused--; return answer; }
   // A stream and a workspace of one's own, and no TF32 of the handle (mode 3): bits depend on them. It is a product's to say.
   if (!h->stream || !h->workspace || h->mode == 3) return INVALID_VALUE;
   if (m < 0 || n < 0 || k < 0 || lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m || lda < 1 || ldb < 1 || ldc < 1) return INVALID_VALUE;

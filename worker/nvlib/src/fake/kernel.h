@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <ucontext.h>
 #include <utility>
 #include <vector>
@@ -69,7 +70,15 @@ template <class... A> struct Call {
   static void run(void *self) { call(((Call *)self)->f, ((Call *)self)->p, std::index_sequence_for<A...>{}); }
 };
 
-template <class... A> static int launch(void (*f)(A...), const unsigned *shape, void **p) {
+// The driver wants to know which memory what is asked of a stream uses: that of each pointer.
+typedef void Uses(void *stream, const void *at);
+template <class A> static void tell(Uses *uses, void *stream, void *p) {
+  if constexpr (std::is_pointer_v<A>) uses(stream, *(A *)p);
+}
+
+template <class... A> static int launch(void (*f)(A...), const unsigned *shape, void **p, Uses *uses, void *stream) {
+  void **at = p;
+  (tell<A>(uses, stream, *at++), ...);
   Call<A...> self{f, p};
   body = Call<A...>::run;
   what = &self;

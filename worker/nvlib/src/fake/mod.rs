@@ -2,10 +2,14 @@
 //! should be; what a GPU does with them they do not show. With a compiler of kernels and the libraries of products and
 //! convolutions beside them, they also compute: slowly, and in an order of threads that no GPU has.
 //!
+//! Memory is of pools, as on GPUs of today, unless `FAKE_POOLS=0` is in the environment. The driver aborts the process where
+//! memory of a pool is used on a stream that has not waited until it was there, or given back on one that has not waited for what
+//! another one does with it.
+//!
 //! The ranks of that NCCL are threads of one process. Where its processes are told a folder by `FAKE_NCCL_DIR`, they are
 //! processes, which meet there; the others notice when one ends.
 
-use std::{io, path::Path, process::Command};
+use std::{ffi::c_int, io, path::Path, process::Command};
 
 use crate::Library;
 
@@ -58,8 +62,8 @@ pub fn sent() -> Option<u64> {
     Some(unsafe { sent() })
 }
 
-/// Has the driver find no room for `times` arrays of this thread, after so many more; nothing where the driver that is open is
-/// not the one from here.
+/// Has the driver find no room for `times` arrays and kernels of this thread, after so many more; nothing where the driver that
+/// is open is not the one from here.
 #[expect(unsafe_code, reason = "calls the driver")]
 pub fn full(after: u64, times: u64) -> Option<()> {
     let driver = Library::Driver.open().ok()?;
@@ -67,6 +71,30 @@ pub fn full(after: u64, times: u64) -> Option<()> {
     let full = unsafe { driver.function::<unsafe extern "C" fn(u64, u64)>("fake_full") }.ok()?;
     // SAFETY: it writes numbers of this thread.
     unsafe { full(after, times) };
+    Some(())
+}
+
+/// Has the driver tell this thread that no more bytes than so many are free, whatever it gives; nothing where the driver that is
+/// open is not the one from here.
+#[expect(unsafe_code, reason = "calls the driver")]
+pub fn free(bytes: u64) -> Option<()> {
+    let driver = Library::Driver.open().ok()?;
+    // SAFETY: that is its type in `cuda.c`, and no other driver has a function of that name.
+    let free = unsafe { driver.function::<unsafe extern "C" fn(u64)>("fake_free") }.ok()?;
+    // SAFETY: it writes a number of this thread.
+    unsafe { free(bytes) };
+    Some(())
+}
+
+/// Has the library of products answer the next `times` of this thread with that status, and make none; nothing where the one that
+/// is open is not the one from here.
+#[expect(unsafe_code, reason = "calls the library")]
+pub fn refuse_products(status: i32, times: u64) -> Option<()> {
+    let cublas = Library::Cublas.open().ok()?;
+    // SAFETY: that is its type in `cublas.c`, and no other library of products has a function of that name.
+    let refuse = unsafe { cublas.function::<unsafe extern "C" fn(c_int, u64)>("fake_refuse") }.ok()?;
+    // SAFETY: it writes numbers of this thread.
+    unsafe { refuse(status, times) };
     Some(())
 }
 
@@ -96,8 +124,8 @@ pub struct Streams {
     pub recorded: u64,
     /// How often it has told a stream to wait for what another one had been asked for.
     pub crossed: u64,
-    /// The stream that it has waited for last, by some number.
-    pub synchronized: u64,
+    /// The stream behind which it has last given memory back, by some number.
+    pub freed: u64,
 }
 
 /// What this thread has done with streams, where the driver that is open is the one from here.
@@ -109,8 +137,8 @@ pub fn streams() -> Option<Streams> {
     let mut told = [0; 3];
     // SAFETY: it writes three numbers.
     unsafe { tell(&raw mut told) };
-    let [recorded, crossed, synchronized] = told;
-    Some(Streams { recorded, crossed, synchronized })
+    let [recorded, crossed, freed] = told;
+    Some(Streams { recorded, crossed, freed })
 }
 
 fn compile(dir: &Path, sources: &[(&str, &str)]) -> io::Result<()> {

@@ -71,7 +71,8 @@ int nvrtcCompileProgram(Program *p, int count, const char **options) {
   for (const char *at = p->source; (at = strstr(at, "__global__ void ")); ) {
     at += strlen("__global__ void ");
     int len = (int)strcspn(at, "( \n");
-    fprintf(f, "extern \"C\" int launch_%.*s(const unsigned *shape, void **p) { return launch(%.*s, shape, p); }\n", len, at, len, at);
+    fprintf(f, "extern \"C\" int launch_%.*s(const unsigned *shape, void **p, Uses *uses, void *stream) {"
+               " return launch(%.*s, shape, p, uses, stream); }\n", len, at, len, at);
   }
   fclose(f);
   const char *cxx = getenv("CXX");

@@ -12,7 +12,7 @@ use cudarc::{
 use tl_proto::spec::Precision;
 
 use super::{Element, Math};
-use crate::gpu::{Array, Fault, array::counted};
+use crate::gpu::{Array, Fault, array::counted, blas::refused, device::free};
 
 /// A matrix, or a batch of them, within an array.
 pub struct Matrix<'a, T> {
@@ -84,7 +84,7 @@ pub type Size = (usize, usize, usize, usize);
 /// `[batch, m, n]`, or any shape of as many numbers.
 ///
 /// # Errors
-/// Matrices that do not lie inside their arrays, or cuBLAS is not there or refuses.
+/// Matrices that do not lie inside their arrays, a full memory, or cuBLAS is not there or refuses.
 pub fn product<'d, T: Element>(
     math: impl Into<Math<'d>>,
     pair: Pair<'_, T>,
@@ -160,23 +160,26 @@ pub(super) fn multiply<T: Element, C: Element>(
     let (algorithm, take, give) = (sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT, T::TYPE, C::TYPE);
     let (turn_b, turn_a) = (b.operation(), a.operation());
     // cuBLAS reads columns: to it each of our matrices is its own transpose, and so is the product if the two change places.
-    // SAFETY: what is read and written lies inside the arrays, as was checked above.
-    unsafe {
-        if batch == 1 {
-            // One alone may be cut along its sums, where these are long and there are few of them.
-            gemm_ex(
-                handle, turn_b, turn_a, columns, rows, depth, alpha, right, take, b_stride, left, take, a_stride, beta,
-                out, give, columns, compute, algorithm,
-            )
-        } else {
-            let step = (m * n) as c_longlong;
-            gemm_strided_batched_ex(
-                handle, turn_b, turn_a, columns, rows, depth, alpha, right, take, b_stride, b_step, left, take,
-                a_stride, a_step, beta, out, give, columns, step, all, compute, algorithm,
-            )
+    let begin = || {
+        // SAFETY: what is read and written lies inside the arrays, as was checked above.
+        unsafe {
+            if batch == 1 {
+                // One alone may be cut along its sums, where these are long and there are few of them.
+                gemm_ex(
+                    handle, turn_b, turn_a, columns, rows, depth, alpha, right, take, b_stride, left, take, a_stride,
+                    beta, out, give, columns, compute, algorithm,
+                )
+            } else {
+                let step = (m * n) as c_longlong;
+                gemm_strided_batched_ex(
+                    handle, turn_b, turn_a, columns, rows, depth, alpha, right, take, b_stride, b_step, left, take,
+                    a_stride, a_step, beta, out, give, columns, step, all, compute, algorithm,
+                )
+            }
         }
-    }?;
-    Ok(())
+    };
+    // A kernel that could not be loaded has added nothing: a second one adds once.
+    device.afford(|| begin().map_err(|e| refused(e, free(stream))))
 }
 
 /// Rows `x` and weights `[output, input]`, turned.
