@@ -16,13 +16,12 @@ use super::{
     list::{self, List},
     read_file,
     stray::Kind,
+    tree,
 };
 use crate::{Error, Result};
 
 /// Largest file, in bytes.
 pub(super) const MAX_FILE: u64 = 256 << 20;
-/// Deepest folder that is looked into; a class's own is the first.
-const MAX_DEPTH: usize = 16;
 
 /// The parameters of a format of files.
 pub(super) fn params() -> Vec<Param> {
@@ -84,9 +83,14 @@ impl Files {
         let mut found =
             if by_folder { Found::by_folder(place, levels)? } else { Found::all(place, part, params, kind)? };
         found.choose(place, part, params, kind)?;
+        if by_folder {
+            tree::check_apart(Path::new(place), &found.folders)?;
+        }
         if by_folder && depth.is_none() {
             found.check_folders(place)?;
         }
+        // What the job says goes before what a list does.
+        let said = if by_name.is_none() && depth.is_none() { found.said? } else { BTreeMap::new() };
         let class_of = |name: &String| {
             if let Some(by_name) = &by_name {
                 let group = by_name.captures(name.as_bytes()).and_then(|c| c.get(1));
@@ -98,7 +102,7 @@ impl Files {
                     )
                 });
             }
-            if let Some(class) = found.said.get(name).filter(|_| depth.is_none()) {
+            if let Some(class) = said.get(name) {
                 return Ok(class.clone());
             }
             let folders: Vec<&str> = name.split('/').collect();
@@ -138,8 +142,10 @@ struct Found {
     files: Vec<(String, PathBuf)>,
     /// Classes that have a folder there.
     folders: Vec<String>,
-    /// Classes that a list says of files.
-    said: BTreeMap<String, String>,
+    /// Files that lie beside those folders.
+    loose: Vec<(String, PathBuf)>,
+    /// Classes that a list says of files, or why it does not.
+    said: Result<BTreeMap<String, String>>,
     passed_over: Option<String>,
 }
 
@@ -149,38 +155,32 @@ impl Found {
         let List { files, classes } = if is_list(place) {
             list::read(Path::new(place), root(part, params), kind)?
         } else {
-            let mut files = Vec::new();
-            walk(Path::new(place), "", 1, &mut files)?;
-            files.sort();
-            List { files, classes: BTreeMap::new() }
+            List { files: tree::files(Path::new(place), "")?, classes: Ok(BTreeMap::new()) }
         };
-        Ok(Self { files, folders: Vec::new(), said: classes, passed_over: None })
+        Ok(Self { files, folders: Vec::new(), loose: Vec::new(), said: classes, passed_over: None })
     }
 
     /// Those of each folder, which is a class.
     fn by_folder(place: &str, levels: usize) -> Result<Self> {
-        let mut found = Self { files: Vec::new(), folders: Vec::new(), said: BTreeMap::new(), passed_over: None };
-        for (class, dir) in folders(Path::new(place), levels)? {
-            let mut own = Vec::new();
-            walk(&dir, &class, 1, &mut own)?;
-            own.sort();
-            found.files.extend(own);
-            found.folders.push(class);
+        let (mut files, mut folders, mut loose) = (Vec::new(), Vec::new(), Vec::new());
+        for (class, dir) in tree::folders(Path::new(place), "", levels, &mut loose)? {
+            files.extend(tree::files(&dir, &class)?);
+            folders.push(class);
         }
-        if found.folders.is_empty() {
+        if folders.is_empty() {
             return Err(Error::user(
                 format!("`{place}` has no folders in it"),
                 "put the files of each class into a folder named after it, say by `params.label` where its name is, or give \
                  a list of the files with their classes",
             ));
         }
-        Ok(found)
+        Ok(Self { files, folders, loose, said: Ok(BTreeMap::new()), passed_over: None })
     }
 
     /// Leaves what is a sample of the part. All that a list names is meant.
     fn choose(&mut self, place: &str, part: &str, params: &Params, kind: &Kind) -> Result<()> {
         if !is_list(place) {
-            self.passed_over = kind.sift(&mut self.files);
+            let strays = kind.sift(&mut self.files);
             let out = LeftOut::open(place, part, params, kind)?;
             let levels = self.folders.first().map_or(0, |folder| folder.split('/').count());
             let with_files = |files: &[(String, PathBuf)]| -> BTreeSet<String> {
@@ -191,11 +191,23 @@ impl Found {
             // A class of which everything is left out is left out, and one that had nothing is told.
             let left = with_files(&self.files);
             self.folders.retain(|folder| !out.has(folder) && (left.contains(folder) || !before.contains(folder)));
+            self.loose.retain(|(name, path)| !out.has(name) && kind.is(name, path));
+            self.passed_over = strays.into_iter().chain(self.outside()).reduce(|one, other| format!("{one}; {other}"));
         }
         if let Some(held_out) = pattern_of(params, "held_out")? {
             self.files.retain(|(name, _)| held_out.is_match(name.as_bytes()) == (part != "train"));
         }
         Ok(())
+    }
+
+    /// What there is to say of samples that lie beside the folders of classes.
+    fn outside(&self) -> Option<String> {
+        let (first, _) = self.loose.first()?;
+        let lie = match self.loose.len() {
+            1 => "1 file lies".to_owned(),
+            n => format!("{n} files lie"),
+        };
+        Some(format!("{lie} in no folder of a class, first `{first}`: passed over"))
     }
 
     /// Whether folders are classes: none of them has a file of its own where they are what classes lie in.
@@ -240,10 +252,8 @@ pub(super) fn all(place: &str, ending: &str) -> Result<Vec<(String, PathBuf)>> {
     if let Some(name) = path.file_name().filter(|_| is_file) {
         return Ok(vec![(name.to_string_lossy().into_owned(), path.to_owned())]);
     }
-    let mut found = Vec::new();
-    walk(path, "", 1, &mut found)?;
+    let mut found = tree::files(path, "")?;
     found.retain(|(name, _)| name.ends_with(ending));
-    found.sort();
     if found.is_empty() {
         let hint = "give such a file, or a folder of them";
         return Err(Error::user(format!("`{place}` has no `{ending}` files in it"), hint));
@@ -261,85 +271,12 @@ fn digests(files: &[(String, PathBuf)]) -> Result<Vec<[u8; 32]>> {
     files.iter().map(|(_, p)| Ok(*blake3::hash(&read_file(p, MAX_FILE)?).as_bytes())).collect()
 }
 
-/// What lies in a folder, by name, but for what is hidden: bytewise, so that the order is the same on every machine.
-fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let fail = |e: std::io::Error| {
-        Error::user(
-            format!("`{}` cannot be listed: {e}", dir.display()),
-            "give a folder: with one folder per class, or, where no labels are wanted, with the samples; or a list of files",
-        )
-    };
-    let mut found = Vec::new();
-    for item in std::fs::read_dir(dir).map_err(fail)? {
-        let item = item.map_err(fail)?;
-        let name = item.file_name().to_string_lossy().into_owned();
-        if !name.starts_with('.') {
-            found.push((name, item.path()));
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// Folders that lie `depth` folders deep, by the names of those on the way.
-fn folders(dir: &Path, depth: usize) -> Result<Vec<(String, PathBuf)>> {
-    let mut found = Vec::new();
-    for (name, path) in entries(dir)? {
-        if !follow(&path)?.is_dir() {
-            continue;
-        }
-        if depth <= 1 {
-            found.push((name, path));
-        } else if !path.is_symlink() {
-            let below = folders(&path, depth - 1)?;
-            found.extend(below.into_iter().map(|(class, path)| (format!("{name}/{class}"), path)));
-        }
-    }
-    Ok(found)
-}
-
-/// What a path is, or what it links to.
-fn follow(path: &Path) -> Result<std::fs::Metadata> {
-    std::fs::metadata(path).map_err(|e| {
-        let what = if path.is_symlink() { "is a broken link" } else { "cannot be opened" };
-        Error::user(format!("`{}` {what}: {e}", path.display()), "mend it, or remove it")
-    })
-}
-
-/// Adds the files below `dir`, under names that begin with `name`. Links to files are samples; links to folders are not
-/// followed, so that nothing is counted twice and nothing goes round in circles.
-fn walk(dir: &Path, name: &str, depth: usize, found: &mut Vec<(String, PathBuf)>) -> Result<()> {
-    if depth > MAX_DEPTH {
-        return Err(Error::user(
-            format!("`{}` is more than {MAX_DEPTH} folders deep", dir.display()),
-            "put the files of a class closer to its folder",
-        ));
-    }
-    for (file, path) in entries(dir)? {
-        let kind = follow(&path)?;
-        let name = if name.is_empty() { file } else { format!("{name}/{file}") };
-        if kind.is_file() {
-            found.push((name, path));
-        } else if kind.is_dir() && !path.is_symlink() {
-            walk(&path, &name, depth + 1, found)?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-
-    fn fill(dir: &Path, names: &[&str]) {
-        for name in names {
-            let path = dir.join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, name).unwrap();
-        }
-    }
+    use crate::data::testing::fill;
 
     const ANY: Kind = Kind { what: "file", endings: &[], begins: |_| true };
     const X: Kind = Kind { what: "sample", endings: &["x"], begins: |_| false };
@@ -366,6 +303,7 @@ mod tests {
     fn classes_may_lie_in_folders_of_folders() {
         let dir = tempfile::tempdir().unwrap();
         fill(dir.path(), &["Greek/b/1.x", "Greek/a/0.x", "Greek/loose.x", "Latin/a/x/2.x"]);
+        fill(dir.path(), &["@eaDir/a/1.x", "Greek/__MACOSX/1.x", "Greek/a/@eaDir/0.x"]);
         let files = opened(dir.path(), "train", json!({ "depth": 2 })).unwrap();
         assert_eq!(files.classes, ["Greek/a", "Greek/b", "Latin/a"]);
         assert_eq!(
@@ -375,18 +313,61 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_link_and_a_folder_too_deep_are_named() {
+    fn samples_beside_the_folders_of_classes_are_told() {
         let dir = tempfile::tempdir().unwrap();
-        let deep = (2..=MAX_DEPTH).fold("a".to_owned(), |path, _| path + "/n");
-        fill(dir.path(), &[&format!("{deep}/0.x")]);
-        let count = || opened(dir.path(), "train", json!({})).map(|f| f.files.len());
-        assert_eq!(count().unwrap(), 1);
-        fill(dir.path(), &[&format!("{deep}/n/0.x")]);
-        assert!(count().unwrap_err().to_string().contains("16 folders deep"));
-        std::fs::remove_dir_all(dir.path().join(format!("{deep}/n"))).unwrap();
-        std::os::unix::fs::symlink("nowhere", dir.path().join("a/gone.jpg")).unwrap();
-        let error = count().unwrap_err().to_string();
-        assert!(error.contains("a/gone.jpg` is a broken link"), "{error}");
+        fill(dir.path(), &["a/1.x", "b/1.x", "b/notes", "labels.csv", "out/1.x", "stray.x"]);
+        let said = |without: Value| {
+            let params = serde_json::from_value(json!({ "without": without })).unwrap();
+            Files::open(&dir.path().display().to_string(), "train", &params, &X).unwrap().passed_over
+        };
+        let notes = "1 file is no sample, first `b/notes`: passed over";
+        let loose = "1 file lies in no folder of a class, first `stray.x`: passed over";
+        assert_eq!(said(json!([])), Some(format!("{notes}; {loose}")));
+        assert_eq!(said(json!(["stray.x"])).as_deref(), Some(notes));
+        fill(dir.path(), &["more.x"]);
+        let two = said(json!(["out"])).unwrap();
+        assert!(two.ends_with("; 2 files lie in no folder of a class, first `more.x`: passed over"), "{two}");
+        // Where a class is in the name, they are samples like any other.
+        let params = serde_json::from_value(json!({ "label": "([0-9a-z])[.]x$", "without": ["out"] })).unwrap();
+        let files = Files::open(&dir.path().display().to_string(), "train", &params, &X).unwrap();
+        assert_eq!(files.classes, ["1", "e", "y"]);
+        assert_eq!(files.passed_over.unwrap(), "2 files are no samples, first `b/notes`: passed over");
+    }
+
+    #[test]
+    fn folders_of_classes_that_links_make_one_are_refused_unless_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        fill(dir.path(), &["set/ants/1.x", "set/bees/1.x", "elsewhere/1.x"]);
+        let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, dir.path().join("set").join(name)).unwrap();
+        let open = |params: Value| opened(&dir.path().join("set"), "train", params).map(|files| files.classes);
+        link("../elsewhere", "wasps");
+        assert_eq!(open(json!({})).unwrap(), ["ants", "bees", "wasps"]);
+        for (to, name, says) in [
+            (".", "all", "`all` is the folder"),
+            ("ants", "more", "`ants` and `more`"),
+            ("..", "up", "`up` is the folder"),
+        ] {
+            link(to, name);
+            let error = open(json!({})).unwrap_err().to_string();
+            assert!(error.contains(says), "{to}: {error}");
+            assert_eq!(open(json!({ "without": [name] })).unwrap(), ["ants", "bees", "wasps"]);
+            std::fs::remove_file(dir.path().join("set").join(name)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_list_that_is_unclear_about_classes_will_do_where_it_is_not_asked_for_them() {
+        let dir = tempfile::tempdir().unwrap();
+        fill(dir.path(), &["a/1.x", "b/2.x"]);
+        let list = dir.path().join("list.csv");
+        let place = list.display().to_string();
+        for text in ["image,width,species\na/1.x,4,ant\nb/2.x,4,bee\n", "a/1.x,ant\nb/2.x,\"\"\n"] {
+            std::fs::write(&list, text).unwrap();
+            assert!(Files::open(&place, "train", &Params::new(), &X).is_err(), "{text}");
+            let by_folder = serde_json::from_value(json!({ "depth": 1 })).unwrap();
+            assert_eq!(Files::open(&place, "train", &by_folder, &X).unwrap().classes, ["a", "b"]);
+            assert_eq!(Files::bare(&place, "train", &Params::new(), &X).unwrap().files.len(), 2);
+        }
     }
 
     #[test]

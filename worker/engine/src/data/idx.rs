@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -12,7 +11,7 @@ use tl_proto::{
     spec::Params,
 };
 
-use super::{Dataset, Format, Image, inverted, read_file, texture};
+use super::{Dataset, Format, Image, gzip, inverted, read_file, texture};
 use crate::{Error, Result};
 
 pub(super) const FORMAT: Format = Format { entry: describe, open, bare };
@@ -62,7 +61,7 @@ struct Images {
 fn images(place: &str, part: &str) -> Result<Images> {
     let path = file_of(place, part)?;
     let shown = path.display().to_string();
-    let (shape, pixels) = parse(&unpack(&path)?, &shown)?;
+    let (shape, pixels) = parse(&gzip::read(&path, MAX_BYTES)?, &shown)?;
     let (count, shape) = match shape[..] {
         [n, rows, columns] => (n, [rows, columns, 1]),
         [n, rows, columns, 3] => (n, [rows, columns, 3]),
@@ -128,7 +127,7 @@ fn open(place: &str, part: &str, params: &Params, _seed: u32) -> Result<Box<dyn 
         ));
     }
     let labels = labels_of(&path, &name);
-    let (count, values) = numbers(&unpack(&labels)?, &labels.display().to_string())?;
+    let (count, values) = numbers(&gzip::read(&labels, MAX_BYTES)?, &labels.display().to_string())?;
     if count != [n] {
         return Err(Error::user(
             format!("`{}` has {n} images and {count:?} labels", path.display()),
@@ -170,12 +169,23 @@ fn named<'a>(file: &Path, labels: impl Iterator<Item = &'a u32>) -> Result<Vec<S
     let text = String::from_utf8(read_file(file, MAX_BYTES)?);
     let text = text.map_err(|_| Error::user(format!("`{shown}` is not text in UTF-8"), "give a name on each line"))?;
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    let name = |label: &u32| match lines.get(*label as usize).filter(|name| !name.is_empty()) {
-        Some(name) => Ok((*name).to_owned()),
-        None => Err(Error::user(
-            format!("`{shown}` has no name for label {label}"),
-            "it has a line for each label, from 0; without the file labels are their own names",
-        )),
+    let mut at: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    lines.iter().enumerate().for_each(|(label, name)| at.entry(*name).or_default().push(label));
+    let name = |label: &u32| {
+        let Some(name) = lines.get(*label as usize).filter(|name| !name.is_empty()) else {
+            return Err(Error::user(
+                format!("`{shown}` has no name for label {label}"),
+                "it has a line for each label, from 0; without the file labels are their own names",
+            ));
+        };
+        // Samples are judged by the names of classes.
+        if let [first, second, ..] = at[*name][..] {
+            return Err(Error::user(
+                format!("`{shown}` has `{name}` for labels {first} and {second}"),
+                "give each label a name of its own",
+            ));
+        }
+        Ok((*name).to_owned())
     };
     labels.map(name).collect()
 }
@@ -205,17 +215,6 @@ fn numbers(bytes: &[u8], shown: &str) -> Result<(Vec<usize>, Vec<u32>)> {
         return Err(bad());
     }
     Ok((vec![count], values))
-}
-
-fn unpack(path: &Path) -> Result<Vec<u8>> {
-    let bytes = read_file(path, MAX_BYTES)?;
-    if !bytes.starts_with(&[0x1f, 0x8b]) {
-        return Ok(bytes);
-    }
-    let mut out = Vec::new();
-    let read = flate2::read::GzDecoder::new(&bytes[..]).take(MAX_BYTES).read_to_end(&mut out);
-    read.map_err(|e| Error::user(format!("`{}` is not a whole gzip file: {e}", path.display()), "fetch it again"))?;
-    Ok(out)
 }
 
 /// Shape and bytes of an IDX file of unsigned bytes.
@@ -403,6 +402,13 @@ mod tests {
         assert_eq!(open().unwrap().classes(), ["Greek/2", "Greek/300"]);
         std::fs::write(dir.path().join("some-classes.txt"), names(300)).unwrap();
         assert!(open().err().unwrap().to_string().contains("no name for label 300"));
+        // The same for a label that is there and one that is not; what other lines have in common is nobody's name here.
+        let named = |other: &str| names(301).replace("Greek/7\n", other).replace("Greek/9\n", "none\n");
+        std::fs::write(dir.path().join("some-classes.txt"), named("none\n")).unwrap();
+        assert_eq!(open().unwrap().classes(), ["Greek/2", "Greek/300"]);
+        std::fs::write(dir.path().join("some-classes.txt"), named("Greek/300\n")).unwrap();
+        let error = open().err().unwrap().to_string();
+        assert!(error.ends_with("has `Greek/300` for labels 7 and 300"), "{error}");
         for bad in [&labels[..labels.len() - 1], &[0, 0, 0x0b, 1, 0, 0, 0, 1, 255, 255], &[0, 0, 0x0c, 1, 0]] {
             assert!(numbers(bad, "x").is_err(), "{bad:?}");
         }

@@ -1,5 +1,8 @@
 //! Lines of text files: what formats of one sample a line have in common.
 
+/// What makes text in UTF-16 readable.
+const UTF_16: &str = "`iconv -f UTF-16LE -t UTF-8` converts such a file, or UTF-16BE";
+
 /// Most bytes of one line, without its end.
 pub(super) const MAX_LINE: usize = 1 << 20;
 
@@ -14,7 +17,14 @@ pub(super) fn said(number: usize, bytes: &[u8]) -> Result<Option<&str>, String> 
     if line.len() > MAX_LINE {
         return Err(format!("has more than {MAX_LINE} bytes"));
     }
+    if number == 1 && (line.starts_with(b"\xff\xfe") || line.starts_with(b"\xfe\xff")) {
+        return Err(format!("is in UTF-16, and not in UTF-8: {UTF_16}"));
+    }
     let line = std::str::from_utf8(line).map_err(|_| "is not UTF-8")?;
+    // Without a mark, UTF-16 of plain letters is UTF-8 with NULs.
+    if line.contains('\0') {
+        return Err(format!("has a NUL in it, as UTF-16 has: {UTF_16}"));
+    }
     let line = if number == 1 { line.strip_prefix('\u{feff}').unwrap_or(line) } else { line };
     Ok((!line.trim().is_empty()).then_some(line))
 }
@@ -33,5 +43,14 @@ mod tests {
         }
         assert_eq!((said(1, b"\xef\xbb\xbfx"), said(2, b"\xef\xbb\xbfx")), (Ok(Some("x")), Ok(Some("\u{feff}x"))));
         assert_eq!(said(1, b"\xff"), Err("is not UTF-8".into()));
+    }
+
+    #[test]
+    fn utf_16_is_told_with_and_without_its_mark() {
+        for bytes in [&b"\xff\xfea\0"[..], b"\xfe\xff\0a", b"a\0b\0", b"\0a\0b"] {
+            let why = said(1, bytes).unwrap_err();
+            assert!(why.contains("UTF-16") && why.contains("iconv"), "{why}");
+        }
+        assert_eq!(said(2, b"\xff\xfea"), Err("is not UTF-8".into()), "a mark is at the beginning");
     }
 }

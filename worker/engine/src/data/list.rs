@@ -1,12 +1,13 @@
 //! Lists of files: text with a path on each line and, behind it, perhaps a class.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fs::File,
     path::{Path, PathBuf},
 };
 
-use super::{lines, read_file, stem, stray::Kind};
+use super::{classes::listed, lines, read_file, stem, stray::Kind, table};
 use crate::{Error, Result};
 
 /// Largest list, in bytes.
@@ -42,12 +43,13 @@ const PATHS: [&str; 20] = [
 const CLASSES: [&str; 4] = ["category", "class", "label", "target"];
 
 /// What a list says.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug)]
 pub(super) struct List {
     /// Paths below the folder that they begin from, and where the files lie; in the order of the list.
     pub files: Vec<(String, PathBuf)>,
-    /// Classes, by the paths of those files whose lines have one.
-    pub classes: BTreeMap<String, String>,
+    /// Classes, by the paths of the files: of all or of none. An error where that is not so, or where a header has several
+    /// columns and no class: it matters where classes are asked for.
+    pub classes: Result<BTreeMap<String, String>>,
 }
 
 /// Reads a list. Paths begin from `root`, or, where there is none, from the folder that the list lies in.
@@ -67,9 +69,11 @@ pub(super) fn read(list: &Path, root: Option<&Path>, kind: &Kind) -> Result<List
     }
     let root = given.canonicalize().map_err(|e| fail(given, e))?;
     let mut below = Below { given, root, kind, folders: BTreeMap::new() };
-    let (mut found, mut named, mut column) = (List::default(), BTreeSet::new(), Some(1usize));
-    let mut begins = true;
-    each(list, |number, line, words| {
+    let (mut files, mut classes, mut named) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
+    let (mut column, mut begins) = (Some(1usize), true);
+    let (mut unclear, mut silent): (Option<Error>, Option<(usize, String)>) = (None, None);
+    each(list, |number, line| {
+        let words = words(line).map_err(|why| bad(list, number, &why))?;
         let shown = |word: &str| word.chars().take(SHOWN).collect::<String>();
         let bad = |word: &str, why: &str| Err(bad(list, number, &format!("names `{}`, which {why}", shown(word))));
         // A path may have spaces in it.
@@ -77,36 +81,50 @@ pub(super) fn read(list: &Path, root: Option<&Path>, kind: &Kind) -> Result<List
         let class = column.and_then(|at| words.get(at)).filter(|class| whole.is_none() && !class.is_empty());
         let file = match whole {
             Some(file) => Ok(Some(file)),
-            None => below.find(words[0]),
+            None => below.find(&words[0]),
         };
         let is_first = std::mem::take(&mut begins);
         let is_header = is_first && PATHS.contains(&words[0].to_lowercase().replace(' ', "_").as_str());
         let (name, path) = match file {
             Ok(Some(file)) => file,
             Ok(None) if is_header => {
-                let classes = words.iter().position(|word| CLASSES.contains(&word.to_lowercase().as_str()));
-                column = classes.or((words.len() == 2).then_some(1));
+                let named = words.iter().position(|word| CLASSES.contains(&word.to_lowercase().as_str()));
+                column = named.or((words.len() == 2).then_some(1));
+                if column.is_none() && words.len() > 2 {
+                    unclear = Some(Error::user(
+                        format!("`{}` names no column of classes: it has {}", list.display(), listed(&words)),
+                        "call that column `class`, or set `params.depth = 1` if folders are the classes",
+                    ));
+                }
                 return Ok(());
             }
             Ok(None) => {
                 let header = if is_first { ", and is no header that is known, such as `path` or `image`" } else { "" };
-                return bad(words[0], &format!("is not below `{}`{header}", below.given.display()));
+                return bad(&words[0], &format!("is not below `{}`{header}", below.given.display()));
             }
-            Err(why) => return bad(words[0], &why),
+            Err(why) => return bad(&words[0], &why),
         };
         if !named.insert(name.clone()) {
             return bad(&name, "was named before");
         }
         if let Some(class) = class {
-            found.classes.insert(name.clone(), (*class).to_owned());
+            classes.insert(name.clone(), class.clone().into_owned());
+        } else if silent.is_none() {
+            silent = Some((number, name.clone()));
         }
-        found.files.push((name, path));
+        files.push((name, path));
         Ok(())
     })?;
-    if found.files.is_empty() {
+    if files.is_empty() {
         return Err(Error::user(format!("`{}` names no files", list.display()), LINES));
     }
-    Ok(found)
+    if let Some((number, name)) = silent.filter(|_| !classes.is_empty()) {
+        unclear = Some(Error::user(
+            format!("line {number} of `{}` has no class for `{name}`, and other lines have one", list.display()),
+            "give every line a class, or say by `params.label` or `params.depth` where classes are",
+        ));
+    }
+    Ok(List { files, classes: unclear.map_or(Ok(classes), Err) })
 }
 
 /// The paths that a list names, whether their files are there or not.
@@ -115,8 +133,10 @@ pub(super) fn read(list: &Path, root: Option<&Path>, kind: &Kind) -> Result<List
 /// A line that is none, by its number.
 pub(super) fn names(list: &Path) -> Result<BTreeSet<String>> {
     let mut all = BTreeSet::new();
-    each(list, |_, line, words| {
-        all.extend([line, words[0]].into_iter().filter_map(inside));
+    each(list, |_, line| {
+        all.extend(inside(line));
+        // It may be a text like any other, whose quotes are none of a list.
+        all.extend(words(line).ok().and_then(|words| inside(words.first()?)));
         Ok(())
     })?;
     Ok(all)
@@ -137,8 +157,8 @@ fn bad(list: &Path, number: usize, why: &str) -> Error {
     Error::user(format!("line {number} of `{}` {why}", list.display()), LINES)
 }
 
-/// Calls `take` with each line that says something, its number and its words, of which there is one at least.
-fn each(list: &Path, mut take: impl FnMut(usize, &str, &[&str]) -> Result<()>) -> Result<()> {
+/// Calls `take` with the number of each line that says something, and the line.
+fn each(list: &Path, mut take: impl FnMut(usize, &str) -> Result<()>) -> Result<()> {
     for (number, line) in (1..).zip(read_file(list, MAX_LIST)?.split(|b| *b == b'\n')) {
         let Some(line) = lines::said(number, line).map_err(|why| bad(list, number, &why))? else { continue };
         let line = line.trim();
@@ -146,19 +166,42 @@ fn each(list: &Path, mut take: impl FnMut(usize, &str, &[&str]) -> Result<()>) -
             return Err(bad(list, number, &format!("has more than {MAX_LINE} bytes")));
         }
         if !line.starts_with('#') {
-            take(number, line, &words(line))?;
+            take(number, line)?;
         }
     }
     Ok(())
 }
 
-/// What stands between tabs, in a line without tabs between commas, in one without either between spaces.
-fn words(line: &str) -> Vec<&str> {
-    let words: Vec<&str> = match ['\t', ','].into_iter().find(|c| line.contains(*c)) {
-        Some(c) => line.split(c).collect(),
-        None => line.split_whitespace().collect(),
-    };
-    words.into_iter().map(|word| word.trim().trim_matches('"')).collect()
+/// What stands between tabs, in a line without tabs between commas, where there may be CSV's quotes, in a line without either
+/// between spaces: one word at least.
+///
+/// # Errors
+/// Says in words what is wrong with quotes.
+fn words(line: &str) -> Result<Vec<Cow<'_, str>>, String> {
+    if line.contains('\t') {
+        return Ok(line.split('\t').map(bare).collect());
+    }
+    if !line.contains(',') {
+        return Ok(line.split_whitespace().map(bare).collect());
+    }
+    if !line.contains('"') {
+        return Ok(line.split(',').map(bare).collect());
+    }
+    table::row(line, ',')?.into_iter().map(|column| unquoted(column.trim()).map(Cow::Owned)).collect()
+}
+
+/// What stands in a column of CSV, where a quote behind a space is a character, and here it is one of a pair.
+fn unquoted(column: &str) -> Result<String, String> {
+    match column.strip_prefix('"').map(|rest| rest.strip_suffix('"')) {
+        None => Ok(column.to_owned()),
+        Some(Some(inside)) => Ok(inside.to_owned()),
+        Some(None) => Err("has a quote that is not closed".into()),
+    }
+}
+
+/// A word without the quotes around it.
+fn bare(word: &str) -> Cow<'_, str> {
+    Cow::Borrowed(word.trim().trim_matches('"'))
 }
 
 /// Path below the root, and where the file lies.
@@ -241,7 +284,8 @@ impl Below<'_> {
 fn by_stem(dir: &Path, kind: &Kind) -> BTreeMap<String, Vec<String>> {
     let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
+        // No line of text names a file that is called otherwise than in UTF-8.
+        let Ok(name) = entry.file_name().into_string() else { continue };
         if kind.names(&name) {
             all.entry(stem(&name).to_owned()).or_default().push(name);
         }
@@ -253,16 +297,9 @@ fn by_stem(dir: &Path, kind: &Kind) -> BTreeMap<String, Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::testing::fill;
 
     const KIND: Kind = Kind { what: "file", endings: &["png", "jpg"], begins: |_| false };
-
-    fn fill(dir: &Path, names: &[&str]) {
-        for name in names {
-            let path = dir.join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, name).unwrap();
-        }
-    }
 
     /// Names and classes of the files of a list that says `text`.
     fn read_text(dir: &Path, text: &str, root: Option<&Path>) -> Result<Vec<(String, Option<String>)>> {
@@ -270,7 +307,7 @@ mod tests {
         std::fs::write(&list, text).unwrap();
         let found = read(&list, root, &KIND)?;
         assert!(found.files.iter().all(|(name, path)| path.is_file() && path.ends_with(name)));
-        let classes = found.classes;
+        let classes = found.classes?;
         let said = |(name, _): (String, PathBuf)| (name.clone(), classes.get(&name).cloned());
         Ok(found.files.into_iter().map(said).collect())
     }
@@ -289,8 +326,9 @@ mod tests {
         for text in ["b/2.png 7 1 1\na/1.png 3", "b/2.png\t7\na/1.png\t3\tmore", "b/2.png, 7\n\"a/1.png\",\"3\""] {
             assert_eq!(read(text), pairs(&[("b/2.png", "7"), ("a/1.png", "3")]), "{text}");
         }
-        let text = "# a comment\nmy cat.png\nc,d.png\t2\n0.png,golden retriever";
-        assert_eq!(read(text), pairs(&[("my cat.png", ""), ("c,d.png", "2"), ("0.png", "golden retriever")]));
+        let text = "# a comment\nc,d.png\t2\n0.png,golden retriever";
+        assert_eq!(read(text), pairs(&[("c,d.png", "2"), ("0.png", "golden retriever")]));
+        assert_eq!(read("my cat.png\nc,d.png\n"), pairs(&[("my cat.png", ""), ("c,d.png", "")]));
         // What is written from `/` on stays below the folder, too.
         let whole = format!("{}/a/1.png 3", dir.path().display());
         assert_eq!(read(&whole), pairs(&[("a/1.png", "3")]));
@@ -305,11 +343,45 @@ mod tests {
         std::fs::remove_file(dir.path().join("id.png")).unwrap();
         assert_eq!(read("id,breed\n1,dog\n2,cat\n"), pairs(&[("1.png", "dog"), ("2.png", "cat")]));
         assert_eq!(read("filename,fold,Target,take\n1.png,5,3,A"), pairs(&[("1.png", "3")]));
-        assert_eq!(read("image,fold,take\n1.png,5,A"), pairs(&[("1.png", "")]), "no column says that it has classes");
+        let unclear = read_text(dir.path(), "image,fold,species\n1.png,5,ant", None).unwrap_err().to_failure();
+        assert!(unclear.message.ends_with("no column of classes: it has `image`, `fold`, `species`"), "{unclear}");
+        assert!(unclear.hint.contains("`params.depth = 1`"), "{}", unclear.hint);
         assert_eq!(read("image\n1.png"), pairs(&[("1.png", "")]));
         assert_eq!(read("Image Index,label\n1.png,3"), pairs(&[("1.png", "3")]));
         let error = read_text(dir.path(), "photo,label\n1.png,3", None).unwrap_err().to_string();
         assert!(error.contains("names `photo`") && error.contains("no header that is known"), "{error}");
+    }
+
+    #[test]
+    fn commas_in_quotes_part_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        fill(dir.path(), &["1.png", "2.png", "c,d.png"]);
+        let read = |text: &str| read_text(dir.path(), text, None).map_err(|e| e.to_string());
+        let classes = pairs(&[("1.png", "ant, red"), ("2.png", "ant, \"black\" one")]);
+        assert_eq!(read("1.png,\"ant, red\"\n2.png,\"ant, \"\"black\"\" one\"\n"), Ok(classes));
+        assert_eq!(read("\"c,d.png\",x\n1.png, \"y\""), Ok(pairs(&[("c,d.png", "x"), ("1.png", "y")])));
+        for text in ["1.png, \"ant, red\"", "1.png,\"ant, red", "1.png,\"ant\" red"] {
+            let error = read(&format!("2.png,x\n{text}")).unwrap_err();
+            assert!(error.contains("line 2 of") && error.contains("quote"), "{text}: {error}");
+        }
+        // A text that is left out is read as a list, too.
+        std::fs::write(dir.path().join("notes"), "a/1.png\n\"Software\"), to deal in it\n").unwrap();
+        assert!(names(&dir.path().join("notes")).unwrap().contains("a/1.png"));
+    }
+
+    #[test]
+    fn classes_are_those_of_all_lines_or_of_none() {
+        let dir = tempfile::tempdir().unwrap();
+        fill(dir.path(), &["1.png", "2.png", "my cat.png"]);
+        for (text, says) in [
+            ("1.png,a\n2.png,\"\"", "line 2 of"),
+            ("id,label\n1.png,\n2.png,a", "has no class for `1.png`"),
+            ("1.png a\nmy cat.png\n", "has no class for `my cat.png`"),
+        ] {
+            let error = read_text(dir.path(), text, None).unwrap_err().to_string();
+            assert!(error.contains(says) && error.contains("other lines have one"), "{text}: {error}");
+        }
+        assert_eq!(read_text(dir.path(), "1.png,\n2.png,", None).unwrap(), pairs(&[("1.png", ""), ("2.png", "")]));
     }
 
     #[test]
@@ -326,8 +398,8 @@ mod tests {
         let images = dir.path().join("images");
         fill(&images, &["cat_1.jpg", "cat_1.mat", "cat_2.jpg", "cat_2.png", "v1.25.jpg", "a/cat_3.jpg"]);
         let read = |text: &str| read_text(dir.path(), text, Some(images.as_path())).map_err(|e| e.to_string());
-        let want = pairs(&[("cat_1.jpg", "1"), ("v1.25.jpg", ""), ("a/cat_3.jpg", "")]);
-        assert_eq!(read("cat_1 1 1 1\nv1.25\na/cat_3"), Ok(want));
+        let want = pairs(&[("cat_1.jpg", "1"), ("v1.25.jpg", "2"), ("a/cat_3.jpg", "2")]);
+        assert_eq!(read("cat_1 1 1 1\nv1.25 2\na/cat_3 2"), Ok(want));
         assert!(read("cat_2 1").unwrap_err().contains("names `cat_2`, which may be `cat_2.jpg` or `cat_2.png`"));
         for text in ["cat", "cat_1.png", "b/cat_1"] {
             assert!(read(text).unwrap_err().contains("is not below"), "{text}");

@@ -11,6 +11,7 @@ pub mod drawing;
 pub mod episodes;
 mod files;
 mod generated;
+mod gzip;
 mod idx;
 pub mod image_folder;
 pub mod inverted;
@@ -28,6 +29,7 @@ pub(crate) mod testing;
 mod text;
 mod texture;
 pub mod tokens;
+mod tree;
 pub mod turned;
 
 use std::path::Path;

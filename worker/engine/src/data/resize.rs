@@ -87,15 +87,25 @@ impl Axis {
     }
 }
 
+/// How long a side of `size` pixels becomes where the shorter one, of `least`, becomes `short`, and how much of it lies in front
+/// of the `side` pixels in its middle: as torchvision's `Resize` and `CenterCrop` have it, which timm uses too. Places between
+/// pixels go to the even one, as by Python's `round`.
+fn centred(size: usize, least: usize, short: usize, side: usize) -> (usize, usize) {
+    let resized = (size * short / least).max(side);
+    let (half, odd) = ((resized - side) / 2, (resized - side) % 2);
+    (resized, half + (half & odd))
+}
+
 /// Resizes the short side to `short` and cuts out the centre: `side · side · 3` bytes, interleaved.
 ///
 /// With antialiasing, as Pillow's filters, but for its rounding between the two passes.
 pub fn square(image: &Image, filter: Filter, short: usize, side: usize) -> Vec<u8> {
     let (w, h) = (image.width, image.height);
     let least = w.min(h).max(1);
-    let (rw, rh) = ((w * short).div_ceil(least).max(side), (h * short).div_ceil(least).max(side));
-    let columns = Axis::new(filter, w, rw, (rw - side) / 2, side);
-    let rows = Axis::new(filter, h, rh, (rh - side) / 2, side);
+    let [columns, rows] = [w, h].map(|size| {
+        let (resized, skip) = centred(size, least, short, side);
+        Axis::new(filter, size, resized, skip, side)
+    });
     let (left, right) = columns.span();
     // One value more than pixels, so that every pixel can be read and written as four values.
     let mut line = vec![0.0f32; (right - left) * 3 + 1];
@@ -205,11 +215,32 @@ mod tests {
         assert_eq!(row, [45, 65, 85, 105]);
     }
 
+    #[test]
+    fn sides_and_what_is_cut_off_are_torchvisions() {
+        // By `_compute_resized_output_size` and `center_crop` of torchvision 0.20: int(short * long / least), and
+        // int(round((resized - side) / 2)).
+        for (size, short, side, wanted) in [
+            ([1001, 777], 256, 224, [(329, 52), (256, 16)]),
+            ([500, 375], 256, 224, [(341, 58), (256, 16)]),
+            ([500, 334], 256, 224, [(383, 80), (256, 16)]),
+            ([333, 500], 256, 224, [(256, 16), (384, 80)]),
+            ([500, 490], 256, 224, [(261, 18), (256, 16)]),
+            ([51, 20], 33, 32, [(84, 26), (33, 0)]),
+            ([20_000, 2], 32, 32, [(320_000, 159_984), (32, 0)]),
+        ] {
+            let least = size[0].min(size[1]);
+            assert_eq!(size.map(|size| centred(size, least, short, side)), wanted, "{size:?}");
+        }
+    }
+
     /// Every output by its definition, in f64: the sum over all inputs of both filters.
     fn naive(image: &Image, filter: Filter, short: usize, side: usize) -> Vec<f64> {
         let (w, h) = (image.width, image.height);
-        let least = w.min(h);
-        let (rw, rh) = ((w * short).div_ceil(least).max(side), (h * short).div_ceil(least).max(side));
+        let [(rw, left), (rh, top)] = [w, h].map(|size| {
+            // As torchvision writes it, in Python's floating point.
+            let long = (short as f64 * size as f64 / w.min(h) as f64).trunc() as usize;
+            (long, ((long - side) as f64 / 2.0).round_ties_even() as usize)
+        });
         let weights = |size: usize, resized: usize, o: usize| -> Vec<f64> {
             let scale = size as f64 / resized as f64;
             let centre = (o as f64 + 0.5) * scale;
@@ -227,9 +258,9 @@ mod tests {
         };
         let mut out = Vec::new();
         for y in 0..side {
-            let rows = weights(h, rh, y + (rh - side) / 2);
+            let rows = weights(h, rh, y + top);
             for x in 0..side {
-                let columns = weights(w, rw, x + (rw - side) / 2);
+                let columns = weights(w, rw, x + left);
                 for c in 0..3 {
                     let at = |i: usize, j: usize| f64::from(image.bytes[(j * w + i) * 3 + c]);
                     out.push((0..h).map(|j| rows[j] * (0..w).map(|i| columns[i] * at(i, j)).sum::<f64>()).sum());

@@ -61,6 +61,16 @@ fn quoted(bytes: &[u8], separator: char) -> Result<Vec<Row<'static>>, Bad> {
     }
 }
 
+/// The columns of a row with quotes that is one line.
+///
+/// # Errors
+/// Says in words what is wrong with its quotes.
+pub(super) fn row(line: &str, separator: char) -> Result<Vec<Cow<'static, str>>, String> {
+    let mut reading = Reading::at(1, 0);
+    reading.line(line, separator)?;
+    if reading.open.is_some() { Err("has a quote that is not closed".into()) } else { Ok(reading.row.columns) }
+}
+
 /// A row with quotes, read line by line.
 struct Reading {
     row: Row<'static>,

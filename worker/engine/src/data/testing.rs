@@ -1,6 +1,17 @@
-//! A data set for tests: names and labels as given, and images of two by three pixels that count up.
+//! Data sets for tests: names and labels as given, with images of two by three pixels that count up; and files in folders.
+
+use std::path::Path;
 
 use super::{Dataset, Image};
+
+/// Writes files below a folder, each with its own name in it.
+pub fn fill(dir: &Path, names: &[&str]) {
+    for name in names {
+        let path = dir.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, name).unwrap();
+    }
+}
 
 /// A data set of that kind.
 pub struct Named {

@@ -1,6 +1,6 @@
 //! Text: a table with a label and a text in every row, as lines `label<TAB>text`, TSV or CSV, plain or gzip.
 
-use std::{io::Read, path::Path};
+use std::path::Path;
 
 use tl_proto::{
     catalog::{Entry, entry},
@@ -10,14 +10,14 @@ use tl_proto::{
 use super::{
     Dataset, Format, Image,
     columns::{self, Said, USUAL},
-    read_file, table,
+    gzip, table,
 };
 use crate::{Error, Result};
 
 pub(super) const FORMAT: Format = Format {
     entry: describe,
-    open: |place, part, params, _| Ok(Box::new(Lines::of(&unpack(place)?, (place, part), params, true)?)),
-    bare: |place, part, params, _| Ok(Box::new(Lines::of(&unpack(place)?, (place, part), params, false)?)),
+    open: |place, part, params, _| Ok(Box::new(Lines::of(&read(place)?, (place, part), params, true)?)),
+    bare: |place, part, params, _| Ok(Box::new(Lines::of(&read(place)?, (place, part), params, false)?)),
 };
 
 /// Most bytes that a file may unpack to.
@@ -47,18 +47,8 @@ struct Lines {
     names: Vec<String>,
 }
 
-fn unpack(place: &str) -> Result<Vec<u8>> {
-    let mut bytes = read_file(Path::new(place), MAX_BYTES)?;
-    if bytes.starts_with(&[0x1f, 0x8b]) {
-        let mut out = Vec::new();
-        let read = flate2::read::GzDecoder::new(&bytes[..]).take(MAX_BYTES + 1).read_to_end(&mut out);
-        read.map_err(|e| Error::user(format!("`{place}` is not a whole gzip file: {e}"), "fetch it again"))?;
-        if out.len() as u64 > MAX_BYTES {
-            return Err(Error::user(format!("`{place}` unpacks to more than {MAX_BYTES} bytes"), "split it"));
-        }
-        bytes = out;
-    }
-    Ok(bytes)
+fn read(place: &str) -> Result<Vec<u8>> {
+    gzip::read(Path::new(place), MAX_BYTES)
 }
 
 impl Lines {
@@ -139,6 +129,8 @@ impl Dataset for Lines {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -156,6 +148,21 @@ mod tests {
         assert_eq!(set.labels, [1, 0, 1]);
         assert_eq!(set.texts, ["one two", "three\tfour", "five"]);
         assert_eq!((set.name(1), set.text(3)), ("line 3".into(), None));
+    }
+
+    #[test]
+    fn parts_that_were_packed_one_by_one_are_all_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let packed = |text: &str| {
+            let mut member = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            member.write_all(text.as_bytes()).unwrap();
+            member.finish().unwrap()
+        };
+        let place = dir.path().join("x.tsv.gz");
+        // The line goes on in the second part.
+        std::fs::write(&place, [packed("a\tone\nb\ttw"), packed("o\nc\tthree\n")].concat()).unwrap();
+        let set = (FORMAT.open)(&place.display().to_string(), "train", &Params::new(), 0).unwrap();
+        assert_eq!((set.classes().len(), set.text(1), set.text(2)), (3, Some("two"), Some("three")));
     }
 
     #[test]
@@ -218,6 +225,8 @@ mod tests {
             (&b"\tb"[..], "line 1 of `x` has no label"),
             (&b"a\tb\n\nc\t "[..], "line 3 of `x` has no text"),
             (&b"a\tb\xff"[..], "line 1 of `x` is not UTF-8"),
+            (&b"\xff\xfea\0\t\0b\0\n\0"[..], "line 1 of `x` is in UTF-16"),
+            (&b"a\0\t\0b\0\n\0c\0\t\0d\0"[..], "line 1 of `x` has a NUL in it"),
             (&b"\n \n"[..], "`x` has no samples"),
         ] {
             let error = read(bytes, json!({}), true).unwrap_err().to_string();

@@ -143,12 +143,12 @@ impl Rounds for Precision {
 }
 
 impl Store {
-    /// The number of what its layers make of the same input, in the key of cached features: it goes up for a precision in which
-    /// they round elsewhere than they did.
+    /// The number of what is made of the same bytes, in the key of cached features: it goes up for all precisions where samples
+    /// are preprocessed otherwise than they were, and for one in which layers round elsewhere.
     pub(crate) fn rounding(&self) -> u32 {
         match self.precision {
-            Precision::F32 | Precision::Tf32 => 3,
-            Precision::Bf16 => 4,
+            Precision::F32 | Precision::Tf32 => 5,
+            Precision::Bf16 => 6,
         }
     }
 }
