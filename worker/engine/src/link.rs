@@ -36,8 +36,12 @@ pub enum Notice {
     SameClasses,
     /// Samples that are judged are trained on.
     SameSamples,
+    /// Training samples of the same contents are in different classes.
+    TwoClasses,
     /// A part of each clip is not heard.
     ClipsCut,
+    /// The ends of texts are not read.
+    TextsCut,
     /// What a teacher says cannot be kept; it runs in every step.
     TeacherNotKept,
     /// At the end of a stage, an average of the weights is still much of what the stage began with.

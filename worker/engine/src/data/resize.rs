@@ -217,8 +217,8 @@ mod tests {
 
     #[test]
     fn sides_and_what_is_cut_off_are_torchvisions() {
-        // By `_compute_resized_output_size` and `center_crop` of torchvision 0.20: int(short * long / least), and
-        // int(round((resized - side) / 2)).
+        // By what torchvision's `Resize` and `CenterCrop` compute, in Python: int(short * long / least), and
+        // int(round((resized - side) / 2.0)).
         for (size, short, side, wanted) in [
             ([1001, 777], 256, 224, [(329, 52), (256, 16)]),
             ([500, 375], 256, 224, [(341, 58), (256, 16)]),

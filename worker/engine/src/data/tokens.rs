@@ -87,6 +87,17 @@ impl Text {
         if ids.is_empty() { Err("it has no words".into()) } else { Ok(ids) }
     }
 
+    /// How many ids each of some texts would have if nothing were cut off, with their marks.
+    ///
+    /// # Errors
+    /// A text that cannot be read.
+    pub fn lengths(&self, texts: &[&str]) -> Result<Vec<usize>, String> {
+        let mut whole = self.parsed()?.clone();
+        whole.with_truncation(None).map_err(|e| e.to_string())?;
+        let length = |text: &&str| whole.encode_fast(*text, true).map(|e| e.get_ids().len()).map_err(|e| e.to_string());
+        texts.iter().map(length).collect()
+    }
+
     /// Ids of several texts as a network takes them, `[n, t]` with −1 behind the end. `whole` makes room for the longest
     /// text that the network takes, else for the longest of these.
     ///
@@ -153,6 +164,8 @@ mod tests {
         assert_eq!(text.ids("A, b! c STRASSE a a a").unwrap(), [1.0, 0.0, 2.0, 3.0, 4.0]);
         assert_eq!(learn(texts.into_iter(), 5).unwrap(), text.tokenizer);
         assert!(text.ids("  ").is_err());
+        assert_eq!(text.lengths(&["a", "", "A, b! c STRASSE a a a"]).unwrap(), [1, 0, 9]);
+        assert_eq!(text.ids("a a a a a a").unwrap().len(), 5, "it is still cut off");
     }
 
     #[test]

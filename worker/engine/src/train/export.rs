@@ -87,6 +87,9 @@ pub struct Report {
     /// Classes that few-shot episodes were judged by and that were trained on: it is not how well new ones are learned.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub overlap: Vec<String>,
+    /// Of which samples a part is not seen, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clipped: Vec<String>,
 }
 
 /// A simple way to do the same.
@@ -123,6 +126,7 @@ impl Report {
             text +=
                 &format!("{n} of the classes that were judged were trained on too: these are no figures of new ones\n");
         }
+        text.extend(self.clipped.iter().map(|said| format!("{said}\n")));
         if let Some(target) = &self.target {
             text = format!("{text}\nin the other domain, by labels that were not learned from:\n{}", target.to_text());
         }

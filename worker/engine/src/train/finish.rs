@@ -88,6 +88,7 @@ impl Loop<'_> {
             tasks: tasks.map(|((name, evaluation), weight)| (name, TaskReport { weight, evaluation })).collect(),
             baselines: self.state.progress.baselines.clone(),
             overlap: self.run.few.as_ref().map(|few| few.overlap.clone()).unwrap_or_default(),
+            clipped: self.clipped.clone(),
             target: target.flatten(),
             selection: if after.is_some() { self.selection() } else { Vec::new() },
             softened: self.softened()?,

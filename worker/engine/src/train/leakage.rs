@@ -1,4 +1,5 @@
-//! Whether what is judged was trained on: validation samples that are training samples too, by what is in them.
+//! Samples that are the same by what is in them: validation samples that are trained on too, and training samples of different
+//! classes.
 
 use super::samples::Samples;
 
@@ -27,6 +28,29 @@ pub(super) fn among([train, val]: [&Samples; 2], [trained, judged]: [&[usize]; 2
         format!("how well new ones are judged is not measured by those; give other samples{divide}")
     };
     Some(format!("{n} of {all} samples of `{}` {are} in `{key}` too, first `{name}`: {so}", val.key()))
+}
+
+/// What there is to say of training samples that are learned as of different classes.
+pub(super) fn two_classes(train: &Samples) -> Option<String> {
+    let (labels, n) = (train.dataset.labels(), train.count());
+    let mut all: Vec<([u8; 32], usize)> = (0..n).map(|i| (train.dataset.digest(i), i)).collect();
+    all.sort_unstable();
+    let torn = all.chunk_by(|one, next| one.0 == next.0).filter_map(|same| {
+        let first = same.first()?.1;
+        let other = same.iter().map(|(_, i)| *i).find(|i| labels[*i] != labels[first])?;
+        Some((first, other, same.len()))
+    });
+    let torn: Vec<(usize, usize, usize)> = torn.collect();
+    let (first, other, _) = *torn.iter().min()?;
+    let shown = |i: usize| format!("`{}` in `{}`", train.dataset.name(i), train.dataset.classes()[labels[i]]);
+    let count: usize = torn.iter().map(|(_, _, same)| same).sum();
+    Some(format!(
+        "{count} of {n} samples of `{}` are in more than one class by what is in them, first {} and {}: what is learned of \
+         one is unlearned by the other; remove those that are wrong",
+        train.key(),
+        shown(first),
+        shown(other)
+    ))
 }
 
 #[cfg(test)]
@@ -62,5 +86,22 @@ mod tests {
         assert!(said.ends_with("give other samples, or divide one folder by `tasks.parity.params.held_out`"), "{said}");
         let said = warning([&divided.called("target.train"), &val.called("target.val")]).unwrap();
         assert!(said.contains("learned from without their labels") && !said.contains("held_out"), "{said}");
+    }
+
+    #[test]
+    fn samples_of_different_classes_are_counted_and_those_of_one_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = |text: &str| {
+            let path = dir.path().join("train.tsv").display().to_string();
+            std::fs::write(&path, text).unwrap();
+            let data = serde_json::json!({ "format": "text", "train": path, "val": path, "batch": 2 });
+            let data: DataSection = serde_json::from_value(data).unwrap();
+            two_classes(&Samples::open(&data, "train", 1).unwrap())
+        };
+        assert_eq!(said("a\tone\nb\ttwo\na\tone\na\tthree\n"), None, "twice in one class");
+        let told = said("a\tzero\na\tone\nb\ttwo\nb\tone\na\ttwo\na\tone\n").unwrap();
+        let wanted = "5 of 6 samples of `data.train` are in more than one class by what is in them, first `line 2` in `a` and \
+                      `line 4` in `b`: ";
+        assert!(told.starts_with(wanted), "{told}");
     }
 }

@@ -156,13 +156,15 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
     same_parts(&parts, group)?;
     let mut student = config.placed(student.with_own(spec, &teachers)?);
     let second = student.tower.as_ref().map(|t| &t.0).or(teachers.first()).map(|net| &net.contract);
+    let mut clipped = Vec::new();
     if group.rank() == 0 {
-        let cut = opened.clipped(&student.contract, second);
-        cut.iter().for_each(|warning| link.notice(Notice::ClipsCut, warning));
+        clipped = opened.clipped(&student.contract, second);
+        clipped.iter().for_each(|cut| link.notice(cut.notice, &cut.text));
     }
     let ready = opened.ready(spec, data, &student.contract, second, group, link)?;
     if group.rank() == 0 {
         ready.leaked().iter().for_each(|warning| link.notice(Notice::SameSamples, warning));
+        ready.torn().iter().for_each(|warning| link.notice(Notice::TwoClasses, warning));
     }
     let Ready { train, val, other, pairs, source, tasks, few } = ready;
     let origin = Origin::open(spec, model, &student, source.as_ref(), &config.inputs)?;
@@ -195,6 +197,7 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
         anchor,
         tasks: tasks.as_deref(),
         classes: &classes,
+        clipped: clipped.into_iter().map(|cut| cut.text).collect(),
         state,
         prefix: PrefixFigures::default(),
         stages: Vec::new(),
@@ -222,6 +225,8 @@ struct Loop<'a> {
     /// What else is learned, where the objective learns several tasks.
     tasks: Option<&'a [Task]>,
     classes: &'a [String],
+    /// What rank 0 has to say of samples of which a part is not seen.
+    clipped: Vec<String>,
     state: RunState,
     prefix: PrefixFigures,
     stages: Vec<StageFigures>,

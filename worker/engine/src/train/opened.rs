@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use tl_proto::spec::{DataSection, JobSpec, ModelSection, TOWER};
 
 use super::{
-    clipped,
+    clipped::{self, Clipped},
     domain::Domain,
     fewshot::Few,
     leakage,
@@ -56,6 +56,12 @@ impl Ready {
         let tasks = tasks.map(|own| [&own.train, &own.val]);
         let target = self.other.iter().filter_map(Domain::both);
         own.into_iter().chain(tasks).chain(target).filter_map(leakage::warning).collect()
+    }
+
+    /// What there is to say of samples that are learned as of different classes.
+    pub fn torn(&self) -> Vec<String> {
+        let tasks = self.tasks.iter().flatten().filter_map(|task| task.own.as_ref()).map(|own| &own.train);
+        std::iter::once(&self.train).chain(tasks).filter_map(leakage::two_classes).collect()
     }
 }
 
@@ -163,7 +169,7 @@ impl Opened {
     }
 
     /// How many training and validation samples there are, without those that go with nothing, and what is to be said of
-    /// those, and of such as are judged and trained on too.
+    /// those, of such as are judged and trained on too, and of such as are learned as of different classes.
     ///
     /// # Errors
     /// No pair at all.
@@ -180,12 +186,14 @@ impl Opened {
         let own = self.tasks.iter().filter_map(|task| task.own.as_ref());
         said.extend(own.filter_map(|own| leakage::warning(own.each_ref())));
         said.extend(self.other.iter().filter_map(Domain::both).filter_map(leakage::warning));
+        let tasks = self.tasks.iter().filter_map(|task| task.own.as_ref()).map(|[train, _]| train);
+        said.extend(std::iter::once(&self.train).chain(tasks).filter_map(leakage::two_classes));
         Ok((counts, said))
     }
 
-    /// What there is to say of sounds that are learned from or judged, and heard in part, by the network of `first`, and of
-    /// other halves by that of `second`.
-    pub fn clipped(&self, first: &Contract, second: Option<&Contract>) -> Vec<String> {
+    /// What there is to say of sounds and texts that are learned from or judged, and heard or read in part, by the network of
+    /// `first`, and of other halves by that of `second`.
+    pub fn clipped(&self, first: &Contract, second: Option<&Contract>) -> Vec<Clipped> {
         let tasks = self.tasks.iter().flat_map(tasks::Opened::parts);
         let others = self.other.iter().flat_map(Domain::parts);
         let own = [&self.train, &self.val].into_iter().chain(others).chain(tasks).map(|samples| (samples, first));

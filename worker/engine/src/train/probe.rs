@@ -189,7 +189,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     // What an epoch draws, and the samples of each draw.
     let (paired, mut said) = opened.paired(data)?;
     let second = net.tower.as_ref().map(|t| &t.0).or(teachers.first()).map(|net| &net.contract);
-    said.extend(opened.clipped(&net.contract, second));
+    said.extend(opened.clipped(&net.contract, second).into_iter().map(|cut| cut.text));
     let n = few.map_or(paired[0], |few| few.section.per_epoch as usize);
     let each = few.map_or(1, |few| few.trained().support() + few.trained().queries());
     let (batch, grains) = (data.batch as usize, spec.grains() as usize);
@@ -363,7 +363,7 @@ fn untrained(config: &Config, spec: &JobSpec) -> Result<Plan> {
         steps_per_epoch: 0,
         grains: spec.grains(),
         grain_samples: 0,
-        warnings: val.passed_over().into_iter().chain(cut).collect(),
+        warnings: val.passed_over().into_iter().chain(cut.map(|cut| cut.text)).collect(),
         tasks: Vec::new(),
         weighed: None,
         class_weights: None,

@@ -128,9 +128,10 @@ pub(super) fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Li
     if let (Some(text), 0) = (opened.val.passed_over(), group.rank()) {
         link.notice(Notice::FilesPassedOver, &text);
     }
+    let mut clipped = None;
     if group.rank() == 0 {
-        let cut = clipped::warning(&opened.val, &opened.net.contract);
-        cut.iter().for_each(|warning| link.notice(Notice::ClipsCut, warning));
+        clipped = clipped::warning(&opened.val, &opened.net.contract);
+        clipped.iter().for_each(|cut| link.notice(cut.notice, &cut.text));
     }
     let prototypes = opened.prototypes(spec)?;
     let Opened { val, net, .. } = opened;
@@ -156,6 +157,7 @@ pub(super) fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Li
         samples: [0, val.count()],
         sources: config.sources(),
         evaluation: Evaluation::new(&classes, &outcomes),
+        clipped: clipped.into_iter().map(|cut| cut.text).collect(),
         ..Report::default()
     };
     if group.rank() == 0 {

@@ -124,6 +124,56 @@ fn every_kind_of_encoder_and_the_two_from_scratch_learn() {
 }
 
 #[test]
+fn texts_that_are_read_in_part_are_told_in_a_plan_in_the_run_and_in_its_report() {
+    let data = tempfile::tempdir().unwrap();
+    sentences(data.path());
+    let told = |input: u32| {
+        let (dir, link) = (tempfile::tempdir().unwrap(), Recorder::default());
+        let model = format!("{{ backbone = \"transformer_small\", input = {input} }}");
+        let job = job(data.path(), &model, &stage("all", "\"*\"", 1, 0.001));
+        let plan = crate::train::probe::probe(&config(&job, dir.path(), "cache", Vec::new())).unwrap();
+        let report = train(&job, 2, false, dir.path(), &[], &link).unwrap();
+        let said: Vec<String> = plan.warnings.into_iter().filter(|w| w.contains("that were looked at")).collect();
+        assert_eq!(said, report.clipped);
+        assert!(said.iter().all(|said| report.to_text().contains(said)));
+        let notices = link.notices.lock().unwrap().iter().filter(|n| **n == Notice::TextsCut).count();
+        assert_eq!(notices, said.len());
+        said
+    };
+    // One sentence in four has nine words and signs, the others have fewer.
+    assert!(told(9).is_empty());
+    let said = told(8);
+    assert_eq!(said.len(), 2);
+    let wanted = "8 of 32 texts of `data.train` that were looked at have more than the 8 tokens that are read of each, up to 9";
+    assert!(said[0].starts_with(wanted) && said[0].contains("`model.input`"), "{said:?}");
+}
+
+#[test]
+fn training_samples_of_two_classes_are_told_in_a_plan_and_in_the_run() {
+    let data = tempfile::tempdir().unwrap();
+    sentences(data.path());
+    let told = || {
+        let (dir, link) = (tempfile::tempdir().unwrap(), Recorder::default());
+        let small = "{ backbone = \"transformer_small\", input = 12 }";
+        let job = job(data.path(), small, &stage("all", "\"*\"", 1, 0.001));
+        let plan = crate::train::probe::probe(&config(&job, dir.path(), "cache", Vec::new())).unwrap();
+        train(&job, 2, false, dir.path(), &[], &link).unwrap();
+        let said: Vec<String> = plan.warnings.into_iter().filter(|w| w.contains("more than one class")).collect();
+        let notices = link.notices.lock().unwrap().iter().filter(|n| **n == Notice::TwoClasses).count();
+        assert_eq!(notices, said.len());
+        said
+    };
+    assert!(told().is_empty());
+    let train = data.path().join("train.tsv");
+    let more = std::fs::read_to_string(&train).unwrap() + "bad\ta new one\ngood\ta new one\n";
+    std::fs::write(&train, more).unwrap();
+    let wanted = "2 of 66 samples of `data.train` are in more than one class by what is in them, first `line 65` in `bad` and \
+                  `line 66` in `good`";
+    let said = told();
+    assert!(said.len() == 1 && said[0].starts_with(wanted), "{said:?}");
+}
+
+#[test]
 fn a_model_that_began_anew_is_run_with_what_it_has_learned() {
     let (data, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     sentences(data.path());
