@@ -402,7 +402,7 @@ mod tests {
         assert_eq!(open().unwrap().classes(), ["Greek/2", "Greek/300"]);
         std::fs::write(dir.path().join("some-classes.txt"), names(300)).unwrap();
         assert!(open().err().unwrap().to_string().contains("no name for label 300"));
-        // The same for a label that is there and one that is not; what other lines have in common is nobody's name here.
+        // A label that is there and one that is not; what other lines have in common is nobody's name here.
         let named = |other: &str| names(301).replace("Greek/7\n", other).replace("Greek/9\n", "none\n");
         std::fs::write(dir.path().join("some-classes.txt"), named("none\n")).unwrap();
         assert_eq!(open().unwrap().classes(), ["Greek/2", "Greek/300"]);

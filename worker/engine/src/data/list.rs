@@ -187,14 +187,14 @@ fn words(line: &str) -> Result<Vec<Cow<'_, str>>, String> {
     if !line.contains('"') {
         return Ok(line.split(',').map(bare).collect());
     }
-    table::row(line, ',')?.into_iter().map(|column| unquoted(column.trim()).map(Cow::Owned)).collect()
+    table::row(line, ',')?.into_iter().map(|column| unquoted(column.trim())).collect()
 }
 
 /// What stands in a column of CSV, where a quote behind a space is a character, and here it is one of a pair.
-fn unquoted(column: &str) -> Result<String, String> {
+fn unquoted(column: &str) -> Result<Cow<'static, str>, String> {
     match column.strip_prefix('"').map(|rest| rest.strip_suffix('"')) {
-        None => Ok(column.to_owned()),
-        Some(Some(inside)) => Ok(inside.to_owned()),
+        None => Ok(Cow::Owned(column.to_owned())),
+        Some(Some(inside)) => Ok(Cow::Owned(inside.to_owned())),
         Some(None) => Err("has a quote that is not closed".into()),
     }
 }

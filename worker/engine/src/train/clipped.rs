@@ -1,5 +1,5 @@
-//! Whether samples are taken whole: what lies beyond `seconds` of a clip, or beyond the tokens that a network reads of a text, is
-//! cut off, and no figure says so.
+//! Whether samples are taken whole: what lies beyond `seconds` of a clip, or beyond the tokens that a network reads of a
+//! text, is cut off, and no figure says so.
 
 use rayon::prelude::*;
 
