@@ -3,6 +3,8 @@
 //! A thread of its own, because the disk blocks. Everybody else reads the state through [`Driver::read`] and hears of
 //! changes through [`Driver::changes`].
 
+mod pulse;
+
 use std::{
     collections::BTreeSet,
     path::Path,
@@ -19,6 +21,7 @@ use tl_proto::{
 };
 use tokio::sync::{oneshot, watch};
 
+use self::pulse::Pulse;
 use crate::{
     clock::Clock,
     core::{
@@ -48,7 +51,7 @@ pub enum Rejection {
     Refused(#[from] Refusal),
     /// Its events could not be made durable; ask again.
     #[error("the state cannot be written: {0}")]
-    Store(String),
+    Store(store::Error),
     /// Too many commands wait, or the coordinator stops.
     #[error("the coordinator is busy or stopping")]
     Unavailable,
@@ -63,6 +66,7 @@ enum Message {
 struct Shared {
     state: RwLock<State>,
     version: watch::Sender<u64>,
+    pulse: Pulse,
 }
 
 /// A handle on the state. Cheap to clone.
@@ -122,6 +126,11 @@ impl Driver {
         self.shared.version.subscribe()
     }
 
+    /// Why no job can begin, end or be cancelled, if that is so: the disk has refused the newest events.
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.pulse.trouble(Instant::now())
+    }
+
     /// Lets the thread end after the commands before this one.
     pub fn stop(&self) {
         let _ = self.inbox.send(Message::Stop);
@@ -145,7 +154,8 @@ impl Writer {
         let (log, state) = Lifecycle::open(dir)?;
         let clock = Clock::start(state.newest_ms());
         let now = clock.now();
-        let shared = Arc::new(Shared { state: RwLock::new(state), version: watch::Sender::new(0) });
+        let shared =
+            Arc::new(Shared { state: RwLock::new(state), version: watch::Sender::new(0), pulse: Pulse::default() });
         let sweep_ms = now + millis(FIRST_SWEEP);
         let mut writer = Self { shared, log, deadlines, blobs, clock, planned_ms: now, sweep_ms };
         // Who was connected before the restart gets a full lease to come back before anything of theirs is replaced.
@@ -264,8 +274,8 @@ impl Writer {
             if events.is_empty() {
                 return;
             }
-            if let Err(e) = self.commit(&events) {
-                tracing::error!("{e}; trying again");
+            // A disk that refuses is tried again with the next plan.
+            if self.commit(&events).is_err() {
                 return;
             }
         }
@@ -278,7 +288,14 @@ impl Writer {
             return Ok(());
         }
         let started = Instant::now();
-        self.log.append(events).map_err(|e| Rejection::Store(e.to_string()))?;
+        if let Err(e) = self.log.append(events) {
+            let e = Rejection::Store(e);
+            if self.shared.pulse.refused(&e.to_string(), started) {
+                tracing::error!("{e}; no job can begin, end or be cancelled before it can");
+            }
+            return Err(e);
+        }
+        self.shared.pulse.taken();
         metrics::histogram!("tl_commit_seconds").record(started.elapsed().as_secs_f64());
         metrics::counter!("tl_events_total").increment(events.len() as u64);
         {
@@ -305,191 +322,4 @@ fn millis(time: Duration) -> Millis {
 }
 
 #[cfg(test)]
-mod tests {
-    use tl_proto::{ids::PhaseId, spec::parse};
-
-    use super::*;
-    use crate::core::{Artifact, Blob, Slot};
-
-    const JOB: &str = r#"
-schema = 1
-job = { name = "t", kind = "finetune" }
-data = { format = "generated", train = "shapes", val = "shapes", batch = 8 }
-model = { backbone = "small_cnn" }
-stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
-"#;
-
-    fn open(dir: &Path) -> (Driver, std::thread::JoinHandle<()>) {
-        Driver::start(dir, Deadlines::default(), Blobs::open(dir).unwrap()).unwrap()
-    }
-
-    fn submit(bits: u128, key: &str, plan_only: bool) -> Command {
-        let (job, spec) = (JobId::from_bits(bits), Box::new(parse(JOB).unwrap()));
-        Command::Submit { job, key: key.into(), owner: "o".into(), spec, plan_only }
-    }
-
-    fn join(node: &NodeId) -> Command {
-        let slots = vec![Slot { index: 0, device: "cpu".into(), address: "n:1".into(), weight: 1 }];
-        let (name, incarnation, build) = ("n".into(), "a".into(), "b".into());
-        Command::Join {
-            node: node.clone(),
-            name,
-            incarnation,
-            build,
-            slots,
-            catalog: Box::default(),
-            hardware: Box::default(),
-        }
-    }
-
-    #[tokio::test]
-    async fn an_accepted_job_is_there_after_a_restart_and_a_repeated_submit_adds_none() {
-        let dir = tempfile::tempdir().unwrap();
-        let (driver, thread) = open(dir.path());
-        driver.decide(submit(1, "k", false)).await.unwrap();
-        driver.decide(submit(2, "k", false)).await.unwrap();
-        let gone = driver.decide(Command::Cancel { job: JobId::from_bits(9) }).await;
-        assert!(matches!(gone, Err(Rejection::Refused(Refusal::NotFound(_)))));
-        let before = driver.read(State::clone);
-        driver.stop();
-        thread.join().unwrap();
-        let (driver, thread) = open(dir.path());
-        assert_eq!(driver.read(State::clone), before);
-        assert_eq!(driver.read(|s| s.jobs.len()), 1);
-        driver.stop();
-        thread.join().unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_plan_does_not_outlive_a_restart() {
-        let dir = tempfile::tempdir().unwrap();
-        let (driver, thread) = open(dir.path());
-        driver.decide(submit(1, "plan", true)).await.unwrap();
-        driver.decide(submit(2, "job", false)).await.unwrap();
-        driver.stop();
-        thread.join().unwrap();
-        let (driver, thread) = open(dir.path());
-        assert_eq!(driver.read(|s| s.jobs.keys().cloned().collect::<Vec<_>>()), [JobId::from_bits(2)]);
-        driver.stop();
-        thread.join().unwrap();
-    }
-
-    #[test]
-    fn a_stall_of_the_coordinator_costs_no_node_its_lease_and_silence_does() {
-        let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path()).unwrap();
-        let mut writer = Writer::open(dir.path(), Deadlines::default(), blobs).unwrap();
-        let node = NodeId::from_bits(1);
-        writer.decide(join(&node)).unwrap();
-        let status = |writer: &Writer| writer.look(|s| s.nodes[&node].status);
-        let lease = writer.deadlines.lease_ms;
-        writer.clock = writer.clock.later(2 * lease);
-        writer.settle();
-        assert_eq!(status(&writer), NodeStatus::Ready);
-        for _ in 0..5 {
-            writer.clock = writer.clock.later(lease / 4);
-            writer.settle();
-        }
-        assert_eq!(status(&writer), NodeStatus::Lost);
-    }
-
-    /// A writer beside blobs, and what a node says to it of its one job.
-    struct Desk {
-        dir: tempfile::TempDir,
-        blobs: Blobs,
-        job: JobId,
-        node: NodeId,
-    }
-
-    impl Desk {
-        fn open() -> (Self, Writer) {
-            let dir = tempfile::tempdir().unwrap();
-            let blobs = Blobs::open(dir.path()).unwrap();
-            let writer = Writer::open(dir.path(), Deadlines::default(), blobs.clone()).unwrap();
-            (Self { dir, blobs, job: JobId::from_bits(1), node: NodeId::from_bits(1) }, writer)
-        }
-
-        /// Puts a blob there, whose name is one letter.
-        fn blob(&self, c: char) -> Blob {
-            let digest = c.to_string().repeat(64);
-            std::fs::write(self.dir.path().join("blobs").join(&digest), "x").unwrap();
-            Blob { digest, size: 1 }
-        }
-
-        fn there(&self, c: char) -> bool {
-            self.blobs.stat(&c.to_string().repeat(64)).unwrap().0
-        }
-
-        fn result(&self, kind: &str) -> Command {
-            Command::Result {
-                job: self.job.clone(),
-                phase: PhaseId::new("main", kind),
-                generation: 1,
-                result: serde_json::json!({}),
-                node: self.node.clone(),
-                incarnation: "a".into(),
-            }
-        }
-
-        fn artifact(&self, kind: &str, name: &str, blob: Blob) -> Command {
-            Command::Artifact {
-                job: self.job.clone(),
-                phase: PhaseId::new("main", kind),
-                generation: 1,
-                name: name.into(),
-                blob,
-                node: self.node.clone(),
-            }
-        }
-    }
-
-    #[test]
-    fn blobs_go_with_the_end_of_their_phase_and_when_a_newer_file_takes_their_place() {
-        let (desk, mut writer) = Desk::open();
-        let (job, node) = (&desk.job, &desk.node);
-        let model = |c: char| desk.artifact("train", Artifact::MODEL, desk.blob(c));
-        let (phase, saved) = (PhaseId::new("main", "train"), desk.blob('a'));
-        let checkpoint =
-            Command::Checkpoint { job: job.clone(), phase, generation: 1, step: 5, blob: saved, node: node.clone() };
-        for command in [submit(1, "k", false), join(node), desk.result("probe"), checkpoint, model('b')] {
-            writer.decide(command).unwrap();
-            writer.settle();
-        }
-        assert!(desk.there('a') && desk.there('b'));
-        writer.decide(model('c')).unwrap();
-        assert!(desk.there('c') && !desk.there('b'));
-        writer.decide(desk.result("train")).unwrap();
-        assert!(desk.there('c') && !desk.there('a'));
-        desk.blob('d');
-        writer.sweep();
-        assert!(desk.there('c') && desk.there('d'), "what has just arrived is referred to later");
-    }
-
-    #[test]
-    fn what_a_unit_has_left_goes_when_it_is_done_anew_and_when_its_training_is_done() {
-        let (desk, mut writer) = Desk::open();
-        let (job, node) = (&desk.job, &desk.node);
-        for command in [submit(1, "k", false), join(node)] {
-            writer.decide(command).unwrap();
-            writer.settle();
-        }
-        writer.decide(desk.result("probe")).unwrap();
-        let (phase, build, device) = (PhaseId::new("main", "train"), "b".to_owned(), "cpu".to_owned());
-        let (job_id, numbers) = (job.clone(), String::new());
-        writer.commit(&[Event::TeachingSplit { job: job_id, phase, units: 2, build, device, numbers, at: 1 }]).unwrap();
-        writer.settle();
-        for (unit, c) in [("teach-1", 'a'), ("teach-1", 'b'), ("teach-2", 'c')] {
-            writer.decide(desk.artifact(unit, "features", desk.blob(c))).unwrap();
-            if c != 'a' {
-                writer.decide(desk.result(unit)).unwrap();
-                writer.settle();
-            }
-        }
-        assert_eq!(['a', 'b', 'c'].map(|c| desk.there(c)), [false, true, true], "the newest of each");
-        writer.decide(desk.artifact("train", Artifact::MODEL, desk.blob('d'))).unwrap();
-        writer.decide(desk.result("train")).unwrap();
-        assert_eq!(['b', 'c', 'd'].map(|c| desk.there(c)), [false, false, true]);
-        let history = writer.look(|s| s.jobs[job].phases[1].history.clone());
-        assert!(history.iter().any(|(_, line)| line == "2 units of what teachers say: 2 done on `n`"), "{history:?}");
-    }
-}
+mod tests;

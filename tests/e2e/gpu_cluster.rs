@@ -104,7 +104,7 @@ async fn a_gpu_that_goes_after_the_start_is_withdrawn_and_is_used_again_when_it_
     std::fs::rename(&driver, &away).unwrap();
     let job = sandbox.submit(&job("cuda", 4, (9, 3))).await;
     let why = waits(&job, "GPU 0 cannot be used").await;
-    assert!(why.starts_with("it needs 1 slots on GPUs and all nodes together have 0; `w0`: GPU 0 cannot be"), "{why}");
+    assert!(why.starts_with("it needs 1 slot on GPUs and all nodes together have 0; `w0`: GPU 0 cannot be"), "{why}");
     let node = nodes(&sandbox).await.remove("w0").unwrap();
     assert_eq!((node.device.as_str(), node.slots), ("cpu", 1));
     assert!(node.machine.ends_with(", not used"), "{}", node.machine);

@@ -251,7 +251,7 @@ async fn a_gpu_that_does_not_work_is_left_out_and_the_cpu_is_there() {
     assert_eq!(problem, "GPU 0 cannot be used: the memory of the GPU is full");
     assert_eq!(sandbox.logs().matches(&format!("{problem}; it is not offered")).count(), 1, "{}", sandbox.logs());
     let job = sandbox.submit(&job("cuda", 4, (9, 3))).await;
-    let want = format!("it needs 1 slots on GPUs and all nodes together have 0; `w0`: {problem}");
+    let want = format!("it needs 1 slot on GPUs and all nodes together have 0; `w0`: {problem}");
     assert_eq!(gpu_cluster::waits(&job, "on GPUs").await, want);
 }
 

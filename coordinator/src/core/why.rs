@@ -159,14 +159,19 @@ impl fmt::Display for Wait {
             Self::NoNodes => write!(f, "no node is connected; start one with `tl-worker` or `tlctl local up`"),
             Self::NodesUnknown(n) => write!(f, "{n} slots are on nodes that have not been heard of yet"),
             Self::TooFewSlots { need, on, have, draining, reasons } => {
-                write!(f, "it needs {need} slots{on} and all nodes together have {have}")?;
+                write!(f, "it needs {}{on} and all nodes together have {have}", slots(*need))?;
                 if *draining > 0 {
                     write!(f, " ({draining} more are being drained)")?;
                 }
-                if on.begun {
+                // What is being drained would do: neither another place nor more slots is the matter.
+                let undo = have + draining >= *need;
+                if undo {
+                    write!(f, "; `tlctl drain --undo NODE` lets one be used again")?;
+                } else if on.begun {
                     write!(f, "; `tlctl cancel`, then `tlctl retry`, lets it go on elsewhere")?;
                 }
                 f.write_str(match on.device {
+                    _ if undo => "",
                     Device::Cpu => "; a worker offers CPU slots with `--slots`",
                     Device::Cuda if reasons.is_empty() => {
                         "; a worker that is built with CUDA offers the GPUs that work and that `--gpus` names"
@@ -178,7 +183,7 @@ impl fmt::Display for Wait {
                 if more > 0 { write!(f, "; {more} more in `tlctl nodes --output json`") } else { Ok(()) }
             }
             Self::SlotsBusy { need, on, free, instead } => {
-                write!(f, "it needs {need} slots{on} at once and {free} are free")?;
+                write!(f, "it needs {}{on} at once and {free} are free", slots(*need))?;
                 if *instead == 0 {
                     return Ok(());
                 }
@@ -186,7 +191,7 @@ impl fmt::Display for Wait {
             }
             Self::MixedBuilds { need, most, without_nccl } => {
                 let of = "one build of the worker (on GPUs of one model with the same libraries, if on any)";
-                write!(f, "it needs {need} slots of {of} that reach each other, and there are {most} at most")?;
+                write!(f, "it needs {} of {of} that reach each other, and there are {most} at most", slots(*need))?;
                 if *without_nccl > 0 {
                     let instead = "`cluster.reduction = \"ordered\"` does without";
                     write!(f, "; {without_nccl} GPUs have no NCCL, over which ranks add up: install it, or {instead}")?;
@@ -195,7 +200,7 @@ impl fmt::Display for Wait {
             }
             Self::MixedDevices { need, kinds } => {
                 let kinds: Vec<String> = kinds.iter().map(|(kind, n)| format!("{n} on {kind}")).collect();
-                write!(f, "it needs {need} slots on one kind of device, and there are {}", kinds.join(" and "))
+                write!(f, "it needs {} on one kind of device, and there are {}", slots(*need), kinds.join(" and "))
             }
             Self::Behind(job) => write!(f, "job {job} comes first"),
             Self::Backoff { left_ms, failure } => write!(f, "it pauses for {left_ms} ms after a failure: {failure}"),
@@ -204,6 +209,10 @@ impl fmt::Display for Wait {
             Self::Over(how) => f.write_str(how),
         }
     }
+}
+
+fn slots(n: usize) -> String {
+    format!("{n} slot{}", if n == 1 { "" } else { "s" })
 }
 
 /// Steps of a pipeline that wait for others, each with the first thing that it waits for.

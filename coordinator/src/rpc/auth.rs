@@ -49,7 +49,13 @@ impl Interceptor for Gate {
         if self.admits(header.and_then(|h| h.strip_prefix("Bearer "))) {
             return Ok(request);
         }
-        Err(Status::unauthenticated("the token is missing or wrong; set `TL_TOKEN` to the coordinator's"))
+        // Each program reads a variable of its own.
+        let variable = match self.role {
+            Role::User => "`TL_TOKEN`",
+            Role::Node => "`TL_NODE_TOKEN`",
+            Role::Any => "`TL_TOKEN`, or `TL_NODE_TOKEN` of a worker,",
+        };
+        Err(Status::unauthenticated(format!("the token is missing or wrong; set {variable} to the coordinator's")))
     }
 }
 
@@ -65,5 +71,13 @@ mod tests {
         assert!(!opens(Role::User, Some("n")) && !opens(Role::Node, Some("u")) && !opens(Role::User, None));
         assert!(opens(Role::Any, Some("u")) && opens(Role::Any, Some("n")) && !opens(Role::Any, Some("x")));
         assert!(Gate::new(Tokens::default(), Role::User).admits(None));
+    }
+
+    #[test]
+    fn who_is_refused_is_told_the_variable_that_it_reads() {
+        let tokens = Tokens { user: Some("u".into()), node: Some("n".into()) };
+        let said = |role| Gate::new(tokens.clone(), role).call(Request::new(())).unwrap_err().message().to_owned();
+        assert!(said(Role::User).contains("set `TL_TOKEN` to"), "{}", said(Role::User));
+        assert!(said(Role::Node).contains("set `TL_NODE_TOKEN` to"), "{}", said(Role::Node));
     }
 }

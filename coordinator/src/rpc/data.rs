@@ -34,6 +34,9 @@ impl data_server::Data for DataService {
         if name.len() > MAX_NAME {
             return Err(Status::invalid_argument(format!("a name has at most {MAX_NAME} bytes")));
         }
+        if name.chars().any(char::is_control) {
+            return Err(Status::invalid_argument("a name has no control characters; `--name` gives another one"));
+        }
         let (blobs, asked) = (self.blobs.clone(), archive.digest.clone());
         let (whole, size) = blocking(move || blobs.stat(&asked)).await?;
         if !whole || size != archive.size {

@@ -2,6 +2,7 @@
 
 mod auth;
 mod blob;
+mod brief;
 mod data;
 mod node;
 mod user;
@@ -21,7 +22,11 @@ use crate::{core::Refusal, driver::Rejection, store};
 
 /// The status that means what happened.
 fn status(rejection: &Rejection) -> Status {
-    let Rejection::Refused(refusal) = rejection else { return Status::unavailable(rejection.to_string()) };
+    let refusal = match rejection {
+        Rejection::Refused(refusal) => refusal,
+        Rejection::Store(e) if e.is_full() => return full(e),
+        Rejection::Store(_) | Rejection::Unavailable => return Status::unavailable(rejection.to_string()),
+    };
     let text = refusal.to_string();
     match refusal {
         Refusal::NotFound(_) => Status::not_found(text),
@@ -62,8 +67,19 @@ fn with_hint(status: &mut Status, hint: &str) {
 fn stored(e: store::Error) -> Status {
     match e {
         store::Error::Refused(text) => Status::invalid_argument(text),
+        e if e.is_full() => full(&e),
         other => Status::unavailable(other.to_string()),
     }
+}
+
+/// The coordinator is there, and its disk is full. Agents ask again, and people need not be told that it is away.
+fn full(e: &store::Error) -> Status {
+    let mut status = Status::resource_exhausted(format!("the disk of the coordinator is full: {e}"));
+    with_hint(
+        &mut status,
+        "free some space on its machine, or give up jobs with `tlctl rm` and data with `tlctl data rm`",
+    );
+    status
 }
 
 /// Parses an id, or says that it is none.
@@ -84,5 +100,20 @@ mod tests {
         let status = failed(&Failure::user("no such folder", "check the path"));
         let hint = status.metadata().get_bin("tl-hint-bin").and_then(|h| h.to_bytes().ok()).unwrap();
         assert_eq!((status.message(), &*hint), ("no such folder", b"check the path".as_slice()));
+    }
+
+    #[test]
+    fn a_full_disk_is_not_a_coordinator_that_is_away() {
+        let io = |kind: std::io::ErrorKind| store::Error::Io(kind.into());
+        let sql = |code| store::Error::Sql(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None));
+        let (disk, log) = (io(std::io::ErrorKind::StorageFull), sql(rusqlite::ffi::SQLITE_FULL));
+        for refused in [status(&Rejection::Store(log)), stored(disk)] {
+            assert_eq!(refused.code(), Code::ResourceExhausted);
+            assert!(refused.message().starts_with("the disk of the coordinator is full: "), "{}", refused.message());
+            assert!(refused.metadata().get_bin("tl-hint-bin").is_some());
+        }
+        let (broken, busy) = (io(std::io::ErrorKind::PermissionDenied), sql(rusqlite::ffi::SQLITE_BUSY));
+        let away = [status(&Rejection::Store(busy)), stored(broken), status(&Rejection::Unavailable)];
+        assert!(away.iter().all(|s| s.code() == Code::Unavailable), "{away:?}");
     }
 }

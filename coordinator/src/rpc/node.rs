@@ -104,6 +104,11 @@ impl NodeService {
         if hello.slots.is_empty() || hello.slots.len() > MAX_SLOTS {
             return Err(Status::invalid_argument(format!("a node offers 1 to {MAX_SLOTS} slots")));
         }
+        if hello.name.chars().any(char::is_control) {
+            return Err(Status::invalid_argument(
+                "a node's name has no control characters; `--name` gives another one",
+            ));
+        }
         let node: NodeId = id(&hello.node_id)?;
         let catalog: Catalog = serde_json::from_slice(&hello.catalog_json)
             .map_err(|e| Status::invalid_argument(format!("the catalog cannot be read: {e}")))?;

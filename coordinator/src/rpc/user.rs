@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{failed, id, status, stored, view};
+use super::{brief::brief, failed, id, status, stored, view};
 use crate::{
     core::{Command, JobStatus, State},
     driver::Driver,
@@ -70,7 +70,7 @@ impl UserService {
             let job_state = s.jobs.get(&job)?;
             let wait = crate::core::why(s, &job, now).map(|w| w.to_string()).unwrap_or_default();
             let plans: serde_json::Map<_, _> =
-                job_state.phases.iter().filter_map(|p| Some((p.step.clone(), p.result.clone()?))).collect();
+                job_state.phases.iter().filter_map(|p| Some((p.step.clone(), brief(p.result.as_ref()?)))).collect();
             Some((job_state.failure.clone(), plans, wait))
         });
         // Nothing of a plan is kept.

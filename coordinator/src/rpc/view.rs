@@ -9,6 +9,7 @@ use tl_proto::{
     v1,
 };
 
+use super::brief::brief;
 use crate::{
     core::{self, Job, JobStatus, Node, NodeStatus, PhaseKind, PhaseStatus, Slot, State},
     records::Records,
@@ -152,7 +153,7 @@ fn phase(records: &Records, job: &JobId, phase: &core::Phase, whole: bool) -> v1
             .map(|(rank, p)| v1::Placement { rank: rank as u32, node_id: p.node.to_string(), slot: p.slot })
             .collect(),
         activity: records.activity(job, &phase.id),
-        result_json: result.and_then(|r| serde_json::to_vec(r).ok()).unwrap_or_default(),
+        result_json: result.and_then(|r| serde_json::to_vec(&brief(r)).ok()).unwrap_or_default(),
         history: phase.history.iter().filter(|_| whole).map(|(_, text)| text.clone()).collect(),
     }
 }
@@ -312,6 +313,23 @@ stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
         let told = &phases[1].history;
         assert!(told.contains(&"unit 3: left to the training: it is too large".to_owned()), "{told:?}");
         assert_eq!(told.last().unwrap(), "3 units of what teachers say: 2 done on `n1`, 1 left to the training");
+    }
+
+    #[test]
+    fn a_look_at_a_job_names_a_few_of_many_classes_and_a_line_of_a_list_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let (id, key, owner, at) = (JobId::from_bits(1), "k".to_owned(), "o".to_owned(), 1);
+        let (spec, models) = (Box::new(parse(JOB).unwrap()), BTreeMap::new());
+        let names: Vec<String> = (0..10_000).map(|i| format!("class {i}")).collect();
+        let (phase, result) = (PhaseId::new("main", "probe"), serde_json::json!({ "classes": names }));
+        let mut state = State::default();
+        apply(&mut state, &Event::Submitted { job: id.clone(), key, owner, spec, plan_only: false, models, at });
+        apply(&mut state, &Event::PhaseSucceeded { job: id.clone(), phase, generation: 1, result, at });
+        let shown = |detail| job(&state, &records, &id, 1, detail).unwrap().phases[0].result_json.clone();
+        let whole: serde_json::Value = serde_json::from_slice(&shown(Detail::Whole)).unwrap();
+        assert_eq!((&whole["classes"][1], &whole["classes_total"]), (&"class 1".into(), &10_000.into()));
+        assert!(whole["classes"][100].is_null() && shown(Detail::Line).is_empty());
     }
 
     #[test]

@@ -3,9 +3,10 @@
 mod blobs;
 mod lifecycle;
 mod logs;
+mod room;
 mod series;
 
-use std::path::Path;
+use std::{io::ErrorKind, path::Path};
 
 pub use blobs::Blobs;
 pub use lifecycle::Lifecycle;
@@ -27,6 +28,17 @@ pub enum Error {
     /// A request that contradicts what is stored.
     #[error("{0}")]
     Refused(String),
+}
+
+impl Error {
+    /// Whether the disk had no room left for it.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Sql(e) => e.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
+            Self::Io(e) => matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded),
+            Self::Entry(..) | Self::Refused(_) => false,
+        }
+    }
 }
 
 /// Deletes the rows of every job that `keep` does not want from a table that has an index on its jobs.

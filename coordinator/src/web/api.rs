@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Path, Query, State},
-    http::{StatusCode, header},
+    extract::{FromRequestParts, Path, Query, State},
+    http::{StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,15 @@ pub(super) struct Page {
     limit: Option<u32>,
 }
 
+impl<S: Sync> FromRequestParts<S> for Page {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refused> {
+        let read = Query::try_from_uri(&parts.uri);
+        read.map(|Query(page)| page).map_err(|e| Refused(StatusCode::BAD_REQUEST, e.body_text()))
+    }
+}
+
 impl Page {
     fn limit(&self) -> u32 {
         self.limit.unwrap_or(1_000).clamp(1, 10_000)
@@ -59,7 +68,7 @@ pub(super) async fn nodes(State(shared): State<Arc<Shared>>) -> Json<Value> {
     Json(json!({ "nodes": nodes }))
 }
 
-pub(super) async fn jobs(State(shared): State<Arc<Shared>>, Query(page): Query<Page>) -> Json<Value> {
+pub(super) async fn jobs(State(shared): State<Arc<Shared>>, page: Page) -> Json<Value> {
     let now = shared.driver.now_ms();
     let jobs: Vec<_> = shared.driver.read(|s| {
         let newest = s.jobs.iter().rev().filter(|(_, j)| !j.plan_only).take(page.limit() as usize);
@@ -83,11 +92,7 @@ struct Row {
     row: tl_proto::v1::MetricRow,
 }
 
-pub(super) async fn series(
-    State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
-    Query(page): Query<Page>,
-) -> Answer {
+pub(super) async fn series(State(shared): State<Arc<Shared>>, Path(id): Path<String>, page: Page) -> Answer {
     let id = known(&shared, &id)?;
     let rows = shared.records.rows(id, page.cursor, page.limit()).await.map_err(unavailable)?;
     let cursor = rows.last().map_or(page.cursor, |(at, _)| *at);
@@ -95,11 +100,7 @@ pub(super) async fn series(
     Ok(Json(json!({ "cursor": cursor, "rows": rows })))
 }
 
-pub(super) async fn logs(
-    State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
-    Query(page): Query<Page>,
-) -> Answer {
+pub(super) async fn logs(State(shared): State<Arc<Shared>>, Path(id): Path<String>, page: Page) -> Answer {
     let id = known(&shared, &id)?;
     let (cursor, lines) = shared.records.lines(id, page.cursor, page.limit()).await.map_err(unavailable)?;
     Ok(Json(json!({ "cursor": cursor, "lines": lines })))

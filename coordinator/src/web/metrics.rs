@@ -34,7 +34,7 @@ pub(super) async fn scrape(State(shared): State<Arc<Shared>>) -> String {
             ("failed", JobStatus::Failed),
             ("cancelled", JobStatus::Cancelled),
         ] {
-            let count = state.jobs.values().filter(|j| j.status == status).count();
+            let count = state.jobs.values().filter(|j| !j.plan_only && j.status == status).count();
             gauge!("tl_jobs", "status" => name).set(count as f64);
         }
         for (name, status) in

@@ -1,6 +1,7 @@
 //! The dashboard, its JSON, and figures for Prometheus.
 
 mod api;
+mod host;
 mod metrics;
 mod page;
 
@@ -69,12 +70,24 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/api/jobs/{id}/pictures/{step}/{file}", get(api::picture))
         .route("/metrics", get(metrics::scrape))
         .route_layer(middleware::from_fn_with_state(shared.clone(), guard))
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(healthz))
         .with_state(shared)
 }
 
-/// Lets users in: a bearer token for programs, the same as the password of any name for browsers.
+/// For probes: whether jobs can begin and end.
+async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
+    match shared.driver.trouble() {
+        None => "ok\n".into_response(),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
+}
+
+/// Lets users in: a bearer token for programs, the same as the password of any name for browsers. Where there is no token,
+/// whoever names this machine as only it can be named.
 async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    if shared.gate.admits(None) && !host::is_own(&request) {
+        return (StatusCode::FORBIDDEN, host::REFUSED).into_response();
+    }
     let header = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let token = header.strip_prefix("Bearer ").map(str::to_owned).or_else(|| {
         let pair = decode_base64(header.strip_prefix("Basic ")?)?;

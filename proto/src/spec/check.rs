@@ -232,10 +232,13 @@ pub(super) fn check_class_weights(at: &str, weights: Option<&ClassWeights>) -> C
     })
 }
 
-/// A label for people: there, and short.
+/// A label for people: there, short, and nothing that a terminal would obey.
 fn label(key: &str, text: &str) -> Checked {
     require(!text.trim().is_empty() && text.chars().count() <= MAX_LABEL, || {
         (format!("`{key}` must have 1 to {MAX_LABEL} characters"), "give it a short name".into())
+    })?;
+    require(!text.chars().any(char::is_control), || {
+        (format!("`{key}` has a line break or another control character"), "give it a name of one plain line".into())
     })
 }
 
@@ -328,6 +331,9 @@ lr = 0.1
             ("\"1..2\"", "3", "2 grains cannot feed 3 ranks"),
             ("\"1..2\"", "\"2..1\"", "must be at least 1, ascending"),
             ("lr = 0.1", "lr = nan", "lr cannot be NaN"),
+            ("name = \"t\"", "name = \" \"", "`job.name` must have 1 to 100 characters"),
+            ("name = \"t\"", "name = \"\\u001b[31m\"", "`job.name` has a line break or another control character"),
+            ("name = \"all\"", "name = \"a\\nb\"", "`stage.name` has a line break or another control character"),
         ] {
             let e = refusal(&GOOD.replace(from, to));
             assert!(e.message.contains(part), "{to}: {e}");

@@ -227,13 +227,13 @@ fn who_wants_a_device_that_nobody_offers_is_told_how_it_would_be_offered() {
     let mut w = World::new();
     joins(&mut w, 1, vec![gpu(0, "u0", "x")], 0, "");
     w.submit_spec(1, on(Device::Cpu, "1", 0));
-    let cpus = "it needs 1 slots on CPUs and all nodes together have 0; a worker offers CPU slots with `--slots`";
+    let cpus = "it needs 1 slot on CPUs and all nodes together have 0; a worker offers CPU slots with `--slots`";
     assert_eq!((w.why(1), says(&w, 1).as_str()), ("too_few_slots", cpus));
 
     let mut w = World::new();
     w.join(1, "a", 1).unwrap();
     w.submit_spec(1, on(Device::Cuda, "1", 0));
-    let gpus = "it needs 1 slots on GPUs and all nodes together have 0";
+    let gpus = "it needs 1 slot on GPUs and all nodes together have 0";
     assert_eq!(
         says(&w, 1),
         format!("{gpus}; a worker that is built with CUDA offers the GPUs that work and that `--gpus` names")

@@ -45,7 +45,7 @@ fn who_waits_for_a_gpu_keeps_nobody_from_the_cpus() {
     trains(&mut w, 3, on(Device::Cpu, "1", 0));
     trains(&mut w, 4, on(Device::Cpu, "1", 0));
     let said = why(&w.state, &job(2), w.now).unwrap().to_string();
-    assert_eq!(said, "it needs 1 slots on GPUs at once and 0 are free");
+    assert_eq!(said, "it needs 1 slot on GPUs at once and 0 are free");
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn who_takes_any_device_waits_for_gpus_where_there_are_enough_and_is_told_what_i
     w.succeed(2, "probe");
     let said = why(&w.state, &job(2), w.now).unwrap().to_string();
     let instead = "4 on CPUs are free, which `cluster.device = \"cpu\"` takes";
-    assert_eq!((w.why(2), said), ("slots_busy", format!("it needs 1 slots on GPUs at once and 0 are free; {instead}")));
+    assert_eq!((w.why(2), said), ("slots_busy", format!("it needs 1 slot on GPUs at once and 0 are free; {instead}")));
     // It keeps no CPU from others, nor from those for whom there are too few GPUs.
     trains(&mut w, 3, on(Device::Cpu, "1", 0));
     trains(&mut w, 4, on(Device::Auto, "2", 0));
@@ -205,7 +205,7 @@ fn a_training_goes_on_on_the_kind_of_device_that_it_has_begun_on() {
     w.plan();
     assert_eq!((w.ranks(1), w.why(1)), (0, "too_few_slots"));
     let said = why(&w.state, &job(1), w.now).unwrap().to_string();
-    let begun = "it needs 1 slots on GPUs, where it has begun, and all nodes together have 0; ";
+    let begun = "it needs 1 slot on GPUs, where it has begun, and all nodes together have 0; ";
     assert!(said.starts_with(begun) && said.ends_with("; `n1`: GPU 0 is gone"), "{said}");
     w.command(judge("")).unwrap();
     w.plan();

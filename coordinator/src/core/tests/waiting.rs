@@ -59,6 +59,11 @@ fn who_waits_is_told_how_many_slots_are_out_of_sight_or_being_emptied() {
     let on = On { device: Device::Auto, begun: false };
     assert_eq!(wait, Wait::TooFewSlots { need: 8, on, have: 1, draining: 5, reasons: Vec::new() });
     assert_eq!(wait.to_string(), "it needs 8 slots and all nodes together have 1 (5 more are being drained)");
+    // Where those would be enough, nothing else is the matter.
+    let on = On { device: Device::Cpu, begun: true };
+    let wait = Wait::TooFewSlots { need: 1, on, have: 0, draining: 2, reasons: Vec::new() };
+    let head = "it needs 1 slot on CPUs, where it has begun, and all nodes together have 0 (2 more are being drained)";
+    assert_eq!(wait.to_string(), format!("{head}; `tlctl drain --undo NODE` lets one be used again"));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use self::{bucket::Bucket, folder::Folder};
-use super::Error;
+use super::{Error, room::Room};
 
 /// Where whole blobs lie. Digests are checked before they come here.
 trait Shelf: Send + Sync {
@@ -44,8 +44,13 @@ trait Shelf: Send + Sync {
 pub struct Blobs {
     partial: PathBuf,
     shelf: Arc<dyn Shelf>,
+    /// Bytes of the disk that uploads leave free.
+    reserve: u64,
 }
 
+/// The most that uploads leave free for the log, in bytes, and the share of a disk that is as good where it is small: without
+/// room for the log no job begins, ends or is cancelled.
+const RESERVE: (u64, u64) = (256 << 20, 16);
 /// Largest blob, in bytes.
 pub const MAX_BLOB: u64 = 64 << 30;
 
@@ -60,8 +65,8 @@ impl Blobs {
     /// # Errors
     /// The disk refuses.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let partial = uploads(dir)?;
-        Ok(Self { partial, shelf: Arc::new(Folder::new(dir.join("blobs"))) })
+        let (partial, reserve) = uploads(dir)?;
+        Ok(Self { partial, shelf: Arc::new(Folder::new(dir.join("blobs"))), reserve })
     }
 
     /// Opens blobs that lie in a bucket: any URL that the `object_store` library takes. Credentials come from the
@@ -71,8 +76,8 @@ impl Blobs {
     /// # Errors
     /// A URL that this build cannot use.
     pub fn open_at(dir: &Path, url: &str) -> Result<Self, Error> {
-        let partial = uploads(dir)?;
-        Ok(Self { partial, shelf: Arc::new(Bucket::open(url, &owner(dir)?)?) })
+        let (partial, reserve) = uploads(dir)?;
+        Ok(Self { partial, shelf: Arc::new(Bucket::open(url, &owner(dir)?)?), reserve })
     }
 
     fn partial(&self, digest: &str) -> Result<PathBuf, Error> {
@@ -91,21 +96,40 @@ impl Blobs {
         })
     }
 
-    /// Adds a chunk at `offset`, which must be where the upload stands.
+    /// Adds a chunk at `offset`, which must be where the upload stands. Does nothing where another upload of the same blob
+    /// was faster.
     ///
     /// # Errors
-    /// A gap, too much, or a disk that refuses.
+    /// A gap, too much, or a disk that refuses, because it is full or would not leave enough to the log: what has arrived is
+    /// thrown away then, for others need its room too.
     pub fn write(&self, digest: &str, size: u64, offset: u64, data: &[u8]) -> Result<(), Error> {
-        if size > MAX_BLOB || offset + data.len() as u64 > size {
+        let end = offset.checked_add(data.len() as u64);
+        if size > MAX_BLOB || end.is_none_or(|end| end > size) {
             return Err(Error::Refused(format!("{} bytes at {offset} do not fit a blob of {size}", data.len())));
         }
-        let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(self.partial(digest)?)?;
-        let there = file.metadata()?.len();
+        let partial = self.partial(digest)?;
+        let there = fs::metadata(&partial).map_or(0, |m| m.len());
         if offset > there {
-            return Err(Error::Refused(format!("the upload stands at {there}, not at {offset}")));
+            // The upload that was faster has taken the file with it.
+            return match self.shelf.size(digest)? {
+                Some(_) => Ok(()),
+                None => Err(Error::Refused(format!("the upload stands at {there}, not at {offset}"))),
+            };
         }
+        let written = self.write_at(&partial, offset, data).map_err(Error::from);
+        if written.as_ref().is_err_and(|e| e.is_full()) {
+            let _ = fs::remove_file(partial);
+        }
+        written
+    }
+
+    fn write_at(&self, partial: &Path, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        if Room::of(partial.parent().unwrap_or(partial)).is_some_and(|room| room.free < self.reserve) {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        let mut file = OpenOptions::new().create(offset == 0).truncate(false).write(true).open(partial)?;
         file.seek(SeekFrom::Start(offset))?;
-        Ok(file.write_all(data)?)
+        file.write_all(data)
     }
 
     /// Makes an upload a blob, if its bytes are those of its name.
@@ -193,11 +217,13 @@ fn owner(dir: &Path) -> Result<String, Error> {
     }
 }
 
-/// The folder in which uploads gather.
-fn uploads(dir: &Path) -> Result<PathBuf, Error> {
+/// The folder in which uploads gather, and the bytes of its disk that they leave free.
+fn uploads(dir: &Path) -> Result<(PathBuf, u64), Error> {
     let partial = dir.join("blobs").join("partial");
     fs::create_dir_all(&partial)?;
-    Ok(partial)
+    let (most, share) = RESERVE;
+    let reserve = Room::of(&partial).map_or(0, |room| most.min(room.all / share));
+    Ok((partial, reserve))
 }
 
 #[cfg(test)]
@@ -237,6 +263,39 @@ mod tests {
         uploads_resume_and_wrong_bytes_never_count(&blobs);
         blobs.remove(HELLO);
         assert_eq!(blobs.stat(HELLO).unwrap(), (false, 0));
+    }
+
+    #[test]
+    fn of_two_uploads_of_the_same_the_slower_one_is_done_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        // Both have sent a part when the first one is done.
+        blobs.write(HELLO, 5, 0, b"hel").unwrap();
+        blobs.write(HELLO, 5, 0, b"he").unwrap();
+        blobs.write(HELLO, 5, 3, b"lo").unwrap();
+        blobs.commit(HELLO, 5).unwrap();
+        for at in 2..5 {
+            blobs.write(HELLO, 5, at, b"").unwrap();
+        }
+        blobs.commit(HELLO, 5).unwrap();
+        assert_eq!(blobs.read(HELLO, 0, 9).unwrap(), b"hello");
+        assert_eq!(fs::read_dir(&blobs.partial).unwrap().count(), 0, "nothing is left of the slower one");
+        let other = "0".repeat(64);
+        assert!(blobs.write(&other, 5, 3, b"lo").is_err() && blobs.write(&other, 5, u64::MAX, b"lo").is_err());
+        assert_eq!(fs::read_dir(&blobs.partial).unwrap().count(), 0, "a gap leaves no file");
+    }
+
+    #[test]
+    fn an_upload_that_would_leave_the_log_too_little_room_ends_and_gives_its_own_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        blobs.write(HELLO, 5, 0, b"hel").unwrap();
+        let full = Blobs { reserve: u64::MAX, ..blobs.clone() };
+        assert!(full.write(HELLO, 5, 3, b"lo").is_err_and(|e| e.is_full()));
+        assert_eq!(blobs.stat(HELLO).unwrap(), (false, 0));
+        blobs.write(HELLO, 5, 0, b"hello").unwrap();
+        blobs.commit(HELLO, 5).unwrap();
+        assert_eq!(full.read(HELLO, 0, 9).unwrap(), b"hello", "what is there is not the matter");
     }
 
     #[test]
