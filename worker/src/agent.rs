@@ -40,6 +40,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 /// How long another agent may be connected under our identity before we give up: longer than any lease.
 const TWIN: Duration = Duration::from_secs(20);
 
+/// How long a node that is to go waits for a coordinator that is away.
+const FAREWELL: Duration = Duration::from_secs(20);
+
 /// How an agent is started.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -148,9 +151,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     tracing::info!("node {} ({}) offers {} to {}", identity.name, identity.node, shown.join(", "), config.coordinator);
 
     let session = Session { identity: &identity, outbox: &outbox, desired: &desired, census: running.clone() };
-    let leave = async {
-        stop.await;
-        tracing::info!("this node empties itself and goes; once more ends it at once");
+    let (talking, talks) = watch::channel(false);
+    let farewell = async {
         outbox.push(Body::Draining(v1::Draining {}));
         outbox.empty().await;
         // What is stopped for that saves its state first, and its files are taken to the blob store.
@@ -160,8 +162,18 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         outbox.push(Body::Leaving(v1::Leaving {}));
         outbox.empty().await;
     };
+    let leave = async {
+        stop.await;
+        tracing::info!("this node empties itself and goes; once more ends it at once");
+        tokio::select! {
+            () = farewell => {}
+            () = away(talks, FAREWELL) => {
+                tracing::warn!("the coordinator is away: this node goes without a word");
+            }
+        }
+    };
     let result = tokio::select! {
-        error = connect(&session, &remote) => Err(error),
+        error = connect(&session, &remote, &talking) => Err(error),
         () = leave => Ok(()),
     };
     drop(desired);
@@ -170,21 +182,44 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     result
 }
 
-/// Keeps a session, and begins a new one when it ends; returns only when the coordinator will never have us.
-async fn connect(session: &Session<'_>, remote: &Remote) -> Error {
+/// Returns when there has been no session for so long.
+async fn away(mut talks: watch::Receiver<bool>, patience: Duration) {
+    while talks.wait_for(|talks| !talks).await.is_ok() {
+        if tokio::time::timeout(patience, talks.wait_for(|talks| *talks)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Whether a coordinator that says this will never have us. One that has had us may have been started with other tokens by
+/// mistake: what runs here is not given up for that.
+fn is_final(code: Code, was_welcome: bool) -> bool {
+    match code {
+        Code::FailedPrecondition | Code::InvalidArgument => true,
+        Code::Unauthenticated | Code::PermissionDenied => !was_welcome,
+        _ => false,
+    }
+}
+
+/// Keeps a session, and begins a new one when it ends; returns only when the coordinator will never have us. `talking` says
+/// whether there is one.
+async fn connect(session: &Session<'_>, remote: &Remote, talking: &watch::Sender<bool>) -> Error {
     let (mut pause, mut twin): (_, Option<Instant>) = (PAUSES.0, None);
-    let mut complained = false;
+    let (mut complained, mut was_welcome) = (false, false);
     loop {
         let mut welcome = false;
-        let result = session.run(remote, || welcome = true).await;
+        let welcomed = || {
+            welcome = true;
+            talking.send_replace(true);
+        };
+        let result = session.run(remote, welcomed).await;
+        talking.send_replace(false);
         if welcome {
-            (pause, twin, complained) = (PAUSES.0, None, false);
+            (pause, twin, complained, was_welcome) = (PAUSES.0, None, false, true);
         }
         if let Err(status) = result {
             match status.code() {
-                Code::Unauthenticated | Code::PermissionDenied | Code::FailedPrecondition | Code::InvalidArgument => {
-                    return Error::Refused(status.message().to_owned());
-                }
+                code if is_final(code, was_welcome) => return Error::Refused(status.message().to_owned()),
                 // Our own former connection may take a moment to be given up.
                 Code::AlreadyExists if twin.get_or_insert_with(Instant::now).elapsed() > TWIN => {
                     return Error::Refused(status.message().to_owned());
@@ -294,6 +329,30 @@ mod tests {
     use tl_proto::hardware::Gpu;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_coordinator_is_away_when_no_session_came_back_in_time() {
+        let (talking, talks) = watch::channel(false);
+        away(talks.clone(), Duration::ZERO).await;
+        let hour = Duration::from_secs(3_600);
+        for talks_now in [true, false] {
+            talking.send_replace(talks_now);
+            let waited = tokio::time::timeout(Duration::ZERO, away(talks.clone(), hour)).await;
+            assert!(waited.is_err(), "it may be back in an hour");
+        }
+        talking.send_replace(true);
+        let (wait, gone) = (away(talks, Duration::ZERO), async { talking.send_replace(false) });
+        assert_eq!(tokio::join!(wait, gone), ((), true));
+    }
+
+    #[test]
+    fn a_wrong_token_ends_an_agent_that_was_never_welcome_and_no_other() {
+        for code in [Code::Unauthenticated, Code::PermissionDenied] {
+            assert!(is_final(code, false) && !is_final(code, true), "{code:?}");
+        }
+        assert!(is_final(Code::FailedPrecondition, true), "another release stays another");
+        assert!(!is_final(Code::Unavailable, false) && !is_final(Code::ResourceExhausted, false));
+    }
 
     #[test]
     fn a_node_offers_the_gpus_that_work_and_cpu_slots_beside_them() {

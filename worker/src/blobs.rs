@@ -18,8 +18,10 @@ use crate::{
     remote::Remote,
 };
 
-/// Files that are kept.
+/// Files that are kept, where there is room.
 const KEEP: usize = 24;
+/// How many files like the newest must have room on the disk: older ones are given up for it.
+const ROOM: u64 = 4;
 /// How often bytes may arrive wrong.
 const WRONG: u32 = 3;
 /// How often a slow transfer is told.
@@ -189,6 +191,11 @@ impl Blobs {
         self.dir.join(digest)
     }
 
+    /// Forgets the blob of a file that nobody here will ask for.
+    pub fn forget(&self, digest: &str) {
+        let _ = fs::remove_file(self.path(digest));
+    }
+
     /// Keeps a file that was made here, so that it need not come back over the network.
     fn keep(&self, path: &Path, blob: &v1::BlobRef) {
         let kept = self.dir.join(&blob.digest);
@@ -199,17 +206,34 @@ impl Blobs {
         self.prune(&kept);
     }
 
-    /// Gives up the oldest files, but not the one that was just brought.
+    /// Gives up the oldest files, but not the one that was just brought: those that are too many, and more of them where the
+    /// disk has little room for others of its size.
     fn prune(&self, fresh: &Path) {
+        let size = fs::metadata(fresh).map_or(0, |m| m.len());
+        self.prune_while(fresh, || free(&self.dir).is_some_and(|free| free < size.saturating_mul(ROOM)));
+    }
+
+    fn prune_while(&self, fresh: &Path, is_tight: impl Fn() -> bool) {
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
         let mut all: Vec<_> =
             entries.flatten().filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path()))).collect();
         all.sort();
         let many = all.len().saturating_sub(KEEP);
-        all.into_iter().take(many).filter(|(_, p)| p != fresh).for_each(|(_, p)| {
-            let _ = fs::remove_file(p);
-        });
+        for (n, (_, path)) in all.into_iter().enumerate().filter(|(_, (_, path))| path != fresh) {
+            // What is still on its way here is wanted.
+            if n < many || (path.extension().is_none() && is_tight()) {
+                let _ = fs::remove_file(path);
+            }
+        }
     }
+}
+
+/// Bytes that are free on the disk of a folder; `None` where the system does not say.
+fn free(dir: &Path) -> Option<u64> {
+    let disk = nix::sys::statvfs::statvfs(dir).ok()?;
+    // Counts are narrower on some systems.
+    let bytes = u128::from(disk.blocks_available()) * u128::from(disk.fragment_size());
+    Some(u64::try_from(bytes).unwrap_or(u64::MAX))
 }
 
 /// A minute for each gigabyte, at least.
@@ -217,8 +241,9 @@ fn expected(size: u64) -> Duration {
     Duration::from_secs(60 * (1 + size / (1 << 30)))
 }
 
+/// A refused token is not final: what asks here was welcome once, and the agent tries on too.
 fn is_final(code: Code) -> bool {
-    matches!(code, Code::NotFound | Code::PermissionDenied | Code::Unauthenticated | Code::OutOfRange)
+    matches!(code, Code::NotFound | Code::OutOfRange)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
@@ -227,4 +252,43 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> +
 
 fn reference((digest, size): Sum) -> v1::BlobRef {
     v1::BlobRef { digest, size }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, time::SystemTime};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn old_files_go_when_they_are_many_and_for_room_and_never_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::new(dir.path().into(), Remote::new("127.0.0.1:1", None).unwrap());
+        let start = SystemTime::now() - Duration::from_secs(1_000);
+        let add = |n: usize, name: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, "x").unwrap();
+            File::open(&path).unwrap().set_modified(start + Duration::from_secs(n as u64)).unwrap();
+            path
+        };
+        let names = || {
+            let mut all: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+            all.sort();
+            all
+        };
+        let files: Vec<PathBuf> = (0..KEEP + 2).map(|n| add(n, &format!("{n:02}"))).collect();
+        let newest = files.last().unwrap();
+        blobs.prune_while(newest, || false);
+        assert_eq!((names().len(), names()[0].to_str()), (KEEP, Some("02")));
+        // There is room once three more are gone.
+        let asked = Cell::new(0);
+        blobs.prune_while(newest, || asked.replace(asked.get() + 1) < 3);
+        assert_eq!((names().len(), names()[0].to_str()), (KEEP - 3, Some("05")));
+        add(0, "brought.part");
+        blobs.prune_while(newest, || true);
+        assert_eq!(names(), ["25", "brought.part"]);
+        blobs.forget("25");
+        assert_eq!(names(), ["brought.part"]);
+        assert!(free(dir.path()).is_some_and(|free| free > 0) && free(&dir.path().join("none")).is_none());
+    }
 }

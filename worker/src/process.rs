@@ -34,7 +34,7 @@ use crate::{
     hub::Models,
     order::{FromRank, MAX_LINE, Order, ToRank},
     outbox::Outbox,
-    report::{Key, LOG, Reporter},
+    report::{Key, LOG, Reporter, remove_empty},
     roots::Roots,
     spawner::Spawner,
     threads::Threads,
@@ -166,7 +166,7 @@ pub async fn run(
     if drained {
         let _ = fs::remove_dir_all(&folder);
         // The folders of generation, phase and job go with the last rank in them.
-        folder.ancestors().skip(1).take(3).take_while(|above| fs::remove_dir(above).is_ok()).for_each(drop);
+        remove_empty(&folder);
     }
 }
 

@@ -145,6 +145,8 @@ impl Reporter {
                             self.add(&key, &rank, true);
                         }
                     }
+                    // An agent may have been killed between a rank's folder and those above it.
+                    remove_empty(&generation.join("rank"));
                 }
             }
         }
@@ -232,6 +234,7 @@ impl Reporter {
                 if let Some(folder) = folder.filter(|_| !spool.tails.iter().any(|t| t.key == tail.key)) {
                     if tail.adopted {
                         let _ = std::fs::remove_dir_all(&folder);
+                        remove_empty(&folder);
                     } else {
                         let _ = std::fs::remove_file(folder.join(LOG));
                         let _ = std::fs::remove_file(folder.join(ROWS));
@@ -242,6 +245,11 @@ impl Reporter {
         drop(spool);
         self.inner.drained.send_modify(|v| *v += 1);
     }
+}
+
+/// Removes the folders of generation, phase and job above that of a rank, as far as no other rank has one in them.
+pub fn remove_empty(rank: &Path) {
+    rank.ancestors().skip(1).take(3).take_while(|above| std::fs::remove_dir(above).is_ok()).for_each(drop);
 }
 
 /// Where a file will stand.
@@ -402,6 +410,10 @@ mod tests {
         assert_eq!(texts(&reports), ["0:before the kill"]);
         assert_eq!(reporter.lock().tails[0].key, key());
         reporter.advance(marks);
-        assert!(!folder.exists(), "what has arrived is cleared away");
+        let left = || std::fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(left(), 0, "what has arrived is cleared away, with the folders above it");
+        std::fs::create_dir_all(folder.parent().unwrap()).unwrap();
+        Reporter::default().adopt(dir.path());
+        assert_eq!(left(), 0, "and so are folders that were left empty");
     }
 }
