@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tl_proto::{
-    MAX_MESSAGE_BYTES,
+    MAX_MESSAGE_BYTES, MAX_REPLY_BYTES,
     bearer::Bearer,
     catalog::Catalog,
     spec::JobSpec,
@@ -24,8 +24,13 @@ use crate::{Error, Job};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long one call may take. A plan waits for a slot, so it takes longest.
 const CALL: Duration = Duration::from_secs(75);
-/// How often a submission is tried, with the same key.
-const SUBMITS: u32 = 5;
+/// How often what does no harm twice is tried again: a submission with the same key, a download.
+pub(crate) const TRIES: u32 = 5;
+
+/// The pause before it is tried again after it was tried so often, from 0.4 s to 6.4 s.
+pub(crate) fn pause(tried: u32) -> Duration {
+    Duration::from_millis(200 << tried)
+}
 
 pub(crate) type Channelled = InterceptedService<Channel, Bearer>;
 
@@ -66,7 +71,7 @@ impl Client {
 
     pub(crate) fn user(&self) -> UserClient<Channelled> {
         UserClient::with_interceptor(self.channel.clone(), self.bearer.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_decoding_message_size(MAX_REPLY_BYTES)
     }
 
     pub(crate) fn failed(&self) -> impl Fn(Status) -> Error {
@@ -95,9 +100,9 @@ impl Client {
             let request = v1::SubmitRequest { idempotency_key: idempotency_key.clone(), spec_json: spec_json.clone() };
             match self.call(self.user().submit(request)).await {
                 Ok(reply) => return Ok(self.job(&reply.job_id)),
-                Err(Error::Unreachable { .. }) if tried < SUBMITS => {
+                Err(Error::Unreachable { .. }) if tried < TRIES => {
                     tried += 1;
-                    tokio::time::sleep(Duration::from_millis(200 << tried)).await;
+                    tokio::time::sleep(pause(tried)).await;
                 }
                 Err(e) => return Err(e),
             }
@@ -175,7 +180,15 @@ impl Client {
         let (mut hasher, mut offset, mut tried) = (Sha256::new(), 0, 0);
         while offset < blob.size {
             let request = v1::ReadRequest { digest: blob.digest.clone(), offset };
-            let mut stream = self.call(blobs.read(request)).await?;
+            let mut stream = match self.call(blobs.read(request)).await {
+                // It may be on its way back.
+                Err(Error::Unreachable { .. }) if tried < TRIES => {
+                    tried += 1;
+                    tokio::time::sleep(pause(tried)).await;
+                    continue;
+                }
+                other => other?,
+            };
             loop {
                 let slow = || Status::new(Code::Unavailable, "the download makes no progress");
                 let next = tokio::time::timeout(PATIENCE * 4, stream.next()).await.unwrap_or(Some(Err(slow())));
@@ -187,9 +200,9 @@ impl Client {
                         file.write_all(&chunk.data).map_err(Error::file(path))?;
                     }
                     // A broken stream goes on where it broke.
-                    Some(Err(_)) if tried < SUBMITS => {
+                    Some(Err(_)) if tried < TRIES => {
                         tried += 1;
-                        tokio::time::sleep(Duration::from_millis(200 << tried)).await;
+                        tokio::time::sleep(pause(tried)).await;
                         break;
                     }
                     Some(Err(status)) => return Err(self.failed()(status)),

@@ -66,6 +66,11 @@ impl Error {
         let hint = hint.map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
         let message = status.message().to_owned();
         match status.code() {
+            // What answers so is a server of pages that knows no such page.
+            Code::Unimplemented if message.starts_with("grpc-status header missing") => Self::input(
+                format!("`{address}` answers, and does not speak gRPC"),
+                "is it the port of the dashboard? `tlctl` needs the other one, which is 7070 unless `--listen` says otherwise",
+            ),
             // A broken connection is `Unknown` or `Unavailable`, depending on when it broke.
             Code::Unavailable | Code::Unknown | Code::Cancelled => {
                 Self::Unreachable { address: address.into(), cause: message }
@@ -100,5 +105,18 @@ impl Error {
 impl From<SpecError> for Error {
     fn from(e: SpecError) -> Self {
         Self::Input { message: e.to_string(), hint: e.hint }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_coordinator_that_knows_no_such_call_is_not_the_dashboard() {
+        let error = |text: &str| Error::call("c:7080", &Status::new(Code::Unimplemented, text));
+        assert!(matches!(error(""), Error::Refused { .. }));
+        let page = error("grpc-status header missing, mapped from HTTP status code 404");
+        assert!(matches!(&page, Error::Input { message, hint } if message.contains("c:7080") && hint.contains("7070")));
     }
 }

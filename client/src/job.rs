@@ -13,7 +13,10 @@ use tl_proto::{
 use tokio_stream::StreamExt;
 use tonic::Streaming;
 
-use crate::{Client, Error};
+use crate::{
+    Client, Error,
+    client::{self, TRIES},
+};
 
 /// How long a watch waits for a coordinator that is away.
 const AWAY: Duration = Duration::from_secs(300);
@@ -101,7 +104,17 @@ impl Job {
     /// # Errors
     /// The call fails, or the disk refuses.
     pub async fn fetch_step(&self, dir: &Path, step: Option<&str>) -> Result<Vec<Fetched>, Error> {
-        let mut artifacts = self.artifacts().await?;
+        let mut tried = 0;
+        let mut artifacts = loop {
+            match self.artifacts().await {
+                // It may be on its way back.
+                Err(Error::Unreachable { .. }) if tried < TRIES => {
+                    tried += 1;
+                    tokio::time::sleep(client::pause(tried)).await;
+                }
+                other => break other?,
+            }
+        };
         artifacts.retain(|a| step.is_none_or(|step| a.step == step));
         let mut fetched = Vec::new();
         for a in artifacts {

@@ -33,6 +33,9 @@ pub const PROTOCOL: u32 = 1;
 /// Largest message either side accepts, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 8 << 20;
 
+/// Largest answer about jobs that a client takes from its coordinator, in bytes: one holds the histories of all phases.
+pub const MAX_REPLY_BYTES: usize = 64 << 20;
+
 /// Largest job specification, in bytes.
 pub const MAX_SPEC_BYTES: usize = 1 << 20;
 

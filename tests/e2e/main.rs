@@ -12,6 +12,7 @@ mod elastic;
 mod faults;
 mod gpu_script;
 mod hub;
+mod odd_calls;
 mod pairs;
 mod pipelines;
 mod teaching;

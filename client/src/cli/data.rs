@@ -88,6 +88,8 @@ async fn remove(client: &Client, wanted: &str, output: &Output) -> Result<u8, Er
     if let Ok(Some(pushed)) = Pushed::parse(&name) {
         client.remove_data(pushed.digest).await?;
     }
-    output.print(&json!({ "event": "removed", "data": name }), || format!("{name} is gone"));
+    output.print(&json!({ "event": "removed", "data": name }), || {
+        format!("{name} is gone from the coordinator; nodes that have used it keep it until they need its room")
+    });
     Ok(0)
 }

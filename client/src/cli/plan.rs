@@ -37,14 +37,13 @@ fn head(spec: &JobSpec, step: &str) -> String {
 
 /// The plan of one step.
 fn text(plan: &Value) -> String {
-    let names = |v: &Value| v.as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
     let mut text = weights(plan);
     if plan["episodes"].is_object() {
         text += &episodes(&plan["episodes"]);
     } else if let Some(n) = plan["dimensions"].as_u64() {
         text += &format!("  embeds a sample in {n} numbers\n");
     } else {
-        text += &format!("  classes: {}\n", names(&plan["classes"]));
+        text += &format!("  classes: {}\n", classes(plan));
     }
     text += &format!("  samples: {} to train, {} to validate\n", plan["samples"][0], plan["samples"][1]);
     text += &format!("  preprocessing: {}\n", plan["preprocess"].as_str().unwrap_or_default());
@@ -77,17 +76,16 @@ fn text(plan: &Value) -> String {
             ),
             None => "the samples of `[data]`; what lies below the heads runs once for both".into(),
         };
-        text +=
-            &format!("  task `{name}`: {}; {samples}; counts {} at first\n", names(&task["classes"]), task["weight"]);
-        if let Some(weights) = task["class_weights"].as_array() {
-            text += &format!("    its classes count {}\n", Value::from(weights.clone()));
+        text += &format!("  task `{name}`: {}; {samples}; counts {} at first\n", classes(task), task["weight"]);
+        if task["class_weights"].is_array() {
+            text += &format!("    its classes count {}{}\n", task["class_weights"], more(task, "class_weights"));
         }
     }
     for warning in plan["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         text += &format!("  warning: {warning}\n");
     }
-    if let Some(weights) = plan["class_weights"].as_array() {
-        text += &format!("  classes count {}\n", Value::from(weights.clone()));
+    if plan["class_weights"].is_array() {
+        text += &format!("  classes count {}{}\n", plan["class_weights"], more(plan, "class_weights"));
     }
     if plan["teaching"].is_object() {
         text += &teaching(&plan["teaching"]);
@@ -112,6 +110,19 @@ fn text(plan: &Value) -> String {
         );
     }
     text
+}
+
+/// Names of classes.
+fn classes(of: &Value) -> String {
+    let names: Vec<&str> = of["classes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    names.join(", ") + &more(of, "classes")
+}
+
+/// How many items of a list the coordinator has left out, if it has.
+fn more(of: &Value, list: &str) -> String {
+    let total = of[format!("{list}_total")].as_u64().unwrap_or(0);
+    let left = total.saturating_sub(of[list].as_array().map_or(0, Vec::len) as u64);
+    if left > 0 { format!(" and {left} more") } else { String::new() }
 }
 
 /// Weights of the hub: where they come from, and what would be downloaded.
@@ -244,6 +255,8 @@ mod tests {
         let said = text(&json!({ "dimensions": 128, "classes": [] }));
         assert!(said.contains("  embeds a sample in 128 numbers\n") && !said.contains("classes: "), "{said}");
         assert!(text(&json!({ "classes": ["ants", "bees"] })).contains("  classes: ants, bees\n"));
+        let many = text(&json!({ "classes": ["ants", "bees"], "classes_total": 5 }));
+        assert!(many.contains("  classes: ants, bees and 3 more\n"), "{many}");
     }
 
     #[test]
