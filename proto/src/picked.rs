@@ -1,8 +1,11 @@
-//! What criteria pick among the epochs of a run that brings a network to another domain: what a node says, and people read.
+//! What criteria pick among the epochs of a run: what a node says, and people read.
 
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
+
+/// Who looks at labels of the other domain.
+pub const ORACLE: &str = "oracle";
 
 /// What a criterion picks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,8 +26,9 @@ pub struct Picked {
 
 /// For people.
 pub fn to_text(picked: &[Picked]) -> String {
-    let mut out =
-        String::from("what each criterion picks (the oracle looks at labels, and nothing is decided by it):\n");
+    let oracle = picked.iter().any(|p| p.criterion == ORACLE);
+    let aside = if oracle { " (the oracle looks at labels, and nothing is decided by it)" } else { "" };
+    let mut out = format!("what each criterion picks{aside}:\n");
     for p in picked {
         let accuracy =
             p.accuracy.map_or(String::new(), |a| format!("  {:>5.1} % right in the other domain", 100.0 * a));

@@ -190,8 +190,8 @@ pub(super) async fn show(client: &Client, id: &str, output: &Output) -> Result<u
     Ok(0)
 }
 
-/// Of finished steps that bring a network to another domain: which epoch the model is of, what each criterion picks, and
-/// beside them who looks at labels there.
+/// Of finished steps that keep the best epoch or bring a network to another domain: which epoch the model is of, what each
+/// criterion picks, and of the latter who looks at labels there.
 fn selections(job: &v1::Job) -> BTreeMap<String, Vec<Picked>> {
     let of = |p: &v1::Phase| {
         let result: Value = serde_json::from_slice(&p.result_json).ok()?;

@@ -390,7 +390,7 @@ pub struct StopSection {
     /// Smallest change that counts.
     #[serde(default)]
     pub min_delta: f64,
-    /// Go back to the best epoch at the end.
+    /// Go back to the best epoch at the end of each stage: the best of that stage, which may be less than an earlier stage had.
     #[serde(default)]
     pub restore_best: bool,
     /// Multiply the rate by this after `plateau_patience` epochs without improvement.

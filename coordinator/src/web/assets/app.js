@@ -165,7 +165,7 @@ function results(phases) {
   }));
 }
 
-// Which epoch each criterion picks where a network is brought to another domain.
+// Which epoch each criterion picks, where the best one is kept or a network is brought to another domain.
 function picked(phases) {
   const rows = phases.flatMap((p) => (p.result_json?.selection ?? []).map((c) => [
     p.step, c.criterion, c.epoch, c.value?.toFixed(4), c.accuracy === undefined ? "" : percent(c.accuracy),

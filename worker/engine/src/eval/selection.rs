@@ -1,18 +1,16 @@
-//! Which epoch of a run that adapts each criterion would pick, and what that epoch comes to in the other domain; first of all
-//! the one that the model is of. The last line is the oracle's, who looks at the labels there: what the others may be compared
-//! with, and nothing is decided by it.
+//! Which epoch of a run each criterion would pick; first of all the one that the model is of. Where a run adapts, also what
+//! each of them comes to in the other domain, and the last line is the oracle's, who looks at the labels there: what the others
+//! may be compared with, and nothing is decided by it.
 
 use std::collections::BTreeMap;
 
-pub use tl_proto::picked::{Picked, to_text};
+pub use tl_proto::picked::{ORACLE, Picked, to_text};
 
 /// Criteria that need no labels of the other domain, and whether more is better.
 pub const CRITERIA: [(&str, bool); 4] =
     [("target.entropy", false), ("target.snd", true), ("val.accuracy", true), ("val.loss", false)];
 /// The epoch that the model is of, whatever picked it.
 pub const MODEL: &str = "the model";
-/// Who looks at its labels.
-pub const ORACLE: &str = "oracle";
 /// What an oracle goes by.
 const LABELS: &str = "target.accuracy";
 
@@ -41,6 +39,8 @@ pub fn selection(epochs: &[(u32, &BTreeMap<String, f64>)], model: Option<u32>, u
         })
     };
     let known = CRITERIA.iter().filter_map(|(name, more)| line(name, name, *more));
+    // A job may go by one of its tasks.
+    let own = used.filter(|name| name.starts_with("tasks.")).and_then(|name| line(name, name, !name.ends_with(".loss")));
     let model = epochs.iter().find(|(epoch, _)| model == Some(*epoch)).map(|(epoch, values)| Picked {
         criterion: MODEL.into(),
         epoch: *epoch,
@@ -48,7 +48,7 @@ pub fn selection(epochs: &[(u32, &BTreeMap<String, f64>)], model: Option<u32>, u
         accuracy: values.get(LABELS).copied(),
         used: false,
     });
-    model.into_iter().chain(known).chain(line(ORACLE, LABELS, true)).collect()
+    model.into_iter().chain(known).chain(own).chain(line(ORACLE, LABELS, true)).collect()
 }
 
 #[cfg(test)]
@@ -84,6 +84,15 @@ mod tests {
         let bare: BTreeMap<String, f64> = epochs[0].1.clone().into_iter().filter(|(k, _)| k != LABELS).collect();
         let picked = selection(&[(1, &bare)], Some(1), None);
         assert!(picked.len() == 5 && picked.iter().all(|p| p.accuracy.is_none() && !p.used));
-        assert!(!to_text(&picked).contains("right in"));
+        let text = to_text(&picked);
+        assert!(!text.contains("right in") && !text.contains("oracle"), "{text}");
+        let tasks = |loss: f64, accuracy: f64| -> BTreeMap<String, f64> {
+            [("tasks.b.loss", loss), ("tasks.b.accuracy", accuracy)].map(|(k, v)| (k.to_owned(), v)).into()
+        };
+        let (first, second) = (tasks(0.2, 0.6), tasks(0.3, 0.7));
+        for (name, epoch) in [("tasks.b.loss", 1), ("tasks.b.accuracy", 2)] {
+            let picked = selection(&[(1, &first), (2, &second)], Some(epoch), Some(name));
+            assert_eq!(picked.iter().map(|p| (p.epoch, p.used)).collect::<Vec<_>>(), [(epoch, false), (epoch, true)]);
+        }
     }
 }

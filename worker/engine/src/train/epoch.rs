@@ -16,9 +16,16 @@ use crate::{
     Error, Result,
     collective::Collective,
     link::{Link, Row},
+    modifier,
 };
 
 impl Loop<'_> {
+    /// Whether it is told how many training samples are judged right: pairs have no labels, and the label of a sample that
+    /// is mixed is as often as not the smaller part of what is asked for.
+    pub(super) fn tells_accuracy(&self) -> bool {
+        self.pairs.is_none() && !modifier::mixes(&self.run.spec.modifiers)
+    }
+
     /// Evaluates and decides, from numbers that every rank has alike, whether the stage goes on.
     pub(super) fn end_epoch(
         &mut self,
@@ -68,7 +75,7 @@ impl Loop<'_> {
     ) -> Result<(BTreeMap<String, f64>, bool)> {
         let judged = self.judged(fed.val, fed.judged, fed.tasks, Judged::Val, group)?;
         let shifted = self.shifted(fed.val.cut, fed.shifted, false, group)?;
-        let predictions = self.run.predictions() as u64;
+        let (predictions, tells) = (self.run.predictions() as u64, self.tells_accuracy());
         let mut values = judged.values();
         let loss = values["val.loss"];
         let trained = std::mem::take(&mut self.state.progress.weighing.sums);
@@ -86,7 +93,7 @@ impl Loop<'_> {
         let Sums { samples, loss, correct } = sums;
         let minimised = loss / samples.max(1) as f64;
         values.insert("train.loss".into(), minimised);
-        if self.pairs.is_none() {
+        if tells {
             values.insert("train.accuracy".into(), correct as f64 / (samples * predictions).max(1) as f64);
         }
         values.extend(shifted.iter().flat_map(Shifted::values));
@@ -123,8 +130,8 @@ pub(super) fn of_tasks(figures: &[(String, f64)], objective: f64) -> Vec<(String
         let all: Vec<f64> = figures.iter().filter(|(name, _)| name.ends_with(what)).map(|f| f.1).collect();
         (!all.is_empty()).then(|| mean(all.into_iter()))
     };
-    let (Some(loss), Some(accuracy)) = (of(".train_loss"), of(".train_accuracy")) else { return Vec::new() };
-    [("train.loss", loss), ("train.accuracy", accuracy), ("train.objective", objective)]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into()
+    let Some(loss) = of(".train_loss") else { return Vec::new() };
+    let accuracy = of(".train_accuracy").map(|accuracy| ("train.accuracy", accuracy));
+    let all = [("train.loss", loss), ("train.objective", objective)].into_iter().chain(accuracy);
+    all.map(|(name, value)| (name.to_owned(), value)).collect()
 }

@@ -38,7 +38,7 @@ pub struct Report {
     pub job: String,
     /// Kind of the job.
     pub kind: String,
-    /// Optimizer steps.
+    /// Optimizer steps that the model has taken: without those of searches for a learning rate, which are undone.
     pub steps: u64,
     /// Training samples, with halves that are learned from alone, and validation samples.
     pub samples: [usize; 2],
@@ -74,8 +74,8 @@ pub struct Report {
     /// How far apart the two domains lie, before and after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shift: Option<Shift>,
-    /// Which epoch of the last stage the model is of, what each criterion would pick, and at the end who looks at labels
-    /// there.
+    /// Which epoch of the last stage the model is of and what each criterion would pick, where the best epoch is kept or a
+    /// network is brought to another domain, and at the end who looks at labels there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub selection: Vec<Picked>,
     /// What temperatures do to the probabilities of the first teacher.
@@ -139,7 +139,19 @@ impl Report {
         if !self.selection.is_empty() {
             text = format!("{text}\n{}", selection::to_text(&self.selection));
         }
+        text.extend(self.picked());
         if found.is_empty() { text } else { format!("{text}\n{found}") }
+    }
+
+    /// Which epoch the model is of, where a metric of the samples that it is judged by has picked it.
+    fn picked(&self) -> Option<String> {
+        let model = self.selection.iter().find(|p| p.criterion == selection::MODEL)?.epoch;
+        let by = &self.selection.iter().find(|p| p.used)?.criterion;
+        let stage = &self.history.last()?.stage;
+        let epochs = self.history.iter().filter(|h| h.stage == *stage).count();
+        // Those of the target have no labels there: what picks is not what judges.
+        let aside = if by.starts_with("target.") { "" } else { " on these samples: on others, expect a little less" };
+        Some(format!("the model is of epoch {model} of {epochs} of stage `{stage}`, picked by `{by}`{aside}\n"))
     }
 }
 

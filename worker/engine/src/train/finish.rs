@@ -72,10 +72,11 @@ impl Loop<'_> {
         let (target, after) = other.unzip();
         let tasks = judged.tasks.into_iter().zip(self.counts());
         let spec = self.run.spec;
+        let picks = after.is_some() || spec.stop.as_ref().is_some_and(|stop| stop.restore_best);
         let report = Report {
             job: spec.job.name.clone(),
             kind: spec.job.kind.clone(),
-            steps: self.state.progress.step,
+            steps: self.state.progress.taken(),
             samples: [self.entries(), self.val.count()],
             sources: self.config.sources(),
             prefix: self.prefix,
@@ -90,7 +91,7 @@ impl Loop<'_> {
             overlap: self.run.few.as_ref().map(|few| few.overlap.clone()).unwrap_or_default(),
             clipped: self.clipped.clone(),
             target: target.flatten(),
-            selection: if after.is_some() { self.selection() } else { Vec::new() },
+            selection: if picks { self.selection() } else { Vec::new() },
             softened: self.softened()?,
             shift: after.map(|after| Shift::new(self.state.progress.before.clone(), after)),
             source: self.retention(group)?,

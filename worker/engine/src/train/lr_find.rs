@@ -25,6 +25,9 @@ pub struct Found {
     pub valley: Option<f64>,
     /// The rate where the loss fell fastest.
     pub steepest: Option<f64>,
+    /// Optimizer steps that it took, all of them undone: one for each rate, and those without a loss.
+    #[serde(default)]
+    pub steps: u64,
 }
 
 impl Found {
@@ -194,8 +197,9 @@ impl Loop<'_> {
         stay.leave(stage);
         let step = self.state.progress.step;
         self.state = before;
+        let steps = step - self.state.progress.step;
         self.state.progress.step = step;
-        let found = sweep.end();
+        let found = Found { steps, ..sweep.end() };
         if group.rank() == 0 {
             link.notice(Notice::RateFound, &found.sentence());
         }

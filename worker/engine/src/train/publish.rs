@@ -37,9 +37,9 @@ impl Loop<'_> {
         let penalty = self.anchor.is_some().then_some(("penalty", reduced.penalty));
         let epoch = f64::from(p.epoch) + p.step_in_epoch as f64 / per_epoch as f64;
         let stage = self.run.spec.stage[p.stage].name.clone();
-        // Pairs have no labels, and where none is whole, no loss.
+        // Where no pair is whole, there is no loss.
         let there = |name: &str| match name {
-            "train.accuracy" => self.pairs.is_none(),
+            "train.accuracy" => self.tells_accuracy(),
             "train.loss" => reduced.samples > 0,
             _ => true,
         };

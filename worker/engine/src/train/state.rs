@@ -31,7 +31,7 @@ pub struct Sums {
     pub samples: u64,
     /// Σ loss.
     pub loss: f64,
-    /// Right predictions, where targets are not mixed.
+    /// Right predictions by the samples' own labels, also where targets are mixed, of which nothing is told.
     pub correct: u64,
 }
 
@@ -105,6 +105,13 @@ pub struct Progress {
     pub updates: BTreeMap<usize, u64>,
     /// Running products of the optimizer's betas, as bits, by where the run of parameters begins.
     pub products: BTreeMap<usize, [u64; 2]>,
+}
+
+impl Progress {
+    /// Optimizer steps that are in the network: those of searches for a rate count for the series, and were undone.
+    pub fn taken(&self) -> u64 {
+        self.step.saturating_sub(self.found.values().map(|found| found.steps).sum())
+    }
 }
 
 /// Everything mutable.

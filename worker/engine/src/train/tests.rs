@@ -231,9 +231,15 @@ fn any_number_of_ranks_and_any_cache_gives_the_same_file_and_series() {
 fn mixing_gives_the_same_file_for_any_number_of_ranks() {
     let job = format!("{JOB}\n[modifiers.mixup]\nalpha = 0.4\n[modifiers.cutmix]\n");
     let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
-    train(&job, 1, false, dirs[0].path(), &[], &Recorder::default()).unwrap();
+    let link = Recorder::default();
+    let report = train(&job, 1, false, dirs[0].path(), &[], &link).unwrap();
     train(&job, 2, false, dirs[1].path(), &[], &Recorder::default()).unwrap();
     assert_eq!(model_of(dirs[0].path()), model_of(dirs[1].path()));
+    // How often a mixed sample is judged by its own label says nothing of what was asked for.
+    let rows = link.rows.lock().unwrap();
+    let mut told = rows.iter().map(|row| &row.values).chain(report.history.iter().map(|epoch| &epoch.values));
+    assert!(told.all(|values| !values.contains_key("train.accuracy") && !values.contains_key("train.epoch_accuracy")));
+    assert!(report.history.iter().all(|epoch| epoch.values.contains_key("train.loss")));
 }
 
 #[test]

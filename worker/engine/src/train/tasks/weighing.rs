@@ -126,9 +126,11 @@ impl Loop<'_> {
     pub(in crate::train) fn figures(&self, sums: &[TaskSums]) -> Vec<(String, f64)> {
         let Some(tasks) = self.tasks else { return Vec::new() };
         let each = names(tasks).zip(sums).zip(self.counts());
+        let tells = self.tells_accuracy();
         each.flat_map(|((name, sums), weight)| {
-            [("train_loss", sums.mean()), ("train_accuracy", sums.accuracy()), ("weight", weight)]
-                .map(|(what, value)| (format!("tasks.{name}.{what}"), value))
+            let accuracy = tells.then(|| ("train_accuracy", sums.accuracy()));
+            let all = [("train_loss", sums.mean()), ("weight", weight)].into_iter().chain(accuracy);
+            all.map(|(what, value)| (format!("tasks.{name}.{what}"), value)).collect::<Vec<_>>()
         })
         .collect()
     }

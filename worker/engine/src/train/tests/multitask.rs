@@ -149,6 +149,22 @@ fn what_is_minimised_is_the_sum_of_what_tasks_count_and_what_is_told_the_mean() 
 }
 
 #[test]
+fn tasks_on_mixed_samples_tell_losses_and_no_accuracy_in_training() {
+    let job = format!("{}[modifiers.mixup]\n", job("weight = 0.5"));
+    let (dir, link) = (tempfile::tempdir().unwrap(), Recorder::default());
+    train(&job, 1, false, dir.path(), &[], &link).unwrap();
+    let rows = link.rows.lock().unwrap();
+    let steps: Vec<_> = rows.iter().filter(|r| r.values.contains_key("lr")).collect();
+    assert!(!steps.is_empty());
+    for row in steps {
+        let mean = ["main", "outline", "other"].map(|t| row.values[&format!("tasks.{t}.train_loss")]);
+        assert!((row.values["train.loss"] - mean.iter().sum::<f64>() / 3.0).abs() < 1e-12);
+        assert!(row.values.contains_key("train.objective"));
+        assert!(row.values.keys().all(|name| !name.contains("train") || !name.ends_with("accuracy")), "{row:?}");
+    }
+}
+
+#[test]
 fn every_head_is_in_the_file_and_says_what_it_says() {
     let (dir, link) = (tempfile::tempdir().unwrap(), Recorder::default());
     let job = job("method = \"gradnorm\", rate = 0.2");

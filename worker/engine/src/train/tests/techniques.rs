@@ -168,9 +168,27 @@ fn a_search_for_a_rate_decides_alike_on_all_ranks_and_leaves_the_network_as_it_w
     assert_eq!((&again.lr_find, same), (&report.lr_find, model));
     // The same as a run that is told the rate.
     let told = one_stage("").replace("lr = 0.01", &format!("lr = {valley:e}"));
-    assert_eq!(run_alone(&told, 1).0.evaluation, report.evaluation);
-    let only = job.replace("epochs = 3", "epochs = 0");
-    assert_eq!(run_alone(&only, 2).0.lr_find, report.lr_find);
+    let plain = run_alone(&told, 1).0;
+    assert_eq!((plain.evaluation, plain.steps), (report.evaluation, report.steps), "what was undone does not count");
+    let only = run_alone(&job.replace("epochs = 3", "epochs = 0"), 2).0;
+    assert_eq!((only.lr_find, only.steps), (report.lr_find, 0));
+}
+
+#[test]
+fn a_report_says_which_epoch_it_is_of_where_the_best_one_is_kept() {
+    let job = one_stage("").replace("epochs = 3", "epochs = 4");
+    let (report, ..) = run_alone(&job, 1);
+    let best = report.history.iter().fold(&report.history[0], |best, epoch| {
+        if epoch.values["val.accuracy"] > best.values["val.accuracy"] { epoch } else { best }
+    });
+    let of = |name: &str| report.selection.iter().find(|p| p.criterion == name).map(|p| (p.epoch, p.used));
+    assert_eq!((of("the model"), of("val.accuracy")), (Some((best.epoch, false)), Some((best.epoch, true))));
+    assert_eq!(report.evaluation.accuracy, best.values["val.accuracy"]);
+    let text = report.to_text();
+    let said = format!("the model is of epoch {} of 4 of stage `all`, picked by `val.accuracy` on these", best.epoch);
+    assert!(text.contains(&said) && !text.contains("oracle"), "{text}");
+    let (last, ..) = run_alone(&job.replace("restore_best = true", "restore_best = false"), 1);
+    assert!(last.selection.is_empty() && !last.to_text().contains("the model is of epoch"));
 }
 
 #[test]
