@@ -112,7 +112,7 @@ struct Phase {
     speed: String,
 }
 
-/// What training came to, in words. What learns from pairs looks at no labels, and has no accuracy.
+/// What training came to, in words. What learns from pairs looks at no labels, and has no accuracy; nor has what mixes samples.
 fn trained(loss: Option<f64>, accuracy: Option<f64>) -> Option<String> {
     let accuracy = accuracy.map(|a| format!(", accuracy {:.1} %", 100.0 * a)).unwrap_or_default();
     Some(format!("loss {:.4}{accuracy}", loss?))

@@ -121,6 +121,7 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
         )?;
     }
     check_adapters(spec, catalog)?;
+    check_mixed(spec, catalog)?;
     let data = spec.data.as_ref().ok_or_else(|| missing("[data]"))?;
     let format = found(Catalog::find(&catalog.formats, "data format", &data.format))?;
     check_params("data.params", format, &data.params)?;
@@ -180,6 +181,22 @@ fn check_run(spec: &JobSpec, catalog: &Catalog) -> Checked {
         }
     }
     Ok(())
+}
+
+/// Checks that samples which are mixed have others to be mixed with: those of their grain.
+fn check_mixed(spec: &JobSpec, catalog: &Catalog) -> Checked {
+    let mixes = |name: &&String| catalog.modifiers.iter().any(|e| e.mixes && e.name == **name);
+    // Of episodes, nothing is mixed at all.
+    let data = spec.data.as_ref().filter(|data| data.episodes.is_none());
+    let (Some(name), Some(data)) = (spec.modifiers.keys().find(mixes), data) else { return Ok(()) };
+    let grains = spec.grains();
+    require(grains < data.batch, || {
+        let message = format!(
+            "`modifiers.{name}` mixes samples of a grain, and {grains} grains of a batch of {} have one each",
+            data.batch
+        );
+        (message, "lower `data.grains`, or raise `data.batch`".into())
+    })
 }
 
 /// Checks the data of another domain: there if the kind of job learns from it, and only then.
@@ -390,6 +407,21 @@ lr = 0.1
             |augment: &str| refusal(&GOOD.replace("batch = 8", &format!("batch = 8, augment = {{ {augment} }}")));
         assert!(with("flip = true").message.contains("changes nothing with one view"));
         assert!(with("flip = true, views = 3").message.contains("only two different ones"));
+    }
+
+    #[test]
+    fn samples_that_are_mixed_have_others_in_their_grain() {
+        let mut catalog = catalog();
+        catalog.modifiers = vec![Entry { mixes: true, ..entry("mixup", "") }, entry("ema", "")];
+        let with = |modifier: &str, batch: &str| {
+            let job = format!("{GOOD}[modifiers.{modifier}]\n").replace("batch = 8", batch);
+            check(&parse(&job).unwrap(), &catalog).map_err(|e| e.message)
+        };
+        let alone = with("mixup", "batch = 8, grains = 8").unwrap_err();
+        assert!(alone.contains("`modifiers.mixup`") && alone.contains("8 grains of a batch of 8"), "{alone}");
+        assert_eq!(with("mixup", "batch = 8, grains = 7"), Ok(()));
+        assert_eq!(with("mixup", "batch = 8"), Ok(()));
+        assert_eq!(with("ema", "batch = 8, grains = 8"), Ok(()));
     }
 
     #[test]

@@ -37,10 +37,11 @@ pub struct StageSection {
     /// Look for a learning rate before the stage begins; `{}` for the usual settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lr_find: Option<LrFindSection>,
-    /// Steps over which the rate rises from zero.
+    /// Steps over which the rate rises from zero; fewer than the stage has.
     #[serde(default)]
     pub warmup: u32,
-    /// Each block further from the head learns at this fraction of the rate above it.
+    /// Each block further from the head learns at this fraction of the rate above it; blocks are those of timm's groups, a last
+    /// norm or convolution with the block before it, and VGG's between poolings.
     #[serde(default = "one")]
     pub layer_decay: f64,
     /// The smallest fraction of the rate that `layer_decay` comes to.

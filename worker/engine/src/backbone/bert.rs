@@ -23,6 +23,6 @@ fn build(b: &mut Builder, _: Same) -> (Vec<Unit>, usize) {
     let (mut units, shape) = encoder(b, &BERT, BASE);
     units.push(Unit::new("pool", Pool::First));
     let pooler = Sequential::default().with(b.linear("pooler.dense", (shape.hidden, shape.hidden)));
-    units.push(Unit { name: "pooler".into(), layer: pooler.with(Activation(Act::Tanh)) });
+    units.push(Unit::of("pooler", pooler.with(Activation(Act::Tanh))));
     (units, shape.hidden)
 }

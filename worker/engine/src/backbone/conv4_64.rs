@@ -27,7 +27,7 @@ fn build(b: &mut Builder, same: Same) -> (Vec<Unit>, usize) {
         let conv = b.conv(&format!("{name}.conv"), (cin, CHANNELS), 3, 1, same.or(1));
         let norm = b.norm(&format!("{name}.norm"), CHANNELS).act(Act::Relu);
         let layer = conv_norm(Sequential::default(), conv, norm).with(MaxPool { k: 2, stride: 2, pad: 0 });
-        units.push(Unit { name, layer });
+        units.push(Unit::of(name, layer));
         (cin, side) = (CHANNELS, side / 2);
     }
     units.push(Unit::new("pool", FlattenChannels));

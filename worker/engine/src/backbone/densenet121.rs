@@ -25,7 +25,7 @@ fn build(b: &mut Builder, same: Same) -> (Vec<Unit>, usize) {
     let conv = b.conv("features.conv0", (3, 64), 7, 2, same.or(3));
     let stem = conv_norm(Sequential::default(), conv, b.norm("features.norm0", 64).act(Act::Relu));
     let stem = stem.with(MaxPool { k: 3, stride: 2, pad: 1 });
-    let mut units = vec![Unit { name: "stem".into(), layer: stem }];
+    let mut units = vec![Unit::of("stem", stem)];
     let mut c = 64;
     for (block, depth) in DEPTHS.into_iter().enumerate() {
         for layer in 0..depth {
@@ -40,11 +40,11 @@ fn build(b: &mut Builder, same: Same) -> (Vec<Unit>, usize) {
                 .with(b.norm(&format!("{name}.norm"), c).act(Act::Relu))
                 .with(b.conv(&format!("{name}.conv"), (c, c / 2), 1, 1, same.or(0)))
                 .with(AvgPool::Sliding { k: 2, stride: 2, pad: Padding::Symmetric(0), counts_border: true });
-            units.push(Unit { name, layer });
+            units.push(Unit::of(name, layer).joined());
             c /= 2;
         }
     }
-    units.push(Unit::new("features.norm5", b.norm("features.norm5", c).act(Act::Relu)));
+    units.push(Unit::new("features.norm5", b.norm("features.norm5", c).act(Act::Relu)).joined());
     units.push(Unit::new("pool", GlobalAvgPool));
     (units, c)
 }

@@ -35,7 +35,7 @@ fn build(b: &mut Builder, _: Same) -> (Vec<Unit>, usize) {
     units.push(Unit::new("pool", Pool::First));
     if shape.pre_classifier {
         let dense = Sequential::default().with(b.linear("pre_classifier", (shape.hidden, shape.hidden)));
-        units.push(Unit { name: "pre_classifier".into(), layer: dense.with(Activation(Act::Relu)) });
+        units.push(Unit::of("pre_classifier", dense.with(Activation(Act::Relu))));
     }
     (units, shape.hidden)
 }

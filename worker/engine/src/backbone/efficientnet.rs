@@ -72,7 +72,7 @@ impl Variant {
     /// Appends the network to `units`.
     pub(super) fn build(&self, b: &mut Builder, mut units: Vec<Unit>) -> (Vec<Unit>, usize) {
         let stem = self.conv(b, self.stem, (3, 32), (3, 2), Act::Silu);
-        units.push(Unit { name: self.stem[0].into(), layer: stem });
+        units.push(Unit::of(self.stem[0], stem));
         let (mut cin, mut number) = (32, 0);
         for (stage, (expand, k, first, cout, repeats)) in STAGES.into_iter().enumerate() {
             for index in 0..repeats {
@@ -86,12 +86,12 @@ impl Variant {
                 } else {
                     body
                 };
-                units.push(Unit { name: names.unit, layer });
+                units.push(Unit::of(names.unit, layer));
                 (cin, number) = (cout, number + 1);
             }
         }
         let top = self.conv(b, self.top, (cin, 1280), (1, 1), Act::Silu);
-        units.push(Unit { name: self.top[0].into(), layer: top });
+        units.push(Unit::of(self.top[0], top).joined());
         units.push(Unit::new("pool", GlobalAvgPool));
         (units, 1280)
     }

@@ -41,14 +41,14 @@ impl Wanted<'_> {
         for (i, wide) in head.hidden.iter().map(|h| *h as usize).enumerate() {
             let name = format!("{prefix}head.{i}");
             let layers = hidden(b, head, &name, (width, wide));
-            units.push(Unit { name, layer: drop(layers) });
+            units.push(Unit::of(name, drop(layers)));
             width = wide;
         }
         if outputs > 0 {
             let before = if head.hidden.is_empty() { drop(Sequential::default()) } else { Sequential::default() };
             let name = format!("{prefix}{classifier}");
             let layer = before.with(output(b, &name, (width, outputs)));
-            units.push(Unit { name, layer });
+            units.push(Unit::of(name, layer));
         }
         (units, width)
     }

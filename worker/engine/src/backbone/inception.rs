@@ -49,16 +49,18 @@ pub(super) fn conv(b: &mut Builder, name: &str, cin: usize, conv: Conv) -> Seque
 
 /// The five convolutions that both networks begin with, 192 channels at an eighth of the size.
 pub(super) fn stem(b: &mut Builder, names: [&str; 5]) -> Vec<Unit> {
+    // Whether the image is halved behind it, and whether it begins a block.
     let convs = [
-        (3, valid(32, 2), false),
-        (32, valid(32, 1), false),
-        (32, square(64, 3), true),
-        (64, square(80, 1), false),
-        (80, valid(192, 1), true),
+        (3, valid(32, 2), false, true),
+        (32, valid(32, 1), false, false),
+        (32, square(64, 3), true, false),
+        (64, square(80, 1), false, true),
+        (80, valid(192, 1), true, false),
     ];
-    let unit = |(name, (cin, spec, halve)): (&str, (usize, Conv, bool))| {
+    let unit = |(name, (cin, spec, halves, begins)): (&str, (usize, Conv, bool, bool))| {
         let layer = conv(b, name, cin, spec);
-        Unit { name: name.into(), layer: if halve { layer.with(HALVE) } else { layer } }
+        let unit = Unit::of(name, if halves { layer.with(HALVE) } else { layer });
+        if begins { unit } else { unit.joined() }
     };
     names.into_iter().zip(convs).map(unit).collect()
 }

@@ -28,7 +28,7 @@ fn build(b: &mut Builder) -> (Vec<Unit>, usize) {
     // The last one is not scaled, and no rectifier follows it.
     let last = ResidualBlock { scale: 1.0, act: Act::None, ..BLOCK_8 };
     units.push(Unit::new("block8", last.build(Block::new(b, "block8"))));
-    units.push(Unit { name: "conv2d_7b".into(), layer: conv(b, "conv2d_7b", 2080, square(1536, 1)) });
+    units.push(Unit::of("conv2d_7b", conv(b, "conv2d_7b", 2080, square(1536, 1))).joined());
     units.push(Unit::new("pool", GlobalAvgPool));
     (units, 1536)
 }

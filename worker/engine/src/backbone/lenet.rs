@@ -22,7 +22,7 @@ const FEATURES: usize = 500;
 fn build(b: &mut Builder, _: Same) -> (Vec<Unit>, usize) {
     let (mut units, maps) = convolutions(b);
     let dense = b.linear("fc1", (maps, FEATURES));
-    units.push(Unit { name: "fc1".into(), layer: Sequential::default().with(FlattenChannels).with(dense).with(Relu) });
+    units.push(Unit::of("fc1", Sequential::default().with(FlattenChannels).with(dense).with(Relu)));
     (units, FEATURES)
 }
 
@@ -34,7 +34,7 @@ pub(super) fn convolutions(b: &mut Builder) -> (Vec<Unit>, usize) {
     for (name, cout) in [("conv1", 20), ("conv2", 50)] {
         let spec = ConvSpec { cin, cout, kernel: (KERNEL, KERNEL), stride: 1, pad, bias: true };
         let layer = Sequential::default().with(b.conv_spec(name, spec)).with(Relu);
-        units.push(Unit { name: name.into(), layer: layer.with(MaxPool { k: 2, stride: 2, pad: 0 }) });
+        units.push(Unit::of(name, layer.with(MaxPool { k: 2, stride: 2, pad: 0 })));
         (cin, side) = (cout, side.saturating_sub(KERNEL - 1) / 2);
     }
     (units, cin * side * side)

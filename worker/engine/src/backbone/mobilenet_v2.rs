@@ -24,7 +24,7 @@ fn build(b: &mut Builder, same: Same) -> (Vec<Unit>, usize) {
         b.conv("features.0.0", (3, 32), 3, 2, same.or(1)),
         b.norm("features.0.1", 32).act(Act::Relu6),
     );
-    let mut units = vec![Unit { name: "features.0".into(), layer: stem }];
+    let mut units = vec![Unit::of("features.0", stem)];
     let mut cin = 32;
     for (expand, cout, repeats, first) in BLOCKS {
         for i in 0..repeats {
@@ -34,7 +34,7 @@ fn build(b: &mut Builder, same: Same) -> (Vec<Unit>, usize) {
             units.push(if stride == 1 && cin == cout {
                 Unit::new(name, Residual { body, shortcut: Shortcut::Identity, act: Act::None })
             } else {
-                Unit { name, layer: body }
+                Unit::of(name, body)
             });
             cin = cout;
         }
@@ -44,7 +44,7 @@ fn build(b: &mut Builder, same: Same) -> (Vec<Unit>, usize) {
         b.conv("features.18.0", (320, 1280), 1, 1, same.or(0)),
         b.norm("features.18.1", 1280).act(Act::Relu6),
     );
-    units.push(Unit { name: "features.18".into(), layer: last });
+    units.push(Unit::of("features.18", last).joined());
     units.push(Unit::new("pool", GlobalAvgPool));
     (units, 1280)
 }

@@ -71,8 +71,8 @@ pub struct Backbone {
     pub blocks: bool,
     /// Builds the units up to the pooled features `[n, features]`, and says how many features there are. Layers are those of
     /// [`crate::nn`]; the first takes images `[n, side, side, 3]` of `b.given.side` pixels, tokens or strokes. A layer without
-    /// parameters goes into the unit of one that has some, or at the end into one called `pool`. Names that begin with
-    /// `head.` or with `classifier` are the head's.
+    /// parameters goes into the unit of one that has some, or at the end into one called `pool`. A unit that is no block of its
+    /// own, such as a last norm, is [`Unit::joined`]. Names that begin with `head.` or with `classifier` are the head's.
     pub build: fn(&mut Builder, Same) -> (Vec<Unit>, usize),
 }
 
@@ -185,11 +185,24 @@ pub struct Unit {
     pub name: String,
     /// What it computes.
     pub layer: Sequential,
+    /// Whether it counts with the block before it where rates fall from block to block: a last norm or convolution, or what
+    /// lies between two blocks.
+    pub joined: bool,
 }
 
 impl Unit {
     fn new(name: impl Into<String>, layer: impl Layer + 'static) -> Self {
-        Self { name: name.into(), layer: Sequential::default().with(layer) }
+        Self::of(name, Sequential::default().with(layer))
+    }
+
+    /// Of layers that stand one behind another already.
+    fn of(name: impl Into<String>, layer: Sequential) -> Self {
+        Self { name: name.into(), layer, joined: false }
+    }
+
+    /// The same, counted with the block before it.
+    fn joined(self) -> Self {
+        Self { joined: true, ..self }
     }
 
     /// Its parameters.

@@ -66,7 +66,7 @@ fn cells() -> Vec<Cell> {
 
 fn build(b: &mut Builder) -> (Vec<Unit>, usize) {
     let stem = conv_norm(Sequential::default(), b.conv("stem_conv1", (3, 32), 3, 2, NONE), norm(b, "stem_bn1", 32));
-    let mut units = vec![Unit { name: "stem".into(), layer: stem }];
+    let mut units = vec![Unit::of("stem", stem)];
     let cells = cells();
     let mut cin = 32;
     for (i, cell) in cells.iter().enumerate() {
@@ -90,7 +90,7 @@ fn build(b: &mut Builder) -> (Vec<Unit>, usize) {
         units.push(Unit::new(cell.name(), g));
         cin = cell.outputs();
     }
-    units.push(Unit { name: "pool".into(), layer: Sequential::default().with(Relu).with(GlobalAvgPool) });
+    units.push(Unit::of("pool", Sequential::default().with(Relu).with(GlobalAvgPool)));
     (units, cin)
 }
 

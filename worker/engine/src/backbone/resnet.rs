@@ -60,7 +60,7 @@ pub(super) fn imagenet(b: &mut Builder, same: Same, block: Block, depths: [usize
     let stem =
         conv_norm(Sequential::default(), b.conv("conv1", (3, 64), 7, 2, same.or(3)), b.norm("bn1", 64).act(Act::Relu));
     let stem = stem.with(MaxPool { k: 3, stride: 2, pad: 1 });
-    let mut units = vec![Unit { name: "stem".into(), layer: stem }];
+    let mut units = vec![Unit::of("stem", stem)];
     let mut cin = 64;
     for (layer, depth) in depths.into_iter().enumerate() {
         let cout = (64 << layer) * if block == Block::Bottleneck { 4 } else { 1 };
@@ -76,7 +76,7 @@ pub(super) fn imagenet(b: &mut Builder, same: Same, block: Block, depths: [usize
             };
             let build = if block == Block::Bottleneck { bottleneck } else { basic_block };
             let layer = build(b, &name, (cin, cout), stride, same, shortcut);
-            units.push(Unit { name, layer });
+            units.push(Unit::of(name, layer));
             cin = cout;
         }
     }
@@ -90,14 +90,14 @@ pub(super) fn cifar(b: &mut Builder, same: Same, depth: usize, widths: [usize; 3
     let [mut cin, _, features] = widths;
     let (conv, norm) = (b.conv("conv1", (3, cin), 3, 1, same.or(1)), b.norm("bn1", cin));
     let stem = conv_norm(Sequential::default(), conv, norm.act(Act::Relu));
-    let mut units = vec![Unit { name: "stem".into(), layer: stem }];
+    let mut units = vec![Unit::of("stem", stem)];
     for (layer, cout) in widths.into_iter().enumerate() {
         for block in 0..depth {
             let name = format!("layer{}.{block}", layer + 1);
             let (stride, shortcut) =
                 if cin == cout { (1, Shortcut::Identity) } else { (2, Shortcut::Subsample { channels: cout }) };
             let layer = basic_block(b, &name, (cin, cout), stride, same, shortcut);
-            units.push(Unit { name, layer });
+            units.push(Unit::of(name, layer));
             cin = cout;
         }
     }

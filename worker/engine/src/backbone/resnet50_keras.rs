@@ -22,7 +22,7 @@ const DEPTHS: [usize; 4] = [3, 4, 6, 3];
 
 fn build(b: &mut Builder) -> (Vec<Unit>, usize) {
     let stem = conv(b, "conv1", (3, 64), (7, 2), Act::Relu).with(MaxPool { k: 3, stride: 2, pad: 1 });
-    let mut units = vec![Unit { name: "stem".into(), layer: stem }];
+    let mut units = vec![Unit::of("stem", stem)];
     let mut cin = 64;
     for (stage, depth) in DEPTHS.into_iter().enumerate() {
         let width = 64 << stage;

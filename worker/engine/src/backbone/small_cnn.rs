@@ -21,7 +21,7 @@ fn build(b: &mut Builder, same: Same) -> (Vec<Unit>, usize) {
         let name = format!("block{i}");
         let conv = b.conv(&format!("{name}.conv"), (cin, cout), 3, stride, same.or(1));
         let layer = conv_norm(Sequential::default(), conv, b.norm(&format!("{name}.norm"), cout).act(Act::Relu));
-        units.push(Unit { name, layer });
+        units.push(Unit::of(name, layer));
         cin = cout;
     }
     units.push(Unit::new("pool", GlobalAvgPool));

@@ -24,15 +24,15 @@ pub(super) fn build(b: &mut Builder, depths: [usize; 5]) -> (Vec<Unit>, usize) {
             (cin, at) = (cout, at + 2);
         }
         layer = layer.with(MaxPool { k: 2, stride: 2, pad: 0 });
-        units.push(Unit { name: format!("block{}", block + 1), layer });
+        units.push(Unit::of(format!("block{}", block + 1), layer));
         at += 1;
     }
     let grid = Sequential::default().with(AvgPool::Grid(GRID)).with(FlattenChannels);
-    units.push(Unit { name: "grid".into(), layer: grid });
+    units.push(Unit::of("grid", grid));
     let mut width = cin * GRID * GRID;
     for (i, name) in ["classifier.0", "classifier.3"].into_iter().enumerate() {
         let dense = Sequential::default().with(b.linear(name, (width, 4096))).with(Relu);
-        units.push(Unit { name: name.into(), layer: dense.with(Dropout { p: 0.5, site: SITE + i as u32 }) });
+        units.push(Unit::of(name, dense.with(Dropout { p: 0.5, site: SITE + i as u32 })));
         width = 4096;
     }
     (units, width)

@@ -56,7 +56,7 @@ fn build(b: &mut Builder, _: Same) -> (Vec<Unit>, usize) {
     }
     // Rows are normalised one by one: only that of the class is needed.
     let norm = Sequential::default().with(Pool::First).with(b.layer_norm("norm", WIDTH, EPS));
-    units.push(Unit { name: "norm".into(), layer: norm });
+    units.push(Unit::of("norm", norm).joined());
     (units, WIDTH)
 }
 

@@ -40,7 +40,8 @@ pub fn selection(epochs: &[(u32, &BTreeMap<String, f64>)], model: Option<u32>, u
     };
     let known = CRITERIA.iter().filter_map(|(name, more)| line(name, name, *more));
     // A job may go by one of its tasks.
-    let own = used.filter(|name| name.starts_with("tasks.")).and_then(|name| line(name, name, !name.ends_with(".loss")));
+    let own =
+        used.filter(|name| name.starts_with("tasks.")).and_then(|name| line(name, name, !name.ends_with(".loss")));
     let model = epochs.iter().find(|(epoch, _)| model == Some(*epoch)).map(|(epoch, values)| Picked {
         criterion: MODEL.into(),
         epoch: *epoch,

@@ -79,7 +79,7 @@ use packs::Way;
 pub use patches::Patches;
 pub use pixelwise::{FlattenChannels, Normalize, Scale};
 pub use pool::{GlobalAvgPool, MaxPool};
-pub use sequence::{Pool, Ragged};
+pub use sequence::{DRAW_BITS, Pool, Ragged};
 pub(crate) use store::Given;
 pub use store::{BufferId, Builder, Entry, Fill, Gradients, Layout, OWN, Own, ParamId, Store};
 

@@ -11,6 +11,12 @@ mod placed;
 use super::{Array, Gradients, Layer, Pass, Saved, Tape, array, host};
 use crate::{Error, Result};
 
+/// Bits of the place of a row in its sample.
+const ROW_BITS: u32 = 16;
+
+/// Bits of a draw's number that rows of it keep: what tells draws apart lies in these.
+pub const DRAW_BITS: u32 = u64::BITS - ROW_BITS;
+
 /// How the packed rows belong to samples.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ragged {
@@ -62,9 +68,9 @@ impl Ragged {
 
     /// A draw for each packed row, made of that of its sample and its place in it: for layers that take a row for a
     /// sample, so that what they drop does not depend on what else is in the batch. Empty where nothing is dropped.
-    pub(super) fn draws(&self, pass: &Pass<'_>) -> Vec<u64> {
+    pub(crate) fn draws(&self, pass: &Pass<'_>) -> Vec<u64> {
         let draws = pass.dropout.map(|d| d.draws).unwrap_or_default();
-        draws.iter().zip(&self.lengths).flat_map(|(d, t)| (0..*t as u64).map(move |row| d << 16 | row)).collect()
+        draws.iter().zip(&self.lengths).flat_map(|(d, t)| (0..*t as u64).map(move |row| d << ROW_BITS | row)).collect()
     }
 
     fn gather(&self, framed: &[f32], c: usize) -> Vec<f32> {

@@ -15,7 +15,7 @@ use crate::{
     backbone::Unit,
     eval,
     modifier::{self, Mix},
-    nn::{DropoutDraw, Flat, Gradients, Grains, Packs, Pass, Store, Taker, Tape, host, tensor},
+    nn::{DRAW_BITS, DropoutDraw, Flat, Gradients, Grains, Packs, Pass, Store, Taker, Tape, host, tensor},
     num::rng::Philox,
 };
 
@@ -29,6 +29,9 @@ pub(super) struct GrainSums {
     /// By task, where there are several.
     pub tasks: Vec<TaskSums>,
 }
+
+/// The bit by which draws of a second network are told apart.
+pub(super) const SECOND: u64 = 1 << (DRAW_BITS - 1);
 
 /// A sample and the id of this draw of it.
 pub(super) type Draw = (usize, u64);
@@ -142,7 +145,7 @@ impl Step<'_> {
 
         // A second network has its own draws of dropout: of numbers that no draw of a sample has.
         let other_ids = halves.as_ref().map(|halves| halves.of(&all)).unwrap_or_default();
-        let other_ids: Vec<u64> = other_ids.iter().map(|id| id ^ (1 << 62)).collect();
+        let other_ids: Vec<u64> = other_ids.iter().map(|id| id ^ SECOND).collect();
         let dropout = Some(DropoutDraw { rng, draws: &other_ids });
         let other_pass = Pass { dropout, ..pass };
         let mut other_tape = Tape::default();

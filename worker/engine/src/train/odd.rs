@@ -1,19 +1,24 @@
-//! What a look at a job says of parts that do nothing, or that are dearer than they look, or that do too little.
+//! What a look at a job says of parts that do nothing, or that are dearer than they look, or that do too little; it refuses
+//! what cannot be meant.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tl_proto::spec::{JobSpec, MAIN, Params, TOWER};
+use tl_proto::spec::{JobSpec, MAIN, Params, StageSection, TOWER};
 
 use super::{net::Net, origin::Source, stage::Stage};
 use crate::{
-    Result,
+    Error, Result,
     backbone::TaskHead,
+    data::sampler::{grain, grains_of},
     modifier,
     nn::{ParamId, Store},
 };
 
 /// The most of an average, at the end of a stage, that may be what the first step came to.
 const MUCH: f64 = 0.1;
+
+/// One of so many samples of a step may stay as it is where samples are mixed.
+const FEW: usize = 8;
 
 /// Every parameter that some stage trains.
 pub(super) fn trained(net: &Net, store: &Store, spec: &JobSpec) -> Result<BTreeSet<ParamId>> {
@@ -100,4 +105,72 @@ pub(super) fn lagging(modifiers: &BTreeMap<String, Params>, stage: &str, steps: 
          train for longer",
         100.0 * held
     ))
+}
+
+/// Of a stage of so many steps at most, that its rate still rises for half of them or more.
+///
+/// # Errors
+/// It would rise to the end: the stage's rate is never reached.
+pub(super) fn warm_up(stage: &StageSection, steps: u64) -> Result<Option<String>> {
+    let (name, warmup) = (&stage.name, u64::from(stage.warmup));
+    if steps > 0 && warmup >= steps {
+        return Err(Error::user(
+            format!("stage `{name}` warms up for {warmup} steps and has {steps}"),
+            "lower `warmup`: its rate would never be reached",
+        ));
+    }
+    let most = warmup > 0 && 2 * warmup >= steps && steps > 0;
+    Ok(most.then(|| {
+        format!("stage `{name}` warms up for {warmup} of its {steps} steps: lower `warmup`, or train for longer")
+    }))
+}
+
+/// Samples of a full step that a job which mixes them leaves as they are: of an odd number in a grain, the one in the middle
+/// is its own mirror image.
+pub(super) fn unmixed(modifiers: &BTreeMap<String, Params>, n: usize, batch: usize, grains: usize) -> Option<String> {
+    let mixes = |name: &&String| modifier::find(name).is_some_and(|m| m.mix.is_some());
+    let name = modifiers.keys().find(mixes)?;
+    let step = n.min(batch);
+    let count = grains_of(step, batch, grains);
+    let alone = (0..count).filter(|s| grain(step, count, *s).len() % 2 == 1).count();
+    (alone * FEW > step).then(|| {
+        format!(
+            "`modifiers.{name}` leaves {alone} of the {step} samples of a step as they are: each is mixed with another of its \
+             grain, and in a grain of an odd number one is left; choose `data.grains` so that grains have even numbers"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warm_up_as_long_as_its_stage_is_refused_and_half_as_long_is_told() {
+        let of = |warmup, steps| warm_up(&StageSection { warmup, ..StageSection::new("s", 1, &["*"], 0.1) }, steps);
+        for warmup in [10, 500] {
+            let Err(Error::User { message, hint }) = of(warmup, 10) else { panic!("{warmup}") };
+            assert_eq!(message, format!("stage `s` warms up for {warmup} steps and has 10"));
+            assert!(hint.contains("lower `warmup`"), "{hint}");
+        }
+        let told = [0, 4, 5, 9].map(|warmup| of(warmup, 10).unwrap().is_some());
+        assert_eq!(told, [false, false, true, true]);
+        // A stage that only searches for a rate has no steps.
+        assert_eq!((of(0, 0).unwrap(), of(3, 0).unwrap()), (None, None));
+    }
+
+    #[test]
+    fn samples_that_have_nothing_to_be_mixed_with_are_told() {
+        let of = |name: &str, n, batch, grains| unmixed(&[(name.to_owned(), Params::new())].into(), n, batch, grains);
+        // Threes: a third.
+        let said = of("mixup", 100, 24, 8).unwrap();
+        assert!(said.starts_with("`modifiers.mixup` leaves 8 of the 24 samples"), "{said}");
+        // Grains of one and of two.
+        assert!(of("cutmix", 100, 12, 8).unwrap().contains("leaves 4 of the 12"));
+        // Of few samples, the only step.
+        assert!(of("mixup", 6, 24, 8).unwrap().contains("leaves 2 of the 6"));
+        for (name, batch, grains) in [("mixup", 32, 8), ("mixup", 8, 4), ("mixup", 81, 9), ("ema", 24, 8)] {
+            assert_eq!(of(name, 100, batch, grains), None, "{name} {batch}");
+        }
+    }
 }

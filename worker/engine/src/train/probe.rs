@@ -207,6 +207,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     warnings.extend(odd::untaught(&net, spec, &trained));
     warnings.extend(odd::idle_holds(&net, spec, &trained).filter(|_| !on_trust));
     warnings.extend(odd::importance(spec, opened.source.as_ref()));
+    warnings.extend(odd::unmixed(&spec.modifiers, n, batch, grains));
     warnings.extend(opened.parts().filter_map(Samples::passed_over));
     warnings.extend(few.and_then(Few::warning));
     warnings.extend(few.and_then(Few::scarce));
@@ -258,6 +259,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
         }
         warnings.extend(tasks::warning(spec, objective, &stage, &s.name));
         let steps = u64::from(s.epochs) * steps_per_epoch(n, batch) as u64;
+        warnings.extend(odd::warm_up(s, steps)?);
         warnings.extend(odd::lagging(&spec.modifiers, &s.name, steps));
         if stage.cut + 1 == net.network.units.len() && (objective.features)(&spec.objective) {
             warnings.push(format!(

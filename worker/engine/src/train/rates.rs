@@ -87,15 +87,117 @@ fn by_rule(
     trained.iter().map(rate).collect()
 }
 
-/// How many blocks each parameter is away from the head. A unit without parameters, such as the pooling, is no step.
+/// How many blocks each parameter is away from the head. A unit without parameters, such as the pooling, is no step, and one
+/// that is joined to the block before it none of its own.
 fn depths(net: &Net, store: &Store) -> Vec<usize> {
     let mut depth = vec![0; store.params.len()];
     for network in net.all().map(|net| &net.network) {
-        let mut blocks = 0;
-        for params in (0..network.head).rev().map(|u| network.unit_params(u)) {
-            blocks += usize::from(!params.is_empty());
-            params.iter().for_each(|p| depth[p.0] = blocks);
+        let mut above = 0;
+        for unit in network.units[..network.head].iter().rev() {
+            let params = unit.params();
+            params.iter().for_each(|p| depth[p.0] = above + 1);
+            above += usize::from(!params.is_empty() && !unit.joined);
         }
     }
     depth
+}
+
+#[cfg(test)]
+mod tests {
+    use tl_proto::spec::ModelSection;
+
+    use super::*;
+
+    /// What power of the decay `param_groups_layer_decay` of timm 1.0.31 gives a parameter: by `group_parameters(model,
+    /// model.group_matcher(coarse=False))`, counted down from the group of the classifier, with our names of the tensors.
+    /// DenseNet's last norm is in that group there, having no other, and with the last layer here.
+    const TIMM: [(&str, &[(&str, usize)]); 6] = [
+        (
+            "vit_s16",
+            &[
+                ("head.weight", 0),
+                ("norm.weight", 1),
+                ("blocks.11.mlp.fc2.weight", 1),
+                ("blocks.10.attn.qkv.weight", 2),
+                ("blocks.0.norm1.weight", 12),
+                ("patch_embed.proj.weight", 13),
+                ("cls_token", 13),
+                ("pos_embed", 13),
+            ],
+        ),
+        (
+            "resnet18",
+            &[
+                ("fc.weight", 0),
+                ("layer4.1.conv2.weight", 1),
+                ("layer2.0.downsample.0.weight", 6),
+                ("layer1.0.conv1.weight", 8),
+                ("bn1.weight", 9),
+                ("conv1.weight", 9),
+            ],
+        ),
+        (
+            "mobilenet_v2",
+            &[
+                ("classifier.1.weight", 0),
+                ("features.18.1.weight", 1),
+                ("features.18.0.weight", 1),
+                ("features.17.conv.0.0.weight", 1),
+                ("features.16.conv.0.0.weight", 2),
+                ("features.2.conv.0.0.weight", 16),
+                ("features.0.0.weight", 18),
+            ],
+        ),
+        (
+            "efficientnet_b0",
+            &[
+                ("classifier.1.weight", 0),
+                ("features.8.0.weight", 1),
+                ("features.7.0.block.0.0.weight", 1),
+                ("features.6.3.block.0.0.weight", 2),
+                ("features.1.0.block.0.0.weight", 16),
+                ("features.0.0.weight", 17),
+            ],
+        ),
+        (
+            "densenet121",
+            &[
+                ("classifier.weight", 0),
+                ("features.denseblock4.denselayer16.conv2.weight", 1),
+                ("features.denseblock4.denselayer1.conv1.weight", 16),
+                ("features.transition3.conv.weight", 17),
+                ("features.denseblock3.denselayer24.conv1.weight", 17),
+                ("features.transition1.norm.weight", 53),
+                ("features.denseblock1.denselayer6.conv1.weight", 53),
+                ("features.conv0.weight", 59),
+            ],
+        ),
+        (
+            "inception_v3",
+            &[
+                ("fc.weight", 0),
+                ("Mixed_7c.branch1x1.conv.weight", 1),
+                ("Mixed_5b.branch1x1.conv.weight", 11),
+                ("Conv2d_4a_3x3.conv.weight", 12),
+                ("Conv2d_3b_1x1.conv.weight", 12),
+                ("Conv2d_2b_3x3.conv.weight", 13),
+                ("Conv2d_2a_3x3.conv.weight", 13),
+                ("Conv2d_1a_3x3.conv.weight", 13),
+            ],
+        ),
+    ];
+
+    #[test]
+    fn rates_fall_from_block_to_block_as_timms_do() {
+        for (backbone, powers) in TIMM {
+            let model = ModelSection { backbone: backbone.into(), ..ModelSection::default() };
+            let net = Net::build(&model, &["a".into(), "b".into()], false, 0, &BTreeMap::new()).unwrap();
+            let params = &net.network.initial.params;
+            let depth = depths(&net, &net.network.initial);
+            let of = |name: &str| Some(depth[params.iter().position(|e| e.name == name)?]);
+            let got: Vec<_> = powers.iter().map(|(name, _)| (*name, of(name))).collect();
+            let want: Vec<_> = powers.iter().map(|(name, power)| (*name, Some(*power))).collect();
+            assert_eq!(got, want, "{backbone}");
+        }
+    }
 }

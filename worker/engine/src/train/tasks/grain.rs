@@ -16,7 +16,7 @@ use crate::{
     data::sampler::grain,
     eval,
     modifier::Mix,
-    nn::{DropoutDraw, Gradients, Grains, Layout, ParamId, Pass, Store, Tape, host, tensor},
+    nn::{DRAW_BITS, DropoutDraw, Gradients, Grains, Layout, ParamId, Pass, Store, Tape, host, tensor},
     num::rng::Philox,
     objective::Objective,
     train::{
@@ -27,8 +27,13 @@ use crate::{
     },
 };
 
-/// Draws of tasks are told apart by the highest bits of their numbers.
-const TASK_BITS: u32 = 56;
+/// Draws of tasks are told apart by the highest bits of their numbers that rows of sequences keep.
+const TASK_BITS: u32 = DRAW_BITS - 8;
+
+/// The number of a draw for the task `t` of those with samples of their own.
+fn marked(number: u64, t: usize) -> u64 {
+    number ^ ((t as u64 + 1) << TASK_BITS)
+}
 
 /// Rows of a grain that a head looks at.
 struct Part {
@@ -127,7 +132,7 @@ impl<'a> Step<'a> {
             let (samples, rounds, numbers) = own.of_grain(&self.drawn(own, slots, count), (s, count));
             inputs.push(theirs.batch(store, &samples, &rounds, mix.as_ref())?);
             let at = ids.len()..ids.len() + samples.len();
-            ids.extend(numbers.iter().map(|number| number ^ ((t as u64 + 1) << TASK_BITS)));
+            ids.extend(numbers.iter().map(|number| marked(*number, t)));
             parts.push(Part { at, labels: of(&task.labels[0], &samples) });
         }
         let x = match inputs.len() {
@@ -254,5 +259,25 @@ fn joined_rows(parts: &[Part], below: &[Tensor], only: Option<usize>) -> Result<
     match &filled[..] {
         [one] => Ok(one.contiguous()?),
         all => Ok(Tensor::cat(all, 0)?.contiguous()?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::{
+        nn::{Builder, Ragged},
+        train::grain::SECOND,
+    };
+
+    #[test]
+    fn rows_of_what_draws_by_the_same_numbers_are_told_apart() {
+        let draws = [7, 8].map(|k| [k, marked(k, 0), marked(k, 1), k ^ SECOND]).concat();
+        let (store, rng) = (Builder::new(1).store, Philox::new(1, "dropout"));
+        let pass = Pass { dropout: Some(DropoutDraw { rng, draws: &draws }), ..Pass::eval(&store) };
+        let rows = Ragged { lengths: vec![3; draws.len()], room: 3 }.draws(&pass);
+        assert_eq!((rows.len(), rows.iter().collect::<BTreeSet<_>>().len()), (24, 24));
     }
 }
