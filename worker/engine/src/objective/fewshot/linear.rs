@@ -97,7 +97,7 @@ impl Problem<'_> {
 
     fn vector(&self, at: Vec<f64>) -> Vector {
         let (n, way) = (self.labels.len(), self.way);
-        let mut to = vec![0.0; at.len()];
+        let mut to = vec![0.0_f64; at.len()];
         for (i, to) in to[..n * way].chunks_exact_mut(way).enumerate() {
             for (k, own) in self.products[i * n..(i + 1) * n].iter().zip(at.chunks_exact(way)) {
                 to.iter_mut().zip(own).for_each(|(t, c)| *t += k * c);
@@ -125,7 +125,7 @@ impl Problem<'_> {
 
     /// `errors` by shown sample and class, with the penalty on `x` and followed by their sums by class.
     fn pulled(&self, mut errors: Vec<f64>, x: &Vector) -> Vector {
-        let mut sums = vec![0.0; self.way];
+        let mut sums = vec![0.0_f64; self.way];
         errors.chunks_exact(self.way).for_each(|row| sums.iter_mut().zip(row).for_each(|(s, e)| *s += e));
         errors.iter_mut().zip(&x.at).for_each(|(e, x)| *e += self.penalty * x);
         errors.extend(sums);
