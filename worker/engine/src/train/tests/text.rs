@@ -144,7 +144,8 @@ fn texts_that_are_read_in_part_are_told_in_a_plan_in_the_run_and_in_its_report()
     assert!(told(9).is_empty());
     let said = told(8);
     assert_eq!(said.len(), 2);
-    let wanted = "8 of 32 texts of `data.train` that were looked at have more than the 8 tokens that are read of each, up to 9";
+    let wanted =
+        "8 of 32 texts of `data.train` that were looked at have more than the 8 tokens that are read of each, up to 9";
     assert!(said[0].starts_with(wanted) && said[0].contains("`model.input`"), "{said:?}");
 }
 
