@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# tests/gpu/pack.sh [FOLDER]: builds what tests/gpu/run.sh tries on a machine with a GPU, and leaves it in FOLDER/tl-gpu.tar.gz
-# (target/gpu without it). It needs what the build needs, Rust and a C compiler; no GPU, no CUDA. There:
+# tests/gpu/pack.sh [FOLDER]: builds what tests/gpu/run.sh tries on a machine with a GPU, and leaves it in FOLDER/tl-gpu.tar.xz
+# (target/gpu without it). It needs what the build needs, Rust and a C compiler, and xz; no GPU, no CUDA. There:
 #
-#   tar xzf tl-gpu.tar.gz && tl-gpu/run.sh gpu.json
+#   tar xJf tl-gpu.tar.xz && tl-gpu/run.sh gpu.json
 #
+# or, without an xz there, `python3 -m tarfile -e tl-gpu.tar.xz` first.
 # That machine's C library has to be this one's age or newer. Photos and weights are those of TL_TEST_DATA, or of ../shared/data
 # beside the checkout; `none` goes without them, and so does a machine that has none. What is packed may have 57 MiB at most, so
 # that it can be carried with a checkout beside it. An NCCL that lets two ranks share a GPU does not fit: TL_NCCL of run.sh names
@@ -16,6 +17,10 @@ packages=(
   -p tl-worker -p tl-client -p tl-engine -p nccl-rs -p tl-tests -p tl-bench
   --features "tl-worker/cuda,tl-client/cuda,tl-engine/cuda,tl-tests/cuda,tl-bench/cuda"
 )
+command -v xz >/dev/null || {
+  echo "xz is missing: install xz-utils" >&2
+  exit 1
+}
 data=$(realpath -m "${TL_TEST_DATA:-../shared/data}")
 rm -rf "$folder/tl-gpu"
 mkdir -p "$folder/tl-gpu"
@@ -49,10 +54,11 @@ else
   echo "without photos and weights, which are not in $data" >&2
 fi
 git describe --always --dirty --abbrev=40 --exclude '*' >"$folder/tl-gpu/commit"
-tar czf "$folder/tl-gpu.tar.gz" -C "$folder" tl-gpu
+# gzip would leave a third more, which is too much.
+tar cf - -C "$folder" tl-gpu | xz -T0 >"$folder/tl-gpu.tar.xz"
 ls -l "$folder/tl-gpu"
-size=$(($(wc -c <"$folder/tl-gpu.tar.gz") >> 20))
-echo "$folder/tl-gpu.tar.gz: $size MiB"
+size=$(($(wc -c <"$folder/tl-gpu.tar.xz") >> 20))
+echo "$folder/tl-gpu.tar.xz: $size MiB"
 if [ "$size" -ge "$most" ]; then
   echo "that is more than $most MiB" >&2
   exit 1
