@@ -225,6 +225,18 @@ async function confusions() {
   }
 }
 
+// Classes beyond which their matrix is more than a page can draw.
+const DRAWN_CLASSES = 1000;
+
+// What true classes were predicted as, row by row: as a report of few classes has it, or from the cells that are not zero.
+function matrix(confusion) {
+  if (Array.isArray(confusion)) return confusion;
+  const { classes, cells } = confusion;
+  const rows = Array.from({ length: classes }, () => new Array(classes).fill(0));
+  for (const [truth, said, n] of cells) rows[truth][said] = n;
+  return rows;
+}
+
 async function confusion(name, evaluation) {
   const names = evaluation.classes.map((c) => c.class);
   const [cell, title, chart] = ["div", "h2", "div"].map((tag) => document.createElement(tag));
@@ -232,6 +244,10 @@ async function confusion(name, evaluation) {
   chart.className = "chart";
   cell.append(title, chart);
   byId("confusions").append(cell);
+  if (names.length > DRAWN_CLASSES) {
+    chart.textContent = `${names.length} classes: report.txt names those that were confused most.`;
+    return;
+  }
   const axes = layout();
   axes.xaxis.title.text = "predicted";
   axes.yaxis = { ...axes.yaxis, title: { text: "true" }, autorange: "reversed" };
@@ -239,7 +255,7 @@ async function confusion(name, evaluation) {
   // From the colour of the page to that of links: none is none, in the dark too.
   const colorscale = ["--panel", "--link"].map((name, i) => [i, resolved(style, name)]);
   const texttemplate = names.length <= 20 ? "%{z}" : "";
-  const z = evaluation.confusion;
+  const z = matrix(evaluation.confusion);
   const map = { type: "heatmap", x: names, y: names, z, colorscale, texttemplate, showscale: false };
   await Plotly.react(chart, [map], axes, SHOWN);
 }

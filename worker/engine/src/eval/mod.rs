@@ -1,6 +1,7 @@
 //! What a model is worth: accuracy, per-class figures and the confusion matrix, as JSON and as text; and what can be said
 //! of it in a domain without labels.
 
+pub mod confusion;
 pub mod density;
 mod matrix;
 mod pca;
@@ -11,6 +12,7 @@ pub mod softened;
 
 use std::fmt::Write as _;
 
+use confusion::Confusion;
 use serde::{Deserialize, Serialize};
 use tl_proto::spec::{EpisodeShape, EpisodesSection};
 
@@ -53,8 +55,8 @@ pub struct Evaluation {
     pub loss: f64,
     /// By class.
     pub classes: Vec<ClassFigures>,
-    /// Rows are true classes, columns predicted ones.
-    pub confusion: Vec<Vec<usize>>,
+    /// Which of them were taken for which.
+    pub confusion: Confusion,
     /// Where it was judged by few-shot episodes: these have no classes in common.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub episodes: Option<Episodes>,
@@ -84,18 +86,22 @@ impl Evaluation {
     /// Folds outcomes, in index order.
     pub fn new(classes: &[String], outcomes: &[Outcome]) -> Self {
         let k = classes.len();
-        let mut confusion = vec![vec![0; k]; k];
-        outcomes.iter().for_each(|o| confusion[o.label][o.predicted] += 1);
+        let confusion = Confusion::of(k, outcomes.iter().map(|o| (o.label, o.predicted)));
+        let [mut hits, mut supports, mut predicted] = [(); 3].map(|()| vec![0_usize; k]);
+        for [label, said, n] in confusion.cells() {
+            supports[*label] += n;
+            predicted[*said] += n;
+            hits[*label] += if label == said { *n } else { 0 };
+        }
         let ratio = |a: usize, b: usize| if b == 0 { 0.0 } else { a as f64 / b as f64 };
         let figures = |c: usize| {
-            let hit = confusion[c][c];
-            let support = confusion[c].iter().sum();
-            let precision = ratio(hit, confusion.iter().map(|row| row[c]).sum());
+            let (hit, support) = (hits[c], supports[c]);
+            let precision = ratio(hit, predicted[c]);
             let recall = ratio(hit, support);
             let f1 = if hit == 0 { 0.0 } else { 2.0 * precision * recall / (precision + recall) };
             ClassFigures { class: classes[c].clone(), precision, recall, f1, support }
         };
-        let right = (0..k).map(|c| confusion[c][c]).sum();
+        let right = hits.iter().sum();
         let loss = outcomes.iter().map(|o| o.loss).sum::<f64>() / outcomes.len().max(1) as f64;
         Self {
             samples: outcomes.len(),
@@ -126,7 +132,7 @@ impl Evaluation {
             accuracy,
             loss,
             classes: Vec::new(),
-            confusion: Vec::new(),
+            confusion: Confusion::default(),
             episodes: Some(Episodes { count: outcomes.len(), shape, interval }),
         }
     }
@@ -141,7 +147,7 @@ impl Evaluation {
 
     /// Where samples have no classes: what part of so many was right.
     pub fn without_classes(samples: usize, accuracy: f64) -> Self {
-        Self { samples, accuracy, loss: 0.0, classes: Vec::new(), confusion: Vec::new(), episodes: None }
+        Self { samples, accuracy, ..Self::default() }
     }
 
     /// The report as people read it.
@@ -178,11 +184,8 @@ impl Evaluation {
         if absent > 0 {
             let _ = writeln!(out, "{absent} of {all} classes have no samples here; the macro mean is of the others");
         }
-        let _ = writeln!(out, "\nconfusion (rows: true, columns: predicted)");
-        for (c, row) in self.classes.iter().zip(&self.confusion) {
-            let cells: String = row.iter().map(|n| format!("{n:>6}")).collect();
-            let _ = writeln!(out, "{:>width$}{cells}", c.class);
-        }
+        let names: Vec<&str> = self.classes.iter().map(|c| c.class.as_str()).collect();
+        let _ = write!(out, "\n{}", self.confusion.to_text(&names, width));
         out
     }
 }
@@ -229,7 +232,7 @@ mod tests {
         assert_eq!((e.accuracy, e.loss), (4.0 / 6.0, 0.5));
         let rows: Vec<_> = e.classes.iter().map(|c| (c.precision, c.recall, c.support)).collect();
         assert_eq!(rows, [(1.0, 2.0 / 3.0, 3), (0.5, 0.5, 2), (0.5, 1.0, 1)]);
-        assert!((e.classes[0].f1 - 0.8).abs() < 1e-12 && e.confusion[0] == [2, 1, 0]);
+        assert!((e.classes[0].f1 - 0.8).abs() < 1e-12 && e.confusion.row(0) == [2, 1, 0]);
         assert!(e.to_text().contains("accuracy"));
     }
 
@@ -239,7 +242,7 @@ mod tests {
         let pairs = [(0, 0), (0, 2), (1, 1), (1, 1)];
         let outcomes = pairs.map(|(label, predicted)| Outcome { label, predicted, loss: 0.5, entropy: 0.0 });
         let e = Evaluation::new(&["a", "b", "c", "d"].map(String::from), &outcomes);
-        assert_eq!((e.accuracy, e.confusion[2].clone()), (0.75, vec![0; 4]));
+        assert_eq!((e.accuracy, e.confusion.row(2)), (0.75, vec![0; 4]));
         let rows: Vec<_> = e.classes.iter().map(|c| (c.precision, c.recall, c.f1, c.support)).collect();
         assert_eq!(rows, [(1.0, 0.5, 2.0 / 3.0, 2), (1.0, 1.0, 1.0, 2), (0.0, 0.0, 0.0, 0), (0.0, 0.0, 0.0, 0)]);
         let means = [e.mean_of_classes(|c| c.precision), e.mean_of_classes(|c| c.recall), e.mean_of_classes(|c| c.f1)];
