@@ -35,17 +35,17 @@ pub struct BatchNorm {
 const MOMENTUM: f64 = 0.1;
 
 /// Updates running statistics from the reduced sums of one step: Σ(x−r) and Σ(x−r)² per channel, then the number of
-/// elements of a channel.
+/// elements of a channel. One element has no variance, and changes nothing: PyTorch refuses to train on it.
 pub fn update_running(mean: &mut [f32], var: &mut [f32], sums: &[f32]) {
     let (a, q) = sums.split_at(mean.len());
     let n = f64::from(q[mean.len()]);
-    if n < 1.0 {
+    if n <= 1.0 {
         return;
     }
     for i in 0..mean.len() {
         let shift = f64::from(a[i]) / n;
         let biased = (f64::from(q[i]) / n - shift * shift).max(0.0);
-        let unbiased = if n > 1.0 { biased * n / (n - 1.0) } else { biased };
+        let unbiased = biased * n / (n - 1.0);
         let new_mean = f64::from(mean[i]) + shift;
         mean[i] = (f64::from(mean[i]) * (1.0 - MOMENTUM) + new_mean * MOMENTUM) as f32;
         var[i] = (f64::from(var[i]) * (1.0 - MOMENTUM) + unbiased * MOMENTUM) as f32;
@@ -388,6 +388,13 @@ mod tests {
         let (mut mean, mut var) = (vec![0.0], vec![1.0]);
         update_running(&mut mean, &mut var, &[7.0, 21.0, 3.0]);
         assert!((mean[0] - 0.233_333_33).abs() < 1e-6 && (var[0] - 1.133_333_3).abs() < 1e-6);
+    }
+
+    #[test]
+    fn one_value_of_a_channel_leaves_running_statistics_as_they_are() {
+        let (mut mean, mut var) = (vec![0.5], vec![2.0]);
+        update_running(&mut mean, &mut var, &[3.0, 9.0, 1.0]);
+        assert_eq!((mean, var), (vec![0.5], vec![2.0]));
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Parts {
                 "use a backbone of BERT's family, or `[modifiers.lora]`",
             ));
         }
-        let ends: BTreeSet<&str> = adapters.layers.iter().filter_map(|l| l.rsplit('.').next()).collect();
+        let ends: BTreeSet<&str> = adapters.layers.iter().map(|layer| told(layer)).collect();
         let ends: Vec<&str> = ends.into_iter().collect();
         let missed = plan.targets.iter().zip(&adapters.hits).find(|(_, hit)| !**hit).filter(|_| plan.strict);
         if let Some((target, _)) = missed {
@@ -109,7 +109,10 @@ impl Parts {
             return Err(match target {
                 Target::Like(_) => Error::user(
                     format!("{who}: `{text}` is the end of no name of a dense layer or convolution of {name}"),
-                    nearest_hint(text, &ends),
+                    match backbone.blocks {
+                        true => nearest_hint(text, &ends),
+                        false => format!("{}; depthwise convolutions take none", nearest_hint(text, &ends)),
+                    },
                 ),
                 Target::Exact(_) => Error::user(
                     format!("{who} changes `{text}`, which {name} does not have, or not as a layer that takes parts"),
@@ -182,6 +185,12 @@ impl Parts {
     pub fn to_be_merged(&self) -> bool {
         self.folder.is_some() && self.modifier.is_none()
     }
+}
+
+/// What tells a layer from others: the end of its name, or all of it where that is a number alone.
+fn told(layer: &str) -> &str {
+    let end = layer.rsplit('.').next().unwrap_or(layer);
+    if end.bytes().all(|b| b.is_ascii_digit()) { layer } else { end }
 }
 
 /// What a folder says, with the dropout of the job that trains it on, if that says one.

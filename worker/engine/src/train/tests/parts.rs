@@ -197,6 +197,10 @@ fn contradictions_and_targets_that_name_nothing_are_refused() {
         &format!("{resnet}[modifiers.lora]\ntargets = [\"layer1.0.conv1\"]\n").replace("\"block3\"", "\"layer4\""),
     );
     assert!(error.contains("trains `conv1`, and peft takes that name for `layer1.0.conv1` too"), "{error}");
+    // Ends that are numbers tell nothing, and what is hit alone is depthwise.
+    let mobile = JOB.replace("small_cnn\"", "mobilenet_v2\", input = 32").replace("\"*\"", "\"head\"");
+    let error = refused(&format!("{mobile}[modifiers.lora]\ntargets = [\"conv.1.0\"]\n"));
+    assert!(error.contains("known: features.0.0, ") && error.contains("depthwise convolutions take none"), "{error}");
     let error = images("[modifiers.lora]\n");
     assert!(
         error.contains("small_cnn has none of its usual targets (query, ") && error.contains("end in conv"),
