@@ -44,6 +44,8 @@ pub enum Notice {
     TextsCut,
     /// What a teacher says cannot be kept; it runs in every step.
     TeacherNotKept,
+    /// The outputs of a head that came with weights have other names beside them, or another order, than the classes.
+    OutputsNamed,
     /// At the end of a stage, an average of the weights is still much of what the stage began with.
     AverageLags,
 }

@@ -16,7 +16,7 @@ pub(super) const ENTRY: Backbone = Backbone {
 };
 
 fn build(b: &mut Builder, _: Same) -> (Vec<Unit>, usize) {
-    let embedding = b.embedding("embeddings", ["word_embeddings", "", ""], (10_000, 100), 0, None, Mask::NONE);
+    let embedding = b.embedding("embeddings", ["word_embeddings", "", ""], (10_000, 100), (0, 0), None, Mask::NONE);
     let units = vec![
         Unit::new("embeddings", embedding),
         Unit::new("lstm1", b.lstm("lstm1", 100, 128, false)),

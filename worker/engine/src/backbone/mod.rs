@@ -44,7 +44,7 @@ use tl_proto::{
 };
 
 pub(crate) use efficientnet_b0_keras::DEVIATIONS;
-pub(crate) use text::DISTILBERT;
+pub(crate) use text::{DISTILBERT, usual_kinds};
 pub use text::{DenseAct, Shape};
 
 use crate::{

@@ -20,6 +20,9 @@ pub struct Shape {
     pub words: usize,
     /// Tokens of its longest text.
     pub positions: usize,
+    /// Kinds of tokens that it has rows for; a text here has the first alone.
+    #[serde(default = "usual_kinds")]
+    pub kinds: usize,
     /// What layer normalisation adds to a variance.
     pub eps: f32,
     /// Between the two dense layers of a block.
@@ -37,6 +40,11 @@ pub struct Shape {
     /// Whether DistilBERT's dense layer in front of the classifier comes with the weights.
     #[serde(default)]
     pub pre_classifier: bool,
+}
+
+/// Kinds of tokens where nothing is said: those of a text and of a second one.
+pub(crate) fn usual_kinds() -> usize {
+    2
 }
 
 /// The activations that `config.json` may name.
@@ -76,6 +84,7 @@ pub(super) const BASE: Shape = Shape {
     wide: 3072,
     words: 30_522,
     positions: 512,
+    kinds: 2,
     eps: 1e-12,
     act: DenseAct::Gelu,
     dropout: 0.0,
@@ -144,7 +153,8 @@ pub(super) fn encoder(b: &mut Builder, names: &Names, usual: Shape) -> (Vec<Unit
     let shape = b.given.shape.clone().unwrap_or(usual);
     let size = (shape.words, shape.hidden);
     let drop = b.mask(b.given.dropout.hidden(shape.dropout));
-    let embedding = b.embedding("embeddings", names.tables, size, shape.positions, Some(shape.eps), drop);
+    let rows = (shape.positions, shape.kinds);
+    let embedding = b.embedding("embeddings", names.tables, size, rows, Some(shape.eps), drop);
     let mut units = vec![Unit::new("embeddings", embedding)];
     for i in 0..shape.layers {
         let name = format!("{}.{i}", names.block);

@@ -25,7 +25,8 @@ fn build(b: &mut Builder, _: Same) -> (Vec<Unit>, usize) {
     let names = Names { tables: ["word_embeddings", "position_embeddings", ""], ..BERT };
     let shape = Shape { layers: 2, hidden: 128, heads: 8, wide: 512, words: 30_000, positions: POSITIONS, ..BASE };
     let shape = Shape { eps: 1e-6, act: DenseAct::Relu, ..shape };
-    let embedding = b.embedding("embeddings", names.tables, (shape.words, shape.hidden), POSITIONS, None, Mask::NONE);
+    let size = (shape.words, shape.hidden);
+    let embedding = b.embedding("embeddings", names.tables, size, (POSITIONS, 0), None, Mask::NONE);
     let mut units = vec![Unit::new("embeddings", embedding)];
     for i in 0..shape.layers {
         let name = format!("{}.{i}", names.block);

@@ -223,7 +223,7 @@ mod tests {
     const IDS: [f32; 12] = [4.0, 1.0, 4.0, -1.0, 0.0, -1.0, -1.0, -1.0, 2.0, 4.0, 0.0, 1.0];
 
     fn layer(b: &mut Builder, p: f32) -> Embedding {
-        b.embedding("e", ["word", "position", "kind"], (6, 5), 4, Some(1e-5), Mask { p, site: 1 })
+        b.embedding("e", ["word", "position", "kind"], (6, 5), (4, 2), Some(1e-5), Mask { p, site: 1 })
     }
 
     #[test]

@@ -461,13 +461,13 @@ impl Builder {
     }
 
     /// Embeddings of `words` tokens in `c` channels, from N(0, 0.02²) as BERT's; `names` are those of the word, position
-    /// and kind tables, empty where there is none; with `eps` a `LayerNorm` follows.
+    /// and kind tables, empty where there is none, then the rows of the last two; with `eps` a `LayerNorm` follows.
     pub fn embedding(
         &mut self,
         name: &str,
         names: [&str; 3],
         (words, c): (usize, usize),
-        positions: usize,
+        (positions, kinds): (usize, usize),
         eps: Option<f32>,
         drop: Mask,
     ) -> Embedding {
@@ -477,7 +477,7 @@ impl Builder {
         };
         let word = table(names[0], words);
         let position = table(names[1], positions).map(|p| (p, positions));
-        let kind = table(names[2], 2);
+        let kind = table(names[2], kinds);
         let word = word.expect("every embedding has words");
         let norm = eps.map(|eps| self.layer_norm(&format!("{name}.LayerNorm"), c, eps));
         Embedding { word, words, c, position, kind, norm, drop }

@@ -161,6 +161,10 @@ pub fn run(config: &Config, group: &mut dyn Collective, link: &mut dyn Link) -> 
         clipped = opened.clipped(&student.contract, second);
         clipped.iter().for_each(|cut| link.notice(cut.notice, &cut.text));
     }
+    let named = odd::relabelled(&local, config, &classes, opened.source.as_ref())?;
+    if group.rank() == 0 {
+        named.iter().for_each(|text| link.notice(Notice::OutputsNamed, text));
+    }
     let ready = opened.ready(spec, data, &student.contract, second, group, link)?;
     if group.rank() == 0 {
         ready.leaked().iter().for_each(|warning| link.notice(Notice::SameSamples, warning));

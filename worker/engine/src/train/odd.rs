@@ -3,15 +3,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tl_proto::spec::{JobSpec, MAIN, Params, StageSection, TOWER};
+use tl_proto::spec::{JobSpec, MAIN, ModelSection, Params, StageSection, TOWER};
 
-use super::{net::Net, origin::Source, stage::Stage};
+use super::{
+    Config,
+    net::{self, Net},
+    origin::Source,
+    probe::later,
+    stage::Stage,
+};
 use crate::{
     Error, Result,
     backbone::TaskHead,
     data::sampler::{grain, grains_of},
     modifier,
     nn::{ParamId, Store},
+    objective::Objective,
+    weights,
 };
 
 /// The most of an average, at the end of a stage, that may be what the first step came to.
@@ -74,6 +82,35 @@ pub(super) fn idle_holds(net: &Net, spec: &JobSpec, trained: &BTreeSet<ParamId>)
         "no stage trains anything that came with the weights: {} can hold nothing to where it began",
         names.join(" and ")
     ))
+}
+
+/// Heads that are kept, the source's and teachers' too, whose outputs have other names or another order beside their weights
+/// than the classes of the job. `spec` has paths of this machine; weights that are not there yet are passed over.
+///
+/// # Errors
+/// A head for other classes.
+pub(super) fn relabelled(
+    spec: &JobSpec,
+    config: &Config,
+    classes: &[String],
+    source: Option<&Source>,
+) -> Result<Vec<String>> {
+    let model = spec.model.as_ref();
+    let mut heads: Vec<(&ModelSection, &[String])> = Vec::new();
+    heads.extend(model.filter(|model| model.head.keep).map(|model| (model, classes)));
+    heads.extend(model.zip(source).map(|(model, source)| (model, source.val.dataset.classes())));
+    let teachers = spec.nets_of("teacher").into_iter().filter(|_| Objective::find(&spec.job.kind).has_teacher());
+    heads.extend(teachers.map(|(_, section)| (section, classes)));
+    let mut said = Vec::new();
+    // What begins anew has no head of theirs, and an adapter may bring one, of which nothing lies beside the weights.
+    let theirs = |model: &ModelSection| !model.random && model.adapter.is_none() && !later(model, config);
+    for (model, classes) in heads.into_iter().filter(|(model, _)| theirs(model)) {
+        let Some(path) = net::weights_path(model, &config.inputs)? else { continue };
+        if let Some(text) = weights::relabelled(&path, classes)?.filter(|text| !said.contains(text)) {
+            said.push(text);
+        }
+    }
+    Ok(said)
 }
 
 /// What it takes to learn which parameters matter to the source.

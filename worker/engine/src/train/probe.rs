@@ -208,6 +208,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
     warnings.extend(odd::idle_holds(&net, spec, &trained).filter(|_| !on_trust));
     warnings.extend(odd::importance(spec, opened.source.as_ref()));
     warnings.extend(odd::unmixed(&spec.modifiers, n, batch, grains));
+    warnings.extend(odd::relabelled(spec, config, &classes, opened.source.as_ref())?);
     warnings.extend(opened.parts().filter_map(Samples::passed_over));
     warnings.extend(few.and_then(Few::warning));
     warnings.extend(few.and_then(Few::scarce));
@@ -324,7 +325,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
 }
 
 /// Whether weights come from a step that has not run yet, or from the hub.
-fn later(model: &ModelSection, config: &Config) -> bool {
+pub(super) fn later(model: &ModelSection, config: &Config) -> bool {
     let weights = model.weights.as_deref().unwrap_or_default();
     let handed = Handed::key(weights);
     handed.is_some_and(|name| !config.inputs.contains_key(name)) || matches!(Hub::parse(weights), Ok(Some(_)))

@@ -1,8 +1,10 @@
 //! Heads that come with weights: each is good for the classes that it was trained on.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
-use super::{about, fill, read};
+use candle_core::Tensor;
+
+use super::{about, fill, labels::Order, read};
 use crate::{Error, Result, backbone::TaskHead, nn::Store};
 
 /// Fills the heads of further tasks, which a network of ours has brought, from its file: names of tasks, and the classes
@@ -35,12 +37,40 @@ pub fn load_tasks(store: &mut Store, path: &Path, tasks: &[(&str, &[String])]) -
     Ok(loaded)
 }
 
-/// Outputs of a head mean the classes that it was trained on, in their order.
-pub(super) fn same_classes(path: &Path, classes: &[String]) -> Result<()> {
-    compare_classes(path, about(path)?.get("classes"), classes)
+/// Outputs of a head mean the classes that it was trained on, in their order: that of a file of ours, or the one that is
+/// returned, which the names beside anyone else's weights give.
+pub(super) fn order(path: &Path, classes: &[String]) -> Result<Option<Order>> {
+    let about = about(path)?;
+    compare_classes(path, about.get("classes"), classes)?;
+    // A file of ours says all of itself.
+    if about.get("contract").is_some() { Ok(None) } else { Order::beside(path, classes) }
 }
 
-/// The same of what a file says of one of its heads.
+/// What is to be told of a head that is kept for `classes`, where others have given its outputs another order or other
+/// names.
+///
+/// # Errors
+/// A head for other classes.
+pub fn relabelled(path: &Path, classes: &[String]) -> Result<Option<String>> {
+    Ok(order(path, classes)?.and_then(|order| order.sentence(classes)))
+}
+
+/// A head that is kept has an output for each class; `store` is the network's.
+pub(super) fn same_number(store: &Store, file: &BTreeMap<String, Tensor>, classifier: &str, path: &Path) -> Result<()> {
+    let name = format!("{classifier}.weight");
+    let wanted = store.params.iter().find(|e| e.name == name).map(|e| e.shape.as_slice());
+    match (wanted, file.get(&name).map(Tensor::dims)) {
+        // Of another width, it is of another network.
+        (Some([wanted, width @ ..]), Some([n, other @ ..])) if width == other && wanted != n => Err(Error::user(
+            format!("the head of the weights `{}` is for {n} classes, and the data have {wanted}", path.display()),
+            "a head, such as a teacher's, can only be kept for the classes that it was trained on; without `head.keep` a \
+             network gets a new one",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a head for other classes, or in another order, than a file of ours says of it.
 fn compare_classes(path: &Path, said: Option<&serde_json::Value>, classes: &[String]) -> Result<()> {
     let own = said.and_then(|c| serde_json::from_value::<Vec<String>>(c.clone()).ok());
     let Some(own) = own else { return Ok(()) };

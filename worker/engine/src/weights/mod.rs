@@ -1,11 +1,14 @@
 //! Pretrained weights: read by name, checked by shape, refused with names.
 
 mod contract;
+mod fill;
 mod header;
 mod heads;
 mod inside;
 pub mod keras;
+mod labels;
 pub mod peft;
+mod plain;
 mod positions;
 mod pth;
 pub mod strokes;
@@ -20,20 +23,21 @@ use std::{
     path::Path,
 };
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 pub use contract::{Contract, Scale};
+pub use fill::fill;
 pub use header::metadata;
 use header::{METADATA, header, not_whole};
-pub use heads::load_tasks;
-use heads::same_classes;
+pub use heads::{load_tasks, relabelled};
+use heads::{order, same_number};
 pub use inside::{Inside, Merged, inside};
 pub use which::{TOWER, Which, outputs};
 
 use crate::{
     Error, Result,
     backbone::{Backbone, Network},
-    nn::{Entry, ParamId, Store},
+    nn::ParamId,
 };
 
 /// Largest file of weights that is read, in bytes.
@@ -63,7 +67,10 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let bad = |e| damaged(path, &e);
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     let tensors: Vec<(String, Tensor)> = match extension {
-        "safetensors" => candle_core::safetensors::load(path, &Device::Cpu).map_err(bad)?.into_iter().collect(),
+        "safetensors" => {
+            let bytes = std::fs::read(path).map_err(|e| bad(e.into()))?;
+            plain::tensors(&bytes).map_err(bad)?
+        }
         "pth" | "pt" | "th" | "bin" if pth::is_legacy(path) => {
             return Err(Error::user(
                 format!("weights `{shown}` are of the format that PyTorch wrote before 1.6"),
@@ -98,8 +105,7 @@ fn damaged(path: &Path, e: &candle_core::Error) -> Error {
 /// # Errors
 /// A file that is not whole, or without tensors.
 fn of_bytes(bytes: &[u8], path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let tensors = candle_core::safetensors::load_buffer(bytes, &Device::Cpu).map_err(|e| damaged(path, &e))?;
-    floats(tensors.into_iter().collect(), path)
+    floats(plain::tensors(bytes).map_err(|e| damaged(path, &e))?, path)
 }
 
 /// As f32, under the names of the model itself.
@@ -119,78 +125,11 @@ fn floats(tensors: Vec<(String, Tensor)>, path: &Path) -> Result<BTreeMap<String
         .collect()
 }
 
-/// Copies the tensors of `file` into `store`.
-///
-/// Names of the classifier are left alone unless `keep_head`; a classifier of another shape is refused then.
-///
-/// # Errors
-/// Names the tensors that are missing or have another shape.
-pub fn fill(
-    store: &mut Store,
-    file: &BTreeMap<String, Tensor>,
-    keep_head: impl Fn(&str) -> bool,
-    shown: &str,
-) -> Result<()> {
-    let (mut missing, mut wrong) = (Vec::new(), Vec::new());
-    let Store { params, buffers, values, buffer_values, .. } = store;
-    for (list, values) in [(&*params, values), (&*buffers, buffer_values)] {
-        for entry in list.iter().filter(|e| keep_head(&e.name)) {
-            match file.get(&entry.name) {
-                None => missing.push(entry.name.clone()),
-                Some(t) if t.dims() != entry.shape => {
-                    wrong.push(format!("`{}` is {:?} instead of {:?}", entry.name, t.dims(), entry.shape));
-                }
-                Some(t) => values[entry.range.clone()].copy_from_slice(&crate::nn::host(t)?),
-            }
-        }
-    }
-    let odd = strangers(params, file, &keep_head);
-    if missing.is_empty() && wrong.is_empty() && odd.is_empty() {
-        return Ok(());
-    }
-    let some = |list: &[String]| {
-        let rest = list.len().saturating_sub(3);
-        let head = list[..list.len().min(3)].join(", ");
-        if rest > 0 { format!("{head} and {rest} more") } else { head }
-    };
-    let mut said = Vec::new();
-    if !missing.is_empty() {
-        said.push(format!("no {}", some(&missing)));
-    }
-    if !wrong.is_empty() {
-        said.push(some(&wrong));
-    }
-    if !odd.is_empty() {
-        said.push(format!("no place for {}", some(&odd)));
-    }
-    let hint = if wrong.is_empty() && odd.is_empty() && missing.iter().all(|name| name.starts_with("pooler.")) {
-        text::NO_POOLER
-    } else {
-        "`model.backbone` must be the network that the weights were trained with"
-    };
-    Err(Error::user(format!("weights `{shown}` are of another network: {}", said.join("; ")), hint))
-}
-
-/// Weights of a file that lie inside a block of the network, which has none of that name: a network with more in its
-/// blocks would be loaded without it, and compute something else. What lies beside the network, such as a pooler, is
-/// nobody's.
-fn strangers(params: &[Entry], file: &BTreeMap<String, Tensor>, keep_head: impl Fn(&str) -> bool) -> Vec<String> {
-    fn above(name: &str) -> impl Iterator<Item = &str> {
-        let layer = name.rsplit_once('.').map_or("", |(layer, _)| layer);
-        layer.match_indices('.').map(|(at, _)| &layer[..at])
-    }
-    let own: BTreeSet<&str> = params.iter().map(|p| p.name.as_str()).collect();
-    let blocks: BTreeSet<&str> = params.iter().flat_map(|p| above(&p.name)).collect();
-    let weights = file.keys().filter(|name| name.ends_with(".weight") || name.ends_with(".bias"));
-    let odd = weights.filter(|n| keep_head(n) && !own.contains(n.as_str()) && above(n).any(|b| blocks.contains(b)));
-    odd.cloned().collect()
-}
-
-/// Fills a new network from a file: all but the head, or all of it where the head is `kept` for these classes. Returns the
-/// names of the parameters that were there.
+/// Fills a new network from a file: all but the head, or all of it where the head is `kept` for these classes, in their
+/// order where the file comes with another one. Returns the names of the parameters that were there.
 ///
 /// # Errors
-/// See [`read`] and [`fill`]; a file that says it was trained on other classes than a kept head is for.
+/// See [`read`] and [`fill()`]; a file that says it was trained on other classes than a kept head is for.
 pub fn load(
     network: &mut Network,
     backbone: &Backbone,
@@ -198,9 +137,7 @@ pub fn load(
     which: Which,
     kept: Option<&[String]>,
 ) -> Result<BTreeSet<String>> {
-    if let Some(classes) = kept {
-        same_classes(path, classes)?;
-    }
+    let order = kept.map(|classes| order(path, classes)).transpose()?.flatten();
     if about(path)?.get("contract").is_none()
         && let Some(text) = text::beside(path, "config.json")?
     {
@@ -215,6 +152,12 @@ pub fn load(
     };
     which.choose(&mut file);
     positions::fit(&mut file, &network.initial)?;
+    if let Some(order) = order {
+        order.apply(&mut file, backbone.classifier)?;
+    }
+    if kept.is_some() {
+        same_number(&network.initial, &file, backbone.classifier, path)?;
+    }
     let head = |name: &str| {
         name.starts_with("head.") || name.strip_prefix(backbone.classifier).is_some_and(|r| r.starts_with('.'))
     };
@@ -342,25 +285,6 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let own = exported(&net, dir.path());
         assert!(build(&model("small_cnn", Some(&own))).is_ok());
-    }
-
-    #[test]
-    fn a_network_with_more_in_its_blocks_is_not_loaded_without_it() {
-        let mut net = build(&model("resnet20", None)).unwrap();
-        let store = &net.network.initial;
-        let named = |e: &Entry| (e.name.clone(), crate::nn::tensor(vec![0.5; e.range.len()], &e.shape).unwrap());
-        let mut file: BTreeMap<String, Tensor> = store.params.iter().chain(&store.buffers).map(named).collect();
-        let more = |name: &str| (name.to_owned(), crate::nn::tensor(vec![1.0], &[1]).unwrap());
-        // A counter, and what lies beside the network, are nobody's.
-        file.extend([
-            more("bn1.num_batches_tracked"),
-            more("pooler.dense.weight"),
-            more("AuxLogits.conv0.conv.weight"),
-        ]);
-        fill(&mut net.network.initial, &file, |_| true, "x").unwrap();
-        file.extend([more("layer1.0.se.fc1.weight")]);
-        let error = fill(&mut net.network.initial, &file, |_| true, "x").unwrap_err().to_string();
-        assert!(error.contains("no place for layer1.0.se.fc1.weight"), "{error}");
     }
 
     #[test]

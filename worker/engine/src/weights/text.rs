@@ -9,7 +9,7 @@ use tl_proto::spec::ModelSection;
 use super::{Contract, Which, contract_of, names};
 use crate::{
     Error, Result,
-    backbone::{Backbone, DISTILBERT, DenseAct, Shape},
+    backbone::{Backbone, DISTILBERT, DenseAct, Shape, usual_kinds},
     data::tokens::Text,
 };
 
@@ -55,6 +55,8 @@ struct Config {
     intermediate_size: usize,
     vocab_size: usize,
     max_position_embeddings: usize,
+    #[serde(default = "usual_kinds")]
+    type_vocab_size: usize,
     #[serde(default = "eps")]
     layer_norm_eps: f32,
     #[serde(alias = "activation")]
@@ -66,6 +68,7 @@ struct Config {
     classifier_dropout: Option<f32>,
     seq_classif_dropout: Option<f32>,
     position_embedding_type: Option<String>,
+    is_decoder: Option<bool>,
 }
 
 /// What kind of network a `config.json` is of.
@@ -148,6 +151,9 @@ fn shape(text: &str, shown: &str, backbone: &str) -> Result<Shape> {
     if let Some(positions) = config.position_embedding_type.as_deref().filter(|p| *p != "absolute") {
         return Err(bad(format!("its positions are `{positions}`")));
     }
+    if config.is_decoder == Some(true) {
+        return Err(bad("`is_decoder` is true: its tokens see only those before them".into()));
+    }
     let (head_key, head_dropout) = config.head_dropout(backbone);
     let shape = Shape {
         layers: config.num_hidden_layers,
@@ -156,6 +162,7 @@ fn shape(text: &str, shown: &str, backbone: &str) -> Result<Shape> {
         wide: config.intermediate_size,
         words: config.vocab_size,
         positions: config.max_position_embeddings,
+        kinds: config.type_vocab_size,
         eps: config.layer_norm_eps,
         act,
         dropout: config.hidden_dropout_prob,
@@ -171,6 +178,7 @@ fn shape(text: &str, shown: &str, backbone: &str) -> Result<Shape> {
         ("intermediate_size", shape.wide, 65_536),
         ("vocab_size", shape.words, 2_000_000),
         ("max_position_embeddings", shape.positions, 32_768),
+        ("type_vocab_size", shape.kinds, 64),
     ];
     let parts = [
         ("layer_norm_eps", shape.eps, 1.0),
@@ -243,7 +251,9 @@ pub fn contract(
     if backbone.name == "distilbert" && names(path)?.iter().any(|name| name == "pre_classifier.weight") {
         shape.get_or_insert(DISTILBERT).pre_classifier = true;
     }
-    let text = Text::new(usual, shape, tokenizer);
+    // The job has not asked for the usual length: a network may take less.
+    let most = shape.as_ref().map_or(usual, |shape| shape.positions);
+    let text = Text::new(limit.unwrap_or(usual.min(most)), shape, tokenizer);
     text.check(&path.with_file_name("tokenizer.json").display().to_string())?;
     blank(text)
 }
@@ -279,6 +289,8 @@ mod tests {
         }
         assert_eq!(said(bert, "\"other\": 1", "\"model_type\": \"bert\""), read);
         assert_eq!(said(distil, "{", "{\"model_type\": \"distilbert\", ").layers, read.layers);
+        assert_eq!((read.kinds, said(bert, "12", "12, \"type_vocab_size\": 1").kinds), (2, 1));
+        assert_eq!(said(bert, "12", "12, \"is_decoder\": false"), read);
         for (name, act) in [
             ("gelu_new", DenseAct::GeluTanh),
             ("gelu_pytorch_tanh", DenseAct::GeluTanh),
@@ -339,6 +351,8 @@ mod tests {
             ),
             (distil, "12", "12, \"dropout\": -0.1", "`dropout` = -0.1, which must be between 0 and 0.95"),
             (distil, "2", "200", "`n_layers` = 200, which must be between 1 and 96"),
+            (bert, "12", "12, \"type_vocab_size\": 0", "`type_vocab_size` = 0, which must be between 1 and 64"),
+            (bert, "12", "12, \"is_decoder\": true", "`is_decoder` is true"),
             (bert, "12", "0", "`max_position_embeddings` = 0, which must be between 1 and 32768"),
             (bert, "8", "9", "9 columns cannot be shared by 2 heads"),
             (bert, "{", "{\"model_type\": \"roberta\", ", "`c` is of no encoder that is known: `model_type` is `rob"),

@@ -1,5 +1,5 @@
-//! What timm keeps in `config.json` beside its weights: their preprocessing. And the names of two of its networks, which
-//! torchvision names otherwise.
+//! What timm keeps in `config.json` beside its weights: their preprocessing, and how the network was built. And the names of
+//! those of its networks that torchvision names otherwise.
 
 use std::collections::BTreeMap;
 
@@ -103,12 +103,31 @@ const OLDER: [(&str, &str); 17] = [
     ("vit_deit_small_patch16_224", "deit_small_patch16_224"),
 ];
 
+/// What may be said of how a network was built without making it another one: sizes, which shapes of tensors show, what is
+/// dropped while it trains, and how its weights began.
+const FREE: [&str; 13] = [
+    "num_classes",
+    "in_chans",
+    "img_size",
+    "dynamic_img_size",
+    "pretrained",
+    "drop_rate",
+    "drop_path_rate",
+    "drop_block_rate",
+    "pos_drop_rate",
+    "patch_drop_rate",
+    "proj_drop_rate",
+    "attn_drop_rate",
+    "zero_init_last",
+];
+
 /// Refuses weights that `config.json` beside them says are of another network than `backbone`: many share names and shapes
 /// of tensors, and compute something else (`resnetblur50` would load as `resnet50`). A file that is not timm's, or names none, is
-/// nobody's word. timm's tags, as in `resnet50.a1_in1k`, name weights of one network.
+/// nobody's word. timm's tags, as in `resnet50.a1_in1k`, name weights of one network. Refused too are those of
+/// one that was built with arguments (`model_args`) that change what it computes, such as another activation.
 ///
 /// # Errors
-/// Names both networks.
+/// Names both networks, or the argument.
 pub fn same_network(backbone: &Backbone, text: &str, shown: &str) -> Result<()> {
     let value: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
     let Some(said) = value.get("architecture").and_then(|a| a.as_str()) else { return Ok(()) };
@@ -118,7 +137,20 @@ pub fn same_network(backbone: &Backbone, text: &str, shown: &str) -> Result<()> 
     let bare = said.split_once('.').map_or(said, |(name, _)| name);
     let bare = OLDER.iter().find(|(older, _)| *older == bare).map_or(bare, |(_, now)| now);
     if backbone.timm.contains(&bare) {
-        return Ok(());
+        let other = |(name, value): &(&String, &serde_json::Value)| !FREE.contains(&name.as_str()) && !value.is_null();
+        let built = value.get("model_args").and_then(|args| args.as_object());
+        return match built.and_then(|args| args.iter().find(other)) {
+            None => Ok(()),
+            Some((name, value)) => Err(Error::user(
+                format!(
+                    "`{shown}` says that the weights beside it are of timm's `{said}` built with `{name}` = {value}, which {} \
+                     does not have",
+                    backbone.name
+                ),
+                "give weights of the network as timm builds it; if that argument changes nothing of what it computes, take it \
+                 out of that file",
+            )),
+        };
     }
     let known: Vec<String> = backbone.timm.iter().map(|name| format!("`{name}`")).collect();
     let known = if known.is_empty() { "none".into() } else { known.join(", ") };
@@ -134,8 +166,11 @@ pub fn same_network(backbone: &Backbone, text: &str, shown: &str) -> Result<()> 
 /// Blocks of each stage.
 const MOBILENET: [usize; 7] = [1, 2, 3, 4, 3, 3, 1];
 
-/// Tensors of timm's MobileNetV2 and EfficientNet-B0 under torchvision's names; other files as they are.
+/// Tensors of timm's MobileNetV2, EfficientNet-B0 and VGG under torchvision's names; other files as they are.
 pub fn usual_names(backbone: &str, file: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    if matches!(backbone, "vgg16" | "vgg19") {
+        return file.into_iter().map(|(name, t)| vgg(name, t)).collect();
+    }
     if !file.contains_key("conv_stem.weight") {
         return file;
     }
@@ -149,6 +184,16 @@ pub fn usual_names(backbone: &str, file: BTreeMap<String, Tensor>) -> BTreeMap<S
         None => whole,
     };
     file.into_iter().map(|(name, t)| (usual(name), t)).collect()
+}
+
+/// timm's VGG has convolutions over the whole grid where torchvision's has dense layers of the same numbers.
+fn vgg(name: String, tensor: Tensor) -> (String, Tensor) {
+    let usual = |(theirs, ours): &(&str, &str)| Some(format!("{ours}{}", name.strip_prefix(*theirs)?));
+    let layers =
+        [("pre_logits.fc1.", "classifier.0."), ("pre_logits.fc2.", "classifier.3."), ("head.fc.", "classifier.6.")];
+    let Some(usual) = layers.iter().find_map(usual) else { return (name, tensor) };
+    let tensor = if tensor.rank() > 2 { tensor.flatten_from(1).unwrap_or(tensor) } else { tensor };
+    (usual, tensor)
 }
 
 /// Stage, block in it, and layer of `blocks.S.I.LAYER`.
@@ -284,6 +329,48 @@ mod tests {
         ] {
             same_network(find("resnet50").unwrap(), nobodys, "c").unwrap();
         }
+    }
+
+    #[test]
+    fn weights_of_a_network_that_was_built_otherwise_are_refused() {
+        let check = |args: &str| {
+            let text = CONFIG.replacen('{', &format!("{{\"model_args\": {args}, "), 1);
+            same_network(find("resnet50").unwrap(), &text, "c").map_err(|e| e.to_string())
+        };
+        for args in ["null", "{}", r#"{"num_classes": 7, "drop_path_rate": 0.1}"#, r#"{"act_layer": null}"#] {
+            check(args).unwrap();
+        }
+        for (args, said) in [
+            (r#"{"act_layer": "silu"}"#, "built with `act_layer` = \"silu\", which resnet50 does not have"),
+            (r#"{"drop_rate": 0.1, "output_stride": 16}"#, "built with `output_stride` = 16"),
+        ] {
+            let error = check(args).unwrap_err();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn timms_vgg_is_torchvisions_with_dense_layers() {
+        let tensor = |shape: &[usize]| {
+            let values = (0..shape.iter().product::<usize>()).map(|v| v as f32).collect();
+            crate::nn::tensor(values, shape).unwrap()
+        };
+        let shapes: [(&str, &[usize], &str, &[usize]); 5] = [
+            ("features.0.weight", &[2, 3, 3, 3], "features.0.weight", &[2, 3, 3, 3]),
+            ("pre_logits.fc1.weight", &[4, 2, 7, 7], "classifier.0.weight", &[4, 98]),
+            ("pre_logits.fc1.bias", &[4], "classifier.0.bias", &[4]),
+            ("pre_logits.fc2.weight", &[4, 4, 1, 1], "classifier.3.weight", &[4, 4]),
+            ("head.fc.weight", &[2, 4], "classifier.6.weight", &[2, 4]),
+        ];
+        let file = shapes.iter().map(|(name, shape, ..)| ((*name).to_owned(), tensor(shape))).collect();
+        let usual = usual_names("vgg16", file);
+        for (theirs, from, ours, shape) in shapes {
+            let found = usual.get(ours).unwrap_or_else(|| panic!("{theirs}"));
+            assert_eq!(found.dims(), shape, "{theirs}");
+            let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(values(found), values(&tensor(from)), "{theirs}");
+        }
+        assert_eq!(usual.len(), 5);
     }
 
     #[test]

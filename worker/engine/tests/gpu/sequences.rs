@@ -183,7 +183,7 @@ fn rows_of_tables_and_their_gradients_have_the_bits_of_the_cpu() {
     let Some(device) = device() else { return };
     let (c, words) = (5, 6);
     let mut b = Builder::new(1);
-    let layer = b.embedding("e", ["word", "position", "kind"], (words, c), 4, None, Mask::NONE);
+    let layer = b.embedding("e", ["word", "position", "kind"], (words, c), (4, 2), None, Mask::NONE);
     b.store.values = numbers(3, b.store.values.len());
     let framed = [4.0, 1.0, 4.0, -1.0, 0.0, -1.0, -1.0, -1.0, 2.0, 4.0, 0.0, 1.0];
     let want = run(&layer, &b.store, (&framed, &[3, 4]), None, false);

@@ -240,7 +240,7 @@ fn embeddings_look_up_and_learn_where_the_ids_lie_with_the_bits_of_the_cpu() {
     let (x, shape) = texts(&[20, 7, 13], 21, 6);
     for (eps, p) in [(None, 0.0), (None, 0.3), (Some(1e-5), 0.0), (Some(1e-5), 0.3)] {
         let mut b = Builder::new(1);
-        let layer = b.embedding("e", ["word", "position", "kind"], (6, 7), 22, eps, Mask { p, site: 1 });
+        let layer = b.embedding("e", ["word", "position", "kind"], (6, 7), (22, 2), eps, Mask { p, site: 1 });
         b.store.values = numbers(3, b.store.values.len());
         for precision in [Precision::F32, Precision::Bf16] {
             b.store.precision = precision;
@@ -250,7 +250,7 @@ fn embeddings_look_up_and_learn_where_the_ids_lie_with_the_bits_of_the_cpu() {
         compare(&layer, &b.store, (&x, &shape), how, (0.0, 1e-5));
     }
     let mut b = Builder::new(1);
-    let words = b.embedding("e", ["word", "", ""], (6, 7), 0, None, Mask::NONE);
+    let words = b.embedding("e", ["word", "", ""], (6, 7), (0, 0), None, Mask::NONE);
     compare(&words, &b.store, (&x, &shape), USUAL, (0.0, 0.0));
 }
 
@@ -260,7 +260,7 @@ fn ids_on_a_gpu_that_the_table_does_not_have_and_empty_texts_are_refused() {
         return;
     }
     let mut b = Builder::new(1);
-    let layer = b.embedding("e", ["word", "position", ""], (6, 5), 3, None, Mask::NONE);
+    let layer = b.embedding("e", ["word", "position", ""], (6, 5), (3, 0), None, Mask::NONE);
     let bad =
         |ids: [f32; 4]| layer.forward(&there(&ids, &[1, 4]), &Pass::eval(&b.store), &mut Tape::default()).is_err();
     for ids in [
@@ -470,6 +470,7 @@ fn whole_encoders_read_texts_and_learn_where_their_ids_lie() {
         wide: 20,
         words: 30,
         positions: 16,
+        kinds: 2,
         eps: 1e-12,
         act: DenseAct::Gelu,
         dropout: 0.0,

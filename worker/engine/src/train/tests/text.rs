@@ -39,7 +39,8 @@ pub(super) fn stage(name: &str, train: &str, epochs: u32, lr: f64) -> String {
 /// A tiny encoder with random weights, in a folder as Hugging Face has it.
 pub(super) fn folder(backbone: &str, dir: &Path, config: &str) -> String {
     let shape = Shape { layers: 2, hidden: 16, heads: 2, wide: 32, words: 60, positions: 20, ..DISTILBERT };
-    let shape = Shape { pre_classifier: config.contains("seq_classif_dropout"), ..shape };
+    let kinds = if config.contains("type_vocab_size\": 1") { 1 } else { shape.kinds };
+    let shape = Shape { pre_classifier: config.contains("seq_classif_dropout"), kinds, ..shape };
     let text = std::fs::read_to_string(dir.join("train.tsv")).unwrap();
     let learned = tokens::learn(text.lines().map(|l| l.split_once('\t').unwrap().1), 60).unwrap();
     let text = Text::new(12, Some(shape), learned.clone());
@@ -274,6 +275,67 @@ fn dropout_inside_blocks_is_what_the_config_says_unless_the_job_says_another() {
     assert_eq!(usual, run(", dropout = 0.2, attention_dropout = 0.1"));
     assert_ne!(usual, run(", dropout = 0.1"));
     assert_ne!(usual, run(", attention_dropout = 0.0"));
+}
+
+/// The tensor `name` of BERT with its own head for these classes; `said` stands at the beginning of `config.json`.
+fn of_bert(dir: &Path, said: &str, classes: &[&str], name: &str) -> Result<(Vec<usize>, Vec<f32>, usize)> {
+    let weights = folder("bert", dir, &CONFIG.replacen('{', &format!("{{{said}"), 1));
+    let head = tl_proto::spec::HeadSection { keep: true, ..Default::default() };
+    let (backbone, weights) = ("bert".into(), Some(weights));
+    let model = tl_proto::spec::ModelSection { backbone, weights, head, ..Default::default() };
+    let classes: Vec<String> = classes.iter().map(|class| (*class).to_owned()).collect();
+    let net = Net::build(&model, &classes, false, 9, &[].into())?;
+    let store = &net.network.initial;
+    let entry = store.params.iter().find(|e| e.name == name).unwrap();
+    let longest = net.contract.text.as_ref().unwrap().max_length;
+    Ok((entry.shape.clone(), store.values[entry.range.clone()].to_vec(), longest))
+}
+
+#[test]
+fn the_outputs_of_a_head_are_the_classes_that_its_config_names() {
+    let (data, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    sentences(data.path());
+    let rows = |said: &str, classes: &[&str]| of_bert(data.path(), said, classes, "classifier.weight");
+    let values = |said: &str| rows(said, &["bad", "good"]).unwrap().1;
+    let lies = values("");
+    let turned = [&lies[16..], &lies[..16]].concat();
+    for (said, wanted) in [
+        (r#""id2label": {"0": "bad", "1": "good"}, "#, &lies),
+        (r#""id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "#, &lies),
+        (r#""id2label": {"0": "GOOD", "1": "BAD"}, "#, &turned),
+        (r#""label_names": ["good", "bad"], "#, &turned),
+    ] {
+        assert_eq!(&values(said), wanted, "{said}");
+    }
+    let error = rows(r#""id2label": {"0": "good", "1": "poor"}, "#, &["bad", "good"]).unwrap_err().to_string();
+    assert!(error.contains("is for `good`, `poor`, and not for the class `bad` of the data"), "{error}");
+    let error = rows("", &["a", "b", "c"]).unwrap_err().to_string();
+    assert!(error.contains("is for 2 classes, and the data have 3"), "{error}");
+    // A look tells it, and so does the run; a new head is for anything.
+    let named = CONFIG.replacen('{', r#"{"id2label": {"0": "good", "1": "bad"}, "#, 1);
+    let weights = folder("bert", data.path(), &named);
+    for (keep, times) in [(true, 1), (false, 0)] {
+        let model = format!("{{ backbone = \"bert\", weights = \"{weights}\", head = {{ keep = {keep} }} }}");
+        let job = job(data.path(), &model, &stage("head", "\"head\"", 1, 0.01));
+        let plan = crate::train::probe::probe(&config(&job, dir.path(), "cache", Vec::new())).unwrap();
+        let told = plan.warnings.iter().filter(|w| w.contains("the classes `bad`, `good` are its outputs `1`, `0`"));
+        assert_eq!(told.count(), times, "{:?}", plan.warnings);
+        let link = Recorder::default();
+        train(&job, 2, false, dir.path(), &[], &link).unwrap();
+        let told = link.notices.lock().unwrap().iter().filter(|n| **n == Notice::OutputsNamed).count();
+        assert_eq!(told, times);
+    }
+}
+
+#[test]
+fn an_encoder_has_as_many_kinds_of_tokens_and_takes_texts_as_long_as_its_config_says() {
+    let data = tempfile::tempdir().unwrap();
+    sentences(data.path());
+    for (said, kinds) in [("", 2), ("\"type_vocab_size\": 1, ", 1)] {
+        let name = "embeddings.token_type_embeddings.weight";
+        let (shape, _, longest) = of_bert(data.path(), said, &["bad", "good"], name).unwrap();
+        assert_eq!((shape, longest), (vec![kinds, 16], 20), "the usual 128 tokens are more than it has places for");
+    }
 }
 
 #[test]
