@@ -13,7 +13,7 @@ const SCHEME: &str = "hf://";
 pub const HUB_FILE: &str = "model.safetensors";
 
 /// How endings of files that can be weights are written.
-const ENDINGS: [&str; 6] = [".safetensors", ".pth", ".pt", ".th", ".bin", ".h5"];
+const ENDINGS: [&str; 8] = [".safetensors", ".pth", ".pt", ".th", ".bin", ".pth.tar", ".ckpt", ".h5"];
 
 /// A file in a repository of the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,6 +156,7 @@ mod tests {
         let whole = format!("hf://a/b@{commit}#onnx/w.pth");
         assert_eq!(parse(&whole), Some(("a/b", commit, "onnx/w.pth", true)));
         assert_eq!(parse("hf://a/b@refs/pr/1#w.h5"), Some(("a/b", "refs/pr/1", "w.h5", false)));
+        assert_eq!(parse("hf://a/b#best.pth.tar"), Some(("a/b", "main", "best.pth.tar", false)));
         assert_eq!(Hub::parse("hf://a/b@v1#w.pth").unwrap().unwrap().pinned("c0"), "hf://a/b@c0#w.pth");
         for bad in [
             "hf://",

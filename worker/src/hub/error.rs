@@ -85,9 +85,10 @@ impl Error {
                 FailureClass::User,
                 "check the name; for a repository that is not open to all, set `HF_TOKEN` where `tl-worker` is started",
             ),
-            Self::NoRevision(_) | Self::NoFile(_) => {
-                (FailureClass::User, "look what is there, and write `hf://OWNER/REPO@REVISION#FILE`")
-            }
+            Self::NoRevision(_) | Self::NoFile(_) => (
+                FailureClass::User,
+                "look what is there, perhaps `pytorch_model.bin`, and write `hf://OWNER/REPO@REVISION#FILE`",
+            ),
             Self::TooLarge { .. } => {
                 (FailureClass::User, "name a repository or a file that is smaller: `hf://OWNER/REPO@REVISION#FILE`")
             }

@@ -46,13 +46,13 @@ pub struct Net {
 /// Resolves `step:ID` and `job:ID/STEP` to the file that was left there.
 ///
 /// # Errors
-/// A file that was not handed over.
+/// A file that was not handed over; a folder without weights.
 pub fn weights_path(model: &ModelSection, inputs: &BTreeMap<String, PathBuf>) -> Result<Option<PathBuf>> {
     let Some(weights) = &model.weights else { return Ok(None) };
     let Some(name) = Handed::key(weights) else {
         let path = PathBuf::from(weights);
-        // A folder of ours, or of anyone who keeps the usual name.
-        return Ok(Some(if path.is_dir() { path.join("model.safetensors") } else { path }));
+        // A folder of ours, or of anyone who keeps the usual names.
+        return Ok(Some(if path.is_dir() { weights::of_folder(&path)? } else { path }));
     };
     let found = inputs.get(name).cloned();
     found.map(Some).ok_or_else(|| Error::Internal(format!("the model `{name}` was not handed over")))

@@ -1,7 +1,9 @@
 //! Pretrained weights: read by name, checked by shape, refused with names.
 
 mod contract;
+mod file;
 mod fill;
+mod format;
 mod header;
 mod heads;
 mod inside;
@@ -10,7 +12,9 @@ mod labels;
 pub mod peft;
 mod plain;
 mod positions;
+mod prefix;
 mod pth;
+mod shards;
 pub mod strokes;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -23,15 +27,19 @@ use std::{
     path::Path,
 };
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 pub use contract::{Contract, Scale};
+pub use file::{names, read};
+use file::{of_bytes, size};
 pub use fill::fill;
+use format::Format;
 pub use header::metadata;
-use header::{METADATA, header, not_whole};
+use header::not_whole;
 pub use heads::{load_tasks, relabelled};
 use heads::{order, same_number};
 pub use inside::{Inside, Merged, inside};
+pub use shards::of_folder;
 pub use which::{TOWER, Which, outputs};
 
 use crate::{
@@ -39,91 +47,6 @@ use crate::{
     backbone::{Backbone, Network},
     nn::ParamId,
 };
-
-/// Largest file of weights that is read, in bytes.
-const MAX_BYTES: u64 = 16 << 30;
-
-/// Around a model that several devices have trained, PyTorch puts another one of this name.
-const WRAPPER: &str = "module.";
-
-/// Bytes of a file of weights.
-fn size(path: &Path) -> Result<u64> {
-    let shown = path.display();
-    let meta = std::fs::metadata(path)
-        .map_err(|e| Error::user(format!("weights `{shown}` cannot be read: {e}"), "check `model.weights`"))?;
-    if meta.len() > MAX_BYTES {
-        return Err(Error::user(format!("weights `{shown}` are larger than 16 GiB"), ""));
-    }
-    Ok(meta.len())
-}
-
-/// Tensors of a `.safetensors` or `.pth` file, as f32.
-///
-/// # Errors
-/// A file that is not there, not whole, of another format, or without tensors.
-pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let shown = path.display();
-    let size = size(path)?;
-    let bad = |e| damaged(path, &e);
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    let tensors: Vec<(String, Tensor)> = match extension {
-        "safetensors" => {
-            let bytes = std::fs::read(path).map_err(|e| bad(e.into()))?;
-            plain::tensors(&bytes).map_err(bad)?
-        }
-        "pth" | "pt" | "th" | "bin" if pth::is_legacy(path) => {
-            return Err(Error::user(
-                format!("weights `{shown}` are of the format that PyTorch wrote before 1.6"),
-                "load them in a current PyTorch and save them again: `torch.save(torch.load(path), path)`",
-            ));
-        }
-        "pth" | "pt" | "th" | "bin" => {
-            // The reader indexes into what the file claims: a panic there is a bad file, not a bug of the run.
-            let read = std::panic::catch_unwind(|| pth::read(path, size));
-            read.unwrap_or_else(|_| Err(candle_core::Error::Msg("the archive contradicts itself".into())))
-                .map_err(bad)?
-        }
-        _ => {
-            return Err(Error::user(
-                format!("weights `{shown}` are of no known format"),
-                "give a `.safetensors`, `.pth` or `.h5` file",
-            ));
-        }
-    };
-    floats(tensors, path)
-}
-
-/// What is wrong with a file that its reader refuses.
-fn damaged(path: &Path, e: &candle_core::Error) -> Error {
-    let text = e.to_string();
-    let (shown, first) = (path.display(), text.lines().next().unwrap_or_default());
-    Error::user(format!("weights `{shown}` are not a whole file: {first}"), "give a `.safetensors` or `.pth` file")
-}
-
-/// Tensors of a `.safetensors` file that was read, as [`read`] gives them.
-///
-/// # Errors
-/// A file that is not whole, or without tensors.
-fn of_bytes(bytes: &[u8], path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    floats(plain::tensors(bytes).map_err(|e| damaged(path, &e))?, path)
-}
-
-/// As f32, under the names of the model itself.
-fn floats(tensors: Vec<(String, Tensor)>, path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let shown = path.display();
-    if tensors.is_empty() {
-        return Err(Error::user(
-            format!("weights `{shown}` hold no tensors"),
-            "give a file of tensors by name, such as `torch.save(model.state_dict(), path)` writes",
-        ));
-    }
-    let skip = if tensors.iter().all(|(name, _)| name.starts_with(WRAPPER)) { WRAPPER.len() } else { 0 };
-    let float = |t: Tensor| t.to_dtype(DType::F32).and_then(|t| t.contiguous());
-    tensors
-        .into_iter()
-        .map(|(name, t)| Ok((name[skip..].to_owned(), float(t).map_err(|e| damaged(path, &e))?)))
-        .collect()
-}
 
 /// Fills a new network from a file: all but the head, or all of it where the head is `kept` for these classes, in their
 /// order where the file comes with another one. Returns the names of the parameters that were there.
@@ -138,17 +61,32 @@ pub fn load(
     kept: Option<&[String]>,
 ) -> Result<BTreeSet<String>> {
     let order = kept.map(|classes| order(path, classes)).transpose()?.flatten();
-    if about(path)?.get("contract").is_none()
-        && let Some(text) = text::beside(path, "config.json")?
-    {
+    let ours = about(path)?.get("contract").is_some();
+    if !ours && let Some(text) = text::beside(path, "config.json")? {
         timm::same_network(backbone, &text, &path.with_file_name("config.json").display().to_string())?;
     }
+    let head = |name: &str| {
+        name.starts_with("head.") || name.strip_prefix(backbone.classifier).is_some_and(|r| r.starts_with('.'))
+    };
+    // Parts are new, or the file has all of them.
+    let part = |id: &ParamId| network.initial.params[id.0].name.clone();
+    let parts: BTreeSet<String> = network.adapters.params.iter().map(part).collect();
+    let mut elsewhere = Vec::new();
     let mut file = if keras::is_h5(path) {
         keras::usual_names(backbone.name, keras::read(path, size(path)?)?, &network.initial)?
-    } else if backbone.reads_text() {
-        text::usual_names(read(path)?)
     } else {
-        timm::usual_names(backbone.name, read(path)?)
+        let usual = |file: BTreeMap<String, Tensor>| {
+            if backbone.reads_text() { text::usual_names(file) } else { timm::usual_names(backbone.name, file) }
+        };
+        if ours {
+            usual(read(path)?)
+        } else {
+            let entries = network.initial.params.iter().chain(&network.initial.buffers).map(|e| e.name.as_str());
+            let body: Vec<&str> = entries.filter(|name| !head(name) && !parts.contains(*name)).collect();
+            let fitted = prefix::fitted(read(path)?, usual, &body);
+            elsewhere = fitted.elsewhere;
+            fitted.file
+        }
     };
     which.choose(&mut file);
     positions::fit(&mut file, &network.initial)?;
@@ -158,15 +96,10 @@ pub fn load(
     if kept.is_some() {
         same_number(&network.initial, &file, backbone.classifier, path)?;
     }
-    let head = |name: &str| {
-        name.starts_with("head.") || name.strip_prefix(backbone.classifier).is_some_and(|r| r.starts_with('.'))
-    };
-    // Parts are new, or the file has all of them.
-    let part = |id: &ParamId| network.initial.params[id.0].name.clone();
-    let parts: BTreeSet<String> = network.adapters.params.iter().map(part).collect();
     let has_parts = inside(path)?.plan.is_some() || parts.iter().any(|name| file.contains_key(name));
     let wanted = |name: &str| (kept.is_some() || !head(name)) && (has_parts || !parts.contains(name));
-    fill(&mut network.initial, &file, wanted, &path.display().to_string())?;
+    fill(&mut network.initial, &file, wanted, &path.display().to_string())
+        .map_err(|e| prefix::hinted(e, &elsewhere))?;
     Ok(network.initial.params.iter().map(|e| &e.name).filter(|name| wanted(name)).cloned().collect())
 }
 
@@ -175,7 +108,7 @@ pub fn load(
 /// # Errors
 /// A file that is not whole.
 pub fn about(path: &Path) -> Result<serde_json::Value> {
-    if path.extension().is_none_or(|e| e != "safetensors") {
+    if Format::of(path) != Some(Format::Safetensors) {
         return Ok(serde_json::Value::Null);
     }
     let text = metadata(path)?.remove("tl").unwrap_or_default();
@@ -208,24 +141,13 @@ pub fn contract_of(path: &Path, which: Which) -> Result<Option<Contract>> {
     }
 }
 
-/// The names of the tensors of a file.
-///
-/// # Errors
-/// See [`read`].
-pub fn names(path: &Path) -> Result<Vec<String>> {
-    if path.extension().is_some_and(|e| e == "safetensors") {
-        return Ok(header(path)?.into_keys().filter(|name| name != METADATA).collect());
-    }
-    Ok(read(path)?.into_keys().collect())
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
 
     use tl_proto::spec::{JobSpec, ModelSection};
 
-    use super::{testing::bare, *};
+    use super::{header::METADATA, testing::bare, *};
     use crate::{
         predict::Model,
         train::{export, net::Net},
@@ -285,6 +207,32 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let own = exported(&net, dir.path());
         assert!(build(&model("small_cnn", Some(&own))).is_ok());
+    }
+
+    #[test]
+    fn a_network_behind_a_prefix_is_loaded_or_the_prefix_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let net = Net::build(&model("small_cnn", None), &classes(&["a", "b"]), false, 2, &BTreeMap::new()).unwrap();
+        let path = dir.path().join("w.safetensors");
+        bare(&net, &path);
+        let file = read(&path).unwrap();
+        let behind = |prefix: &str| {
+            let named = file.iter().map(|(name, t)| (format!("{prefix}{name}"), t.clone()));
+            candle_core::safetensors::save(&named.collect(), &path).unwrap();
+            build(&ModelSection { preprocess: Some("unit".into()), ..model("small_cnn", Some(&path)) })
+        };
+        let first = |net: &Net| {
+            let store = &net.network.initial;
+            store.values[store.params[0].range.clone()].to_vec()
+        };
+        for prefix in ["", "module.", "_orig_mod.", "model.", "module.model._orig_mod.", "net.backbone."] {
+            assert_eq!(first(&behind(prefix).unwrap()), first(&net), "{prefix}");
+        }
+        let Err(Error::User { message, hint }) = behind("encoder_q.") else { panic!("no error") };
+        assert!(
+            message.contains("are of another network") && hint.contains("behind `encoder_q.`"),
+            "{message}: {hint}"
+        );
     }
 
     #[test]
@@ -349,9 +297,14 @@ mod tests {
             std::fs::write(&path, &bytes[..len]).unwrap();
             assert!(read(&path).is_err(), "{len} bytes");
         }
-        let zip = dir.path().join("w.pth");
-        std::fs::write(&zip, &bytes).unwrap();
-        assert!(read(&zip).is_err());
+        // What is whole is read whatever it is called.
+        for name in ["w.pth", "w.pth.tar", "last.ckpt", "w"] {
+            let other = dir.path().join(name);
+            std::fs::write(&other, &bytes).unwrap();
+            assert!(read(&other).unwrap().len() > 3, "{name}");
+            std::fs::write(&other, &bytes[..7]).unwrap();
+            assert!(read(&other).is_err(), "{name}");
+        }
     }
 
     #[test]

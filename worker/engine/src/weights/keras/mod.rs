@@ -10,12 +10,12 @@ use candle_core::Tensor;
 use h5::Bad;
 pub use h5::Variable;
 
-use super::{Contract, Scale};
+use super::{Contract, Scale, format::Format};
 use crate::{Error, Result, backbone::DEVIATIONS, nn::Store};
 
 /// Whether a file is one of HDF5.
 pub fn is_h5(path: &Path) -> bool {
-    path.extension().is_some_and(|e| e == "h5" || e == "hdf5")
+    Format::of(path) == Some(Format::Hdf5)
 }
 
 /// Tensors of a file by layer and variable.
