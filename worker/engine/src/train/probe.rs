@@ -338,7 +338,7 @@ fn described(c: &Contract) -> String {
         Contract { strokes: Some(strokes), .. } => format!("drawings of {}", strokes.sentence()),
         _ => {
             let sound = c.audio.as_ref().map(|a| format!(", of {}", a.sentence())).unwrap_or_default();
-            format!("{} pixels{sound}, {:?}, {} padding", c.side(), c.scale, c.padding)
+            format!("{} pixels{sound}, {}", c.side(), c.sentence())
         }
     }
 }

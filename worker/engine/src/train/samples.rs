@@ -6,6 +6,7 @@ mod judged;
 use std::{
     borrow::Cow,
     collections::BTreeMap,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -191,23 +192,46 @@ impl Samples {
     ) -> Result<Self> {
         self.fits(contract)?;
         let share = partition(self.count(), group.world())[group.rank()].clone();
-        let bad: Vec<(usize, String)> =
-            share.into_par_iter().filter_map(|i| self.decodes(i, contract).err().map(|why| (i, why))).collect();
+        let bad = self.bad(share, contract);
         let internal = |e: serde_json::Error| Error::Internal(e.to_string());
         let mut all: Vec<(usize, String)> = Vec::new();
         for bytes in group.all_gather(serde_json::to_vec(&bad).map_err(internal)?)? {
             all.extend(serde_json::from_slice::<Vec<_>>(&bytes).map_err(internal)?);
         }
-        let Some((first, why)) = all.first() else { return Ok(self) };
-        let (name, part) = (self.dataset.name(*first), self.key());
-        if all.len() > limit as usize {
+        let part = self.key();
+        let (kept, said) = self.without(&all, limit, (&part, "data.skip_bad = "))?;
+        if let Some(text) = said.filter(|_| group.rank() == 0) {
+            link.notice(Notice::SamplesSkipped, &text);
+        }
+        Ok(kept)
+    }
+
+    /// Those in a range that will not decode for a network of this contract, each with the reason.
+    pub fn bad(&self, range: Range<usize>, contract: &Contract) -> Vec<(usize, String)> {
+        range.into_par_iter().filter_map(|i| self.decodes(i, contract).err().map(|why| (i, why))).collect()
+    }
+
+    /// All but those that are `bad`, up to `limit`, and what is to be said of these. An error names the `part`, and by `key`,
+    /// which stands in front of a number, what allows more.
+    ///
+    /// # Errors
+    /// More bad samples than `limit`, by name; a class that has no others.
+    pub fn without(
+        self,
+        bad: &[(usize, String)],
+        limit: u32,
+        (part, key): (&str, &str),
+    ) -> Result<(Self, Option<String>)> {
+        let Some((first, why)) = bad.first() else { return Ok((self, None)) };
+        let (name, n) = (self.dataset.name(*first), bad.len());
+        if n > limit as usize {
             return Err(Error::user(
-                format!("`{name}` cannot be decoded ({why}); {} such in `{part}`", all.len()),
-                format!("remove them, or set `data.skip_bad = {}`", all.len()),
+                format!("`{name}` cannot be decoded ({why}); {n} such in `{part}`"),
+                format!("remove them, or set `{key}{n}`"),
             ));
         }
         let had = data::counts(&*self.dataset);
-        let keep: Vec<usize> = (0..self.count()).filter(|i| all.iter().all(|(b, _)| b != i)).collect();
+        let keep: Vec<usize> = (0..self.count()).filter(|i| bad.iter().all(|(b, _)| b != i)).collect();
         if keep.is_empty() {
             return Err(Error::user(
                 format!("none of the samples in `{part}` can be decoded, first `{name}` ({why})"),
@@ -222,11 +246,8 @@ impl Samples {
                 "mend them, or remove the class",
             ));
         }
-        if group.rank() == 0 {
-            let text = format!("{} samples of `{part}` left out, first `{name}`: {why}", all.len());
-            link.notice(Notice::SamplesSkipped, &text);
-        }
-        Ok(kept)
+        let said = format!("{n} samples of `{part}` left out, first `{name}`: {why}");
+        Ok((kept, Some(said)))
     }
 
     fn decodes(&self, index: usize, contract: &Contract) -> Result<(), String> {

@@ -238,6 +238,29 @@ impl Contract {
         ))
     }
 
+    /// The format of files for a network that reads by it.
+    pub fn format(&self) -> &'static str {
+        match self {
+            Self { text: Some(_), .. } => "text",
+            Self { strokes: Some(_), .. } => "strokes",
+            Self { audio: Some(_), .. } => "audio_folder",
+            _ => "image_folder",
+        }
+    }
+
+    /// How bytes become numbers and what layers pad with, for people.
+    pub fn sentence(&self) -> String {
+        let scale = match self.scale {
+            Scale::Tf => "x / 127.5 - 1",
+            Scale::Unit => "x / 255",
+        };
+        let each = |values: [f32; 3]| values.map(|value| value.to_string()).join(" ");
+        let plain = self.mean == [0.0; 3] && self.std == ones();
+        let norm = format!(", less the mean {}, divided by {}", each(self.mean), each(self.std));
+        let padding = if self.same() { "same" } else { "symmetric" };
+        format!("{scale}{}, padding `{padding}`", if plain { "" } else { &norm })
+    }
+
     /// Whether it is for pixels, be they those of images or of how sound looks.
     pub fn has_pixels(&self) -> bool {
         self.text.is_none() && self.strokes.is_none()
@@ -317,6 +340,14 @@ mod tests {
         assert_eq!((c.batch_norm_eps, c.activation.as_deref()), (Builder::EPS, Some("relu6")));
         std::fs::write(dir.path().join("preprocess.json"), PUBLISHED.replace("tf_same", "odd")).unwrap();
         assert!(Contract::beside(&dir.path().join("model.safetensors")).is_err());
+    }
+
+    #[test]
+    fn preprocessing_is_told_in_the_words_of_files() {
+        assert_eq!(parse("1e-5", "1e-5").unwrap().sentence(), "x / 127.5 - 1, padding `same`");
+        let torch = Contract::named("torch", 224, None).unwrap();
+        let want = "x / 255, less the mean 0.485 0.456 0.406, divided by 0.229 0.224 0.225, padding `symmetric`";
+        assert_eq!(torch.sentence(), want);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Scale, fft::Fft};
+use super::{MelScale, fft::Fft};
 
 /// Most values of a frame.
 const MAX_FRAME: usize = 1 << 16;
@@ -41,7 +41,7 @@ impl Mel {
     ///
     /// # Errors
     /// A clip too short or too long for so many frames, or of which too much would be left over; bands too narrow.
-    pub fn new(side: usize, rate: u32, count: usize, hertz: Range<f64>, scale: Scale) -> Result<Self, Unfit> {
+    pub fn new(side: usize, rate: u32, count: usize, hertz: Range<f64>, scale: MelScale) -> Result<Self, Unfit> {
         let unfit = |why: String, hint: &str| Err(Unfit { why, hint: hint.into() });
         let (rate, hop) = (f64::from(rate), count / side);
         if hop == 0 {
@@ -77,7 +77,7 @@ impl Mel {
         }
         let frame = length.max(fine as usize).next_power_of_two();
         let bands = corners.windows(3).map(|c| {
-            let height = if scale == Scale::Slaney { 2.0 / (c[2] - c[0]) } else { 1.0 };
+            let height = if scale == MelScale::Slaney { 2.0 / (c[2] - c[0]) } else { 1.0 };
             let of = |k: usize| {
                 let f = rate * k as f64 / frame as f64;
                 height * ((f - c[0]) / (c[1] - c[0])).min((c[2] - f) / (c[2] - c[1])).max(0.0)
@@ -111,7 +111,7 @@ impl Mel {
     }
 }
 
-impl Scale {
+impl MelScale {
     /// Hertz as mel. Slaney's scale (Auditory Toolbox) is linear up to 1000 Hz, with 15 mel there, then logarithmic, with 27
     /// mel to a factor of 6.4; HTK's is 2595·log₁₀(1 + f/700).
     fn mel(self, hertz: f64) -> f64 {
@@ -137,9 +137,10 @@ mod tests {
 
     #[test]
     fn scales_are_their_own_inverses_and_meet_their_fixed_points() {
-        assert!((Scale::Slaney.mel(1000.0) - 15.0).abs() < 1e-12 && (Scale::Slaney.mel(6400.0) - 42.0).abs() < 1e-12);
-        assert!((Scale::Htk.mel(1000.0) - 999.985).abs() < 1e-2);
-        for scale in [Scale::Slaney, Scale::Htk] {
+        let (at_one, higher) = (MelScale::Slaney.mel(1000.0), MelScale::Slaney.mel(6400.0));
+        assert!((at_one - 15.0).abs() < 1e-12 && (higher - 42.0).abs() < 1e-12);
+        assert!((MelScale::Htk.mel(1000.0) - 999.985).abs() < 1e-2);
+        for scale in [MelScale::Slaney, MelScale::Htk] {
             for hertz in [0.0, 20.0, 999.0, 1001.0, 7_000.0, 24_000.0] {
                 assert!((scale.hertz(scale.mel(hertz)) - hertz).abs() < 1e-8 * (1.0 + hertz));
             }
@@ -148,16 +149,17 @@ mod tests {
 
     #[test]
     fn every_band_hears_something_and_a_tone_is_loudest_in_its_own() {
-        for (side, scale) in [(8, Scale::Slaney), (64, Scale::Htk), (224, Scale::Slaney), (1024, Scale::Htk)] {
+        let (slaney, htk) = (MelScale::Slaney, MelScale::Htk);
+        for (side, scale) in [(8, slaney), (64, htk), (224, slaney), (1024, htk)] {
             let mel = Mel::new(side, 48_000, 48_000, 0.0..24_000.0, scale).unwrap();
             assert!(mel.bands.iter().all(|(_, weights)| weights.iter().sum::<f64>() > 0.0), "{side}");
         }
-        let mel = Mel::new(32, 8_000, 8_000, 0.0..4_000.0, Scale::Slaney).unwrap();
+        let mel = Mel::new(32, 8_000, 8_000, 0.0..4_000.0, MelScale::Slaney).unwrap();
         let tone = |i: usize| if i < 4_000 { 0.0 } else { (std::f64::consts::TAU * 1000.0 * i as f64 / 8_000.0).sin() };
         let power = mel.power(&(0..8_000).map(tone).collect::<Vec<_>>());
         let loudest =
             |frame: usize| (0..32).max_by(|a, b| power[a * 32 + frame].total_cmp(&power[b * 32 + frame])).unwrap();
-        let band = (15.0 / Scale::Slaney.mel(4_000.0) * 33.0).round() as usize - 1;
+        let band = (15.0 / MelScale::Slaney.mel(4_000.0) * 33.0).round() as usize - 1;
         assert_eq!((loudest(20), loudest(31)), (band, band), "its triangle has its tip nearest to 1000 Hz");
         assert!((0..32).all(|b| power[b * 32 + 8] == 0.0), "silence before it begins");
     }
@@ -165,7 +167,7 @@ mod tests {
     #[test]
     fn too_many_frames_or_bands_are_refused() {
         let refused = |side: usize, rate: u32, count: usize, hertz: Range<f64>| {
-            let Unfit { why, hint } = Mel::new(side, rate, count, hertz, Scale::Htk).err().unwrap();
+            let Unfit { why, hint } = Mel::new(side, rate, count, hertz, MelScale::Htk).err().unwrap();
             format!("{why}; {hint}")
         };
         for (said, parts) in [
@@ -180,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_clip_of_which_much_would_be_left_over_is_refused_with_a_length_that_fits() {
-        let new = |count: usize| Mel::new(224, 8_000, count, 0.0..4_000.0, Scale::Slaney);
+        let new = |count: usize| Mel::new(224, 8_000, count, 0.0..4_000.0, MelScale::Slaney);
         // 50 ms are 400 values, and one each is as much as 224 frames can have.
         let Unfit { why, hint } = new(400).err().unwrap();
         assert!(why.contains("leave out 44 %") && hint.contains("seconds` to 0.056,"), "{why}; {hint}");

@@ -30,7 +30,7 @@ pub struct Clip {
 /// A scale of pitch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Scale {
+pub enum MelScale {
     /// Of Slaney's Auditory Toolbox, and librosa.
     Slaney,
     /// Of HTK, and torchaudio.
@@ -60,7 +60,7 @@ pub struct Audio {
     /// Highest frequency, in Hz; half the rate at most, which 0 stands for.
     pub high: f64,
     /// How bands lie.
-    pub scale: Scale,
+    pub scale: MelScale,
     /// Where decibels count from.
     pub level: Level,
     /// Decibels from black to white.
@@ -110,8 +110,8 @@ impl Audio {
             high: number("high", known.map(|k| k.high)),
             scale: match known {
                 Some(known) if !said.contains_key("scale") => known.scale,
-                _ if word("scale") == "htk" => Scale::Htk,
-                _ => Scale::Slaney,
+                _ if word("scale") == "htk" => MelScale::Htk,
+                _ => MelScale::Slaney,
             },
             level: match known {
                 Some(known) if !said.contains_key("level") => known.level,
