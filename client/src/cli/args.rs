@@ -79,7 +79,7 @@ pub enum Command {
     Init(Init),
     /// Print completions for a shell
     Completions(Completions),
-    /// Classify images with a finished model
+    /// Say what images, texts, sounds or drawings are, by a finished model
     #[cfg(feature = "local")]
     Predict(Predict),
     /// Score a finished model on a data set
@@ -239,7 +239,7 @@ pub struct Predict {
     /// Take the negatives of the images: dark ink on light paper, say, where the model knows light ink on dark
     #[arg(long)]
     pub invert: bool,
-    /// Most classes to print per image
+    /// Most classes to print of each
     #[arg(long, default_value_t = 3)]
     pub top: usize,
     #[command(flatten)]
@@ -251,7 +251,7 @@ pub struct Predict {
 pub struct Verify {
     #[command(flatten)]
     pub job: JobFile,
-    /// Steps of each stage; each is run seven times, and of one rank a checkpoint of each is kept meanwhile
+    /// Steps of each stage, 2 to 100; each is run seven times, and of one rank a checkpoint of each is kept meanwhile
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=100))]
     pub steps: u32,
     #[command(flatten)]
@@ -268,15 +268,18 @@ pub struct Evaluate {
     /// Which of several tasks [default: the first]
     #[arg(long, conflicts_with_all = ["way", "shot", "query", "episodes"])]
     pub task: Option<String>,
-    /// Its format
-    #[arg(long, default_value = "image_folder")]
-    pub format: String,
+    /// Its format [default: that of samples for the model; of images, image_folder]
+    #[arg(long)]
+    pub format: Option<String>,
     /// A parameter of the format: `--param depth=2`
     #[arg(long = "param", value_name = "KEY=VALUE")]
     pub params: Vec<String>,
     /// Seed of the job, for generated data and few-shot episodes
     #[arg(long, default_value_t = 0)]
     pub seed: u32,
+    /// How many samples may fail to decode; they are left out
+    #[arg(long, default_value_t = 0, conflicts_with_all = ["runs", "pairs"])]
+    pub skip_bad: u32,
     /// Only these classes, as `data.val_classes` names them: `--classes 'Greek/*'`
     #[arg(long, value_name = "CLASS")]
     pub classes: Vec<String>,
@@ -298,9 +301,9 @@ pub struct Evaluate {
     /// What goes with the samples, for two networks that learned from pairs: how many of either find their other half
     #[arg(long, value_name = "DATA", conflicts_with_all = ["task", "way", "shot", "query", "episodes", "runs"])]
     pub pairs: Option<String>,
-    /// Its format
-    #[arg(long, default_value = "text", requires = "pairs")]
-    pub pairs_format: String,
+    /// Its format [default: that of samples for the second network]
+    #[arg(long, requires = "pairs")]
+    pub pairs_format: Option<String>,
     /// A parameter of that format
     #[arg(long = "pairs-param", value_name = "KEY=VALUE", requires = "pairs")]
     pub pairs_params: Vec<String>,
@@ -334,10 +337,10 @@ pub enum LocalCommand {
 pub struct LocalRun {
     #[command(flatten)]
     pub job: JobFile,
-    /// Workers, and ranks of the job [default: 2 workers, and what the job says]
+    /// Workers, and ranks of the job [default: the ranks of the job, and for several steps 2 workers or more]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub ranks: Option<u32>,
-    /// Folder for the files of the job [default: tl-out/NAME]
+    /// Folder for the files of the job; an earlier model there is moved to FOLDER.1 [default: tl-out/NAME]
     #[arg(long)]
     pub out: Option<PathBuf>,
     /// Keep the state of the cluster in this folder [default: none is kept]

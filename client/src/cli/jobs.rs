@@ -19,7 +19,7 @@ use tokio_stream::StreamExt;
 use super::{
     CANCELLED, FAILED, INTERRUPTED,
     args::{Fetch, Logs, Ls, Submit},
-    compared,
+    compared, earlier,
     output::{Output, table},
     told,
 };
@@ -63,7 +63,8 @@ pub(super) async fn watch(client: &Client, id: &str, output: &Output) -> Result<
     follow(&find(client, id).await?, None, output).await
 }
 
-/// Follows a job to its end, brings its files to `out` if that is given, and prints what came of it.
+/// Follows a job to its end, brings its files to `out` if that is given, where those of an earlier one make room, and prints
+/// what came of it.
 pub(super) async fn follow(job: &Job, out: Option<&Path>, output: &Output) -> Result<u8, Error> {
     let mut progress = output.progress();
     let mut watch = job.watch(0);
@@ -94,7 +95,15 @@ pub(super) async fn follow(job: &Job, out: Option<&Path>, output: &Output) -> Re
     let Some(ended) = last else { return Ok(FAILED) };
     // Steps that are done have files, whatever became of the others.
     let files = match out.filter(|_| ended.status != "cancelled") {
-        Some(dir) => job.fetch(dir).await?,
+        Some(dir) => {
+            let done = |p: &v1::Phase| p.kind == "train" && p.status == "succeeded";
+            if ended.phases.iter().any(done)
+                && let Some(aside) = earlier::set_aside(dir)?
+            {
+                output.say(&format!("what lay in `{}` is in `{}` now", dir.display(), aside.display()));
+            }
+            job.fetch(dir).await?
+        }
         None => Vec::new(),
     };
     finished(&ended, &files, output);
@@ -150,8 +159,9 @@ fn finished(job: &v1::Job, files: &[Fetched], output: &Output) {
 pub(super) async fn list(client: &Client, a: &Ls, output: &Output) -> Result<u8, Error> {
     let jobs = client.list(a.limit, a.active).await?;
     output.print(&json!({ "event": "jobs", "jobs": jobs }), || {
-        let rows =
-            jobs.iter().map(|j| vec![j.id.clone(), j.name.clone(), j.kind.clone(), j.status.clone(), j.why.clone()]);
+        // How most have ended is their status already.
+        let why = |j: &v1::Job| if j.why == j.status { String::new() } else { j.why.clone() };
+        let rows = jobs.iter().map(|j| vec![j.id.clone(), j.name.clone(), j.kind.clone(), j.status.clone(), why(j)]);
         table(&["ID", "NAME", "KIND", "STATUS", "WHY"], &rows.collect::<Vec<_>>())
     });
     Ok(0)

@@ -15,7 +15,7 @@ use tl_worker::{
 use super::{
     INTERRUPTED,
     args::{Cli, Command, Evaluate, LocalCommand, LocalPlan, LocalRun, LocalUp, OnDevice, Predict},
-    jobs,
+    earlier, jobs,
     output::Output,
     plan,
     settings::folder,
@@ -74,10 +74,9 @@ async fn run_one(a: LocalRun, output: &Output) -> Result<u8, Error> {
     }
     // Before anything is started.
     check(&spec, &a.job.file)?;
-    let all = spec.steps();
-    let needed = all.iter().map(|(_, s, _)| s.cluster.ranks.min).max().unwrap_or(1);
-    let workers = a.ranks.unwrap_or(needed.max(2));
+    let workers = a.ranks.unwrap_or_else(|| workers(&spec));
     let out = a.out.unwrap_or_else(|| PathBuf::from("tl-out").join(plain(&spec.job.name)));
+    earlier::check(&out)?;
     let kept = a.data.is_some();
     let data = a.data.unwrap_or_else(|| std::env::temp_dir().join(format!("tl-{}", ulid::Ulid::new())));
     let cache = a.cache.unwrap_or_else(default_cache);
@@ -92,6 +91,15 @@ async fn run_one(a: LocalRun, output: &Output) -> Result<u8, Error> {
     };
     drop(scratch);
     result
+}
+
+/// How many workers a job gets that asks for none: as many as its steps need, and two where steps can run side by side or
+/// one takes them. One rank alone has all cores to itself.
+fn workers(spec: &spec::JobSpec) -> u32 {
+    let steps = spec.steps();
+    let needed = steps.iter().map(|(_, s, _)| s.cluster.ranks.min).max().unwrap_or(1);
+    let used = if steps.len() > 1 { 2 } else { spec.cluster.ranks.max.min(2) };
+    needed.max(used)
 }
 
 /// Checks a job that a cluster of its own is to be started for.
@@ -236,21 +244,37 @@ pub(super) fn predict(a: &Predict, output: &Output) -> Result<u8, Error> {
     let model = model.inverting(a.invert).map_err(|e| refused(&e.to_failure()))?;
     let learned = a.support.as_ref().map(|folder| model.learn(folder)).transpose();
     let learned = learned.map_err(|e| refused(&e.to_failure()))?;
+    if learned.is_none() {
+        model.predicts(a.lines).map_err(|e| refused(&e.to_failure()))?;
+    }
     let params = params_of(&a.params, "--param")?;
-    for image in &a.images {
-        if a.lines {
-            let lines = model.predict_lines(image, &params).map_err(|e| refused(&e.to_failure()))?;
-            lines.into_iter().for_each(|(line, said)| predicted(a, image, Some(&line), said, &device, output));
-            continue;
-        }
+    let says = |image: &Path| -> Result<Vec<(Option<String>, Vec<Said>)>, Error> {
         let said = match &learned {
             Some(learned) => learned.predict(image).map(|chances| {
-                vec![Said { task: None, chances: learned.classes().iter().cloned().zip(chances).collect() }]
+                let chances = learned.classes().iter().cloned().zip(chances).collect();
+                vec![(None, vec![Said { task: None, chances }])]
             }),
-            None => model.predict_all(image),
+            None if a.lines => model
+                .predict_lines(image, &params)
+                .map(|lines| lines.into_iter().map(|(line, said)| (Some(line), said)).collect()),
+            None => model.predict_all(image).map(|said| vec![(None, said)]),
         };
-        predicted(a, image, None, said.map_err(|e| refused(&e.to_failure()))?, &device, output);
-        if model.reads_text() {
+        said.map_err(|e| refused(&e.to_failure()))
+    };
+    let mut code = 0;
+    for image in &a.images {
+        match says(image) {
+            Ok(all) => all.into_iter().for_each(|(line, said)| {
+                predicted(a, image, line.as_deref(), said, &device, output);
+            }),
+            // The others can be answered all the same.
+            Err(e) => {
+                output.error(&e);
+                code = e.exit_code();
+                continue;
+            }
+        }
+        if model.reads_text() && !a.lines {
             let text = std::fs::read_to_string(image).unwrap_or_default();
             let n = text.lines().filter(|line| !line.trim().is_empty()).count();
             if n > 1 {
@@ -258,7 +282,7 @@ pub(super) fn predict(a: &Predict, output: &Output) -> Result<u8, Error> {
             }
         }
     }
-    Ok(0)
+    Ok(code)
 }
 
 /// Prints what the model says of a file, or of a line of it.
@@ -300,18 +324,22 @@ pub(super) fn evaluate(a: &Evaluate, output: &Output) -> Result<u8, Error> {
     let (model, device) = opened(&a.model, &a.on, output)?;
     let params = params_of(&a.params, "--param")?;
     let asked = Asked {
-        format: a.format.clone(),
+        format: a.format.clone().unwrap_or_else(|| model.format().to_owned()),
         place: a.data.clone(),
         params,
         seed: a.seed,
         task: a.task.clone(),
         classes: a.classes.clone(),
+        skip_bad: a.skip_bad,
         way: a.way,
         shot: a.shot,
         query: a.query,
         episodes: a.episodes,
     };
-    let scored = if a.runs { model.evaluate_runs(&asked) } else { model.evaluate(&asked) };
+    let scored = match a.runs {
+        true => model.evaluate_runs(&asked),
+        false => model.evaluate_telling(&asked, &mut |text| output.say(text)),
+    };
     let scored: Evaluation = scored.map_err(|e| refused(&e.to_failure()))?;
     let mut metrics = json!({ "val.accuracy": scored.accuracy, "val.loss": scored.loss });
     if let Some(episodes) = &scored.episodes {
@@ -332,8 +360,11 @@ fn by_pairs(a: &Evaluate, pairs: &str, output: &Output) -> Result<u8, Error> {
         classes: a.classes.clone(),
         ..Asked::of(format, data, params, a.seed)
     };
-    let ours = asked(&a.format, &a.data, params_of(&a.params, "--param")?);
-    let theirs = asked(&a.pairs_format, pairs, params_of(&a.pairs_params, "--pairs-param")?);
+    let formats = towers.formats();
+    let ours = a.format.as_deref().unwrap_or(formats[0]);
+    let ours = asked(ours, &a.data, params_of(&a.params, "--param")?);
+    let theirs = a.pairs_format.as_deref().unwrap_or(formats[1]);
+    let theirs = asked(theirs, pairs, params_of(&a.pairs_params, "--pairs-param")?);
     let found = towers.at(&place).evaluate([&ours, &theirs], by).map_err(|e| refused(&e.to_failure()))?;
     let Found { pairs: [samples, halves], retrieval, by_class, left_out } = &found;
     left_out.iter().for_each(|text| output.say(text));
@@ -357,6 +388,25 @@ fn by_pairs(a: &Evaluate, pairs: &str, output: &Output) -> Result<u8, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_of_one_rank_shares_the_cores_with_nobody() {
+        let one = |ranks: &str| {
+            let text = format!(
+                "schema = 1\njob = {{ name = \"t\", kind = \"finetune\" }}\ncluster = {{ ranks = {ranks} }}\n\
+                 data = {{ format = \"generated\", train = \"a\", val = \"a\", batch = 8 }}\n\
+                 model = {{ backbone = \"small_cnn\" }}\n\
+                 stage = [{{ name = \"all\", epochs = 1, train = [\"*\"], lr = 0.1 }}]\n"
+            );
+            spec::parse(&text).unwrap()
+        };
+        let counts = ["1", "\"1..4\"", "3", "\"3..8\""].map(|ranks| workers(&one(ranks)));
+        assert_eq!(counts, [1, 2, 3, 3]);
+        let mut seeds = one("1");
+        seeds.job.seeds = vec![1, 2];
+        seeds.write_out_runs(&tl_worker::rank::catalog()).unwrap();
+        assert_eq!(workers(&seeds), 2);
+    }
 
     #[test]
     fn the_model_of_a_step_lies_in_a_folder_of_its_own() {

@@ -3,6 +3,7 @@
 mod args;
 mod compared;
 mod data;
+mod earlier;
 mod jobs;
 #[cfg(feature = "local")]
 mod local;

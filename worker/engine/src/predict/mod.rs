@@ -25,11 +25,8 @@ use crate::{
     gpu::Place,
     nn::{Packs, Pass},
     train::{evaluate, export::About, net, net::Net, samples::Samples},
-    weights::{self, Contract},
+    weights,
 };
-
-/// The format of files for a model of images.
-const IMAGES: &str = "image_folder";
 
 /// A model that was exported, ready to run; in f32, also if it was trained with another `model.precision`.
 pub struct Model {
@@ -59,7 +56,7 @@ impl Model {
     /// # Errors
     /// A file that is no exported model.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = file_of(path);
+        let file = file_of(path)?;
         let shown = file.display().to_string();
         let about = weights::metadata(&file)?.remove("tl").and_then(|text| serde_json::from_str::<About>(&text).ok());
         let embeds = about.as_ref().is_some_and(|a| a.embeds);
@@ -100,20 +97,16 @@ impl Model {
     /// # Errors
     /// A model of something else than images.
     pub fn inverting(self, inverts: bool) -> Result<Self> {
-        if inverts && self.format() != IMAGES {
+        let contract = &self.net.contract;
+        if inverts && !(contract.has_pixels() && contract.audio.is_none()) {
             return Err(Error::user("only images can be inverted, and the model takes none", "leave `--invert` out"));
         }
         Ok(Self { inverts, ..self })
     }
 
     /// The format of files for it.
-    fn format(&self) -> &'static str {
-        match &self.net.contract {
-            Contract { text: Some(_), .. } => "text",
-            Contract { strokes: Some(_), .. } => "strokes",
-            Contract { audio: Some(_), .. } => "audio_folder",
-            _ => IMAGES,
-        }
+    pub fn format(&self) -> &'static str {
+        self.net.contract.format()
     }
 
     /// A pass over its weights, which leaves what it makes of them to the next one.
@@ -162,8 +155,20 @@ impl Model {
     /// # Errors
     /// As [`Model::predict`].
     pub fn predict_all(&self, image: &Path) -> Result<Vec<Said>> {
-        self.knows_classes()?;
+        self.predicts(false)?;
         self.said(self.input(image)?)
+    }
+
+    /// Whether it says of a file what that is, or of each of its `lines`.
+    ///
+    /// # Errors
+    /// A model that has no classes of its own; of lines, one that takes no text.
+    pub fn predicts(&self, lines: bool) -> Result<()> {
+        self.knows_classes()?;
+        if lines && !self.reads_text() {
+            return Err(Error::user("the model does not take text", "leave `--lines` out"));
+        }
+        Ok(())
     }
 
     /// Whether it has classes of its own.
@@ -180,6 +185,10 @@ impl Model {
     /// What the network is fed of a file.
     fn input(&self, image: &Path) -> Result<Tensor> {
         let shown = image.display();
+        if image.is_dir() {
+            let hint = format!("name its files, as by `{shown}/*`; `tlctl evaluate` takes folders of classes");
+            return Err(Error::user(format!("`{shown}` is a folder"), hint));
+        }
         let bytes = std::fs::read(image)
             .map_err(|e| Error::user(format!("`{shown}` cannot be read: {e}"), "check the path"))?;
         if self.net.contract.text.is_some() {
@@ -196,11 +205,11 @@ impl Model {
         let side = contract.side();
         let square = if let Some(heard) = &contract.audio {
             let picture = audio::decode(&bytes).and_then(|clip| heard.picture(&clip, side));
-            let bad = |e| Error::user(format!("`{shown}` cannot be heard: {e}"), "WAV and FLAC can be read");
+            let bad = |e| Error::user(format!("`{shown}` cannot be heard: {e}"), "");
             pixels::Square::Grey(picture.map_err(bad)?)
         } else {
             let mut decoded = image_folder::decode(&bytes)
-                .map_err(|e| Error::user(format!("`{shown}` is not an image: {e}"), "JPEG and PNG can be read"))?;
+                .map_err(|e| Error::user(format!("`{shown}` cannot be decoded: {e}"), ""))?;
             if self.inverts {
                 decoded = inverted::negative(decoded);
             }
@@ -232,10 +241,7 @@ impl Model {
     /// # Errors
     /// A model that takes no text, a file that cannot be read.
     pub fn predict_lines(&self, file: &Path, params: &Params) -> Result<Vec<(String, Vec<Said>)>> {
-        self.knows_classes()?;
-        if !self.reads_text() {
-            return Err(Error::user("the model does not take text", "leave `--lines` out"));
-        }
+        self.predicts(true)?;
         let section = section("text", &file.display().to_string(), params.clone(), &[])?;
         let samples = Samples::open_bare(&section, 0)?;
         let one = |index: usize| {
@@ -269,13 +275,24 @@ impl Model {
     /// of; by few-shot episodes if that is what it was taught by, or if their shape is asked for.
     ///
     /// # Errors
-    /// Data that is not there, that will not decode, or with a class that the model does not know; parameters that its format
-    /// does not take; a task that the model has not learned.
+    /// Data that is not there, of which more will not decode than may, or with a class that the model does not know;
+    /// parameters that its format does not take; a task that the model has not learned.
     pub fn evaluate(&self, asked: &Asked) -> Result<Evaluation> {
+        self.evaluate_telling(asked, &mut |_| {})
+    }
+
+    /// The same; `tell` is told of samples that were left out.
+    ///
+    /// # Errors
+    /// As [`Model::evaluate`].
+    pub fn evaluate_telling(&self, asked: &Asked, tell: &mut dyn FnMut(&str)) -> Result<Evaluation> {
         let (head, known) = self.head(asked.task.as_deref())?;
         let spec = section(&asked.format, &asked.place, asked.params.clone(), &asked.classes)?;
         let samples = Samples::open(&spec, "val", asked.seed)?;
         samples.fits(&self.net.contract)?;
+        let bad = samples.bad(0..samples.count(), &self.net.contract);
+        let (samples, left_out) = samples.without(&bad, asked.skip_bad, (&asked.place, "--skip-bad "))?;
+        left_out.iter().for_each(|text| tell(text));
         if self.taught.is_some() || asked.way.is_some() || asked.shot.is_some() {
             return self.by_episodes(asked, &samples);
         }
@@ -305,8 +322,18 @@ impl Model {
 }
 
 /// The file of a model, which may be named by its folder.
-fn file_of(path: &Path) -> PathBuf {
-    if path.is_dir() { path.join("model.safetensors") } else { path.into() }
+///
+/// # Errors
+/// There is no such file.
+fn file_of(path: &Path) -> Result<PathBuf> {
+    let file = if path.is_dir() { path.join("model.safetensors") } else { path.to_owned() };
+    if file.exists() {
+        return Ok(file);
+    }
+    Err(Error::user(
+        format!("there is no model at `{}`", file.display()),
+        "give the folder that a job has left, such as `tl-out/NAME`, or the `model.safetensors` in it",
+    ))
 }
 
 /// What builds a network again that a job has exported.
@@ -342,6 +369,8 @@ pub struct Asked {
     pub task: Option<String>,
     /// Only these classes, as `data.val_classes` names them; all if there are none.
     pub classes: Vec<String>,
+    /// How many samples may fail to decode and be left out.
+    pub skip_bad: u32,
     /// Classes of an episode; what the job said if nothing is asked.
     pub way: Option<u32>,
     /// The same for the samples of each class that it shows.

@@ -42,7 +42,7 @@ impl Towers {
     /// # Errors
     /// A file that does not hold two networks.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = file_of(path);
+        let file = file_of(path)?;
         let about = serde_json::from_value::<About>(weights::about(&file)?).ok();
         let both = about.and_then(|about| {
             let tower = *about.tower?;
@@ -59,6 +59,11 @@ impl Towers {
             Net::build_kept(&finished(backbone, model, &file), &outputs, &BTreeMap::new(), which)
         };
         Ok(Self { nets: [net(first, Which::Model)?, net(second, Which::Tower)?] })
+    }
+
+    /// The formats of files for them.
+    pub fn formats(&self) -> [&'static str; 2] {
+        self.nets.each_ref().map(|net| net.contract.format())
     }
 
     /// The same, run in another place than the host.

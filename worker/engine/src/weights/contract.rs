@@ -258,7 +258,7 @@ impl Contract {
         let plain = self.mean == [0.0; 3] && self.std == ones();
         let norm = format!(", less the mean {}, divided by {}", each(self.mean), each(self.std));
         let padding = if self.same() { "same" } else { "symmetric" };
-        format!("{scale}{}, padding `{padding}`", if plain { "" } else { &norm })
+        format!("{scale}{}, padding `{padding}`", if plain { "" } else { norm.as_str() })
     }
 
     /// Whether it is for pixels, be they those of images or of how sound looks.

@@ -65,6 +65,22 @@ fn a_network_for_images_learns_to_hear_and_the_model_hears_as_it_was_trained() {
     std::fs::write(data.path().join("text.txt"), "no sound").unwrap();
     let error = model.predict(&data.path().join("text.txt")).unwrap_err().to_string();
     assert!(error.contains("neither WAV nor FLAC"), "{error}");
+    let error = model.predict(data.path()).unwrap_err().to_failure();
+    assert!(error.message.ends_with("is a folder") && error.hint.contains("/*`"), "{error}: {}", error.hint);
+    let error = Model::open(&data.path().join("none")).err().unwrap().to_failure();
+    assert!(error.message.starts_with("there is no model at") && error.hint.contains("tl-out"), "{error}");
+
+    // What cannot be decoded is named, and left out where so many may be.
+    assert_eq!(model.format(), "audio_folder");
+    std::fs::write(data.path().join("cut.wav"), "RIFF").unwrap();
+    std::fs::write(&list, "low_10.wav low\nhigh_15.wav high\ncut.wav low\n").unwrap();
+    let error = model.evaluate(&asked).unwrap_err().to_failure();
+    assert!(error.message.starts_with("`cut.wav` cannot be decoded"), "{error}");
+    assert!(error.hint.ends_with("set `--skip-bad 1`"), "{}", error.hint);
+    let mut said = Vec::new();
+    let some = Asked { skip_bad: 1, ..asked };
+    let scored = model.evaluate_telling(&some, &mut |text| said.push(text.to_owned())).unwrap();
+    assert_eq!((scored.samples, said.len()), (2, 1), "{said:?}");
 }
 
 #[test]
