@@ -22,6 +22,37 @@ pub fn numbers<'a>(own: &'a [String], known: &[String]) -> Result<Vec<usize>, &'
     own.iter().map(|class| at.get(class.as_str()).copied().ok_or(class.as_str())).collect()
 }
 
+/// Of the classes that are `known` one that looks like `odd` and has other characters: one of them is as file names of macOS
+/// may be (Unicode's NFD), with accents and parts of syllables for themselves.
+fn alike<'a>(odd: &str, known: &'a [String]) -> Option<&'a str> {
+    let is_apart = |c: char| matches!(c, '\u{300}'..='\u{36f}' | '\u{1100}'..='\u{11ff}' | '\u{3099}' | '\u{309a}');
+    let has_parts = |name: &str| name.chars().any(is_apart);
+    // What is neither made of parts nor one of them.
+    let rest = |name: &str| {
+        let next = name.chars().skip(1).map(Some).chain([None]);
+        let plain = name.chars().zip(next).filter(|(c, next)| c.is_ascii() && !next.is_some_and(is_apart));
+        plain.map(|(c, _)| c).collect::<String>()
+    };
+    let twin = |name: &&String| has_parts(odd) != has_parts(name) && !name.is_ascii() && rest(odd) == rest(name);
+    known.iter().find(twin).filter(|_| !odd.is_ascii()).map(String::as_str)
+}
+
+/// What to do where a class `odd` is none of those that are `known`: `what` is followed by their names.
+pub fn unknown_hint(odd: &str, known: &[String], what: &str) -> String {
+    let spelt = |name: &str| -> String {
+        let one = |c: char| if c.is_ascii() { c.to_string() } else { c.escape_unicode().to_string() };
+        name.chars().map(one).collect()
+    };
+    match alike(odd, known) {
+        None => format!("{what} {}", listed(known)),
+        Some(twin) => format!(
+            "`{}` and `{}` look the same: `convmv -r -f utf8 -t utf8 --nfc --notest FOLDER` writes names in the same way",
+            spelt(odd),
+            spelt(twin)
+        ),
+    }
+}
+
 /// Names as an error has them: no more than twelve, and how many there are beside those.
 pub fn listed<S: AsRef<str>>(names: &[S]) -> String {
     let one = |name: &S| short(name.as_ref());
@@ -119,6 +150,17 @@ mod tests {
         let known = list(&["0", "1", "10", "2"]);
         assert_eq!(numbers(&list(&["10", "0"]), &known), Ok(vec![2, 0]));
         assert_eq!(numbers(&list(&["1", "3", "4"]), &known), Err("3"));
+    }
+
+    #[test]
+    fn names_that_look_the_same_are_told_by_their_characters() {
+        let known = ["cafe\u{301}".to_owned(), "\u{1112}\u{1161}\u{11ab}".into(), "ete\u{301}s".into()];
+        let hint = |odd: &str| unknown_hint(odd, &known, "there are");
+        assert!(hint("caf\u{e9}").starts_with(r"`caf\u{e9}` and `cafe\u{301}` look the same"), "{}", hint("caf\u{e9}"));
+        assert!(hint("\u{d55c}").contains(r"`\u{d55c}` and `\u{1112}"), "{}", hint("\u{d55c}"));
+        for other in ["cafe", "th\u{e9}", "cafes\u{301}"] {
+            assert!(hint(other).starts_with("there are `cafe"), "{other}: {}", hint(other));
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! JPEG and PNG files in a folder per class, at any depth, or in a list; as they are, or as their negatives.
 
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 use tl_proto::{
     catalog::{Entry, entry},
     spec::Params,
@@ -8,6 +8,7 @@ use tl_proto::{
 
 use super::{
     Dataset, Format, Image,
+    caught::caught,
     files::{self, Files, MAX_FILE},
     inverted, read_file,
     stray::Kind,
@@ -75,12 +76,14 @@ impl Dataset for ImageFolder {
 /// # Errors
 /// Says in words what is wrong with it.
 pub fn decode(bytes: &[u8]) -> Result<Image, String> {
-    // The decoders index into what the file claims: a panic there is a bad file, not a bug of the run.
-    std::panic::catch_unwind(|| upright(bytes)).unwrap_or_else(|_| Err("it contradicts itself".into()))
+    caught(|| upright(bytes))
 }
 
 fn upright(bytes: &[u8]) -> Result<Image, String> {
-    let fail = |e: image::ImageError| e.to_string();
+    let fail = |e: ImageError| match e {
+        ImageError::Limits(_) => format!("it is larger than can be read, at most {MAX_SIDE} pixels a side: shrink it"),
+        other => other.to_string(),
+    };
     let mut reader = ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
     let format = reader.format().ok_or("it is neither JPEG nor PNG")?;
     // The decoder would fill what is missing with grey.
@@ -91,7 +94,12 @@ fn upright(bytes: &[u8]) -> Result<Image, String> {
     (limits.max_image_width, limits.max_image_height) = (Some(MAX_SIDE), Some(MAX_SIDE));
     reader.limits(limits.clone());
     let mut decoder = reader.into_decoder().map_err(fail)?;
-    limits.reserve(decoder.total_bytes()).map_err(fail)?;
+    // As it is decoded, and beside it, unless that is the same, as three bytes a pixel.
+    let (width, height) = decoder.dimensions();
+    let rgb = if decoder.color_type() == ColorType::Rgb8 { 0 } else { 3 * u64::from(width) * u64::from(height) };
+    limits.reserve(decoder.total_bytes().saturating_add(rgb)).map_err(|_| {
+        format!("it has {width} x {height} pixels, which take more memory than an image may: shrink it")
+    })?;
     let orientation = decoder.orientation().map_err(fail)?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(fail)?;
     image.apply_orientation(orientation);
@@ -205,24 +213,38 @@ mod tests {
         }
     }
 
-    /// A PNG of one bit a pixel.
-    fn one_bit(width: u32, height: u32, white: impl Fn(u32, u32) -> bool) -> Vec<u8> {
+    /// A PNG in grey of so many bits a pixel, with no interlacing; of each row its filter, which is none, and its pixels.
+    fn grey(width: u32, height: u32, bits: u8, rows: &[u8]) -> Vec<u8> {
         let chunk = |kind: &[u8], data: &[u8]| {
             let mut crc = flate2::Crc::new();
             [kind, data].iter().for_each(|part| crc.update(part));
             [&(data.len() as u32).to_be_bytes()[..], kind, data, &crc.sum().to_be_bytes()[..]].concat()
         };
+        let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(rows).unwrap();
+        let header = [&width.to_be_bytes()[..], &height.to_be_bytes()[..], &[bits, 0, 0, 0, 0][..]].concat();
+        let chunks = [chunk(b"IHDR", &header), chunk(b"IDAT", &packed.finish().unwrap()), chunk(b"IEND", &[])];
+        [&b"\x89PNG\r\n\x1a\n"[..], &chunks.concat()[..]].concat()
+    }
+
+    /// A PNG of one bit a pixel.
+    fn one_bit(width: u32, height: u32, white: impl Fn(u32, u32) -> bool) -> Vec<u8> {
         let row = |y: u32| {
             let mut bytes = vec![0u8; 1 + width.div_ceil(8) as usize];
             (0..width).filter(|x| white(*x, y)).for_each(|x| bytes[1 + x as usize / 8] |= 0x80u8 >> (x % 8));
             bytes
         };
-        let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
-        packed.write_all(&(0..height).flat_map(row).collect::<Vec<u8>>()).unwrap();
-        // Grey, with no interlacing.
-        let header = [&width.to_be_bytes()[..], &height.to_be_bytes()[..], &[1, 0, 0, 0, 0][..]].concat();
-        let chunks = [chunk(b"IHDR", &header), chunk(b"IDAT", &packed.finish().unwrap()), chunk(b"IEND", &[])];
-        [&b"\x89PNG\r\n\x1a\n"[..], &chunks.concat()[..]].concat()
+        grey(width, height, 1, &(0..height).flat_map(row).collect::<Vec<u8>>())
+    }
+
+    #[test]
+    fn an_image_that_takes_too_much_memory_is_told_by_its_size() {
+        // In grey it takes 144 MB, and 432 MB more as three bytes a pixel.
+        let error = decode(&grey(12_000, 12_000, 8, &[])).unwrap_err();
+        assert!(error.contains("12000 x 12000 pixels"), "{error}");
+        let error = decode(&grey(20_001, 1, 8, &[])).unwrap_err();
+        assert!(error.contains("20000 pixels a side"), "{error}");
+        assert!(decode(&grey(3, 1, 8, &[0, 9, 9, 9])).is_ok());
     }
 
     /// Omniglot's own files: characters in folders of alphabets, black on white.

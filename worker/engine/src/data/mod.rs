@@ -5,6 +5,7 @@ pub mod audio;
 mod audio_folder;
 pub mod augment;
 mod bare;
+mod caught;
 pub mod classes;
 mod columns;
 pub mod drawing;

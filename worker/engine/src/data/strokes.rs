@@ -162,7 +162,7 @@ const HINT: &str = "every line must be an object such as {\"word\": \"cat\", \"d
                     the list of x and the list of y";
 
 fn bad(number: usize, shown: &str, why: &str) -> Error {
-    Error::user(format!("line {number} of `{shown}` {why}"), HINT)
+    Error::user(format!("line {number} of `{shown}` {why}"), format!("remove the line, or mend it: {HINT}"))
 }
 
 /// What to do with a line: its number from 1, what it says; whether more are wanted.
@@ -358,6 +358,8 @@ mod tests {
             assert!(error.starts_with("line 2 of `") && error.contains("a.ndjson`") && error.contains(says), "{error}");
         }
         assert!(second(&" ".repeat(lines::MAX_LINE + 1)).contains("has more than 1048576 bytes"));
+        let error = opened(&path, "train", json!({}), true).err().unwrap().to_failure();
+        assert!(error.hint.starts_with("remove the line"), "{}", error.hint);
         // What an error quotes is not the whole line.
         let quoted = second(&format!("{{\"drawing\":\"{}\"}}", "x".repeat(100_000)));
         assert!(quoted.len() < 500 + path.display().to_string().len(), "{}", quoted.len());

@@ -55,7 +55,10 @@ impl Lines {
     /// The samples of a file; where they are not `labelled`, their labels are names of what they go with, or nothing.
     fn of(bytes: &[u8], (place, part): (&str, &str), params: &Params, labelled: bool) -> Result<Self> {
         let said = Said::of(place, params)?;
-        let bad = |number: usize, why: &str| Error::user(format!("line {number} of `{place}` {why}"), USUAL);
+        let bad = |number: usize, why: &str| {
+            let hint = format!("remove the line, or mend it: {USUAL}");
+            Error::user(format!("line {number} of `{place}` {why}"), hint)
+        };
         let all = table::rows(bytes, said.separator).map_err(|(number, why)| bad(number, &why))?;
         let (header, rows) = all.split_at(usize::from(said.has_header()).min(all.len()));
         let (header, Some(first)) = (header.first(), rows.first()) else {

@@ -299,7 +299,7 @@ impl Model {
         let class_of = self.class_of(head, known, samples.dataset.classes()).map_err(|odd| {
             Error::user(
                 format!("class {} of `{}` is none that the model knows", classes::short(odd), asked.place),
-                format!("a model can only be scored on classes of its own: {}", classes::listed(known)),
+                classes::unknown_hint(odd, known, "a model can only be scored on classes of its own:"),
             )
         })?;
         let labels: Vec<usize> = samples.dataset.labels().iter().map(|label| class_of[*label]).collect();

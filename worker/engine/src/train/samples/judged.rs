@@ -18,10 +18,11 @@ impl Samples {
             return Ok(self);
         }
         let numbers = classes::numbers(own, known).map_err(|odd| {
-            let (odd, here, there) = (classes::short(odd), self.key(), learned.key());
+            let (short, here, there) = (classes::short(odd), self.key(), learned.key());
+            let what = format!("only what is learned can be judged: `{there}` has");
             Error::user(
-                format!("class {odd} is in `{here}` but not in `{there}`"),
-                format!("only what is learned can be judged: `{there}` has {}", classes::listed(known)),
+                format!("class {short} is in `{here}` but not in `{there}`"),
+                classes::unknown_hint(odd, known, &what),
             )
         })?;
         let known = known.to_vec();
