@@ -48,7 +48,7 @@ impl Client {
     /// # Errors
     /// Nobody answers there.
     pub async fn connect(address: &str, token: Option<&str>) -> Result<Self, Error> {
-        let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+        let url = if address.contains("://") { address.to_owned() } else { with_port(address)? };
         let endpoint = Endpoint::from_shared(url)
             .map_err(|_| Error::input(format!("`{address}` is not an address"), "write it as `host:port`"))?;
         let endpoint = endpoint
@@ -216,6 +216,31 @@ impl Client {
     }
 }
 
+/// The URL of a `host:port`.
+fn with_port(address: &str) -> Result<String, Error> {
+    let port = address.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+    match port {
+        Some(Ok(_)) => Ok(format!("http://{address}")),
+        Some(Err(_)) => Err(Error::input(format!("`{address}` is not an address"), "write it as `host:port`")),
+        None => Err(Error::input(format!("`{address}` has no port"), format!("write it as `{address}:7070`"))),
+    }
+}
+
 fn encode(spec: &JobSpec) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(spec).map_err(|e| Error::input(format!("the job cannot be sent: {e}"), ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_without_a_port_is_told_before_anybody_is_asked() {
+        for good in ["localhost:7070", "10.0.0.1:1", "[::1]:7070"] {
+            assert_eq!(with_port(good).unwrap(), format!("http://{good}"));
+        }
+        let hint = |address: &str| with_port(address).unwrap_err().hint().to_owned();
+        assert_eq!(hint("coordinator"), "write it as `coordinator:7070`");
+        assert_eq!(["localhost:99999", "localhost:", "[::1]"].map(hint), ["write it as `host:port`"; 3]);
+    }
 }

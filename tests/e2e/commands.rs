@@ -128,6 +128,52 @@ async fn a_plan_says_what_would_happen_and_leaves_nothing() {
     assert_eq!(events(&output)[0]["plan"]["steps"]["main"]["samples"], plan["samples"]);
 }
 
+#[tokio::test(flavor = "current_thread")]
+async fn a_plan_that_nobody_is_there_for_is_answered_at_once() {
+    let _alone = alone().await;
+    let sandbox = Sandbox::bare(PROGRAM, None).await;
+    let file = write(sandbox.dir(), "job.toml", &jobs::thorny("1"));
+    let begun = std::time::Instant::now();
+    let output = tlctl(&["plan", &file, "--coordinator", sandbox.address()], &[]);
+    let said = text(&output.stderr);
+    assert!(output.status.code() == Some(5) && said.contains("no node is connected"), "{said}");
+    // A plan waits for a minute where there is somebody.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(45), "{:?}", begun.elapsed());
+    assert_eq!(sandbox.client().await.list(10, false).await.unwrap().len(), 0);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_second_run_leaves_the_first_model_whole_and_a_bad_file_leaves_the_others() {
+    let _alone = alone().await;
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let mut spec = short();
+    for seed in [1, 2] {
+        spec.job.seed = seed;
+        let file = write(dir.path(), "job.toml", &spec);
+        let output = tlctl(&["local", "run", &file, "--cache", &at("cache"), "--out", &at("out")], &[]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        // As an earlier job with an adapter leaves it, for the second run to find.
+        std::fs::write(at("out/adapter_config.json"), "{}").unwrap();
+        assert_eq!(text(&output.stderr).contains("out.1"), seed == 2, "{}", text(&output.stderr));
+    }
+    let seed = |name: &str| std::fs::read_to_string(at(name)).unwrap().contains("seed = 1");
+    assert!(seed("out.1/job.toml") && !seed("out/job.toml"));
+    assert!(Path::new(&at("out.1/adapter_config.json")).exists() && Path::new(&at("out.1/model.safetensors")).exists());
+
+    let photo = |name: &str, shade: u8| {
+        image::RgbImage::from_pixel(40, 40, image::Rgb([shade, 90, 9])).save(at(name)).unwrap();
+        at(name)
+    };
+    let (first, second) = (photo("1.png", 10), photo("2.png", 200));
+    std::fs::write(at("bad.png"), "no image").unwrap();
+    let output = tlctl(&["predict", &at("out"), &first, &at("bad.png"), &second, "--output", "json"], &[]);
+    let said: Vec<Value> = events(&output).iter().map(|e| e["event"].clone()).collect();
+    assert_eq!(said, ["prediction", "error", "prediction"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("bad.png` cannot be decoded"), "{}", text(&output.stderr));
+}
+
 /// Processes that were started from `dir`.
 fn of(dir: &str) -> Vec<(i32, i32, String)> {
     processes().into_iter().filter(|(id, _, words)| words.contains(dir) && *id != std::process::id() as i32).collect()

@@ -138,9 +138,20 @@ async fn the_dashboard_plots_what_the_api_says_and_points_arrive_without_a_reloa
     assert_eq!(page.execute("return window.marker", vec![]).await.unwrap(), "still the same page");
     let logs = page.execute("return document.getElementById('logs').textContent", vec![]).await.unwrap();
     assert!(logs.as_str().unwrap().contains("rank 0 of 1"), "{logs}");
+    // How its files are had, once it has some.
+    let script = "return document.getElementById('files').hidden ? '' : document.getElementById('fetch').textContent";
+    assert_eq!(page.execute(script, vec![]).await.unwrap(), format!("tlctl fetch {}", job.id()));
     let loaded = "return performance.getEntriesByType('resource').map(e => new URL(e.name).host)";
     let hosts = page.execute(loaded, vec![]).await.unwrap();
     assert!(hosts.as_array().unwrap().iter().all(|h| h == sandbox.http.as_str()), "another network: {hosts}");
+    page.goto(&format!("http://{}/", sandbox.http)).await.unwrap();
+    let row = eventually("the job in the list again", async || {
+        let cells = "return [...document.querySelectorAll('#jobs tbody td')].map(c => c.textContent)";
+        let cells = page.execute(cells, vec![]).await.ok()?;
+        cells.as_array().is_some_and(|cells| cells.len() == 6).then_some(cells)
+    })
+    .await;
+    assert_eq!((&row[2], &row[3]), (&"succeeded".into(), &"".into()), "its status is said once");
     let _ = browser.client.clone().close().await;
 }
 

@@ -122,7 +122,10 @@ fn end_of(
         }
     };
     let count = phase.failures.get(&failure.class).copied().unwrap_or(0) + 1;
-    let spent = count > failure.class.retries();
+    // Whoever asked for a plan hears what is wrong, and can ask again.
+    let told = matches!(failure.class, FailureClass::Crash | FailureClass::Disk)
+        && state.jobs.get(id).is_some_and(|job| job.plan_only);
+    let spent = told || count > failure.class.retries();
     if spent && phase.kind == PhaseKind::Teach {
         // The ranks can do it, or will say why not.
         let reason = format!("{failure} ({})", failure.class);

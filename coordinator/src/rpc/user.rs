@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use tl_proto::{
     MAX_SPEC_BYTES,
+    failure::Failure,
     ids::{JobId, NodeId},
     spec::JobSpec,
     v1::{self, user_server},
@@ -15,7 +16,7 @@ use tonic::{Request, Response, Status};
 
 use super::{brief::brief, failed, id, status, stored, view};
 use crate::{
-    core::{Command, JobStatus, State},
+    core::{Command, JobStatus, NodeStatus, State},
     driver::Driver,
     records::Records,
 };
@@ -63,8 +64,9 @@ impl UserService {
     async fn probe(&self, spec: JobSpec) -> Result<v1::PlanReply, Status> {
         let (job, _) = self.submit_spec(format!("plan/{}", ulid::Ulid::new()), spec, true).await?;
         let mut changes = self.driver.changes();
-        let waiting = changes.wait_for(|_| self.driver.read(|s| is_over(s, &job)));
-        let in_time = tokio::time::timeout(PLAN, waiting).await.is_ok();
+        let waiting = changes.wait_for(|_| self.driver.read(|s| is_over(s, &job) || is_alone(s)));
+        let waited = tokio::time::timeout(PLAN, waiting).await.is_ok();
+        let (in_time, tried) = self.driver.read(|s| (waited && is_over(s, &job), last_failure(s, &job)));
         let now = self.driver.now_ms();
         let found = self.driver.read(|s| {
             let job_state = s.jobs.get(&job)?;
@@ -83,8 +85,12 @@ impl UserService {
                 Ok(v1::PlanReply { plan_json })
             }
             Some((Some(failure), _, _)) => Err(failed(&failure)),
+            // Nobody is there to look at it.
+            Some((None, _, wait)) if waited => Err(Status::failed_precondition(wait)),
             Some((None, _, wait)) => {
-                Err(Status::deadline_exceeded(format!("no slot looked at the job in time: {wait}")))
+                let tried = tried.map(|f| format!("; its last try failed: {f}")).unwrap_or_default();
+                let text = format!("no slot looked at the job within {} s: {wait}{tried}", PLAN.as_secs());
+                Err(Status::deadline_exceeded(text))
             }
             None => Err(Status::aborted("the plan was removed")),
         }
@@ -238,6 +244,16 @@ impl user_server::User for UserService {
 
 fn is_over(state: &State, job: &JobId) -> bool {
     state.jobs.get(job).is_none_or(|j| j.status != JobStatus::Active)
+}
+
+/// Whether no node is there, and none is expected back.
+fn is_alone(state: &State) -> bool {
+    state.nodes.values().all(|n| n.status == NodeStatus::Lost)
+}
+
+/// What ended the last try of a job's phases.
+fn last_failure(state: &State, job: &JobId) -> Option<Failure> {
+    state.jobs.get(job)?.phases.iter().rev().find_map(|p| p.last_failure.clone())
 }
 
 /// Waits for a change of either; false if nobody listens any more.

@@ -147,7 +147,78 @@ fn located(text: &str, error: &toml::de::Error) -> SpecError {
         hint = nearest(rest).1;
     }
     if let Some(rest) = message.strip_prefix("missing field `") {
-        let _ = write!(hint, "add `{} = …`", rest.trim_end_matches('`'));
+        let key = rest.trim_end_matches('`');
+        let _ = write!(hint, "add `{key} = …`");
+        if key == "val" {
+            hint += VAL;
+        }
+    }
+    let got = message.strip_prefix("invalid type: ").and_then(|rest| rest.strip_suffix(", expected a sequence"));
+    if let (Some(got), Some(key)) = (got, error.span().and_then(|span| key_at(text, span.start))) {
+        let (message, hint) = match got {
+            "map" => (format!("`{key}` is one table, and can be several"), format!("write `[[{key}]]`")),
+            _ => {
+                let value = got.split_once(' ').map_or(got, |(_, value)| value.trim_matches('`'));
+                (format!("`{key}` is a list, and not {value}"), format!("write `{key} = [{value}]`"))
+            }
+        };
+        return SpecError { message, hint, at };
     }
     SpecError { message, hint, at }
+}
+
+/// Where validation samples come from.
+const VAL: &str = ": samples that are not trained on. Of files and drawings they may be a part of those of `train`: name the \
+                   same place, and add `params = { held_out = '[05]\\.jpg$' }`, which keeps files with such names for validation";
+
+/// The key of the value that stands somewhere in a file, or of the table whose head stands there.
+fn key_at(text: &str, at: usize) -> Option<&str> {
+    let (before, after) = text.split_at_checked(at)?;
+    let line = before.rsplit('\n').next()?.trim_end();
+    let key = match line.strip_suffix('=') {
+        Some(line) => line.trim_end().rsplit([' ', '\t', ',', '{']).next()?,
+        None => after.strip_prefix('[')?.split(']').next()?.rsplit('.').next()?,
+    };
+    Some(key.trim()).filter(|key| !key.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: &str = "schema = 1\njob = { name = \"t\", kind = \"finetune\" }\n\
+                       [data]\nformat = \"image_folder\"\ntrain = \"a\"\nval = \"b\"\nbatch = 8\n\
+                       [model]\nbackbone = \"small_cnn\"\n\
+                       [[stage]]\nname = \"all\"\nepochs = 1\ntrain = [\"*\"]\nlr = 0.1\n";
+
+    fn refused(from: &str, to: &str) -> SpecError {
+        assert!(JOB.contains(from) && parse(JOB).is_ok());
+        parse(&JOB.replace(from, to)).unwrap_err()
+    }
+
+    #[test]
+    fn what_is_no_list_is_told_by_its_key_and_how_it_is_one() {
+        let stage = refused("[[stage]]", "[stage]");
+        let want = ("`stage` is one table, and can be several", "write `[[stage]]`");
+        assert_eq!((stage.message.as_str(), stage.hint.as_str(), stage.at), (want.0, want.1, Some((10, 1))));
+        let train = refused("train = [\"*\"]", "train = \"head\"");
+        let want = ("`train` is a list, and not \"head\"", "write `train = [\"head\"]`");
+        assert_eq!((train.message.as_str(), train.hint.as_str()), want);
+        // As `--set` leaves it.
+        let set = JobSpec::from_toml(JOB, &["stage.0.train=head".into()]).unwrap_err();
+        assert_eq!((set.message.as_str(), set.at), (want.0, None));
+        // In a table of one line.
+        let inner = refused("kind = \"finetune\"", "kind = \"finetune\", seeds = 3");
+        assert_eq!(inner.hint, "write `seeds = [3]`");
+    }
+
+    #[test]
+    fn who_has_no_validation_samples_hears_of_a_way_to_divide_those_to_train() {
+        let none = refused("val = \"b\"\n", "");
+        assert_eq!(none.message, "missing field `val`");
+        let hint = &none.hint;
+        assert!(hint.starts_with("add `val = …`") && hint.contains(r"held_out = '[05]\.jpg$'"), "{hint}");
+        let other = refused("batch = 8\n", "");
+        assert_eq!(other.hint, "add `batch = …`");
+    }
 }

@@ -166,6 +166,28 @@ fn a_plan_looks_at_one_of_several_seeds_and_ends_with_the_first_failure() {
 }
 
 #[test]
+fn a_plan_is_tried_again_for_what_it_has_lost_and_for_nothing_else() {
+    for (class, ends) in
+        [(FailureClass::Crash, true), (FailureClass::Disk, true), (FailureClass::LostDevice, false)]
+    {
+        let mut w = World::new();
+        w.join(1, "a", 1).unwrap();
+        let spec = Box::new(spec("1", 0));
+        w.command(Command::Submit { job: job(1), key: "p".into(), owner: "o".into(), spec, plan_only: true }).unwrap();
+        w.plan();
+        let (phase, generation) = (PhaseId::new("main", "probe"), w.phase(1, "probe").generation);
+        let (node, incarnation) = w.agent(1, "probe", 0);
+        let failure = Some(Failure::new(class, "the hub cannot be reached", "give it a way"));
+        w.command(Command::Exited { job: job(1), phase, generation, rank: 0, failure, node, incarnation }).unwrap();
+        w.plan();
+        let known = &w.state.jobs[&job(1)];
+        let said = known.failure.as_ref().map(|f| f.message.as_str());
+        assert_eq!((known.status == JobStatus::Failed, said.is_some()), (ends, ends), "{class}");
+        assert!(said.is_none_or(|said| said == "the hub cannot be reached"), "{said:?}");
+    }
+}
+
+#[test]
 fn a_gate_on_a_figure_that_a_report_lacks_does_not_hold() {
     let mut w = with(&[("a", &[], &["val.macro_f1 > 0.1"]), ("b", &["a"], &[])], 1);
     trained(&mut w, "a", 1.0);

@@ -40,11 +40,14 @@ function link(job) {
   return a;
 }
 
+// Why a job is where it is; how it ended is its status already, unless there is more to say.
+const reason = (job) => (job.why === job.status ? "" : job.why);
+
 const time = (ms) => (ms ? new Date(ms).toLocaleString() : "");
 
 async function index() {
   const [{ jobs }, { nodes }] = await Promise.all([get("/api/jobs"), get("/api/nodes")]);
-  fill("jobs", jobs.map((j) => [link(j), j.kind, marked(j.status), j.why, time(j.submitted_ms), j.id]));
+  fill("jobs", jobs.map((j) => [link(j), j.kind, marked(j.status), reason(j), time(j.submitted_ms), j.id]));
   fill("nodes", nodes.map((n) => [n.name, marked(n.status), n.device, n.machine, `${n.busy} of ${n.slots}`, n.id]));
 }
 
@@ -279,9 +282,9 @@ async function job() {
   const job = await get(`/api/jobs/${id}`);
   document.title = `tl: ${job.name}`;
   byId("name").replaceChildren(job.name, " ", marked(job.status));
-  // How it ended is in the heading, unless there is more to say.
-  const why = job.why === job.status ? "" : job.why;
-  byId("why").textContent = job.failure?.hint ? `${why} (${job.failure.hint})` : why;
+  byId("why").textContent = job.failure?.hint ? `${reason(job)} (${job.failure.hint})` : reason(job);
+  byId("files").hidden = job.status !== "succeeded";
+  byId("fetch").textContent = `tlctl fetch ${job.id}`;
   results(job.phases);
   picked(job.phases);
   compared(job.compared_json);
