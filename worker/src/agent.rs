@@ -279,7 +279,10 @@ fn local_address(coordinator: &str) -> Result<IpAddr, Error> {
             "`{coordinator}` is not reachable: {e}; give the address of this node with `--advertise`"
         ))
     };
-    let target = bare.to_socket_addrs().map_err(|e| cannot(&e))?.next().ok_or_else(|| cannot(&"no address"))?;
+    let unknown = |e: std::io::Error| {
+        Error::Config(format!("the coordinator's address `{coordinator}` cannot be found: {e}"))
+    };
+    let target = bare.to_socket_addrs().map_err(unknown)?.next().ok_or_else(|| cannot(&"no address"))?;
     let any: IpAddr =
         if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
     // Connecting a datagram socket sends nothing; it only chooses the way.
@@ -369,5 +372,12 @@ mod tests {
         assert_eq!(offered(0, &[broken.clone(), works]).unwrap(), "cuda:1");
         let nothing = offered(0, &[broken]).unwrap_err();
         assert!(nothing.starts_with("this node has nothing to offer: "), "{nothing}");
+    }
+
+    #[test]
+    fn a_coordinator_that_is_not_found_is_no_matter_of_this_node_s_own_address() {
+        let error = local_address("coordinator").unwrap_err().to_string();
+        assert!(error.contains("`coordinator` cannot be found") && !error.contains("--advertise"), "{error}");
+        assert!(local_address("127.0.0.1:7070").unwrap().is_loopback());
     }
 }
