@@ -28,6 +28,7 @@ mod roles;
 mod runs;
 mod sampling;
 mod schema;
+mod share;
 mod stage;
 mod tasks;
 

@@ -200,8 +200,15 @@ pub struct DataSection {
     /// and opens none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub train: String,
-    /// Where the validation samples are; but in few-shot learning, of some of the classes of `train`, by name.
+    /// Where the validation samples are, or, such as `0.2`, the share of those of `train` that they are: of each class so
+    /// many, by what is in them, the same with any seed. In few-shot learning, the samples of some of the classes of `train`,
+    /// by name.
+    #[serde(deserialize_with = "super::share::place")]
+    #[schemars(with = "super::share::Val")]
     pub val: String,
+    /// The share, where `val` was one: the place is then that of `train`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_share: Option<f64>,
     /// Samples of one step, over all ranks; where `episodes` are drawn, episodes.
     pub batch: u32,
     /// Grains of a full step; default min(8, batch/4), at least 1. Of episodes, min(8, batch).

@@ -149,8 +149,10 @@ fn located(text: &str, error: &toml::de::Error) -> SpecError {
     if let Some(rest) = message.strip_prefix("missing field `") {
         let key = rest.trim_end_matches('`');
         let _ = write!(hint, "add `{key} = …`");
-        if key == "val" {
-            hint += VAL;
+        let of = error.span().and_then(|span| key_at(text, span.start));
+        if (key, of) == ("val", Some("data")) {
+            hint += ": a place with samples that are not trained on, or a share of those of `train`, ";
+            hint += "such as `val = 0.2`";
         }
     }
     let got = message.strip_prefix("invalid type: ").and_then(|rest| rest.strip_suffix(", expected a sequence"));
@@ -166,10 +168,6 @@ fn located(text: &str, error: &toml::de::Error) -> SpecError {
     }
     SpecError { message, hint, at }
 }
-
-/// Where validation samples come from.
-const VAL: &str = ": samples that are not trained on. Of files and drawings they may be a part of those of `train`: name the \
-                   same place, and add `params = { held_out = '[05]\\.jpg$' }`, which keeps files with such names for validation";
 
 /// The key of the value that stands somewhere in a file, or of the table whose head stands there.
 fn key_at(text: &str, at: usize) -> Option<&str> {
@@ -217,7 +215,9 @@ mod tests {
         let none = refused("val = \"b\"\n", "");
         assert_eq!(none.message, "missing field `val`");
         let hint = &none.hint;
-        assert!(hint.starts_with("add `val = …`") && hint.contains(r"held_out = '[05]\.jpg$'"), "{hint}");
+        assert!(hint.starts_with("add `val = …`") && hint.ends_with("such as `val = 0.2`"), "{hint}");
+        let source = refused("batch = 8\n", "batch = 8\nsource = {}\n");
+        assert_eq!(source.hint, "add `val = …`", "of that there is no share");
         let other = refused("batch = 8\n", "");
         assert_eq!(other.hint, "add `batch = …`");
     }

@@ -60,6 +60,7 @@ impl DataSection {
     pub(super) fn beside(&self) -> Self {
         Self {
             train_per_class: None,
+            val_share: None,
             class_weights: None,
             sampling: Sampling::default(),
             target: None,

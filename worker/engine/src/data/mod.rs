@@ -22,6 +22,7 @@ mod list;
 pub mod pixels;
 mod resize;
 pub mod sampler;
+mod share;
 mod stray;
 pub mod strokes;
 mod table;
@@ -159,7 +160,14 @@ pub const FORMATS: &[Format] =
 pub fn open(data: &DataSection, part: &str, seed: u32) -> Result<Box<dyn Dataset>> {
     let format = format(data)?;
     let place = if part == "train" { &data.train } else { &data.val };
-    let mut opened = (format.open)(place, part, &data.params, seed)?;
+    let mut opened: Box<dyn Dataset> = match data.val_share {
+        None => (format.open)(place, part, &data.params, seed)?,
+        // Both parts are of the training samples.
+        Some(share) => {
+            let all = (format.open)(&data.train, "train", &data.params, seed)?;
+            Box::new(share::part(all, share, part != "train"))
+        }
+    };
     let (rules, key) = match part {
         "train" => (&data.train_classes, "data.train_classes"),
         _ => (&data.val_classes, "data.val_classes"),
@@ -386,6 +394,26 @@ mod tests {
         ] {
             assert_eq!(stem(name), want);
         }
+    }
+
+    #[test]
+    fn a_share_of_a_folder_is_for_validation_and_the_rest_for_training() {
+        let dir = tempfile::tempdir().unwrap();
+        for (class, n) in ["ants", "bees"].into_iter().flat_map(|class| (0..10).map(move |n| (class, n))) {
+            std::fs::create_dir_all(dir.path().join(class)).unwrap();
+            std::fs::write(dir.path().join(format!("{class}/{n}.wav")), format!("{class} {n}")).unwrap();
+        }
+        let place = dir.path().display().to_string();
+        let data = serde_json::json!({
+            "format": "audio_folder", "train": place, "val": place, "val_share": 0.3, "batch": 2
+        });
+        let data: DataSection = serde_json::from_value(data).unwrap();
+        let [train, val] = ["train", "val"].map(|part| open(&data, part, 1).unwrap());
+        assert_eq!((counts(&*train), counts(&*val)), (vec![7, 7], vec![3, 3]));
+        let names = |set: &dyn Dataset| (0..set.labels().len()).map(|i| set.name(i)).collect::<Vec<_>>();
+        let judged = names(&*val);
+        assert!(names(&*train).iter().all(|name| !judged.contains(name)), "{judged:?}");
+        assert_eq!(judged, names(&*open(&data, "val", 2).unwrap()), "whatever the seed");
     }
 
     #[test]
