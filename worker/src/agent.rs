@@ -279,9 +279,8 @@ fn local_address(coordinator: &str) -> Result<IpAddr, Error> {
             "`{coordinator}` is not reachable: {e}; give the address of this node with `--advertise`"
         ))
     };
-    let unknown = |e: std::io::Error| {
-        Error::Config(format!("the coordinator's address `{coordinator}` cannot be found: {e}"))
-    };
+    let unknown =
+        |e: std::io::Error| Error::Config(format!("the coordinator's address `{coordinator}` cannot be found: {e}"));
     let target = bare.to_socket_addrs().map_err(unknown)?.next().ok_or_else(|| cannot(&"no address"))?;
     let any: IpAddr =
         if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };

@@ -167,9 +167,7 @@ fn a_plan_looks_at_one_of_several_seeds_and_ends_with_the_first_failure() {
 
 #[test]
 fn a_plan_is_tried_again_for_what_it_has_lost_and_for_nothing_else() {
-    for (class, ends) in
-        [(FailureClass::Crash, true), (FailureClass::Disk, true), (FailureClass::LostDevice, false)]
-    {
+    for (class, ends) in [(FailureClass::Crash, true), (FailureClass::Disk, true), (FailureClass::LostDevice, false)] {
         let mut w = World::new();
         w.join(1, "a", 1).unwrap();
         let spec = Box::new(spec("1", 0));

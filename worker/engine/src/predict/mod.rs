@@ -291,7 +291,7 @@ impl Model {
         let samples = Samples::open(&spec, "val", asked.seed)?;
         samples.fits(&self.net.contract)?;
         let bad = samples.bad(0..samples.count(), &self.net.contract);
-        let (samples, left_out) = samples.without(&bad, asked.skip_bad, (&asked.place, "--skip-bad "))?;
+        let (samples, left_out) = samples.without(&bad, asked.skip_bad, (asked.place.as_str(), "--skip-bad "))?;
         left_out.iter().for_each(|text| tell(text));
         if self.taught.is_some() || asked.way.is_some() || asked.shot.is_some() {
             return self.by_episodes(asked, &samples);

@@ -199,7 +199,7 @@ impl Samples {
             all.extend(serde_json::from_slice::<Vec<_>>(&bytes).map_err(internal)?);
         }
         let part = self.key();
-        let (kept, said) = self.without(&all, limit, (&part, "data.skip_bad = "))?;
+        let (kept, said) = self.without(&all, limit, (part.as_str(), "data.skip_bad = "))?;
         if let Some(text) = said.filter(|_| group.rank() == 0) {
             link.notice(Notice::SamplesSkipped, &text);
         }
