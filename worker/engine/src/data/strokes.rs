@@ -358,8 +358,8 @@ mod tests {
             assert!(error.starts_with("line 2 of `") && error.contains("a.ndjson`") && error.contains(says), "{error}");
         }
         assert!(second(&" ".repeat(lines::MAX_LINE + 1)).contains("has more than 1048576 bytes"));
-        let error = opened(&path, "train", json!({}), true).err().unwrap().to_failure();
-        assert!(error.hint.starts_with("remove the line"), "{}", error.hint);
+        let refused = opened(&path, "train", json!({}), true).err().unwrap().to_failure();
+        assert!(refused.hint.starts_with("remove the line"), "{}", refused.hint);
         // What an error quotes is not the whole line.
         let quoted = second(&format!("{{\"drawing\":\"{}\"}}", "x".repeat(100_000)));
         assert!(quoted.len() < 500 + path.display().to_string().len(), "{}", quoted.len());
