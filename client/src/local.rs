@@ -119,7 +119,7 @@ impl Cluster {
     /// Waits until every worker has said hello.
     async fn complete(&mut self, config: &Config) -> Result<(), Error> {
         let client = self.client().await?;
-        let deadline = Instant::now() + PATIENCE + tl_worker::inventory::LONGEST;
+        let deadline = Instant::now() + PATIENCE + tl_worker::machine::inventory::LONGEST;
         loop {
             let ready = client.nodes().await?.iter().filter(|n| n.status == "ready").count();
             if ready >= self.workers.len() {

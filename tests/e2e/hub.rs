@@ -1,6 +1,6 @@
 //! Weights of the Hugging Face hub, from a hub on this machine, through a cluster.
 
-#[path = "../../worker/src/hub/testing.rs"]
+#[path = "../../worker/src/store/hub/testing.rs"]
 mod testing;
 
 use std::process::Command;

@@ -16,23 +16,31 @@ use tokio::sync::watch;
 use tonic::Code;
 
 use crate::{
-    blobs::Blobs,
-    command::RankCommand,
-    datasets::DataSets,
-    home::{self, Home},
-    hub::Models,
-    inventory::{self, Offer},
-    outbox::Outbox,
-    process::Context,
+    machine::{
+        inventory::{self, Offer},
+        quarantine::Ward,
+        threads::Threads,
+    },
     rank,
-    remote::Remote,
-    report::Reporter,
-    roots::Roots,
-    session::{Identity, Session},
-    spawner::Spawner,
-    supervisor::{Census, Slot, Supervisor},
-    threads::Threads,
-    ward::Ward,
+    session::{
+        control::{Identity, Session},
+        outbox::Outbox,
+        remote::Remote,
+        report::Reporter,
+    },
+    store::{
+        blobs::Blobs,
+        datasets::DataSets,
+        folder::{self, Home},
+        hub::Models,
+        roots::Roots,
+    },
+    supervise::{
+        command::RankCommand,
+        process::Context,
+        spawner::Spawner,
+        supervisor::{Census, Slot, Supervisor},
+    },
 };
 
 /// First and longest pause between two tries to reach the coordinator.
@@ -81,7 +89,7 @@ pub struct Config {
 pub enum Error {
     /// Its folder.
     #[error(transparent)]
-    Home(#[from] home::Error),
+    Home(#[from] folder::Error),
     /// What it was told.
     #[error("{0}")]
     Config(String),

@@ -4,8 +4,8 @@ use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 
 use crate::{
     agent::{self, Config},
-    command::RankCommand,
-    inventory::Offer,
+    machine::inventory::Offer,
+    supervise::command::RankCommand,
 };
 
 /// Offers this machine to a coordinator.
@@ -78,7 +78,7 @@ pub fn main(args: Args, rank: Vec<OsString>) -> anyhow::Result<()> {
         cache_bytes: args.cache_gib.saturating_mul(1 << 30),
     };
     if args.child {
-        crate::parent::die_with_parent();
+        crate::supervise::orphans::die_with_parent();
         std::thread::spawn(|| {
             // Nothing is ever written: the end of the stream is the end of the parent.
             let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());

@@ -106,7 +106,7 @@ pub enum Command {
     /// Look at GPUs for an agent
     #[cfg(feature = "local")]
     #[command(hide = true)]
-    Look(tl_worker::trial::Args),
+    Look(tl_worker::machine::look::Args),
 }
 
 #[derive(Args)]
@@ -215,7 +215,7 @@ pub struct Completions {
 pub struct OnDevice {
     /// What to compute on: cpu, cuda (or a GPU by its number, as in cuda:1), or auto, the first GPU that works, else the CPU
     #[arg(long, default_value = "auto")]
-    pub device: tl_worker::here::Choice,
+    pub device: tl_worker::machine::device::Choice,
 }
 
 #[cfg(feature = "local")]

@@ -8,7 +8,7 @@ use std::{
 use serde_json::json;
 use tl_proto::{failure::Failure, spec, spec::Ranks};
 use tl_worker::{
-    here::Here,
+    machine::device::Here,
     rank::{Asked, Evaluation, Found, Model, Said, Towers},
 };
 
@@ -43,7 +43,7 @@ pub(super) fn role(cli: Cli) -> Result<ExitCode, Box<Cli>> {
         }
         Command::Look(args) => {
             tl_worker::cli::logging();
-            return Ok(tl_worker::trial::main(&args));
+            return Ok(tl_worker::machine::look::main(&args));
         }
         _ => return Err(Box::new(cli)),
     };

@@ -17,13 +17,13 @@ struct Cli {
 #[derive(clap::Subcommand)]
 enum Role {
     /// Look at this machine, and try what a rank does
-    Doctor(tl_worker::doctor::Args),
+    Doctor(tl_worker::machine::doctor::Args),
     /// One rank, started by an agent
     #[command(hide = true)]
     Rank,
     /// A look at GPUs for an agent
     #[command(hide = true)]
-    Look(tl_worker::trial::Args),
+    Look(tl_worker::machine::look::Args),
 }
 
 fn main() -> ExitCode {
@@ -31,8 +31,8 @@ fn main() -> ExitCode {
     tl_worker::cli::logging();
     match cli.role {
         Some(Role::Rank) => return tl_worker::rank::main(),
-        Some(Role::Look(args)) => return tl_worker::trial::main(&args),
-        Some(Role::Doctor(args)) if tl_worker::doctor::main(&args) => return ExitCode::SUCCESS,
+        Some(Role::Look(args)) => return tl_worker::machine::look::main(&args),
+        Some(Role::Doctor(args)) if tl_worker::machine::doctor::main(&args) => return ExitCode::SUCCESS,
         Some(Role::Doctor(_)) => return ExitCode::FAILURE,
         None => {}
     }

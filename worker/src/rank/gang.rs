@@ -5,7 +5,7 @@ use std::{net::TcpListener, time::Duration};
 use tl_proto::{hardware::Device, spec::JobSpec};
 
 use super::{Collective, Error, MeshConfig, Way, meet, reduction};
-use crate::order::Order;
+use crate::supervise::ipc::Order;
 
 /// What each rank runs on.
 fn devices(order: &Order) -> Vec<Device> {

@@ -10,10 +10,8 @@ use std::{
 use tl_proto::{hardware::Device, ids::PhaseId, v1};
 use tokio::sync::{mpsc, watch};
 
-use crate::{
-    process::{self, Context, Wish},
-    report::Key,
-};
+use super::process::{self, Context, Wish};
+use crate::session::report::Key;
 
 /// A place for one rank, and the socket on which its ranks listen.
 pub struct Slot {

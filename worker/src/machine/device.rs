@@ -7,10 +7,8 @@ use tl_proto::{
     hardware::Device,
 };
 
-use crate::{
-    inventory,
-    rank::gpu::{self, Place},
-};
+use super::inventory;
+use crate::rank::gpu::{self, Place};
 
 /// What a command is told to compute on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -5,7 +5,8 @@ use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Duration};
 use tl_proto::v1::{self, agent_message::Body};
 use tokio::sync::mpsc;
 
-use crate::{process::Context, report::Key};
+use super::process::Context;
+use crate::session::report::Key;
 
 /// How long a checkpoint waits for the rows that lead to it.
 const ROWS_PATIENCE: Duration = Duration::from_secs(10);

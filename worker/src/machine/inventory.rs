@@ -4,24 +4,23 @@ use std::{fs, str::FromStr, time::Duration};
 
 use tl_proto::hardware::{Gpu, Hardware};
 
+use super::look;
 use crate::{
-    command::RankCommand,
     rank::{
         gpu::{self, Gpus},
         simd,
     },
-    trial,
+    supervise::command::RankCommand,
 };
 
 /// The longest that an agent looks at its machine before it goes on: once for which GPUs there are, and once for what they do.
-pub const LONGEST: Duration =
-    if gpu::TRAINS { Duration::from_secs(2 * trial::LIMIT.as_secs()) } else { Duration::ZERO };
+pub const LONGEST: Duration = if gpu::TRAINS { Duration::from_secs(2 * look::LIMIT.as_secs()) } else { Duration::ZERO };
 /// Why a GPU is not offered that nobody has tried.
 const UNNAMED: &str = "`--gpus` does not name it";
 
 /// Which GPUs a node offers, of those that work.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Offer {
+pub(crate) enum Offer {
     /// Every one.
     #[default]
     All,
@@ -41,7 +40,7 @@ impl Offer {
     }
 
     /// Numbers that it names and no GPU has.
-    pub fn unknown(&self, hardware: &Hardware) -> Vec<u32> {
+    pub(crate) fn unknown(&self, hardware: &Hardware) -> Vec<u32> {
         let Self::Only(numbers) = self else { return Vec::new() };
         numbers.iter().copied().filter(|n| hardware.gpus.iter().all(|gpu| gpu.index != *n)).collect()
     }
@@ -65,15 +64,15 @@ impl FromStr for Offer {
 
 /// Looks at this machine, and tries the GPUs that it is to offer, by processes of `program`. That there is no driver is a
 /// sentence, not an error.
-pub fn offered(offer: &Offer, program: &RankCommand) -> Hardware {
+pub(crate) fn offered(offer: &Offer, program: &RankCommand) -> Hardware {
     let mut hardware = seen(program).unwrap_or_else(|note| with(Gpus { note, ..Gpus::default() }));
     let named = named(&mut hardware, offer);
     if !named.is_empty() {
         let numbers: Vec<String> = named.iter().map(|gpu| gpu.index.to_string()).collect();
-        let (numbers, limit) = (numbers.join(", "), trial::LIMIT.as_secs());
+        let (numbers, limit) = (numbers.join(", "), look::LIMIT.as_secs());
         tracing::info!("GPU {numbers}: tried with a small step of training each, for which they have {limit} s");
     }
-    trial::each(named, |index| program.to_look(Some(index)), trial::LIMIT);
+    look::each(named, |index| program.to_look(Some(index)), look::LIMIT);
     hardware
 }
 
@@ -82,7 +81,7 @@ fn seen(program: &RankCommand) -> Result<Hardware, String> {
     if !gpu::TRAINS {
         return Ok(with(Gpus::default()));
     }
-    trial::look(program.to_look(None), trial::LIMIT).map_err(|why| unseen(&why))
+    look::look(program.to_look(None), look::LIMIT).map_err(|why| unseen(&why))
 }
 
 /// Why nobody has seen the GPUs of a machine.
@@ -94,7 +93,7 @@ fn unseen(why: &str) -> String {
 ///
 /// # Errors
 /// Why nobody has seen them, in a sentence.
-pub fn gpus() -> Result<Vec<Gpu>, String> {
+pub(crate) fn gpus() -> Result<Vec<Gpu>, String> {
     let program = RankCommand::ourselves(Vec::new()).map_err(|e| unseen(&format!("cannot be started: {e}")))?;
     seen(&program).map(|hardware| hardware.gpus)
 }
@@ -110,24 +109,24 @@ fn named<'a>(hardware: &'a mut Hardware, offer: &Offer) -> Vec<&'a mut Gpu> {
 ///
 /// # Errors
 /// Why it does not work, in a sentence.
-pub fn works(index: u32) -> Result<(), String> {
+pub(crate) fn works(index: u32) -> Result<(), String> {
     if !gpu::TRAINS {
         return gpu::works(index).map_err(|e| e.to_string());
     }
     let program = RankCommand::ourselves(Vec::new());
     let program = program.map_err(|e| format!("GPU {index} cannot be tried: {e}"))?;
     let mut one = Gpu { index, ..Gpu::default() };
-    trial::each(vec![&mut one], |index| program.to_look(Some(index)), trial::LIMIT);
+    look::each(vec![&mut one], |index| program.to_look(Some(index)), look::LIMIT);
     if one.problem.is_empty() { Ok(()) } else { Err(one.problem) }
 }
 
 /// What is wrong with GPUs that were to be offered.
-pub fn broken(hardware: &Hardware) -> impl Iterator<Item = &Gpu> {
+pub(crate) fn broken(hardware: &Hardware) -> impl Iterator<Item = &Gpu> {
     hardware.gpus.iter().filter(|gpu| !gpu.problem.is_empty() && gpu.problem != UNNAMED)
 }
 
 /// This machine, with GPUs that have been looked for already.
-pub fn with(found: Gpus) -> Hardware {
+pub(crate) fn with(found: Gpus) -> Hardware {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let vector = match simd::level() {
         simd::Level::Base => "base",

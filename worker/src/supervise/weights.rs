@@ -8,10 +8,10 @@ use tl_proto::{
     v1::{self, agent_message::Body},
 };
 
+use super::process::Context;
 use crate::{
-    hub::{Found, Told},
-    process::Context,
-    report::Key,
+    session::report::Key,
+    store::hub::{Found, Told},
 };
 
 /// Units of progress, in bytes.

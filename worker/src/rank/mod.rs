@@ -4,7 +4,7 @@
 //! error its log. It dies with its agent: by signal where the system offers that, else when the socket ends.
 
 /// Lets a rank be started with memory for training.
-pub use tl_engine::environment::tune;
+pub(crate) use tl_engine::environment::tune;
 
 mod gang;
 
@@ -41,7 +41,7 @@ use tl_proto::{
     spec,
 };
 
-use crate::order::{FromRank, MAX_LINE, Order, ROWS, ToRank};
+use crate::supervise::ipc::{FromRank, MAX_LINE, Order, ROWS, ToRank};
 
 /// Exit code of a rank whose agent is gone.
 const ORPHANED: i32 = 3;
@@ -52,7 +52,7 @@ pub fn catalog() -> tl_proto::catalog::Catalog {
 }
 
 /// Which numbers this machine computes, in a word: a gang is of one kind.
-pub fn numbers() -> String {
+pub(crate) fn numbers() -> String {
     tl_engine::num::fingerprint::fingerprint().iter().take(4).map(|b| format!("{b:02x}")).collect()
 }
 
@@ -63,13 +63,16 @@ pub use tl_engine::{
 };
 
 /// Whether the cache has what a teacher has said on another node.
-pub use tl_engine::cache::has as has_features;
+pub(crate) use tl_engine::cache::has as has_features;
 
-/// GPUs, and quick looks at what this machine computes, for the inventory and `tl-worker doctor`.
-pub use tl_engine::{check, gpu, num::simd};
+/// GPUs of this machine.
+pub use tl_engine::gpu;
+
+/// Quick looks at what this machine computes, for the inventory and `tl-worker doctor`.
+pub(crate) use tl_engine::{check, num::simd};
 
 /// How a comparison of ranks came out, for `tlctl verify`.
-pub use tl_engine::train::verify::{Apart, Compared, Difference, Judged, ROOM, Verified};
+pub use tl_engine::train::verify::{Apart, Compared, Difference, Judged, Verified};
 
 /// Compares the first steps of a job's stages on one, two and three ranks inside this process, which share a device, or, where
 /// it trains nothing, what it says; `folder` is for what is written on the way.
@@ -110,7 +113,7 @@ fn alone(spec: &spec::JobSpec, place: &gpu::Place, folder: &Path) -> train::Conf
 
 /// Runs the rank that an agent has started this process for.
 pub fn main() -> ExitCode {
-    crate::parent::die_with_parent();
+    crate::supervise::orphans::die_with_parent();
     let sockets = || -> std::io::Result<(TcpListener, UnixStream)> {
         let listener = TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
         Ok((listener, UnixStream::from(std::io::stdout().as_fd().try_clone_to_owned()?)))

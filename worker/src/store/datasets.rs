@@ -12,9 +12,9 @@ use std::{
 
 use tl_proto::v1;
 
-use crate::{
+use super::{
     blobs::{Blobs, Error},
-    keyed::Keyed,
+    locks::Keyed,
 };
 
 /// Data sets that are kept although no rank reads them.

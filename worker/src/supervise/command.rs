@@ -7,7 +7,7 @@ use tokio::process::Command;
 /// The running program, wherever its file has gone.
 const OURSELVES: &str = "/proc/self/exe";
 
-/// What every program that runs agents takes for a process that looks at GPUs; see [`crate::trial`].
+/// What every program that runs agents takes for a process that looks at GPUs; see [`crate::machine::look`].
 const LOOK: &str = "look";
 
 /// What names the folder of caches to it, as to an agent.

@@ -4,12 +4,8 @@ use std::path::{Path, PathBuf};
 
 use tl_proto::v1::{self, agent_message::Body};
 
-use crate::{
-    blobs,
-    process::{Context, link},
-    rank,
-    report::Key,
-};
+use super::process::{Context, link};
+use crate::{rank, session::report::Key, store::blobs};
 
 /// The files that the rank is to unpack. What does not come, or goes before it is placed, is computed again.
 pub async fn bring(

@@ -12,7 +12,11 @@ use tl_proto::{
     v1::{self, agent_message::Body},
 };
 
-use crate::{command::RankCommand, outbox::Outbox, supervisor::Slot, trial};
+use super::look;
+use crate::{
+    session::outbox::Outbox,
+    supervise::{command::RankCommand, supervisor::Slot},
+};
 
 /// First and longest pause between two tries: what another process holds of a GPU may be free soon, and a GPU that is broken
 /// stays so.
@@ -78,7 +82,7 @@ impl Ward {
             let program = self.0.program.clone();
             let tried = tokio::task::spawn_blocking(move || {
                 let mut gpu = Gpu { index, ..Gpu::default() };
-                trial::each(vec![&mut gpu], |index| program.to_look(Some(index)), trial::LIMIT);
+                look::each(vec![&mut gpu], |index| program.to_look(Some(index)), look::LIMIT);
                 gpu.problem
             });
             match tried.await {

@@ -12,11 +12,11 @@ use tl_proto::{BLOB_CHUNK_BYTES, v1};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Code, Status};
 
-use crate::{
+use super::{
     digests::{self, Digests, Sum},
-    keyed::Keyed,
-    remote::Remote,
+    locks::Keyed,
 };
+use crate::session::remote::Remote;
 
 /// Files that are kept, where there is room.
 const KEEP: usize = 24;

@@ -13,11 +13,10 @@ use std::{
 use serde::Serialize;
 use tl_proto::hardware::Hardware;
 
+use super::{inventory, look};
 use crate::{
-    inventory,
     rank::gpu::{self, Found},
-    roots::Roots,
-    trial,
+    store::roots::Roots,
 };
 
 /// All checks together.
@@ -101,7 +100,7 @@ pub fn main(args: &Args) -> bool {
             drop(gpu::between([a, b]));
         }
     };
-    let _ = ready(gpus, all, trial::LIMIT);
+    let _ = ready(gpus, all, look::LIMIT);
     let checks = in_time(checks::all(&hardware), LIMIT);
     let ok = checks.iter().all(|c| c.ok) && data_roots.iter().all(|r| r.problem.is_empty());
     let report = Report {
@@ -202,7 +201,7 @@ mod tests {
     #[test]
     fn gpus_are_waited_for_until_they_are_through_or_the_time_is() {
         let (worked, numbers) = mpsc::channel();
-        let all = ready(vec![3, 1], move |index| worked.send(index).unwrap(), trial::LIMIT);
+        let all = ready(vec![3, 1], move |index| worked.send(index).unwrap(), look::LIMIT);
         assert_eq!((all, numbers.iter().collect::<Vec<u32>>()), (true, vec![3, 1]));
         let (hold, held) = mpsc::channel::<()>();
         let hangs = move |_| {

@@ -24,22 +24,27 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-use crate::{
-    blobs::{self, Blobs},
+use super::{
     command::RankCommand,
     courier::{self, Parcel},
-    datasets::{DataSets, Lease},
     features,
-    home::Home,
-    hub::Models,
-    order::{FromRank, MAX_LINE, Order, ToRank},
-    outbox::Outbox,
-    report::{Key, LOG, Reporter, remove_empty},
-    roots::Roots,
+    ipc::{FromRank, MAX_LINE, Order, ToRank},
     spawner::Spawner,
-    threads::Threads,
-    ward::Ward,
     weights,
+};
+use crate::{
+    machine::{quarantine::Ward, threads::Threads},
+    session::{
+        outbox::Outbox,
+        report::{Key, LOG, Reporter, remove_empty},
+    },
+    store::{
+        blobs::{self, Blobs},
+        datasets::{DataSets, Lease},
+        folder::Home,
+        hub::Models,
+        roots::Roots,
+    },
 };
 
 /// What the processes of an agent share.

@@ -10,7 +10,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::Status;
 
-use crate::{outbox::Outbox, remote::Remote, supervisor::Census};
+use super::{outbox::Outbox, remote::Remote};
+use crate::supervise::supervisor::Census;
 
 /// How long the coordinator may take to answer a hello.
 const PATIENCE: Duration = Duration::from_secs(10);

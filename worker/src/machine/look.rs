@@ -15,11 +15,12 @@ use nix::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tl_proto::hardware::{Device, Gpu, Hardware};
 
-use crate::{inventory, rank::gpu};
+use super::inventory;
+use crate::rank::gpu;
 
 /// How long looking may take, and how long trying, all GPUs at a time: contexts are made, cold libraries loaded, kernels
 /// compiled.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// What such a process is to do.
 #[derive(Debug, clap::Args)]
@@ -43,7 +44,7 @@ struct Tried {
 
 /// Is such a process: prints one line of JSON.
 pub fn main(args: &Args) -> ExitCode {
-    crate::parent::die_with_parent();
+    crate::supervise::orphans::die_with_parent();
     let said = match args.gpu {
         None if args.libraries => serde_json::to_string(&gpu::look().libraries),
         None => serde_json::to_string(&inventory::with(gpu::look())),
@@ -77,13 +78,13 @@ fn tried(index: u32) -> Tried {
 ///
 /// # Errors
 /// How it ended instead of saying so, as the end of a sentence about it.
-pub fn look(command: Command, limit: Duration) -> Result<Hardware, String> {
+pub(crate) fn look(command: Command, limit: Duration) -> Result<Hardware, String> {
     Asked::start(command)?.answer(Instant::now() + limit, limit)
 }
 
 /// Tries GPUs, each by a process that `command` makes, and says in each what came of it. One that has not ended within the
 /// time has failed.
-pub fn each(gpus: Vec<&mut Gpu>, command: impl Fn(u32) -> Command, limit: Duration) {
+pub(crate) fn each(gpus: Vec<&mut Gpu>, command: impl Fn(u32) -> Command, limit: Duration) {
     let until = Instant::now() + limit;
     let asked: Vec<_> = gpus.into_iter().map(|gpu| (Asked::start(command(gpu.index)), gpu)).collect();
     for (asked, gpu) in asked {

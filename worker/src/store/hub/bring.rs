@@ -16,11 +16,11 @@ use tl_proto::{
 
 use super::{
     Error, Found, Told,
+    cache::Shelf,
     patience::Patience,
-    store::Shelf,
     web::{Head, Web},
 };
-use crate::digests::{self, Digests};
+use crate::store::digests::{self, Digests};
 
 /// What the engine reads beside weights, where it is there: shape and preprocessing, and how text becomes numbers.
 const BESIDE: [&str; 3] = ["config.json", "preprocess.json", "tokenizer.json"];

@@ -11,7 +11,7 @@ use ureq::{
 };
 
 use super::{Error, patience::PAUSE};
-use crate::digests::is_sha1;
+use crate::store::digests::is_sha1;
 
 /// How long a connection and an answer may take.
 const ANSWER: Duration = Duration::from_secs(20);

@@ -19,7 +19,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::Status;
 
-use crate::{order::ROWS, remote::Remote};
+use super::remote::Remote;
+use crate::supervise::ipc::ROWS;
 
 /// The file in a rank's folder that is its standard error.
 pub const LOG: &str = "rank.log";

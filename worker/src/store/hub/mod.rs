@@ -1,13 +1,13 @@
 //! Weights from the Hugging Face hub: brought once per machine into the cache that Hugging Face's own libraries use, and
 //! handed to ranks as paths. The engine never sees the network.
 //!
-//! [`web`] asks, [`store`] is the layout of the cache (by the `hf-hub` crate), [`bring`] joins the two. Transfers are ours:
+//! [`web`] asks, [`cache`] is the layout of the cache (by the `hf-hub` crate), [`bring`] joins the two. Transfers are ours:
 //! that crate's have no timeouts, no limit of size and no check of what has come.
 
 mod bring;
+mod cache;
 mod error;
 mod patience;
-mod store;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -27,7 +27,7 @@ use tl_proto::spec::Fetched;
 
 pub use self::error::Error;
 use self::{bring::Errand, web::Web};
-use crate::{digests::Digests, keyed::Keyed};
+use super::{digests::Digests, locks::Keyed};
 
 /// The hub, as a node sees it. Cheap to clone.
 #[derive(Clone)]
@@ -65,9 +65,9 @@ impl Models {
     /// # Errors
     /// `HF_ENDPOINT` is no address; `SSL_CERT_FILE` or `SSL_CERT_DIR` names no certificates.
     pub fn from_env(fallback: PathBuf) -> Result<Self, Error> {
-        let web = Web::from_env(store::token())?;
+        let web = Web::from_env(cache::token())?;
         let (bringing, digests) = (Keyed::default(), Arc::default());
-        Ok(Self { web: Arc::new(web), cache: store::cache(fallback), bringing, digests })
+        Ok(Self { web: Arc::new(web), cache: cache::cache(fallback), bringing, digests })
     }
 
     /// Weights, downloaded unless they are here; with `look`, never downloaded. The download ends when nobody waits for it.

@@ -8,7 +8,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use crate::digests::is_sha1;
+use crate::store::digests::is_sha1;
 use hf_hub::{Cache, Repo, RepoType};
 
 /// The files of one repository.
