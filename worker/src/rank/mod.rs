@@ -1,7 +1,8 @@
-//! One rank: a process of its own that runs the engine. The only place that knows the engine.
+//! One rank: a process of its own that runs the engine. This folder is the only place that knows the engine.
 //!
 //! Standard input is the socket on which it listens for its peers, standard output the socket to its agent, standard
-//! error its log. It dies with its agent: by signal where the system offers that, else when the socket ends.
+//! error its log. It dies with its agent: by signal where the system offers that, else when the socket ends. `gang.rs` brings
+//! it together with the other ranks.
 
 /// Lets a rank be started with memory for training.
 pub(crate) use tl_engine::environment::tune;
