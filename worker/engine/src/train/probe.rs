@@ -260,7 +260,7 @@ pub fn probe(config: &Config) -> Result<Plan> {
         }
         warnings.extend(tasks::warning(spec, objective, &stage, &s.name));
         let steps = u64::from(s.epochs) * steps_per_epoch(n, batch) as u64;
-        warnings.extend(odd::warm_up(s, steps)?);
+        warnings.extend(odd::warm_up(s, steps));
         warnings.extend(odd::lagging(&spec.modifiers, &s.name, steps));
         if stage.cut + 1 == net.network.units.len() && (objective.features)(&spec.objective) {
             warnings.push(format!(
