@@ -154,8 +154,14 @@ fn phase(records: &Records, job: &JobId, phase: &core::Phase, whole: bool) -> v1
             .collect(),
         activity: records.activity(job, &phase.id),
         result_json: result.and_then(|r| serde_json::to_vec(&brief(r)).ok()).unwrap_or_default(),
-        history: phase.history.iter().filter(|_| whole).map(|(_, text)| text.clone()).collect(),
+        history: phase.history.iter().filter(|_| whole).map(|(_, text)| text.clone()).chain(warnings(result)).collect(),
     }
+}
+
+/// What a probe has to say of a job that begins all the same: `tlctl plan` says it before, and who has not asked hears it now.
+fn warnings(result: Option<&serde_json::Value>) -> impl Iterator<Item = String> {
+    let all = result.and_then(|r| r["warnings"].as_array()).into_iter().flatten();
+    all.filter_map(|w| w.as_str()).map(|w| format!("warning: {w}"))
 }
 
 /// A node as users see it.
@@ -316,13 +322,14 @@ stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
     }
 
     #[test]
-    fn a_look_at_a_job_names_a_few_of_many_classes_and_a_line_of_a_list_none() {
+    fn a_look_at_a_job_names_a_few_of_many_classes_and_what_its_probe_warns_of_and_a_line_of_a_list_neither() {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::open(dir.path()).unwrap();
         let (id, key, owner, at) = (JobId::from_bits(1), "k".to_owned(), "o".to_owned(), 1);
         let (spec, models) = (Box::new(parse(JOB).unwrap()), BTreeMap::new());
         let names: Vec<String> = (0..10_000).map(|i| format!("class {i}")).collect();
-        let (phase, result) = (PhaseId::new("main", "probe"), serde_json::json!({ "classes": names }));
+        let phase = PhaseId::new("main", "probe");
+        let result = serde_json::json!({ "classes": names, "warnings": ["odd", "and odder"] });
         let mut state = State::default();
         apply(&mut state, &Event::Submitted { job: id.clone(), key, owner, spec, plan_only: false, models, at });
         apply(&mut state, &Event::PhaseSucceeded { job: id.clone(), phase, generation: 1, result, at });
@@ -330,6 +337,9 @@ stage = [{ name = "all", epochs = 1, train = ["*"], lr = 0.1 }]
         let whole: serde_json::Value = serde_json::from_slice(&shown(Detail::Whole)).unwrap();
         assert_eq!((&whole["classes"][1], &whole["classes_total"]), (&"class 1".into(), &10_000.into()));
         assert!(whole["classes"][100].is_null() && shown(Detail::Line).is_empty());
+        let told = |detail| job(&state, &records, &id, 1, detail).unwrap().phases[0].history.clone();
+        assert!(told(Detail::Whole).ends_with(&["warning: odd".to_owned(), "warning: and odder".to_owned()]));
+        assert!(told(Detail::Line).is_empty());
     }
 
     #[test]
