@@ -13,7 +13,7 @@ use super::{
     stage::Stage,
 };
 use crate::{
-    Error, Result,
+    Result,
     backbone::TaskHead,
     data::sampler::{grain, grains_of},
     modifier,
@@ -150,9 +150,7 @@ pub(super) fn warm_up(stage: &StageSection, steps: u64) -> Option<String> {
     let most = warmup > 0 && 2 * warmup >= steps && steps > 0;
     let never = if warmup >= steps { ", and never reaches its rate" } else { "" };
     most.then(|| {
-        format!(
-            "stage `{name}` warms up for {warmup} steps of its {steps}{never}: lower `warmup`, or train for longer"
-        )
+        format!("stage `{name}` warms up for {warmup} steps of its {steps}{never}: lower `warmup`, or train for longer")
     })
 }
 
