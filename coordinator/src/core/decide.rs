@@ -30,7 +30,7 @@ pub fn decide(state: &State, command: Command, now: Millis) -> Result<Vec<Event>
             if state.jobs.values().filter(|j| j.status == JobStatus::Active).count() >= MAX_ACTIVE {
                 return Err(Refusal::Exhausted(format!("{MAX_ACTIVE} jobs wait or run already")));
             }
-            // Before any node has told what it can do, its rank will check the rest.
+            // Before any node has told what it can do, its probe will check the rest.
             let checked = state.catalog.as_ref().map_or_else(|| spec::check_shape(&spec), |c| spec::check(&spec, c));
             checked.map_err(|e| Refusal::Invalid { message: e.to_string(), hint: e.hint })?;
             has_data(state, &spec)?;

@@ -1,4 +1,5 @@
-//! Checks of a whole job against itself and the catalog. Pure; nothing is opened.
+//! Checks of a whole new job against itself and the catalog, when it is submitted or probed: of one that was accepted, only
+//! `check_known.rs` asks anything. Pure; nothing is opened.
 
 use super::{
     ClassWeights, JobSpec, Sampling, SpecError,
@@ -25,7 +26,7 @@ pub(super) const MAX_LABEL: usize = 100;
 const WRITTEN_OUT: &str = "`tlctl submit FILE` does so (for a step: `job = \"FILE.toml\"`); a program sends the job as \
                            `tlctl check --output json` prints it";
 
-/// Checks a job, and every step of a pipeline.
+/// Checks a new job, and every step of a pipeline. For one that goes on there is [`check_known()`](super::check_known()).
 ///
 /// # Errors
 /// The first thing that cannot stand, as one sentence and a hint.

@@ -8,6 +8,16 @@ use crate::catalog::{Entry, METHOD, Param, ParamKind, nearest_hint};
 /// # Errors
 /// The first that is not, or has not.
 pub fn check_params(at: &str, entry: &Entry, params: &Params) -> Result<(), SpecError> {
+    check_given(at, entry, params, |_| true)
+}
+
+/// The same, but that only values which are words are looked at: what numbers and texts may be is asked of new jobs.
+pub(super) fn check_words(at: &str, entry: &Entry, params: &Params) -> Result<(), SpecError> {
+    check_given(at, entry, params, |kind| matches!(kind, ParamKind::Choice { .. }))
+}
+
+/// Checks keys, and values of the kinds that are looked at.
+fn check_given(at: &str, entry: &Entry, params: &Params, looked_at: fn(&ParamKind) -> bool) -> Result<(), SpecError> {
     if let Some(named) = params.get(METHOD).filter(|_| !entry.methods.is_empty()) {
         let known: Vec<&str> = entry.methods.iter().map(|m| m.name.as_str()).collect();
         require(named.as_str().is_some_and(|name| known.contains(&name)), || {
@@ -34,6 +44,9 @@ pub fn check_params(at: &str, entry: &Entry, params: &Params) -> Result<(), Spec
             };
             return Err(SpecError::new(format!("unknown key `{at}.{key}`"), hint));
         };
+        if !looked_at(&param.kind) {
+            continue;
+        }
         let (fits, wanted) = match &param.kind {
             ParamKind::Number { min, max } => (
                 value.as_f64().is_some_and(|v| v.is_finite() && (*min..=*max).contains(&v)),

@@ -4,6 +4,7 @@ mod baseline;
 mod check;
 mod check_adapter;
 mod check_augment;
+mod check_known;
 mod check_model;
 mod check_pairs;
 mod check_params;
@@ -34,6 +35,7 @@ mod tasks;
 
 pub use baseline::{BaselineSection, baselines};
 pub use check::{check, check_shape};
+pub use check_known::check_known;
 pub use check_pairs::TOWER;
 pub use check_params::check_params;
 pub use episodes::{EpisodeShape, EpisodesSection, Rotations};

@@ -41,7 +41,8 @@ pub struct StageSection {
     #[serde(default)]
     pub warmup: u32,
     /// Each block further from the head learns at this fraction of the rate above it; blocks are those of timm's groups, a last
-    /// norm or convolution with the block before it, and VGG's between poolings.
+    /// norm or convolution with the block before it. Where timm has other ones, or none: VGG's lie between poolings, and its
+    /// dense layers are one each, as are BERT's pooler and DistilBERT's dense layer in front of the classifier.
     #[serde(default = "one")]
     pub layer_decay: f64,
     /// The smallest fraction of the rate that `layer_decay` comes to.

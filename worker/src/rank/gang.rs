@@ -41,13 +41,13 @@ pub(super) fn join(order: &Order, way: Way, listener: &TcpListener) -> Result<Bo
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use tl_proto::spec::Reduction;
 
     use super::*;
 
     /// Two ranks of a job that leaves the reduction open, or does not.
-    fn order(device: &str, cluster: &str) -> Order {
+    pub(in crate::rank) fn order(device: &str, cluster: &str) -> Order {
         let job = format!(
             r#"
             schema = 1

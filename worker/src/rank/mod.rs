@@ -230,7 +230,7 @@ fn work(
     socket: &Arc<Mutex<UnixStream>>,
     stop: &Arc<AtomicBool>,
 ) -> Result<Option<serde_json::Value>, Failure> {
-    spec::check(&order.spec, &catalog()).map_err(|e| Failure::user(e.to_string(), e.hint))?;
+    admit(order)?;
     pool::init(order.threads);
     let failed = |e: Error| e.to_failure();
     let (device, way) = way(&order.devices, order.rank)?;
@@ -274,6 +274,13 @@ fn work(
         e.to_failure()
     })?;
     Ok((order.rank == 0).then(|| summary(&report)))
+}
+
+/// Whether a rank may begin. A probe goes by every rule; what comes after one was accepted, perhaps by an older release, and may
+/// have checkpoints: it goes on if this release has what the job names.
+fn admit(order: &Order) -> Result<(), Failure> {
+    let check = if order.probe { spec::check } else { spec::check_known };
+    check(&order.spec, &catalog()).map_err(|e| Failure::user(e.to_string(), e.hint))
 }
 
 /// Why a rank has no place to compute. That a GPU cannot be used any more says nothing of others.
@@ -369,6 +376,37 @@ mod tests {
         let back: Vec<selection::Picked> = serde_json::from_value(told["selection"].clone()).unwrap();
         assert_eq!(back, all);
         assert!(told["selection"][0].get("value").is_none(), "the model saw nothing");
+    }
+
+    #[test]
+    fn a_job_that_was_accepted_starts_where_a_new_one_like_it_would_be_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut order = Order {
+            rank: 0,
+            addresses: vec!["a:1".into()],
+            weights: vec![1],
+            devices: vec!["cpu".into()],
+            work: dir.path().into(),
+            cache: dir.path().join("cache"),
+            ..gang::tests::order("cpu", "")
+        };
+        order.spec.job.name = "a\tb".into();
+        // It goes as far as to its samples, which are not there.
+        let gone = dir.path().join("gone").display().to_string();
+        let data = order.spec.data.as_mut().unwrap();
+        (data.format, data.train, data.val) = ("image_folder".into(), gone.clone(), gone.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (_agent, socket) = UnixStream::pair().unwrap();
+        let (socket, stop) = (Arc::new(Mutex::new(socket)), Arc::new(AtomicBool::new(false)));
+        let end = |order: &Order| work(order, &listener, &socket, &stop).unwrap_err().message;
+        let started = end(&order);
+        assert!(started.contains(&gone), "{started}");
+        order.probe = true;
+        let refused = end(&order);
+        assert!(refused.contains("`job.name` has a line break or another control character"), "{refused}");
+        (order.probe, order.spec.optimizer.name) = (false, "lion".into());
+        let unknown = end(&order);
+        assert!(unknown.contains("there is no optimizer `lion`"), "{unknown}");
     }
 
     #[test]
