@@ -146,12 +146,14 @@ impl Report {
     /// Which epoch the model is of, where a metric of the samples that it is judged by has picked it.
     fn picked(&self) -> Option<String> {
         let model = self.selection.iter().find(|p| p.criterion == selection::MODEL)?.epoch;
-        let by = &self.selection.iter().find(|p| p.used)?.criterion;
+        let used = self.selection.iter().find(|p| p.used)?;
+        let by = &used.criterion;
         let stage = &self.history.last()?.stage;
         let epochs = self.history.iter().filter(|h| h.stage == *stage).count();
         // Those of the target have no labels there: what picks is not what judges.
         let aside = if by.starts_with("target.") { "" } else { " on these samples: on others, expect a little less" };
-        Some(format!("the model is of epoch {model} of {epochs} of stage `{stage}`, picked by `{by}`{aside}\n"))
+        let hardly = if used.epoch == model { "" } else { "; later epochs are better by no more than `min_delta`" };
+        Some(format!("the model is of epoch {model} of {epochs} of stage `{stage}`, picked by `{by}`{aside}{hardly}\n"))
     }
 }
 
@@ -457,6 +459,21 @@ fn put(dir: &Path, files: Files) -> Result<Vec<(&'static str, PathBuf)>> {
 mod tests {
     use super::*;
     use crate::train::samples::Samples;
+
+    #[test]
+    fn a_report_says_why_the_model_is_not_of_the_epoch_that_is_best() {
+        let losses: [BTreeMap<_, _>; 2] = [2.1, 2.0797].map(|loss| [("val.loss".to_owned(), loss)].into());
+        let epochs = [(1, &losses[0]), (2, &losses[1])];
+        let text = |model: u32| {
+            let history = EpochFigures { stage: "b".into(), ..EpochFigures::default() };
+            let selection = selection::selection(&epochs, Some(model), Some("val.loss"));
+            Report { selection, history: vec![history.clone(), history], ..Report::default() }.to_text()
+        };
+        let (early, best) = (text(1), text(2));
+        assert!(early.contains("the model is of epoch 1 of 2 of stage `b`, picked by `val.loss` on"), "{early}");
+        assert!(early.contains("; later epochs are better by no more than `min_delta`\n"), "{early}");
+        assert!(best.contains("the model is of epoch 2 of 2") && !best.contains("min_delta"), "{best}");
+    }
 
     #[test]
     fn a_tensor_in_no_module_is_in_the_adapter_too() {
