@@ -185,8 +185,8 @@ pub struct Unit {
     pub name: String,
     /// What it computes.
     pub layer: Sequential,
-    /// Whether it counts with the block before it where rates fall from block to block: a last norm or convolution, or what
-    /// lies between two blocks.
+    /// Whether it counts with the block before it where rates fall from block to block: a last norm or convolution, more of
+    /// a stem, or what comes behind a step between two blocks.
     pub joined: bool,
 }
 

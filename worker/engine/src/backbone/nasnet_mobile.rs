@@ -87,7 +87,10 @@ fn build(b: &mut Builder) -> (Vec<Unit>, usize) {
             g = adjust.g;
             g.concat(&[y, adjusted]);
         }
-        units.push(Unit::new(cell.name(), g));
+        // As timm divides NASNet-A large: what halves belongs to the stem, and later on to the cell behind it.
+        let behind = i > 2 && cells[i - 1].halves;
+        let unit = Unit::new(cell.name(), g);
+        units.push(if i < 2 || behind { unit.joined() } else { unit });
         cin = cell.outputs();
     }
     units.push(Unit::of("pool", Sequential::default().with(Relu).with(GlobalAvgPool)));

@@ -111,7 +111,7 @@ mod tests {
     /// What power of the decay `param_groups_layer_decay` of timm 1.0.31 gives a parameter: by `group_parameters(model,
     /// model.group_matcher(coarse=False))`, counted down from the group of the classifier, with our names of the tensors.
     /// DenseNet's last norm is in that group there, having no other, and with the last layer here.
-    const TIMM: [(&str, &[(&str, usize)]); 6] = [
+    const TIMM: [(&str, &[(&str, usize)]); 7] = [
         (
             "vit_s16",
             &[
@@ -185,11 +185,61 @@ mod tests {
                 ("Conv2d_1a_3x3.conv.weight", 13),
             ],
         ),
+        (
+            "inception_resnet_v2",
+            &[
+                ("classif.weight", 0),
+                ("conv2d_7b.conv.weight", 1),
+                ("block8.branch0.conv.weight", 1),
+                ("repeat_2.8.branch0.conv.weight", 2),
+                ("mixed_7a.branch0.0.conv.weight", 11),
+                ("repeat_1.19.branch0.conv.weight", 12),
+                ("mixed_5b.branch0.conv.weight", 43),
+                ("conv2d_4a.conv.weight", 44),
+                ("conv2d_3b.conv.weight", 44),
+                ("conv2d_2b.conv.weight", 45),
+                ("conv2d_1a.conv.weight", 45),
+            ],
+        ),
+    ];
+
+    /// What is not in timm, or not so. NASNet as its `nasnetalarge` is divided, which has 18 cells where this has 12: the first
+    /// convolution with both cells that halve behind it, and each later cell that halves with the one behind that.
+    const OTHERS: [(&str, &[(&str, usize)]); 2] = [
+        (
+            "nasnet_mobile",
+            &[
+                ("predictions.weight", 0),
+                ("normal_conv_1_12.weight", 1),
+                ("normal_conv_1_9.weight", 4),
+                ("reduction_conv_1_reduce_8.weight", 4),
+                ("normal_conv_1_8.weight", 5),
+                ("normal_conv_1_5.weight", 8),
+                ("reduction_conv_1_reduce_4.weight", 8),
+                ("normal_conv_1_3.weight", 9),
+                ("normal_conv_1_0.weight", 12),
+                ("reduction_conv_1_stem_2.weight", 13),
+                ("reduction_conv_1_stem_1.weight", 13),
+                ("stem_conv1.weight", 13),
+            ],
+        ),
+        (
+            "vgg16",
+            &[
+                ("classifier.6.weight", 0),
+                ("classifier.3.weight", 1),
+                ("classifier.0.weight", 2),
+                ("features.28.weight", 3),
+                ("features.24.weight", 3),
+                ("features.21.weight", 4),
+                ("features.0.weight", 7),
+            ],
+        ),
     ];
 
     #[test]
     fn rates_fall_from_block_to_block_as_timms_do() {
-        for (backbone, powers) in TIMM {
+        for (backbone, powers) in TIMM.into_iter().chain(OTHERS) {
             let model = ModelSection { backbone: backbone.into(), ..ModelSection::default() };
             let net = Net::build(&model, &["a".into(), "b".into()], false, 0, &BTreeMap::new()).unwrap();
             let params = &net.network.initial.params;
