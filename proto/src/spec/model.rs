@@ -434,7 +434,9 @@ impl JobSpec {
     /// The job as a file that reads back as the same job.
     pub fn to_toml(&self) -> String {
         // Through a table, which puts plain values before sections.
-        toml::Table::try_from(self).map(|table| table.to_string()).unwrap_or_default()
+        let mut table = toml::Table::try_from(self).unwrap_or_default();
+        super::share::as_in_file(&mut table);
+        table.to_string()
     }
 
     /// Grains of a full step: the unit of sharding and of batch statistics. Part of the job, never of the machines.

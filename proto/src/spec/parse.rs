@@ -155,8 +155,14 @@ fn located(text: &str, error: &toml::de::Error) -> SpecError {
             hint += "such as `val = 0.2`";
         }
     }
+    let key = error.span().and_then(|span| key_at(text, span.start));
+    if message.starts_with("invalid type: floating point") && key == Some("val") {
+        let message = "`val` is the place of samples here, and no share of others".into();
+        let hint = "name a folder or a file; `[data]`, `[data.target]` and `[tasks.NAME]` take a share".into();
+        return SpecError { message, hint, at };
+    }
     let got = message.strip_prefix("invalid type: ").and_then(|rest| rest.strip_suffix(", expected a sequence"));
-    if let (Some(got), Some(key)) = (got, error.span().and_then(|span| key_at(text, span.start))) {
+    if let (Some(got), Some(key)) = (got, key) {
         let (message, hint) = match got {
             "map" => (format!("`{key}` is one table, and can be several"), format!("write `[[{key}]]`")),
             _ => {
@@ -218,6 +224,8 @@ mod tests {
         assert!(hint.starts_with("add `val = …`") && hint.ends_with("such as `val = 0.2`"), "{hint}");
         let source = refused("batch = 8\n", "batch = 8\nsource = {}\n");
         assert_eq!(source.hint, "add `val = …`", "of that there is no share");
+        let source = refused("batch = 8\n", "batch = 8\nsource = { val = 0.2 }\n");
+        assert!(source.message.contains("no share") && source.hint.contains("`[data.target]`"), "{source}");
         let other = refused("batch = 8\n", "");
         assert_eq!(other.hint, "add `batch = …`");
     }

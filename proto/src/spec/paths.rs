@@ -115,9 +115,11 @@ impl JobSpec {
         data.chain(files.filter_map(|(key, place)| Some((key, place?))))
     }
 
-    /// Whether anything opens the training samples: without stages and episodes, a job judges those of `data.val` alone.
+    /// Whether anything opens the training samples: without stages and episodes, a job judges those of `data.val` alone, which
+    /// may be a share of them.
     fn opens_train(&self) -> bool {
-        !self.stage.is_empty() || self.data.as_ref().is_some_and(|d| d.episodes.is_some())
+        let opens = |d: &DataSection| d.episodes.is_some() || d.val_share.is_some();
+        !self.stage.is_empty() || self.data.as_ref().is_some_and(opens)
     }
 
     /// Whether the places of a task are files.

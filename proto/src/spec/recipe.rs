@@ -4,7 +4,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{BnMode, CycleSection, DataSection, JobSpec, OptimizerSection, Rates, SpecError, StageSection};
+use super::{BnMode, CycleSection, JobSpec, OptimizerSection, Rates, SpecError, StageSection};
 
 /// `recipe`: a name, or a table with a name and what differs from the usual.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -92,14 +92,14 @@ impl JobSpec {
     /// pipeline.
     ///
     /// # Errors
-    /// An unknown recipe, one beside stages, numbers that make no rates; see [`DataSection::divide`].
+    /// An unknown recipe, one beside stages, numbers that make no rates; see [`JobSpec::divide`].
     pub(super) fn expand(&mut self) -> Result<(), SpecError> {
         for step in &mut self.step {
             if let Some(inner) = &mut step.spec {
                 inner.expand()?;
             }
         }
-        self.data.as_mut().map_or(Ok(()), DataSection::divide)?;
+        self.divide()?;
         let Some(recipe) = self.recipe.take() else { return Ok(()) };
         if recipe.name != FINE_TUNE {
             let hint = crate::catalog::nearest_hint(&recipe.name, &[FINE_TUNE]);

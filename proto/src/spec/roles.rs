@@ -26,10 +26,14 @@ pub struct TargetSection {
     pub format: Option<String>,
     /// Where the samples are that are learned from. Labels that lie with them are not looked at.
     pub train: String,
-    /// Where samples with labels are, of classes of `[data]`. What the network comes to on them is reported; nothing
-    /// is decided by their labels.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Where samples with labels are, of classes of `[data]`, or, such as `0.2`, the share of those of `train` that they are,
+    /// as in `[data]`. What the network comes to on them is reported; nothing is decided by their labels.
+    #[serde(default, deserialize_with = "super::share::place_if_any", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<super::share::Val>")]
     pub val: Option<String>,
+    /// The share, where `val` was one: the place is then that of `train`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_share: Option<f64>,
     /// Further parameters of the format; those of `[data]` if neither they nor a format are said, without `root`, `val_root`,
     /// `without` and `invert`, which are about its own files.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -81,6 +85,7 @@ impl DataSection {
             format: target.format.clone().unwrap_or_else(|| self.format.clone()),
             train: target.train.clone(),
             val: target.val.clone().unwrap_or_else(|| target.train.clone()),
+            val_share: target.val_share,
             params: if own { target.params.clone() } else { inherited(&self.params) },
             ..self.beside()
         })

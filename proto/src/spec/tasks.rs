@@ -20,9 +20,14 @@ pub struct TaskSection {
     /// Where its training samples are. Without it the task is learned from the samples of `[data]`, drawn once for both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train: Option<String>,
-    /// Where its validation samples are, if it has training samples of its own.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Where its validation samples are, if it has training samples of its own, or, such as `0.2`, the share of those that
+    /// they are, as in `[data]`.
+    #[serde(deserialize_with = "super::share::place_if_any", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<super::share::Val>")]
     pub val: Option<String>,
+    /// The share, where `val` was one: the place is then that of `train`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub val_share: Option<f64>,
     /// Further parameters of the format; those of `[data]` if neither they nor a format are said, without `root`, `val_root`,
     /// `without` and `invert`, which are about its own files.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -48,6 +53,7 @@ impl Default for TaskSection {
             format: None,
             train: None,
             val: None,
+            val_share: None,
             params: Params::new(),
             batch: None,
             classes: BTreeMap::new(),
@@ -67,6 +73,7 @@ impl TaskSection {
             format: self.format.clone().unwrap_or_else(|| data.format.clone()),
             train,
             val,
+            val_share: self.val_share,
             params: if own { self.params.clone() } else { inherited(&data.params) },
             batch: self.batch.unwrap_or(data.batch),
             ..data.beside()

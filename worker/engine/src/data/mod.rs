@@ -170,6 +170,8 @@ pub fn open(data: &DataSection, part: &str, seed: u32) -> Result<Box<dyn Dataset
     };
     let (rules, key) = match part {
         "train" => (&data.train_classes, "data.train_classes"),
+        // A share of what trains is of the same classes.
+        _ if data.val_share.is_some() && data.val_classes.is_empty() => (&data.train_classes, "data.train_classes"),
         _ => (&data.val_classes, "data.val_classes"),
     };
     if !rules.is_empty() {
@@ -201,12 +203,20 @@ pub fn open(data: &DataSection, part: &str, seed: u32) -> Result<Box<dyn Dataset
     Ok(opened)
 }
 
-/// Opens the training samples of a domain, without their labels.
+/// Opens the training samples of a domain, without their labels. A share that is for validation is not among them.
 ///
 /// # Errors
 /// Data that is not there.
 pub fn open_bare(data: &DataSection, seed: u32) -> Result<Box<dyn Dataset>> {
-    let opened = (format(data)?.bare)(&data.train, "train", &data.params, seed)?;
+    let format = format(data)?;
+    let opened: Box<dyn Dataset> = match data.val_share {
+        None => (format.bare)(&data.train, "train", &data.params, seed)?,
+        // Which samples are judged goes by their classes, too.
+        Some(share) => {
+            let all = (format.open)(&data.train, "train", &data.params, seed)?;
+            Box::new(share::part(all, share, false))
+        }
+    };
     if opened.labels().is_empty() {
         let passed = passed_over(&*opened);
         return Err(Error::user(format!("`{}` has no samples{passed}", data.train), "check `data.target.train`"));
@@ -414,6 +424,15 @@ mod tests {
         let judged = names(&*val);
         assert!(names(&*train).iter().all(|name| !judged.contains(name)), "{judged:?}");
         assert_eq!(judged, names(&*open(&data, "val", 2).unwrap()), "whatever the seed");
+        // Those of another domain are without labels, and the same.
+        let bare = open_bare(&data, 1).unwrap();
+        assert_eq!((names(&*bare), bare.classes().len()), (names(&*train), 0));
+        // Of some classes, both parts are.
+        std::fs::create_dir(dir.path().join("wasps")).unwrap();
+        std::fs::write(dir.path().join("wasps/1.wav"), "wasp").unwrap();
+        let some = DataSection { train_classes: vec!["ants".into(), "bees".into()], ..data };
+        let [train, val] = ["train", "val"].map(|part| open(&some, part, 1).unwrap());
+        assert_eq!((counts(&*train), counts(&*val), val.classes()), (vec![7, 7], vec![3, 3], train.classes()));
     }
 
     #[test]

@@ -243,7 +243,7 @@ impl Samples {
         if let Some(class) = gone.map(|class| &kept.dataset.classes()[class]) {
             return Err(Error::user(
                 format!("none of the samples of class `{class}` in `{part}` can be decoded"),
-                "mend them, or remove the class",
+                "mend them; or remove them (of a `val` that is a share, others of the class take their place), or the class",
             ));
         }
         let said = format!("{n} samples of `{part}` left out, first `{name}`: {why}");
@@ -476,8 +476,9 @@ mod tests {
         assert_eq!([0, 1].map(|i| samples.place(i)), [1, 2], "they were behind it");
         assert_eq!(samples.only(vec![1]).unwrap().plain().place(0), 2);
         bad("b/0.png");
-        let error = left(9).unwrap_err().to_string();
-        assert!(error.contains("class `b` in `data.train`"), "{error}");
+        let error = left(9).unwrap_err().to_failure();
+        assert!(error.message.contains("class `b` in `data.train`"), "{error}");
+        assert!(error.hint.contains("others of the class take their place"), "{}", error.hint);
         let none = DataSection { train_per_class: Some(0), ..spec.clone() };
         let error = Samples::open(&none, "train", 1).err().unwrap().to_string();
         assert!(error.contains("leaves class `a` without samples"), "{error}");
