@@ -37,16 +37,19 @@ fn alike<'a>(odd: &str, known: &'a [String]) -> Option<&'a str> {
     known.iter().find(twin).filter(|_| !odd.is_ascii()).map(String::as_str)
 }
 
-/// What to do where a class `odd` is none of those that are `known`: `what` is followed by their names.
+/// What to do where a class `odd` is none of those that are `known`: `what` is followed by their names, perhaps behind one
+/// that may look like it.
 pub fn unknown_hint(odd: &str, known: &[String], what: &str) -> String {
     let spelt = |name: &str| -> String {
         let one = |c: char| if c.is_ascii() { c.to_string() } else { c.escape_unicode().to_string() };
         name.chars().map(one).collect()
     };
+    let all = format!("{what} {}", listed(known));
     match alike(odd, known) {
-        None => format!("{what} {}", listed(known)),
+        None => all,
         Some(twin) => format!(
-            "`{}` and `{}` look the same: `convmv -r -f utf8 -t utf8 --nfc --notest FOLDER` writes names in the same way",
+            "`{}` and `{}` may look the same: then `convmv -r -f utf8 -t utf8 --nfc --notest FOLDER` writes names in one \
+             way; {all}",
             spelt(odd),
             spelt(twin)
         ),
@@ -156,7 +159,10 @@ mod tests {
     fn names_that_look_the_same_are_told_by_their_characters() {
         let known = ["cafe\u{301}".to_owned(), "\u{1112}\u{1161}\u{11ab}".into(), "ete\u{301}s".into()];
         let hint = |odd: &str| unknown_hint(odd, &known, "there are");
-        assert!(hint("caf\u{e9}").starts_with(r"`caf\u{e9}` and `cafe\u{301}` look the same"), "{}", hint("caf\u{e9}"));
+        let said = hint("caf\u{e9}");
+        assert!(said.starts_with(r"`caf\u{e9}` and `cafe\u{301}` may look the same"), "{said}");
+        // Another letter with an accent may be meant, and all of them are told.
+        assert!(said.ends_with(&format!("there are {}", listed(&known))), "{said}");
         assert!(hint("\u{d55c}").contains(r"`\u{d55c}` and `\u{1112}"), "{}", hint("\u{d55c}"));
         for other in ["cafe", "th\u{e9}", "cafes\u{301}"] {
             assert!(hint(other).starts_with("there are `cafe"), "{other}: {}", hint(other));

@@ -84,7 +84,7 @@ impl Files {
             if by_folder { Found::by_folder(place, levels)? } else { Found::all(place, part, params, kind)? };
         found.choose(place, part, params, kind)?;
         if by_folder {
-            tree::check_apart(Path::new(place), &found.folders)?;
+            tree::check_apart(Path::new(place), &found.folders, &found.files)?;
         }
         if by_folder && depth.is_none() {
             found.check_folders(place)?;

@@ -154,7 +154,7 @@ const LINES: &str = "a line is the path of a file, and perhaps its class behind 
                      paths begin from the folder of the list, or from `params.root`";
 
 fn bad(list: &Path, number: usize, why: &str) -> Error {
-    Error::user(format!("line {number} of `{}` {why}", list.display()), LINES)
+    Error::user(format!("line {number} of `{}` {why}", list.display()), lines::hint(why, LINES))
 }
 
 /// Calls `take` with the number of each line that says something, and the line.
@@ -187,16 +187,7 @@ fn words(line: &str) -> Result<Vec<Cow<'_, str>>, String> {
     if !line.contains('"') {
         return Ok(line.split(',').map(bare).collect());
     }
-    table::row(line, ',')?.into_iter().map(|column| unquoted(column.trim())).collect()
-}
-
-/// What stands in a column of CSV, where a quote behind a space is a character, and here it is one of a pair.
-fn unquoted(column: &str) -> Result<Cow<'static, str>, String> {
-    match column.strip_prefix('"').map(|rest| rest.strip_suffix('"')) {
-        None => Ok(Cow::Owned(column.to_owned())),
-        Some(Some(inside)) => Ok(Cow::Owned(inside.to_owned())),
-        Some(None) => Err("has a quote that is not closed".into()),
-    }
+    Ok(table::row(line, ',')?.into_iter().map(|column| Cow::Owned(column.trim().to_owned())).collect())
 }
 
 /// A word without the quotes around it.
@@ -360,7 +351,9 @@ mod tests {
         let classes = pairs(&[("1.png", "ant, red"), ("2.png", "ant, \"black\" one")]);
         assert_eq!(read("1.png,\"ant, red\"\n2.png,\"ant, \"\"black\"\" one\"\n"), Ok(classes));
         assert_eq!(read("\"c,d.png\",x\n1.png, \"y\""), Ok(pairs(&[("c,d.png", "x"), ("1.png", "y")])));
-        for text in ["1.png, \"ant, red\"", "1.png,\"ant, red", "1.png,\"ant\" red"] {
+        let spaced = "1.png, \"ant, red\" , more\n2.png,\"\"\"Hello\"\" he said\",c1\n";
+        assert_eq!(read(spaced), Ok(pairs(&[("1.png", "ant, red"), ("2.png", "\"Hello\" he said")])));
+        for text in ["1.png, \"ant, red", "1.png,\"ant, red", "1.png,\"ant\" red"] {
             let error = read(&format!("2.png,x\n{text}")).unwrap_err();
             assert!(error.contains("line 2 of") && error.contains("quote"), "{text}: {error}");
         }

@@ -162,7 +162,8 @@ const HINT: &str = "every line must be an object such as {\"word\": \"cat\", \"d
                     the list of x and the list of y";
 
 fn bad(number: usize, shown: &str, why: &str) -> Error {
-    Error::user(format!("line {number} of `{shown}` {why}"), format!("remove the line, or mend it: {HINT}"))
+    let hint = format!("remove the line, or mend it: {HINT}");
+    Error::user(format!("line {number} of `{shown}` {why}"), lines::hint(why, &hint))
 }
 
 /// What to do with a line: its number from 1, what it says; whether more are wanted.

@@ -61,12 +61,13 @@ fn quoted(bytes: &[u8], separator: char) -> Result<Vec<Row<'static>>, Bad> {
     }
 }
 
-/// The columns of a row with quotes that is one line.
+/// The columns of a row with quotes that is one line, written by hand: spaces around them, outside of quotes, are none of
+/// theirs.
 ///
 /// # Errors
 /// Says in words what is wrong with its quotes.
 pub(super) fn row(line: &str, separator: char) -> Result<Vec<Cow<'static, str>>, String> {
-    let mut reading = Reading::at(1, 0);
+    let mut reading = Reading { trims: true, ..Reading::at(1, 0) };
     reading.line(line, separator)?;
     if reading.open.is_some() { Err("has a quote that is not closed".into()) } else { Ok(reading.row.columns) }
 }
@@ -76,11 +77,13 @@ struct Reading {
     row: Row<'static>,
     /// The column whose quote the last line has not closed.
     open: Option<String>,
+    /// Whether a quote behind spaces is one, and spaces behind a quote are nothing.
+    trims: bool,
 }
 
 impl Reading {
     fn at(number: usize, place: usize) -> Self {
-        Self { row: Row { number, place, columns: Vec::new() }, open: None }
+        Self { row: Row { number, place, columns: Vec::new() }, open: None, trims: false }
     }
 
     /// Reads a line: the first one of the row, or the next one where a quote is open.
@@ -90,6 +93,9 @@ impl Reading {
             match open.take() {
                 // A column begins.
                 None => {
+                    if self.trims {
+                        rest = rest.trim_start_matches(' ');
+                    }
                     if let Some(after) = rest.strip_prefix('"') {
                         (open, rest) = (Some(String::new()), after);
                     } else if let Some((column, after)) = rest.split_once(separator) {
@@ -115,6 +121,7 @@ impl Reading {
                         (open, rest) = (Some(column + "\""), after);
                     } else {
                         self.push(column);
+                        let after = if self.trims { after.trim_start_matches(' ') } else { after };
                         match after.strip_prefix(separator) {
                             Some(after) => rest = after,
                             None if after.is_empty() => return Ok(()),

@@ -10,7 +10,7 @@ use tl_proto::{
 use super::{
     Dataset, Format, Image,
     columns::{self, Said, USUAL},
-    gzip, table,
+    gzip, lines, table,
 };
 use crate::{Error, Result};
 
@@ -57,7 +57,7 @@ impl Lines {
         let said = Said::of(place, params)?;
         let bad = |number: usize, why: &str| {
             let hint = format!("remove the line, or mend it: {USUAL}");
-            Error::user(format!("line {number} of `{place}` {why}"), hint)
+            Error::user(format!("line {number} of `{place}` {why}"), lines::hint(why, &hint))
         };
         let all = table::rows(bytes, said.separator).map_err(|(number, why)| bad(number, &why))?;
         let (header, rows) = all.split_at(usize::from(said.has_header()).min(all.len()));

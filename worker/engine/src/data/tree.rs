@@ -26,13 +26,18 @@ fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
         if name.as_encoded_bytes().starts_with(b".") || NOT_THEIRS.iter().any(|other| name == *other) {
             continue;
         }
-        // Two such names may look the same, and would be one class.
-        let name = name.into_string().map_err(|_| {
-            Error::user(
-                format!("the name of `{}` is not UTF-8", item.path().display()),
-                "rename it, as `convmv -f gbk -t utf8 -r --notest FOLDER` does with names in GBK",
-            )
-        })?;
+        let name = match name.into_string() {
+            Ok(name) => name,
+            // Two such names may look the same, and would be one class.
+            Err(_) if item.path().is_dir() => {
+                return Err(Error::user(
+                    format!("the name of `{}` is not UTF-8", item.path().display()),
+                    "rename it, as `convmv -f latin1 -t utf8 -r --notest FOLDER` does with names in Latin-1 (`-f gbk`: in GBK)",
+                ));
+            }
+            // A file is one sample, whatever it is called, if it is one at all.
+            Err(name) => name.as_encoded_bytes().escape_ascii().to_string(),
+        };
         found.push((name, item.path()));
     }
     found.sort();
@@ -42,7 +47,7 @@ fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
 /// Folders that lie `depth` folders deep, under names that begin with `name`; files on the way go to `loose`.
 ///
 /// # Errors
-/// What cannot be listed, or has a name that is not UTF-8; a broken link.
+/// What cannot be listed; a folder whose name is not UTF-8; a broken link.
 pub(super) fn folders(
     dir: &Path,
     name: &str,
@@ -107,12 +112,12 @@ fn gone(path: &Path, e: &std::io::Error) -> Error {
     Error::user(format!("`{}` {what}: {e}", path.display()), "mend it, or remove it")
 }
 
-/// Refuses folders of classes that links make one: of the `classes` below a place, by name, none may be another one, lie in
-/// another one, or have all of them in it. The same samples would be of two classes.
+/// Refuses folders of classes that links make one: of the `classes` below a place, by name, none may be another one, have one
+/// of the `files` of another one, or have all of them in it. The same samples would be of two classes.
 ///
 /// # Errors
 /// The first two that are one, by name; a folder that is gone.
-pub(super) fn check_apart(place: &Path, classes: &[String]) -> Result<()> {
+pub(super) fn check_apart(place: &Path, classes: &[String], files: &[(String, PathBuf)]) -> Result<()> {
     let real = |path: &Path| path.canonicalize().map_err(|e| gone(path, &e));
     let refused = |why: String| {
         let hint = "remove the link between them, or leave a class out by `params.without`";
@@ -126,14 +131,22 @@ pub(super) fn check_apart(place: &Path, classes: &[String]) -> Result<()> {
     }
     // What lies in a folder follows it.
     all.sort_unstable();
-    for pair in all.windows(2) {
-        let [(outer, first), (inner, second)] = pair else { continue };
-        if outer == inner {
-            return refused(format!("`{first}` and `{second}` are one folder"));
+    let mut around: Vec<&(PathBuf, String)> = Vec::new();
+    for one in &all {
+        let (inner, second) = one;
+        around.retain(|(outer, _)| inner.starts_with(outer));
+        for (outer, first) in &around {
+            let Ok(rest) = inner.strip_prefix(outer) else { continue };
+            if rest.as_os_str().is_empty() {
+                return refused(format!("`{first}` and `{second}` are one folder"));
+            }
+            // All of it may be left out.
+            let within = format!("{first}/{}/", rest.display());
+            if files.iter().any(|(name, _)| name.starts_with(&within)) {
+                return refused(format!("`{second}` lies in `{first}`"));
+            }
         }
-        if inner.starts_with(outer) {
-            return refused(format!("`{second}` lies in `{first}`"));
-        }
+        around.push(one);
     }
     Ok(())
 }
@@ -161,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_not_utf_8_are_refused_and_no_two_become_one() {
+    fn folders_whose_names_are_not_utf_8_are_refused_and_no_two_names_become_one() {
         let dir = tempfile::tempdir().unwrap();
         // In GBK: a dog, a bird. Shown as UTF-8 both would be the same two signs.
         let [dog, bird] = [b"\xb9\xb7", b"\xc4\xf1"].map(|name| dir.path().join(OsStr::from_bytes(name)));
@@ -171,8 +184,12 @@ mod tests {
         assert!(error.contains("is not UTF-8"), "{error}");
         std::fs::rename(&dog, dir.path().join("dog")).unwrap();
         assert_eq!(all().unwrap().len(), 1);
-        std::fs::write(bird, "").unwrap();
-        assert!(all().is_err(), "a file may be told by its name, too");
+        // A file is no class, and may be no sample either.
+        for file in [dog, bird] {
+            std::fs::write(file, "").unwrap();
+        }
+        let names: Vec<String> = files(dir.path(), "").unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, [r"\xb9\xb7", r"\xc4\xf1"]);
     }
 
     #[test]
@@ -188,12 +205,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fill(dir.path(), &["ants/red/1.x", "ants-b/1.x", "bees/1.x"]);
         std::os::unix::fs::symlink("ants/red", dir.path().join("red")).unwrap();
-        let checked = |names: &[&str]| {
+        let checked = |names: &[&str], without: Option<&str>| {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            check_apart(dir.path(), &names).map_err(|e| e.to_string())
+            let all = names.iter().map(|name| files(&dir.path().join(name), name).unwrap());
+            let mut all: Vec<_> = all.collect::<Vec<_>>().concat();
+            all.retain(|(name, _)| !without.is_some_and(|folder| name.starts_with(folder)));
+            check_apart(dir.path(), &names, &all).map_err(|e| e.to_string())
         };
-        assert_eq!(checked(&["ants", "ants-b", "bees"]), Ok(()));
-        assert_eq!(checked(&["ants-b", "bees", "red"]), Ok(()));
-        assert!(checked(&["ants", "ants-b", "bees", "red"]).unwrap_err().ends_with("`red` lies in `ants`"));
+        assert_eq!(checked(&["ants", "ants-b", "bees"], None), Ok(()));
+        assert_eq!(checked(&["ants-b", "bees", "red"], None), Ok(()));
+        let all = ["ants", "ants-b", "bees", "red"];
+        assert!(checked(&all, None).unwrap_err().ends_with("`red` lies in `ants`"));
+        // What is left out of one of them is not in both; what lies behind it may be.
+        assert_eq!(checked(&all, Some("ants/red/")), Ok(()));
+        fill(dir.path(), &["ants/wild/1.x"]);
+        std::os::unix::fs::symlink("ants/wild", dir.path().join("wild")).unwrap();
+        let more = ["ants", "red", "wild"];
+        assert!(checked(&more, Some("ants/red/")).unwrap_err().ends_with("`wild` lies in `ants`"));
     }
 }
