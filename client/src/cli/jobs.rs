@@ -98,9 +98,9 @@ pub(super) async fn follow(job: &Job, out: Option<&Path>, output: &Output) -> Re
         Some(dir) => {
             let done = |p: &v1::Phase| p.kind == "train" && p.status == "succeeded";
             if ended.phases.iter().any(done)
-                && let Some(aside) = earlier::set_aside(dir)?
+                && let Some(said) = earlier::make_room(dir, &steps(&ended))
             {
-                output.say(&format!("what lay in `{}` is in `{}` now", dir.display(), aside.display()));
+                output.say(&said);
             }
             job.fetch(dir).await?
         }
@@ -112,6 +112,13 @@ pub(super) async fn follow(job: &Job, out: Option<&Path>, output: &Output) -> Re
         "cancelled" => CANCELLED,
         _ => FAILED,
     })
+}
+
+/// The steps of a job.
+fn steps(job: &v1::Job) -> Vec<&str> {
+    let mut steps: Vec<&str> = job.phases.iter().map(|p| p.step.as_str()).collect();
+    steps.dedup();
+    steps
 }
 
 /// Prints how a job ended.
@@ -287,13 +294,20 @@ pub(super) async fn remove(client: &Client, id: &str, output: &Output) -> Result
 pub(super) async fn fetch(client: &Client, a: &Fetch, output: &Output) -> Result<u8, Error> {
     let job = find(client, &a.job).await?;
     let dir = a.out.clone().unwrap_or_else(|| PathBuf::from("tl-out").join(job.id()));
-    if let Some(step) = &a.step {
+    if a.step.is_some() || a.out.is_some() {
         let known = job.get().await?;
-        let mut steps: Vec<&str> = known.phases.iter().map(|p| p.step.as_str()).collect();
-        steps.dedup();
-        if !steps.contains(&step.as_str()) {
-            let message = format!("job `{}` has no step `{step}`", job.id());
-            return Err(Error::input(message, nearest_hint(step, &steps)));
+        let mut steps = steps(&known);
+        if let Some(step) = &a.step {
+            if !steps.contains(&step.as_str()) {
+                let message = format!("job `{}` has no step `{step}`", job.id());
+                return Err(Error::input(message, nearest_hint(step, &steps)));
+            }
+            steps = vec![step.as_str()];
+        }
+        // They may be those that are fetched again.
+        if a.out.is_some() && earlier::is_used(&dir, &steps) {
+            let dir = dir.display();
+            output.say(&format!("`{dir}` has files of a job: those of the same names are written over, and the others stay"));
         }
     }
     let files = job.fetch_step(&dir, a.step.as_deref()).await?;

@@ -76,7 +76,8 @@ async fn run_one(a: LocalRun, output: &Output) -> Result<u8, Error> {
     check(&spec, &a.job.file)?;
     let workers = a.ranks.unwrap_or_else(|| workers(&spec));
     let out = a.out.unwrap_or_else(|| PathBuf::from("tl-out").join(plain(&spec.job.name)));
-    earlier::check(&out)?;
+    let steps: Vec<&str> = spec.steps().into_iter().map(|(step, ..)| step).collect();
+    earlier::check(&out, &steps)?;
     let kept = a.data.is_some();
     let data = a.data.unwrap_or_else(|| std::env::temp_dir().join(format!("tl-{}", ulid::Ulid::new())));
     let cache = a.cache.unwrap_or_else(default_cache);
