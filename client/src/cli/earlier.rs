@@ -42,7 +42,9 @@ fn check_from(here: &Path, dir: &Path, steps: &[&str]) -> Result<(), Error> {
 pub(super) fn make_room(dir: &Path, steps: &[&str]) -> Option<String> {
     match set_aside(dir, steps) {
         Ok(aside) => aside.map(|aside| format!("what lay in `{}` is in `{}` now", dir.display(), aside.display())),
-        Err(e) => Some(format!("{e}: the earlier model there is not moved aside, and files of the same names are written over")),
+        Err(e) => Some(format!(
+            "{e}: the earlier model there is not moved aside, and files of the same names are written over"
+        )),
     }
 }
 

@@ -307,7 +307,9 @@ pub(super) async fn fetch(client: &Client, a: &Fetch, output: &Output) -> Result
         // They may be those that are fetched again.
         if a.out.is_some() && earlier::is_used(&dir, &steps) {
             let dir = dir.display();
-            output.say(&format!("`{dir}` has files of a job: those of the same names are written over, and the others stay"));
+            output.say(&format!(
+                "`{dir}` has files of a job: those of the same names are written over, and the others stay"
+            ));
         }
     }
     let files = job.fetch_step(&dir, a.step.as_deref()).await?;

@@ -55,7 +55,8 @@ impl JobSpec {
             }
         }
         let target = data.target.as_mut();
-        let target = target.map_or(Ok(false), |t| written_out_if_any("data.target", &t.train, &mut t.val, &mut t.val_share))?;
+        let target =
+            target.map_or(Ok(false), |t| written_out_if_any("data.target", &t.train, &mut t.val, &mut t.val_share))?;
         if let Some(own) = data.of_target().filter(|_| target) {
             check_undivided("data.target", &own.params)?;
         }
@@ -91,7 +92,12 @@ fn written_out(at: &str, train: &str, val: &mut String, share: &mut Option<f64>)
 }
 
 /// The same of a section that may have no samples for validation.
-fn written_out_if_any(at: &str, train: &str, val: &mut Option<String>, share: &mut Option<f64>) -> Result<bool, SpecError> {
+fn written_out_if_any(
+    at: &str,
+    train: &str,
+    val: &mut Option<String>,
+    share: &mut Option<f64>,
+) -> Result<bool, SpecError> {
     match val {
         None if share.is_none() => Ok(false),
         val => written_out(at, train, val.get_or_insert_default(), share),
@@ -229,7 +235,10 @@ mod tests {
                 "train = \"a\", val = \"b\", params = { held_out = \"x\" }, target = { train = \"c\", val = 0.2 }",
                 "`data.target.val` is a share, and `params.held_out` says",
             ),
-            ("train = \"a\", val = \"b\", target = { train = \"c\", val_share = 0.2 }", "`data.target.train`, and of no"),
+            (
+                "train = \"a\", val = \"b\", target = { train = \"c\", val_share = 0.2 }",
+                "`data.target.train`, and of no",
+            ),
             ("train = \"a\", val = 0.2, episodes = {}", "episodes are judged"),
         ] {
             let error = parse(&job(data)).unwrap_err();
