@@ -223,6 +223,9 @@ pub(super) fn refused(e: &Failure) -> Error {
     Error::input(&e.message, &e.hint)
 }
 
+/// What a model says of a file, or of a line of it, which has a name then.
+type Answer = (Option<String>, Vec<Said>);
+
 /// Opens what a command is to compute on, and says which GPUs it passes over.
 pub(super) fn here(on: &OnDevice, output: &Output) -> Result<Here, Error> {
     let here = on.device.open().map_err(|e| refused(&e))?;
@@ -249,7 +252,7 @@ pub(super) fn predict(a: &Predict, output: &Output) -> Result<u8, Error> {
         model.predicts(a.lines).map_err(|e| refused(&e.to_failure()))?;
     }
     let params = params_of(&a.params, "--param")?;
-    let says = |image: &Path| -> Result<Vec<(Option<String>, Vec<Said>)>, Error> {
+    let says = |image: &Path| -> Result<Vec<Answer>, Error> {
         let said = match &learned {
             Some(learned) => learned.predict(image).map(|chances| {
                 let chances = learned.classes().iter().cloned().zip(chances).collect();

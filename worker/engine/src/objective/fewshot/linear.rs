@@ -258,7 +258,8 @@ mod tests {
         for c in 0..way {
             slopes[1] = slopes[1].max((0..n).map(|i| error_of(i, c)).sum::<f64>().abs());
             for k in 0..shown[0].len() {
-                let slope = (0..n).map(|i| error_of(i, c) * shown[i][k]).sum::<f64>() + penalty * weight(c, k);
+                let of_samples: f64 = shown.iter().enumerate().map(|(i, row)| error_of(i, c) * row[k]).sum();
+                let slope = of_samples + penalty * weight(c, k);
                 slopes[0] = slopes[0].max(slope.abs() / longest);
             }
         }

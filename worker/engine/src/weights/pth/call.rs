@@ -72,7 +72,7 @@ impl<'a> Machine<'a> {
                 };
                 let number = |n: i64| usize::try_from(n).map_err(|_| odd());
                 let (count, first) = (number(*count)?, number(first)?);
-                Object::Storage(Storage { kind: self.named(*kind).1, key: *key, count, first })
+                Object::Storage(Storage { kind: self.named(*kind).1, key, count, first })
             }
             // A class, with its source: what it makes is not known.
             [Value::Text("module"), ..] => Object::Dict(Vec::new()),

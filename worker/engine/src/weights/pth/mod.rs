@@ -82,6 +82,9 @@ fn old(path: &Path, size: u64) -> Result<Vec<Found>, Bad> {
     tensors(&pickle, size, |key, len| file.storage(key, len))
 }
 
+/// What is wanted of a storage: so many bytes, and the tensors in them.
+type Wanted<'a> = (usize, Vec<(&'a str, Place)>);
+
 /// All tensors of a model, by the first bytes of each storage. What a tensor claims is taken before it is read, so none may
 /// claim more than there is.
 fn tensors(
@@ -90,7 +93,7 @@ fn tensors(
     mut storage: impl FnMut(&str, usize) -> Result<Vec<u8>, Bad>,
 ) -> Result<Vec<Found>, Bad> {
     // A storage is read once, though many tensors may lie in it.
-    let mut places: BTreeMap<(&str, Kind), (usize, Vec<(&str, Place)>)> = BTreeMap::new();
+    let mut places: BTreeMap<(&str, Kind), Wanted<'_>> = BTreeMap::new();
     let mut total = 0;
     for (name, view) in state::tensors(pickle)? {
         // Numbers of another kind are in none of our networks: one that is wanted is missed by its name.

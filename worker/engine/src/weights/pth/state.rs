@@ -48,7 +48,7 @@ fn state<'p, 'a>(pickle: &'p Pickle<'a>) -> Result<Option<Entries<'p, 'a>>, Bad>
     for _ in 0..DEEPEST {
         let Some(entries) = pickle.dict(at) else { return Ok(None) };
         let usual = NESTED.iter().filter_map(|wanted| {
-            let found = entries.iter().rev().find(|(key, _)| *key == Value::Text(*wanted));
+            let found = entries.iter().rev().find(|(key, _)| *key == Value::Text(wanted));
             found.map(|(_, value)| *value)
         });
         let usual: Vec<Value<'a>> = usual.collect();
