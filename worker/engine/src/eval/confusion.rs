@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// Most classes of which a report has every cell, row by row; of more it lists those that are not zero.
 const WHOLE: usize = 100;
-/// Most classes whose matrix people read as text.
-const READ: usize = 30;
+/// Most classes whose matrix and figures people read as text.
+pub(super) const READ: usize = 30;
 /// Of more classes, pairs that are named.
 const PAIRS: usize = 20;
 

@@ -9,6 +9,7 @@ pub mod retrieval;
 pub mod selection;
 pub mod shift;
 pub mod softened;
+mod table;
 
 use std::fmt::Write as _;
 
@@ -165,17 +166,7 @@ impl Evaluation {
             return format!("accuracy {:.3}  loss {:.4}  ({} samples)\n", self.accuracy, self.loss, self.samples);
         }
         let mut out = format!("{:>width$}  precision  recall  f1-score  support\n", "");
-        for c in &self.classes {
-            if c.support == 0 {
-                let _ = writeln!(out, "{:>width$}  {:>9}  {:>6}  {:>8}  {:>7}", c.class, "-", "-", "-", 0);
-                continue;
-            }
-            let _ = writeln!(
-                out,
-                "{:>width$}  {:>9.3}  {:>6.3}  {:>8.3}  {:>7}",
-                c.class, c.precision, c.recall, c.f1, c.support
-            );
-        }
+        out += &table::rows(&self.classes, width);
         let mean = |figure: fn(&ClassFigures) -> f64| self.mean_of_classes(figure);
         let (p, r, f) = (mean(|c| c.precision), mean(|c| c.recall), mean(|c| c.f1));
         let _ = writeln!(out, "{:>width$}  {p:>9.3}  {r:>6.3}  {f:>8.3}  {:>7}", "macro mean", self.samples);

@@ -54,10 +54,19 @@ pub fn fill(
     if !odd.is_empty() {
         said.push(format!("no place for {}", some(&odd)));
     }
+    let usual = "`model.backbone` must be the network that the weights were trained with";
     let hint = if wrong.is_empty() && odd.is_empty() && missing.iter().all(|name| name.starts_with("pooler.")) {
-        NO_POOLER
+        NO_POOLER.to_owned()
+    } else if wrong.is_empty()
+        && missing.is_empty()
+        && let Some(ends) = foreign_ends(&odd, &[params.as_slice(), buffers.as_slice()])
+    {
+        format!(
+            "{usual}; what says nothing of what it computes, as a profiler leaves it, can be left out: \
+             `{{k: v for k, v in state.items() if not k.endswith(({ends},))}}`"
+        )
     } else {
-        "`model.backbone` must be the network that the weights were trained with"
+        usual.to_owned()
     };
     Err(Error::user(format!("weights `{shown}` are of another network: {}", said.join("; ")), hint))
 }
@@ -79,6 +88,17 @@ fn strangers(own: &[&[Entry]], file: &BTreeMap<String, Tensor>, keep_head: impl 
     let counts = |name: &str| !NOBODYS.contains(&name.rsplit('.').next().unwrap_or(name));
     let odd = file.keys().filter(|n| counts(n) && keep_head(n) && !own.contains(n.as_str()));
     odd.filter(|n| above(n).any(|block| blocks.contains(block))).cloned().collect()
+}
+
+/// How names of strangers end, as texts of Python's, where nothing of the network's own ends so; of few kinds only.
+fn foreign_ends(odd: &[String], own: &[&[Entry]]) -> Option<String> {
+    fn end(name: &str) -> &str {
+        name.rsplit('.').next().unwrap_or(name)
+    }
+    let ends: BTreeSet<&str> = odd.iter().map(|name| end(name)).collect();
+    let is_own = own.iter().copied().flatten().any(|entry| ends.contains(end(&entry.name)));
+    let ends: Vec<String> = ends.into_iter().map(|end| format!("\".{end}\"")).collect();
+    (!is_own && ends.len() <= 3).then(|| ends.join(", "))
 }
 
 #[cfg(test)]
@@ -118,5 +138,15 @@ mod tests {
             let error = fill(&mut net.network.initial, &file, |_| true, "x").unwrap_err().to_string();
             assert!(error.contains(&format!("no place for {name}")), "{error}");
         }
+        let mut hint = |name: &str| {
+            let mut file = file.clone();
+            file.extend([more(name)]);
+            fill(&mut net.network.initial, &file, |_| true, "x").unwrap_err().to_failure().hint
+        };
+        let said = hint("layer1.0.conv1.__flops__");
+        assert!(said.contains("if not k.endswith((\".__flops__\",))"), "{said}");
+        // What the network has itself is not to be left out.
+        let said = hint("layer1.0.se.fc1.weight");
+        assert!(!said.contains("left out"), "{said}");
     }
 }

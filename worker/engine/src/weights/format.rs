@@ -21,9 +21,6 @@ impl Format {
     /// What a file is; by its ending where its bytes do not say. Nothing for what is not read.
     pub(super) fn of(path: &Path) -> Option<Self> {
         let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-        if ending == "json" {
-            return Some(Self::Shards);
-        }
         match start(path)[..] {
             // The length of a header of at most 4 GiB. First: its bytes may look like what others begin with.
             [_, _, _, _, 0, 0, 0, 0, b'{', ..] => Some(Self::Safetensors),
@@ -36,6 +33,7 @@ impl Format {
                 "safetensors" => Some(Self::Safetensors),
                 "pth" | "pt" | "th" | "bin" | "ckpt" | "tar" => Some(Self::Archive),
                 "h5" | "hdf5" => Some(Self::Hdf5),
+                "json" => Some(Self::Shards),
                 _ => None,
             },
         }
@@ -48,6 +46,15 @@ fn start(path: &Path) -> Vec<u8> {
     let _ = File::open(path).and_then(|file| file.take(32).read_to_end(&mut bytes));
     bytes
 }
+
+/// What pickles of the first protocols are, which PyTorch writes if it is told to, and what to do about them.
+pub(super) const OLD_PROTOCOL: (&str, &str) = (
+    "are pickled by protocol 0 or 1",
+    "save them again by the usual one: `torch.save(torch.load(path), other)`, without `pickle_protocol`",
+);
+
+/// The number that PyTorch's files from before 1.6 begin with, as those protocols write it.
+const MAGIC: &[u8] = b"L119547037146038801333356L\n";
 
 /// What a file is that other tools have written and is not read, and what to do about it.
 pub(super) fn foreign(path: &Path) -> Option<(&'static str, &'static str)> {
@@ -65,6 +72,7 @@ pub(super) fn foreign(path: &Path) -> Option<(&'static str, &'static str)> {
             "save all tensors under their names: `safetensors.numpy.save_file(dict, path)`",
         ),
         _ if start.starts_with(b"GGUF") => ("are of GGUF", PYTORCH),
+        _ if start.starts_with(MAGIC) => OLD_PROTOCOL,
         "onnx" => ("are of ONNX", PYTORCH),
         "pb" | "tflite" | "index" | "meta" => {
             ("are TensorFlow's own", "save the model with Keras, as `.h5`: `model.save(\"NAME.h5\")`")
@@ -96,6 +104,7 @@ mod tests {
             assert_eq!(of(name, b"\x89HDF\r\n\x1a\n").0, Some(Format::Hdf5), "{name}");
             assert_eq!(of(name, b"version https://git-lfs.github.com/spec/v1\n").0, None, "{name}");
         }
+        assert_eq!(of("weights.json", &header(90)).0, Some(Format::Safetensors));
         for (name, format) in [
             ("w.safetensors", Some(Format::Safetensors)),
             ("w.pth.tar", Some(Format::Archive)),
@@ -107,5 +116,7 @@ mod tests {
             assert_eq!(of(name, b"odd"), (format, None), "{name}");
         }
         assert_eq!(of("w.onnx", b"\x08\x07"), (None, Some("are of ONNX")));
+        // pickle.dumps(0x1950a86a20f9469cfc6c, protocol=1)
+        assert_eq!(of("w.pth", b"L119547037146038801333356L\n."), (None, Some(OLD_PROTOCOL.0)));
     }
 }

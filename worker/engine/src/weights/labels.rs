@@ -1,5 +1,6 @@
 //! What others call the outputs of a classifier, in `config.json` beside its weights: `id2label` of Hugging Face's,
-//! `label_names` of timm's. By these names the outputs of a head that is kept are put in the order of the job's classes.
+//! `label_names` of timm's. By these names the outputs of a head that is kept are put in the order of the job's classes;
+//! where no name is a class, outputs and classes are paired in order, and that is told.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +11,13 @@ use candle_core::{Device, Tensor};
 use serde_json::Value;
 
 use super::text::beside;
-use crate::{Error, Result, data::classes::listed};
+use crate::{
+    Error, Result,
+    data::classes::{listed, short},
+};
+
+/// Most pairs that are told.
+const PAIRS: usize = 6;
 
 /// Which output of a head is each class, by what lies beside its weights.
 #[derive(Debug)]
@@ -21,22 +28,37 @@ pub(super) struct Order {
     names: Vec<String>,
     /// The file that says so.
     shown: String,
+    /// Whether nothing says which output is which class: they are paired in order.
+    guessed: bool,
 }
 
 impl Order {
-    /// The outputs of `classes` in the weights at `path`; nothing where no names lie beside them, or none that mean
-    /// anything. Names are compared without case; a class may also be called by the number of its output.
+    /// The outputs of `classes` in the weights at `path`; nothing where no names lie beside them, or those that transformers
+    /// gives by itself to another number of outputs. Names are compared without case and kind of separator; a class may also
+    /// be called by the number of its output. Where no output has the name of a class, people may have given the classes
+    /// other names: as many are paired in order, or by numbers from 1.
     ///
     /// # Errors
-    /// Other classes than those of the head.
+    /// Other classes than those of the head: some have the name of an output and others not, there are more or fewer, or
+    /// their numbers say another order.
     pub fn beside(path: &Path, classes: &[String]) -> Result<Option<Self>> {
         let Some(names) = beside(path, "config.json")?.as_deref().and_then(called) else { return Ok(None) };
         let shown = path.with_file_name("config.json").display().to_string();
-        let numbers: Vec<String> = (0..names.len()).map(|i| i.to_string()).collect();
-        match found(&names, classes).or_else(|| found(&numbers, classes)) {
-            Some(rows) => Ok(Some(Self { rows, names, shown })),
-            // What transformers writes where nobody has named anything.
-            None if names.iter().enumerate().all(|(i, name)| *name == format!("LABEL_{i}")) => Ok(None),
+        let n = names.len();
+        let numbers = |first: usize| -> Vec<String> { (first..first + n).map(|i| i.to_string()).collect() };
+        let known = found(&names, classes);
+        // Numbers that are names of outputs say what these say.
+        let is_apart = known.is_none() && !share(&names, classes);
+        let known = known.or_else(|| found(&numbers(0), classes).filter(|_| is_apart));
+        let in_order = || (classes.len() == n && !contradict(classes)).then(|| (0..n).collect());
+        let paired = || found(&numbers(1), classes).or_else(in_order).filter(|_| is_apart);
+        let guessed = known.is_none();
+        match known.or_else(paired) {
+            Some(rows) => Ok(Some(Self { rows, names, shown, guessed })),
+            // What transformers writes where nobody has named anything: how many there are, tensors say.
+            None if classes.len() != n && names.iter().enumerate().all(|(i, name)| *name == format!("LABEL_{i}")) => {
+                Ok(None)
+            }
             None => Err(Error::user(
                 format!(
                     "`{shown}` says that the head of the weights is for {}, and {}",
@@ -71,7 +93,24 @@ impl Order {
 
     /// For people, where outputs have another order than `classes`, or other names.
     pub fn sentence(&self, classes: &[String]) -> Option<String> {
-        let same = |(name, class): (&String, &String)| name.to_lowercase() == class.to_lowercase();
+        if self.guessed {
+            let pair = |(row, class): (&usize, &String)| {
+                let name = self.names.get(*row).map_or_else(String::new, |name| short(name));
+                format!("output {row} {name} is judged as {}", short(class))
+            };
+            let pairs: Vec<String> = self.rows.iter().zip(classes).map(pair).take(PAIRS).collect();
+            let more = match classes.len().saturating_sub(PAIRS) {
+                0 => String::new(),
+                more => format!(", and {more} more"),
+            };
+            return Some(format!(
+                "`{}` gives no output of the head the name of a class of the data, and they are paired in order: {}{more}; if \
+                 that is wrong, call the classes in the data as that file does, or by the numbers of the outputs, from 0",
+                self.shown,
+                pairs.join(", ")
+            ));
+        }
+        let same = |(name, class): (&String, &String)| plain(name) == plain(class);
         if self.keeps_order() && self.names.iter().zip(classes).all(same) {
             return None;
         }
@@ -112,14 +151,34 @@ fn found(names: &[String], classes: &[String]) -> Option<Vec<usize>> {
         let whole = |rows: &Vec<usize>| rows.len() == names.len() && BTreeSet::from_iter(rows).len() == rows.len();
         rows.filter(whole)
     };
-    by(str::to_owned).or_else(|| by(str::to_lowercase))
+    by(str::to_owned).or_else(|| by(plain))
+}
+
+/// A name without case and kind of separator: `not_entailment` is `Not-Entailment`.
+fn plain(name: &str) -> String {
+    name.trim().to_lowercase().replace(['-', '_'], " ")
+}
+
+/// Whether some class has the name of an output.
+fn share(names: &[String], classes: &[String]) -> bool {
+    let names: BTreeSet<String> = names.iter().map(|name| plain(name)).collect();
+    classes.iter().any(|class| names.contains(&plain(class)))
+}
+
+/// Whether classes that are numbers say another order than they have: that of their letters, or one is the number of
+/// another output than the one in its place.
+fn contradict(classes: &[String]) -> bool {
+    let numbers = classes.iter().enumerate().filter_map(|(i, class)| Some((i as i64, class.trim().parse::<i64>().ok()?)));
+    let numbers: Vec<(i64, i64)> = numbers.collect();
+    let outputs = 0..classes.len() as i64;
+    numbers.iter().any(|(i, number)| outputs.contains(number) && i != number) || !numbers.is_sorted_by_key(|(_, n)| *n)
 }
 
 /// The first class that is on one side alone.
 fn difference(names: &[String], classes: &[String]) -> String {
     let without = |list: &[String], other: &[String]| {
-        let other: BTreeSet<String> = other.iter().map(|name| name.to_lowercase()).collect();
-        list.iter().find(|name| !other.contains(&name.to_lowercase())).map(|name| listed(&[name]))
+        let other: BTreeSet<String> = other.iter().map(|name| plain(name)).collect();
+        list.iter().find(|name| !other.contains(&plain(name))).map(|name| listed(&[name]))
     };
     match (without(classes, names), without(names, classes)) {
         (Some(class), _) => format!("not for the class {class} of the data"),
@@ -159,8 +218,10 @@ mod tests {
         let named = format!("{{\"id2label\": {{{}}}}}", list.join(","));
         let classes = ["0", "1", "10", "2", "3", "4", "5", "6", "7", "8", "9"];
         assert_eq!(rows(&named, &classes), Some((vec![0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9], true)));
+        let parted = r#"{"id2label": {"0": "not_entailment", "1": "entailment"}}"#;
+        assert_eq!(rows(parted, &["Entailment", "Not-Entailment"]), Some((vec![1, 0], true)));
         for nobodys in [
-            r#"{"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}"#,
+            r#"{"id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}}"#,
             r#"{"id2label": {"0": "a", "2": "b"}}"#,
             r#"{"id2label": {}}"#,
             r#"{"label_names": null}"#,
@@ -172,22 +233,53 @@ mod tests {
     }
 
     #[test]
+    fn classes_of_which_no_output_has_the_name_are_paired_in_order_and_that_is_told() {
+        let told = |config: &str, classes: &[&str]| {
+            let (rows, said) = order(config, classes).unwrap().unwrap();
+            (rows, said.unwrap())
+        };
+        for (config, first) in [
+            (r#"{"id2label": {"0": "NEGATIVE", "1": "POSITIVE"}}"#, "output 0 `NEGATIVE` is judged as `neg`, output 1"),
+            (r#"{"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}"#, "output 0 `LABEL_0` is judged as `neg`, output 1"),
+        ] {
+            let (rows, said) = told(config, &["neg", "pos"]);
+            assert!(rows == [0, 1] && said.contains(first), "{said}");
+        }
+        // Numbers from 1, which as letters stand in another order; others that do not say another one.
+        let stars: Vec<String> = (0..10).map(|i| format!("\"{} stars\"", i + 1)).collect();
+        let stars = format!("{{\"label_names\": [{}]}}", stars.join(","));
+        let (rows, said) = told(&stars, &["1", "10", "2", "3", "4", "5", "6", "7", "8", "9"]);
+        assert_eq!(rows, [0, 9, 1, 2, 3, 4, 5, 6, 7, 8]);
+        assert!(said.contains("output 9 `10 stars` is judged as `10`") && said.contains(", and 4 more;"), "{said}");
+        let pair = r#"{"id2label": {"0": "off", "1": "on"}}"#;
+        for classes in [["-1", "1"], ["0", "4"]] {
+            assert_eq!(told(pair, &classes).0, [0, 1], "{classes:?}");
+        }
+    }
+
+    #[test]
     fn other_classes_are_refused_by_name() {
         let pair = r#"{"id2label": {"0": "pos", "1": "neg"}}"#;
         for (classes, said) in [
             (&["neg", "new"][..], "is for `pos`, `neg`, and not for the class `new` of the data"),
             (&["neg"][..], "the data have no class `pos`"),
             (&["neg", "neutral", "pos"][..], "not for the class `neutral` of the data"),
-            (&["1", "2"][..], "not for the class `1` of the data"),
+            (&["a", "b", "c"][..], "not for the class `a` of the data"),
+            // Numbers of outputs in other places, and in the order of their letters.
+            (&["1", "3"][..], "not for the class `1` of the data"),
+            (&["10", "9"][..], "not for the class `10` of the data"),
         ] {
             let error = order(pair, classes).unwrap_err().to_string();
             assert!(error.contains(said), "{error}");
         }
+        // Names that are numbers are names.
+        let error = order(r#"{"id2label": {"0": "1", "1": "2"}}"#, &["0", "1"]).unwrap_err().to_string();
+        assert!(error.contains("not for the class `0` of the data"), "{error}");
     }
 
     #[test]
     fn weight_and_bias_are_put_in_the_order_of_the_classes() {
-        let order = Order { rows: vec![2, 0, 1], names: strings(&["b", "c", "a"]), shown: String::new() };
+        let order = Order { rows: vec![2, 0, 1], names: strings(&["b", "c", "a"]), shown: String::new(), guessed: false };
         let tensor = |values: &[f32], shape: &[usize]| crate::nn::tensor(values.to_vec(), shape).unwrap();
         let mut file = BTreeMap::from([
             ("fc.weight".to_owned(), tensor(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[3, 2])),

@@ -52,11 +52,15 @@ pub(super) fn fitted(file: Tensors, usual: impl Fn(Tensors) -> Tensors, wanted: 
     if fits(&plain) {
         return Fitted { file: plain, elsewhere: Vec::new() };
     }
-    let mut found = Vec::new();
+    let mut found: Vec<(String, Tensors)> = Vec::new();
     for prefix in prefixes(&file, wanted.len()) {
         let bare = |(name, t): (&String, &Tensor)| Some((name.strip_prefix(prefix.as_str())?.to_owned(), t.clone()));
         let behind = usual(file.iter().filter_map(bare).collect());
-        if fits(&behind) {
+        // Where `usual` takes off another prefix too, the same tensors are found again behind both.
+        let same = |(_, outer): &(String, Tensors)| {
+            wanted.iter().all(|name| outer.get(*name).map(Tensor::id) == behind.get(*name).map(Tensor::id))
+        };
+        if fits(&behind) && !found.iter().any(same) {
             found.push((prefix, behind));
         }
     }
@@ -73,7 +77,8 @@ pub(super) fn fitted(file: Tensors, usual: impl Fn(Tensors) -> Tensors, wanted: 
     }
 }
 
-fn is_known(prefix: &str) -> bool {
+/// Whether scripts call a network so: `model.`, `net.backbone.`.
+pub(super) fn is_known(prefix: &str) -> bool {
     prefix.trim_end_matches('.').split('.').all(|part| KNOWN.contains(&part))
 }
 
@@ -92,6 +97,8 @@ fn prefixes(file: &Tensors, least: usize) -> Vec<String> {
 pub(super) fn hinted(error: Error, elsewhere: &[String]) -> Error {
     match (error, elsewhere) {
         (Error::User { message, .. }, [first, ..]) => {
+            // Of a network and its average, the network.
+            let first = elsewhere.iter().find(|prefix| is_known(prefix)).unwrap_or(first);
             let all: Vec<String> = elsewhere.iter().map(|prefix| format!("`{prefix}`")).collect();
             let hint = format!(
                 "all of it is there behind {}: save that alone, `{{k.removeprefix(\"{first}\"): v for k, v in state.items() \
@@ -132,11 +139,11 @@ mod tests {
 
     /// What becomes of a file of these names for a network of `a.weight` and `b.weight`.
     fn fit(names: &[&str]) -> (Vec<String>, Vec<String>) {
-        let one = crate::nn::tensor(vec![1.0], &[1]).unwrap();
-        let file = names.iter().map(|name| ((*name).to_owned(), one.clone())).collect();
-        // As where another library says `c` for `b`.
-        let usual =
-            |file: Tensors| -> Tensors { file.into_iter().map(|(name, t)| (name.replace("c.", "b."), t)).collect() };
+        let one = || crate::nn::tensor(vec![1.0], &[1]).unwrap();
+        let file = names.iter().map(|name| ((*name).to_owned(), one())).collect();
+        // As where another library says `c` for `b`, and puts `in.` before a part.
+        let bare = |name: &str| name.strip_prefix("in.").unwrap_or(name).replace("c.", "b.");
+        let usual = |file: Tensors| -> Tensors { file.into_iter().map(|(name, t)| (bare(&name), t)).collect() };
         let fitted = fitted(file, usual, &["a.weight", "b.weight"]);
         (fitted.file.into_keys().collect(), fitted.elsewhere)
     }
@@ -154,10 +161,14 @@ mod tests {
             (&["model.a.weight", "model.d.weight"][..], &[][..]),
             (&["q.a.weight", "q.b.weight"][..], &["q."][..]),
             (&["ema.a.weight", "ema.b.weight", "model.a.weight", "model.b.weight"][..], &["ema.", "model."][..]),
+            (&["net.a.weight", "net.b.weight", "net.q.a.weight", "net.q.b.weight"][..], &["net.", "net.q."][..]),
         ] {
             let elsewhere: Vec<String> = elsewhere.iter().map(|prefix| (*prefix).to_owned()).collect();
             assert_eq!(fit(names), (kept(names), elsewhere), "{names:?}");
         }
+        // The same tensors, with a prefix that the library itself knows and without it: one network, and its head.
+        let names = ["model.head.weight", "model.in.a.weight", "model.in.b.weight"];
+        assert_eq!(fit(&names), (["a.weight", "b.weight", "head.weight"].map(String::from).to_vec(), vec![]));
     }
 
     #[test]
@@ -165,6 +176,10 @@ mod tests {
         let error = || Error::user("no conv1.weight", "the network");
         let Error::User { message, hint } = hinted(error(), &["q.".to_owned()]) else { panic!("another error") };
         assert!(message == "no conv1.weight" && hint.contains("removeprefix(\"q.\")"), "{hint}");
+        let both = ["ema_model.".to_owned(), "model.".to_owned()];
+        let Error::User { hint, .. } = hinted(error(), &both) else { panic!("another error") };
+        assert!(hint.contains("behind `ema_model.` and behind `model.`"), "{hint}");
+        assert!(hint.contains("removeprefix(\"model.\")"), "{hint}");
         let Error::User { hint, .. } = hinted(error(), &[]) else { panic!("another error") };
         assert_eq!(hint, "the network");
     }

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use serde::Deserialize;
 use tl_proto::spec::ModelSection;
 
-use super::{Contract, Which, contract_of, names};
+use super::{Contract, Which, contract_of, names, prefix};
 use crate::{
     Error, Result,
     backbone::{Backbone, DISTILBERT, DenseAct, Shape, usual_kinds},
@@ -248,7 +248,11 @@ pub fn contract(
     let config = path.with_file_name("config.json").display().to_string();
     let mut shape = beside(path, "config.json")?.map(|text| shape(&text, &config, backbone.name)).transpose()?;
     // A classifier of DistilBERT's is two layers: without the first one the other means nothing.
-    if backbone.name == "distilbert" && names(path)?.iter().any(|name| name == "pre_classifier.weight") {
+    let is_dense = |name: &String| {
+        let before = name.strip_suffix("pre_classifier.weight");
+        before.is_some_and(|before| before.is_empty() || prefix::is_known(before))
+    };
+    if backbone.name == "distilbert" && names(path)?.iter().any(is_dense) {
         shape.get_or_insert(DISTILBERT).pre_classifier = true;
     }
     // The job has not asked for the usual length: a network may take less.

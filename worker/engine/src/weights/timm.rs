@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{Contract, Scale};
 use crate::{Error, Result, backbone::Backbone};
@@ -54,7 +55,7 @@ pub fn contract(text: &str, shown: &str) -> Result<Option<Contract>> {
         )
     };
     // Text encoders keep other things under the same name; who reads them will say what is wrong.
-    let Ok(value) = serde_json::from_str::<serde_json::Value>(text) else { return Ok(None) };
+    let Ok(value) = serde_json::from_str::<Value>(text) else { return Ok(None) };
     if value.get("pretrained_cfg").is_none() {
         return Ok(None);
     }
@@ -104,8 +105,8 @@ const OLDER: [(&str, &str); 17] = [
 ];
 
 /// What may be said of how a network was built without making it another one: sizes, which shapes of tensors show, what is
-/// dropped while it trains, and how its weights began.
-const FREE: [&str; 13] = [
+/// dropped while it trains, how its weights began or where they lay, how its statistics are kept, and what it is built for.
+const FREE: [&str; 22] = [
     "num_classes",
     "in_chans",
     "img_size",
@@ -119,7 +120,41 @@ const FREE: [&str; 13] = [
     "proj_drop_rate",
     "attn_drop_rate",
     "zero_init_last",
+    "bn_momentum",
+    "cache_dir",
+    "checkpoint_path",
+    "exportable",
+    "fix_init",
+    "no_jit",
+    "scriptable",
+    "strict_img_size",
+    "weight_init",
 ];
+
+/// Arguments of which nothing, or `false`, is something else than what timm takes by itself.
+const SAID: [&str; 3] = ["act_layer", "global_pool", "pad_type"];
+
+/// Whether an argument leaves a network as timm builds it.
+fn changes_nothing(backbone: &Backbone, (name, value): (&str, &Value)) -> bool {
+    let is_nothing = match value {
+        Value::Null => return true,
+        Value::Bool(on) => !on,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(entries) => entries.is_empty(),
+        Value::Number(_) => false,
+    };
+    // A transformer is judged by the row of its class.
+    let pool = if backbone.blocks { "token" } else { "avg" };
+    let usual = match (name, value.as_str()) {
+        ("act_layer", Some("swish")) => backbone.activation == "silu",
+        ("act_layer", act) => act == Some(backbone.activation),
+        ("global_pool", said) => said == Some(pool),
+        ("output_stride", _) => value.as_u64() == Some(32),
+        _ => false,
+    };
+    usual || FREE.contains(&name) || (is_nothing && !SAID.contains(&name))
+}
 
 /// Refuses weights that `config.json` beside them says are of another network than `backbone`: many share names and shapes
 /// of tensors, and compute something else (`resnetblur50` would load as `resnet50`). A file that is not timm's, or names none, is
@@ -129,7 +164,7 @@ const FREE: [&str; 13] = [
 /// # Errors
 /// Names both networks, or the argument.
 pub fn same_network(backbone: &Backbone, text: &str, shown: &str) -> Result<()> {
-    let value: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
+    let value: Value = serde_json::from_str(text).unwrap_or_default();
     let Some(said) = value.get("architecture").and_then(|a| a.as_str()) else { return Ok(()) };
     if value.get("pretrained_cfg").is_none() {
         return Ok(());
@@ -137,7 +172,7 @@ pub fn same_network(backbone: &Backbone, text: &str, shown: &str) -> Result<()> 
     let bare = said.split_once('.').map_or(said, |(name, _)| name);
     let bare = OLDER.iter().find(|(older, _)| *older == bare).map_or(bare, |(_, now)| now);
     if backbone.timm.contains(&bare) {
-        let other = |(name, value): &(&String, &serde_json::Value)| !FREE.contains(&name.as_str()) && !value.is_null();
+        let other = |(name, value): &(&String, &Value)| !changes_nothing(backbone, (name.as_str(), *value));
         let built = value.get("model_args").and_then(|args| args.as_object());
         return match built.and_then(|args| args.iter().find(other)) {
             None => Ok(()),
@@ -333,14 +368,32 @@ mod tests {
 
     #[test]
     fn weights_of_a_network_that_was_built_otherwise_are_refused() {
-        let check = |args: &str| {
-            let text = CONFIG.replacen('{', &format!("{{\"model_args\": {args}, "), 1);
-            same_network(find("resnet50").unwrap(), &text, "c").map_err(|e| e.to_string())
+        let check_of = |backbone: &str, said: &str, args: &str| {
+            let text = CONFIG.replacen("\"resnet50\"", &format!("{said:?}"), 1);
+            let text = text.replacen('{', &format!("{{\"model_args\": {args}, "), 1);
+            same_network(find(backbone).unwrap(), &text, "c").map_err(|e| e.to_string())
         };
-        for args in ["null", "{}", r#"{"num_classes": 7, "drop_path_rate": 0.1}"#, r#"{"act_layer": null}"#] {
+        let check = |args: &str| check_of("resnet50", "resnet50", args);
+        for args in [
+            "null",
+            "{}",
+            r#"{"num_classes": 7, "drop_path_rate": 0.1}"#,
+            r#"{"act_layer": null}"#,
+            // What timm takes by itself, and what is of no weight.
+            r#"{"act_layer": "relu", "global_pool": "avg", "output_stride": 32}"#,
+            r#"{"features_only": false, "block_args": {}, "aa_layer": "", "bn_momentum": 0.1, "scriptable": true}"#,
+        ] {
             check(args).unwrap();
         }
+        let vit = |args: &str| check_of("vit_s16", "vit_small_patch16_224", args);
+        vit(r#"{"global_pool": "token", "act_layer": "gelu"}"#).unwrap();
+        assert!(vit(r#"{"global_pool": "avg"}"#).is_err());
+        let tf = |args: &str| check_of("efficientnet_b0", "tf_efficientnet_b0", args);
+        tf(r#"{"act_layer": "swish"}"#).unwrap();
+        assert!(tf(r#"{"pad_type": ""}"#).is_err());
         for (args, said) in [
+            (r#"{"global_pool": "max"}"#, "built with `global_pool` = \"max\""),
+            (r#"{"avg_down": true}"#, "built with `avg_down` = true"),
             (r#"{"act_layer": "silu"}"#, "built with `act_layer` = \"silu\", which resnet50 does not have"),
             (r#"{"drop_rate": 0.1, "output_stride": 16}"#, "built with `output_stride` = 16"),
         ] {

@@ -307,6 +307,8 @@ fn the_outputs_of_a_head_are_the_classes_that_its_config_names() {
     ] {
         assert_eq!(&values(said), wanted, "{said}");
     }
+    let other = r#""id2label": {"0": "POOR", "1": "FINE"}, "#;
+    assert_eq!(&values(other), &lies, "in order, where no name is a class");
     let error = rows(r#""id2label": {"0": "good", "1": "poor"}, "#, &["bad", "good"]).unwrap_err().to_string();
     assert!(error.contains("is for `good`, `poor`, and not for the class `bad` of the data"), "{error}");
     let error = rows("", &["a", "b", "c"]).unwrap_err().to_string();
@@ -338,14 +340,41 @@ fn an_encoder_has_as_many_kinds_of_tokens_and_takes_texts_as_long_as_its_config_
     }
 }
 
+const DISTIL: &str = r#"{"n_layers": 2, "dim": 16, "n_heads": 2, "hidden_dim": 32, "vocab_size": 60,
+    "max_position_embeddings": 20, "seq_classif_dropout": 0.2}"#;
+
+#[test]
+fn a_classifier_behind_a_prefix_has_all_of_its_layers() {
+    let data = tempfile::tempdir().unwrap();
+    sentences(data.path());
+    for (backbone, config) in [("bert", CONFIG), ("distilbert", DISTIL)] {
+        let weights = folder(backbone, data.path(), config);
+        let path = Path::new(&weights).join("model.safetensors");
+        let file = crate::weights::read(&path).unwrap();
+        let build = |called: &dyn Fn(&str) -> String| {
+            let named = file.iter().map(|(name, t)| (called(name), t.clone()));
+            candle_core::safetensors::save(&named.collect(), &path).unwrap();
+            let head = tl_proto::spec::HeadSection { keep: true, ..Default::default() };
+            let (backbone, weights) = (backbone.to_owned(), Some(weights.clone()));
+            let model = tl_proto::spec::ModelSection { backbone, weights, head, ..Default::default() };
+            let net = Net::build(&model, &["bad".into(), "good".into()], false, 9, &[].into()).unwrap();
+            let units: Vec<String> = net.network.units.iter().map(|unit| unit.name.clone()).collect();
+            (units, net.network.initial.values.to_vec())
+        };
+        let plain = build(&|name: &str| name.to_owned());
+        // As PyTorch Lightning keeps a classifier of transformers', and the same without the prefix of the encoder.
+        assert_eq!(build(&|name: &str| format!("model.{name}")), plain, "{backbone}");
+        let bare = |name: &str| format!("model.{}", name.strip_prefix("bert.").unwrap_or(name));
+        assert_eq!(build(&bare), plain, "{backbone}");
+    }
+}
+
 #[test]
 fn a_classifier_of_distilbert_keeps_both_of_its_layers() {
     let data = tempfile::tempdir().unwrap();
     sentences(data.path());
-    let config = r#"{"n_layers": 2, "dim": 16, "n_heads": 2, "hidden_dim": 32, "vocab_size": 60,
-        "max_position_embeddings": 20, "seq_classif_dropout": 0.2}"#;
     let model = |keep: bool| {
-        let weights = folder("distilbert", data.path(), config);
+        let weights = folder("distilbert", data.path(), DISTIL);
         let head = tl_proto::spec::HeadSection { keep, ..Default::default() };
         tl_proto::spec::ModelSection {
             backbone: "distilbert".into(),

@@ -6,7 +6,10 @@ use std::{
     path::Path,
 };
 
-use zip::ZipArchive;
+use zip::{
+    CompressionMethod, ZipArchive,
+    read::{ArchiveOffset, Config},
+};
 
 use super::{Bad, MOST_PICKLE};
 
@@ -24,7 +27,10 @@ impl Archive {
     /// A file that is no archive, not the whole of one, or one of something else.
     pub fn open(path: &Path) -> Result<Self, Bad> {
         let file = File::open(path).map_err(|e| Bad::NotWhole(e.to_string()))?;
-        let zip = ZipArchive::new(BufReader::new(file)).map_err(|e| Bad::NotWhole(e.to_string()))?;
+        // Nothing lies before it. Looked for, the directory is taken to end where the last record begins, and PyTorch has
+        // records of 76 bytes between, which are as long as the entry of some names.
+        let config = Config { archive_offset: ArchiveOffset::Known(0) };
+        let zip = ZipArchive::with_config(config, BufReader::new(file)).map_err(|e| Bad::NotWhole(e.to_string()))?;
         let names: Vec<String> = zip.file_names_raw().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
         let other = |what: &str, hint: &str| Bad::Other { what: what.into(), hint: hint.into() };
         let mut folders = names.iter().filter_map(|name| name.strip_suffix("data.pkl"));
@@ -79,6 +85,12 @@ impl Archive {
     fn first(&mut self, name: &str, len: Option<usize>, most: u64) -> Result<Vec<u8>, Bad> {
         let bad = |why: &dyn std::fmt::Display| Bad::NotWhole(format!("`{name}` in it: {why}"));
         let mut entry = self.zip.by_name(name).map_err(|e| bad(&e))?;
+        if entry.compression() != CompressionMethod::Stored {
+            return Err(Bad::Other {
+                what: "are an archive that was packed again, with compression".into(),
+                hint: "unpack it, and pack its folder as PyTorch does: `zip -0 -r other.pth FOLDER`".into(),
+            });
+        }
         let size = entry.size();
         let len = len.map_or(size, |len| len as u64);
         if len > size || size > most {

@@ -20,11 +20,13 @@ use self::{
     numbers::{Kind, Place},
     pickle::{Pickle, Value, View},
 };
-use super::format::Format;
+use super::format::{Format, OLD_PROTOCOL};
 use crate::{Error, Result, nn};
 
 /// Largest pickle, in bytes.
 const MOST_PICKLE: u64 = 64 << 20;
+/// What a pickle of protocol 2 or later begins with.
+const PROTOCOL: u8 = 0x80;
 /// How many times the bytes of the file all tensors may take together: some share what they are made of.
 const MOST_SHARED: u64 = 16;
 
@@ -73,6 +75,9 @@ type Found = (String, Place, Vec<f32>);
 fn new(path: &Path, size: u64) -> Result<Vec<Found>, Bad> {
     let mut archive = Archive::open(path)?;
     let bytes = archive.pickle()?;
+    if bytes.first().is_some_and(|first| *first != PROTOCOL) {
+        return Err(Bad::Other { what: OLD_PROTOCOL.0.into(), hint: OLD_PROTOCOL.1.into() });
+    }
     tensors(&Pickle::read(&bytes)?, size, |key, len| archive.storage(key, len))
 }
 

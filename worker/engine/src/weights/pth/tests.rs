@@ -55,7 +55,7 @@ fn state(prefix: &str) -> Vec<u8> {
     dict(&[(names[0].as_str(), tensor("0", &[2, 3])), (names[1].as_str(), tensor("1", &[2]))])
 }
 
-/// A zip archive whose entries are stored as they are.
+/// A zip archive whose entries are stored as they are, with the records of large archives, which PyTorch always writes.
 fn archive(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let (mut out, mut directory) = (Vec::<u8>::new(), Vec::<u8>::new());
     for (name, bytes) in files {
@@ -73,6 +73,11 @@ fn archive(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
     }
     let (count, start, len) = (files.len() as u8, out.len() as u32, directory.len() as u32);
     out.extend(directory);
+    let end = out.len() as u64;
+    // What is left of the record, versions, disks; entries here and in all; the directory; then where this record begins.
+    out.extend([&b"PK\x06\x06"[..], &44u64.to_le_bytes()[..], &[45u8, 0, 45, 0, 0, 0, 0, 0, 0, 0, 0, 0][..]].concat());
+    out.extend([u64::from(count), u64::from(count), u64::from(len), u64::from(start)].map(u64::to_le_bytes).concat());
+    out.extend([&b"PK\x06\x07\0\0\0\0"[..], &end.to_le_bytes()[..], &[1u8, 0, 0, 0][..]].concat());
     out.extend([&b"PK\x05\x06"[..], &[0, 0, 0, 0, count, 0, count, 0][..]].concat());
     out.extend([len.to_le_bytes(), start.to_le_bytes()].concat());
     out.extend([0, 0]);
@@ -93,13 +98,16 @@ fn read_bytes(name: &str, bytes: &[u8]) -> crate::Result<BTreeMap<String, Vec<f3
 }
 
 fn file(top: &[u8]) -> Vec<u8> {
+    file_of("archive", top)
+}
+
+/// The same, where the folder in the archive has that name: PyTorch calls it as the file.
+fn file_of(folder: &str, top: &[u8]) -> Vec<u8> {
     let pickle = [&b"\x80\x02"[..], top, &b"."[..]].concat();
-    archive(&[
-        ("archive/data.pkl", pickle),
-        ("archive/data/0", numbers(&WEIGHT)),
-        ("archive/data/1", numbers(&BIAS)),
-        ("archive/data/2", numbers(&EIGHT)),
-    ])
+    let names = ["data.pkl", "data/0", "data/1", "data/2"].map(|name| format!("{folder}/{name}"));
+    let entries = [pickle, numbers(&WEIGHT), numbers(&BIAS), numbers(&EIGHT)];
+    let files: Vec<(&str, Vec<u8>)> = names.iter().map(String::as_str).zip(entries).collect();
+    archive(&files)
 }
 
 proptest::proptest! {
@@ -154,6 +162,29 @@ fn the_usual_files_are_read_flat_nested_and_wrapped() {
     assert_eq!(read("mixed.pth", &mixed).unwrap().into_keys().collect::<Vec<_>>(), ["fc.bias", "module.fc.bias"]);
     let error = refused(&dict(&[("epoch", number(3)), ("student", state("")), ("teacher", state(""))]));
     assert!(error.contains("keep tensors under `student` and `teacher`"), "{error}");
+}
+
+#[test]
+fn a_file_is_read_whatever_the_length_of_its_name() {
+    for len in 1..=40 {
+        let name = "n".repeat(len);
+        assert_eq!(read_bytes("w.pth", &file_of(&name, &state(""))).unwrap(), want(), "{len} letters");
+    }
+}
+
+#[test]
+fn what_pytorch_writes_only_if_it_is_told_to_is_refused_by_what_it_is() {
+    // pickle.dumps({'a': 1}, protocol=1)
+    let old = archive(&[("m/data.pkl", b"}q\x00X\x01\x00\x00\x00aq\x01K\x01s.".to_vec())]);
+    let error = read_bytes("w.pth", &old).unwrap_err();
+    assert!(error.to_string().contains("are pickled by protocol 0 or 1"), "{error}");
+    assert!(error.to_failure().hint.contains("without `pickle_protocol`"));
+    // The method of the first entry, in the archive and in its directory: deflated.
+    let mut packed = file(&state(""));
+    let directory = packed.windows(4).position(|part| part == b"PK\x01\x02").unwrap();
+    (packed[8], packed[directory + 10]) = (8, 8);
+    let error = read_bytes("w.pth", &packed).unwrap_err().to_string();
+    assert!(error.contains("packed again, with compression"), "{error}");
 }
 
 #[test]
