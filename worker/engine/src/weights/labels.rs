@@ -168,7 +168,8 @@ fn share(names: &[String], classes: &[String]) -> bool {
 /// Whether classes that are numbers say another order than they have: that of their letters, or one is the number of
 /// another output than the one in its place.
 fn contradict(classes: &[String]) -> bool {
-    let numbers = classes.iter().enumerate().filter_map(|(i, class)| Some((i as i64, class.trim().parse::<i64>().ok()?)));
+    let numbers =
+        classes.iter().enumerate().filter_map(|(i, class)| Some((i as i64, class.trim().parse::<i64>().ok()?)));
     let numbers: Vec<(i64, i64)> = numbers.collect();
     let outputs = 0..classes.len() as i64;
     numbers.iter().any(|(i, number)| outputs.contains(number) && i != number) || !numbers.is_sorted_by_key(|(_, n)| *n)
@@ -279,7 +280,8 @@ mod tests {
 
     #[test]
     fn weight_and_bias_are_put_in_the_order_of_the_classes() {
-        let order = Order { rows: vec![2, 0, 1], names: strings(&["b", "c", "a"]), shown: String::new(), guessed: false };
+        let order =
+            Order { rows: vec![2, 0, 1], names: strings(&["b", "c", "a"]), shown: String::new(), guessed: false };
         let tensor = |values: &[f32], shape: &[usize]| crate::nn::tensor(values.to_vec(), shape).unwrap();
         let mut file = BTreeMap::from([
             ("fc.weight".to_owned(), tensor(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[3, 2])),
