@@ -1,7 +1,8 @@
 // An NCCL without a network, for tests: ranks are threads of one process, or, where FAKE_NCCL_DIR names a folder, processes,
 // which leave there what they give. Every call on a communicator answers "in progress" and is done by a thread once all ranks
 // have come. As in older ones of the real library, what works on a call is joined by the thread that made it, which has to ask
-// the communicator for something once it is done: another one's next call would find memory that may be gone, and is refused.
+// the communicator for something once it is done: another one's next call would find memory that may be gone, and is refused. A
+// group that the thread itself ends before that would take what is left of the call for its own, and ends the process.
 #include <fcntl.h>
 #include <dlfcn.h>
 #include <pthread.h>
@@ -235,10 +236,20 @@ int ncclCommCount(Comm *c, int *count) {
   return state == IN_PROGRESS ? INVALID : state;
 }
 int ncclGroupStart(void) { return SUCCESS; }
-int ncclGroupEnd(void) { return SUCCESS; }
+int ncclGroupEnd(void) {
+  pthread_mutex_lock(&lock);
+  for (Group *g = groups; g; g = g->next)
+    for (int r = 0; r < RANKS; r++)
+      if (g->comms[r] && g->comms[r]->caller == self()) {
+        fprintf(stderr, "a group ends on a thread that has not joined its last call\n");
+        abort();
+      }
+  pthread_mutex_unlock(&lock);
+  return SUCCESS;
+}
 static int end(Comm *c, int aborted) {
   pthread_mutex_lock(&lock);
-  c->aborted = aborted; pthread_cond_broadcast(&changed);
+  c->aborted = aborted; c->caller = 0; pthread_cond_broadcast(&changed);
   while (c->held) pthread_cond_wait(&changed, &lock);
   pthread_mutex_unlock(&lock);
   return SUCCESS;
