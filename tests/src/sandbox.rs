@@ -116,8 +116,14 @@ impl Sandbox {
     /// The same, listening on an address of this machine.
     pub async fn bare_on(program: &str, tokens: Option<(&str, &str)>, listen: &str) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        let deadlines =
-            Deadlines { lease_ms: 3_000, silence_ms: 2_000, grow_cooldown_ms: 1_500, ..Deadlines::default() };
+        let deadlines = Deadlines {
+            lease_ms: 3_000,
+            silence_ms: 2_000,
+            grow_cooldown_ms: 1_500,
+            // Ranks say why they have not met while somebody still listens.
+            nccl_ready_ms: (patience() / 2).as_millis() as u64,
+            ..Deadlines::default()
+        };
         let text = toml::to_string(&deadlines).expect("a table");
         std::fs::write(dir.path().join("deadlines.toml"), text).expect("a file");
         let any = "127.0.0.1:0".to_owned();

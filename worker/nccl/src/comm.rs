@@ -27,7 +27,7 @@ use crate::{
 /// How a communicator behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// How long any one wait may last.
+    /// How long any one wait may last; see [`Communicator::set_patience`].
     pub patience: Duration,
     /// How often a thread looks whether it has failed; without it only those who wait notice.
     pub watch: Option<Duration>,
@@ -222,6 +222,12 @@ impl Communicator {
     /// How many ranks there are.
     pub fn world(&self) -> usize {
         self.world
+    }
+
+    /// Sets how long any one wait may last from here on. The first collectives take longer than those after them: the library
+    /// connects ranks when it first has to.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.options.patience = patience;
     }
 
     /// What aborts it from another thread.

@@ -32,7 +32,8 @@ pub(super) fn join(order: &Order, way: Way, listener: &TcpListener) -> Result<Bo
         silence: Duration::from_millis(order.silence_ms),
     };
     let own = devices(order).get(order.rank).copied().unwrap_or(Device::Cpu);
-    let group = meet(way, settled(order).cluster.reduction, own, listener, &config)?;
+    let ready = Duration::from_millis(order.nccl_ready_ms);
+    let group = meet(way, settled(order).cluster.reduction, own, listener, &config, ready)?;
     let others = group.world() - 1;
     if others > 0 {
         tracing::info!("it shares memory with {} of {others} other ranks", group.neighbours());
@@ -70,6 +71,7 @@ pub(super) mod tests {
             attempt: "a/1".into(),
             secret: "s".into(),
             rendezvous_ms: 1,
+            nccl_ready_ms: 1,
             beat_ms: 1,
             silence_ms: 1,
             threads: 1,

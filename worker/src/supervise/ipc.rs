@@ -48,6 +48,8 @@ pub struct Order {
     /// See the table of deadlines.
     pub rendezvous_ms: u64,
     /// See the table of deadlines.
+    pub nccl_ready_ms: u64,
+    /// See the table of deadlines.
     pub beat_ms: u64,
     /// See the table of deadlines.
     pub silence_ms: u64,

@@ -12,6 +12,7 @@ use std::{
 };
 
 use tl_proto::{
+    deadlines::Deadlines,
     failure::{Failure, FailureClass},
     hardware::Device,
     spec::JobSpec,
@@ -256,6 +257,11 @@ async fn start(
         attempt: format!("{}/{}/{}", key.job, key.phase, key.generation),
         secret: launch.secret.clone(),
         rendezvous_ms: launch.rendezvous_ms,
+        nccl_ready_ms: match launch.nccl_ready_ms {
+            // Of a coordinator that does not speak of it.
+            0 => Deadlines::default().nccl_ready_ms,
+            told => told,
+        },
         beat_ms: launch.beat_ms,
         silence_ms: launch.silence_ms,
         threads: if spec.cluster.threads > 0 { spec.cluster.threads as usize } else { context.threads.of(device) },

@@ -1,8 +1,6 @@
 //! How the ranks of an attempt come together.
 
-use std::net::TcpListener;
-#[cfg(feature = "cuda")]
-use std::time::Duration;
+use std::{net::TcpListener, time::Duration};
 
 use tl_proto::{hardware::Device, spec::Reduction};
 
@@ -10,7 +8,8 @@ use super::{Collective, Mesh, MeshConfig, Solo, choice::Way};
 use crate::{Error, Result};
 
 /// Brings this rank, which runs on `device`, together with the others of its attempt. Over NCCL only where gradients are added
-/// up fast: the tree of the ordered reduction adds in the hosts' memory.
+/// up fast: the tree of the ordered reduction adds in the hosts' memory. There NCCL may take as long as `ready` for each step of
+/// its beginning, and for a sum after that as long as ranks wait for each other.
 ///
 /// # Errors
 /// [`Error::LostPeer`] where others do not come in time; a GPU or an NCCL that cannot be used.
@@ -20,35 +19,32 @@ pub fn meet(
     device: Device,
     listener: &TcpListener,
     config: &MeshConfig,
+    ready: Duration,
 ) -> Result<Box<dyn Collective>> {
     if way == Way::Solo {
         return Ok(Box::new(Solo));
     }
     match (way, reduction, device) {
         (Way::Nccl, Reduction::Fast, Device::Cuda(index)) => {
-            over_nccl(Mesh::connect_apart(listener, config)?, index, config)
+            over_nccl(Mesh::connect_apart(listener, config)?, index, ready, config)
         }
         _ => Ok(Box::new(Mesh::connect(listener, config)?)),
     }
 }
 
-/// How long NCCL has at least to be ready, and each of its sums: on a machine of eight GPUs some of its versions load their
-/// kernels for most of a minute (<https://github.com/NVIDIA/nccl/issues/1646>). A peer that is lost ends it at once.
 #[cfg(feature = "cuda")]
-const NCCL: Duration = Duration::from_secs(120);
+fn over_nccl(mesh: Mesh, index: u32, ready: Duration, config: &MeshConfig) -> Result<Box<dyn Collective>> {
+    use super::{BUCKET, NcclGroup, Patience};
 
-#[cfg(feature = "cuda")]
-fn over_nccl(mesh: Mesh, index: u32, config: &MeshConfig) -> Result<Box<dyn Collective>> {
-    use super::{BUCKET, NcclGroup};
-
+    let patience = Patience { ready, sum: config.rendezvous };
     match crate::gpu::Device::open(index) {
-        Ok(device) => Ok(Box::new(NcclGroup::join(mesh, device.into(), config.rendezvous.max(NCCL), BUCKET)?)),
+        Ok(device) => Ok(Box::new(NcclGroup::join(mesh, device.into(), patience, BUCKET)?)),
         Err(fault) => Err(give_up(mesh, fault.into())),
     }
 }
 
 #[cfg(not(feature = "cuda"))]
-fn over_nccl(mesh: Mesh, _: u32, _: &MeshConfig) -> Result<Box<dyn Collective>> {
+fn over_nccl(mesh: Mesh, _: u32, _: Duration, _: &MeshConfig) -> Result<Box<dyn Collective>> {
     Err(give_up(mesh, Error::user("this build has no CUDA", "build with `--features cuda`")))
 }
 
@@ -60,9 +56,10 @@ fn give_up(mut mesh: Mesh, error: Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    /// How long NCCL may take, which is not there.
+    const READY: Duration = Duration::from_secs(5);
 
     /// Two ranks meet; what `then` makes of each.
     fn two<T: Send>(
@@ -83,7 +80,7 @@ mod tests {
             beat: Duration::from_millis(20),
             silence: Duration::from_secs(5),
         };
-        let rank = |at: usize| then(meet(way, reduction, device, &listeners[at], &config(at)));
+        let rank = |at: usize| then(meet(way, reduction, device, &listeners[at], &config(at), READY));
         std::thread::scope(|s| {
             let other = s.spawn(|| rank(1));
             vec![rank(0), other.join().unwrap()]
@@ -122,7 +119,7 @@ mod tests {
             beat: Duration::ZERO,
             silence: Duration::ZERO,
         };
-        let mut group = meet(Way::Solo, Reduction::Fast, Device::Cuda(0), &listener, &config).unwrap();
+        let mut group = meet(Way::Solo, Reduction::Fast, Device::Cuda(0), &listener, &config, READY).unwrap();
         assert_eq!(group.world(), 1);
         group.barrier().unwrap();
     }

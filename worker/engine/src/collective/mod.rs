@@ -38,7 +38,7 @@ pub use frame::parse_header;
 pub use loopback::on_loopback;
 pub use meet::meet;
 #[cfg(feature = "cuda")]
-pub use nccl::{BUCKET, Buckets, NcclGroup};
+pub use nccl::{BUCKET, Buckets, NcclGroup, Patience};
 pub use reduce::{reduce, reduce_fast};
 pub use solo::Solo;
 pub use tcp::{Mesh, MeshConfig};

@@ -35,6 +35,15 @@ use crate::{
 /// Numbers of one bucket: 25 MiB of them.
 pub const BUCKET: usize = (25 << 20) / size_of::<f32>();
 
+/// How long ranks wait for NCCL, each time that they do.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// While it begins: until all have met, and for each of the first sums.
+    pub ready: Duration,
+    /// For a sum after that.
+    pub sum: Duration,
+}
+
 /// How long the abort of a communicator may take; who waits for the result is told at once.
 const ABORT: Duration = Duration::from_secs(2);
 
@@ -52,13 +61,14 @@ pub struct NcclGroup {
 }
 
 impl NcclGroup {
-    /// Meets the ranks of the mesh again, on GPUs; all of them call it. They have until `deadline` for it, and so have all of
-    /// them for every sum, from when the last one has come. Sums are cut into buckets of so many numbers.
+    /// Meets the ranks of the mesh again, on GPUs; all of them call it. Each wait, for that and for every sum, begins when the
+    /// last one has come. Sums are cut into buckets of so many numbers.
     ///
     /// # Errors
-    /// [`Error::LostPeer`] where another rank has failed or does not come; NCCL is missing, too old or not everywhere the same.
-    pub fn join(mut mesh: Mesh, device: Arc<Device>, deadline: Duration, bucket: usize) -> Result<Self> {
-        let (communicator, stream) = match connect(&mut mesh, &device, deadline) {
+    /// [`Error::LostPeer`] where another rank has failed or does not come; [`Error::Unmet`] where all are there and NCCL does not
+    /// bring them together; NCCL is missing, too old or not everywhere the same.
+    pub fn join(mut mesh: Mesh, device: Arc<Device>, patience: Patience, bucket: usize) -> Result<Self> {
+        let (communicator, stream) = match connect(&mut mesh, &device, patience.ready) {
             Ok(met) => met,
             Err(e) => {
                 mesh.abort(&e.to_string());
@@ -66,8 +76,11 @@ impl NcclGroup {
             }
         };
         let mut group = Self { communicator, stream, device, bucket, flat: None, mesh };
-        match group.warm() {
-            Ok(()) => Ok(group),
+        match group.warm().map_err(unmet) {
+            Ok(()) => {
+                group.communicator.set_patience(patience.sum);
+                Ok(group)
+            }
             Err(e) => {
                 group.mesh.abort(&e.to_string());
                 Err(e)
@@ -325,7 +338,7 @@ fn taken() -> Error {
     Error::Internal("the numbers of a sum were given back before".into())
 }
 
-fn connect(mesh: &mut Mesh, device: &Device, deadline: Duration) -> Result<(Communicator, Arc<CudaStream>)> {
+fn connect(mesh: &mut Mesh, device: &Device, patience: Duration) -> Result<(Communicator, Arc<CudaStream>)> {
     let nccl = Nccl::open().map_err(told)?;
     let versions = mesh.all_gather(nccl.version().to_string().into_bytes())?;
     if let Some(odd) = versions.iter().position(|v| *v != versions[0]) {
@@ -336,7 +349,7 @@ fn connect(mesh: &mut Mesh, device: &Device, deadline: Duration) -> Result<(Comm
     let own = if mesh.rank() == 0 { nccl.unique_id().map_err(told)?.as_bytes().to_vec() } else { Vec::new() };
     let id = UniqueId::try_from(&mesh.broadcast(own, 0)?[..]).map_err(told)?;
     let stream = device.stream().context().new_stream().map_err(Fault::from)?;
-    let options = Options { patience: deadline, ..Options::default() };
+    let options = Options { patience, ..Options::default() };
     let (rank, world) = (mesh.rank(), mesh.world());
     let lost = Arc::new(AtomicBool::new(false));
     let hears = lost.clone();

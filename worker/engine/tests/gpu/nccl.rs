@@ -8,9 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nccl_rs::{Communicator, Options, UniqueId};
 use tl_engine::{
     Error, Result,
-    collective::{Collective, Mesh, MeshConfig, NcclGroup, reduce_fast, reduce_flat, tree::Node},
+    collective::{Collective, Mesh, MeshConfig, NcclGroup, Patience, reduce_fast, reduce_flat, tree::Node},
     gpu::{Array, Device, Placed},
     nn::Flat,
 };
@@ -54,8 +55,8 @@ fn meshes<T: Send>(world: usize, silence: Duration, rank: impl Fn(Mesh) -> T + S
     }))
 }
 
-fn join(mesh: Mesh, deadline: Duration) -> Result<NcclGroup> {
-    NcclGroup::join(mesh, shared().unwrap().clone(), deadline, BUCKET)
+fn join(mesh: Mesh, ready: Duration, sum: Duration) -> Result<NcclGroup> {
+    NcclGroup::join(mesh, shared().unwrap().clone(), Patience { ready, sum }, BUCKET)
 }
 
 /// A group of ranks; what `rank` makes of each.
@@ -75,7 +76,8 @@ pub(crate) fn group_on<T: Send>(
     device: &Arc<Device>,
     rank: impl Fn(NcclGroup) -> T + Sync,
 ) -> Option<Vec<T>> {
-    let join = |mesh| NcclGroup::join(mesh, device.clone(), PATIENCE, bucket).unwrap();
+    let patience = Patience { ready: PATIENCE, sum: PATIENCE };
+    let join = |mesh| NcclGroup::join(mesh, device.clone(), patience, bucket).unwrap();
     meshes(world, PATIENCE, |mesh| rank(join(mesh)))
 }
 
@@ -359,7 +361,8 @@ fn a_rank_that_dies_between_sums_is_a_lost_peer_too() {
 fn a_rank_that_lives_and_does_not_come_is_given_up_at_the_deadline() {
     let started = Instant::now();
     let outcomes = meshes(2, Duration::from_millis(300), |mesh| {
-        let mut group = join(mesh, Duration::from_secs(1)).unwrap();
+        // That of the beginning is over.
+        let mut group = join(mesh, PATIENCE, Duration::from_secs(1)).unwrap();
         if group.rank() == 1 {
             drop(group.begin(flat(&[1.0; 10])).unwrap());
             // Until the other one leaves.
@@ -382,7 +385,7 @@ fn who_waits_to_meet_a_rank_that_is_gone_hears_of_it() {
         let started = Instant::now();
         let outcomes = meshes(2, PATIENCE, |mut mesh| {
             if mesh.rank() == 0 {
-                return join(mesh, PATIENCE).err();
+                return join(mesh, PATIENCE, PATIENCE).err();
             }
             if knows_the_name {
                 let version = nccl_rs::Nccl::open().unwrap().version().to_string();
@@ -399,32 +402,45 @@ fn who_waits_to_meet_a_rank_that_is_gone_hears_of_it() {
     }
 }
 
+/// NCCL connects ranks when they meet, or later, for their first sum.
 #[test]
 fn ranks_that_meet_over_tcp_alone_are_told_what_nccl_has_to_know() {
-    let outcomes = meshes(2, Duration::from_millis(300), |mut mesh| {
-        if mesh.rank() == 0 {
-            return join(mesh, Duration::from_millis(300)).err();
-        }
-        let version = nccl_rs::Nccl::open().unwrap().version().to_string();
-        mesh.all_gather(version.into_bytes()).unwrap();
-        mesh.broadcast(Vec::new(), 0).unwrap();
-        // It lives, until the other one leaves.
-        assert!(mesh.barrier().is_err());
-        None
-    });
-    let Some(outcomes) = outcomes else { return };
-    let error = outcomes.into_iter().flatten().next().unwrap();
-    let failure = error.to_failure();
-    assert!(failure.message.starts_with("the ranks reach each other over TCP and not over NCCL: "), "{failure}");
-    assert_eq!(failure.class, tl_proto::failure::FailureClass::Crash, "it is not tried for ever");
-    assert!(failure.hint.contains("`NCCL_SOCKET_IFNAME`"), "{}", failure.hint);
+    for comes_to_the_meeting in [false, true] {
+        let started = Instant::now();
+        let outcomes = meshes(2, Duration::from_millis(300), |mut mesh| {
+            if mesh.rank() == 0 {
+                return join(mesh, Duration::from_secs(1), PATIENCE).err();
+            }
+            let version = nccl_rs::Nccl::open().unwrap().version().to_string();
+            mesh.all_gather(version.into_bytes()).unwrap();
+            let id = UniqueId::try_from(&mesh.broadcast(Vec::new(), 0).unwrap()[..]).unwrap();
+            let stream = shared().unwrap().stream().context().new_stream().unwrap();
+            let _met = comes_to_the_meeting.then(|| {
+                let met = Communicator::connect(&stream, 1, 2, &id, Options::default()).unwrap();
+                mesh.barrier().unwrap();
+                // As many numbers as are in the first sum, and in its gradient.
+                mesh.all_gather([1u64.to_le_bytes(); 2].concat()).unwrap();
+                met
+            });
+            // It lives, until the other one leaves.
+            assert!(mesh.barrier().is_err());
+            None
+        });
+        let Some(outcomes) = outcomes else { return };
+        let error = outcomes.into_iter().flatten().next().unwrap();
+        let failure = error.to_failure();
+        assert!(failure.message.starts_with("the ranks reach each other over TCP and not over NCCL: "), "{failure}");
+        assert_eq!(failure.class, tl_proto::failure::FailureClass::Crash, "it is not tried for ever");
+        assert!(failure.hint.contains("`NCCL_SOCKET_IFNAME`"), "{}", failure.hint);
+        assert!(started.elapsed() < PATIENCE / 2, "it waited as long as for a later sum");
+    }
 }
 
 #[test]
 fn ranks_with_different_libraries_are_refused_by_name() {
     let outcomes = meshes(2, PATIENCE, |mut mesh| {
         if mesh.rank() == 0 {
-            return join(mesh, PATIENCE).err();
+            return join(mesh, PATIENCE, PATIENCE).err();
         }
         mesh.all_gather(b"1.2.3".to_vec()).unwrap();
         // Until the other one leaves.
