@@ -16,8 +16,8 @@ pub struct Deadlines {
     pub silence_ms: u64,
     /// How long ranks wait for each other at the start of an attempt, and for each sum over NCCL once all are there for it.
     pub rendezvous_ms: u64,
-    /// The same where NCCL begins: for its ranks to meet, and for each of its first sums, for which it connects them. On a machine
-    /// of eight GPUs some of its versions load their kernels for most of a minute
+    /// The same where NCCL begins: for its ranks to meet, and for each of its first sums, for which it connects them. On a
+    /// machine of eight GPUs some of its versions load their kernels for most of a minute
     /// (<https://github.com/NVIDIA/nccl/issues/1646>). A peer that is lost ends it at once.
     pub nccl_ready_ms: u64,
     /// How long a rank has to stop by itself before it is killed.

@@ -113,6 +113,12 @@ mod gpus {
         let train = check("GPU 1: train a small network against the CPU");
         assert_eq!((&train["ok"], &train["value"]), (&false.into(), &Value::Null), "{text}");
         assert!(train["problem"].as_str().unwrap().starts_with("cuBLAS (libcublas.so.13 or"), "{text}");
+        // As an agent starts ranks, whatever it finds itself.
+        let (_, text) = doctor(dir.path(), dir.path(), &[("NCCL_COMM_BLOCKING", "1")], false);
+        let report = json(&text);
+        let mut checks = report["checks"].as_array().unwrap().iter();
+        let sum = checks.find(|c| c["name"] == "GPU 0: all-reduce of 1 rank through NCCL").unwrap();
+        assert_eq!(sum["ok"], true, "{text}");
     }
 
     #[test]

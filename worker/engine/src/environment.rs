@@ -29,6 +29,11 @@ pub fn is_tuned() -> bool {
     std::env::var_os(TUNABLES.0).is_some()
 }
 
+/// Whether NCCL in this process never waits without end, whatever its own files say.
+pub fn never_blocks() -> bool {
+    std::env::var_os(BLOCKING.0).is_some_and(|value| value == BLOCKING.1)
+}
+
 /// Lets a process be started for training. What somebody has chosen stays, but for what no rank can do with; another C library
 /// does not look.
 pub fn tune(command: &mut Command) {

@@ -4,8 +4,8 @@
 //! error its log. It dies with its agent: by signal where the system offers that, else when the socket ends. `gang.rs` brings
 //! it together with the other ranks.
 
-/// Lets a rank be started with memory for training.
-pub(crate) use tl_engine::environment::tune;
+/// What a rank is started with.
+pub(crate) use tl_engine::environment::{never_blocks, tune};
 
 mod gang;
 

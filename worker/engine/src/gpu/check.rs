@@ -22,10 +22,6 @@ const COPIED: usize = 1 << 26;
 const SIDE: usize = 4096;
 /// How often each is done.
 const TIMES: u32 = 10;
-/// How long NCCL may take to begin, and as long again to add up: it takes seconds where there are many GPUs. Who tries it has a
-/// deadline for all together.
-const PATIENCE: Duration = Duration::from_secs(20);
-
 /// A GPU that is tried, part by part.
 pub struct Check {
     index: u32,
@@ -41,16 +37,16 @@ impl Check {
         guarded(index, opened).map(|stream| Self { index, stream })
     }
 
-    /// What a part comes to.
+    /// What a part comes to. NCCL has `patience` to begin, and as long again to add up.
     ///
     /// # Errors
     /// Why it comes to nothing, in words. That a library is missing is such a reason.
-    pub fn run(&self, which: Part) -> Result<f64, String> {
+    pub fn run(&self, which: Part, patience: Duration) -> Result<f64, String> {
         part(|| match which {
             Part::Copy => copy(&self.stream).map_err(refused),
             Part::Multiply => multiply(&self.stream),
             Part::Train => train(self.index),
-            Part::AllReduce => sum(&self.stream, (0, 1), &named()?),
+            Part::AllReduce => sum(&self.stream, (0, 1), &named()?, patience),
         })
     }
 }
@@ -63,11 +59,12 @@ pub fn works(index: u32) -> Result<()> {
     guarded(index, train).map(|_| ())
 }
 
-/// Adds up over NCCL on two GPUs of this machine, a rank on each: seconds for it.
+/// Adds up over NCCL on two GPUs of this machine, a rank on each: seconds for it. NCCL has `patience` to begin, and as long again
+/// to add up.
 ///
 /// # Errors
 /// Why it does not, in words: one of them cannot be used, NCCL is not there, refuses, or is not done in time.
-pub fn between(pair: [u32; 2]) -> Result<f64, String> {
+pub fn between(pair: [u32; 2], patience: Duration) -> Result<f64, String> {
     // Two GPUs in one process, as nowhere else: there NCCL may have one of them reach into the arrays of the other, and to memory
     // of a driver's pool only its own GPU has access. Three numbers go by a protocol that takes them through NCCL's own memory;
     // for many, `NCCL_P2P_DIRECT_DISABLE=1` would have to be in the environment before NCCL is opened.
@@ -78,7 +75,7 @@ pub fn between(pair: [u32; 2]) -> Result<f64, String> {
         let outcomes = std::thread::scope(|scope| {
             let start = |rank: usize| {
                 let stream = &streams[rank];
-                scope.spawn(move || part(|| sum(stream, (rank, pair.len()), id)))
+                scope.spawn(move || part(|| sum(stream, (rank, pair.len()), id, patience)))
             };
             let broken = |_| Err("the thread of its rank broke down".into());
             [0, 1].map(start).map(|rank| rank.join().unwrap_or_else(broken))
@@ -180,9 +177,14 @@ fn named() -> Result<UniqueId, String> {
 }
 
 /// A rank's part of a sum through NCCL to which each brings the same: seconds for it.
-fn sum(stream: &Arc<CudaStream>, (rank, world): (usize, usize), id: &UniqueId) -> Result<f64, String> {
+fn sum(
+    stream: &Arc<CudaStream>,
+    (rank, world): (usize, usize),
+    id: &UniqueId,
+    patience: Duration,
+) -> Result<f64, String> {
     let said = |e: NcclError| e.to_string();
-    let options = Options { patience: PATIENCE, ..Options::default() };
+    let options = Options { patience, ..Options::default() };
     let group = Communicator::connect(stream, rank, world, id, options).map_err(said)?;
     let mut data = stream.clone_htod(&[1.0f32, 2.0, 3.0]).map_err(refused)?;
     let started = Instant::now();

@@ -215,7 +215,7 @@ impl Check {
     ///
     /// # Errors
     /// None.
-    pub fn run(&self, _: Part) -> std::result::Result<f64, String> {
+    pub fn run(&self, _: Part, _: std::time::Duration) -> std::result::Result<f64, String> {
         match *self {}
     }
 }
@@ -225,7 +225,7 @@ impl Check {
 /// # Errors
 /// Always.
 #[cfg(not(feature = "cuda"))]
-pub fn between(_: [u32; 2]) -> std::result::Result<f64, String> {
+pub fn between(_: [u32; 2], _: std::time::Duration) -> std::result::Result<f64, String> {
     Err(no_cuda().to_string())
 }
 

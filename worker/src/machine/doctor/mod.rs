@@ -1,10 +1,12 @@
 //! `tl-worker doctor`: what this machine has, whether it can be used, and how fast it is, in ten seconds at most, for which the
-//! clock starts when GPUs are ready.
+//! clock starts when GPUs are ready, or a minute is over. What is not by then is told, and not tried.
 
 mod checks;
+mod ready;
 mod text;
 
 use std::{
+    os::unix::process::CommandExt,
     path::PathBuf,
     sync::mpsc,
     time::{Duration, Instant},
@@ -13,10 +15,15 @@ use std::{
 use serde::Serialize;
 use tl_proto::hardware::Hardware;
 
+use self::ready::Ready;
 use super::{inventory, look};
 use crate::{
-    rank::gpu::{self, Found},
+    rank::{
+        self,
+        gpu::{self, Found},
+    },
     store::roots::Roots,
+    supervise::command::RankCommand,
 };
 
 /// All checks together.
@@ -81,27 +88,14 @@ struct Check {
 
 /// Looks, tries and prints; whether all is well.
 pub fn main(args: &Args) -> bool {
+    as_a_rank();
     let found = gpu::look();
     let libraries = found.libraries.clone();
     let hardware = inventory::with(found);
     let data_roots: Vec<Root> = args.roots.iter().map(root).collect();
     let gpus: Vec<u32> = hardware.gpus.iter().take(checks::GPUS).map(|gpu| gpu.index).collect();
-    // Why one does not work is told when it is tried; one that is not ready by then will not be in time either.
-    let work = |index| {
-        drop(gpu::works(index));
-        // NCCL is opened by nothing else.
-        drop(gpu::Check::open(index).map(|gpu| gpu.run(gpu::Part::AllReduce)));
-    };
-    let pair = gpus.first().copied().zip(gpus.get(1).copied());
-    let all = move |index| {
-        work(index);
-        // Two together have more to set up than each alone.
-        if let Some((a, b)) = pair.filter(|(_, last)| *last == index) {
-            drop(gpu::between([a, b]));
-        }
-    };
-    let _ = ready(gpus, all, look::LIMIT);
-    let checks = in_time(checks::all(&hardware), LIMIT);
+    let ready = Ready::wait(ready::all(&gpus), ready::work, look::LIMIT);
+    let checks = in_time(checks::all(&hardware, &ready), LIMIT);
     let ok = checks.iter().all(|c| c.ok) && data_roots.iter().all(|r| r.problem.is_empty());
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
@@ -128,16 +122,17 @@ fn root(path: &PathBuf) -> Root {
     Root { path: path.clone(), problem: listed.err().unwrap_or_default() }
 }
 
-/// Has GPUs do their first work, for which cold libraries are loaded and kernels compiled: how long that takes says nothing of
-/// them. Whether all were through in time.
-fn ready(gpus: Vec<u32>, work: impl Fn(u32) + Send + 'static, limit: Duration) -> bool {
-    let (done, through) = mpsc::channel();
-    // Not waited for, as below.
-    std::thread::spawn(move || {
-        gpus.into_iter().for_each(work);
-        let _ = done.send(());
-    });
-    through.recv_timeout(limit).is_ok()
+/// Has this process begin anew with the environment that an agent gives ranks, unless it has that: where NCCL is told to block, by
+/// a variable or in its own files, jobs run all the same. Where the system refuses, it goes on as it is.
+fn as_a_rank() {
+    if rank::never_blocks() {
+        return;
+    }
+    let refused = match RankCommand::ourselves(std::env::args_os().skip(1).collect()) {
+        Ok(command) => command.to_command().as_std_mut().exec(),
+        Err(e) => e,
+    };
+    tracing::warn!("NCCL is tried with what it is told here, and not as ranks have it: {refused}");
 }
 
 /// Something to try: what it is called, and what does it.
@@ -196,19 +191,6 @@ mod tests {
         let seen: Vec<_> = checks.iter().map(|c| (c.name.as_str(), c.ok)).collect();
         assert_eq!(seen, [("first", true), ("hangs", false), ("last", false)]);
         assert!(checks[1].problem.contains("did not end") && checks[2].problem.contains("left out"), "{checks:?}");
-    }
-
-    #[test]
-    fn gpus_are_waited_for_until_they_are_through_or_the_time_is() {
-        let (worked, numbers) = mpsc::channel();
-        let all = ready(vec![3, 1], move |index| worked.send(index).unwrap(), look::LIMIT);
-        assert_eq!((all, numbers.iter().collect::<Vec<u32>>()), (true, vec![3, 1]));
-        let (hold, held) = mpsc::channel::<()>();
-        let hangs = move |_| {
-            let _ = held.recv();
-        };
-        assert!(!ready(vec![0], hangs, Duration::from_millis(50)));
-        drop(hold);
     }
 
     #[test]
