@@ -85,6 +85,12 @@ fn a_second_run_measures_what_the_first_has_not_and_leaves_the_rest() {
     let (rows, _) = run_in(dir.path(), &side("0.5", 0), &side("1.0", 0), &late).unwrap();
     assert_eq!((rows["bert_base_bf16"]["ours"].as_f64(), &rows["resnet50_f32"]["ours"]), (Some(128.0), &Value::Null));
     assert_eq!(rows["resnet50_f32"]["note"], "left out: no time");
+    // Nor is one worth less than why there is none this time.
+    for dies in [r#"echo '{"missing": "no library"}'"#, "exit 1"] {
+        let (rows, fine) = run_in(dir.path(), dies, &side("1.0", 0), &only).unwrap();
+        assert_eq!((rows["bert_base_bf16"]["ours"].as_f64(), fine), (Some(128.0), dies != "exit 1"));
+        assert!(rows["resnet50_f32"]["ours"].is_null(), "{rows:?}");
+    }
     let (rows, fine) = run_in(dir.path(), &side("0.5", 0), &side("2.0", 0), &only).unwrap();
     let ratios = ["resnet50_bf16", "bert_base_bf16", "resnet50_f32"].map(|name| rows[name]["ratio"].as_f64());
     assert_eq!((ratios, fine, rows.len()), ([Some(2.0), Some(4.0), Some(4.0)], true, 3));

@@ -1,6 +1,13 @@
 //! `tests/gpu/run.sh`, with programs that stand for those of a machine with a GPU: what it writes, whatever they do.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -149,7 +156,7 @@ fn what_was_killed_and_what_had_too_little_time_are_told_from_what_is_slow() {
 #[test]
 fn a_machine_whose_doctor_sees_no_gpu_has_none_whatever_other_tools_say() {
     let blind = r#"echo '{"hardware":{"gpus":[],"driver":""},"libraries":[],"data_roots":[]}'"#;
-    let tests = r#"echo "real: $TL_GPU_REAL"; echo 'test result: ok. 1 passed'"#;
+    let tests = r#"echo "real: $TL_GPU_REAL $NCCL_COMM_BLOCKING"; echo 'test result: ok. 1 passed'"#;
     let dir = tempfile::tempdir().unwrap();
     put(&dir, &[("tl-worker", blind), ("nccl-tests", tests), ("bin/nvidia-smi", "echo Other GPU")]);
     let (parts, all, _) = visit(&dir, "60", &[]);
@@ -158,7 +165,7 @@ fn a_machine_whose_doctor_sees_no_gpu_has_none_whatever_other_tools_say() {
     put(&dir, &[("tl-worker", "exit 3")]);
     let (parts, all, _) = visit(&dir, "60", &[]);
     assert_eq!((&all["chip"], parts["nccl_one"][0].as_str()), (&"Other GPU".into(), "ok"));
-    assert!(parts["nccl_one"][2].starts_with("real: 1\n"), "{parts:?}");
+    assert!(parts["nccl_one"][2].starts_with("real: 1 0\n"), "{parts:?}");
 }
 
 #[test]
@@ -180,6 +187,33 @@ fn a_second_visit_adds_to_the_first_what_is_of_the_same_build_and_machine() {
     fs::write(dir.path().join("commit"), "def\n").unwrap();
     let (parts, ..) = visit(&dir, "60", &[("TL_GPU_ONLY", "operations")]);
     assert_eq!(parts.keys().collect::<Vec<_>>(), ["doctor", "operations"]);
+}
+
+#[test]
+fn a_second_visit_whose_doctor_hangs_or_sees_no_gpu_destroys_nothing_of_the_first() {
+    let passes = "echo 'test result: ok. 1 passed'";
+    let dir = tempfile::tempdir().unwrap();
+    put(&dir, &[("tl-worker", DOCTOR), ("operations-tests", passes), ("nccl-tests", passes)]);
+    visit(&dir, "60", &[]);
+    // It is the same machine, as another tool says.
+    put(&dir, &[("tl-worker", "exit 3"), ("bin/nvidia-smi", "echo 'Some GPU, 580.1'; echo 'Some GPU, 580.1'")]);
+    let (parts, all, _) = visit(&dir, "60", &[("TL_GPU_ONLY", "nccl_one")]);
+    assert_eq!((&all["chip"], &all["driver"]), (&"Some GPU".into(), &"580.1".into()));
+    assert_eq!(["doctor", "operations", "nccl_one"].map(|name| parts[name][0].as_str()), ["failed", "ok", "ok"]);
+    put(&dir, &[("tl-worker", r#"echo '{"hardware":{"gpus":[],"driver":""},"libraries":[],"data_roots":[]}'"#)]);
+    let (same, ..) = visit(&dir, "60", &[]);
+    assert_eq!(same, parts);
+    let none: Value = serde_json::from_slice(&fs::read(dir.path().join("gpu.json.none")).unwrap()).unwrap();
+    assert_eq!(none["chip"], "");
+    assert!(!dir.path().join("gpu.json.part").exists());
+}
+
+#[test]
+fn a_driver_that_hangs_when_libraries_are_looked_for_does_not_take_longer_than_all() {
+    let started = Instant::now();
+    let (parts, ..) = run(&[("tl-worker", "exec sleep 60")], "2");
+    assert_eq!(parts["doctor"][0], "left out");
+    assert!(started.elapsed() < Duration::from_secs(50), "{:?}", started.elapsed());
 }
 
 #[test]

@@ -39,8 +39,8 @@
 #
 # A second visit goes on where the first has ended: the file has its parts too, each with its date, where commit, GPU and driver
 # are the same, but for those that it tries again; of benchmarks it measures rows that have no ratio. Libraries are those of the
-# last visit. Parts lie in the folder FILE.d, which has to come along to another machine. A file that is worth keeping goes to
-# tests/gpu/results.
+# last visit. Parts lie in the folder FILE.d, which has to come along to another machine. Where there is no GPU a file of one stays
+# as it is, and FILE.none is written. A file that is worth keeping goes to tests/gpu/results.
 set -euo pipefail
 programs=${TL_GPU_PROGRAMS:-$(cd "$(dirname "$0")" && pwd)}
 result=${1:-gpu.json}
@@ -62,6 +62,8 @@ trap 'rm -rf "$scratch" "$result.part"' EXIT
 export TMPDIR=$scratch TL_CACHE=$scratch/cache
 # Tests build nothing that stands for a GPU's libraries.
 export TL_GPU_REAL=1
+# As ranks are started: with 1, also in NCCL's own files, it would wait without end.
+export NCCL_COMM_BLOCKING=0
 # A test gives up what hangs while it can still say so.
 export TL_PATIENCE=${TL_PATIENCE:-50}
 # The processes of jobs, and their photos.
@@ -75,7 +77,10 @@ export TL_TEST_DATA
 # Folders with NVIDIA's libraries, which they also ask the loader for each other in, and a link for each library under the name
 # without a version: cudarc asks for that first, and has to come to the file that the program takes.
 libraries() {
-  local folder file name look=(timeout --kill-after=5 60 "$programs/tl-worker" look --libraries)
+  local folder file name most look
+  # A driver that hangs here is to leave time for the doctor; and 0 would be no limit.
+  most=$(within 30)
+  look=(timeout --kill-after=5 "$((most > 0 ? most : 1))" "$programs/tl-worker" look --libraries)
   while IFS= read -r folder; do
     for file in "$folder"/nvidia/*/lib; do
       [ ! -d "$file" ] || NVLIB_PATH=${NVLIB_PATH:+$NVLIB_PATH:}$file
@@ -114,17 +119,25 @@ told() {
   sed -n "s/.*$1\"\\([^\"]*\\)\".*/\\1/p" "$scratch/doctor.log" | head -n 1
 }
 
-# What the doctor has said of this machine, and where parts are kept of the same one.
+# What the doctor has said of this machine, and where parts are kept of the same one. Where there is no GPU a file of one stays.
 machine() {
+  local smi
   chip=$(told '"gpus":\[{[^}]*"name":') driver=$(told '"driver":')
   found=$(sed -n 's/.*"libraries":\(\[.*\]\),"data_roots":.*/\1/p' "$scratch/doctor.log" | head -n 1)
   if ! grep -q '"hardware":' "$scratch/doctor.log"; then
     # A driver that lets the doctor hang may do for the rest. Where the doctor sees no GPU there is none for tests either.
-    chip=$(timeout 10 nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1) || chip=""
+    smi=$(timeout 10 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null) || smi=""
+    IFS=, read -r chip driver <<<"$smi"
+    driver=${driver# }
   fi
   kept=${commit:-unknown}-$chip-$driver
   kept=$result.d/${kept//[^A-Za-z0-9.]/-}
   mkdir -p "$kept"
+  if [[ -z $chip ]] && grep -qs '^{"chip": "[^"]' "$result"; then
+    rm -f "$result.part"
+    echo "run.sh: there is no GPU, and $result is of one: this goes to $result.none" >&2
+    result=$result.none
+  fi
 }
 
 # The parts that are kept, one a line.

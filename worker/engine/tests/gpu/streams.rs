@@ -1,5 +1,6 @@
 //! The streams beside that of a GPU: who waits for whom. cudarc keeps no events that would see to it. The driver in C aborts the
-//! process where memory of its pools is used or given back by who has not waited, in these tests and in all others.
+//! process where memory of its pools is used or given back by who has not waited, in these tests and in all others, as far as
+//! `nvlib::fake` says that it knows.
 
 use cudarc::driver::CudaStream;
 use nvlib::fake::{self, Streams};

@@ -47,7 +47,8 @@ static void shrink(size_t least) {
 }
 
 // Since everything is done at once, no number shows that somebody has not waited. So it is counted how much each stream was asked
-// for, and how far it has waited for each other one. Of a stream that is gone the next one has the place.
+// for, and how far it has waited for each other one. Of a stream that is gone the next one has the place,
+// and counts as having waited for it.
 enum { STREAMS = 1024 };
 typedef struct { int place; uint64_t seen[STREAMS]; } Stream;
 typedef struct { int recorded, place; uint64_t seen[STREAMS]; } Event;
@@ -150,8 +151,8 @@ static void expect(const Memory *m, const Stream *s, Point p, const char *what) 
   fprintf(stderr, "%zu bytes are %s on a stream that has not waited for what another one does with them\n", m->size, what);
   abort();
 }
-// What is asked of a stream uses memory, if it is the pool's. Kernels, copies and sums over NCCL are known of, products and
-// convolutions are not.
+// What is asked of a stream uses memory, if it is the pool's. Kernels, copies and all-reduces are known of; products,
+// convolutions and what else NCCL does are not.
 void fake_uses(void *on, const void *at) {
   Memory key = {.at = (char *)at}, **found;
   pthread_mutex_lock(&watch);

@@ -3,8 +3,9 @@
 //! convolutions beside them, they also compute: slowly, and in an order of threads that no GPU has.
 //!
 //! Memory is of pools, as on GPUs of today, unless `FAKE_POOLS=0` is in the environment. The driver aborts the process where
-//! memory of a pool is used on a stream that has not waited until it was there, or given back on one that has not waited for what
-//! another one does with it.
+//! a kernel, a copy or an all-reduce uses memory of a pool on a stream that has not waited until it was there, or where it is
+//! given back on one that has not waited for what they do with it on another. Of products, convolutions and NCCL's other calls
+//! it does not know, and a stream that is made in the place of one that is gone counts as having waited for it.
 //!
 //! The ranks of that NCCL are threads of one process. Where its processes are told a folder by `FAKE_NCCL_DIR`, they are
 //! processes, which meet there; the others notice when one ends.
