@@ -48,8 +48,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 /// How long another agent may be connected under our identity before we give up: longer than any lease.
 const TWIN: Duration = Duration::from_secs(20);
 
-/// How long a node that is to go waits for a coordinator that is away.
-const FAREWELL: Duration = Duration::from_secs(20);
+/// How long a node that is to go waits for a coordinator that is away, and one that has nothing to tell it.
+const FAREWELLS: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(2));
 
 /// How an agent is started.
 #[derive(Clone, Debug)]
@@ -173,9 +173,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     let leave = async {
         stop.await;
         tracing::info!("this node empties itself and goes; once more ends it at once");
+        let patience = patience(running.borrow().unfinished, outbox.after(0).len());
         tokio::select! {
             () = farewell => {}
-            () = away(talks, FAREWELL) => {
+            () = away(talks, patience) => {
                 tracing::warn!("the coordinator is away: this node goes without a word");
             }
         }
@@ -188,6 +189,12 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     let _ = tokio::time::timeout(Duration::from_secs(5), supervisor).await;
     reports.abort();
     result
+}
+
+/// How long a node that is to go waits for a coordinator that is away: briefly where no rank is unfinished and no message has
+/// yet to arrive.
+fn patience(unfinished: usize, unsaid: usize) -> Duration {
+    if unfinished + unsaid > 0 { FAREWELLS.0 } else { FAREWELLS.1 }
 }
 
 /// Returns when there has been no session for so long.
@@ -209,11 +216,26 @@ fn is_final(code: Code, was_welcome: bool) -> bool {
     }
 }
 
+/// What was complained of since there was a session: each kind of trouble once, for an outage may go from one to another.
+#[derive(Default)]
+struct Complaints(Vec<Code>);
+
+impl Complaints {
+    /// Whether a trouble has not been told yet; it counts as told from then on.
+    fn is_new(&mut self, code: Code) -> bool {
+        let is_new = !self.0.contains(&code);
+        if is_new {
+            self.0.push(code);
+        }
+        is_new
+    }
+}
+
 /// Keeps a session, and begins a new one when it ends; returns only when the coordinator will never have us. `talking` says
 /// whether there is one.
 async fn connect(session: &Session<'_>, remote: &Remote, talking: &watch::Sender<bool>) -> Error {
     let (mut pause, mut twin): (_, Option<Instant>) = (PAUSES.0, None);
-    let (mut complained, mut was_welcome) = (false, false);
+    let (mut complaints, mut was_welcome) = (Complaints::default(), false);
     loop {
         let mut welcome = false;
         let welcomed = || {
@@ -223,7 +245,7 @@ async fn connect(session: &Session<'_>, remote: &Remote, talking: &watch::Sender
         let result = session.run(remote, welcomed).await;
         talking.send_replace(false);
         if welcome {
-            (pause, twin, complained, was_welcome) = (PAUSES.0, None, false, true);
+            (pause, twin, complaints, was_welcome) = (PAUSES.0, None, Complaints::default(), true);
         }
         if let Err(status) = result {
             match status.code() {
@@ -234,14 +256,13 @@ async fn connect(session: &Session<'_>, remote: &Remote, talking: &watch::Sender
                 }
                 _ => {}
             }
-            if complained {
-                tracing::debug!("no session: {}", status.message());
-            } else {
+            if complaints.is_new(status.code()) {
                 tracing::warn!(
                     "no session with the coordinator: {}; ranks go on, and it is tried again",
                     status.message()
                 );
-                complained = true;
+            } else {
+                tracing::debug!("no session: {}", status.message());
             }
         }
         tokio::time::sleep(pause).await;
@@ -353,6 +374,19 @@ mod tests {
         talking.send_replace(true);
         let (wait, gone) = (away(talks, Duration::ZERO), async { talking.send_replace(false) });
         assert_eq!(tokio::join!(wait, gone), ((), true));
+    }
+
+    #[test]
+    fn a_token_that_is_rejected_after_the_connection_was_lost_is_told_too() {
+        let mut complaints = Complaints::default();
+        let lost = [Code::Unknown, Code::Unavailable, Code::Unknown, Code::Unauthenticated, Code::Unauthenticated];
+        assert_eq!(lost.map(|code| complaints.is_new(code)), [true, true, false, true, false]);
+    }
+
+    #[test]
+    fn a_node_with_nothing_to_hand_over_goes_sooner() {
+        assert!(patience(0, 0) < patience(1, 0));
+        assert_eq!(patience(0, 1), patience(1, 0));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{Read, Seek, SeekFrom, Write},
+    io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub enum Error {
     /// The disk of this node.
     #[error("the disk of the node: {0}")]
-    Disk(#[from] std::io::Error),
+    Disk(#[from] io::Error),
     /// The coordinator says no; asking again will not help.
     #[error("the blob store: {}", .0.message())]
     Refused(Box<Status>),
@@ -101,7 +101,7 @@ impl Blobs {
         }
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
         let (path, blob, start) = (path.to_owned(), blob.clone(), stat.received);
-        let reader = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+        let reader = tokio::task::spawn_blocking(move || -> io::Result<()> {
             let mut file = File::open(path)?;
             let mut offset = file.seek(SeekFrom::Start(start))?;
             let mut first = Some(blob);
@@ -141,10 +141,15 @@ impl Blobs {
         }
         let aside = self.dir.join(format!("{}.part", blob.digest));
         let mut pause = Duration::from_millis(50);
-        let mut told = Instant::now();
+        let (mut told, mut made_room) = (Instant::now(), false);
         loop {
             match self.get(blob, &aside).await {
                 Ok(()) => break,
+                Err(Error::Disk(e)) if is_full(&e) && !made_room => {
+                    made_room = true;
+                    self.make_room(None);
+                    continue;
+                }
                 Err(Error::Refused(status)) if !is_final(status.code()) => {
                     tracing::debug!("download of {}: {status}", blob.digest);
                     if told.elapsed() > TELL {
@@ -165,6 +170,21 @@ impl Blobs {
         fs::rename(&aside, &path)?;
         self.prune(&path);
         if whole { Ok(path) } else { Err(Error::Damaged(blob.digest.clone())) }
+    }
+
+    /// Brings a blob, and gives its file a name of the caller's, under which it stays when others need its room here.
+    ///
+    /// # Errors
+    /// There is no such blob, it is damaged, or the disk refuses.
+    pub async fn place(&self, blob: &v1::BlobRef, at: &Path, slow: impl Fn(&str)) -> Result<(), Error> {
+        loop {
+            let found = self.fetch(blob, &slow).await?;
+            match link(&found, at) {
+                // Room was made with it before it had that name.
+                Err(e) if e.kind() == ErrorKind::NotFound && !found.exists() => {}
+                placed => return Ok(placed?),
+            }
+        }
     }
 
     async fn get(&self, blob: &v1::BlobRef, into: &Path) -> Result<(), Error> {
@@ -206,6 +226,12 @@ impl Blobs {
         self.prune(&kept);
     }
 
+    /// Gives up every file that is kept here, but for one: for a disk that is full. Those of ranks that run have links
+    /// elsewhere.
+    pub fn make_room(&self, but: Option<&Path>) {
+        self.prune_while(but.unwrap_or(Path::new("")), || true);
+    }
+
     /// Gives up the oldest files, but not the one that was just brought: those that are too many, and more of them where the
     /// disk has little room for others of its size.
     fn prune(&self, fresh: &Path) {
@@ -236,6 +262,16 @@ fn free(dir: &Path) -> Option<u64> {
     Some(u64::try_from(bytes).unwrap_or(u64::MAX))
 }
 
+/// Whether the disk, or what this user may have of it, is full.
+pub fn is_full(e: &io::Error) -> bool {
+    matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
+/// Gives a kept file a second name, which stays when the first one goes.
+pub fn link(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(|_| ()))
+}
+
 /// A minute for each gigabyte, at least.
 fn expected(size: u64) -> Duration {
     Duration::from_secs(60 * (1 + size / (1 << 30)))
@@ -246,8 +282,8 @@ fn is_final(code: Code) -> bool {
     matches!(code, Code::NotFound | Code::OutOfRange)
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(std::io::Error::other(e)))
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(io::Error::other(e)))
 }
 
 fn reference((digest, size): Sum) -> v1::BlobRef {
@@ -287,8 +323,35 @@ mod tests {
         add(0, "brought.part");
         blobs.prune_while(newest, || true);
         assert_eq!(names(), ["25", "brought.part"]);
+        // For a rank whose disk was full, the newest goes too.
+        let other = add(1, "other");
+        blobs.make_room(Some(&other));
+        assert_eq!(names(), ["brought.part", "other"]);
+        blobs.make_room(None);
+        assert_eq!(names(), ["brought.part"]);
+        add(1, "25");
         blobs.forget("25");
         assert_eq!(names(), ["brought.part"]);
         assert!(free(dir.path()).is_some_and(|free| free > 0) && free(&dir.path().join("none")).is_none());
+    }
+
+    #[tokio::test]
+    async fn what_was_placed_stays_when_room_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let (kept, own) = (dir.path().join("kept"), dir.path().join("own"));
+        fs::create_dir(&kept).unwrap();
+        let blobs = Blobs::new(kept, Remote::new("127.0.0.1:1", None).unwrap());
+        fs::write(&own, "weights").unwrap();
+        let blob = digests::sha256(&own).map(reference).unwrap();
+        blobs.keep(&own, &blob);
+        let placed = dir.path().join("input");
+        blobs.place(&blob, &placed, |_| ()).await.unwrap();
+        blobs.make_room(None);
+        assert!(!blobs.path(&blob.digest).exists());
+        assert_eq!(fs::read(placed).unwrap(), b"weights");
+        // What cannot be placed is no reason to bring it for ever.
+        blobs.keep(&own, &blob);
+        let nowhere = dir.path().join("none/input");
+        assert!(matches!(blobs.place(&blob, &nowhere, |_| ()).await, Err(Error::Disk(_))));
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use tl_proto::v1;
 
 use super::{
-    blobs::{Blobs, Error},
+    blobs::{Blobs, Error, is_full},
     locks::Keyed,
 };
 
@@ -80,15 +80,16 @@ impl DataSets {
             self.give_up(KEEP - 1).await;
             let archive = match blobs.fetch(blob, &slow).await {
                 // A full disk may have room without what nobody reads.
-                Err(Error::Disk(e)) if e.kind() == io::ErrorKind::StorageFull => {
+                Err(Error::Disk(e)) if is_full(&e) => {
                     self.give_up(0).await;
                     blobs.fetch(blob, &slow).await?
                 }
                 other => other?,
             };
             let mut unpacked = self.unpack(&archive, &folder).await;
-            if unpacked.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::StorageFull) {
+            if unpacked.as_ref().is_err_and(is_full) {
                 self.give_up(0).await;
+                blobs.make_room(Some(&archive));
                 unpacked = self.unpack(&archive, &folder).await;
             }
             // Its files are here now; the archive would only take their room once more.
@@ -113,7 +114,7 @@ impl DataSets {
     }
 
     /// Gives up all but `keep` of what nobody reads.
-    async fn give_up(&self, keep: usize) {
+    pub async fn give_up(&self, keep: usize) {
         let victims = self.victims(keep);
         let _ = blocking(move || {
             victims.iter().for_each(|v| drop(fs::remove_dir_all(v)));
@@ -122,7 +123,8 @@ impl DataSets {
         .await;
     }
 
-    /// What nobody reads, oldest first, but for `keep` of it; and what an agent that was killed has left half unpacked.
+    /// What nobody reads, oldest first, but for `keep` of it, under names under which nobody finds it any more; and what an
+    /// agent that was killed has left half unpacked.
     fn victims(&self, keep: usize) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(&self.dir) else { return Vec::new() };
         let readers = lock(&self.readers);
@@ -134,7 +136,12 @@ impl DataSets {
         let (half, mut whole): (Vec<_>, Vec<_>) = aged.partition(|(_, p)| p.extension().is_some());
         whole.sort();
         let many = whole.len().saturating_sub(keep);
-        half.into_iter().chain(whole.into_iter().take(many)).map(|(_, path)| path).collect()
+        // While nobody can begin to read it: who wants it from now on brings it anew.
+        let renamed = whole.into_iter().take(many).filter_map(|(_, path)| {
+            let aside = path.with_extension(ulid::Ulid::new().to_string());
+            fs::rename(&path, &aside).ok().map(|()| aside)
+        });
+        half.into_iter().map(|(_, path)| path).chain(renamed).collect()
     }
 }
 
@@ -224,6 +231,7 @@ mod tests {
         fs::create_dir(dir.path().join("03.half")).unwrap();
         lock(&sets.readers).insert("00".into(), 1);
         let victims = sets.victims(KEEP - 1);
+        assert!(!dir.path().join("01").exists(), "a rank that wants it now does not find it half removed");
         victims.iter().for_each(|v| fs::remove_dir_all(v).unwrap());
         let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();

@@ -96,9 +96,42 @@ impl Home {
     }
 }
 
+/// How often a folder is made anew when one above it has gone meanwhile.
+const TRIES: usize = 100;
+
+/// Makes the folder of a rank. Those above it may go while they are made, with the last rank that was in them.
+///
+/// # Errors
+/// The disk refuses.
+pub fn make(folder: &Path) -> io::Result<()> {
+    let gone = |made: &io::Result<()>| made.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+    let made = (0..TRIES).map(|_| fs::create_dir_all(folder)).find(|made| !gone(made));
+    made.unwrap_or_else(|| fs::create_dir_all(folder))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
+
+    #[test]
+    fn a_rank_gets_its_folder_while_another_one_takes_those_above_along() {
+        let dir = tempfile::tempdir().unwrap();
+        let (above, done) = (dir.path().join("job/phase/1"), AtomicBool::new(false));
+        let made = std::thread::scope(|s| {
+            s.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    above.ancestors().take(3).take_while(|a| fs::remove_dir(a).is_ok()).for_each(drop);
+                }
+            });
+            let mut ranks = (0..1_000).map(|n| above.join(n.to_string()));
+            let made = ranks.all(|rank| make(&rank).is_ok() && fs::remove_dir(&rank).is_ok());
+            done.store(true, Ordering::Relaxed);
+            made
+        });
+        assert!(made);
+    }
 
     #[test]
     fn a_folder_keeps_its_identity_and_serves_one_agent_at_a_time() {

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use tl_proto::v1::{self, agent_message::Body};
 
-use super::process::{Context, link};
-use crate::{rank, session::report::Key, store::blobs};
+use super::process::Context;
+use crate::{rank, session::report::Key};
 
-/// The files that the rank is to unpack. What does not come, or goes before it is placed, is computed again.
+/// The files that the rank is to unpack. What does not come is computed again.
 pub async fn bring(
     context: &Context,
     key: &Key,
@@ -23,11 +23,7 @@ pub async fn bring(
             continue;
         }
         let path = folder.join(name);
-        let placed = match context.blobs.fetch(blob, &slow).await {
-            Ok(found) => link(&found, &path).map_err(blobs::Error::from),
-            Err(e) => Err(e),
-        };
-        match placed {
+        match context.blobs.place(blob, &path, &slow).await {
             Ok(()) => features.push(path),
             Err(e) => {
                 let (job_id, phase, generation) = (key.job.to_string(), key.phase.to_string(), key.generation);

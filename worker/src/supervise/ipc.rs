@@ -78,6 +78,9 @@ pub struct Order {
 /// The file in a rank's folder to which it appends the rows of its series.
 pub const ROWS: &str = "rows.jsonl";
 
+/// The code of the notice that a checkpoint could not be written: the disk may be full.
+pub const UNSAVED: &str = "checkpoint_failed";
+
 /// From a rank.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -121,4 +124,16 @@ pub enum FromRank {
     },
     /// It has failed.
     Failed(Failure),
+}
+
+#[cfg(test)]
+mod tests {
+    use tl_engine::link::Notice;
+
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_that_could_not_be_written_is_known_by_its_code() {
+        assert_eq!(serde_json::to_value(Notice::CheckpointFailed).unwrap(), UNSAVED);
+    }
 }

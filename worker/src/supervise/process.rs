@@ -29,7 +29,7 @@ use super::{
     command::RankCommand,
     courier::{self, Parcel},
     features,
-    ipc::{FromRank, MAX_LINE, Order, ToRank},
+    ipc::{FromRank, MAX_LINE, Order, ToRank, UNSAVED},
     spawner::Spawner,
     weights,
 };
@@ -42,7 +42,7 @@ use crate::{
     store::{
         blobs::{self, Blobs},
         datasets::{DataSets, Lease},
-        folder::Home,
+        folder::{self, Home},
         hub::Models,
         roots::Roots,
     },
@@ -159,6 +159,12 @@ pub async fn run(
                 // Before the coordinator hears of the end, for it looks for another slot then.
                 context.ward.admit(launch.slot, &lost.message);
             }
+            if failure.as_ref().is_some_and(|f| f.class == FailureClass::Disk) {
+                // Before the coordinator hears of the end, for the next attempt may be here.
+                context.blobs.make_room(None);
+                // The newest is likely its own.
+                context.data.give_up(1).await;
+            }
             // Last words first: who follows the log stops when the job does.
             let soon = context.reporter.drain(key, LAST_WORDS).await;
             exited(context, key, failure);
@@ -206,7 +212,7 @@ async fn start(
     let listener = listener
         .ok_or_else(|| Failure::new(FailureClass::Crash, format!("there is no slot {}", launch.slot), ""))?
         .map_err(disk("share the slot's socket"))?;
-    fs::create_dir_all(folder).map_err(disk("make the rank's folder"))?;
+    folder::make(folder).map_err(disk("make the rank's folder"))?;
     context.reporter.follow(key, folder);
     let slow = |why: &str| {
         let (job_id, phase, generation) = (key.job.to_string(), key.phase.to_string(), key.generation);
@@ -215,11 +221,10 @@ async fn start(
     };
     let mut inputs = BTreeMap::new();
     for (name, blob) in &launch.inputs {
-        let found = context.blobs.fetch(blob, &slow).await.map_err(lost(&format!("the model `{name}`")))?;
         // The name is that of a step, or says a job and its step.
         let plain = name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         let path = folder.join(format!("input-{}-{plain}.safetensors", inputs.len()));
-        link(&found, &path).map_err(disk("place a model"))?;
+        context.blobs.place(blob, &path, &slow).await.map_err(lost(&format!("the model `{name}`")))?;
         inputs.insert(name.clone(), path);
     }
     let (mut pushed, mut leases) = (BTreeMap::new(), Vec::new());
@@ -298,22 +303,15 @@ async fn checkpoint(
     slow: impl Fn(&str),
 ) -> Result<(PathBuf, bool), Failure> {
     let path = folder.join(format!("resume-step-{step}"));
-    let (found, whole) = match context.blobs.fetch(blob, slow).await {
-        Ok(found) => (found, true),
-        Err(blobs::Error::Damaged(digest)) => (context.blobs.path(&digest), false),
-        Err(blobs::Error::Refused(_)) => {
-            File::create(&path).map_err(disk("write a checkpoint"))?;
-            return Ok((path, false));
+    match context.blobs.place(blob, &path, slow).await {
+        Ok(()) => return Ok((path, true)),
+        Err(blobs::Error::Damaged(digest)) => {
+            blobs::link(&context.blobs.path(&digest), &path).map_err(disk("place a checkpoint"))?;
         }
+        Err(blobs::Error::Refused(_)) => drop(File::create(&path).map_err(disk("write a checkpoint"))?),
         Err(e @ blobs::Error::Disk(_)) => return Err(lost("a checkpoint")(e)),
-    };
-    link(&found, &path).map_err(disk("place a checkpoint"))?;
-    Ok((path, whole))
-}
-
-/// Gives a kept file a second name, which stays when the first one goes.
-pub(crate) fn link(from: &Path, to: &Path) -> io::Result<()> {
-    fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(|_| ()))
+    }
+    Ok((path, false))
 }
 
 fn lost(what: &str) -> impl FnOnce(blobs::Error) -> Failure {
@@ -367,9 +365,14 @@ async fn live(
                     }
                     Ok(FromRank::Checkpoint { step, path }) => { let _ = parcels.send(Parcel::Checkpoint(step, path)); }
                     Ok(FromRank::Artifact { name, path }) => { let _ = parcels.send(Parcel::Artifact(name, path)); }
-                    Ok(FromRank::Notice { code, text }) => context.outbox.push(Body::Notice(v1::RankNotice {
-                        job_id: key.job.to_string(), phase: key.phase.to_string(), generation: key.generation, code, text,
-                    })),
+                    Ok(FromRank::Notice { code, text }) => {
+                        if code == UNSAVED {
+                            // The next one may find room.
+                            context.blobs.make_room(None);
+                        }
+                        let (job_id, phase, generation) = (key.job.to_string(), key.phase.to_string(), key.generation);
+                        context.outbox.push(Body::Notice(v1::RankNotice { job_id, phase, generation, code, text }));
+                    }
                     Ok(end) => last = Some(end),
                     Err(e) => tracing::warn!("a rank said something odd: {e}"),
                 }
