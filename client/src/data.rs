@@ -52,7 +52,7 @@ impl Client {
         loop {
             match self.upload(&archive, &blob, &tell).await {
                 Ok(()) => break,
-                Err(Error::Unreachable { .. }) if tried < TRIES => {
+                Err(e) if goes_on(&e) && tried < TRIES => {
                     tried += 1;
                     tokio::time::sleep(Duration::from_millis(100 << tried)).await;
                 }
@@ -116,6 +116,11 @@ impl Client {
     }
 }
 
+/// Whether an upload that ended so can be taken up again: its connection broke, or another one of the same data got in its way.
+fn goes_on(e: &Error) -> bool {
+    matches!(e, Error::Unreachable { .. } | Error::Refused { code: tonic::Code::Aborted, .. })
+}
+
 /// The name of a data set in a job.
 pub fn place(set: &v1::DataSet) -> String {
     Pushed::name(set.archive.as_ref().map_or("", |a| &a.digest))
@@ -162,5 +167,19 @@ impl Write for Chunks {
         sent.map_err(|_| std::io::Error::from(std::io::ErrorKind::BrokenPipe))?;
         (self.tell)(Pushing::Sent(self.offset));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::{Code, Status};
+
+    use super::*;
+
+    #[test]
+    fn an_upload_goes_on_after_a_broken_connection_or_another_upload_and_not_where_it_is_refused() {
+        let goes_on = |code| goes_on(&Error::call("c:7070", &Status::new(code, "")));
+        assert!([Code::Unavailable, Code::Aborted].into_iter().all(goes_on));
+        assert!(![Code::ResourceExhausted, Code::InvalidArgument, Code::Unauthenticated].into_iter().any(goes_on));
     }
 }

@@ -129,7 +129,7 @@ async fn a_plan_says_what_would_happen_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_plan_that_nobody_is_there_for_is_answered_at_once() {
+async fn a_plan_that_nobody_is_there_for_is_answered_soon() {
     let _alone = alone().await;
     let sandbox = Sandbox::bare(PROGRAM, None).await;
     let file = write(sandbox.dir(), "job.toml", &jobs::thorny("1"));

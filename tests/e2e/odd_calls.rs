@@ -13,8 +13,13 @@ use crate::PROGRAM;
 
 /// What the dashboard answers a request for `path` at `host`: the status and the body.
 fn ask(sandbox: &Sandbox, host: &str, path: &str) -> (u16, String) {
+    send(sandbox, "GET", host, path)
+}
+
+/// The same for any method.
+fn send(sandbox: &Sandbox, method: &str, host: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(&sandbox.http).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -34,9 +39,16 @@ async fn a_wrong_port_a_strange_host_and_a_bad_number_get_an_answer_that_helps()
     let (status, said) = ask(&sandbox, "evil.example", "/api/jobs");
     assert!(status == 403 && said.contains("TL_USER_TOKEN"), "{status}: {said}");
     assert_eq!(ask(&sandbox, "evil.example", "/healthz"), (200, "ok\n".to_owned()), "probes name what they like");
-    let (status, said) = ask(&sandbox, "localhost", "/api/jobs?limit=many");
-    let said: Value = serde_json::from_str(&said).unwrap();
-    assert!(status == 400 && said["error"].as_str().is_some_and(|e| e.contains("limit")), "{status}: {said}");
+    for (method, path, code, says) in [
+        ("GET", "/api/jobs?limit=many", 400, "`limit`"),
+        ("GET", "/api/jobs/%ff", 400, "UTF-8"),
+        ("GET", "/api/none", 404, "/api/none"),
+        ("POST", "/api/jobs", 405, "GET"),
+    ] {
+        let (status, said) = send(&sandbox, method, "localhost", path);
+        let said: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{path}: {e}: {said}"));
+        assert!(status == code && said["error"].as_str().is_some_and(|e| e.contains(says)), "{path}: {status}: {said}");
+    }
 }
 
 #[tokio::test(flavor = "current_thread")]

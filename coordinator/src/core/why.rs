@@ -166,7 +166,8 @@ impl fmt::Display for Wait {
                 // What is being drained would do: neither another place nor more slots is the matter.
                 let undo = have + draining >= *need;
                 if undo {
-                    write!(f, "; `tlctl drain --undo NODE` lets one be used again")?;
+                    let again = "`tlctl drain --undo NODE` lets one be used again, unless its worker is being stopped";
+                    write!(f, "; {again}")?;
                 } else if on.begun {
                     write!(f, "; `tlctl cancel`, then `tlctl retry`, lets it go on elsewhere")?;
                 }

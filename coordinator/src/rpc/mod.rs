@@ -24,7 +24,10 @@ use crate::{core::Refusal, driver::Rejection, store};
 fn status(rejection: &Rejection) -> Status {
     let refusal = match rejection {
         Rejection::Refused(refusal) => refusal,
-        Rejection::Store(e) if e.is_full() => return full(e),
+        // What `tlctl rm` gives up is an event too, for which there is no room.
+        Rejection::Store(e) if e.is_full() => {
+            return full(e, "free some space on its machine: all goes on by itself then");
+        }
         Rejection::Store(_) | Rejection::Unavailable => return Status::unavailable(rejection.to_string()),
     };
     let text = refusal.to_string();
@@ -67,18 +70,22 @@ fn with_hint(status: &mut Status, hint: &str) {
 fn stored(e: store::Error) -> Status {
     match e {
         store::Error::Refused(text) => Status::invalid_argument(text),
-        e if e.is_full() => full(&e),
+        // Whoever asks where it stands can go on there.
+        store::Error::Gap { .. } => Status::aborted(e.to_string()),
+        e if e.is_full() => {
+            full(&e, "free some space on its machine, or give up jobs with `tlctl rm` and data with `tlctl data rm`")
+        }
         other => Status::unavailable(other.to_string()),
     }
 }
 
 /// The coordinator is there, and its disk is full. Agents ask again, and people need not be told that it is away.
-fn full(e: &store::Error) -> Status {
-    let mut status = Status::resource_exhausted(format!("the disk of the coordinator is full: {e}"));
-    with_hint(
-        &mut status,
-        "free some space on its machine, or give up jobs with `tlctl rm` and data with `tlctl data rm`",
-    );
+fn full(e: &store::Error, hint: &str) -> Status {
+    let mut status = Status::resource_exhausted(match e {
+        store::Error::Tight(_) => format!("the disk of the coordinator is nearly full: {e}"),
+        e => format!("the disk of the coordinator is full: {e}"),
+    });
+    with_hint(&mut status, hint);
     status
 }
 
@@ -107,11 +114,16 @@ mod tests {
         let io = |kind: std::io::ErrorKind| store::Error::Io(kind.into());
         let sql = |code| store::Error::Sql(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None));
         let (disk, log) = (io(std::io::ErrorKind::StorageFull), sql(rusqlite::ffi::SQLITE_FULL));
-        for refused in [status(&Rejection::Store(log)), stored(disk)] {
+        for (refused, removes) in [(status(&Rejection::Store(log)), false), (stored(disk), true)] {
             assert_eq!(refused.code(), Code::ResourceExhausted);
             assert!(refused.message().starts_with("the disk of the coordinator is full: "), "{}", refused.message());
-            assert!(refused.metadata().get_bin("tl-hint-bin").is_some());
+            let hint = refused.metadata().get_bin("tl-hint-bin").and_then(|h| h.to_bytes().ok()).unwrap();
+            assert_eq!(String::from_utf8_lossy(&hint).contains("tlctl rm"), removes);
         }
+        let tight = stored(store::Error::Tight(256 << 20));
+        let says = "the disk of the coordinator is nearly full: less than 256 MiB are left, which the log needs";
+        assert_eq!((tight.code(), tight.message()), (Code::ResourceExhausted, says));
+        assert_eq!(stored(store::Error::Gap { there: 0, at: 3 }).code(), Code::Aborted, "not wrong, but overtaken");
         let (broken, busy) = (io(std::io::ErrorKind::PermissionDenied), sql(rusqlite::ffi::SQLITE_BUSY));
         let away = [status(&Rejection::Store(busy)), stored(broken), status(&Rejection::Unavailable)];
         assert!(away.iter().all(|s| s.code() == Code::Unavailable), "{away:?}");

@@ -10,7 +10,7 @@ use tl_proto::{
     spec::JobSpec,
     v1::{self, user_server},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -25,6 +25,8 @@ use crate::{
 const PAGE: u32 = 500;
 /// How long a plan may take, with its wait for a slot.
 const PLAN: Duration = Duration::from_secs(60);
+/// How much of that it waits for a first node: one may just be starting, or be on its way back.
+const FIRST_NODE: Duration = Duration::from_secs(5);
 
 /// Serves users.
 #[derive(Clone)]
@@ -63,8 +65,8 @@ impl UserService {
     /// Lets a slot look at a job, and forgets it.
     async fn probe(&self, spec: JobSpec) -> Result<v1::PlanReply, Status> {
         let (job, _) = self.submit_spec(format!("plan/{}", ulid::Ulid::new()), spec, true).await?;
-        let mut changes = self.driver.changes();
-        let waiting = changes.wait_for(|_| self.driver.read(|s| is_over(s, &job) || is_alone(s)));
+        let look = || self.driver.read(|s| (is_over(s, &job), is_alone(s)));
+        let waiting = settled(self.driver.changes(), FIRST_NODE, look);
         let waited = tokio::time::timeout(PLAN, waiting).await.is_ok();
         let (in_time, tried) = self.driver.read(|s| (waited && is_over(s, &job), last_failure(s, &job)));
         let now = self.driver.now_ms();
@@ -251,6 +253,22 @@ fn is_alone(state: &State) -> bool {
     state.nodes.values().all(|n| n.status == NodeStatus::Lost)
 }
 
+/// Returns when a plan is over, or nobody is there to look at its job: with `patience` for a first node, and none from then
+/// on. `look` says whether it is over, and whether nobody is there.
+async fn settled(mut changes: watch::Receiver<u64>, patience: Duration, look: impl Fn() -> (bool, bool)) {
+    let met = changes.wait_for(|_| {
+        let (over, alone) = look();
+        over || !alone
+    });
+    let _ = tokio::time::timeout(patience, met).await.is_ok();
+    let ended = changes.wait_for(|_| {
+        let (over, alone) = look();
+        over || alone
+    });
+    // An error means that the driver is gone, which is an end too.
+    let _ = ended.await.is_ok();
+}
+
 /// What ended the last try of a job's phases.
 fn last_failure(state: &State, job: &JobId) -> Option<Failure> {
     state.jobs.get(job)?.phases.iter().rev().find_map(|p| p.last_failure.clone())
@@ -258,8 +276,8 @@ fn last_failure(state: &State, job: &JobId) -> Option<Failure> {
 
 /// Waits for a change of either; false if nobody listens any more.
 async fn either<T>(
-    changes: &mut tokio::sync::watch::Receiver<u64>,
-    reports: &mut tokio::sync::watch::Receiver<u64>,
+    changes: &mut watch::Receiver<u64>,
+    reports: &mut watch::Receiver<u64>,
     sender: &mpsc::Sender<T>,
 ) -> bool {
     tokio::select! {
@@ -330,6 +348,44 @@ impl UserService {
             if !full && !either(&mut changes, &mut reports, &sender).await {
                 return;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_plan_waits_for_a_first_node_and_not_for_one_that_has_gone() {
+        let (changed, changes) = watch::channel(0);
+        let (over, alone) = (Cell::new(false), Cell::new(true));
+        let look = || (over.get(), alone.get());
+        let hour = Duration::from_secs(3_600);
+        // Nobody comes.
+        settled(changes.clone(), Duration::ZERO, look).await;
+        let waits = tokio::time::timeout(Duration::ZERO, settled(changes.clone(), hour, look)).await;
+        assert!(waits.is_err(), "somebody may come");
+        // One comes, looks at the job, and that is the end of it; or it goes.
+        for end in [&over, &alone] {
+            over.set(false);
+            alone.set(true);
+            let came = Cell::new(false);
+            let story = async {
+                alone.set(false);
+                changed.send_modify(|v| *v += 1);
+                tokio::task::yield_now().await;
+                came.set(true);
+                end.set(true);
+                changed.send_modify(|v| *v += 1);
+            };
+            let waiting = async {
+                settled(changes.clone(), hour, look).await;
+                assert!(came.get(), "it waited for the end");
+            };
+            tokio::join!(waiting, story);
         }
     }
 }

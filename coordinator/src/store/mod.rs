@@ -25,6 +25,17 @@ pub enum Error {
     /// A stored entry that this build cannot read.
     #[error("stored entry {0} cannot be read: {1}")]
     Entry(i64, serde_json::Error),
+    /// The disk has less than so many bytes left, which the log needs.
+    #[error("less than {} MiB are left, which the log needs", .0.div_ceil(1 << 20))]
+    Tight(u64),
+    /// An upload that is not where its sender takes it to be, because another one has got in its way.
+    #[error("the upload stands at {there}, not at {at}")]
+    Gap {
+        /// Bytes that have arrived.
+        there: u64,
+        /// Where the sender went on.
+        at: u64,
+    },
     /// A request that contradicts what is stored.
     #[error("{0}")]
     Refused(String),
@@ -36,7 +47,8 @@ impl Error {
         match self {
             Self::Sql(e) => e.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
             Self::Io(e) => matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded),
-            Self::Entry(..) | Self::Refused(_) => false,
+            Self::Tight(_) => true,
+            Self::Entry(..) | Self::Gap { .. } | Self::Refused(_) => false,
         }
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use axum::{
     Json,
     extract::{FromRequestParts, Path, Query, State},
-    http::{StatusCode, header, request::Parts},
+    http::{StatusCode, Uri, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tl_proto::ids::JobId;
 
@@ -53,8 +53,32 @@ impl<S: Sync> FromRequestParts<S> for Page {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refused> {
         let read = Query::try_from_uri(&parts.uri);
-        read.map(|Query(page)| page).map_err(|e| Refused(StatusCode::BAD_REQUEST, e.body_text()))
+        let bad = |_| Refused(StatusCode::BAD_REQUEST, "`cursor` and `limit` are whole numbers".into());
+        read.map(|Query(page)| page).map_err(bad)
     }
+}
+
+/// What the parts of a path name.
+pub(super) struct Named<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Named<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
+        let read = Path::<T>::from_request_parts(parts, state).await;
+        let bad = |_| Refused(StatusCode::BAD_REQUEST, "what a path names is UTF-8".into());
+        read.map(|Path(named)| Self(named)).map_err(bad)
+    }
+}
+
+/// A path under which there is nothing.
+pub(super) async fn unknown(uri: Uri) -> Refused {
+    Refused(StatusCode::NOT_FOUND, format!("there is nothing at `{}`", uri.path()))
+}
+
+/// A request that would change something.
+pub(super) async fn not_allowed() -> Refused {
+    Refused(StatusCode::METHOD_NOT_ALLOWED, "this can only be read, with GET".into())
 }
 
 impl Page {
@@ -77,7 +101,7 @@ pub(super) async fn jobs(State(shared): State<Arc<Shared>>, page: Page) -> Json<
     Json(json!({ "jobs": jobs }))
 }
 
-pub(super) async fn job(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer {
+pub(super) async fn job(State(shared): State<Arc<Shared>>, Named(id): Named<String>) -> Answer {
     let id = known(&shared, &id)?;
     let now = shared.driver.now_ms();
     let job = shared.driver.read(|s| rpc::job_view(s, &shared.records, &id, now, Detail::Whole));
@@ -92,7 +116,7 @@ struct Row {
     row: tl_proto::v1::MetricRow,
 }
 
-pub(super) async fn series(State(shared): State<Arc<Shared>>, Path(id): Path<String>, page: Page) -> Answer {
+pub(super) async fn series(State(shared): State<Arc<Shared>>, Named(id): Named<String>, page: Page) -> Answer {
     let id = known(&shared, &id)?;
     let rows = shared.records.rows(id, page.cursor, page.limit()).await.map_err(unavailable)?;
     let cursor = rows.last().map_or(page.cursor, |(at, _)| *at);
@@ -100,14 +124,14 @@ pub(super) async fn series(State(shared): State<Arc<Shared>>, Path(id): Path<Str
     Ok(Json(json!({ "cursor": cursor, "rows": rows })))
 }
 
-pub(super) async fn logs(State(shared): State<Arc<Shared>>, Path(id): Path<String>, page: Page) -> Answer {
+pub(super) async fn logs(State(shared): State<Arc<Shared>>, Named(id): Named<String>, page: Page) -> Answer {
     let id = known(&shared, &id)?;
     let (cursor, lines) = shared.records.lines(id, page.cursor, page.limit()).await.map_err(unavailable)?;
     Ok(Json(json!({ "cursor": cursor, "lines": lines })))
 }
 
 /// The reports of a job's steps, by step.
-pub(super) async fn report(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer {
+pub(super) async fn report(State(shared): State<Arc<Shared>>, Named(id): Named<String>) -> Answer {
     let id = known(&shared, &id)?;
     let found: Vec<_> = shared.driver.read(|s| {
         let reports = s.jobs.get(&id).into_iter().flat_map(|j| &j.artifacts).filter(|a| a.name == "report.json");
@@ -132,7 +156,7 @@ struct Picture {
 }
 
 /// The pictures of a job's steps.
-pub(super) async fn pictures(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer {
+pub(super) async fn pictures(State(shared): State<Arc<Shared>>, Named(id): Named<String>) -> Answer {
     let id = known(&shared, &id)?;
     let found: Vec<Picture> = shared.driver.read(|s| {
         let all = s.jobs.get(&id).into_iter().flat_map(|j| &j.artifacts).filter(|a| a.name.ends_with(SVG));
@@ -144,7 +168,7 @@ pub(super) async fn pictures(State(shared): State<Arc<Shared>>, Path(id): Path<S
 /// One of them. What is in it comes from a job: the policy of all pages lets no script of its own run.
 pub(super) async fn picture(
     State(shared): State<Arc<Shared>>,
-    Path((id, step, file)): Path<(String, String, String)>,
+    Named((id, step, file)): Named<(String, String, String)>,
 ) -> Result<Response, Refused> {
     let id = known(&shared, &id)?;
     let found = shared.driver.read(|s| {

@@ -21,11 +21,13 @@ pub(super) fn is_own(request: &Request) -> bool {
 
 /// Whether a host, with or without a port, is an address or `localhost`.
 fn is_local(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next(),
-        None => host.split(':').next(),
-    };
-    let name = name.unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
+    let bracketed = host.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    let (name, port) = bracketed.unwrap_or_else(|| host.split_at(host.find(':').unwrap_or(host.len())));
+    let is_number = |digits: &str| digits.bytes().all(|b| b.is_ascii_digit());
+    if !port.strip_prefix(':').map_or(port.is_empty(), is_number) {
+        return false;
+    }
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
     name == "localhost" || name.ends_with(".localhost") || name.parse::<IpAddr>().is_ok()
 }
 
@@ -44,6 +46,11 @@ mod tests {
         }
         for other in ["", "evil.example", "localhost.evil.example:7080", "notlocalhost", "127.0.0.1.evil.example:80"] {
             assert!(!is_local(other), "{other}");
+        }
+        for mixed in
+            ["localhost:x@evil.example", "[::1]evil.example", "[::1]:80.evil.example", "[::1", "localhost:80:80"]
+        {
+            assert!(!is_local(mixed), "{mixed}");
         }
         let request = |host: Option<&str>, uri: &str| {
             let request =

@@ -69,8 +69,10 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/api/jobs/{id}/pictures", get(api::pictures))
         .route("/api/jobs/{id}/pictures/{step}/{file}", get(api::picture))
         .route("/metrics", get(metrics::scrape))
+        .method_not_allowed_fallback(api::not_allowed)
         .route_layer(middleware::from_fn_with_state(shared.clone(), guard))
         .route("/healthz", get(healthz))
+        .fallback(api::unknown)
         .with_state(shared)
 }
 

@@ -63,7 +63,8 @@ fn who_waits_is_told_how_many_slots_are_out_of_sight_or_being_emptied() {
     let on = On { device: Device::Cpu, begun: true };
     let wait = Wait::TooFewSlots { need: 1, on, have: 0, draining: 2, reasons: Vec::new() };
     let head = "it needs 1 slot on CPUs, where it has begun, and all nodes together have 0 (2 more are being drained)";
-    assert_eq!(wait.to_string(), format!("{head}; `tlctl drain --undo NODE` lets one be used again"));
+    let undo = "`tlctl drain --undo NODE` lets one be used again, unless its worker is being stopped";
+    assert_eq!(wait.to_string(), format!("{head}; {undo}"));
 }
 
 #[test]

@@ -113,23 +113,18 @@ impl Blobs {
             // The upload that was faster has taken the file with it.
             return match self.shelf.size(digest)? {
                 Some(_) => Ok(()),
-                None => Err(Error::Refused(format!("the upload stands at {there}, not at {offset}"))),
+                None => Err(Error::Gap { there, at: offset }),
             };
         }
-        let written = self.write_at(&partial, offset, data).map_err(Error::from);
+        let written = if Room::of(&self.partial).is_some_and(|room| room.free < self.reserve) {
+            Err(Error::Tight(self.reserve))
+        } else {
+            write_at(&partial, offset, data).map_err(Error::from)
+        };
         if written.as_ref().is_err_and(|e| e.is_full()) {
             let _ = fs::remove_file(partial);
         }
         written
-    }
-
-    fn write_at(&self, partial: &Path, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        if Room::of(partial.parent().unwrap_or(partial)).is_some_and(|room| room.free < self.reserve) {
-            return Err(std::io::ErrorKind::StorageFull.into());
-        }
-        let mut file = OpenOptions::new().create(offset == 0).truncate(false).write(true).open(partial)?;
-        file.seek(SeekFrom::Start(offset))?;
-        file.write_all(data)
     }
 
     /// Makes an upload a blob, if its bytes are those of its name.
@@ -198,6 +193,12 @@ impl Blobs {
         }
         Ok(())
     }
+}
+
+fn write_at(partial: &Path, offset: u64, data: &[u8]) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().create(offset == 0).truncate(false).write(true).open(partial)?;
+    file.seek(SeekFrom::Start(offset))?;
+    file.write_all(data)
 }
 
 /// The name of this coordinator's folder in a bucket; as long-lived as its data folder.
@@ -291,8 +292,12 @@ mod tests {
         let blobs = Blobs::open(dir.path()).unwrap();
         blobs.write(HELLO, 5, 0, b"hel").unwrap();
         let full = Blobs { reserve: u64::MAX, ..blobs.clone() };
-        assert!(full.write(HELLO, 5, 3, b"lo").is_err_and(|e| e.is_full()));
+        let refused = full.write(HELLO, 5, 3, b"lo").unwrap_err();
+        assert!(refused.is_full() && refused.to_string().contains("which the log needs"), "{refused}");
         assert_eq!(blobs.stat(HELLO).unwrap(), (false, 0));
+        // Another upload of the same does not know; what was given back is room for it now.
+        let other = blobs.write(HELLO, 5, 3, b"lo");
+        assert!(matches!(other, Err(Error::Gap { there: 0, at: 3 })), "{other:?}");
         blobs.write(HELLO, 5, 0, b"hello").unwrap();
         blobs.commit(HELLO, 5).unwrap();
         assert_eq!(full.read(HELLO, 0, 9).unwrap(), b"hello", "what is there is not the matter");
