@@ -20,7 +20,7 @@ use super::{
     CANCELLED, FAILED, INTERRUPTED,
     args::{Fetch, Logs, Ls, Submit},
     compared, earlier,
-    output::{Output, table},
+    output::{Output, shown, table},
     told,
 };
 use crate::{Client, Error, Event, Fetched, Job, metrics, spec_file};
@@ -136,7 +136,7 @@ fn finished(job: &v1::Job, files: &[Fetched], output: &Output) {
         "failure": job.failure, "artifacts": artifacts, "compared": compared, "selection": selections(job),
     });
     output.print(&line, || {
-        let mut text = format!("{} ({}): {}\n", job.name, job.id, job.why);
+        let mut text = format!("{} ({}): {}\n", shown(&job.name), job.id, job.why);
         if let Some(failure) = job.failure.as_ref().filter(|f| !f.hint.is_empty()) {
             text += &format!("hint: {}\n", failure.hint);
         }
@@ -177,8 +177,8 @@ pub(super) async fn list(client: &Client, a: &Ls, output: &Output) -> Result<u8,
 pub(super) async fn show(client: &Client, id: &str, output: &Output) -> Result<u8, Error> {
     let job = find(client, id).await?.get().await?;
     output.print(&json!({ "event": "job", "job": job }), || {
-        let mut text =
-            format!("{} ({})\nkind: {}\nstatus: {}\nwhy: {}\n", job.name, job.id, job.kind, job.status, job.why);
+        let name = shown(&job.name);
+        let mut text = format!("{name} ({})\nkind: {}\nstatus: {}\nwhy: {}\n", job.id, job.kind, job.status, job.why);
         if let Some(failure) = job.failure.as_ref().filter(|f| !f.hint.is_empty()) {
             text += &format!("hint: {}\n", failure.hint);
         }

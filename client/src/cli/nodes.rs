@@ -5,7 +5,7 @@ use tl_proto::v1;
 
 use super::{
     args::Drain,
-    output::{Output, table},
+    output::{Output, shown, table},
 };
 use crate::{Client, Error};
 
@@ -32,7 +32,7 @@ pub(super) async fn drain(client: &Client, a: &Drain, output: &Output) -> Result
     let node = client.drain(&node, a.undo).await?;
     output.print(&json!({ "event": "node", "node": node }), || {
         let what = if a.undo { "is used again" } else { "is being emptied" };
-        format!("{} ({}) {what}", node.name, node.id)
+        format!("{} ({}) {what}", shown(&node.name), node.id)
     });
     Ok(0)
 }

@@ -9,6 +9,30 @@ use tl_proto::v1;
 use super::args::Format;
 use crate::Error;
 
+/// A text with the control characters written out that `stays` does not want: names and messages come from elsewhere, and
+/// must not colour a terminal or move its cursor.
+fn escaped(text: &str, stays: impl Fn(char) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && !stays(c) {
+            out.extend(c.escape_debug());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// A text of lines as it is printed.
+fn lines(text: &str) -> String {
+    escaped(text, |c| matches!(c, '\n' | '\t'))
+}
+
+/// A name as it is printed: in one line.
+pub(super) fn shown(name: &str) -> String {
+    escaped(name, |_| false)
+}
+
 /// Prints.
 pub(super) struct Output {
     json: bool,
@@ -22,7 +46,7 @@ impl Output {
 
     /// One line of JSON, or the text of `text`.
     pub fn print(&self, value: &Value, text: impl FnOnce() -> String) {
-        let line = if self.json { value.to_string() } else { text() };
+        let line = if self.json { value.to_string() } else { lines(&text()) };
         // A reader that has gone away wants no more.
         let mut out = std::io::stdout().lock();
         let _ = std::io::Write::write_all(&mut out, format!("{}\n", line.trim_end()).as_bytes());
@@ -31,7 +55,7 @@ impl Output {
     /// A sentence on the way; nothing for programs.
     pub fn say(&self, text: &str) {
         if !self.json {
-            eprintln!("{text}");
+            eprintln!("{}", lines(text));
         }
     }
 
@@ -41,9 +65,9 @@ impl Output {
                 json!({ "event": "error", "message": e.to_string(), "hint": e.hint(), "exit_code": e.exit_code() });
             println!("{line}");
         }
-        eprintln!("error: {e}");
+        eprintln!("error: {}", lines(&e.to_string()));
         if !e.hint().is_empty() {
-            eprintln!("hint: {}", e.hint());
+            eprintln!("hint: {}", lines(e.hint()));
         }
     }
 
@@ -82,6 +106,7 @@ impl BytesBar {
 
 /// A table with aligned columns.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows.iter().map(|r| r.iter().map(|cell| shown(cell)).collect()).collect();
     let width = |c: usize| {
         let cells = rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count());
         cells.chain([head[c].len()]).max().unwrap_or(0)
@@ -167,7 +192,7 @@ impl Progress<'_> {
         if !self.output.terminal {
             if known.activity != a.name {
                 known.activity.clone_from(&a.name);
-                eprintln!("{}: {}", a.phase, a.name);
+                eprintln!("{}", shown(&format!("{}: {}", a.phase, a.name)));
             }
             return;
         }
@@ -183,7 +208,7 @@ impl Progress<'_> {
         if known.activity != a.name {
             known.activity.clone_from(&a.name);
             bar.reset();
-            bar.set_prefix(format!("{} {}", a.phase, a.name));
+            bar.set_prefix(shown(&format!("{} {}", a.phase, a.name)));
         }
         bar.set_length(a.total);
         bar.set_position(a.done);
@@ -240,6 +265,7 @@ impl Progress<'_> {
         if self.output.json {
             return;
         }
+        let text = lines(text);
         if self.output.terminal {
             let _ = self.bars.println(text);
         } else {
@@ -269,5 +295,13 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = [vec!["a".to_owned(), "b".to_owned()], vec!["long".to_owned(), "c".to_owned()]];
         assert_eq!(table(&["x", "y"], &rows), "x     y\na     b\nlong  c");
+    }
+
+    #[test]
+    fn names_neither_colour_a_terminal_nor_begin_a_line() {
+        let name = "a\nb\u{1b}[31m\u{9b}é";
+        assert_eq!(shown(name), "a\\nb\\u{1b}[31m\\u{9b}é");
+        assert_eq!(lines("é\tb\r\n\u{7}"), "é\tb\\r\n\\u{7}");
+        assert_eq!(table(&["x", "y"], &[vec!["a\nb".into(), "c".into()]]), "x     y\na\\nb  c");
     }
 }
