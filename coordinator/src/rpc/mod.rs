@@ -26,7 +26,7 @@ fn status(rejection: &Rejection) -> Status {
         Rejection::Refused(refusal) => refusal,
         // What `tlctl rm` gives up is an event too, for which there is no room.
         Rejection::Store(e) if e.is_full() => {
-            return full(e, "free some space on its machine: all goes on by itself then");
+            return full(e, "free some space on its machine and repeat the command; what runs goes on by itself");
         }
         Rejection::Store(_) | Rejection::Unavailable => return Status::unavailable(rejection.to_string()),
     };

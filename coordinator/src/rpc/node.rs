@@ -316,7 +316,7 @@ impl NodeService {
             inputs,
             silence_ms: self.deadlines.silence_ms,
             rendezvous_ms,
-            nccl_ready_ms: self.deadlines.nccl_ready_ms,
+            nccl_ready_ms: self.deadlines.nccl_ready_ms.max(rendezvous_ms),
             beat_ms: self.deadlines.beat_ms,
             plan: job.plan_only,
             stop_grace_ms: self.deadlines.stop_grace_ms,

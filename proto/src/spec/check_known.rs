@@ -5,6 +5,7 @@ use super::{
     JobSpec, Params,
     check::{Checked, found},
     check_params::check_words,
+    nets::check_nets,
 };
 use crate::catalog::{Catalog, Entry};
 
@@ -15,6 +16,7 @@ use crate::catalog::{Catalog, Entry};
 /// The first name that is not known, as one sentence and a hint.
 pub fn check_known(spec: &JobSpec, catalog: &Catalog) -> Checked {
     known(&catalog.objectives, "job kind", &spec.job.kind, ("objective", &spec.objective))?;
+    check_nets(spec, found(Catalog::find(&catalog.objectives, "job kind", &spec.job.kind))?)?;
     for (name, params) in &spec.modifiers {
         known(&catalog.modifiers, "modifier", name, (&format!("modifiers.{name}"), params))?;
     }

@@ -75,6 +75,10 @@ impl JobSpec {
 /// Writes the share of one section out, which the job has `at`; whether it has one.
 fn written_out(at: &str, train: &str, val: &mut String, share: &mut Option<f64>) -> Result<bool, SpecError> {
     if let Some(said) = val.strip_prefix(SHARE).and_then(|said| said.parse::<f64>().ok()) {
+        if share.is_some_and(|other| other != said) {
+            let message = format!("`{at}.val` is a share of {said}, and `{at}.val_share` says another");
+            return Err(SpecError::new(message, format!("say it once, as `{at}.val`")));
+        }
         *share = Some(said);
         train.clone_into(val);
     }
@@ -117,7 +121,7 @@ fn check_undivided(at: &str, params: &Params) -> Result<(), SpecError> {
 }
 
 fn divided_otherwise(at: &str, why: &str) -> SpecError {
-    let hint = format!("name the place of the validation samples as `{at}.val`");
+    let hint = format!("name the place of the validation samples as `{at}.val`, or remove what says otherwise");
     SpecError::new(format!("`{at}.val` is a share, and {why}"), hint)
 }
 

@@ -87,10 +87,15 @@ impl DataSets {
                 other => other?,
             };
             let mut unpacked = self.unpack(&archive, &folder).await;
-            if unpacked.as_ref().is_err_and(is_full) {
+            let full = unpacked.as_ref().is_err_and(is_full);
+            if full {
                 self.give_up(0).await;
                 blobs.make_room(Some(&archive));
-                unpacked = self.unpack(&archive, &folder).await;
+            }
+            // Others make room, too: then it is brought once more.
+            if full || (unpacked.is_err() && !archive.exists()) {
+                let again = blobs.fetch(blob, &slow).await?;
+                unpacked = self.unpack(&again, &folder).await;
             }
             // Its files are here now; the archive would only take their room once more.
             let _ = fs::remove_file(archive);

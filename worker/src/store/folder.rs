@@ -104,7 +104,9 @@ const TRIES: usize = 100;
 /// # Errors
 /// The disk refuses.
 pub fn make(folder: &Path) -> io::Result<()> {
-    let gone = |made: &io::Result<()>| made.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+    // One that is there when it is made, and gone when it is looked at, is said to be in the way.
+    let raced = [io::ErrorKind::NotFound, io::ErrorKind::AlreadyExists];
+    let gone = |made: &io::Result<()>| made.as_ref().is_err_and(|e| raced.contains(&e.kind()));
     let made = (0..TRIES).map(|_| fs::create_dir_all(folder)).find(|made| !gone(made));
     made.unwrap_or_else(|| fs::create_dir_all(folder))
 }

@@ -264,7 +264,7 @@ async fn start(
         rendezvous_ms: launch.rendezvous_ms,
         nccl_ready_ms: match launch.nccl_ready_ms {
             // Of a coordinator that does not speak of it.
-            0 => Deadlines::default().nccl_ready_ms,
+            0 => Deadlines::default().nccl_ready_ms.max(launch.rendezvous_ms),
             told => told,
         },
         beat_ms: launch.beat_ms,
@@ -316,7 +316,10 @@ async fn checkpoint(
 
 fn lost(what: &str) -> impl FnOnce(blobs::Error) -> Failure {
     let what = what.to_owned();
-    move |e| Failure::new(FailureClass::Disk, format!("{what} cannot be fetched: {e}"), "")
+    move |e| {
+        let hint = if matches!(e, blobs::Error::Disk(_)) { "free some space on the node" } else { "" };
+        Failure::new(FailureClass::Disk, format!("{what} cannot be fetched: {e}"), hint)
+    }
 }
 
 async fn tell(socket: &mut UnixStream, message: &ToRank) -> io::Result<()> {

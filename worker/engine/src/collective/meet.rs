@@ -36,7 +36,7 @@ pub fn meet(
 fn over_nccl(mesh: Mesh, index: u32, ready: Duration, config: &MeshConfig) -> Result<Box<dyn Collective>> {
     use super::{BUCKET, NcclGroup, Patience};
 
-    let patience = Patience { ready, sum: config.rendezvous };
+    let patience = Patience { ready: ready.max(config.rendezvous), sum: config.rendezvous };
     match crate::gpu::Device::open(index) {
         Ok(device) => Ok(Box::new(NcclGroup::join(mesh, device.into(), patience, BUCKET)?)),
         Err(fault) => Err(give_up(mesh, fault.into())),

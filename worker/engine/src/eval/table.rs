@@ -23,7 +23,11 @@ pub(super) fn rows(classes: &[ClassFigures], width: usize) -> String {
             out += &row(class, width);
         }
         if between > 0 && at == ENDS {
-            let _ = writeln!(out, "{:>width$}  and {between} more: `report.json` has them all", "...");
+            let _ = writeln!(
+                out,
+                "{:>width$}  and {between} more: `report.json` has them all, and `evaluate --output json`",
+                "..."
+            );
         }
     }
     out
@@ -63,7 +67,7 @@ mod tests {
         assert_eq!((lines[0].as_str(), lines[ENDS - 1].as_str()), ("c50", "c41"));
         assert_eq!((lines[ENDS + 1].as_str(), lines[2 * ENDS].as_str()), ("c10", "c1"));
         let text = rows(&some(50), 5);
-        assert!(text.contains("and 30 more: `report.json` has them all"), "{text}");
+        assert!(text.contains("and 30 more: `report.json` has them all, and `evaluate"), "{text}");
     }
 
     #[test]

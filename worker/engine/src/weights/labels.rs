@@ -34,7 +34,7 @@ pub(super) struct Order {
 
 impl Order {
     /// The outputs of `classes` in the weights at `path`; nothing where no names lie beside them, or those that transformers
-    /// gives by itself to another number of outputs. Names are compared without case and kind of separator; a class may also
+    /// gives by itself, and that cannot be paired. Names are compared without case and kind of separator; a class may also
     /// be called by the number of its output. Where no output has the name of a class, people may have given the classes
     /// other names: as many are paired in order, or by numbers from 1.
     ///
@@ -55,10 +55,8 @@ impl Order {
         let guessed = known.is_none();
         match known.or_else(paired) {
             Some(rows) => Ok(Some(Self { rows, names, shown, guessed })),
-            // What transformers writes where nobody has named anything: how many there are, tensors say.
-            None if classes.len() != n && names.iter().enumerate().all(|(i, name)| *name == format!("LABEL_{i}")) => {
-                Ok(None)
-            }
+            // What transformers writes where nobody has named anything, and no order to be seen: how many there are, tensors say.
+            None if names.iter().enumerate().all(|(i, name)| *name == format!("LABEL_{i}")) => Ok(None),
             None => Err(Error::user(
                 format!(
                     "`{shown}` says that the head of the weights is for {}, and {}",

@@ -94,7 +94,8 @@ pub fn main(args: &Args) -> bool {
     let hardware = inventory::with(found);
     let data_roots: Vec<Root> = args.roots.iter().map(root).collect();
     let gpus: Vec<u32> = hardware.gpus.iter().take(checks::GPUS).map(|gpu| gpu.index).collect();
-    let ready = Ready::wait(ready::all(&gpus), ready::work, look::LIMIT);
+    let patience = ready::patience(gpus.len(), look::LIMIT);
+    let ready = Ready::wait(ready::all(&gpus), move |first| ready::work(first, patience), look::LIMIT);
     let checks = in_time(checks::all(&hardware, &ready), LIMIT);
     let ok = checks.iter().all(|c| c.ok) && data_roots.iter().all(|r| r.problem.is_empty());
     let report = Report {

@@ -8,9 +8,11 @@ use std::{
 
 use crate::rank::gpu;
 
-/// How long NCCL may take for each step of a first sum, for which it loads its kernels. Where it hangs on each of two GPUs and on
-/// both together, all of that is told within a minute.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long NCCL may take for each step of a first sum on so many GPUs, of the time that there is for all: it loads its kernels
+/// for it. Where it hangs on each of two GPUs and on both together, all of that is told in time.
+pub(super) fn patience(gpus: usize, limit: Duration) -> Duration {
+    if gpus > 1 { limit / 4 } else { limit * 2 / 3 }
+}
 
 /// What GPUs do for the first time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,18 +36,18 @@ pub(super) fn all(gpus: &[u32]) -> Vec<First> {
     steps.chain(sums).chain(pair).collect()
 }
 
-/// Does it.
+/// Does it, and has NCCL that long for each step.
 ///
 /// # Errors
 /// Why it cannot be done.
-pub(super) fn work(first: First) -> Result<(), String> {
+pub(super) fn work(first: First, patience: Duration) -> Result<(), String> {
     match first {
         First::Step(index) => gpu::works(index).map_err(|e| e.to_string()),
         First::Sum(index) => {
             let opened = gpu::Check::open(index).map_err(|e| e.to_string());
-            opened.and_then(|gpu| gpu.run(gpu::Part::AllReduce, PATIENCE)).map(drop)
+            opened.and_then(|gpu| gpu.run(gpu::Part::AllReduce, patience)).map(drop)
         }
-        First::Between(pair) => gpu::between(pair, PATIENCE).map(drop),
+        First::Between(pair) => gpu::between(pair, patience).map(drop),
     }
 }
 
