@@ -229,7 +229,7 @@ mod tests {
             (&b"a\tb\n\nc\t "[..], "line 3 of `x` has no text"),
             (&b"a\tb\xff"[..], "line 1 of `x` is not UTF-8"),
             (&b"\xff\xfea\0\t\0b\0\n\0"[..], "line 1 of `x` is in UTF-16"),
-            (&b"a\0\t\0b\0\n\0c\0\t\0d\0"[..], "line 1 of `x` has a NUL in it"),
+            (&b"a\0\t\0b\0\n\0c\0\t\0d\0"[..], "line 1 of `x` has NULs in it"),
             (&b"\n \n"[..], "`x` has no samples"),
         ] {
             let error = read(bytes, json!({}), true).unwrap_err().to_string();
