@@ -376,7 +376,10 @@ mod tests {
             let story = async {
                 alone.set(false);
                 changed.send_modify(|v| *v += 1);
-                tokio::task::yield_now().await;
+                // Either of the two may have its turn first.
+                for _ in 0..3 {
+                    tokio::task::yield_now().await;
+                }
                 came.set(true);
                 end.set(true);
                 changed.send_modify(|v| *v += 1);

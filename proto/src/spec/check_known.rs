@@ -100,7 +100,7 @@ mod tests {
             ("batch = 8", "batch = 8, target = { format = \"idx\", train = \"a\" }", "there is no data format `idx`"),
             ("batch = 8", "batch = 8, pairs = { format = \"wav\", train = \"a\" }", "there is no data format `wav`"),
             ("batch = 8 }", "batch = 8 }\ntasks = { b = { format = \"csv\" } }", "there is no data format `csv`"),
-            ("batch = 8 }", "batch = 8 }\nnets = { tower = { backbone = \"bert\" } }", "there is no backbone `bert`"),
+            ("batch = 8 }", "batch = 8 }\nnets = { tower = { backbone = \"bert\" } }", "has no use for `nets.tower`"),
         ] {
             assert!(GOOD.contains(from));
             let error = check_known(&parse(&GOOD.replace(from, to)).unwrap(), &catalog()).unwrap_err();
