@@ -65,9 +65,14 @@ impl Error {
         let hint = status.metadata().get_bin("tl-hint-bin").and_then(|v| v.to_bytes().ok());
         let hint = hint.map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
         let message = status.message().to_owned();
+        // What answers so is a server of pages that knows no such page, and says so in a page or without.
+        let no_page = match status.code() {
+            Code::Unimplemented => message.starts_with("grpc-status header missing"),
+            Code::Internal => message.contains("invalid compression flag"),
+            _ => false,
+        };
         match status.code() {
-            // What answers so is a server of pages that knows no such page.
-            Code::Unimplemented if message.starts_with("grpc-status header missing") => Self::input(
+            _ if no_page => Self::input(
                 format!("`{address}` answers, and does not speak gRPC"),
                 "is it the port of the dashboard? `tlctl` needs the other one, which is 7070 unless `--listen` says otherwise",
             ),
@@ -114,9 +119,20 @@ mod tests {
 
     #[test]
     fn a_coordinator_that_knows_no_such_call_is_not_the_dashboard() {
-        let error = |text: &str| Error::call("c:7080", &Status::new(Code::Unimplemented, text));
-        assert!(matches!(error(""), Error::Refused { .. }));
-        let page = error("grpc-status header missing, mapped from HTTP status code 404");
-        assert!(matches!(&page, Error::Input { message, hint } if message.contains("c:7080") && hint.contains("7070")));
+        let error = |code: Code, text: &str| Error::call("c:7080", &Status::new(code, text));
+        assert!(matches!(error(Code::Unimplemented, ""), Error::Refused { .. }));
+        assert!(matches!(error(Code::Internal, "it broke"), Error::Refused { .. }));
+        for (code, text) in [
+            (Code::Unimplemented, "grpc-status header missing, mapped from HTTP status code 404"),
+            (
+                Code::Internal,
+                "protocol error: received message with invalid compression flag: 123 (valid flags are 0 and 1)",
+            ),
+        ] {
+            let page = error(code, text);
+            assert!(
+                matches!(&page, Error::Input { message, hint } if message.contains("c:7080") && hint.contains("7070"))
+            );
+        }
     }
 }

@@ -358,9 +358,15 @@ fn summary(report: &Report) -> serde_json::Value {
 
 #[cfg(test)]
 mod tests {
-    use tl_engine::eval::selection;
+    use tl_engine::{eval::selection, link::Notice};
 
     use super::*;
+    use crate::supervise::ipc::UNSAVED;
+
+    #[test]
+    fn a_checkpoint_that_could_not_be_written_is_known_by_its_code() {
+        assert_eq!(serde_json::to_value(Notice::CheckpointFailed).unwrap(), UNSAVED);
+    }
 
     #[test]
     fn what_criteria_pick_is_kept_of_a_report_and_read_again() {

@@ -125,15 +125,3 @@ pub enum FromRank {
     /// It has failed.
     Failed(Failure),
 }
-
-#[cfg(test)]
-mod tests {
-    use tl_engine::link::Notice;
-
-    use super::*;
-
-    #[test]
-    fn a_checkpoint_that_could_not_be_written_is_known_by_its_code() {
-        assert_eq!(serde_json::to_value(Notice::CheckpointFailed).unwrap(), UNSAVED);
-    }
-}
