@@ -20,7 +20,7 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::Status;
 
 use super::remote::Remote;
-use crate::supervise::ipc::ROWS;
+use crate::{store::folder::remove_empty, supervise::ipc::ROWS};
 
 /// The file in a rank's folder that is its standard error.
 pub const LOG: &str = "rank.log";
@@ -246,11 +246,6 @@ impl Reporter {
         drop(spool);
         self.inner.drained.send_modify(|v| *v += 1);
     }
-}
-
-/// Removes the folders of generation, phase and job above that of a rank, as far as no other rank has one in them.
-pub fn remove_empty(rank: &Path) {
-    rank.ancestors().skip(1).take(3).take_while(|above| std::fs::remove_dir(above).is_ok()).for_each(drop);
 }
 
 /// Where a file will stand.

@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use tl_proto::ids::{JobId, NodeId, PhaseId};
@@ -96,19 +97,22 @@ impl Home {
     }
 }
 
-/// How often a folder is made anew when one above it has gone meanwhile.
-const TRIES: usize = 100;
+/// Held while folders of ranks come and go: one above may not go between its making and that of the rank's in it.
+static RANKS: Mutex<()> = Mutex::new(());
 
-/// Makes the folder of a rank. Those above it may go while they are made, with the last rank that was in them.
+/// Makes the folder of a rank, and those above it.
 ///
 /// # Errors
 /// The disk refuses.
-pub fn make(folder: &Path) -> io::Result<()> {
-    // One that is there when it is made, and gone when it is looked at, is said to be in the way.
-    let raced = [io::ErrorKind::NotFound, io::ErrorKind::AlreadyExists];
-    let gone = |made: &io::Result<()>| made.as_ref().is_err_and(|e| raced.contains(&e.kind()));
-    let made = (0..TRIES).map(|_| fs::create_dir_all(folder)).find(|made| !gone(made));
-    made.unwrap_or_else(|| fs::create_dir_all(folder))
+pub fn make(rank: &Path) -> io::Result<()> {
+    let _alone = RANKS.lock().unwrap_or_else(PoisonError::into_inner);
+    fs::create_dir_all(rank)
+}
+
+/// Removes the folders of generation, phase and job above that of a rank, as far as no other rank has one in them.
+pub fn remove_empty(rank: &Path) {
+    let _alone = RANKS.lock().unwrap_or_else(PoisonError::into_inner);
+    rank.ancestors().skip(1).take(3).take_while(|above| fs::remove_dir(above).is_ok()).for_each(drop);
 }
 
 #[cfg(test)]
@@ -124,7 +128,7 @@ mod tests {
         let made = std::thread::scope(|s| {
             s.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
-                    above.ancestors().take(3).take_while(|a| fs::remove_dir(a).is_ok()).for_each(drop);
+                    remove_empty(&above.join("0"));
                 }
             });
             let mut ranks = (0..1_000).map(|n| above.join(n.to_string()));

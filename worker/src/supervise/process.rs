@@ -37,7 +37,7 @@ use crate::{
     machine::{quarantine::Ward, threads::Threads},
     session::{
         outbox::Outbox,
-        report::{Key, LOG, Reporter, remove_empty},
+        report::{Key, LOG, Reporter},
     },
     store::{
         blobs::{self, Blobs},
@@ -178,7 +178,7 @@ pub async fn run(
     if drained {
         let _ = fs::remove_dir_all(&folder);
         // The folders of generation, phase and job go with the last rank in them.
-        remove_empty(&folder);
+        folder::remove_empty(&folder);
     }
 }
 
