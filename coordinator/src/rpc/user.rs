@@ -68,28 +68,27 @@ impl UserService {
         let look = || self.driver.read(|s| (is_over(s, &job), is_alone(s)));
         let waiting = settled(self.driver.changes(), FIRST_NODE, look);
         let waited = tokio::time::timeout(PLAN, waiting).await.is_ok();
-        let (in_time, tried) = self.driver.read(|s| (waited && is_over(s, &job), last_failure(s, &job)));
         let now = self.driver.now_ms();
         let found = self.driver.read(|s| {
             let job_state = s.jobs.get(&job)?;
             let wait = crate::core::why(s, &job, now).map(|w| w.to_string()).unwrap_or_default();
             let plans: serde_json::Map<_, _> =
                 job_state.phases.iter().filter_map(|p| Some((p.step.clone(), brief(p.result.as_ref()?)))).collect();
-            Some((job_state.failure.clone(), plans, wait))
+            Some((waited && is_over(s, &job), job_state.failure.clone(), plans, wait, last_failure(s, &job)))
         });
         // Nothing of a plan is kept.
         let _ = self.driver.decide(Command::Cancel { job: job.clone() }).await;
         let _ = self.driver.decide(Command::Remove { job: job.clone() }).await;
         let _ = self.records.remove(job).await;
         match found {
-            Some((None, plans, _)) if in_time => {
+            Some((true, None, plans, ..)) => {
                 let plan_json = serde_json::to_vec(&json!({ "steps": plans })).unwrap_or_default();
                 Ok(v1::PlanReply { plan_json })
             }
-            Some((Some(failure), _, _)) => Err(failed(&failure)),
+            Some((_, Some(failure), ..)) => Err(failed(&failure)),
             // Nobody is there to look at it.
-            Some((None, _, wait)) if waited => Err(Status::failed_precondition(wait)),
-            Some((None, _, wait)) => {
+            Some((_, None, _, wait, _)) if waited => Err(Status::failed_precondition(wait)),
+            Some((_, None, _, wait, tried)) => {
                 let tried = tried.map(|f| format!("; its last try failed: {f}")).unwrap_or_default();
                 let text = format!("no slot looked at the job within {} s: {wait}{tried}", PLAN.as_secs());
                 Err(Status::deadline_exceeded(text))

@@ -15,8 +15,9 @@ use crate::catalog::{Catalog, Entry};
 /// # Errors
 /// The first name that is not known, as one sentence and a hint.
 pub fn check_known(spec: &JobSpec, catalog: &Catalog) -> Checked {
-    known(&catalog.objectives, "job kind", &spec.job.kind, ("objective", &spec.objective))?;
-    check_nets(spec, found(Catalog::find(&catalog.objectives, "job kind", &spec.job.kind))?)?;
+    let objective = found(Catalog::find(&catalog.objectives, "job kind", &spec.job.kind))?;
+    check_words("objective", objective, &spec.objective)?;
+    check_nets(spec, objective)?;
     for (name, params) in &spec.modifiers {
         known(&catalog.modifiers, "modifier", name, (&format!("modifiers.{name}"), params))?;
     }

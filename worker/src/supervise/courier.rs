@@ -33,8 +33,10 @@ pub async fn run(context: Arc<Context>, key: Key, mut queue: mpsc::UnboundedRece
         if !(matches!(parcel, Parcel::Checkpoint(..)) && matches!(newer, Some(Parcel::Checkpoint(..)))) {
             let arrived = take(&context, &key, &parcel).await;
             all &= arrived.is_some() || matches!(parcel, Parcel::Checkpoint(..));
-            if let (Some(digest), Parcel::Checkpoint(..)) = (arrived, &parcel) {
-                overtaken(&mut here, digest).iter().for_each(|old| context.blobs.forget(old));
+            if let (Some(digest), Parcel::Checkpoint(..)) = (arrived, &parcel)
+                && let Some(old) = overtaken(&mut here, digest)
+            {
+                context.blobs.forget(&old);
             }
         }
         if let Parcel::Checkpoint(_, path) = &parcel {

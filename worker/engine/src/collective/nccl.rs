@@ -235,11 +235,6 @@ impl Buckets<'_> {
         self.cut.left()
     }
 
-    /// Whether the library works on any of them, or has.
-    pub fn have_begun(&self) -> bool {
-        matches!(self.stands, Stands::Begun | Stands::Done)
-    }
-
     /// Puts numbers of the host into their place.
     ///
     /// # Errors
@@ -324,7 +319,7 @@ impl Drop for Buckets<'_> {
             // What is asked of the GPU from here on would wait for the others, and they for this rank. Nobody can be told of an
             // abort that hangs; the error that ends the rank is on its way.
             let _ = self.group.communicator.handle().abort(ABORT);
-            // Where it hangs, the library is still at it, and giving the memory back would wait for that.
+            // Also where it does not hang: where it does, the library is still at it, and giving the memory back would wait.
             mem::forget(self.flat.take());
         }
     }

@@ -6,18 +6,23 @@ use std::collections::BTreeMap;
 
 pub use tl_proto::picked::{ORACLE, Picked, to_text};
 
-/// Criteria that need no labels of the other domain, and whether more is better.
-pub const CRITERIA: [(&str, bool); 4] =
-    [("target.entropy", false), ("target.snd", true), ("val.accuracy", true), ("val.loss", false)];
+/// Criteria that need no labels of the other domain.
+const CRITERIA: [&str; 4] = ["target.entropy", "target.snd", "val.accuracy", "val.loss"];
 /// The epoch that the model is of, whatever picked it.
 pub const MODEL: &str = "the model";
 /// What an oracle goes by.
 const LABELS: &str = "target.accuracy";
 
+/// Whether more of a metric is better.
+pub fn more_is_better(name: &str) -> bool {
+    !(name.ends_with(".loss") || name == "target.entropy")
+}
+
 /// What is picked among the epochs of a stage, with their values by name; the model is of epoch `model`, and `used` is the
 /// criterion that the job goes by.
 pub fn selection(epochs: &[(u32, &BTreeMap<String, f64>)], model: Option<u32>, used: Option<&str>) -> Vec<Picked> {
-    let best = |name: &str, more: bool| {
+    let best = |name: &str| {
+        let more = more_is_better(name);
         let mut best: Option<(u32, f64, Option<f64>)> = None;
         for (epoch, values) in epochs {
             let Some(value) = values.get(name).copied() else { continue };
@@ -28,8 +33,8 @@ pub fn selection(epochs: &[(u32, &BTreeMap<String, f64>)], model: Option<u32>, u
         }
         best
     };
-    let line = |criterion: &str, name: &str, more: bool| {
-        let (epoch, value, accuracy) = best(name, more)?;
+    let line = |criterion: &str, name: &str| {
+        let (epoch, value, accuracy) = best(name)?;
         Some(Picked {
             criterion: criterion.into(),
             epoch,
@@ -38,10 +43,9 @@ pub fn selection(epochs: &[(u32, &BTreeMap<String, f64>)], model: Option<u32>, u
             used: used == Some(name) && criterion == name,
         })
     };
-    let known = CRITERIA.iter().filter_map(|(name, more)| line(name, name, *more));
+    let known = CRITERIA.iter().filter_map(|name| line(name, name));
     // A job may go by one of its tasks.
-    let own =
-        used.filter(|name| name.starts_with("tasks.")).and_then(|name| line(name, name, !name.ends_with(".loss")));
+    let own = used.filter(|name| name.starts_with("tasks.")).and_then(|name| line(name, name));
     let model = epochs.iter().find(|(epoch, _)| model == Some(*epoch)).map(|(epoch, values)| Picked {
         criterion: MODEL.into(),
         epoch: *epoch,
@@ -49,7 +53,7 @@ pub fn selection(epochs: &[(u32, &BTreeMap<String, f64>)], model: Option<u32>, u
         accuracy: values.get(LABELS).copied(),
         used: false,
     });
-    model.into_iter().chain(known).chain(own).chain(line(ORACLE, LABELS, true)).collect()
+    model.into_iter().chain(known).chain(own).chain(line(ORACLE, LABELS)).collect()
 }
 
 #[cfg(test)]

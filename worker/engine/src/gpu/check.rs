@@ -22,6 +22,7 @@ const COPIED: usize = 1 << 26;
 const SIDE: usize = 4096;
 /// How often each is done.
 const TIMES: u32 = 10;
+
 /// A GPU that is tried, part by part.
 pub struct Check {
     index: u32,

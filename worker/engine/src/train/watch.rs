@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tl_proto::spec::PlateauSection;
 
+use crate::eval::selection::more_is_better;
+
 /// What is remembered of a metric.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -23,8 +25,7 @@ const USUAL: &str = "val.accuracy";
 /// The value of a metric by name among those of an epoch, and whether more of it is better.
 pub fn monitored(monitor: &str, values: &BTreeMap<String, f64>) -> (f64, bool) {
     let name = if values.contains_key(monitor) { monitor } else { USUAL };
-    let less = name.ends_with(".loss") || name == "target.entropy";
-    (values.get(name).copied().unwrap_or_default(), !less)
+    (values.get(name).copied().unwrap_or_default(), more_is_better(name))
 }
 
 impl Watch {

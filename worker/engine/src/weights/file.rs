@@ -33,8 +33,7 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let size = size(path)?;
     let tensors: Vec<(String, Tensor)> = match Format::of(path) {
         Some(Format::Safetensors) => {
-            let bytes = std::fs::read(path).map_err(|e| damaged(path, &e.into()))?;
-            plain::tensors(&bytes).map_err(|e| damaged(path, &e))?
+            return of_bytes(&std::fs::read(path).map_err(|e| damaged(path, &e.into()))?, path);
         }
         Some(format @ (Format::Archive | Format::Pickle)) => pth::read(path, size, format)?,
         Some(Format::Shards) => return shards::read(path),

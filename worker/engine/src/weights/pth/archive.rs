@@ -46,14 +46,14 @@ impl Archive {
                 other("are an archive without a pickle of PyTorch's", hint)
             });
         };
-        if names.iter().any(|name| *name == format!("{folder}constants.pkl")) {
+        if names.contains(&format!("{folder}constants.pkl")) {
             let hint = "save its tensors alone: `torch.save(torch.jit.load(path).state_dict(), other)`";
             return Err(other("are a program of TorchScript", hint));
         }
         let mut archive = Self { zip, folder: folder.to_owned() };
         let order = format!("{folder}byteorder");
-        if names.contains(&order) && archive.entry(&order, MOST_PICKLE)? == b"big" {
-            return Err(other("were written on a machine whose numbers begin with the most significant byte", LITTLE));
+        if names.contains(&order) && archive.entry(&order)? == b"big" {
+            return Err(big_endian());
         }
         Ok(archive)
     }
@@ -64,7 +64,7 @@ impl Archive {
     /// An archive that is not whole.
     pub fn pickle(&mut self) -> Result<Vec<u8>, Bad> {
         let name = format!("{}data.pkl", self.folder);
-        self.entry(&name, MOST_PICKLE)
+        self.entry(&name)
     }
 
     /// The first `len` bytes of a storage.
@@ -76,8 +76,8 @@ impl Archive {
         self.first(&name, Some(len), u64::MAX)
     }
 
-    fn entry(&mut self, name: &str, most: u64) -> Result<Vec<u8>, Bad> {
-        self.first(name, None, most)
+    fn entry(&mut self, name: &str) -> Result<Vec<u8>, Bad> {
+        self.first(name, None, MOST_PICKLE)
     }
 
     /// An entry of at most `most` bytes, or its first `len`. Their checksum is not asked for: PyTorch can be told to write
@@ -102,5 +102,10 @@ impl Archive {
     }
 }
 
-/// What there is to do about numbers in the other order.
-pub const LITTLE: &str = "save them again on a usual machine: `torch.save(torch.load(path), other)`";
+/// A file with numbers in the other order.
+pub fn big_endian() -> Bad {
+    Bad::Other {
+        what: "were written on a machine whose numbers begin with the most significant byte".into(),
+        hint: "save them again on a usual machine: `torch.save(torch.load(path), other)`".into(),
+    }
+}

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Bad, MOST_PICKLE,
-    archive::LITTLE,
+    archive::big_endian,
     numbers,
     pickle::{Object, Pickle, Value},
 };
@@ -53,8 +53,7 @@ impl Legacy {
         let (saved, keys) = (next(bytes, &mut at)?, next(bytes, &mut at)?);
         let little = (Value::Text("little_endian"), Value::Flag(false));
         if machine.dict(machine.top).is_some_and(|said| said.contains(&little)) {
-            let what = "were written on a machine whose numbers begin with the most significant byte";
-            return Err(Bad::Other { what: what.into(), hint: LITTLE.into() });
+            return Err(big_endian());
         }
         let widths = saved.objects().iter().filter_map(|object| match object {
             Object::Storage(storage) => Some((storage.key, numbers::width(storage.kind)?)),
